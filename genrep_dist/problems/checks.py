@@ -1,0 +1,167 @@
+"""What makes an object a problem, and its data, model and loss fit together."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from genrep_dist.errors import GenRepError, ProblemError
+from genrep_dist.problems.protocol import Dataset, Problem, Recipe
+from genrep_dist.problems.tables import validate
+from genrep_dist.representers.features import outputs as model_outputs
+from genrep_dist.representers.losses import LOSSES, Loss, get_loss
+
+
+def check_problem(problem: object, where: str) -> None:
+    """Raise ProblemError unless an object is a problem: all parts there, recipe and loss usable, ``model()`` builds a module."""
+    missing = [part for part in ("model", "train_data", "test_data", "loss", "recipe") if not hasattr(problem, part)]
+    missing += [part for part in ("model", "train_data", "test_data") if part not in missing and not callable(getattr(problem, part))]
+    if missing:
+        raise ProblemError(
+            "this is no problem",
+            where=where,
+            expected="methods model, train_data, test_data and attributes loss, recipe",
+            got=f"{type(problem).__name__} without {', '.join(missing)}",
+        )
+    checked = cast("Problem", problem)
+    if not isinstance(checked.recipe, Recipe):
+        raise ProblemError(
+            "the recipe is of another type", where=f"{where}.recipe", expected="genrep_dist.Recipe", got=type(checked.recipe).__name__
+        )
+    get_loss(checked.loss)
+    build_model(checked, where)
+
+
+def build_model(problem: Problem, where: str = "problem") -> nn.Module:
+    """``problem.model()``, checked to be an nn.Module; the default generators are left as they were."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            model: object = problem.model()
+        except GenRepError:
+            raise
+        except Exception as error:
+            raise user_fault("the model cannot be built", f"{where}.model()", error) from error
+    if not isinstance(model, nn.Module):
+        raise ProblemError("the model is of another type", where=f"{where}.model()", expected="torch.nn.Module", got=type(model).__name__)
+    return model
+
+
+def load_datasets(problem: Problem, where: str = "problem") -> tuple[Dataset, Dataset]:
+    """Training and test data, read once and checked: by :func:`genrep_dist.problems.tables.validate`, against each other, and
+    through a fresh model and the loss (logistic: C = 1 and targets in [0, 1]; softmax: class numbers below C, C >= 2).
+
+    Raises ProblemError, or NonFiniteError with the ids of the samples.
+    """
+    train = _dataset(problem, "train", where)
+    test = _dataset(problem, "test", where)
+    if train.inputs.shape[1:] != test.inputs.shape[1:] or train.inputs.dtype != test.inputs.dtype:
+        raise ProblemError(
+            "training and test inputs differ in form",
+            where=f"{where}.test_data()",
+            expected=f"{train.inputs.dtype} (M, {', '.join(map(str, train.inputs.shape[1:]))})",
+            got=f"{test.inputs.dtype} {tuple(test.inputs.shape)}",
+        )
+    model = build_model(problem, where)
+    loss = get_loss(problem.loss)
+    for which, data in (("train", train), ("test", test)):
+        place = f"{where}.{which}_data()"
+        outputs = _first_outputs(model, data, place)
+        _check_targets(loss.name if is_shipped(loss) else "", outputs.shape[1], data, place)
+        _check_loss(loss, outputs, data.targets[: len(outputs)], place)
+    return train, test
+
+
+def num_outputs(model: nn.Module, dataset: Dataset) -> int:
+    """C, the number of outputs of a model on samples like these. ProblemError when the model cannot read them."""
+    return int(_first_outputs(model, dataset, "problem").shape[1])
+
+
+def _dataset(problem: Problem, which: str, where: str) -> Dataset:
+    place = f"{where}.{which}_data()"
+    try:
+        data: object = problem.train_data() if which == "train" else problem.test_data()
+    except GenRepError:
+        raise
+    except Exception as error:
+        raise user_fault("the data cannot be read", place, error) from error
+    if not isinstance(data, tuple) or len(data) != 3:
+        got = f"a tuple of {len(data)}" if isinstance(data, tuple) else type(data).__name__
+        raise ProblemError("data are of another type", where=place, expected="inputs, targets and ids as a tuple of three", got=got)
+    dataset = Dataset(*data)
+    validate(dataset, which)
+    return dataset
+
+
+def _first_outputs(model: nn.Module, data: Dataset, where: str) -> Tensor:
+    """Outputs (B, C) of the first one or two samples, in evaluation mode; the modes of its layers are left as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            return model_outputs(model, data.inputs[:2])
+    except GenRepError:
+        raise
+    except Exception as error:
+        raise user_fault(f"the model cannot read its inputs {tuple(data.inputs.shape)}, {data.inputs.dtype}", where, error) from error
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _check_targets(loss_name: str, num_outputs: int, data: Dataset, where: str) -> None:
+    """Targets and number of outputs against a shipped loss; any other loss is judged by :func:`_check_loss` alone."""
+    targets, expected = data.targets, ""
+    soft = targets.dim() == 2
+    if loss_name == "logistic":
+        if num_outputs != 1 or (soft and targets.shape[1] != 1):
+            expected = "one output and targets (N,)"
+        elif bool(((targets < 0) | (targets > 1)).any()):
+            expected = "targets in [0, 1]"
+    elif loss_name == "softmax":
+        if num_outputs < 2:
+            expected = "at least two outputs (for one logit use the loss 'logistic')"
+        elif soft and (targets.shape[1] != num_outputs or not _are_distributions(targets)):
+            expected = f"class numbers (N,) or distributions (N, {num_outputs})"
+        elif not soft and (targets.is_floating_point() or bool(((targets < 0) | (targets >= num_outputs)).any())):
+            expected = f"integer class numbers from 0 to {num_outputs - 1}"
+    elif loss_name == "squared" and (targets.shape[1] if soft else 1) != num_outputs:
+        expected = f"targets (N, {num_outputs})" if num_outputs > 1 else "targets (N,)"
+    if expected:
+        got = f"{num_outputs} outputs, targets {targets.dtype} {tuple(targets.shape)} from {targets.min().item()} to {targets.max().item()}"
+        raise ProblemError(f"outputs and targets do not fit the loss '{loss_name}'", where=where, expected=expected, got=got)
+
+
+def _are_distributions(targets: Tensor) -> bool:
+    """Whether each row is non-negative and sums to one, up to float32 rounding."""
+    sums = targets.to(torch.float64).sum(dim=1)
+    return bool((targets >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
+
+
+def is_shipped(loss: Loss) -> bool:
+    """Whether a loss is one of this package's own."""
+    return type(loss) in {type(known) for known in LOSSES.values()}
+
+
+def _check_loss(loss: Loss, outputs: Tensor, targets: Tensor, where: str) -> None:
+    """The shapes that a loss returns on real outputs and targets."""
+    rows, columns = outputs.shape
+    expected = {"value": (rows,), "derivative": (rows, columns), "second_derivative": (rows, columns, columns)}
+    for method, shape in expected.items():
+        try:
+            result = getattr(loss, method)(outputs, targets)
+        except Exception as error:
+            raise user_fault(f"the loss's {method} fails", where, error) from error
+        if not isinstance(result, Tensor) or tuple(result.shape) != shape:
+            got = str(tuple(result.shape)) if isinstance(result, Tensor) else type(result).__name__
+            raise ProblemError(f"the loss's {method} has another shape", where=where, expected=str(shape), got=got)
+
+
+def user_fault(what: str, where: str, error: Exception) -> ProblemError:
+    """An error that the user's own code raised, with the line that raised it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f" (in {trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})" if trace is not None else ""
+    return ProblemError(what, where=where, got=f"{type(error).__name__}: {error}{place}")

@@ -1,0 +1,130 @@
+"""From a problem's name to a checked problem."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.machinery
+import inspect
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from genrep_dist.errors import GenRepError, ProblemError
+from genrep_dist.problems.checks import build_model, check_problem, load_datasets, num_outputs, user_fault
+from genrep_dist.problems.protocol import Problem
+from genrep_dist.problems.source import source_digest
+
+__all__ = ["SHIPPED", "build_model", "check_problem", "load_datasets", "load_problem", "num_outputs", "source_digest"]
+
+SHIPPED: Mapping[str, str] = {
+    "digits": "genrep_dist.problems.digits:Digits",
+    "mnist": "genrep_dist.problems.mnist:Mnist",
+}
+"""The problems that ship, imported when they are asked for."""
+
+
+def load_problem(name: str, options: Mapping[str, Any] | None = None, search_path: Sequence[str | Path] = ()) -> Problem:
+    """The problem of that name, built with ``options`` as keyword arguments and checked against the protocol.
+
+    ``name`` is a shipped problem (:data:`SHIPPED`) or ``module:Class``, where the module is looked for in ``search_path``, then
+    in the current folder, then where Python looks anyway. No data are read: :func:`load_datasets` reads and checks them.
+
+    Raises ProblemError when there is no such module or class, its import or construction fails, an option is unknown, or the
+    problem lacks a part, its recipe is no Recipe, its loss is unknown, or ``model()`` does not build an nn.Module.
+    """
+    factory, target = _find(name, search_path)
+    arguments = dict(options or {})
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except TypeError as error:
+        raise _wrong_options(factory, arguments, target, error) from error
+    try:
+        problem = factory(**arguments)
+    except GenRepError:
+        raise
+    except Exception as error:
+        raise user_fault("the problem cannot be built", target, error) from error
+    check_problem(problem, target)
+    return cast("Problem", problem)
+
+
+def _find(name: str, search_path: Sequence[str | Path]) -> tuple[Any, str]:
+    """The class behind a name, and its full ``module:Class`` name."""
+    target = SHIPPED.get(name, name)
+    module_name, colon, class_name = target.partition(":")
+    if not colon or not all(part.isidentifier() for part in [*module_name.split("."), *class_name.split(".")]):
+        near = difflib.get_close_matches(name, SHIPPED, n=1)
+        raise ProblemError(
+            "there is no such problem",
+            where="problem.name",
+            expected=f"{' or '.join(SHIPPED)}, or module:Class of your own",
+            got=repr(name),
+            remedy=f"did you mean {near[0]}?" if near else "",
+        )
+    folders = [str(Path(folder).resolve()) for folder in (*search_path, ".")]
+    module = _import(module_name, folders, target)
+    found: Any = module
+    for part in class_name.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        names = [key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module.__name__]
+        raise ProblemError(
+            "a module has no such class", where=target, expected=f"one of {', '.join(names) or 'its classes (it has none)'}", got=class_name
+        )
+    return found, target
+
+
+def _import(module_name: str, folders: list[str], target: str) -> Any:
+    top = module_name.partition(".")[0]
+    if top != "genrep_dist":
+        importlib.invalidate_caches()  # the user may have written the file a moment ago
+        wanted = importlib.machinery.PathFinder.find_spec(top, folders)
+        loaded = getattr(sys.modules.get(top), "__file__", None)
+        if wanted is not None and wanted.origin and loaded is not None and Path(loaded).resolve() != Path(wanted.origin).resolve():
+            raise ProblemError(
+                "another module of this name is already loaded",
+                where=target,
+                expected=wanted.origin,
+                got=loaded,
+                remedy="rename your file",
+            )
+    try:
+        with _first_on_path(folders):
+            return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise ProblemError(
+                "there is no such module",
+                where=target,
+                expected=f"{module_name.replace('.', '/')}.py in one of {', '.join(folders)}",
+                got="no file of that name",
+            ) from error
+        raise user_fault("the problem's module cannot be imported", target, error) from error
+    except Exception as error:
+        raise user_fault("the problem's module cannot be imported", target, error) from error
+
+
+@contextmanager
+def _first_on_path(folders: list[str]) -> Iterator[None]:
+    before = list(sys.path)
+    sys.path[:0] = folders
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _wrong_options(factory: Any, options: dict[str, Any], target: str, error: TypeError) -> ProblemError:
+    accepted = [name for name in inspect.signature(factory).parameters if name != "self"]
+    unknown = [name for name in options if name not in accepted]
+    near = difflib.get_close_matches(unknown[0], accepted, n=1) if unknown else []
+    return ProblemError(
+        "a problem's options do not fit its class",
+        where=f"problem.options of {target}",
+        expected=f"some of {', '.join(accepted)}" if accepted else "no options",
+        got=", ".join(unknown) or str(error),
+        remedy=f"did you mean {near[0]}?" if near else "",
+    )

@@ -1,0 +1,83 @@
+"""What a problem is: data, a model, a loss and a training recipe. Torch and the standard library only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from genrep_dist.errors import ProblemError
+from genrep_dist.representers.losses import Loss
+
+Schedule = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained: mini-batch SGD on the mean loss of each batch.
+
+    ``learning_rate`` is the rate of the first step; ``schedule`` "constant" keeps it, "cosine" lets it fall to zero over the run.
+    The tracking and TracIn identities hold for plain SGD, so ``momentum`` and ``weight_decay`` default to zero.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    schedule: Schedule = "constant"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        checks: list[tuple[str, bool, str]] = [
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+            ("learning_rate", math.isfinite(self.learning_rate) and self.learning_rate > 0, "a finite number above 0"),
+            ("schedule", self.schedule in ("constant", "cosine"), "'constant' or 'cosine'"),
+            ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
+            ("weight_decay", math.isfinite(self.weight_decay) and self.weight_decay >= 0, "a finite number, 0 or more"),
+        ]
+        for name, fine, expected in checks:
+            if not fine:
+                raise ProblemError(
+                    "the training recipe is impossible", where=f"recipe.{name}", expected=expected, got=repr(getattr(self, name))
+                )
+
+    @property
+    def is_plain_sgd(self) -> bool:
+        """Whether the tracking identity (Eq. 8) holds for a linear model trained so."""
+        return self.momentum == 0 and self.weight_decay == 0
+
+    def rate(self, step: int, num_steps: int) -> float:
+        """Learning rate eta of ``step`` (from 0) out of ``num_steps``."""
+        if self.schedule == "cosine":
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / num_steps))
+        return self.learning_rate
+
+
+class Dataset(NamedTuple):
+    """Rows that belong together: ``inputs`` (N, ...), ``targets`` (N,) and stable integer sample ``ids`` (N,)."""
+
+    inputs: Tensor
+    targets: Tensor
+    ids: Tensor
+
+
+@runtime_checkable
+class Problem(Protocol):
+    """The protocol of a user's own problem; nothing has to be inherited.
+
+    ``loss`` names a loss of :mod:`genrep_dist.representers.losses` or is one; ``recipe`` says how to train.
+    ``model()`` builds a fresh module with fresh random parameters: inputs (B, ...) -> logits (B,) or (B, C).
+    ``train_data()`` and ``test_data()`` return (inputs, targets, ids), as a :class:`Dataset` or a plain tuple.
+    """
+
+    loss: str | Loss
+    recipe: Recipe
+
+    def model(self) -> nn.Module: ...
+
+    def train_data(self) -> Dataset | tuple[Tensor, Tensor, Tensor]: ...
+
+    def test_data(self) -> Dataset | tuple[Tensor, Tensor, Tensor]: ...

@@ -1,0 +1,193 @@
+"""Datasets as Arrow tables with stable integer sample ids, their digest, and what makes one valid."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from genrep_dist.errors import CorruptError, NonFiniteError, ProblemError
+from genrep_dist.problems.protocol import Dataset
+
+SCHEMA_VERSION = "genrep-dataset/1"
+
+_ARROW_TYPES: dict[torch.dtype, pa.DataType] = {
+    torch.float32: pa.float32(),
+    torch.float64: pa.float64(),
+    torch.uint8: pa.uint8(),
+    torch.int8: pa.int8(),
+    torch.int16: pa.int16(),
+    torch.int32: pa.int32(),
+    torch.int64: pa.int64(),
+}
+_TORCH_TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _ARROW_TYPES}
+
+
+def to_table(dataset: Dataset) -> pa.Table:
+    """Columns ``id`` int64, ``input`` (a fixed-size list of all values of a sample, row-major) and ``target``, without nulls.
+
+    ``target`` is a plain column for targets (N,), a fixed-size list otherwise. The schema's metadata holds the schema version and
+    the dtypes and shapes of a sample, so that :func:`from_table` returns the same bits. ProblemError for a dataset that is not
+    valid in its form (see :func:`validate`, which also looks at the values).
+    """
+    _check_form(dataset, "dataset")
+    columns = {"id": dataset.ids, "input": dataset.inputs, "target": dataset.targets}
+    arrays = {name: _to_arrow(tensor, as_list=name == "input") for name, tensor in columns.items()}
+    layout = {
+        name: {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape[1:])} for name, tensor in columns.items()
+    }
+    schema = pa.schema(
+        [pa.field(name, array.type, nullable=False) for name, array in arrays.items()],
+        metadata={"genrep.schema": SCHEMA_VERSION, "genrep.layout": json.dumps(layout, sort_keys=True)},
+    )
+    return pa.Table.from_arrays(list(arrays.values()), schema=schema)
+
+
+def from_table(table: pa.Table) -> Dataset:
+    """The dataset that :func:`to_table` was given, bit for bit, in memory of its own. CorruptError for any other table."""
+    metadata = table.schema.metadata or {}
+    version = metadata.get(b"genrep.schema", b"none").decode(errors="replace")
+    if version != SCHEMA_VERSION or table.column_names != ["id", "input", "target"]:
+        raise CorruptError(
+            "this table is no dataset of this version",
+            where="dataset table",
+            expected=f"columns id, input, target and schema {SCHEMA_VERSION}",
+            got=f"columns {', '.join(table.column_names)} and schema {version}",
+        )
+    try:
+        layout = json.loads(metadata[b"genrep.layout"])
+        columns = [_from_arrow(table.column(name), _TORCH_TYPES[layout[name]["dtype"]], layout[name]["shape"]) for name in layout]
+        by_name = dict(zip(layout, columns, strict=True))
+        return Dataset(by_name["input"], by_name["target"], by_name["id"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptError(
+            "a dataset table does not hold what it declares", where="dataset table", got=f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def data_digest(train: Dataset, test: Dataset) -> str:
+    """sha256 of both datasets: dtypes, shapes, ids and raw little-endian values, in the order of the rows.
+
+    It does not depend on how or where the data are stored.
+    """
+    digest = hashlib.sha256(b"genrep-data/1")
+    for which, dataset in (("train", train), ("test", test)):
+        _check_form(dataset, which)
+        for name, tensor in zip(Dataset._fields, dataset, strict=True):
+            digest.update(f"\n{which}.{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            values = _values(tensor)
+            digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
+    return digest.hexdigest()
+
+
+def validate(dataset: Dataset, which: str) -> None:
+    """Raise ProblemError, naming ``which`` ('train' or 'test'), unless the dataset can be trained on and explained.
+
+    Inputs (N, ...) and targets (N,) or (N, C) are CPU tensors of a storable dtype and without gradient; ids (N,) are int64, not
+    negative, none twice; N >= 1; no sample is empty. NonFiniteError names the ids of samples with NaN or Inf and the first place.
+    The ids of the training and of the test set are two namespaces: the same number may stand in both.
+    """
+    _check_form(dataset, which)
+    ids = dataset.ids
+    if len(ids) == 0:
+        raise ProblemError("a dataset is empty", where=f"{which} data", expected="at least one sample", got="none")
+    if int(ids.min()) < 0:
+        raise ProblemError("a sample id is negative", where=f"{which} data", expected="ids of 0 or more", got=str(int(ids.min())))
+    unique, counts = torch.unique(ids, return_counts=True)
+    if len(unique) != len(ids):
+        twice = unique[counts > 1]
+        raise ProblemError(
+            "sample ids are not unique",
+            where=f"{which} data",
+            expected=f"{len(ids)} different ids",
+            got=f"{len(unique)}; more than once: {_some(twice)}",
+        )
+    for part, tensor in (("inputs", dataset.inputs), ("targets", dataset.targets)):
+        _check_finite(tensor, ids, f"{which} data, {part}")
+
+
+def _check_finite(tensor: Tensor, ids: Tensor, where: str) -> None:
+    if not tensor.is_floating_point():
+        return
+    bad = ~torch.isfinite(tensor.reshape(len(tensor), -1))
+    rows = bad.any(dim=1).nonzero()[:, 0]
+    if len(rows) == 0:
+        return
+    row = int(rows[0])
+    place = int(bad[row].nonzero()[0, 0])
+    position = tuple(int(i) for i in np.unravel_index(place, tensor.shape[1:])) if tensor.dim() > 1 else ()
+    raise NonFiniteError(
+        f"{len(rows)} samples hold NaN or Inf",
+        where=f"{where}, sample ids {_some(ids[rows])}",
+        expected="finite numbers",
+        got=f"{tensor[row].reshape(-1)[place].item()} at position {position} of sample {int(ids[row])}",
+        remedy="repair or drop these samples: nothing here replaces them",
+    )
+
+
+def _some(ids: Tensor) -> str:
+    return ", ".join(str(int(i)) for i in ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+
+
+def _check_form(dataset: Dataset, which: str) -> None:
+    """Types, dtypes, shapes and lengths."""
+    for name, tensor in zip(Dataset._fields, dataset, strict=True):
+        where = f"{which} data, {name}"
+        if not isinstance(tensor, Tensor):
+            raise ProblemError("data are no tensors", where=where, expected="torch.Tensor", got=type(tensor).__name__)
+        if tensor.device.type != "cpu" or tensor.requires_grad or tensor.layout != torch.strided:
+            raise ProblemError(
+                "data must be plain tensors; training moves them to its device",
+                where=where,
+                expected="a dense CPU tensor without requires_grad",
+                got=f"{tensor.layout} on {tensor.device}, requires_grad={tensor.requires_grad}",
+                remedy="return tensor.detach().cpu()",
+            )
+        if tensor.dtype not in _ARROW_TYPES:
+            raise ProblemError("data have a dtype that is not stored", where=where, expected=", ".join(_TORCH_TYPES), got=str(tensor.dtype))
+    inputs, targets, ids = dataset
+    checks = [
+        ("ids", ids, ids.dtype == torch.int64 and ids.dim() == 1, "int64 (N,)"),
+        ("inputs", inputs, inputs.dim() >= 1 and math.prod(inputs.shape[1:]) > 0, "(N, ...), no sample empty"),
+        ("targets", targets, targets.dim() in (1, 2) and 0 not in targets.shape[1:], "(N,) or (N, C)"),
+    ]
+    for name, tensor, fine, expected in checks:
+        if not fine:
+            got = f"{tensor.dtype} {tuple(tensor.shape)}"
+            raise ProblemError("data have a shape or dtype that does not fit", where=f"{which} data, {name}", expected=expected, got=got)
+    lengths = {name: len(tensor) for name, tensor in zip(Dataset._fields, dataset, strict=True)}
+    if len(set(lengths.values())) != 1:
+        got = ", ".join(f"{length} {name}" for name, length in lengths.items())
+        raise ProblemError("data differ in length", where=f"{which} data", expected="one input, target and id for each sample", got=got)
+
+
+def _values(tensor: Tensor) -> npt.NDArray[Any]:
+    """All values, row-major, (numel,)."""
+    values: npt.NDArray[Any] = tensor.contiguous().reshape(-1).numpy()
+    return values
+
+
+def _to_arrow(tensor: Tensor, *, as_list: bool) -> pa.Array:
+    values = pa.array(_values(tensor))
+    if tensor.dim() == 1 and not as_list:
+        return values
+    kind = pa.list_(pa.field("item", values.type, nullable=False), math.prod(tensor.shape[1:]))
+    return pa.FixedSizeListArray.from_arrays(values, type=kind)
+
+
+def _from_arrow(column: pa.ChunkedArray, dtype: torch.dtype, shape: list[int]) -> Tensor:
+    array = column.combine_chunks()
+    if array.null_count:
+        raise ValueError(f"{array.null_count} nulls")
+    values = array.flatten() if pa.types.is_fixed_size_list(array.type) else array
+    if values.null_count or values.type != _ARROW_TYPES[dtype]:
+        raise ValueError(f"expected {_ARROW_TYPES[dtype]} without nulls, got {values.type} with {values.null_count} nulls")
+    # A copy: Arrow's memory is read-only, and a tensor over it would not be.
+    return torch.from_numpy(np.array(values.to_numpy(zero_copy_only=True))).reshape(len(array), *shape)

@@ -1,0 +1,129 @@
+"""The linear systems of the surrogate's Newton steps, solved from products with K alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from genrep_dist.errors import NonFiniteError, ProblemError
+
+Matvec = Callable[[Tensor], Tensor]
+
+MAX_STEPS = 1000
+MAX_MEMORY = 256
+
+
+class DualSystem:
+    """(lam I + S K S/n) z = b for one K (N C x N C, symmetric positive semi-definite) and changing S, the per-sample roots (N, C, C).
+
+    Conjugate gradients, preconditioned by the products with K that earlier systems paid for: from up to 256 pairs (v, K v) the
+    Nystroem approximation F F^T, which is K on their span, so what one system learned of K's leading directions costs the next
+    none. Everything is float64; memory is at most some 1,100 tensors (N, C). ``matvecs`` counts the products; ``obstacle`` says what is
+    wrong with K, where something was found to be.
+    """
+
+    def __init__(self, matvec: Matvec, shape: torch.Size, lam: float) -> None:
+        self._matvec = matvec
+        self._shape = shape
+        self._lam = lam
+        self._vectors: list[Tensor] = []
+        self._products: list[Tensor] = []
+        self.matvecs = 0
+        self.obstacle = ""
+
+    def product(self, vector: Tensor) -> Tensor:
+        """K v (N, C), counted. Raises ProblemError for the wrong form and NonFiniteError for NaN or Inf."""
+        self.matvecs += 1
+        product = self._matvec(vector)
+        if product.shape != self._shape or product.dtype != torch.float64:
+            raise ProblemError(
+                "the product with the gram matrix has the wrong form",
+                where="matvec",
+                expected=f"float64 of shape {tuple(self._shape)}",
+                got=f"{product.dtype} of shape {tuple(product.shape)}",
+            )
+        require_finite(product, "K alpha")
+        return product
+
+    def solve(self, root: Tensor, right: Tensor, goal: float) -> tuple[Tensor, Tensor]:
+        """S z and K S z, both (N, C), for z near the solution for b = ``right`` and S = ``root``.
+
+        Near means ||S ((lam I + S K S/n) z - b)|| <= ``goal``. The pair is what a Newton step needs, and K S z costs no further product.
+        Started from z = 0, so <b, z> never exceeds its value at the solution, whatever the accuracy.
+        Stops early after 1,000 steps, or on negative curvature (``obstacle``).
+        """
+        n = self._shape[0]
+        precondition = self._preconditioner(root)
+        solution, k_solution = torch.zeros_like(right), torch.zeros_like(right)
+        remaining = right
+        scaled = precondition(remaining)
+        direction = scaled
+        square = float((remaining * scaled).sum())
+        for _ in range(MAX_STEPS):
+            if square <= 0 or float(apply_blocks(root, remaining).norm()) <= goal:
+                break
+            spread = apply_blocks(root, direction)
+            k_spread = self.product(spread)
+            self._remember(spread, k_spread)
+            image = self._lam * direction + apply_blocks(root, k_spread) / n
+            curvature = float((direction * image).sum())
+            if curvature <= 0:
+                relative = curvature / float((direction * direction).sum())
+                self.obstacle = f"K is not positive semi-definite: lam I + S K S/n has curvature {relative:.3g}"
+                break
+            length = square / curvature
+            solution = solution + length * spread
+            k_solution = k_solution + length * k_spread
+            remaining = remaining - length * image
+            scaled = precondition(remaining)
+            previous, square = square, float((remaining * scaled).sum())
+            direction = scaled + (square / previous) * direction
+        return solution, k_solution
+
+    def _remember(self, vector: Tensor, product: Tensor) -> None:
+        size = float(vector.norm())
+        if size > 0 and len(self._vectors) < MAX_MEMORY:
+            self._vectors.append(vector.reshape(-1) / size)
+            self._products.append(product.reshape(-1) / size)
+
+    def _preconditioner(self, root: Tensor) -> Matvec:
+        """Lam (lam I + S F F^T S/n)^-1, by Woodbury's identity in the dimension of the memory; the identity while there is none."""
+        if not self._vectors:
+            return lambda vector: vector
+        vectors, products = torch.stack(self._vectors, dim=1), torch.stack(self._products, dim=1)
+        inner = vectors.T @ products
+        values, rotation = torch.linalg.eigh((inner + inner.T) / 2)
+        # Directions that are a rounding error of the others would be blown up by the inverse root.
+        kept = values > 1e-10 * values[-1].abs()
+        factor = products @ (rotation[:, kept] / values[kept].sqrt())
+        spread = torch.einsum("ncd,ndm->ncm", root, factor.reshape(*self._shape, -1)).flatten(0, 1) / math.sqrt(self._shape[0])
+        small = spread.T @ spread
+        small.diagonal().add_(self._lam)
+        cholesky = torch.linalg.cholesky(small)
+
+        def precondition(vector: Tensor) -> Tensor:
+            column = vector.reshape(-1, 1)
+            return (column - spread @ torch.cholesky_solve(spread.T @ column, cholesky)).reshape(self._shape)
+
+        return precondition
+
+
+def apply_blocks(blocks: Tensor, vectors: Tensor) -> Tensor:
+    """Per-sample products (N, C) of ``blocks`` (N, C, C) with ``vectors`` (N, C)."""
+    return torch.einsum("ncd,nd->nc", blocks, vectors)
+
+
+def require_finite(values: Tensor, name: str) -> None:
+    """Raise NonFiniteError naming the rows of ``values`` (N, C) that hold NaN or Inf."""
+    finite = torch.isfinite(values).all(dim=1)
+    if not bool(finite.all()):
+        rows = (~finite).nonzero().flatten().tolist()
+        raise NonFiniteError(
+            f"{name} hold NaN or Inf",
+            where="surrogate",
+            expected="finite numbers",
+            got=f"{len(rows)} training rows, the first: {rows[:10]}",
+        )

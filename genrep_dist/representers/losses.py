@@ -1,0 +1,171 @@
+"""Losses with their first and second derivative in the model's output, which is all that the representers need of them.
+
+Outputs are always (N, C); a scalar-output model has C = 1. Targets are (N,), or the soft form that ``soft_targets`` returns.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from genrep_dist.errors import ProblemError
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """A loss L(f, y), convex in f for the surrogate to be well posed.
+
+    ``value`` -> (N,); ``derivative`` dL/df -> (N, C); ``second_derivative`` d2L/df2 -> (N, C, C), symmetric;
+    ``soft_targets`` the model's own predictions in the form that ``targets`` may take (the projection target of Eq. 5).
+    """
+
+    name: str
+
+    def value(self, outputs: Tensor, targets: Tensor) -> Tensor: ...
+
+    def derivative(self, outputs: Tensor, targets: Tensor) -> Tensor: ...
+
+    def second_derivative(self, outputs: Tensor, targets: Tensor) -> Tensor: ...
+
+    def soft_targets(self, outputs: Tensor) -> Tensor: ...
+
+
+class SquaredLoss:
+    """L = |f - y|^2 / 2, so that dL/df = f - y. Targets (N,) for C = 1, or (N, C)."""
+
+    name = "squared"
+
+    def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return 0.5 * (outputs - _like(targets, outputs)).square().sum(dim=1)
+
+    def derivative(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs - _like(targets, outputs)
+
+    def second_derivative(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        n, c = outputs.shape
+        return torch.eye(c, dtype=outputs.dtype, device=outputs.device).expand(n, c, c)
+
+    def soft_targets(self, outputs: Tensor) -> Tensor:
+        return outputs
+
+
+class LogisticLoss:
+    """Binary cross-entropy on one raw logit, L = y log(1 + exp(-f)) + (1 - y) log(1 + exp(f)).
+
+    Targets (N,) or (N, 1) in [0, 1]: labels or soft predictions; outputs (N, 1), anything else is a ProblemError.
+    """
+
+    name = "logistic"
+
+    def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        y = _like(targets, _one_logit(outputs))
+        # Two positive terms: softplus(f) - y f would lose the small loss of a confident, correct prediction to cancellation.
+        return (y * _softplus(-outputs) + (1 - y) * _softplus(outputs)).sum(dim=1)
+
+    def derivative(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        y = _like(targets, _one_logit(outputs))
+        # Equal to sigma(f) - y, without its cancellation: in float32 that is 0 beyond f = 17, and ranks of alpha become ties.
+        return (1 - y) * torch.sigmoid(outputs) - y * torch.sigmoid(-outputs)
+
+    def second_derivative(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        # sigma(f) sigma(-f) keeps its relative precision for large |f|, where sigma (1 - sigma) cancels.
+        return (torch.sigmoid(outputs) * torch.sigmoid(-_one_logit(outputs))).unsqueeze(2)
+
+    def soft_targets(self, outputs: Tensor) -> Tensor:
+        return torch.sigmoid(_one_logit(outputs)).squeeze(1)
+
+
+class SoftmaxLoss:
+    """Cross-entropy on C raw logits. Targets: class numbers (N,) or distributions (N, C) that sum to one."""
+
+    name = "softmax"
+
+    def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return -(self._distribution(outputs, targets) * functional.log_softmax(outputs, dim=1)).sum(dim=1)
+
+    def derivative(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        p = functional.softmax(outputs, dim=1)
+        q = self._distribution(outputs, targets)
+        # Equal to p - q, without its cancellation where p and q are both near one.
+        return p * (1 - q) - q * _complement(p)
+
+    def second_derivative(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        p = functional.softmax(outputs, dim=1)
+        unequal = 1 - torch.eye(p.shape[1], dtype=p.dtype, device=p.device)
+        return torch.diag_embed(p * _complement(p)) - unequal * p.unsqueeze(2) * p.unsqueeze(1)
+
+    def soft_targets(self, outputs: Tensor) -> Tensor:
+        return functional.softmax(outputs, dim=1)
+
+    def _distribution(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if outputs.shape[1] < 2:
+            raise ProblemError(
+                "the softmax loss needs one logit per class",
+                where="loss softmax",
+                expected="outputs (N, C) with C of 2 or more",
+                got=f"outputs {tuple(outputs.shape)}",
+                remedy="use the loss 'logistic' for two classes on one logit",
+            )
+        if targets.dim() == 1:
+            return functional.one_hot(targets.long(), outputs.shape[1]).to(outputs.dtype)
+        return _like(targets, outputs)
+
+
+LOSSES: dict[str, Loss] = {loss.name: loss for loss in (SquaredLoss(), LogisticLoss(), SoftmaxLoss())}
+
+
+def get_loss(loss: str | Loss) -> Loss:
+    """The loss of that name, or the given loss itself. Raises ProblemError for an unknown name or an object that is none."""
+    if isinstance(loss, str):
+        if loss not in LOSSES:
+            raise ProblemError("unknown loss", where="problem.loss", expected=" or ".join(sorted(LOSSES)), got=repr(loss))
+        return LOSSES[loss]
+    if not isinstance(loss, Loss):
+        raise ProblemError(
+            "the problem's loss is not usable",
+            where="problem.loss",
+            expected="a name, or an object with name, value, derivative, second_derivative and soft_targets",
+            got=type(loss).__name__,
+        )
+    return loss
+
+
+def _like(targets: Tensor, outputs: Tensor) -> Tensor:
+    """Targets (N,), for C = 1, or (N, C) as a tensor of the outputs' shape (N, C) and dtype; ProblemError where they do not fit."""
+    shaped = targets.unsqueeze(1) if targets.dim() == 1 else targets
+    # Broadcasting (N, 1) against (N, C) would pass silently and mean something else.
+    if shaped.shape != outputs.shape:
+        raise ProblemError(
+            "targets do not fit the model's outputs",
+            where="loss",
+            expected=f"{tuple(outputs.shape)}" + (f" or {(outputs.shape[0],)}" if outputs.shape[1] == 1 else ""),
+            got=f"{tuple(targets.shape)}",
+        )
+    return shaped.to(outputs.dtype)
+
+
+def _one_logit(outputs: Tensor) -> Tensor:
+    if outputs.shape[1] != 1:
+        raise ProblemError(
+            "the logistic loss is for one logit",
+            where="loss logistic",
+            expected="outputs (N, 1)",
+            got=f"outputs {tuple(outputs.shape)}",
+            remedy="use the loss 'softmax' for several logits",
+        )
+    return outputs
+
+
+def _softplus(outputs: Tensor) -> Tensor:
+    # torch becomes linear at 20 by default, which is a jump of 2e-9: visible in float64. Past 40 it is below rounding.
+    return functional.softplus(outputs, threshold=40.0)
+
+
+def _complement(p: Tensor) -> Tensor:
+    """1 - p (N, C) of distributions p, where p is near one summed from the other entries."""
+    top = p.argmax(dim=1, keepdim=True)
+    others = p.scatter(1, top, 0.0).sum(dim=1, keepdim=True)
+    return (1 - p).scatter(1, top, others)
