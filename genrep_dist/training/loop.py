@@ -1,0 +1,108 @@
+"""The training loop. One loop for original models and for retrainings, so that the two can never differ by accident."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from genrep_dist.errors import NonFiniteError
+from genrep_dist.problems.protocol import Dataset, Recipe
+from genrep_dist.representers.features import outputs as model_outputs
+from genrep_dist.representers.losses import Loss
+from genrep_dist.training.randomness import Randomness
+
+
+class Observer(Protocol):
+    """Sees the run from outside and changes nothing in it."""
+
+    def start(self, model: nn.Module, num_rows: int, num_steps: int) -> None:
+        """Before the first step, at the initial parameters."""
+
+    def step(self, rows: Tensor, output_gradient: Tensor, rate: float) -> None:
+        """After each step: ``rows`` (B,) positions in the training set, ``output_gradient`` (B, C) = dL/df / B, ``rate`` eta."""
+
+    def epoch_end(self, epoch: int, model: nn.Module, next_step: int) -> None:
+        """After epoch ``epoch`` (counted from 1); ``next_step`` is the number of steps done."""
+
+
+def train(
+    model: nn.Module,
+    loss: Loss,
+    recipe: Recipe,
+    data: Dataset,
+    randomness: Randomness,
+    *,
+    kept: Tensor | None = None,
+    observers: Sequence[Observer] = (),
+) -> nn.Module:
+    """Train ``model`` in place by mini-batch SGD and return it.
+
+    Each epoch visits all N rows in the order that ``randomness`` gives, cut into batches of ``recipe.batch_size``. With ``kept``
+    (N,) bool, rows marked False drop out of the batch they would have been in, and the mean runs over the rows that remain: the
+    other rows keep their place and their step, so that a retraining shares its random numbers with the original run. A batch
+    that loses all its rows is no step. The gradient of the mean loss enters through dL/df, which is exact and is what Eq. 10
+    accumulates.
+
+    Raises NonFiniteError at the end of the first epoch that leaves a parameter NaN or Inf.
+    """
+    num_rows = len(data.inputs)
+    batches_per_epoch = -(-num_rows // recipe.batch_size)
+    num_steps = recipe.epochs * batches_per_epoch
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(
+        parameters, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
+    )
+    with randomness.scope("train"):
+        for observer in observers:
+            observer.start(model, num_rows, num_steps)
+        model.train()
+        step = 0
+        for epoch in range(1, recipe.epochs + 1):
+            order = randomness.order(epoch, num_rows).to(data.inputs.device)
+            for batch in range(batches_per_epoch):
+                rows = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
+                if kept is not None:
+                    rows = rows[kept[rows]]
+                rate = recipe.rate(step, num_steps)
+                step += 1
+                if rows.numel() == 0:
+                    continue
+                optimizer.param_groups[0]["lr"] = rate
+                outputs = model_outputs(model, data.inputs[rows])
+                output_gradient = loss.derivative(outputs.detach(), data.targets[rows]) / len(rows)
+                optimizer.zero_grad(set_to_none=True)
+                outputs.backward(output_gradient)  # type: ignore[no-untyped-call]
+                optimizer.step()
+                for observer in observers:
+                    observer.step(rows, output_gradient, rate)
+            _check_finite(model, data, randomness, epoch)
+            for observer in observers:
+                observer.epoch_end(epoch, model, step)
+    return model
+
+
+def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1024) -> Tensor:
+    """Outputs (N, C) in evaluation mode, without gradients, in the model's dtype."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        result = torch.cat([model_outputs(model, inputs[i : i + batch_size]) for i in range(0, len(inputs), batch_size)])
+    model.train(was_training)
+    return result
+
+
+def _check_finite(model: nn.Module, data: Dataset, randomness: Randomness, epoch: int) -> None:
+    if all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        return
+    bad = ~torch.isfinite(predict(model, data.inputs)).all(dim=1)
+    ids = data.ids[bad.to(data.ids.device)][:5].tolist()
+    raise NonFiniteError(
+        "training diverged: a parameter became NaN or Inf",
+        where=f"seed {randomness.seed}, epoch {epoch}; {int(bad.sum())} training rows now have non-finite outputs, first ids {ids}",
+        expected="finite parameters",
+        got="NaN or Inf",
+        remedy="lower recipe.learning_rate, or look at the scale of the inputs",
+    )

@@ -1,0 +1,50 @@
+"""Small problems of our own for the tests: seconds to train, every row known."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from genrep_dist.problems.protocol import Dataset, Recipe
+
+
+def blobs(num_rows: int, num_features: int, seed: int, num_classes: int = 2) -> tuple[Tensor, Tensor]:
+    """Overlapping Gaussian classes: inputs (N, D) float32 and class numbers (N,)."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(num_rows) % num_classes
+    centres = torch.randn(num_classes, num_features, generator=generator)
+    return centres[labels] + torch.randn(num_rows, num_features, generator=generator), labels
+
+
+class Blobs:
+    """Two or more classes, a one-hidden-layer network. Ids are not 0..N-1 and not sorted, so that ids and positions cannot be confused."""
+
+    def __init__(self, train_size: int = 40, test_size: int = 12, num_classes: int = 2, epochs: int = 4, bad_row: int | None = None) -> None:
+        self.num_classes = num_classes
+        self.sizes = train_size, test_size
+        self.bad_row = bad_row
+        self.loss = "logistic" if num_classes == 2 else "softmax"
+        self.recipe = Recipe(epochs=epochs, batch_size=8, learning_rate=0.1)
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1 if self.num_classes == 2 else self.num_classes))
+
+    def train_data(self) -> Dataset:
+        return self._data(0, self.sizes[0], 1000)
+
+    def test_data(self) -> Dataset:
+        return self._data(1, self.sizes[1], 5000)
+
+    def _data(self, seed: int, rows: int, first_id: int) -> Dataset:
+        inputs, labels = blobs(rows, 5, seed, self.num_classes)
+        if self.bad_row is not None and seed == 0:
+            inputs[self.bad_row, 2] = float("nan")
+        targets = labels.float() if self.num_classes == 2 else labels
+        return Dataset(inputs, targets, first_id + 3 * torch.arange(rows).flip(0))
+
+
+class Linear(Blobs):
+    """A model that is linear in its parameters: the tracking identity holds exactly."""
+
+    def model(self) -> nn.Module:
+        return nn.Linear(5, 1 if self.num_classes == 2 else self.num_classes)

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genrep_dist.errors import NonFiniteError
+from genrep_dist.problems.protocol import Dataset, Recipe
+from genrep_dist.representers.losses import LOSSES, get_loss
+from genrep_dist.training.loop import predict, train
+from genrep_dist.training.observers import Checkpoints, TrackingImportance
+from genrep_dist.training.randomness import Randomness
+from tests.toys import Blobs
+
+
+def plain_loop(problem: Blobs, seed: int, removed: set[int]) -> nn.Module:
+    """What a user would write: torch's own losses and optimiser, rows that are left, batch by batch."""
+    data, recipe = problem.train_data(), problem.recipe
+    randomness = Randomness(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(randomness.number("init"))
+        model = problem.model()
+    criterion: nn.Module = nn.BCEWithLogitsLoss() if problem.loss == "logistic" else nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate)
+    for epoch in range(1, recipe.epochs + 1):
+        order = randomness.order(epoch, len(data.ids)).tolist()
+        for start in range(0, len(order), recipe.batch_size):
+            rows = [i for i in order[start : start + recipe.batch_size] if int(data.ids[i]) not in removed]
+            if not rows:
+                continue
+            outputs = model(data.inputs[rows])
+            loss = criterion(outputs.squeeze(1) if problem.loss == "logistic" else outputs, data.targets[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+@pytest.mark.parametrize("num_removed", [0, 7, 33])
+def test_training_equals_a_plain_loop_on_the_remaining_rows(num_classes: int, num_removed: int) -> None:
+    problem = Blobs(num_classes=num_classes, train_size=41)
+    data = problem.train_data()
+    removed = set(data.ids[torch.randperm(41, generator=torch.Generator().manual_seed(3))[:num_removed]].tolist())
+    randomness = Randomness(5)
+    kept = torch.tensor([int(i) not in removed for i in data.ids])
+    model = train(randomness.build(problem.model), get_loss(problem.loss), problem.recipe, data, randomness, kept=kept)
+    expected = plain_loop(problem, 5, removed)
+    for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_removed_row_cannot_matter() -> None:
+    problem = Blobs()
+    data = problem.train_data()
+    other = Dataset(data.inputs.clone(), data.targets.clone(), data.ids)
+    other.inputs[4] = 100.0
+    other.targets[4] = 1 - other.targets[4]
+    kept = torch.ones(len(data.ids), dtype=torch.bool)
+    kept[4] = False
+    results = []
+    for dataset in (data, other):
+        randomness = Randomness(1)
+        model = train(randomness.build(problem.model), get_loss("logistic"), problem.recipe, dataset, randomness, kept=kept)
+        results.append(torch.cat([p.flatten() for p in model.parameters()]))
+    assert torch.equal(results[0], results[1])
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_tracking_explains_a_linear_model_exactly(loss: str, schedule: str) -> None:
+    """f_T - f_0 = sum_i alpha_i K(x_i, .) for a model that is linear in its parameters (Eq. 8 with Eq. 10's alpha)."""
+    outputs = 3 if loss == "softmax" else 1
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(30, 6, generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, 3, (30,), generator=generator) if loss == "softmax" else (torch.rand(30, generator=generator) > 0.5).double()
+    data = Dataset(inputs, targets, torch.arange(30))
+    test = torch.randn(9, 6, generator=generator, dtype=torch.float64)
+    recipe = Recipe(epochs=5, batch_size=7, learning_rate=0.3, schedule=schedule)  # type: ignore[arg-type]
+    randomness = Randomness(2)
+    model = randomness.build(lambda: nn.Linear(6, outputs).double())
+    before = predict(model, test)
+    tracking = TrackingImportance()
+    train(model, get_loss(loss), recipe, data, randomness, observers=(tracking,))
+    kernel = inputs @ test.T + 1  # the bias is a constant feature; with C outputs the kernel is k(x, z) times the identity
+    assert tracking.alpha is not None
+    torch.testing.assert_close(predict(model, test) - before, kernel.T @ tracking.alpha, rtol=1e-9, atol=1e-10)
+
+
+def test_tracking_with_momentum_does_not_explain_the_model() -> None:
+    """The identity is one of plain SGD; that is why other recipes are tagged and warned about."""
+    data = Blobs().train_data()
+    recipe = Recipe(epochs=3, batch_size=8, learning_rate=0.1, momentum=0.9)
+    assert not recipe.is_plain_sgd
+    randomness = Randomness(2)
+    model = randomness.build(lambda: nn.Linear(5, 1))
+    before = predict(model, data.inputs)
+    tracking = TrackingImportance()
+    train(model, get_loss("logistic"), recipe, data, randomness, observers=(tracking,))
+    assert tracking.alpha is not None
+    explained = (data.inputs @ data.inputs.T + 1).double().T @ tracking.alpha
+    assert ((predict(model, data.inputs) - before) - explained).abs().max() > 0.1
+
+
+def test_observers_change_nothing_and_checkpoints_are_the_run_itself() -> None:
+    problem = Blobs()
+    data = problem.train_data()
+
+    def trained(epochs: int, *observers: object) -> Tensor:
+        randomness = Randomness(7)
+        recipe = Recipe(epochs=epochs, batch_size=8, learning_rate=0.1)
+        model = train(randomness.build(problem.model), get_loss("logistic"), recipe, data, randomness, observers=observers)  # type: ignore[arg-type]
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    checkpoints = Checkpoints([0, 2, 4], data, problem.recipe)
+    assert torch.equal(trained(4), trained(4, TrackingImportance(), checkpoints))
+    assert [c.epoch for c in checkpoints.saved] == [0, 2, 4]
+    middle = torch.cat([value.flatten() for value in checkpoints.saved[1].state.values()])
+    assert torch.equal(middle, trained(2))
+    assert checkpoints.saved[2].outputs.shape == (40, 1)
+
+
+def test_rates_of_checkpoints_follow_the_schedule() -> None:
+    problem = Blobs()
+    recipe = Recipe(epochs=4, batch_size=8, learning_rate=0.2, schedule="cosine")
+    checkpoints = Checkpoints([0, 2, 4], problem.train_data(), recipe)
+    randomness = Randomness(0)
+    train(randomness.build(problem.model), get_loss("logistic"), recipe, problem.train_data(), randomness, observers=(checkpoints,))
+    assert [c.rate for c in checkpoints.saved] == [recipe.rate(0, 20), recipe.rate(10, 20), recipe.rate(19, 20)]
+
+
+def test_randomness_is_a_function_of_its_arguments_and_touches_no_global_generator() -> None:
+    torch.manual_seed(123)
+    expected = torch.rand(3)
+    torch.manual_seed(123)
+    model = Randomness(4).build(Blobs().model)
+    again = Randomness(4).build(Blobs().model)
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert torch.equal(Randomness(4).order(2, 50), Randomness(4).order(2, 50))
+    assert not torch.equal(Randomness(4).order(2, 50), Randomness(4).order(3, 50))
+    assert not torch.equal(Randomness(4).order(2, 50), Randomness(5).order(2, 50))
+
+
+def test_same_policy_shares_random_numbers_and_fresh_does_not() -> None:
+    assert Randomness.of_retraining(3, "same", [5, 1]) == Randomness(3)
+    fresh = Randomness.of_retraining(3, "fresh", [5, 1])
+    assert fresh == Randomness.of_retraining(3, "fresh", [1, 5])
+    assert fresh.number("init") != Randomness(3).number("init")
+    assert fresh.number("init") != Randomness.of_retraining(3, "fresh", [1]).number("init")
+    assert fresh.number("init") != Randomness.of_retraining(3, "fresh", [1, 5], replicate=1).number("init")
+
+
+def test_divergence_is_refused_with_sample_ids() -> None:
+    problem = Blobs()
+    data = problem.train_data()
+    loss = get_loss("squared")
+    recipe = Recipe(epochs=30, batch_size=8, learning_rate=1e6)
+    randomness = Randomness(0)
+    with pytest.raises(NonFiniteError, match=r"seed 0, epoch \d+; \d+ training rows .* first ids \[1117"):
+        train(randomness.build(lambda: nn.Linear(5, 1)), loss, recipe, data, randomness)
+
+
+def test_dropout_is_part_of_the_derived_randomness() -> None:
+    data = Blobs().train_data()
+
+    def once() -> Tensor:
+        randomness = Randomness(9)
+        model = randomness.build(lambda: nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 1)))
+        train(model, get_loss("logistic"), Recipe(epochs=2, batch_size=8, learning_rate=0.1), data, randomness)
+        return predict(model, data.inputs)
+
+    first = once()
+    torch.rand(17)
+    assert torch.equal(first, once())
