@@ -1,0 +1,317 @@
+"""What the user asked for: one experiment, read from YAML, checked and frozen."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from genrep_dist.errors import ConfigError, MethodError
+from genrep_dist.representers.methods import Method, parse_method
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_bytes(text: object) -> object:
+    """'512MiB', '2 GiB', '1e9' or a number -> bytes; anything else is returned for the validator to refuse."""
+    if not isinstance(text, str):
+        return text
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError("a number of bytes such as 512MiB, 2GiB or 1000000000")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ProblemSection(_Section):
+    """What is explained: data, model, loss and recipe."""
+
+    name: str = Field(min_length=1, description="The name of a shipped problem (digits, mnist), or module:Class of your own.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Arguments of the problem's class.")
+
+
+class RecipeSection(_Section):
+    """What to change in the problem's own training recipe; fields left out keep the problem's value."""
+
+    epochs: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1)
+    learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
+    schedule: Literal["constant", "cosine"] | None = None
+    momentum: float | None = Field(None, ge=0, lt=1)
+    weight_decay: float | None = Field(None, ge=0, allow_inf_nan=False)
+
+
+class TargetSection(_Section):
+    """The explained number f(x): a raw logit, the same for explainer and judge."""
+
+    output: Literal["predicted"] | Annotated[int, Field(ge=0)] = Field(
+        "predicted",
+        description="Which output's logit: the class that the original model predicts, or a fixed class number.",
+    )
+
+
+class SurrogateSection(_Section):
+    """The projection of Eq. 5."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, populate_by_name=True)
+
+    lam: float = Field(1e-2, gt=0, allow_inf_nan=False, alias="lambda", description="The regularisation parameter lambda of Eq. 4.")
+    tolerance: float = Field(1e-6, gt=0, lt=1, description="Largest relative stationarity residual that counts as converged.")
+    max_iterations: int = Field(50, ge=1, description="Newton iterations.")
+
+
+class TracInSection(_Section):
+    """The checkpoints of TracInCP (Eq. 14)."""
+
+    checkpoints: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        5, description="How many checkpoints, evenly spread from the initial to the final parameters; or a list of epoch numbers."
+    )
+
+
+class DeletionSection(_Section):
+    """Case-deletion diagnostics."""
+
+    fractions: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
+        (0.0, 0.02, 0.04, 0.06, 0.08, 0.10),
+        min_length=1,
+        description="Shares of the training set to remove; the AUC is the mean over them all.",
+    )
+    signs: tuple[Literal["negative", "positive"], ...] = Field(("negative",), min_length=1)
+    retrain: Literal["same", "fresh"] = Field(
+        "same",
+        description="same: the original run's initialisation and order (common random numbers); fresh: new ones for each set.",
+    )
+
+    @field_validator("fractions")
+    @classmethod
+    def _ascending(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError("fractions in ascending order, none twice")
+        return value
+
+    @field_validator("signs")
+    @classmethod
+    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("each sign at most once")
+        return value
+
+
+class ResourcesSection(_Section):
+    """Where and how work runs; changes no number."""
+
+    workers: int | None = Field(None, ge=1, description="Processes at once; default: as many as the cluster or the machine has slots.")
+    memory_budget: Bytes = Field(2 * 2**30, description="Bytes of arrays that one process may hold, for example 512MiB.")
+    features: Literal["auto", "store", "stream"] = Field(
+        "auto", description="Keep per-sample gradients in the store, or compute them where they are used; auto: store what a gram needs."
+    )
+    retries: int = Field(3, ge=0, description="How often a failed unit of work is tried again.")
+    task_seconds: float = Field(5.0, gt=0, description="About how long one task of retrainings should take.")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_gpus: float = Field(0.0, ge=0, description="GPUs (or a fraction of one) that each worker takes.")
+
+
+class TrackingSection(_Section):
+    """MLflow."""
+
+    uri: str | None = Field(None, description="Tracking URI; default: an SQLite database in the store.")
+
+
+class Experiment(_Section):
+    """One experiment. ``recipe`` holds changes to the problem's recipe; all other fields are complete."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the results.")
+    problem: ProblemSection
+    recipe: RecipeSection = RecipeSection.model_validate({})
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, description="A number n for the seeds 0..n-1, or a list of seeds.")
+    test_points: int = Field(10, ge=1, description="Test points for each seed, drawn uniformly from the test set by that seed.")
+    methods: tuple[str, ...] = Field(min_length=1, description="Attribution methods; `genrep methods` lists them.")
+    target: TargetSection = TargetSection.model_validate({})
+    surrogate: SurrogateSection = SurrogateSection.model_validate({})
+    tracincp: TracInSection = TracInSection.model_validate({})
+    deletion: DeletionSection = DeletionSection.model_validate({})
+    resources: ResourcesSection = ResourcesSection.model_validate({})
+    tracking: TrackingSection = TrackingSection.model_validate({})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_of_seeds(cls, data: object) -> object:
+        if isinstance(data, dict) and isinstance(data.get("seeds"), int) and not isinstance(data.get("seeds"), bool):
+            if data["seeds"] < 1:
+                raise ValueError("seeds: at least 1")
+            return {**data, "seeds": list(range(data["seeds"]))}
+        return data
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct_seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("no seed twice")
+        return value
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("no method twice")
+        for name in value:
+            try:
+                parse_method(name)
+            except MethodError as error:
+                raise ValueError(f"{error.what} ({error.expected})") from error
+        return value
+
+    @property
+    def parsed_methods(self) -> tuple[Method, ...]:
+        return tuple(parse_method(name) for name in self.methods)
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data, every default filled in; what ``config.yaml`` of the results holds."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def question(self) -> dict[str, Any]:
+        """The part that can change a number: all but where and how work runs."""
+        return {key: value for key, value in self.resolved().items() if key not in ("resources", "tracking")}
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.resolved(), sort_keys=False, default_flow_style=None, width=120)
+
+
+def json_digest(value: Any) -> str:
+    """sha256 of the canonical JSON of plain data."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+
+
+def experiment_folders() -> list[Path]:
+    """Where shipped experiments lie: inside an installed package, or in a checkout."""
+    here = Path(__file__).parent
+    return [folder for folder in (here / "experiments", here.parent / "jobs" / "experiments") if folder.is_dir()]
+
+
+def shipped_experiments() -> list[str]:
+    return sorted({path.stem for folder in experiment_folders() for path in folder.glob("*.yaml")})
+
+
+def load_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment from a YAML file or by the name of one that ships.
+
+    ``overrides`` are ``a.b=value`` with YAML values, applied in order. Raises ConfigError that names the file, the line, the
+    field, what is expected and what was found, for every fault at once.
+    """
+    path = _find(source)
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = yaml.safe_load(text)
+        lines = _line_numbers(yaml.compose(text, Loader=yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise ConfigError("the experiment is not YAML", where=str(path), got=str(error).replace("\n", " ")) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("the experiment is not UTF-8 text", where=str(path), got=str(error)) from error
+    if not isinstance(data, dict):
+        raise ConfigError("the experiment is empty or no mapping", where=str(path), expected="key: value lines", got=type(data).__name__)
+    for override in overrides:
+        _apply(data, override, lines)
+    try:
+        return Experiment.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error, path, lines) from error
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    for folder in experiment_folders():
+        if (folder / f"{source}.yaml").is_file():
+            return folder / f"{source}.yaml"
+    raise ConfigError(
+        "no such experiment",
+        where=str(source),
+        expected="a YAML file, or one of " + ", ".join(shipped_experiments()),
+        got="neither",
+        remedy="check the path; shipped experiments are named without .yaml",
+    )
+
+
+def _line_numbers(node: yaml.Node | None, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
+    """Line (from 1) of every field and list item."""
+    found: dict[tuple[str, ...], int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*path, str(key.value))
+            found[here] = key.start_mark.line + 1
+            found |= _line_numbers(value, here)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            here = (*path, str(index))
+            found[here] = item.start_mark.line + 1
+            found |= _line_numbers(item, here)
+    return found
+
+
+def _apply(data: dict[str, Any], override: str, lines: dict[tuple[str, ...], int]) -> None:
+    name, sign, text = override.partition("=")
+    if not sign or not name:
+        raise ConfigError("an override is not readable", where=f"--set {override}", expected="a.b=value", got=override)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError("an override's value is not YAML", where=f"--set {override}", got=text) from error
+    *parents, last = name.split(".")
+    place = data
+    for parent in parents:
+        inner = place.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise ConfigError("an override goes below a field that has no fields", where=f"--set {override}", got=f"{parent} = {inner!r}")
+        place = inner
+    place[last] = value
+    prefix = tuple(name.split("."))
+    for key in [key for key in lines if key[: len(prefix)] == prefix]:
+        lines[key] = 0
+    lines[prefix] = 0
+
+
+def _explain(error: ValidationError, path: Path, lines: Mapping[tuple[str, ...], int]) -> ConfigError:
+    texts: list[str] = []
+    for fault in error.errors():
+        location = tuple(str(part) for part in fault["loc"])
+        known = max((location[:length] for length in range(len(location) + 1) if location[:length] in lines), key=len, default=())
+        line = lines.get(known)
+        source = str(path) if line is None else "the command line" if line == 0 else f"{path}, line {line}"
+        field = ".".join(location) or "the experiment"
+        expected, got = fault["msg"].removeprefix("Value error, "), repr(fault["input"])
+        if fault["type"] == "extra_forbidden":
+            expected = "no such field" + _did_you_mean(location)
+        elif fault["type"] == "missing":
+            expected, got = "this field, which is required", "nothing"
+        if len(got) > 80:
+            got = got[:77] + "..."
+        texts.append(f"{source}: field {field}: expected {expected}; got {got}")
+    count = "a fault" if len(texts) == 1 else f"{len(texts)} faults"
+    return ConfigError(f"the experiment has {count}\n  " + "\n  ".join(texts), remedy="`genrep schema` prints every field with its type")
+
+
+def _did_you_mean(location: tuple[str, ...]) -> str:
+    """The nearest fields of the section in which an unknown one stands."""
+    section: type[BaseModel] = Experiment
+    for part in location[:-1]:
+        inner = section.model_fields.get(part)
+        if inner is None or not isinstance(inner.annotation, type) or not issubclass(inner.annotation, BaseModel):
+            return ""
+        section = inner.annotation
+    names = [field.alias or name for name, field in section.model_fields.items()]
+    near = difflib.get_close_matches(location[-1], names, n=2)
+    return f" (did you mean {' or '.join(near)}?)" if near else f" (fields here: {', '.join(names)})"

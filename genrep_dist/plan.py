@@ -1,0 +1,422 @@
+"""What will be done, as data: stages, units, bytes. A plan can be printed and refuses what cannot fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from genrep_dist.config import Experiment
+from genrep_dist.errors import PlanError
+from genrep_dist.keys import Keys, checkpoint_epoch
+
+StageName = Literal["train", "gradients", "kernels", "importances", "attributions", "retrain"]
+
+SHARD_BYTES = 64 * 2**20
+"""No shard of features is larger: a unit of work that is lost costs seconds."""
+MAX_BLOCK_ROWS = 512
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes that a plan needs. ``last_layer_width`` is L with the bias feature; 0 where the model has no last linear layer."""
+
+    num_train: int
+    num_test: int
+    num_outputs: int
+    num_parameters: int
+    last_layer_width: int
+
+    def feature_width(self, kernel: str) -> int:
+        """Numbers that one training sample takes in the features of ``kernel``."""
+        return self.num_outputs * self.num_parameters if kernel == "ntk" else self.last_layer_width
+
+    def gram_rows(self, kernel: str) -> int:
+        """Rows of the train-by-train gram: N C for the matrix-valued NTK; N where all outputs share one scalar kernel."""
+        return self.num_train * (self.num_outputs if kernel == "ntk" else 1)
+
+
+@dataclass(frozen=True)
+class TrainUnit:
+    """Train one seed's model; writes its checkpoints, tracked importances and outputs."""
+
+    seed: int
+    stage: StageName = "train"
+
+    @property
+    def label(self) -> str:
+        return f"train seed={self.seed}"
+
+
+@dataclass(frozen=True)
+class GradientUnit:
+    """Features of the training rows ``start`` to ``stop``: one shard."""
+
+    seed: int
+    kernel: str
+    epoch: int
+    start: int
+    stop: int
+    stage: StageName = "gradients"
+
+    @property
+    def part(self) -> str:
+        return f"rows-{self.start:09d}"
+
+    @property
+    def label(self) -> str:
+        return f"gradients seed={self.seed} {self.kernel} epoch={self.epoch} rows {self.start}-{self.stop}"
+
+
+@dataclass(frozen=True)
+class KernelUnit:
+    """K(train rows ``start`` to ``stop``, the seed's test points). ``stored``: from stored features; else gradients are streamed."""
+
+    seed: int
+    kernel: str
+    epoch: int
+    start: int
+    stop: int
+    stored: bool
+    stage: StageName = "kernels"
+
+    @property
+    def part(self) -> str:
+        return f"rows-{self.start:09d}"
+
+    @property
+    def label(self) -> str:
+        return f"kernel seed={self.seed} {self.kernel} epoch={self.epoch} rows {self.start}-{self.stop}"
+
+
+@dataclass(frozen=True)
+class GramUnit:
+    """One tile of the train-by-train gram, ``row`` <= ``column`` in tiles of ``tile`` training rows."""
+
+    seed: int
+    kernel: str
+    epoch: int
+    row: int
+    column: int
+    tile: int
+    block: int
+    stored: bool
+    stage: StageName = "kernels"
+
+    @property
+    def part(self) -> str:
+        return f"tile-{self.row:06d}-{self.column:06d}"
+
+    @property
+    def label(self) -> str:
+        return f"gram seed={self.seed} {self.kernel} epoch={self.epoch} tile ({self.row}, {self.column})"
+
+
+@dataclass(frozen=True)
+class ImportanceUnit:
+    """The surrogate importances of one gram. (Target and tracking importances fall out of training.)"""
+
+    seed: int
+    kernel: str
+    epoch: int
+    memory_budget_bytes: int
+    stage: StageName = "importances"
+
+    @property
+    def label(self) -> str:
+        return f"surrogate seed={self.seed} {self.kernel} epoch={self.epoch}"
+
+
+@dataclass(frozen=True)
+class AttributionUnit:
+    """phi(train, test points) of one method, and what it would remove."""
+
+    seed: int
+    method: str
+    stage: StageName = "attributions"
+
+    @property
+    def label(self) -> str:
+        return f"attribution seed={self.seed} {self.method}"
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """One model of the ledger: ``removed`` are sorted sample ids."""
+
+    key: str
+    seed: int
+    policy: Literal["same", "fresh"]
+    removed: tuple[int, ...]
+    replicate: int = 0
+
+
+@dataclass(frozen=True)
+class RetrainUnit:
+    """Retrainings that one task does and writes as one part of the ledger."""
+
+    rows: tuple[Retraining, ...]
+    stage: StageName = "retrain"
+
+    @property
+    def label(self) -> str:
+        return f"retrain {len(self.rows)} models, seed={self.rows[0].seed}, first key {self.rows[0].key[:12]}"
+
+
+Unit = TrainUnit | GradientUnit | KernelUnit | GramUnit | ImportanceUnit | AttributionUnit | RetrainUnit
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One line of the plan. ``units`` counts what the stage consists of, whether or not it is done already."""
+
+    name: StageName
+    what: str
+    units: int
+    bytes_written: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that an experiment will do. Retrainings are counted as asked and at most unique; equal sets are trained once."""
+
+    experiment: Experiment
+    keys: Keys
+    shape: Shape
+    block_rows: dict[str, int]
+    gram_tiles: dict[str, int]
+    stages: tuple[StagePlan, ...] = field(default=())
+
+    @property
+    def bytes_written(self) -> int:
+        return sum(stage.bytes_written for stage in self.stages)
+
+    @property
+    def retrainings_asked(self) -> int:
+        """(seed, method, test point, sign, fraction) combinations, the originals (nothing removed) included."""
+        deletion = self.experiment.deletion
+        return (
+            len(self.experiment.seeds)
+            * len(self.experiment.methods)
+            * self.experiment.test_points
+            * len(deletion.signs)
+            * len(deletion.fractions)
+        )
+
+    @property
+    def retrainings_at_most(self) -> int:
+        """Retrainings when no two removal sets coincide; one original model per seed is trained by the first stage anyway."""
+        experiment = self.experiment
+        removing = sum(1 for count in self.removal_counts() if count > 0)
+        return len(experiment.seeds) * len(experiment.methods) * experiment.test_points * len(experiment.deletion.signs) * removing
+
+    def removal_counts(self) -> list[int]:
+        """How many samples each fraction removes: the nearest whole number."""
+        return [round(fraction * self.shape.num_train) for fraction in self.experiment.deletion.fractions]
+
+    # -- what is needed --------------------------------------------------------------------------------------------------------
+
+    def kernels_needed(self) -> list[tuple[str, int]]:
+        """(kernel, epoch) of every K(train, test)."""
+        return sorted({(m.kernel, e) for m in self.experiment.parsed_methods for e in self.keys.method_epochs(m)})
+
+    def grams_needed(self) -> list[tuple[str, int]]:
+        """(kernel, epoch) of every train-by-train gram: the surrogate needs one."""
+        return sorted(
+            {(m.kernel, e) for m in self.experiment.parsed_methods if m.importance == "surrogate" for e in self.keys.method_epochs(m)}
+        )
+
+    def features_stored(self) -> list[tuple[str, int]]:
+        """(kernel, epoch) whose per-sample features go to the store.
+
+        A gram reads every block of features about once per tile row, so storing pays there; K(train, test) reads each once, and
+        streams.
+        """
+        choice = self.experiment.resources.features
+        if choice == "stream":
+            return []
+        return self.kernels_needed() if choice == "store" else self.grams_needed()
+
+    # -- units -----------------------------------------------------------------------------------------------------------------
+
+    def train_units(self) -> Iterator[TrainUnit]:
+        return (TrainUnit(seed) for seed in self.experiment.seeds)
+
+    def gradient_units(self, seed: int, kernel: str, epoch: int) -> Iterator[GradientUnit]:
+        return (GradientUnit(seed, kernel, epoch, a, b) for a, b in self._blocks(kernel))
+
+    def kernel_units(self, seed: int, kernel: str, epoch: int) -> Iterator[KernelUnit]:
+        stored = (kernel, epoch) in self.features_stored()
+        return (KernelUnit(seed, kernel, epoch, a, b, stored) for a, b in self._blocks(kernel))
+
+    def gram_units(self, seed: int, kernel: str, epoch: int) -> Iterator[GramUnit]:
+        stored = (kernel, epoch) in self.features_stored()
+        tile, block = self.gram_tiles[kernel], self.block_rows[kernel]
+        tiles = -(-self.shape.num_train // tile)
+        return (GramUnit(seed, kernel, epoch, i, j, tile, block, stored) for i in range(tiles) for j in range(i, tiles))
+
+    def importance_units(self) -> Iterator[ImportanceUnit]:
+        budget = self.experiment.resources.memory_budget
+        return (ImportanceUnit(s, k, e, budget) for s in self.experiment.seeds for k, e in self.grams_needed())
+
+    def attribution_units(self) -> Iterator[AttributionUnit]:
+        return (AttributionUnit(seed, method) for seed in self.experiment.seeds for method in self.experiment.methods)
+
+    def _blocks(self, kernel: str) -> Iterator[tuple[int, int]]:
+        rows, total = self.block_rows[kernel], self.shape.num_train
+        return ((start, min(start + rows, total)) for start in range(0, total, rows))
+
+
+def make_plan(keys: Keys, shape: Shape) -> Plan:
+    """Lay out the work of an experiment; refuses what is impossible.
+
+    Raises PlanError when more test points are asked for than there are, when a fraction removes everything, when a method needs
+    an epoch that is never reached or a last layer that is not there, and when one block does not fit the memory budget.
+    """
+    experiment = keys.experiment
+    _refuse_impossible(keys, shape)
+    kernels = sorted({method.kernel for method in experiment.parsed_methods if method.kernel != "none"})
+    budget = experiment.resources.memory_budget
+    block_rows = {kernel: _block_rows(kernel, shape, budget, experiment.test_points) for kernel in kernels}
+    gram_tiles = {kernel: _gram_tile(kernel, shape, budget, block_rows[kernel]) for kernel in kernels}
+    plan = Plan(experiment, keys, shape, block_rows, gram_tiles)
+    return Plan(experiment, keys, shape, block_rows, gram_tiles, tuple(_stages(plan)))
+
+
+def _stages(plan: Plan) -> Iterator[StagePlan]:
+    shape, experiment = plan.shape, plan.experiment
+    seeds, n, c = len(experiment.seeds), shape.num_train, shape.num_outputs
+    stored, kernels, grams = plan.features_stored(), plan.kernels_needed(), plan.grams_needed()
+    saved = len(plan.keys.saved_epochs())
+    per_model = FLOAT_BYTES * (saved * (shape.num_parameters + n * c) + shape.num_test * c) + 8 * n * c
+    yield StagePlan("train", f"{seeds} models, {saved} checkpoints each", seeds, seeds * per_model, 8 * FLOAT_BYTES * shape.num_parameters)
+    if stored:
+        blocks = sum(-(-n // plan.block_rows[kernel]) for kernel, _ in stored)
+        written = sum(FLOAT_BYTES * n * shape.feature_width(kernel) for kernel, _ in stored)
+        peak = max(_block_bytes(plan, kernel) for kernel, _ in stored)
+        what = f"per-sample features of {', '.join(f'{k} (epoch {e})' for k, e in stored)}"
+        yield StagePlan("gradients", what, seeds * blocks, seeds * written, peak)
+    if kernels:
+        blocks = sum(-(-n // plan.block_rows[kernel]) for kernel, _ in kernels)
+        tiles = sum(sum(1 for _ in plan.gram_units(0, kernel, epoch)) for kernel, epoch in grams)
+        written = len(kernels) * FLOAT_BYTES * n * c * experiment.test_points
+        written += sum(_gram_bytes(plan, kernel) for kernel, _ in grams)
+        peak = max([_block_bytes(plan, kernel) for kernel, _ in kernels] + [_tile_bytes(plan, kernel) for kernel, _ in grams])
+        streamed = len(kernels) - len([pair for pair in kernels if pair in stored])
+        what = f"{len(kernels)} K(train, test) ({streamed} streamed), {len(grams)} grams in {tiles} tiles"
+        yield StagePlan("kernels", what, seeds * (blocks + tiles), seeds * written, peak)
+    if grams:
+        written = sum(8 * n * c for _ in grams)
+        what = f"{len(grams)} surrogate projections a seed"
+        yield StagePlan("importances", what, seeds * len(grams), seeds * written, _importance_bytes(plan))
+    methods = len(experiment.methods)
+    written = methods * 3 * 8 * n * experiment.test_points
+    what = f"{methods} methods x {experiment.test_points} test points"
+    yield StagePlan("attributions", what, seeds * methods, seeds * written, 2 * written // methods)
+    count = plan.retrainings_at_most
+    row = FLOAT_BYTES * shape.num_test * c + 8 * max(plan.removal_counts())
+    yield StagePlan(
+        "retrain", f"{plan.retrainings_asked} asked, at most {count} unique", count, count * row, 8 * FLOAT_BYTES * shape.num_parameters
+    )
+
+
+def _gram_bytes(plan: Plan, kernel: str) -> int:
+    """Half of the tiles, and the diagonal ones."""
+    size = plan.shape.gram_rows(kernel)
+    edge = plan.gram_tiles[kernel] * (size // plan.shape.num_train)
+    return FLOAT_BYTES * size * (size + edge) // 2
+
+
+def _importance_bytes(plan: Plan) -> int:
+    vectors = 12 * 8 * plan.shape.num_train * plan.shape.num_outputs
+    return vectors + max(_tile_bytes(plan, kernel) for kernel, _ in plan.grams_needed())
+
+
+def _block_bytes(plan: Plan, kernel: str) -> int:
+    width = plan.shape.feature_width(kernel)
+    return FLOAT_BYTES * width * 3 * plan.block_rows[kernel] + FLOAT_BYTES * plan.experiment.test_points * width
+
+
+def _tile_bytes(plan: Plan, kernel: str) -> int:
+    shape = plan.shape
+    edge = min(plan.gram_tiles[kernel], shape.num_train) * (shape.gram_rows(kernel) // shape.num_train)
+    return 4 * FLOAT_BYTES * edge * edge + 2 * FLOAT_BYTES * plan.block_rows[kernel] * shape.feature_width(kernel)
+
+
+def _block_rows(kernel: str, shape: Shape, budget_bytes: int, test_points: int) -> int:
+    """Training rows in one block of features: three blocks (gradient, copy, product) and the test rows fit half the budget."""
+    row_bytes = FLOAT_BYTES * shape.feature_width(kernel)
+    room = budget_bytes // 2 - test_points * row_bytes
+    rows = min(room // (3 * row_bytes), SHARD_BYTES // row_bytes, MAX_BLOCK_ROWS, shape.num_train)
+    if room < 3 * row_bytes:
+        raise PlanError(
+            "the memory budget is too small for one training sample's features",
+            where=f"resources.memory_budget, kernel {kernel}",
+            expected=f"at least {2 * (3 + test_points) * row_bytes:,} bytes ({3 + test_points} rows of {row_bytes:,} bytes in half of it)",
+            got=f"{budget_bytes:,} bytes",
+            remedy="raise resources.memory_budget, or explain fewer test points at once",
+        )
+    return max(1, rows)
+
+
+def _gram_tile(kernel: str, shape: Shape, budget_bytes: int, block_rows: int) -> int:
+    """Training rows along a tile's edge, a whole number of blocks: four tiles (product, sum, copy, file) fit half the budget."""
+    per_row = shape.gram_rows(kernel) // shape.num_train
+    edge = int((budget_bytes / 2 / (4 * FLOAT_BYTES)) ** 0.5) // per_row
+    if edge < 1:
+        raise PlanError(
+            "the memory budget is too small for one tile of the gram",
+            where=f"resources.memory_budget, kernel {kernel}",
+            expected=f"at least {2 * 4 * FLOAT_BYTES * per_row * per_row:,} bytes",
+            got=f"{budget_bytes:,} bytes",
+            remedy="raise resources.memory_budget",
+        )
+    if edge >= shape.num_train:
+        return shape.num_train
+    return edge // block_rows * block_rows if edge >= block_rows else edge
+
+
+def _refuse_impossible(keys: Keys, shape: Shape) -> None:
+    experiment = keys.experiment
+    if experiment.test_points > shape.num_test:
+        raise PlanError(
+            "more test points than there are", where="test_points", expected=f"at most {shape.num_test}", got=str(experiment.test_points)
+        )
+    largest = round(max(experiment.deletion.fractions) * shape.num_train)
+    if largest >= shape.num_train:
+        raise PlanError(
+            "a fraction would remove the whole training set",
+            where="deletion.fractions",
+            expected=f"fewer than {shape.num_train} samples removed",
+            got=f"{largest} of {shape.num_train}",
+        )
+    output = experiment.target.output
+    if isinstance(output, int) and output >= shape.num_outputs:
+        raise PlanError(
+            "the declared target is not an output of the model",
+            where="target.output",
+            expected=f"0 to {shape.num_outputs - 1}",
+            got=str(output),
+        )
+    for name, method in zip(experiment.methods, experiment.parsed_methods, strict=True):
+        beyond = [epoch for epoch in keys.method_epochs(method) if epoch > keys.epochs]
+        if beyond:
+            where = "tracincp.checkpoints" if method.checkpoint == "all" else f"methods: {name}"
+            raise PlanError(
+                "a checkpoint beyond the end of training", where=where, expected=f"epochs 0 to {keys.epochs}", got=f"epoch {beyond[0]}"
+            )
+        if method.kernel == "last-layer" and not shape.last_layer_width:
+            raise PlanError(
+                "a last-layer method needs a model whose output is computed by a torch.nn.Linear",
+                where=f"methods: {name}",
+                expected="a final Linear layer",
+                got="none",
+                remedy="use an ntk method, or end the model in a Linear layer",
+            )
+
+
+def named_checkpoint(checkpoint: str | int, epochs: int) -> int:
+    """Epoch of a checkpoint given by name or by number."""
+    return checkpoint if isinstance(checkpoint, int) else checkpoint_epoch(checkpoint, epochs)

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from genrep_dist.config import Experiment, load_experiment, parse_bytes, shipped_experiments
+from genrep_dist.errors import ConfigError
+
+GOOD = """\
+name: mine
+problem: {name: digits}
+seeds: 3
+test_points: 2
+methods: [ntk-final/tracking, random]
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_are_filled_in_and_frozen(tmp_path: Path) -> None:
+    experiment = load_experiment(write(tmp_path, GOOD))
+    assert experiment.seeds == (0, 1, 2)
+    assert experiment.deletion.fractions == (0.0, 0.02, 0.04, 0.06, 0.08, 0.10)
+    assert experiment.deletion.retrain == "same"
+    with pytest.raises(Exception, match="frozen"):
+        experiment.test_points = 3  # type: ignore[misc]
+
+
+def test_resolved_experiment_reads_back_as_itself(tmp_path: Path) -> None:
+    experiment = load_experiment(write(tmp_path, GOOD), ["surrogate.lambda=0.5", "seeds=[4, 9]"])
+    again = load_experiment(write(tmp_path, experiment.to_yaml()))
+    assert again == experiment
+    assert again.surrogate.lam == 0.5
+    assert again.seeds == (4, 9)
+
+
+@pytest.mark.parametrize("name", shipped_experiments())
+def test_shipped_experiments_are_valid(name: str) -> None:
+    assert load_experiment(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("test_pionts: 2\n", r"line 6: field test_pionts: expected no such field \(did you mean test_points\?\); got 2"),
+        ("deletion:\n  fractoins: [0.1]\n", r"line 7: field deletion\.fractoins: expected no such field \(did you mean fractions\?\)"),
+        ("deletion:\n  fractions: [0.0, 0.1, big]\n", r"line 7: field deletion\.fractions\.2: expected .*number.*; got 'big'"),
+        ("deletion: {fractions: [0.1, 0.0]}\n", r"line 6: field deletion\.fractions: expected fractions in ascending order"),
+        ("surrogate: {lambda: -1}\n", r"line 6: field surrogate\.lambda: expected .*greater than 0.*; got -1"),
+        ("resources: {memory_budget: much}\n", r"line 6: field resources\.memory_budget: expected a number of bytes such as 512MiB"),
+        ("target: {output: first}\n", r"line 6: field target\.output"),
+    ],
+)
+def test_a_bad_field_is_named_with_file_line_and_remedy(tmp_path: Path, change: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"experiment\.yaml, {message}") as caught:
+        load_experiment(write(tmp_path, GOOD + change))
+    assert "genrep schema" in str(caught.value)
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace("test_points: 2", "test_points: 0").replace("random]", "randon]") + "colour: red\n"
+    with pytest.raises(ConfigError, match="3 faults") as caught:
+        load_experiment(write(tmp_path, text))
+    message = str(caught.value)
+    assert "line 4: field test_points" in message
+    assert "line 5: field methods" in message
+    assert "unknown method 'randon'" in message
+    assert "line 6: field colour" in message
+
+
+def test_a_missing_field_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="field problem: expected this field, which is required; got nothing"):
+        load_experiment(write(tmp_path, GOOD.replace("problem: {name: digits}\n", "")))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("test_points=none", "the command line: field test_points"),
+        ("resources.wrokers=2", "the command line: field resources.wrokers"),
+        ("test_points", "an override is not readable"),
+        ("name.inner=2", "below a field that has no fields"),
+    ],
+)
+def test_bad_overrides_name_the_command_line(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(write(tmp_path, GOOD), [override])
+
+
+@pytest.mark.parametrize("text", ["a: [1, 2", "- 1\n- 2\n", "", "\tname: x"])
+def test_what_is_not_an_experiment_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"experiment\.yaml"):
+        load_experiment(write(tmp_path, text))
+
+
+def test_an_unknown_name_lists_the_shipped_ones() -> None:
+    with pytest.raises(ConfigError, match="demo, .*smoke"):
+        load_experiment("no-such-experiment")
+
+
+def test_yaml_cannot_build_objects(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not YAML"):
+        load_experiment(write(tmp_path, GOOD + "tracking: !!python/object/apply:os.system ['true']\n"))
+
+
+def test_resources_and_tracking_do_not_change_the_question(tmp_path: Path) -> None:
+    plain = load_experiment(write(tmp_path, GOOD))
+    path = write(tmp_path, GOOD)
+    elsewhere = load_experiment(path, ["resources.workers=7", "resources.memory_budget=1GiB", "tracking.uri=http://localhost:1"])
+    assert plain.question() == elsewhere.question()
+    assert plain.question() != load_experiment(path, ["surrogate.lambda=0.3"]).question()
+
+
+@pytest.mark.parametrize(("text", "value"), [("512MiB", 512 * 2**20), ("2 GiB", 2 * 2**30), ("1e9", 10**9), ("3kb", 3000), (17, 17)])
+def test_sizes(text: object, value: int) -> None:
+    assert parse_bytes(text) == value
+
+
+def test_the_schema_describes_every_field() -> None:
+    schema = Experiment.model_json_schema(by_alias=True)
+    assert json.dumps(schema)
+    assert set(yaml.safe_load(GOOD)) <= set(schema["properties"])
+    assert "lambda" in schema["$defs"]["SurrogateSection"]["properties"]

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genrep_dist.config import Experiment, load_experiment
+from genrep_dist.errors import PlanError
+from genrep_dist.keys import Keys, sample_test_positions
+from genrep_dist.plan import Plan, Shape, make_plan
+
+SHAPE = Shape(num_train=1000, num_test=200, num_outputs=1, num_parameters=5000, last_layer_width=33)
+RECIPE = {"epochs": 20, "batch_size": 32, "learning_rate": 0.1, "schedule": "constant", "momentum": 0.0, "weight_decay": 0.0}
+
+
+def keys(*overrides: str, recipe: dict[str, Any] = RECIPE, experiment: str = "demo") -> Keys:
+    return Keys(load_experiment(experiment, overrides), "data", "problem", recipe, SHAPE.num_test)
+
+
+def plan(*overrides: str, shape: Shape = SHAPE) -> Plan:
+    return make_plan(keys(*overrides), shape)
+
+
+def everything(k: Keys) -> set[str]:
+    """All keys of seed 0."""
+    methods = k.experiment.parsed_methods
+    return {
+        k.train(0),
+        k.features(0, "ntk", 20),
+        k.kernel(0, "ntk", 20),
+        k.gram(0, "ntk", 20),
+        k.surrogate(0, "ntk", 20),
+        k.retraining(0, [1, 2], "same"),
+        *(k.attribution(0, method) for method in methods),
+    }
+
+
+@pytest.mark.parametrize(
+    "override", ["resources.workers=9", "resources.memory_budget=1GiB", "resources.features=store", "tracking.uri=x", "name=other"]
+)
+def test_where_and_how_work_runs_changes_no_key(override: str) -> None:
+    assert everything(keys()) == everything(keys(override))
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 0.2}, {"epochs": 21}, {"momentum": 0.5}, {"schedule": "cosine"}])
+def test_the_recipe_changes_every_key(change: dict[str, Any]) -> None:
+    assert not everything(keys()) & everything(keys(recipe=RECIPE | change))
+
+
+def test_data_and_problem_change_every_key() -> None:
+    assert not everything(keys()) & everything(replace(keys(), data="other"))
+    assert not everything(keys()) & everything(replace(keys(), problem="other"))
+
+
+def test_what_a_field_changes_and_what_it_leaves() -> None:
+    plain, other = keys(), keys("surrogate.lambda=0.5")
+    assert plain.gram(0, "ntk", 20) == other.gram(0, "ntk", 20)
+    assert plain.surrogate(0, "ntk", 20) != other.surrogate(0, "ntk", 20)
+    fractions = keys("deletion.fractions=[0.0, 0.5]")
+    assert everything(plain) == everything(fractions)
+    assert plain.question != fractions.question
+    points = keys("test_points=4")
+    assert plain.train(0) == points.train(0)
+    assert plain.kernel(0, "ntk", 20) != points.kernel(0, "ntk", 20)
+
+
+def test_nothing_removed_is_the_original_whatever_the_policy() -> None:
+    k = keys()
+    assert k.retraining(3, [], "fresh") == k.retraining(3, [], "same", replicate=2)
+    assert k.retraining(3, [1], "fresh") != k.retraining(3, [1], "same")
+    assert k.retraining(3, [2, 1], "same") == k.retraining(3, [1, 2], "same")
+
+
+def test_test_points_are_drawn_by_seed() -> None:
+    assert sample_test_positions(1, 200, 10) == sample_test_positions(1, 200, 10)
+    assert sample_test_positions(1, 200, 10) != sample_test_positions(2, 200, 10)
+    assert len(set(sample_test_positions(1, 10, 10))) == 10
+
+
+def test_checkpoints_of_tracincp() -> None:
+    assert keys().tracincp_epochs() == [0, 5, 10, 15, 20]
+    assert keys("tracincp.checkpoints=1").tracincp_epochs() == [20]
+    assert keys("tracincp.checkpoints=[3, 8]").tracincp_epochs() == [3, 8]
+    assert keys("tracincp.checkpoints=[3, 8]").saved_epochs() == [0, 3, 8, 10, 20]
+
+
+def test_only_what_a_gram_needs_is_stored() -> None:
+    assert plan().features_stored() == [("ntk", 20)]
+    assert plan("methods=[ntk-final/tracking]").features_stored() == []
+    assert plan("resources.features=stream").features_stored() == []
+    assert ("ntk", 0) in plan("resources.features=store").features_stored()
+
+
+def test_units_cover_every_row_and_the_upper_half_of_the_tiles() -> None:
+    laid_out = plan("resources.memory_budget=4MiB")
+    rows = [row for unit in laid_out.gradient_units(0, "ntk", 20) for row in range(unit.start, unit.stop)]
+    assert rows == list(range(1000))
+    tiles = [(unit.row, unit.column) for unit in laid_out.gram_units(0, "ntk", 20)]
+    count = max(row for row, _ in tiles) + 1
+    assert count > 1
+    assert sorted(tiles) == [(i, j) for i in range(count) for j in range(i, count)]
+
+
+def test_retrainings_are_counted_asked_and_unique() -> None:
+    laid_out = plan("seeds=2", "test_points=3", "methods=[ntk-final/tracking, random]", "deletion.signs=[negative, positive]")
+    assert laid_out.retrainings_asked == 2 * 3 * 2 * 2 * 6
+    assert laid_out.retrainings_at_most == 2 * 3 * 2 * 2 * 5
+
+
+def test_bytes_of_a_stored_gram_and_features() -> None:
+    stages = {stage.name: stage for stage in plan("seeds=2").stages}
+    assert stages["gradients"].bytes_written == 2 * 1000 * 5000 * 4
+    assert stages["kernels"].bytes_written > 2 * 1000 * 1000 * 4 // 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("test_points=201", r"more test points[\s\S]*at most 200[\s\S]*201"),
+        ("deletion.fractions=[0.9999]", r"whole training set[\s\S]*1000 of 1000"),
+        ("target.output=1", r"not an output of the model[\s\S]*0 to 0"),
+        ("methods=[ntk-epoch21/tracking]", r"beyond the end of training[\s\S]*epochs 0 to 20[\s\S]*epoch 21"),
+        ("tracincp.checkpoints=[0, 40]", r"tracincp\.checkpoints[\s\S]*epoch 40"),
+        ("resources.memory_budget=100kB", r"too small for one training sample's features[\s\S]*at least [0-9,]+ bytes[\s\S]*100,000 bytes"),
+    ],
+)
+def test_the_impossible_is_refused_before_the_first_task(override: str, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        plan(override)
+
+
+def test_a_last_layer_method_needs_a_last_layer() -> None:
+    with pytest.raises(PlanError, match=r"torch\.nn\.Linear[\s\S]*last-layer-final/tracking"):
+        plan(shape=replace(SHAPE, last_layer_width=0))
+
+
+def test_experiments_resolve_to_plain_data() -> None:
+    experiment = load_experiment("demo")
+    assert Experiment.model_validate(experiment.resolved()) == experiment
+
+
+def test_a_plan_fits_the_budget_that_it_was_given(tmp_path: Path) -> None:
+    for budget in (2, 8, 64, 1024):
+        laid_out = plan(f"resources.memory_budget={budget}MiB")
+        assert all(stage.peak_bytes <= budget * 2**20 for stage in laid_out.stages), budget
