@@ -1,0 +1,1 @@
+"""What the retrained models say: deletion curves, their areas, and honest intervals."""

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genrep_dist.errors import CorruptError, GenRepError, NonFiniteError, NotCommittedError, StoreError
+from genrep_dist.evaluation.deletion import DELETION_SCHEMA, deletion_arrow, deletion_table
+
+NUM_TEST, NUM_OUTPUTS = 7, 3
+
+
+def ledger_frame(rows: dict[str, list[float]]) -> pl.DataFrame:
+    return pl.DataFrame(
+        {"key": list(rows), "outputs": list(rows.values()), "seconds": [0.5] * len(rows)},
+        schema={"key": pl.String, "outputs": pl.List(pl.Float32), "seconds": pl.Float64},
+    )
+
+
+def example(num_seeds: int = 2) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+    """What is asked, and a ledger that answers it; some methods ask for the same set."""
+    draw = np.random.default_rng(0)
+    asked, ledger = [], {}
+    for seed in range(num_seeds):
+        original = f"original-{seed}"
+        ledger[original] = draw.normal(size=NUM_TEST * NUM_OUTPUTS).astype(np.float32).tolist()
+        for method in ("b-method", "a-method"):
+            for test_row in (5, 0, 3):
+                for sign in ("positive", "negative"):
+                    for fraction in (0.0, 0.1, 0.05):
+                        # Small fractions of both methods name the same samples; another seed is another model.
+                        name = f"{seed}/{method if fraction == 0.1 else 'shared'}/{test_row}/{sign}/{fraction}"
+                        key = original if fraction == 0 else name
+                        ledger.setdefault(key, draw.normal(size=NUM_TEST * NUM_OUTPUTS).astype(np.float32).tolist())
+                        asked.append(
+                            {
+                                "seed": seed,
+                                "method": method,
+                                "test_id": 100 + test_row,
+                                "output_position": test_row * NUM_OUTPUTS + seed,
+                                "sign": sign,
+                                "fraction": fraction,
+                                "num_removed": round(fraction * 40),
+                                "key": key,
+                                "original_key": original,
+                            }
+                        )
+    ledger["asked by nobody"] = [float("nan")] * 2
+    return asked, ledger
+
+
+def by_loop(asked: list[dict[str, Any]], ledger: dict[str, list[float]]) -> list[tuple[Any, ...]]:
+    rows = []
+    for row in asked:
+        original = ledger[row["original_key"]][row["output_position"]]
+        retrained = ledger[row["key"]][row["output_position"]]
+        identity = (row["seed"], row["method"], row["test_id"], row["sign"], row["fraction"])
+        rows.append((*identity, row["num_removed"], original, retrained, retrained - original))
+    return sorted(rows)
+
+
+def test_equals_a_plain_loop() -> None:
+    asked, ledger = example()
+    table = deletion_table(pl.DataFrame(asked), ledger_frame(ledger).lazy())
+    assert table.columns == DELETION_SCHEMA.names
+    assert table.rows() == by_loop(asked, ledger)
+    assert (table.filter(pl.col("fraction") == 0)["delta"] == 0).all()
+
+
+def test_reads_the_ledger_lazily_from_parquet_parts(tmp_path: Path) -> None:
+    asked, ledger = example()
+    frame = ledger_frame(ledger)
+    for number, part in enumerate(frame.iter_slices(5)):
+        part.write_parquet(tmp_path / f"part-{number}.parquet")
+    table = deletion_table(pl.DataFrame(asked), pl.scan_parquet(tmp_path / "*.parquet"))
+    assert table.equals(deletion_table(pl.DataFrame(asked), frame.lazy()))
+
+
+def test_a_missing_key_is_an_error_that_counts() -> None:
+    asked, ledger = example()
+    for key in [key for key in ledger if key.startswith("1/shared")]:
+        del ledger[key]
+    with pytest.raises(NotCommittedError, match=r"6 of \d+ retrained models[\s\S]*1/shared/0/negative/0.05 and 5 more"):
+        deletion_table(pl.DataFrame(asked), ledger_frame(ledger).lazy())
+
+
+def test_a_missing_original_is_an_error() -> None:
+    asked, ledger = example()
+    asked = [row for row in asked if row["fraction"] > 0]
+    del ledger["original-1"]
+    with pytest.raises(NotCommittedError, match="original-1"):
+        deletion_table(pl.DataFrame(asked), ledger_frame(ledger).lazy())
+
+
+def test_duplicated_rows_are_harmless() -> None:
+    asked, ledger = example()
+    once = ledger_frame(ledger)
+    twice = pl.concat([once, once.head(9), once.tail(4)])
+    assert deletion_table(pl.DataFrame(asked), twice.lazy()).equals(deletion_table(pl.DataFrame(asked), once.lazy()))
+
+
+def test_rounding_between_duplicates_does_not_depend_on_their_order() -> None:
+    asked, ledger = example()
+    once = ledger_frame(ledger)
+    other = ledger_frame({key: [value + 1e-5 for value in values] for key, values in ledger.items()})
+    first = deletion_table(pl.DataFrame(asked), pl.concat([once, other]).lazy())
+    assert first.equals(deletion_table(pl.DataFrame(asked), pl.concat([other, once]).lazy()))
+
+
+def test_contradicting_duplicates_are_refused() -> None:
+    asked, ledger = example()
+    key = asked[1]["key"]
+    foreign = ledger_frame({key: [value + 0.1 for value in ledger[key]]})
+    with pytest.raises(CorruptError, match=r"disagree[\s\S]*" + key):
+        deletion_table(pl.DataFrame(asked), pl.concat([ledger_frame(ledger), foreign]).lazy())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_outputs_that_are_no_numbers_are_refused(value: float) -> None:
+    asked, ledger = example()
+    ledger[asked[1]["key"]][asked[1]["output_position"]] = value
+    with pytest.raises(NonFiniteError, match=f"position {asked[1]['output_position']} of key {asked[1]['key']}"):
+        deletion_table(pl.DataFrame(asked), ledger_frame(ledger).lazy())
+
+
+def test_a_model_with_too_few_outputs_is_refused() -> None:
+    asked, ledger = example()
+    ledger[asked[1]["key"]] = [1.0]
+    with pytest.raises(CorruptError, match="no output"):
+        deletion_table(pl.DataFrame(asked), ledger_frame(ledger).lazy())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda rows: [{**row, "sign": "sideways"} for row in rows], "sideways"),
+        (lambda rows: [{**row, "output_position": -1} for row in rows], "negative output position"),
+        (lambda rows: [{**row, "key": None} for row in rows[:2]] + rows[2:], "nulls in key"),
+        (lambda rows: rows + rows[:1], "asked for twice"),
+        (lambda rows: [{name: value for name, value in row.items() if name != "fraction"} for row in rows], "no fraction"),
+        (lambda rows: [{**row, "seed": "first"} for row in rows], "wrong type"),
+    ],
+)
+def test_malformed_questions_are_refused(change: Any, says: str) -> None:
+    asked, ledger = example()
+    with pytest.raises(StoreError, match=says):
+        deletion_table(pl.DataFrame(change(asked)), ledger_frame(ledger).lazy())
+
+
+def test_nothing_asked_gives_an_empty_table() -> None:
+    asked, ledger = example()
+    table = deletion_table(pl.DataFrame(asked).clear(), ledger_frame(ledger).lazy())
+    assert table.height == 0
+    assert deletion_arrow(table).schema.equals(DELETION_SCHEMA, check_metadata=True)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_row_order_never_matters(random: Any) -> None:
+    asked, ledger = example()
+    table = deletion_table(pl.DataFrame(asked), ledger_frame(ledger).lazy())
+    keys = list(ledger)
+    random.shuffle(asked)
+    random.shuffle(keys)
+    shuffled = deletion_table(pl.DataFrame(asked), ledger_frame({key: ledger[key] for key in keys}).lazy())
+    assert shuffled.equals(table)
+    assert parquet_bytes(shuffled) == parquet_bytes(table)
+
+
+def parquet_bytes(table: pl.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(deletion_arrow(table), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def test_arrow_carries_the_schema_and_its_version() -> None:
+    asked, ledger = example()
+    table = deletion_table(pl.DataFrame(asked), ledger_frame(ledger).lazy())
+    arrow = deletion_arrow(table)
+    arrow.validate(full=True)
+    assert arrow.schema.equals(DELETION_SCHEMA, check_metadata=True)
+    assert arrow.to_pylist() == table.to_dicts()
+    assert pq.read_table(io.BytesIO(parquet_bytes(table))).schema.equals(DELETION_SCHEMA, check_metadata=True)
+
+
+@pytest.mark.parametrize("spoil", [lambda t: t.drop("delta"), lambda t: t.with_columns(pl.lit(None, pl.Float64).alias("delta"))])
+def test_another_table_is_not_written_as_deletions(spoil: Any) -> None:
+    asked, ledger = example()
+    with pytest.raises(GenRepError, match="no deletion table"):
+        deletion_arrow(spoil(deletion_table(pl.DataFrame(asked), ledger_frame(ledger).lazy())))
