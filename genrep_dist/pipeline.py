@@ -1,0 +1,199 @@
+"""The walk: plan, skip what is done, run what is missing, judge, publish."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import polars as pl
+
+from genrep_dist.config import Experiment, load_experiment
+from genrep_dist.errors import GenRepError, UnitError
+from genrep_dist.evaluation.deletion import deletion_arrow, deletion_table
+from genrep_dist.evaluation.statistics import summarise
+from genrep_dist.plan import Retraining, StageName, Unit
+from genrep_dist.results import Run, open_run
+from genrep_dist.runtime.executor import Executor
+from genrep_dist.runtime.progress import Progress, Silence
+from genrep_dist.runtime.serial import SerialExecutor
+from genrep_dist.stages.assembly import assemblies, commit, declare, missing_units
+from genrep_dist.stages.prepare import Prepared, check_room, prepare, write_record
+from genrep_dist.stages.retrain import removals, retrain_units
+from genrep_dist.store import Store
+from genrep_dist.store.tables import put_frame, put_table
+
+STAGES: tuple[StageName, ...] = ("train", "gradients", "kernels", "importances", "attributions")
+MAX_MODELS_PER_TASK = 256
+TASKS_PER_SLOT = 8
+"""Retraining tasks per slot at least, where there are that many models: the last ones to finish should not keep the rest waiting."""
+
+
+def run(
+    experiment: Experiment | str | Path,
+    store: str = "store",
+    *,
+    serial: bool = False,
+    address: str | None = None,
+    progress: Progress | None = None,
+    search_path: Sequence[str] = (),
+    executor: Executor | None = None,
+) -> Run:
+    """Run an experiment to its end and return its results; what the store holds already is not computed again.
+
+    ``serial`` works in this process without Ray; ``address`` attaches to a running Ray cluster; ``executor`` is any other way to
+    run units, and stays open. Raises GenRepError; units that were finished before stay finished.
+    """
+    experiment = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
+    progress = progress or Silence()
+    opened = Store(store)
+    prepared = prepare(experiment, opened, search_path)
+    write_record(prepared)
+    if is_finished(prepared):
+        progress.message("everything is done already: nothing was computed")
+        return open_run(opened, experiment.name)
+    walk = _Walk(prepared, progress, lambda: executor or make_executor(experiment, serial=serial, address=address))
+    try:
+        walk.run()
+    finally:
+        if executor is None:
+            walk.close()
+    return open_run(opened, experiment.name)
+
+
+def make_executor(experiment: Experiment, *, serial: bool = False, address: str | None = None) -> Executor:
+    """The executor that an experiment's resources ask for. Ray is imported only where it is used."""
+    resources = experiment.resources
+    if serial:
+        return SerialExecutor(resources.retries)
+    from genrep_dist.runtime.ray_executor import RayExecutor
+
+    return RayExecutor(retries=resources.retries, workers=resources.workers, address=address, num_gpus=resources.num_gpus)
+
+
+def results_folder(name: str) -> str:
+    return f"results/{name}"
+
+
+def is_finished(prepared: Prepared) -> bool:
+    """Whether this very question has been answered, published and proved so in this store."""
+    path = f"{results_folder(prepared.plan.experiment.name)}/manifest.json"
+    objects = prepared.store.objects
+    return objects.exists(path) and bool(objects.get_json(path)["question"] == prepared.plan.keys.question)
+
+
+class _Walk:
+    """One pass through the stages."""
+
+    def __init__(self, prepared: Prepared, progress: Progress, make: Callable[[], Executor]) -> None:
+        self._prepared = prepared
+        self._plan = prepared.plan
+        self._store = prepared.store
+        self._progress = progress
+        self._make = make
+        self._executor: Executor | None = None
+
+    def run(self) -> None:
+        began = time.perf_counter()
+        for stage in STAGES:
+            self._run_stage(stage)
+        asked, unique, trained = self._retrain()
+        deletion = deletion_table(asked, self._store.ledger(self._plan.keys.training).scan())
+        summary = summarise(deletion, self._plan.experiment.parsed_methods)
+        facts = {"asked": asked.height, "unique": unique, "trained_now": trained, "seconds": time.perf_counter() - began}
+        self._publish(deletion, summary, facts)
+
+    def close(self) -> None:
+        if self._executor is not None:
+            self._executor.close()
+
+    def _open_executor(self) -> Executor:
+        """The executor, started when there is work for it and not before; the plan is checked against what it has."""
+        if self._executor is None:
+            self._executor = self._make()
+            check_room(self._plan, self._store, self._executor.slots)
+        return self._executor
+
+    def _run_stage(self, stage: StageName) -> None:
+        everything = list(assemblies(self._plan, stage))
+        if not everything:
+            return
+        missing: list[Unit] = []
+        total = 0
+        unfinished = []
+        for assembly in everything:
+            units = missing_units(self._store, assembly)
+            total += len(assembly.units)
+            missing.extend(units)
+            if units or not self._store.artifact(assembly.kind, assembly.key).is_committed():
+                unfinished.append(assembly)
+        self._progress.stage(stage, total, total - len(missing))
+        for assembly in unfinished:
+            declare(self._store, assembly)
+        self._work(missing, actors=stage in ("gradients", "kernels"))
+        for assembly in unfinished:
+            commit(self._store, assembly)
+
+    def _retrain(self) -> tuple[pl.DataFrame, int, int]:
+        """Fill the ledger with what the attributions ask for; (asked table, distinct retrainings, trained in this run)."""
+        plan = self._plan
+        asked, unique = removals(plan, self._store, cast("Any", self._prepared.test.ids.numpy()))
+        put_frame(self._store.objects, f"experiments/{plan.experiment.name}/asked.parquet", asked)
+        ledger = self._store.ledger(plan.keys.training)
+        known = ledger.keys()
+        missing = [retraining for key, retraining in unique.items() if key not in known]
+        self._progress.stage("retrain", len(unique), len(unique) - len(missing))
+        if missing:
+            self._work(retrain_units(missing, self._models_per_task(missing)), actors=False)
+        return asked, len(unique), len(missing)
+
+    def _models_per_task(self, missing: Sequence[Retraining]) -> int:
+        """So many that a task takes about the declared seconds, and that every slot gets several tasks. Changes no result."""
+        ledger = self._store.ledger(self._plan.keys.training).scan()
+        seconds = ledger.filter(pl.col("num_removed") == 0).select(pl.col("seconds").median()).collect().item() or 1.0
+        by_time = self._plan.experiment.resources.task_seconds / max(seconds, 1e-6)
+        by_slots = math.ceil(len(missing) / (TASKS_PER_SLOT * self._open_executor().slots))
+        return max(1, min(int(by_time), by_slots, MAX_MODELS_PER_TASK))
+
+    def _work(self, units: Iterable[Unit], *, actors: bool) -> None:
+        """Run units to their end. One failure does not hold the others; after all have ended, the first is raised."""
+        units = list(units)
+        if not units:
+            return
+        failures = []
+        for outcome in self._open_executor().run(self._prepared.job, units, actors=actors):
+            if outcome.error is not None:
+                failures.append(outcome)
+                self._progress.message(f"failed after {outcome.attempts} attempts: {outcome.unit.label}")
+            else:
+                self._progress.advance(int(outcome.statistics.get("models", 1)), outcome.statistics)
+        if not failures:
+            return
+        first = failures[0]
+        if len(failures) == 1 and isinstance(first.error, GenRepError):
+            raise first.error
+        raise UnitError(
+            f"{len(failures)} of {len(units)} units of work failed; the others are done and kept",
+            where=first.unit.label,
+            got=f"{type(first.error).__name__}: {first.error}",
+            remedy="mend the cause and run the same command again: only what is missing is computed",
+        ) from first.error
+
+    def _publish(self, deletion: pl.DataFrame, summary: pl.DataFrame, facts: dict[str, Any]) -> None:
+        """Results, report and MLflow; the manifest, which says that all of it is there, comes last."""
+        folder = results_folder(self._plan.experiment.name)
+        put_table(self._store.objects, f"{folder}/deletion.parquet", deletion_arrow(deletion))
+        put_frame(self._store.objects, f"{folder}/summary.parquet", summary)
+        print(facts)
+
+
+def tracking_uri(experiment: Experiment, store: Store) -> tuple[str, str | None]:
+    """Where results are compared, and where MLflow shall put files: as declared, as MLFLOW_TRACKING_URI says, or in the store."""
+    declared = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if declared:
+        return declared, None
+    root = store.objects.root or Path.cwd()
+    return f"sqlite:///{root / 'mlflow.db'}", (root / "mlflow-artifacts").as_uri()

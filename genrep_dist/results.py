@@ -1,0 +1,178 @@
+"""A run's results, read from the store alone: what a user's script, notebook or another tool works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from torch import Tensor, nn
+
+from genrep_dist.errors import MethodError
+from genrep_dist.plan import Plan, named_checkpoint
+from genrep_dist.problems.protocol import Dataset
+from genrep_dist.representers.losses import Loss
+from genrep_dist.representers.methods import parse_method
+from genrep_dist.stages.execute import workbench
+from genrep_dist.stages.importances import importance
+from genrep_dist.stages.job import Job, Workbench, read_data
+from genrep_dist.stages.prepare import plan_of_record, read_record
+from genrep_dist.stages.states import unpack_state
+from genrep_dist.store import Store
+from genrep_dist.store.tables import scan_frame
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class SeedProblem:
+    """A problem exactly as one seed used it: the trained model and its data."""
+
+    model: nn.Module
+    loss: Loss
+    train: Dataset
+    test: Dataset
+
+
+class Run:
+    """One experiment in one store. Reading something that is not finished raises NotCommittedError."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store = store
+        self.name = name
+        self._record = read_record(store, name)
+        self.plan: Plan = plan_of_record(self._record)
+
+    def summary(self) -> pl.DataFrame:
+        """One row a method: AUC-DEL with its intervals."""
+        return scan_frame(self.store.objects, f"results/{self.name}/summary.parquet").collect()
+
+    def deletion(self) -> pl.LazyFrame:
+        """One row a (seed, method, test point, sign, fraction)."""
+        return scan_frame(self.store.objects, f"results/{self.name}/deletion.parquet")
+
+    def train_ids(self, seed: int) -> npt.NDArray[np.int64]:
+        """Sample ids of the rows of attributions, importances and kernels (N,)."""
+        self._check_seed(seed)
+        return self.train.ids.numpy()
+
+    def test_ids(self, seed: int) -> npt.NDArray[np.int64]:
+        """Sample ids of the seed's test points, the columns of attributions and kernels (M,)."""
+        self._check_seed(seed)
+        return self.test.ids.numpy()[self.plan.keys.test_positions(seed)]
+
+    def attributions(self, method: str, seed: int) -> Array:
+        """Phi (N, M) float64; positive: the training sample raises the test point's logit."""
+        self._check_seed(seed)
+        if method not in self.plan.experiment.methods:
+            raise MethodError("not a method of this run", where=self.name, expected=", ".join(self.plan.experiment.methods), got=method)
+        return self.store.artifact("attribution", self.plan.keys.attribution(seed, parse_method(method))).read("phi")
+
+    def importance(self, name: str, seed: int) -> Array:
+        """Alpha (N,), or (N, C) for several outputs: 'target', 'tracking', or the surrogate of a kernel, 'ntk-final/surrogate'.
+
+        The bare name 'surrogate' is understood where the run has only one.
+        """
+        self._check_seed(seed)
+        kernel, epoch, kind = "ntk", self.plan.keys.epochs, name
+        if name not in ("target", "tracking"):
+            full = name if "/" in name else self._only_surrogate()
+            method = parse_method(full)
+            kernel, epoch, kind = method.kernel, self.plan.keys.method_epochs(method)[0], method.importance
+        return _squeeze(importance(self._bench, kind, seed, kernel, epoch).numpy(), axis=1)
+
+    def kernel(self, kernel: str, checkpoint: str | int, seed: int) -> Array:
+        """K (N, M), or (N, C, M) for several outputs, of 'ntk' or 'last-layer' at a checkpoint."""
+        self._check_seed(seed)
+        epoch = named_checkpoint(checkpoint, self.plan.keys.epochs)
+        return _squeeze(self.store.artifact("kernel", self.plan.keys.kernel(seed, kernel, epoch)).read("kernel"), axis=1)
+
+    def checkpoint(self, seed: int, which: str | int) -> dict[str, Tensor]:
+        """The state dictionary at 'initial', 'middle', 'final' or an epoch number that was kept."""
+        self._check_seed(seed)
+        artifact = self.store.artifact("train", self.plan.keys.train(seed))
+        return unpack_state(artifact, named_checkpoint(which, self.plan.keys.epochs))
+
+    def problem(self, seed: int) -> SeedProblem:
+        """The trained model in evaluation mode, the loss, and the data as that seed used them."""
+        self._check_seed(seed)
+        bench = self._bench
+        with torch.random.fork_rng(devices=[]):
+            model = bench.problem.model()
+        model.load_state_dict(self.checkpoint(seed, "final"))
+        return SeedProblem(model.eval(), bench.loss, self.train, self.test)
+
+    def certificates(self) -> list[dict[str, Any]]:
+        """What the surrogate solver proved of each of its answers: seed, residual, efficiency gap, matvecs."""
+        found = []
+        for unit in self.plan.importance_units():
+            artifact = self.store.artifact("surrogate", self.plan.keys.surrogate(unit.seed, unit.kernel, unit.epoch))
+            found.append({"seed": unit.seed, "kernel": unit.kernel, "epoch": unit.epoch, **artifact.manifest()["certificate"]})
+        return found
+
+    def training(self) -> pl.DataFrame:
+        """One row a seed: final training loss and test accuracy of the original model."""
+        manifests = [self.store.artifact("train", self.plan.keys.train(seed)).manifest() for seed in self.plan.experiment.seeds]
+        rows = [(m["seed"], m["train_loss"], m["test_accuracy"]) for m in manifests]
+        return pl.DataFrame(rows, schema={"seed": pl.Int64, "train_loss": pl.Float64, "test_accuracy": pl.Float64}, orient="row")
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What was proved when the run was published: question, counts, tracking link, files; None while it is not finished."""
+        path = f"results/{self.name}/manifest.json"
+        if not self.store.objects.exists(path):
+            return None
+        manifest: dict[str, Any] = self.store.objects.get_json(path)
+        return manifest if manifest["question"] == self.plan.keys.question else None
+
+    @cached_property
+    def train(self) -> Dataset:
+        """The training samples, in the order of every array's rows."""
+        return read_data(self.store, self._record["data"], "train")
+
+    @cached_property
+    def test(self) -> Dataset:
+        """All test samples, in the order of the ledger's outputs."""
+        return read_data(self.store, self._record["data"], "test")
+
+    @property
+    def _bench(self) -> Workbench:
+        record = self._record
+        job = Job(
+            self.store.uri,
+            self.plan.experiment,
+            record["data"],
+            record["problem"],
+            record["recipe"],
+            self.plan.shape.num_test,
+            tuple(record["search_path"]),
+        )
+        return workbench(job)
+
+    def _only_surrogate(self) -> str:
+        names = [
+            n for n, m in zip(self.plan.experiment.methods, self.plan.experiment.parsed_methods, strict=True) if m.importance == "surrogate"
+        ]
+        if len(names) != 1:
+            raise MethodError(
+                "which surrogate?", where=self.name, expected="one of " + (", ".join(names) or "none in this run"), got="surrogate"
+            )
+        return names[0]
+
+    def _check_seed(self, seed: int) -> None:
+        if seed not in self.plan.experiment.seeds:
+            raise MethodError(
+                "not a seed of this run", where=self.name, expected=f"one of {list(self.plan.experiment.seeds)}", got=str(seed)
+            )
+
+
+def open_run(store: str | Store, name: str) -> Run:
+    """Open the experiment ``name`` of a store, finished or not. StoreError when the store does not know it."""
+    return Run(store if isinstance(store, Store) else Store(store), name)
+
+
+def _squeeze(values: Array, axis: int) -> Array:
+    return values.squeeze(axis) if values.shape[axis] == 1 else values

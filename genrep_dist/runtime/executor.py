@@ -1,0 +1,36 @@
+"""What an executor is: something that runs units, each until it succeeds or has failed as often as it may."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from genrep_dist.errors import ConfigError, ConvergenceError, CorruptError, MethodError, ProblemError
+from genrep_dist.plan import Unit
+from genrep_dist.stages.job import Job
+
+HOPELESS = (ConfigError, MethodError, ProblemError, ConvergenceError, CorruptError)
+"""Failures that another attempt at the same unit cannot mend."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a unit ended: with ``statistics``, or with the ``error`` of its last attempt."""
+
+    unit: Unit
+    statistics: dict[str, float]
+    attempts: int
+    error: BaseException | None = None
+
+
+class Executor(Protocol):
+    """Runs units in any order and yields each unit's outcome once, as it ends. A failing unit does not hold the others."""
+
+    name: str
+    slots: int
+
+    def run(self, job: Job, units: Iterable[Unit], *, actors: bool = False) -> Iterator[Outcome]:
+        """With ``actors``, long-lived workers that keep the model take the units; else stateless tasks."""
+
+    def close(self) -> None: ...

@@ -1,0 +1,156 @@
+"""The executor on Ray. The only file that imports ray."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from genrep_dist.errors import GenRepError
+from genrep_dist.plan import Unit
+from genrep_dist.runtime.executor import HOPELESS, Outcome
+from genrep_dist.stages.job import Job
+
+IN_FLIGHT_PER_SLOT = 2
+"""Tasks submitted ahead of each slot: enough that no slot waits for the driver, few enough that a sweep does not fill it."""
+
+
+def _execute(job: Job, unit: Unit) -> dict[str, float]:
+    from genrep_dist.stages.execute import execute
+
+    return execute(job, unit)
+
+
+class _Worker:
+    """An actor: a process that keeps its model between the row blocks that it is handed."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def run(self, unit: Unit) -> dict[str, float]:
+        return _execute(self._job, unit)
+
+
+class RayExecutor:
+    """Runs units as Ray tasks, or on a pool of actors, with bounded work in flight.
+
+    A unit whose process, node or attempt fails is submitted again, at most ``retries`` times; units are idempotent, because each
+    writes one part that is whole or absent. Inside a submitted job, or with ``address``, it attaches to the running cluster;
+    otherwise it starts one on this machine and stops it in the end.
+    """
+
+    name = "ray"
+
+    def __init__(self, *, retries: int, workers: int | None = None, address: str | None = None, num_gpus: float = 0.0) -> None:
+        self._retries = retries
+        self._started = False
+        if not ray.is_initialized():
+            self._started = True
+            self._attach(address, workers)
+        cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        available = int(cluster.get("GPU", 0) / num_gpus) if num_gpus else int(cluster.get("CPU", 1))
+        if num_gpus and available < 1:
+            raise GenRepError(
+                "the cluster has no GPU for a worker",
+                where="resources.num_gpus",
+                expected=f"{num_gpus} GPU",
+                got=f"{cluster.get('GPU', 0)} in the whole cluster",
+                remedy="set resources.num_gpus to 0 to work on CPUs, or add GPU nodes",
+            )
+        self.slots = max(1, min(available, workers or available))
+        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": num_gpus}
+        self._task = ray.remote(**options, max_retries=0)(_execute)
+        self._actor = ray.remote(**options, max_restarts=0)(_Worker)
+
+    def run(self, job: Job, units: Iterable[Unit], *, actors: bool = False) -> Iterator[Outcome]:
+        shared = ray.put(job)
+        pending = iter(units)
+        if actors:
+            yield from self._run_on_actors(shared, pending)
+        else:
+            yield from self._run_as_tasks(shared, pending)
+
+    def close(self) -> None:
+        if self._started:
+            ray.shutdown()
+            self._started = False
+
+    def _run_as_tasks(self, job: Any, pending: Iterator[Unit]) -> Iterator[Outcome]:
+        running: dict[Any, tuple[Unit, int]] = {}
+        again: list[tuple[Unit, int]] = []
+        while True:
+            room = max(0, self.slots * IN_FLIGHT_PER_SLOT - len(running) - len(again))
+            fresh = ((unit, 1) for unit in itertools.islice(pending, room))
+            for unit, attempt in itertools.chain(again, fresh):
+                running[self._task.remote(job, unit)] = (unit, attempt)
+            again = []
+            if not running:
+                return
+            done, _ = ray.wait(list(running), num_returns=1)
+            for reference in done:
+                outcome = self._collect(reference, *running.pop(reference))
+                if self._wants_retry(outcome):
+                    again.append((outcome.unit, outcome.attempts + 1))
+                else:
+                    yield outcome
+
+    def _run_on_actors(self, job: Any, pending: Iterator[Unit]) -> Iterator[Outcome]:
+        queue: list[tuple[Unit, int]] = []
+        idle: list[Any] = []
+        running: dict[Any, tuple[Any, Unit, int]] = {}
+        started = 0
+        try:
+            while True:
+                while len(running) < self.slots:
+                    work = queue.pop() if queue else next(((unit, 1) for unit in pending), None)
+                    if work is None:
+                        break
+                    if idle:
+                        actor = idle.pop()
+                    else:
+                        actor, started = self._actor.remote(job), started + 1
+                    running[actor.run.remote(work[0])] = (actor, *work)
+                if not running:
+                    return
+                done, _ = ray.wait(list(running), num_returns=1)
+                for reference in done:
+                    actor, unit, attempt = running.pop(reference)
+                    outcome = self._collect(reference, unit, attempt)
+                    # After a failure of the process itself the actor is gone; a new one takes its place.
+                    if outcome.error is None or isinstance(outcome.error, GenRepError):
+                        idle.append(actor)
+                    else:
+                        ray.kill(actor)
+                    if self._wants_retry(outcome):
+                        queue.append((unit, attempt + 1))
+                    else:
+                        yield outcome
+        finally:
+            for actor in idle + [entry[0] for entry in running.values()]:
+                ray.kill(actor)
+
+    def _collect(self, reference: Any, unit: Unit, attempt: int) -> Outcome:
+        try:
+            return Outcome(unit, ray.get(reference), attempt)
+        except RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            return Outcome(unit, {}, attempt, cause)
+        except (RayError, GenRepError) as error:
+            return Outcome(unit, {}, attempt, error)
+
+    def _wants_retry(self, outcome: Outcome) -> bool:
+        return outcome.error is not None and not isinstance(outcome.error, HOPELESS) and outcome.attempts <= self._retries
+
+    def _attach(self, address: str | None, workers: int | None) -> None:
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address is not None or "RAY_ADDRESS" in os.environ:
+            # Resource arguments are an error where a cluster exists already.
+            ray.init(address=address or "auto", **quiet)
+            return
+        cpus = workers or os.cpu_count() or 1
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)

@@ -1,0 +1,40 @@
+"""The executor without a cluster: one unit after the other, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from genrep_dist.plan import Unit
+from genrep_dist.runtime.executor import HOPELESS, Outcome
+from genrep_dist.stages.execute import execute
+from genrep_dist.stages.job import Job
+
+
+class SerialExecutor:
+    """Runs each unit at most ``1 + retries`` times."""
+
+    name = "serial"
+    slots = 1
+
+    def __init__(self, retries: int) -> None:
+        self._retries = retries
+
+    def run(self, job: Job, units: Iterable[Unit], *, actors: bool = False) -> Iterator[Outcome]:
+        del actors
+        for unit in units:
+            yield self._attempt(job, unit)
+
+    def close(self) -> None:
+        pass
+
+    def _attempt(self, job: Job, unit: Unit) -> Outcome:
+        attempts = 0
+        while True:
+            attempts += 1
+            try:
+                return Outcome(unit, execute(job, unit), attempts)
+            except HOPELESS as error:
+                return Outcome(unit, {}, attempts, error)
+            except Exception as error:
+                if attempts > self._retries:
+                    return Outcome(unit, {}, attempts, error)

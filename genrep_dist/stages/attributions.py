@@ -1,0 +1,50 @@
+"""Stage attributions: phi of every method for the seed's test points, and the order in which it would remove samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genrep_dist.plan import AttributionUnit
+from genrep_dist.representers.attribution import attribute, ranking, tracincp
+from genrep_dist.representers.methods import Method, parse_method
+from genrep_dist.stages.importances import importance
+from genrep_dist.stages.job import Workbench, to_numpy
+
+
+def run(unit: AttributionUnit, bench: Workbench) -> dict[str, float]:
+    """Write phi (N, M) float64 and the full removal orders (M, N) of sample ids, most negative and most positive first."""
+    method = parse_method(unit.method)
+    phi = attribution(method, unit.seed, bench)
+    artifact = bench.store.artifact("attribution", bench.keys.attribution(unit.seed, method))
+    artifact.write("phi", to_numpy(phi), ("train", "test"))
+    ids = bench.train.ids
+    for sign in ("negative", "positive"):
+        artifact.write(f"order_{sign}", to_numpy(ranking(phi, ids, len(ids), sign)), ("test", "rank"))
+    artifact.commit({"seed": unit.seed, "method": unit.method, "test_ids": bench.test.ids[bench.test_positions(unit.seed)].tolist()})
+    return {"scores": float(phi.numel())}
+
+
+def attribution(method: Method, seed: int, bench: Workbench) -> Tensor:
+    """Phi (N, M) float64 of a method for the test points of ``seed``."""
+    if method.importance == "random":
+        return bench.random_scores(seed).double()
+    epochs = bench.keys.method_epochs(method)
+    kernels = [_kernel(bench, seed, method.kernel, epoch) for epoch in epochs]
+    if method.checkpoint == "all":
+        artifact = bench.train_artifact(seed)
+        saved = artifact.read("epochs").tolist()
+        rates = artifact.read("rates")
+        alphas = [importance(bench, "target", seed, method.kernel, epoch) for epoch in epochs]
+        return tracincp((float(rates[saved.index(e)]), a, k) for e, a, k in zip(epochs, alphas, kernels, strict=True))
+    # The target derivative is taken at the model that is explained, whatever the kernel's checkpoint.
+    alpha = importance(bench, method.importance, seed, method.kernel, _alpha_epoch(method, bench, epochs[0]))
+    return attribute(alpha, kernels[0])
+
+
+def _alpha_epoch(method: Method, bench: Workbench, kernel_epoch: int) -> int:
+    return bench.keys.epochs if method.importance == "target" else kernel_epoch
+
+
+def _kernel(bench: Workbench, seed: int, kernel: str, epoch: int) -> Tensor:
+    return torch.from_numpy(bench.store.artifact("kernel", bench.keys.kernel(seed, kernel, epoch)).read("kernel")).double()

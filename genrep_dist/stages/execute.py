@@ -1,0 +1,52 @@
+"""The one door through which every executor runs a unit of work."""
+
+from __future__ import annotations
+
+import torch
+
+from genrep_dist.plan import AttributionUnit, GradientUnit, GramUnit, ImportanceUnit, KernelUnit, TrainUnit, Unit
+from genrep_dist.stages import attributions, gradients, importances, kernels, retrain, train
+from genrep_dist.stages.job import Job, Workbench
+
+_benches: dict[str, Workbench] = {}
+
+
+def workbench(job: Job) -> Workbench:
+    """The process's workbench for ``job``; opening one drops the last, so that a process holds one data set at a time."""
+    key = f"{job.store_uri}/{job.keys.question}/{job.experiment.resources.device}"
+    if key not in _benches:
+        _benches.clear()
+        _benches[key] = Workbench(job)
+    return _benches[key]
+
+
+def execute(job: Job, unit: Unit) -> dict[str, float]:
+    """Run one unit and return its statistics. What it makes is in the store, whole, or not at all.
+
+    On the CPU a unit uses one thread: floating-point sums then run in one order, and a result depends neither on the machine's
+    cores nor on how many workers share them.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _run(unit, workbench(job))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(unit: Unit, bench: Workbench) -> dict[str, float]:
+    match unit:
+        case TrainUnit():
+            return train.run(unit, bench)
+        case GradientUnit():
+            return gradients.run(unit, bench)
+        case KernelUnit():
+            return kernels.run_kernel(unit, bench)
+        case GramUnit():
+            return kernels.run_gram(unit, bench)
+        case ImportanceUnit():
+            return importances.run(unit, bench)
+        case AttributionUnit():
+            return attributions.run(unit, bench)
+        case _:
+            return retrain.run(unit, bench)

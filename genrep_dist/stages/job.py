@@ -1,0 +1,194 @@
+"""What a worker is told about the experiment, and what it opens from that, once per process."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genrep_dist.config import Experiment
+from genrep_dist.errors import NonFiniteError, ProblemError
+from genrep_dist.keys import Keys
+from genrep_dist.problems.load import load_problem, source_digest
+from genrep_dist.problems.protocol import Dataset, Problem, Recipe
+from genrep_dist.problems.tables import from_table, to_table
+from genrep_dist.representers.attribution import random_scores
+from genrep_dist.representers.features import check_model, last_layer_features, per_sample_gradients
+from genrep_dist.representers.losses import Loss, get_loss
+from genrep_dist.seeds import derive_seed
+from genrep_dist.stages.states import unpack_state
+from genrep_dist.store import Store
+from genrep_dist.store.artifacts import Artifact
+from genrep_dist.store.tables import get_table, put_table
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Small and picklable: where the store is, what is asked, and the digests that the worker's own copy must match."""
+
+    store_uri: str
+    experiment: Experiment
+    data: str
+    problem: str
+    recipe: dict[str, Any]
+    num_test: int
+    search_path: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> Keys:
+        return Keys(self.experiment, self.data, self.problem, self.recipe, self.num_test)
+
+
+def recipe_in_force(problem: Problem, experiment: Experiment) -> Recipe:
+    """The problem's recipe with the experiment's changes."""
+    return replace(problem.recipe, **experiment.recipe.model_dump(exclude_none=True))
+
+
+def publish_data(store: Store, digest: str, train: Dataset, test: Dataset) -> None:
+    """Put the samples into the store, where every worker reads them."""
+    for name, dataset in (("train", train), ("test", test)):
+        path = f"data/{digest}/{name}.parquet"
+        if not store.objects.exists(path):
+            put_table(store.objects, path, to_table(dataset))
+
+
+def read_data(store: Store, digest: str, name: str) -> Dataset:
+    return from_table(get_table(store.objects, f"data/{digest}/{name}.parquet"))
+
+
+class Recent:
+    """The few most recently used values: models and features that the next unit is likely to want again."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._values: OrderedDict[Any, Any] = OrderedDict()
+
+    def get(self, key: Any, make: Callable[[], T]) -> T:
+        if key not in self._values:
+            self._values[key] = make()
+        self._values.move_to_end(key)
+        while len(self._values) > self._size:
+            self._values.popitem(last=False)
+        value: T = self._values[key]
+        return value
+
+
+class Workbench:
+    """Everything that the units of one experiment use: data, problem, models at their checkpoints."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.keys = job.keys
+        self.store = Store(job.store_uri)
+        self.device = pick_device(job.experiment.resources.device)
+        self.problem = load_problem(job.experiment.problem.name, job.experiment.problem.options, job.search_path)
+        found = source_digest(self.problem, job.experiment.problem.options)
+        if found != job.problem:
+            raise ProblemError(
+                "this worker's copy of the problem differs from the driver's",
+                where=job.experiment.problem.name,
+                expected=f"source digest {job.problem[:12]}",
+                got=found[:12],
+                remedy="give all machines the same code (ray job submit --working-dir)",
+            )
+        self.loss: Loss = get_loss(self.problem.loss)
+        self.recipe = recipe_in_force(self.problem, job.experiment)
+        self.train = self._load("train")
+        self.test = self._load("test")
+        self._recent = Recent(4)
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.job.experiment
+
+    def train_artifact(self, seed: int) -> Artifact:
+        return self.store.artifact("train", self.keys.train(seed))
+
+    def model(self, seed: int, epoch: int) -> nn.Module:
+        """The model of ``seed`` after ``epoch`` epochs, in evaluation mode."""
+        return self._recent.get(("model", seed, epoch), lambda: self._load_model(seed, epoch))
+
+    def features(self, seed: int, kernel: str, epoch: int, start: int, stop: int) -> Tensor:
+        """Features of training rows: (rows, C, P) for the NTK, (rows, L) for the last layer. NonFiniteError names sample ids."""
+        model = self.model(seed, epoch)
+        inputs = self.train.inputs[start:stop]
+        result = last_layer_features(model, inputs) if kernel == "last-layer" else per_sample_gradients(model, inputs)
+        self._check_rows(result, self.train.ids[start:stop], f"{kernel} features, seed {seed}, epoch {epoch}")
+        return result
+
+    def test_features(self, seed: int, kernel: str, epoch: int) -> Tensor:
+        """Features of the seed's test points: (M, P) gradients of the target's logit, or (M, L)."""
+        return self._recent.get(("test features", seed, kernel, epoch), lambda: self._make_test_features(seed, kernel, epoch))
+
+    def test_positions(self, seed: int) -> list[int]:
+        return self.keys.test_positions(seed)
+
+    def target_outputs(self, seed: int) -> Tensor:
+        """For each of the seed's test points the output whose logit is explained (M,), int64."""
+        positions = self.test_positions(seed)
+        declared = self.experiment.target.output
+        if isinstance(declared, int):
+            return torch.full((len(positions),), declared, dtype=torch.int64, device=self.device)
+        outputs = self.train_artifact(seed).read("outputs_test")[positions]
+        return torch.as_tensor(outputs.argmax(axis=1), device=self.device)
+
+    def random_scores(self, seed: int) -> Tensor:
+        """Scores (N, M) of the method `random`: an order of its own for every (seed, test point)."""
+        ids = self.test.ids[self.test_positions(seed)].tolist()
+        return random_scores([derive_seed(seed, "random", test_id) for test_id in ids], len(self.train.ids), len(ids))
+
+    def _load(self, name: str) -> Dataset:
+        dataset = read_data(self.store, self.job.data, name)
+        return Dataset(dataset.inputs.to(self.device), dataset.targets.to(self.device), dataset.ids)
+
+    def _load_model(self, seed: int, epoch: int) -> nn.Module:
+        artifact = self.train_artifact(seed)
+        # What the constructor draws is overwritten by the checkpoint; the global generators must not notice.
+        with torch.random.fork_rng(devices=[]):
+            model = self.problem.model()
+        model.load_state_dict(unpack_state(artifact, epoch))
+        model.to(self.device).eval()
+        check_model(model)
+        return model
+
+    def _make_test_features(self, seed: int, kernel: str, epoch: int) -> Tensor:
+        positions = self.test_positions(seed)
+        inputs = self.test.inputs[positions]
+        model = self.model(seed, epoch)
+        if kernel == "last-layer":
+            result = last_layer_features(model, inputs)
+        else:
+            result = per_sample_gradients(model, inputs, self.target_outputs(seed))
+        self._check_rows(result, self.test.ids[positions], f"{kernel} features of test points, seed {seed}, epoch {epoch}")
+        return result
+
+    @staticmethod
+    def _check_rows(values: Tensor, ids: Tensor, where: str) -> None:
+        fine = torch.isfinite(values.reshape(len(values), -1)).all(dim=1).cpu()
+        if not bool(fine.all()):
+            bad = ids[~fine]
+            raise NonFiniteError(
+                "NaN or Inf in per-sample features",
+                where=f"{where}; sample ids {bad[:5].tolist()}",
+                expected="finite numbers",
+                got=f"{len(bad)} bad rows",
+                remedy="look at these samples and at the scale of the model's parameters",
+            )
+
+
+def pick_device(choice: str) -> torch.device:
+    """The device of a worker; ProblemError when CUDA is asked for and not there."""
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise ProblemError("no CUDA device here", where="resources.device", expected="a GPU", got="none", remedy="use device: auto or cpu")
+    return torch.device("cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+    return np.ascontiguousarray(tensor.detach().cpu().numpy())

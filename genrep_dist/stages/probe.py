@@ -1,0 +1,105 @@
+"""How long a plan will take, from a probe of a second or two on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from genrep_dist.plan import Plan, StageName
+from genrep_dist.problems.protocol import Dataset
+from genrep_dist.representers.features import per_sample_gradients
+from genrep_dist.representers.losses import get_loss
+from genrep_dist.stages.job import pick_device
+from genrep_dist.stages.prepare import Prepared
+from genrep_dist.training.loop import train
+from genrep_dist.training.randomness import Randomness
+
+PROBE_SECONDS = 0.5
+UNIT_OVERHEAD_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Measured on one worker: seconds to train one model, training rows a second through gradients, multiply-adds a second."""
+
+    train_seconds: float
+    gradient_rows_per_second: float
+    multiply_adds_per_second: float
+
+
+def probe(prepared: Prepared) -> Rates:
+    """Measure the three rates with one thread, as a worker has it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        device = pick_device(prepared.plan.experiment.resources.device)
+        return Rates(_training(prepared, device), _gradients(prepared, device), _products(device))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def estimate(plan: Plan, rates: Rates, slots: int, missing: Mapping[StageName, float]) -> dict[StageName, float]:
+    """Seconds for each stage; ``missing`` is the share of it that is still to do."""
+    shape, seeds = plan.shape, len(plan.experiment.seeds)
+    n, seconds = shape.num_train, {stage.name: 0.0 for stage in plan.stages}
+    stored = plan.features_stored()
+    for kernel, epoch in plan.kernels_needed():
+        # The NTK costs gradients; the last layer a forward pass, which is a small part of one.
+        cost = seeds * n * (1.0 if kernel == "ntk" else 0.2) / rates.gradient_rows_per_second
+        seconds["gradients" if (kernel, epoch) in stored else "kernels"] += cost
+    for kernel, _ in plan.grams_needed():
+        size, width = shape.gram_rows(kernel), shape.feature_width(kernel) * n / shape.gram_rows(kernel)
+        seconds["kernels"] += seeds * size * size / 2 * width / rates.multiply_adds_per_second
+        seconds["importances"] += seeds * 60 * size * size / rates.multiply_adds_per_second
+    seconds["train"] = seeds * rates.train_seconds
+    seconds["retrain"] = plan.retrainings_at_most * rates.train_seconds
+    for stage in plan.stages:
+        units = stage.units if stage.name != "retrain" else 0
+        seconds[stage.name] = missing.get(stage.name, 1.0) * (seconds[stage.name] + units * UNIT_OVERHEAD_SECONDS) / slots
+    return seconds
+
+
+def _training(prepared: Prepared, device: torch.device) -> float:
+    """Seconds for one model: a few epochs on the first rows, scaled to all steps."""
+    recipe, loss = prepared.recipe, get_loss(prepared.problem.loss)
+    rows = min(len(prepared.train.ids), 8 * recipe.batch_size)
+    data = Dataset(*(tensor[:rows] for tensor in prepared.train))
+    data = Dataset(data.inputs.to(device), data.targets.to(device), data.ids)
+    one_epoch = replace(recipe, epochs=1)
+
+    def once() -> None:
+        randomness = Randomness(0)
+        train(randomness.build(prepared.problem.model).to(device), loss, one_epoch, data, randomness)
+
+    steps = -(-rows // recipe.batch_size)
+    all_steps = recipe.epochs * -(-len(prepared.train.ids) // recipe.batch_size)
+    return _seconds(once) / steps * all_steps
+
+
+def _gradients(prepared: Prepared, device: torch.device) -> float:
+    rows = min(prepared.plan.block_rows.get("ntk", 32), 64, len(prepared.train.ids))
+    model = Randomness(0).build(prepared.problem.model).to(device).eval()
+    inputs = prepared.train.inputs[:rows].to(device)
+    return rows / _seconds(lambda: per_sample_gradients(model, inputs))
+
+
+def _products(device: torch.device) -> float:
+    matrix = torch.ones(512, 512, device=device)
+    return 512**3 / _seconds(lambda: matrix @ matrix)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Shortest time of a few runs after a warm-up; other work on the machine can only lengthen it."""
+    work()
+    best, spent, runs = float("inf"), 0.0, 0
+    while spent < PROBE_SECONDS and runs < 50:
+        began = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        took = time.perf_counter() - began
+        best, spent, runs = min(best, took), spent + took, runs + 1
+    return best

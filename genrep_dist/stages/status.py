@@ -1,0 +1,55 @@
+"""How far a run is, read from the store alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from genrep_dist.errors import StoreError
+from genrep_dist.plan import Plan, StageName
+from genrep_dist.stages.assembly import assemblies, missing_units
+from genrep_dist.store import Store
+from genrep_dist.store.tables import scan_frame
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """``done`` of ``total`` units; ``exact`` is False while the total is only an upper bound."""
+
+    name: StageName
+    total: int
+    done: int
+    exact: bool = True
+
+    @property
+    def missing_share(self) -> float:
+        return (self.total - self.done) / self.total if self.total else 0.0
+
+
+def stage_status(plan: Plan, store: Store) -> list[StageStatus]:
+    """Every stage of the plan, in order. Nothing is computed and no problem is loaded."""
+    found = []
+    for stage in plan.stages:
+        if stage.name == "retrain":
+            found.append(_retrain_status(plan, store))
+            continue
+        total = done = 0
+        for assembly in assemblies(plan, stage.name):
+            total += len(assembly.units)
+            done += len(assembly.units) - len(missing_units(store, assembly))
+        found.append(StageStatus(stage.name, total, done))
+    return found
+
+
+def _retrain_status(plan: Plan, store: Store) -> StageStatus:
+    known = store.ledger(plan.keys.training).keys()
+    attributions = list(assemblies(plan, "attributions"))
+    if any(missing_units(store, assembly) for assembly in attributions):
+        return StageStatus("retrain", plan.retrainings_at_most, 0, exact=False)
+    try:
+        asked = scan_frame(store.objects, f"experiments/{plan.experiment.name}/asked.parquet").filter(pl.col("num_removed") > 0)
+        wanted = set(asked.select("key").unique().collect()["key"])
+    except StoreError:
+        return StageStatus("retrain", plan.retrainings_at_most, 0, exact=False)
+    return StageStatus("retrain", len(wanted), len(wanted & known))
