@@ -1,0 +1,212 @@
+"""Artifacts: groups of Zarr arrays under a content address, written part by part and proved finished by a manifest."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import Crc32cCodec
+from zarr.storage import ObjectStore
+
+from genrep_dist.errors import CorruptError, NonFiniteError, NotCommittedError, StoreError
+from genrep_dist.store.objects import Objects
+
+SCHEMA_VERSION = 1
+
+Array = npt.NDArray[Any]
+
+
+class Artifact:
+    """One result under ``artifacts/<kind>/<key>/``.
+
+    Life: arrays are declared (``create``), parts are written (``write_part``; one part is one whole file of one array, written by
+    one task and recorded), the whole is committed (``commit``). Only then may it be read. A float array is filled with NaN, so
+    that what was never written cannot pass for a number, and every file carries a checksum that reading verifies.
+    """
+
+    def __init__(self, objects: Objects, kind: str, key: str) -> None:
+        self.kind = kind
+        self.key = key
+        self.path = f"artifacts/{kind}/{key[:2]}/{key}"
+        self._objects = objects
+
+    # -- writing ---------------------------------------------------------------------------------------------------------------
+
+    def create(
+        self,
+        name: str,
+        shape: Sequence[int],
+        chunks: Sequence[int],
+        dtype: str,
+        dimension_names: Sequence[str],
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Declare an array; its chunk grid is the grid of parts, one file each.
+
+        Declaring it again with the same layout keeps what is written. With another layout nothing written before can be used,
+        so the artifact starts anew.
+        """
+        existing = self._open(name)
+        if existing is not None:
+            if (existing.shape, existing.chunks, str(existing.dtype)) == (tuple(shape), tuple(chunks), dtype):
+                return
+            self._objects.delete_folder(self.path)
+        zarr.create_array(
+            self._group(),
+            name=name,
+            shape=tuple(shape),
+            chunks=tuple(max(1, c) for c in chunks),
+            dtype=dtype,
+            fill_value=float("nan") if np.dtype(dtype).kind == "f" else 0,
+            compressors=[Crc32cCodec()],
+            dimension_names=list(dimension_names),
+            attributes=dict(attributes or {}),
+            # A comparison of each chunk with the fill value costs more than writing it.
+            config={"write_empty_chunks": True},
+            overwrite=True,
+        )
+
+    def write_part(self, part: str, name: str, starts: Sequence[int], values: Array, **statistics: Any) -> None:
+        """Write ``values`` as the chunk of ``name`` that begins at ``starts``, read it back, and record the part as done.
+
+        Raises NonFiniteError for NaN or Inf (units check earlier, where sample ids are known), CorruptError when what was read
+        back is not what was written.
+        """
+        array = self._require(name, mode="r+")
+        window = tuple(slice(start, start + size) for start, size in zip(starts, values.shape, strict=True))
+        _refuse_non_finite(values, f"{self.path}/{name}{list(starts)}")
+        array[window] = values
+        checksum = _checksum(values)
+        if _checksum(self._read_window(array, name, window)) != checksum:
+            raise CorruptError(
+                "a part read back differs from what was written", where=f"{self.path}/{name}{list(starts)}", remedy="check the disk"
+            )
+        self._objects.put_json(f"{self.path}/parts/{part}.json", {"array": name, "starts": list(starts), "crc32": checksum, **statistics})
+
+    def write(self, name: str, values: Array, dimension_names: Sequence[str], attributes: Mapping[str, Any] | None = None) -> None:
+        """Declare and write a whole array as one file; for small results that one task makes."""
+        values = np.asarray(values)
+        self.create(name, values.shape, values.shape, str(values.dtype), dimension_names, attributes)
+        _refuse_non_finite(values, f"{self.path}/{name}")
+        self._require(name, mode="r+")[...] = values
+
+    def parts_done(self) -> set[str]:
+        """Names of the parts that are recorded as written and verified."""
+        prefix = f"{self.path}/parts/"
+        return {path.removeprefix(prefix).removesuffix(".json") for path in self._objects.list(f"{self.path}/parts")}
+
+    def commit(self, manifest: Mapping[str, Any], parts: Sequence[str] = ()) -> None:
+        """Declare the artifact finished, once every one of ``parts`` is recorded. The manifest is written last and atomically."""
+        missing = sorted(set(parts) - self.parts_done()) if parts else []
+        if missing:
+            raise NotCommittedError(
+                "an artifact cannot be committed before all its parts are written",
+                where=self.path,
+                expected=f"{len(parts)} parts",
+                got=f"{len(missing)} missing, first {missing[0]}",
+                remedy="run the same command again: only what is missing is computed",
+            )
+        record = {"schema_version": SCHEMA_VERSION, "kind": self.kind, "key": self.key, "num_parts": len(parts), **manifest}
+        self._objects.put_json(f"{self.path}/manifest.json", record)
+
+    def discard(self) -> None:
+        """Delete everything of this artifact, the manifest first, so that a half-deleted artifact is never taken for a whole one."""
+        self._objects.delete(f"{self.path}/manifest.json")
+        self._objects.delete_folder(self.path)
+
+    # -- reading ---------------------------------------------------------------------------------------------------------------
+
+    def is_committed(self) -> bool:
+        return self._objects.exists(f"{self.path}/manifest.json")
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest; NotCommittedError when there is none."""
+        try:
+            return cast(dict[str, Any], self._objects.get_json(f"{self.path}/manifest.json"))
+        except FileNotFoundError:
+            raise self._not_committed() from None
+
+    def read(self, name: str, window: tuple[slice, ...] | None = None) -> Array:
+        """``name``, or a window of it, as a numpy array. NotCommittedError before the commit, CorruptError for damaged bytes."""
+        if not self.is_committed():
+            raise self._not_committed()
+        array = self._require(name, mode="r")
+        return self._read_window(array, name, window or (slice(None),) * len(array.shape))
+
+    def reader(self, name: str) -> ArrayReader:
+        """Many windows of one array, with the commit checked once."""
+        if not self.is_committed():
+            raise self._not_committed()
+        return ArrayReader(self, name, self._require(name, mode="r"))
+
+    def declared_chunks(self, name: str) -> tuple[int, ...]:
+        """The chunk grid of an array, committed or not."""
+        return tuple(self._require(name, mode="r").chunks)
+
+    def attributes(self, name: str) -> dict[str, Any]:
+        return dict(self._require(name, mode="r").attrs)
+
+    def _read_window(self, array: zarr.Array[Any], name: str, window: tuple[slice, ...]) -> Array:
+        try:
+            return np.asarray(array[window])
+        except ValueError as error:
+            raise CorruptError(
+                "a file of the store is damaged",
+                where=f"{self._objects.uri}/{self.path}/{name}, window {window}",
+                got=str(error),
+                remedy=f"delete the folder {self.path} and run again: only this artifact is computed anew",
+            ) from error
+
+    def _open(self, name: str, mode: str = "r") -> zarr.Array[Any] | None:
+        try:
+            return zarr.open_array(self._group(), path=name, mode=cast(Any, mode), zarr_format=3)
+        except FileNotFoundError:
+            return None
+
+    def _group(self) -> ObjectStore[Any]:
+        """The artifact's own folder, which is one Zarr group."""
+        return ObjectStore(self._objects.below(self.path))
+
+    def _require(self, name: str, mode: str) -> zarr.Array[Any]:
+        array = self._open(name, mode)
+        if array is None:
+            raise StoreError("no such array", where=f"{self._objects.uri}/{self.path}", expected=name, got="nothing")
+        return array
+
+    def _not_committed(self) -> NotCommittedError:
+        return NotCommittedError(
+            "this artifact is not finished",
+            where=f"{self._objects.uri}/{self.path}",
+            expected="a manifest",
+            got=f"{len(self.parts_done())} recorded parts and no manifest",
+            remedy="run the experiment again: only what is missing is computed",
+        )
+
+
+class ArrayReader:
+    """Windows of one committed array."""
+
+    def __init__(self, artifact: Artifact, name: str, array: zarr.Array[Any]) -> None:
+        self._artifact = artifact
+        self._name = name
+        self._array = array
+        self.shape = tuple(array.shape)
+        self.chunks = tuple(array.chunks)
+
+    def read(self, *window: slice) -> Array:
+        full = window + (slice(None),) * (len(self.shape) - len(window))
+        return self._artifact._read_window(self._array, self._name, full)
+
+
+def _checksum(values: Array) -> int:
+    return zlib.crc32(np.ascontiguousarray(values).data)
+
+
+def _refuse_non_finite(values: Array, where: str) -> None:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        first = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+        raise NonFiniteError("NaN or Inf would be stored", where=where, expected="finite numbers", got=f"{values[first]} at {first}")

@@ -1,0 +1,24 @@
+"""One object for everything that lies under a store's URI."""
+
+from __future__ import annotations
+
+from genrep_dist.store.artifacts import Artifact
+from genrep_dist.store.ledger import Ledger
+from genrep_dist.store.objects import Objects
+
+
+class Store:
+    """``artifacts/`` (Zarr), ``data/`` and ``ledger/`` (Parquet), ``experiments/`` (what was asked), ``results/`` (what came out)."""
+
+    def __init__(self, uri: str) -> None:
+        self.objects = Objects(uri)
+
+    @property
+    def uri(self) -> str:
+        return self.objects.uri
+
+    def artifact(self, kind: str, key: str) -> Artifact:
+        return Artifact(self.objects, kind, key)
+
+    def ledger(self, training: str) -> Ledger:
+        return Ledger(self.objects, training)
