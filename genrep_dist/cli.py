@@ -209,7 +209,7 @@ def data_list() -> None:
     from genrep_dist.display import table
     from genrep_dist.problems.archives import data_list as known
 
-    rows = [(entry.name, entry.description, "yes" if entry.cached else "no", str(entry.folder or entry.source)) for entry in known()]
+    rows = [(entry.name, entry.what, "yes" if entry.cached else "no", str(entry.path)) for entry in known()]
     _console().print(table("data sets", ("name", "what", "cached", "where"), rows))
 
 

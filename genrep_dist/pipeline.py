@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 
 from genrep_dist.config import Experiment, load_experiment
 from genrep_dist.errors import GenRepError, UnitError
 from genrep_dist.evaluation.deletion import deletion_arrow, deletion_table
-from genrep_dist.evaluation.statistics import summarise
+from genrep_dist.evaluation.statistics import by_seed, curves, summarise
 from genrep_dist.plan import Retraining, StageName, Unit
 from genrep_dist.results import Run, open_run
 from genrep_dist.runtime.executor import Executor
@@ -25,6 +25,9 @@ from genrep_dist.stages.prepare import Prepared, check_room, prepare, write_reco
 from genrep_dist.stages.retrain import removals, retrain_units
 from genrep_dist.store import Store
 from genrep_dist.store.tables import put_frame, put_table
+
+if TYPE_CHECKING:
+    from genrep_dist.tracking.mlflow_tracker import TrackingLink
 
 STAGES: tuple[StageName, ...] = ("train", "gradients", "kernels", "importances", "attributions")
 MAX_MODELS_PER_TASK = 256
@@ -97,14 +100,11 @@ class _Walk:
         self._executor: Executor | None = None
 
     def run(self) -> None:
-        began = time.perf_counter()
         for stage in STAGES:
             self._run_stage(stage)
-        asked, unique, trained = self._retrain()
+        asked = self._retrain()
         deletion = deletion_table(asked, self._store.ledger(self._plan.keys.training).scan())
-        summary = summarise(deletion, self._plan.experiment.parsed_methods)
-        facts = {"asked": asked.height, "unique": unique, "trained_now": trained, "seconds": time.perf_counter() - began}
-        self._publish(deletion, summary, facts)
+        publish(self._prepared, deletion, summarise(deletion, self._plan.experiment.parsed_methods))
 
     def close(self) -> None:
         if self._executor is not None:
@@ -137,8 +137,8 @@ class _Walk:
         for assembly in unfinished:
             commit(self._store, assembly)
 
-    def _retrain(self) -> tuple[pl.DataFrame, int, int]:
-        """Fill the ledger with what the attributions ask for; (asked table, distinct retrainings, trained in this run)."""
+    def _retrain(self) -> pl.DataFrame:
+        """Fill the ledger with what the attributions ask for, and return the table of what was asked."""
         plan = self._plan
         asked, unique = removals(plan, self._store, cast("Any", self._prepared.test.ids.numpy()))
         put_frame(self._store.objects, f"experiments/{plan.experiment.name}/asked.parquet", asked)
@@ -148,7 +148,7 @@ class _Walk:
         self._progress.stage("retrain", len(unique), len(unique) - len(missing))
         if missing:
             self._work(retrain_units(missing, self._models_per_task(missing)), actors=False)
-        return asked, len(unique), len(missing)
+        return asked
 
     def _models_per_task(self, missing: Sequence[Retraining]) -> int:
         """So many that a task takes about the declared seconds, and that every slot gets several tasks. Changes no result."""
@@ -182,12 +182,73 @@ class _Walk:
             remedy="mend the cause and run the same command again: only what is missing is computed",
         ) from first.error
 
-    def _publish(self, deletion: pl.DataFrame, summary: pl.DataFrame, facts: dict[str, Any]) -> None:
-        """Results, report and MLflow; the manifest, which says that all of it is there, comes last."""
-        folder = results_folder(self._plan.experiment.name)
-        put_table(self._store.objects, f"{folder}/deletion.parquet", deletion_arrow(deletion))
-        put_frame(self._store.objects, f"{folder}/summary.parquet", summary)
-        print(facts)
+
+def publish(prepared: Prepared, deletion: pl.DataFrame, summary: pl.DataFrame) -> None:
+    """Results, report and MLflow; the manifest, which says that all of it is there, comes last."""
+    experiment, store = prepared.plan.experiment, prepared.store
+    folder = results_folder(experiment.name)
+    store.objects.delete(f"{folder}/manifest.json")
+    put_table(store.objects, f"{folder}/deletion.parquet", deletion_arrow(deletion))
+    put_frame(store.objects, f"{folder}/summary.parquet", summary)
+    store.objects.put(f"{folder}/config.yaml", experiment.to_yaml().encode())
+    finished = open_run(store, experiment.name)
+    files = write_report(finished)
+    link = _track(finished, deletion, summary, [f"{folder}/{name}" for name in ("deletion.parquet", "summary.parquet")] + files)
+    manifest = {
+        "question": prepared.plan.keys.question,
+        "experiment": experiment.name,
+        "costs": finished.costs(),
+        "tracking": {"uri": link.tracking_uri, "experiment_id": link.experiment_id, "run_id": link.run_id, "hint": link.hint},
+    }
+    store.objects.put_json(f"{folder}/manifest.json", manifest)
+
+
+def write_report(finished: Run) -> list[str]:
+    """Write table.md, report.html and the curves of a judged run; the paths below the store."""
+    from genrep_dist.report.build import report_files
+
+    paths = []
+    for name, content in report_files(finished).items():
+        paths.append(f"{results_folder(finished.name)}/{name}")
+        finished.store.objects.put(paths[-1], content)
+    return paths
+
+
+def _track(finished: Run, deletion: pl.DataFrame, summary: pl.DataFrame, files: Sequence[str]) -> TrackingLink:
+    from genrep_dist.tracking.mlflow_tracker import publish as publish_to_mlflow
+    from genrep_dist.tracking.publication import Publication
+
+    experiment = finished.plan.experiment
+    publication = Publication(
+        experiment=experiment.name,
+        problem=experiment.problem.name,
+        plan_digest=finished.plan.keys.question,
+        config_yaml=experiment.to_yaml(),
+        parameters=dict(_flat(experiment.question())) | {f"recipe_in_force.{k}": str(v) for k, v in finished.plan.keys.recipe.items()},
+        summary=summary,
+        curves=curves(deletion),
+        by_seed=by_seed(deletion),
+        artifacts={Path(path).name: finished.store.objects.get(path) for path in files},
+        tags=_recipe_tags(finished),
+    )
+    uri, artifacts = tracking_uri(experiment, finished.store)
+    return publish_to_mlflow(publication, tracking_uri=uri, artifact_location=artifacts)
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Leaves of plain data as dotted names."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif prefix:
+        yield prefix, str(value)
+
+
+def _recipe_tags(finished: Run) -> dict[str, str]:
+    """What limits the tracking identities, as tags that MLflow can be searched by."""
+    recipe = finished.plan.keys.recipe
+    plain = not recipe["momentum"] and not recipe["weight_decay"]
+    return {"genrep.plain_sgd": str(plain).lower(), "genrep.version": version("genrep-dist")}
 
 
 def tracking_uri(experiment: Experiment, store: Store) -> tuple[str, str | None]:

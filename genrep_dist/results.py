@@ -128,6 +128,21 @@ class Run:
         manifest: dict[str, Any] = self.store.objects.get_json(path)
         return manifest if manifest["question"] == self.plan.keys.question else None
 
+    def costs(self) -> dict[str, float]:
+        """Removals ``asked`` for, distinct retrainings (``unique``) behind them, ``originals``; one worker's training ``seconds``."""
+        asked = scan_frame(self.store.objects, f"experiments/{self.name}/asked.parquet")
+        wanted = pl.concat([asked.select("key", "num_removed"), asked.select(key="original_key", num_removed=pl.lit(0, pl.Int64))]).unique(
+            "key"
+        )
+        models = wanted.join(self.store.ledger(self.plan.keys.training).scan().select("key", "seconds"), on="key", how="left").collect()
+        return {
+            "asked": asked.select(pl.len()).collect().item(),
+            "unique": models.filter(pl.col("num_removed") > 0).height,
+            "originals": models.filter(pl.col("num_removed") == 0).height,
+            "seconds": float(models["seconds"].sum()),
+            "seconds_per_model": float(models["seconds"].mean() or 0.0),  # type: ignore[arg-type]
+        }
+
     @cached_property
     def train(self) -> Dataset:
         """The training samples, in the order of every array's rows."""

@@ -30,7 +30,7 @@ def test_defaults_are_filled_in_and_frozen(tmp_path: Path) -> None:
     assert experiment.deletion.fractions == (0.0, 0.02, 0.04, 0.06, 0.08, 0.10)
     assert experiment.deletion.retrain == "same"
     with pytest.raises(Exception, match="frozen"):
-        experiment.test_points = 3  # type: ignore[misc]
+        experiment.test_points = 3
 
 
 def test_resolved_experiment_reads_back_as_itself(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_what_is_not_an_experiment_is_refused(tmp_path: Path, text: str) -> None
 
 
 def test_an_unknown_name_lists_the_shipped_ones() -> None:
-    with pytest.raises(ConfigError, match="demo, .*smoke"):
+    with pytest.raises(ConfigError, match=r"demo, .*smoke"):
         load_experiment("no-such-experiment")
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +23,9 @@ def blobs(num_rows: int, num_features: int, seed: int, num_classes: int = 2) -> 
 class Blobs:
     """Two or more classes, a one-hidden-layer network. Ids are not 0..N-1 and not sorted, so that ids and positions cannot be confused."""
 
-    def __init__(self, train_size: int = 40, test_size: int = 12, num_classes: int = 2, epochs: int = 4, bad_row: int | None = None) -> None:
+    def __init__(
+        self, train_size: int = 40, test_size: int = 12, num_classes: int = 2, epochs: int = 4, bad_row: int | None = None
+    ) -> None:
         self.num_classes = num_classes
         self.sizes = train_size, test_size
         self.bad_row = bad_row
@@ -48,3 +54,47 @@ class Linear(Blobs):
 
     def model(self) -> nn.Module:
         return nn.Linear(5, 1 if self.num_classes == 2 else self.num_classes)
+
+
+class CountingNet(nn.Module):
+    """Counts trainings in a file, across processes, and can fail or die in every k-th of them."""
+
+    def __init__(self, inner: nn.Module, log: Path, every: int, how: str) -> None:
+        super().__init__()
+        self.inner = inner
+        self.log, self.every, self.how = log, every, how
+        self.counted = False
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled() and not self.counted:
+            self.counted = True
+            with self.log.open("ab") as file:
+                file.write(b".")
+            if self.every and self.log.stat().st_size % self.every == 0:
+                if self.how == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise RuntimeError("this training was made to fail")
+        result: Tensor = self.inner(inputs)
+        return result
+
+    def extra_repr(self) -> str:
+        return ""
+
+
+class Counting(Blobs):
+    """Blobs whose trainings are counted in ``folder``/trainings, one byte each; every ``every``-th fails or kills its process."""
+
+    path_options = ("folder",)
+
+    def __init__(self, folder: str, every: int = 0, how: str = "raise", **options: int) -> None:
+        super().__init__(**options)
+        self.log, self.every, self.how = Path(folder) / "trainings", every, how
+
+    def model(self) -> nn.Module:
+        return CountingNet(super().model(), self.log, self.every, self.how)
+
+
+def trainings(folder: Path) -> int:
+    """How many trainings a run over :class:`Counting` began."""
+    log = folder / "trainings"
+    return log.stat().st_size if log.exists() else 0

@@ -73,8 +73,11 @@ class Problem(Protocol):
     ``train_data()`` and ``test_data()`` return (inputs, targets, ids), as a :class:`Dataset` or a plain tuple.
     """
 
-    loss: str | Loss
-    recipe: Recipe
+    @property
+    def loss(self) -> str | Loss: ...
+
+    @property
+    def recipe(self) -> Recipe: ...
 
     def model(self) -> nn.Module: ...
 

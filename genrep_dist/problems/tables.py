@@ -189,5 +189,7 @@ def _from_arrow(column: pa.ChunkedArray, dtype: torch.dtype, shape: list[int]) -
     values = array.flatten() if pa.types.is_fixed_size_list(array.type) else array
     if values.null_count or values.type != _ARROW_TYPES[dtype]:
         raise ValueError(f"expected {_ARROW_TYPES[dtype]} without nulls, got {values.type} with {values.null_count} nulls")
+    if len(values) != len(array) * math.prod(shape):
+        raise ValueError(f"expected {math.prod(shape)} values a sample for the shape {shape}, got {len(values)} for {len(array)} samples")
     # A copy: Arrow's memory is read-only, and a tensor over it would not be.
     return torch.from_numpy(np.array(values.to_numpy(zero_copy_only=True))).reshape(len(array), *shape)

@@ -126,7 +126,7 @@ class Artifact:
     def manifest(self) -> dict[str, Any]:
         """The manifest; NotCommittedError when there is none."""
         try:
-            return cast(dict[str, Any], self._objects.get_json(f"{self.path}/manifest.json"))
+            return cast("dict[str, Any]", self._objects.get_json(f"{self.path}/manifest.json"))
         except FileNotFoundError:
             raise self._not_committed() from None
 
@@ -163,7 +163,7 @@ class Artifact:
 
     def _open(self, name: str, mode: str = "r") -> zarr.Array[Any] | None:
         try:
-            return zarr.open_array(self._group(), path=name, mode=cast(Any, mode), zarr_format=3)
+            return zarr.open_array(self._group(), path=name, mode=cast("Any", mode), zarr_format=3)
         except FileNotFoundError:
             return None
 

@@ -77,7 +77,7 @@ class Objects:
             ) from error
 
     def below(self, path: str) -> ObjectStore:
-        """obstore's own handle on the folder ``path``."""
+        """Obstore's own handle on the folder ``path``."""
         if self.root is not None:
             return LocalStore(self.root / path, mkdir=True)
         return from_url(f"{self.uri.rstrip('/')}/{path}")

@@ -1,0 +1,57 @@
+# make demo | test | lint | bench | clean | venv.  Everything happens in .venv, which is built when it is missing or out of date.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Runs a tool of the environment; shows its output only when it fails.
+quietly = @echo '$(1)'; output=$$($(BIN)/$(1) 2>&1) || { printf '%s\n' "$$output"; exit 1; }
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint bench clean
+
+help:
+	@echo 'make demo    the demonstration: hundreds of retrainings, a table, a report; minutes'
+	@echo 'make test    lint, then all tests'
+	@echo 'make lint    style, types, import rules, spelling'
+	@echo 'make bench   what is measured: tests/benchmarks'
+	@echo 'make venv    only install, into $(VENV); PYTHON=python3.12 chooses the interpreter'
+	@echo 'make clean   remove $(VENV) and caches; results in store/ stay'
+
+venv: $(STAMP)
+
+# The stamp is written last: an installation that was interrupted is run again.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'Python 3.11 or newer is needed; choose one with: make PYTHON=python3.11'; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo 'installing into $(VENV); the first time takes some minutes'
+	@output=$$($(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,text,s3]' 2>&1) || \
+	  { printf '%s\n' "$$output"; exit 1; }
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/genrep run demo
+
+lint: $(STAMP)
+	$(call quietly,ruff check .)
+	$(call quietly,ruff format --check .)
+	$(call quietly,mypy)
+	$(call quietly,lint-imports --no-logo)
+	$(call quietly,codespell $(wildcard *.md Makefile .ci/run) $(wildcard genrep_dist tests jobs docs cluster))
+
+test: lint
+	@$(BIN)/genrep data fetch mnist > /dev/null 2>&1 || \
+	  echo 'the MNIST files cannot be fetched here: tests on them will be skipped (genrep data fetch mnist says why)'
+	@$(BIN)/python -m pytest -q
+
+bench: $(STAMP)
+	@for file in $(filter-out %/__init__.py,$(wildcard tests/benchmarks/*.py)); do \
+	  echo "$$file"; \
+	  $(BIN)/python -m "$$(echo "$${file%.py}" | tr / .)" || exit 1; \
+	done
+
+clean:
+	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage htmlcov
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Tables, curves and the report: from frames to strings and bytes. Nothing here writes a file."""

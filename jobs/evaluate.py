@@ -1,0 +1,24 @@
+"""Run one experiment on the Ray cluster that this job was submitted to.
+
+ray job submit --working-dir . -- python jobs/evaluate.py smoke --store /shared/store
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from genrep_dist.cli import main
+
+
+def arguments(given: list[str]) -> list[str]:
+    """What the command line calls `run`, attached to the running cluster."""
+    here = [] if {"--serial", "--address"} & set(given) else ["--address", "auto"]
+    return ["genrep", "run", *given, *here]
+
+
+if __name__ == "__main__":
+    sys.argv = arguments(sys.argv[1:])
+    main()

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import genrep_dist as gr
+from genrep_dist.errors import NonFiniteError
+from genrep_dist.plan import GradientUnit, TrainUnit
+from genrep_dist.runtime.executor import Executor
+from genrep_dist.runtime.ray_executor import RayExecutor
+from genrep_dist.runtime.serial import SerialExecutor
+from genrep_dist.stages.prepare import prepare
+from genrep_dist.store import Store
+from tests.experiments import ROOT, experiment
+from tests.toys import trainings
+
+pytestmark = [
+    pytest.mark.ray,
+    # Ray's own code, at start and at the end of its processes.
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def ray_executor() -> Iterator[Executor]:
+    executor = RayExecutor(retries=8, workers=2)
+    yield executor
+    executor.close()
+
+
+def files(store: Path, folder: str) -> dict[str, bytes]:
+    return {str(path.relative_to(store)): path.read_bytes() for path in sorted((store / folder).rglob("*")) if path.is_file()}
+
+
+def run(store: Path, executor: Executor, **arguments: Any) -> gr.Run:
+    return gr.run(experiment(**arguments), store=str(store), executor=executor, search_path=[str(ROOT)])
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_ray_and_serial_give_the_same_bytes(tmp_path: Path, ray_executor: Executor, num_classes: int) -> None:
+    """Every artifact, and the public tables. (The ledger also holds seconds, which no two runs share.)"""
+    fields: dict[str, Any] = {"options": {"num_classes": num_classes}, "resources": {"memory_budget": "32KiB"}}
+    run(tmp_path / "ray", ray_executor, **fields)
+    run(tmp_path / "serial", SerialExecutor(0), **fields)
+    one, other = files(tmp_path / "ray", "artifacts"), files(tmp_path / "serial", "artifacts")
+    assert one.keys() == other.keys()
+    assert [name for name in one if one[name] != other[name]] == []
+    for name in ("summary.parquet", "deletion.parquet", "table.md"):
+        assert (tmp_path / "ray/results/toy" / name).read_bytes() == (tmp_path / "serial/results/toy" / name).read_bytes()
+
+
+@pytest.mark.parametrize("how", ["raise", "kill"])
+def test_trainings_that_fail_or_kill_their_process_change_nothing(tmp_path: Path, ray_executor: Executor, how: str) -> None:
+    fields: dict[str, Any] = {
+        "problem": "tests.toys:Counting",
+        "methods": ["ntk-final/tracking", "random"],
+        "deletion": {"fractions": [0.0, 0.1]},
+    }
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "hurt").mkdir()
+    whole = run(tmp_path / "whole/store", SerialExecutor(0), options={"folder": str(tmp_path / "whole")}, **fields)
+    options = {"folder": str(tmp_path / "hurt"), "every": 3, "how": how}
+    hurt = run(tmp_path / "hurt/store", ray_executor, options=options, resources={"task_seconds": 1e-6}, **fields)
+    assert hurt.deletion().collect().equals(whole.deletion().collect())
+    assert trainings(tmp_path / "hurt") > trainings(tmp_path / "whole")
+
+
+def test_an_error_of_ours_comes_back_as_itself_and_is_not_tried_again(tmp_path: Path, ray_executor: Executor) -> None:
+    """A model that diverges does so again however often it is trained."""
+    fields: dict[str, Any] = {"options": {"train_size": 16}, "recipe": {"learning_rate": 1e39}, "seeds": 1}
+    prepared = prepare(experiment(**fields), Store(str(tmp_path)), [str(ROOT)])
+    outcomes = list(ray_executor.run(prepared.job, [TrainUnit(0)]))
+    assert isinstance(outcomes[0].error, NonFiniteError)
+    assert "training diverged" in str(outcomes[0].error)
+    assert outcomes[0].attempts == 1
+
+
+def test_a_failing_actor_unit_is_reported_after_all_attempts(tmp_path: Path, ray_executor: Executor) -> None:
+    prepared = prepare(experiment(), Store(str(tmp_path)), [str(ROOT)])
+    units = [GradientUnit(0, "ntk", 4, 0, 10), GradientUnit(1, "ntk", 4, 0, 10)]  # nothing was trained: there is no checkpoint
+    outcomes = list(ray_executor.run(prepared.job, units, actors=True))
+    assert {outcome.unit for outcome in outcomes} == set(units)
+    assert all(type(outcome.error).__name__ == "NotCommittedError" for outcome in outcomes)
+    assert all(outcome.attempts == 9 for outcome in outcomes)
+
+
+def test_work_in_flight_is_bounded(tmp_path: Path, ray_executor: Executor) -> None:
+    """The executor takes units from its source as it goes, not all at once."""
+    prepared = prepare(experiment(), Store(str(tmp_path)), [str(ROOT)])
+    taken = 0
+
+    def source() -> Iterator[TrainUnit]:
+        nonlocal taken
+        for _ in range(40):
+            taken += 1
+            yield TrainUnit(0)
+
+    ended = 0
+    for _ in ray_executor.run(prepared.job, source()):
+        ended += 1
+        assert taken - ended <= 2 * ray_executor.slots
+    assert ended == 40

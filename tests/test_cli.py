@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from genrep_dist import cli
+from tests.experiments import METHODS, ROOT, experiment_file
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an experiment and a store in which it was run."""
+    folder = tmp_path_factory.mktemp("cli")
+    experiment_file(folder / "toy.yaml")
+    result = call("run", folder / "toy.yaml", "--store", folder / "store", "--serial", "--set", "seeds=[0, 3]")
+    assert result.exit_code == 0, result.output
+    assert "retrain: 0 of" in result.output
+    assert "AUC-DEL_-" in result.output
+    assert "mlflow" in result.output
+    return folder
+
+
+class Result:
+    def __init__(self, exit_code: int, output: str) -> None:
+        self.exit_code, self.output = exit_code, output
+
+
+def call(*arguments: object) -> Result:
+    """The command line, from the repository's root (where `tests.toys` is)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Result(result.exit_code, result.output)
+
+
+def test_plan_before_and_after(place: Path, tmp_path: Path) -> None:
+    before = json.loads(call("plan", place / "toy.yaml", "--store", tmp_path, "--json").output)
+    stages = {stage["stage"]: stage for stage in before["stages"]}
+    assert list(stages) == ["train", "gradients", "kernels", "importances", "attributions", "retrain"]
+    assert all(stage["done"] == 0 and stage["seconds"] > 0 for stage in before["stages"])
+    asked = 2 * len(METHODS) * 2 * 2 * 3
+    assert before["retrainings"] == {"asked": asked, "unique": asked * 2 // 3, "exact": False, "done": 0}
+
+    after = json.loads(call("plan", place / "toy.yaml", "--store", place / "store", "--set", "seeds=[0, 3]", "--no-probe", "--json").output)
+    assert after["retrainings"]["exact"]
+    assert after["retrainings"]["done"] == after["retrainings"]["unique"] < asked * 2 // 3
+    assert all(stage["done"] == stage["units"] for stage in after["stages"])
+    text = call("plan", place / "toy.yaml", "--store", tmp_path)
+    assert f"{asked} asked, at most" in text.output
+
+
+def test_status_from_the_store_alone(place: Path) -> None:
+    status = json.loads(call("status", "toy", "--store", place / "store", "--json").output)
+    assert status["finished"]
+    assert all(stage["done"] == stage["total"] and stage["exact"] for stage in status["stages"])
+    assert "finished" in call("status", "toy", "--store", place / "store").output
+
+
+def test_run_again_says_so(place: Path) -> None:
+    result = call("run", place / "toy.yaml", "--store", place / "store", "--serial", "--set", "seeds=[0, 3]")
+    assert "nothing was computed" in result.output
+
+
+def test_report_is_written_again(place: Path) -> None:
+    page = place / "store" / "results" / "toy" / "report.html"
+    page.unlink()
+    assert "report.html" in call("report", "toy", "--store", place / "store").output
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_export_is_plain_files(place: Path, tmp_path: Path) -> None:
+    result = call("export", "toy", "--store", place / "store", "--to", tmp_path / "out", "--seed", "3")
+    assert result.exit_code == 0
+    seed = tmp_path / "out" / "seed-3"
+    assert np.load(seed / "ntk-final--tracking.npy").shape == (40, 2)
+    assert set(torch.load(seed / "final.pt", weights_only=True)) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert not (tmp_path / "out" / "seed-0").exists()
+    assert (tmp_path / "out" / "deletion.csv").read_text().startswith("seed,method,")
+
+
+def test_methods_lists_formula_source_needs_and_cost() -> None:
+    entries = {entry["name"]: entry for entry in json.loads(call("methods", "--json").output)}
+    assert {"tracincp", "random", "ntk-final/tracking", "last-layer-final/surrogate"} <= set(entries)
+    assert "Eq. 10" in entries["ntk-final/tracking"]["source"]
+    assert "gram" in entries["ntk-final/surrogate"]["needs"]
+    assert "tracincp" in call("methods").output
+
+
+def test_schema_is_json_schema() -> None:
+    schema = json.loads(call("schema").output)
+    assert schema["title"] == "Experiment"
+
+
+def test_data_list_names_what_is_known() -> None:
+    assert "mnist" in call("data", "list").output
+
+
+def test_errors_are_one_message_and_exit_code_one(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("name: x\n")
+    command = [sys.executable, "-m", "genrep_dist", "run", str(tmp_path / "bad.yaml"), "--store", str(tmp_path / "store")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: the experiment has")
+    assert "Traceback" not in result.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from genrep_dist.cli import app; import genrep_dist; "
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0; "
+        "print([m for m in ('torch', 'ray', 'mlflow', 'polars', 'zarr', 'sklearn', 'pydantic', 'pyarrow') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["representers.features", "representers.surrogate", "training.loop", "training.observers"])
+def test_mathematics_and_training_need_torch_alone(module: str) -> None:
+    code = (
+        f"import sys, genrep_dist.{module}; "
+        "print([m for m in ('ray', 'mlflow', 'polars', 'zarr', 'obstore', 'sklearn', 'pydantic', 'pyarrow', 'yaml') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

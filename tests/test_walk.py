@@ -1,0 +1,223 @@
+"""The whole walk, in this process, against slow references that share no code with it."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from torch import Tensor, nn
+
+import genrep_dist as gr
+from genrep_dist.errors import ConvergenceError, MethodError, NonFiniteError, NotCommittedError, PlanError, StoreError
+from genrep_dist.runtime.serial import SerialExecutor
+from tests.experiments import METHODS, ROOT, experiment
+from tests.toys import Blobs, Counting, trainings
+from tests.training.test_loop import plain_loop
+
+
+def run(store: Path, **arguments: Any) -> gr.Run:
+    return gr.run(experiment(**arguments), store=str(store), serial=True, search_path=[str(ROOT)])
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=["binary", "three classes"])
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> gr.Run:
+    return run(tmp_path_factory.mktemp("walk"), options={"num_classes": request.param})
+
+
+def jacobian(model: nn.Module, sample: Tensor) -> Tensor:
+    """(C, P) by one backward pass per output."""
+    rows = []
+    for output in model(sample[None])[0]:
+        gradients = torch.autograd.grad(output, list(model.parameters()), retain_graph=True)
+        rows.append(torch.cat([g.flatten() for g in gradients]))
+    return torch.stack(rows)
+
+
+def explained_outputs(finished: gr.Run, seed: int) -> tuple[list[int], list[int]]:
+    """Rows and declared classes of the seed's test points."""
+    problem = finished.problem(seed)
+    rows = [problem.test.ids.tolist().index(i) for i in finished.test_ids(seed).tolist()]
+    outputs = problem.model(problem.test.inputs[rows])
+    return rows, outputs.argmax(dim=1).tolist()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("importance", "checkpoint"), [("tracking", "final"), ("target", "final"), ("surrogate", "final")])
+def test_phi_is_alpha_times_the_kernel_of_one_by_one_gradients(finished: gr.Run, importance: str, checkpoint: str, seed: int) -> None:
+    problem = finished.problem(seed)
+    rows, classes = explained_outputs(finished, seed)
+    alpha = torch.as_tensor(finished.importance(importance, seed)).reshape(len(problem.train.ids), -1)
+    expected = np.zeros((len(problem.train.ids), len(rows)))
+    for n, sample in enumerate(problem.train.inputs):
+        left = jacobian(problem.model, sample).double()
+        for m, (row, output) in enumerate(zip(rows, classes, strict=True)):
+            right = jacobian(problem.model, problem.test.inputs[row]).double()[output]
+            expected[n, m] = float(alpha[n].double() @ (left @ right))
+    np.testing.assert_allclose(finished.attributions(f"ntk-{checkpoint}/{importance}", seed), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_surrogate_meets_proposition_8(finished: gr.Run) -> None:
+    for certificate in finished.certificates():
+        assert certificate["converged"]
+        assert certificate["residual"] <= 1e-6
+
+
+def test_deletion_rows_are_plain_retrainings_on_the_remaining_rows(finished: gr.Run) -> None:
+    """Every row of the table: the named samples are those with the lowest (highest) phi, and the score is a plain loop's."""
+    num_classes = finished.plan.shape.num_outputs
+    toy = Blobs(num_classes=2 if num_classes == 1 else num_classes)
+    rows, classes = explained_outputs(finished, 1)
+    ids = finished.train_ids(1)
+    table = finished.deletion().filter(pl.col("seed") == 1, pl.col("method").is_in(["ntk-final/tracking", "tracincp"])).collect()
+    assert table.height == 2 * 2 * 2 * 3
+    for line in table.iter_rows(named=True):
+        column = finished.test_ids(1).tolist().index(line["test_id"])
+        phi = finished.attributions(line["method"], 1)[:, column]
+        ranked = sorted(range(len(ids)), key=lambda i: ((phi[i] if line["sign"] == "negative" else -phi[i]), ids[i]))
+        removed = {int(ids[i]) for i in ranked[: line["num_removed"]]}
+        assert line["num_removed"] == round(line["fraction"] * len(ids))
+        model = plain_loop(toy, 1, removed)
+        score = float(model(toy.test_data().inputs[rows[column]][None])[0, classes[column]].detach())
+        assert line["score_retrained"] == pytest.approx(score, abs=2e-5)
+        assert line["delta"] == pytest.approx(line["score_retrained"] - line["score_original"], abs=1e-12)
+        if line["num_removed"] == 0:
+            assert line["delta"] == 0
+
+
+def test_summary_has_a_row_a_method_in_the_declared_order(finished: gr.Run) -> None:
+    summary = finished.summary()
+    assert summary["method"].to_list() == METHODS
+    table = finished.deletion().filter(pl.col("method") == "tracincp", pl.col("sign") == "negative").collect()
+    assert summary.filter(pl.col("method") == "tracincp")["auc_del_negative"].item() == pytest.approx(table["delta"].mean())
+    assert summary["num_seeds"].unique().to_list() == [2]
+
+
+def test_files_of_the_public_contract(finished: gr.Run) -> None:
+    root = finished.store.objects.root
+    assert root is not None
+    names = {path.name for path in (root / "results" / "toy").iterdir()}
+    assert {"summary.parquet", "deletion.parquet", "table.md", "report.html", "config.yaml", "manifest.json"} <= names
+    assert (root / "mlflow.db").is_file()
+
+
+def test_the_run_can_be_opened_and_read(finished: gr.Run) -> None:
+    opened = gr.open_run(finished.store.uri, "toy")
+    kernel = opened.kernel("ntk", "final", 0)
+    outputs = finished.plan.shape.num_outputs
+    assert kernel.shape == ((40, 2) if outputs == 1 else (40, outputs, 2))
+    assert opened.importance("tracking", 0).shape == ((40,) if outputs == 1 else (40, outputs))
+    assert set(opened.checkpoint(0, "initial")) == set(opened.problem(0).model.state_dict())
+    assert not torch.equal(opened.checkpoint(0, "initial")["0.weight"], opened.checkpoint(0, "final")["0.weight"])
+    assert opened.training()["test_accuracy"].min() is not None
+    with pytest.raises(MethodError, match="not a seed of this run"):
+        opened.attributions("tracincp", 7)
+    with pytest.raises(MethodError, match="not a method of this run"):
+        opened.attributions("ntk-initial/tracking", 0)
+    with pytest.raises(StoreError, match="toy"):
+        gr.open_run(finished.store.uri, "toi")
+    with pytest.raises(NotCommittedError):
+        opened.kernel("last-layer", "initial", 0)
+
+
+def test_a_finished_run_again_does_nothing(finished: gr.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object, **_more: object) -> None:
+        raise AssertionError("work was done")
+
+    monkeypatch.setattr("genrep_dist.pipeline.make_executor", refuse)
+    monkeypatch.setattr("genrep_dist.pipeline.deletion_table", refuse)
+    again = gr.run(finished.plan.experiment, store=finished.store.uri, serial=True, search_path=[str(ROOT)])
+    assert again.summary().equals(finished.summary())
+
+
+def test_one_more_method_pays_only_for_its_new_sets(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"problem": "tests.toys:Counting", "options": {"folder": str(tmp_path)}}
+    first = run(tmp_path / "store", methods=["ntk-final/tracking", "random"], **fields)
+    before = trainings(tmp_path)
+    assert before == 2 + int(first.costs()["unique"])
+    run(tmp_path / "store", methods=["ntk-final/tracking", "random"], name="again", **fields)
+    assert trainings(tmp_path) == before, "the same question under another name retrained"
+    more = run(tmp_path / "store", methods=["ntk-final/tracking", "last-layer-final/tracking", "random"], name="more", **fields)
+    assert trainings(tmp_path) == before + int(more.costs()["unique"] - first.costs()["unique"])
+
+
+def test_a_resource_setting_changes_no_result(tmp_path: Path) -> None:
+    plain = run(tmp_path / "plain")
+    small = run(tmp_path / "small", resources={"memory_budget": "8KiB", "features": "stream"}, test_points=2)
+    stored = run(tmp_path / "stored", resources={"memory_budget": "1GiB", "features": "store"})
+    assert small.plan.block_rows["ntk"] < 40 <= stored.plan.block_rows["ntk"]
+    assert len(list(small.plan.gram_units(0, "ntk", 4))) > 1
+    for other in (small, stored):
+        for method in METHODS:
+            np.testing.assert_allclose(other.attributions(method, 1), plain.attributions(method, 1), rtol=1e-4, atol=1e-6)
+        assert other.deletion().collect().equals(plain.deletion().collect())
+
+
+def test_fresh_retraining_draws_its_own_numbers(tmp_path: Path) -> None:
+    same = run(tmp_path, name="same")
+    fresh = run(tmp_path, name="fresh", deletion={"fractions": [0.0, 0.1, 0.2], "signs": ["negative", "positive"], "retrain": "fresh"})
+    a, b = (r.deletion().filter(pl.col("num_removed") > 0).collect() for r in (same, fresh))
+    assert a["score_original"].equals(b["score_original"])
+    assert not np.isclose(a["score_retrained"], b["score_retrained"]).any()
+    assert b["delta"].std() > a["delta"].std()  # type: ignore[operator]
+
+
+def test_nan_in_the_data_is_refused_with_its_sample_id(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match="1099"):
+        run(tmp_path, options={"bad_row": 6})
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_a_failing_unit_does_not_hold_the_others_and_loses_nothing(tmp_path: Path) -> None:
+    """With no retries the failing trainings are reported; the next runs finish what is missing."""
+    fields: dict[str, Any] = {"problem": "tests.toys:Counting", "resources": {"retries": 0}, "methods": ["ntk-final/tracking", "random"]}
+    options = {"folder": str(tmp_path), "every": 7}
+    with pytest.raises(gr.GenRepError, match="made to fail"):
+        run(tmp_path / "store", options=options, **fields)
+    broken: gr.Run | None = None
+    for _ in range(20):
+        with contextlib.suppress(gr.GenRepError):
+            broken = run(tmp_path / "store", options=options, **fields)
+            break
+    assert broken is not None
+    (tmp_path / "trainings").unlink()
+    whole = run(tmp_path / "other", options={"folder": str(tmp_path), "every": 0}, **fields)
+    assert broken.deletion().collect().equals(whole.deletion().collect())
+
+
+def test_every_third_unit_fails_and_the_result_is_the_same(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"problem": "tests.toys:Counting", "methods": ["ntk-final/tracking", "random"]}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole = run(tmp_path / "a" / "store", options={"folder": str(tmp_path / "a")}, **fields)
+    resources = {"retries": 8, "task_seconds": 1e-6}  # one model a task, so that a task is what fails
+    flaky = run(tmp_path / "b" / "store", options={"folder": str(tmp_path / "b"), "every": 3}, resources=resources, **fields)
+    assert flaky.deletion().collect().equals(whole.deletion().collect())
+    done, begun = trainings(tmp_path / "a"), trainings(tmp_path / "b")
+    assert done < begun <= done * 3 / 2 + 1
+
+
+def test_a_surrogate_that_does_not_converge_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConvergenceError):
+        run(tmp_path, seeds=1, surrogate={"lambda": 1e-6, "max_iterations": 1, "tolerance": 1e-12})
+
+
+def test_what_the_disk_cannot_hold_is_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genrep_dist.stages.prepare.psutil.disk_usage", lambda _path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(PlanError, match=r"disk cannot hold[\s\S]*bytes free[\s\S]*1,000 bytes"):
+        run(tmp_path)
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_an_executor_of_ones_own(tmp_path: Path) -> None:
+    executor = SerialExecutor(retries=0)
+    done = gr.run(experiment(seeds=1), store=str(tmp_path), executor=executor, search_path=[str(ROOT)])
+    assert done.summary().height == len(METHODS)
+
+
+def test_counting_counts() -> None:
+    assert Counting.path_options == ("folder",)
