@@ -134,7 +134,9 @@ class Run:
         wanted = pl.concat([asked.select("key", "num_removed"), asked.select(key="original_key", num_removed=pl.lit(0, pl.Int64))]).unique(
             "key"
         )
-        models = wanted.join(self.store.ledger(self.plan.keys.training).scan().select("key", "seconds"), on="key", how="left").collect()
+        models = wanted.join(
+            self.store.ledger(self.plan.keys.training).scan().select("key", "seconds").unique("key"), on="key", how="left"
+        ).collect()
         return {
             "asked": asked.select(pl.len()).collect().item(),
             "unique": models.filter(pl.col("num_removed") > 0).height,

@@ -49,7 +49,7 @@ def test_killed_runs_go_on_where_they_stopped(tmp_path: Path, options: tuple[str
 
     hurt = make(tmp_path / "hurt")
     store = tmp_path / "hurt" / "store"
-    kills, chance = 0, random.Random(0)  # noqa: S311 - moments, not secrets
+    kills, chance = 0, random.Random(0)
     # Kill when the store has grown to random sizes, spread over the whole run, so that every stage is hit.
     for target in sorted(chance.sample(range(8, files - 6), 6 if options else 3)):
         process = start(hurt, store, *options)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from genrep_dist.errors import ProblemError
+from genrep_dist.errors import ConvergenceError, MethodError, ProblemError
+
+_MAX_REFINEMENTS = 4
 
 
-def square_root(curvature: Tensor) -> Tensor:
+def square_root(curvature: Tensor, *, rounding: float | None = None) -> Tensor:
     """S (N, C, C), symmetric positive semi-definite with S @ S = ``curvature`` (N, C, C) per sample, in its dtype.
 
+    ``rounding`` is the relative precision at which ``curvature`` was computed, its dtype's unless it was converted since.
     Raises ProblemError where a matrix has an eigenvalue below zero by more than rounding: the loss is not convex in the outputs there.
     """
     if curvature.dim() != 3 or curvature.shape[1] != curvature.shape[2]:
@@ -19,7 +25,7 @@ def square_root(curvature: Tensor) -> Tensor:
         values, vectors = curvature[:, :, 0], torch.ones_like(curvature)
     else:
         values, vectors = torch.linalg.eigh(curvature)
-    slack = 64 * torch.finfo(curvature.dtype).eps * values.abs().amax(dim=1, keepdim=True)
+    slack = 64 * (rounding or torch.finfo(curvature.dtype).eps) * values.abs().amax(dim=1, keepdim=True)
     # Written so that NaN is refused too.
     bad = ~(values >= -slack).all(dim=1)
     if bool(bad.any()):
@@ -33,3 +39,131 @@ def square_root(curvature: Tensor) -> Tensor:
         )
     roots = values.clamp(min=0).sqrt()
     return (vectors * roots.unsqueeze(1)) @ vectors.transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class InfluenceCertificate:
+    """What an influence kernel is worth.
+
+    ``damping`` is the absolute delta that was added to H; ``mean_eigenvalue`` = trace(H)/P over all P parameters, undamped;
+    ``residual`` = max over test points of ||k_m - (delta I + gram h/n) K_inf[:, m]|| / ||k_m||, k_m the column of K(train, test) and h the
+    block diagonal of second derivatives: an equation that only the exact kernel satisfies, so it judges the answer and not a step to it.
+    """
+
+    damping: float
+    mean_eigenvalue: float
+    residual: float
+    tolerance: float
+
+
+def influence_kernel(
+    gram: Tensor,
+    cross: Tensor,
+    curvature: Tensor,
+    *,
+    damping: float,
+    relative: bool,
+    num_parameters: int,
+    tolerance: float = 1e-8,
+) -> tuple[Tensor, InfluenceCertificate]:
+    """The influence kernel (Eq. 15) K_inf (N, C, M) float64 = J (H + delta I)^-1 g_test, and its certificate.
+
+    H = (1/n) sum_i J_i^T h_i J_i over all P parameters is the exact generalized Gauss-Newton; it is positive semi-definite, so K_inf is a
+    Mercer kernel. With the features G (NC, P), S the roots of h and W = S G/sqrt(n), H = W^T W and
+    (delta I + W^T W)^-1 = (1/delta)(I - W^T (delta I + W W^T)^-1 W), where every product is one of ``gram`` = G G^T (NC, NC), row n C + c,
+    and ``cross`` = K(train, test) (N, C, M): nothing of size P occurs. ``curvature`` (N, C, C) is h, the loss's second derivative at
+    the outputs and targets that the model was trained on.
+
+    ``damping`` is delta itself, or, if ``relative``, delta in units of trace(H)/P, the mean of H's P eigenvalues (most of them are zero
+    when P > NC). One Cholesky factorisation in float64, refined against the certificate's equation; memory is three float64
+    matrices of the gram's size, ``gram`` included.
+
+    Raises ProblemError for shapes that do not fit and for a loss that is not convex; MethodError for a damping that is not positive;
+    ConvergenceError when the factorisation fails or the residual is above ``tolerance``: the gram is then not positive
+    semi-definite to the precision that this damping asks for.
+    """
+    _check_influence(gram, cross, curvature, num_parameters)
+    n, num_outputs, num_test = cross.shape
+    gram, cross = gram.to(torch.float64), cross.to(torch.float64)
+    root = square_root(curvature.to(torch.float64), rounding=torch.finfo(curvature.dtype).eps)
+    curvature = root @ root
+    mean_eigenvalue = _trace(gram, curvature) / num_parameters
+    delta = damping * mean_eigenvalue if relative else damping
+    if not (math.isfinite(delta) and delta > 0):
+        raise MethodError(
+            "the influence kernel needs a positive damping",
+            where="influence damping",
+            expected="a finite number above 0" + (", and curvature that is not zero everywhere" if relative else ""),
+            got=f"{damping!r}" + (f" times the mean eigenvalue {mean_eigenvalue:.3g}" if relative else ""),
+        )
+    cholesky = _factor(gram, root, delta)
+
+    def blockwise(blocks: Tensor, columns: Tensor) -> Tensor:
+        return torch.einsum("ncd,ndm->ncm", blocks, columns.reshape(n, num_outputs, num_test)).flatten(0, 1)
+
+    def invert(right: Tensor) -> Tensor:
+        """(delta I + gram h/n)^-1 ``right``, by Woodbury's identity."""
+        inner = torch.cholesky_solve(blockwise(root, right), cholesky)
+        return (right - gram @ blockwise(root, inner) / n) / delta
+
+    columns = cross.flatten(0, 1)
+    sizes = columns.norm(dim=0)
+    solution, best = torch.zeros_like(columns), math.inf
+    remaining = columns
+    for _ in range(_MAX_REFINEMENTS):
+        candidate = solution + invert(remaining)
+        remaining = columns - delta * candidate - gram @ blockwise(curvature, candidate) / n
+        # A column of zeros is its own solution.
+        residual = float(torch.where(sizes > 0, remaining.norm(dim=0) / sizes, remaining.norm(dim=0)).max()) if num_test else 0.0
+        if not residual < best:
+            break
+        solution, best = candidate, residual
+    if not best <= tolerance:
+        raise ConvergenceError(
+            "the influence kernel's linear system is not solved",
+            where=f"influence, damping {delta:.3g}",
+            expected=f"residual <= {tolerance:g}",
+            got=f"residual {best:.3g}",
+            remedy="raise the damping, or compute the gram in higher precision",
+        )
+    return solution.reshape(n, num_outputs, num_test), InfluenceCertificate(delta, mean_eigenvalue, best, tolerance)
+
+
+def _trace(gram: Tensor, curvature: Tensor) -> float:
+    """trace(H) = (1/n) sum_i trace(h_i gram_ii), from the gram's diagonal blocks."""
+    n, num_outputs = curvature.shape[:2]
+    rows = torch.arange(n * num_outputs, device=gram.device).reshape(n, num_outputs)
+    blocks = gram[rows.unsqueeze(2), rows.unsqueeze(1)]
+    return float(torch.einsum("ncd,ndc->", curvature, blocks)) / n
+
+
+def _factor(gram: Tensor, root: Tensor, delta: float) -> Tensor:
+    """Cholesky factor of delta I + S gram S/n."""
+    n, num_outputs = root.shape[:2]
+    system = torch.einsum("ncd,ndk->nck", root, gram.reshape(n, num_outputs, -1)).reshape(-1, n, num_outputs)
+    system = torch.einsum("knd,ndc->knc", system, root).reshape(n * num_outputs, -1).div_(n)
+    system.diagonal().add_(delta)
+    cholesky: Tensor
+    cholesky, info = torch.linalg.cholesky_ex(system)
+    if int(info) != 0:
+        raise ConvergenceError(
+            "the influence kernel's system is not positive definite",
+            where=f"influence, damping {delta:.3g}",
+            expected="a positive semi-definite gram plus damping",
+            got=f"factorisation fails at row {int(info) - 1} of {len(system)}",
+            remedy="raise the damping, or compute the gram in higher precision",
+        )
+    return cholesky
+
+
+def _check_influence(gram: Tensor, cross: Tensor, curvature: Tensor, num_parameters: int) -> None:
+    n, num_outputs = curvature.shape[0], curvature.shape[-1]
+    size = n * num_outputs
+    fine = curvature.shape == (n, num_outputs, num_outputs) and gram.shape == (size, size) and cross.dim() == 3
+    if not (fine and cross.shape[:2] == (n, num_outputs) and size > 0 and num_parameters > 0):
+        raise ProblemError(
+            "gram, kernel and curvature do not fit each other",
+            where="influence_kernel",
+            expected="gram (NC, NC), cross (N, C, M), curvature (N, C, C), at least one parameter",
+            got=f"gram {tuple(gram.shape)}, cross {tuple(cross.shape)}, curvature {tuple(curvature.shape)}, {num_parameters} parameters",
+        )

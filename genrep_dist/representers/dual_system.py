@@ -13,24 +13,26 @@ from genrep_dist.errors import NonFiniteError, ProblemError
 Matvec = Callable[[Tensor], Tensor]
 
 MAX_STEPS = 1000
-MAX_MEMORY = 256
+MAX_MEMORY = 64
 
 
 class DualSystem:
     """(lam I + S K S/n) z = b for one K (N C x N C, symmetric positive semi-definite) and changing S, the per-sample roots (N, C, C).
 
-    Conjugate gradients, preconditioned by the products with K that earlier systems paid for: from up to 256 pairs (v, K v) the
-    Nystroem approximation F F^T, which is K on their span, so what one system learned of K's leading directions costs the next
-    none. Everything is float64; memory is at most some 1,100 tensors (N, C). ``matvecs`` counts the products; ``obstacle`` says what is
-    wrong with K, where something was found to be.
+    Conjugate gradients, preconditioned by products with K that earlier systems paid for: from the first 64 pairs (v, K v) comes the
+    Nystroem approximation F F^T, which is K on their span, so that what one system learned of K's leading directions costs the next
+    nothing. Everything is float64; memory is at most 280 tensors (N, C), some 2 kB for each row and output.
+    ``matvecs`` counts the products; ``obstacle`` says what is wrong with K, where something was found to be.
     """
 
     def __init__(self, matvec: Matvec, shape: torch.Size, lam: float) -> None:
         self._matvec = matvec
         self._shape = shape
         self._lam = lam
-        self._vectors: list[Tensor] = []
-        self._products: list[Tensor] = []
+        # Columns v and K v, the first ``_remembered`` of them in use; made when the first product comes.
+        self._vectors = torch.empty(0)
+        self._products = torch.empty(0)
+        self._remembered = 0
         self.matvecs = 0
         self.obstacle = ""
 
@@ -85,24 +87,32 @@ class DualSystem:
 
     def _remember(self, vector: Tensor, product: Tensor) -> None:
         size = float(vector.norm())
-        if size > 0 and len(self._vectors) < MAX_MEMORY:
-            self._vectors.append(vector.reshape(-1) / size)
-            self._products.append(product.reshape(-1) / size)
+        if size == 0 or self._remembered == MAX_MEMORY:
+            return
+        if self._remembered == 0:
+            self._vectors = vector.new_empty(vector.numel(), MAX_MEMORY)
+            self._products = torch.empty_like(self._vectors)
+        self._vectors[:, self._remembered] = vector.reshape(-1) / size
+        self._products[:, self._remembered] = product.reshape(-1) / size
+        self._remembered += 1
 
     def _preconditioner(self, root: Tensor) -> Matvec:
-        """Lam (lam I + S F F^T S/n)^-1, by Woodbury's identity in the dimension of the memory; the identity while there is none."""
-        if not self._vectors:
+        """The inverse of I + S F F^T S/(n lam), by Woodbury's identity in the dimension of the memory; the identity while there is none."""
+        if self._remembered == 0:
             return lambda vector: vector
-        vectors, products = torch.stack(self._vectors, dim=1), torch.stack(self._products, dim=1)
+        vectors, products = self._vectors[:, : self._remembered], self._products[:, : self._remembered]
         inner = vectors.T @ products
         values, rotation = torch.linalg.eigh((inner + inner.T) / 2)
         # Directions that are a rounding error of the others would be blown up by the inverse root.
         kept = values > 1e-10 * values[-1].abs()
         factor = products @ (rotation[:, kept] / values[kept].sqrt())
-        spread = torch.einsum("ncd,ndm->ncm", root, factor.reshape(*self._shape, -1)).flatten(0, 1) / math.sqrt(self._shape[0])
+        spread = torch.einsum("ncd,ndm->ncm", root, factor.reshape(*self._shape, factor.shape[1])).flatten(0, 1) / math.sqrt(self._shape[0])
         small = spread.T @ spread
         small.diagonal().add_(self._lam)
-        cholesky = torch.linalg.cholesky(small)
+        cholesky, info = torch.linalg.cholesky_ex(small)
+        if int(info) != 0:
+            # lam is below the rounding of K's leading direction: no preconditioner, and the certificate will say what the answer is worth.
+            return lambda vector: vector
 
         def precondition(vector: Tensor) -> Tensor:
             column = vector.reshape(-1, 1)

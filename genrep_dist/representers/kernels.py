@@ -21,7 +21,7 @@ def ntk_block(train: Tensor, test: Tensor) -> Tensor:
     if train.dim() != 3 or test.dim() != 2 or train.shape[2] != test.shape[1] or train.dtype != test.dtype:
         raise _misfit("ntk_block", "train (B, C, P) and test (M, P) of one dtype", train, test)
     rows, num_outputs, width = train.shape
-    return (train.reshape(rows * num_outputs, width) @ test.T).reshape(rows, num_outputs, -1)
+    return (train.reshape(rows * num_outputs, width) @ test.T).reshape(rows, num_outputs, test.shape[0])
 
 
 def last_layer_block(train: Tensor, test: Tensor, output_index: Tensor, num_outputs: int) -> Tensor:

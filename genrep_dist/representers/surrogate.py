@@ -56,7 +56,7 @@ def solve_surrogate(
     Newton's method on g/n + lam alpha = 0, g = dL(K alpha)/df. With W = d2L/df2 = S S a step is
     delta = -(1/lam)(r - S (lam I + S K S/n)^-1 S K r/n), whose inner system is symmetric and positive definite whatever K's rank is;
     conjugate gradients solve it only as far as the step deserves, and a line search on the convex objective guards it.
-    Memory is a dozen (N, C) tensors and one (N, C, C) besides what ``matvec`` holds.
+    Memory besides what ``matvec`` holds: at most some 300 tensors (N, C), 2.4 kB for each row and output, and three (N, C, C).
 
     Raises ConvergenceError, with the numbers, when ``tolerance`` on the residual is not reached, unless ``allow_unconverged``;
     MethodError for impossible arguments; NonFiniteError when ``outputs`` or K alpha hold NaN or Inf.
@@ -140,7 +140,8 @@ class _Newton:
         slope = float((k_residual * delta).sum())
 
         alpha, f, objective, norm = self.alpha, self._f, self._objective, self._norm
-        rounding = 1e-12 * abs(objective)
+        # What an error of one rounding in f makes of the objective, whose terms may be much larger than it is.
+        rounding = 64 * _EPSILON * float((self._derivative * f).abs().sum() / n + lam * (alpha * f).abs().sum() + abs(objective))
         size = 1.0
         for _ in range(_MAX_HALVINGS):
             self._move(alpha + size * delta, f + size * k_delta)
@@ -158,6 +159,10 @@ class _Newton:
             return True
         self._exact = False
         self.iterations += 1
+        # k_delta is a difference of terms 1/lam times larger. Where that rounding is visible in the residual, one product removes it.
+        drift = _EPSILON * float(k_residual.norm()) / lam * float(root.abs().max()) ** 2 / n
+        if drift > 0.01 * self._norm:
+            self._refresh()
         # How much the next inner system deserves: quadratic convergence outside without solving more inside than needed.
         self._forcing = min(0.1, 0.5 * (self._norm / norm) ** 2) if norm > 0 else 0.1
         return True

@@ -78,7 +78,7 @@ class Ledger:
         return [path for path in self._objects.list(self.folder) if path.endswith(".parquet")]
 
     def scan(self) -> pl.LazyFrame:
-        """All rows, one per key, lazily; sorted by nothing."""
+        """All rows, lazily, in no order; a key that two tasks trained may come twice, with equal rows."""
         parts = self.parts()
         if not parts:
             return pl.LazyFrame(schema=_polars_schema())
@@ -86,7 +86,7 @@ class Ledger:
             frame = pl.scan_parquet([self._objects.root / path for path in parts])
         else:
             frame = pl.concat([pl.from_arrow(get_table(self._objects, path, LEDGER_SCHEMA)).lazy() for path in parts])  # type: ignore[union-attr]
-        return frame.unique(subset="key", keep="any")
+        return frame
 
     def keys(self) -> set[str]:
         """Keys of all rows. CorruptError names a part that is truncated or not of this schema."""

@@ -42,7 +42,7 @@ def run(store: Path, executor: Executor, **arguments: Any) -> gr.Run:
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_ray_and_serial_give_the_same_bytes(tmp_path: Path, ray_executor: Executor, num_classes: int) -> None:
     """Every artifact, and the public tables. (The ledger also holds seconds, which no two runs share.)"""
-    fields: dict[str, Any] = {"options": {"num_classes": num_classes}, "resources": {"memory_budget": "32KiB"}}
+    fields: dict[str, Any] = {"options": {"num_classes": num_classes}, "resources": {"memory_budget": "64KiB"}}
     run(tmp_path / "ray", ray_executor, **fields)
     run(tmp_path / "serial", SerialExecutor(0), **fields)
     one, other = files(tmp_path / "ray", "artifacts"), files(tmp_path / "serial", "artifacts")
@@ -70,7 +70,7 @@ def test_trainings_that_fail_or_kill_their_process_change_nothing(tmp_path: Path
 
 def test_an_error_of_ours_comes_back_as_itself_and_is_not_tried_again(tmp_path: Path, ray_executor: Executor) -> None:
     """A model that diverges does so again however often it is trained."""
-    fields: dict[str, Any] = {"options": {"train_size": 16}, "recipe": {"learning_rate": 1e39}, "seeds": 1}
+    fields: dict[str, Any] = {"problem": "tests.toys:Linear", "recipe": {"learning_rate": 3e38}, "seeds": 1}
     prepared = prepare(experiment(**fields), Store(str(tmp_path)), [str(ROOT)])
     outcomes = list(ray_executor.run(prepared.job, [TrainUnit(0)]))
     assert isinstance(outcomes[0].error, NonFiniteError)

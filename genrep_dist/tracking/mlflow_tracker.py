@@ -1,0 +1,214 @@
+"""Publishes a finished experiment to MLflow. The only file that imports it.
+
+Experiment ``genrep/<problem>``; one parent run an experiment, found again by the tag ``genrep.plan_digest``; one child run a method.
+
+Crash-safe: a run's last write is the tag ``genrep.complete``. A child without it is deleted and written anew, a complete one that
+holds the same numbers is left, so publishing twice adds nothing. Only the driver calls this; workers never log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shlex
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from genrep_dist.errors import StoreError
+from genrep_dist.tracking.database import create_database
+from genrep_dist.tracking.publication import MethodRun, Publication, digest_of, files_of, method_runs, short_parameters
+from genrep_dist.tracking.server import check_server, is_server, without_user
+
+# Read when MLflow is imported or used: no usage statistics leave the machine, nothing is written into the terminal's progress.
+# Whoever sets them otherwise keeps their choice.
+for _setting, _value in (
+    ("MLFLOW_DISABLE_TELEMETRY", "true"),
+    ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
+    ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
+):
+    os.environ.setdefault(_setting, _value)
+
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
+
+PLAN_DIGEST = "genrep.plan_digest"
+COMPLETE = "genrep.complete"
+CONTENT = "genrep.content_digest"
+METHOD = "genrep.method"
+_PARENT = "mlflow.parentRunId"
+
+_BATCH_METRICS = 1000
+_BATCH_OTHERS = 100  # of parameters or tags; MLflow's own limits for one request
+
+
+@dataclass(frozen=True)
+class TrackingLink:
+    """Where an experiment was published. ``runs``: method to its child run; ``hint``: how to look at it, one line."""
+
+    tracking_uri: str
+    experiment_id: str
+    run_id: str
+    runs: Mapping[str, str]
+    hint: str
+
+
+def publish(publication: Publication, *, tracking_uri: str, artifact_location: str | None = None) -> TrackingLink:
+    """Write ``publication`` to the MLflow at ``tracking_uri`` (SQLite or a server), whatever an earlier try has left there.
+
+    A missing SQLite database is created first, whole. ``artifact_location`` (a URI) holds the files of a new MLflow experiment;
+    None leaves the choice to the server. An experiment that exists keeps its place.
+
+    Raises NonFiniteError for a NaN or Inf before anything is written, StoreError when MLflow cannot be reached or refuses.
+    """
+    children = method_runs(publication)
+    with _quiet(), _as_store_error(tracking_uri):
+        check_server(tracking_uri)
+        create_database(tracking_uri, lambda uri: MlflowClient(tracking_uri=uri).search_experiments(max_results=1))
+        client = MlflowClient(tracking_uri=tracking_uri)
+        experiment_id = _experiment(client, f"genrep/{publication.problem}", artifact_location)
+        parent = _parent(client, experiment_id, publication)
+        runs = _children(client, experiment_id, parent.info.run_id, children)
+        _finish_parent(client, parent, publication, children)
+    return TrackingLink(tracking_uri, experiment_id, parent.info.run_id, runs, _hint(tracking_uri, experiment_id, parent.info.run_id))
+
+
+def _experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, artifact_location, tags={"mlflow.experimentKind": "custom_model_development"})
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another driver was faster
+    if found is None or found.lifecycle_stage != "active":
+        raise StoreError(
+            "the MLflow experiment was deleted",
+            where=name,
+            expected="an active experiment, or none of this name",
+            remedy="restore it in MLflow, or remove it for good with 'mlflow gc'",
+        )
+    return found.experiment_id
+
+
+def _parent(client: MlflowClient, experiment_id: str, publication: Publication) -> Run:
+    """The run of this plan, found or begun. Of several, which concurrent drivers may have begun, the oldest."""
+    found = _search(client, experiment_id, PLAN_DIGEST, publication.plan_digest)
+    if found:
+        return found[0]
+    tags = {**publication.tags, PLAN_DIGEST: publication.plan_digest, "genrep.problem": publication.problem}
+    return client.create_run(experiment_id, tags=tags, run_name=publication.experiment)
+
+
+def _children(client: MlflowClient, experiment_id: str, parent_id: str, children: Sequence[MethodRun]) -> dict[str, str]:
+    """Method to run id. Runs that are incomplete, outdated or doubled are deleted."""
+    found = _search(client, experiment_id, _PARENT, parent_id)
+    runs: dict[str, str] = {}
+    for child in children:
+        mine = [run for run in found if run.data.tags.get(METHOD) == child.method]
+        kept = [run.info.run_id for run in mine if _is_complete(run, child.digest)][:1]
+        for run in mine:
+            if run.info.run_id not in kept:
+                client.delete_run(run.info.run_id)
+        runs[child.method] = kept[0] if kept else _write_child(client, experiment_id, parent_id, child)
+    return runs
+
+
+def _write_child(client: MlflowClient, experiment_id: str, parent_id: str, child: MethodRun) -> str:
+    run_id: str = client.create_run(experiment_id, tags={**child.tags, _PARENT: parent_id}, run_name=child.method).info.run_id
+    now = time.time_ns() // 1_000_000
+    metrics = [Metric(m.name, m.value, now, m.step) for m in child.measurements]
+    for start in range(0, len(metrics), _BATCH_METRICS):
+        client.log_batch(run_id, metrics=metrics[start : start + _BATCH_METRICS], tags=[RunTag(CONTENT, child.digest)])
+    _complete(client, run_id)
+    return run_id
+
+
+def _finish_parent(client: MlflowClient, parent: Run, publication: Publication, children: Sequence[MethodRun]) -> None:
+    """Parameters, tags and files of the experiment; its completion says that all children are complete too."""
+    run_id, files, parameters = parent.info.run_id, files_of(publication), short_parameters(publication)
+    tags = {**publication.tags, "genrep.problem": publication.problem}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    digest = digest_of([[child.digest for child in children], parameters, tags, digests])
+    if _is_complete(parent, digest):
+        return
+    if COMPLETE in parent.data.tags:
+        client.delete_tag(run_id, COMPLETE)
+    # A parameter can be written once only: what an interrupted or earlier publication wrote stays.
+    new = [Param(name, value) for name, value in parameters.items() if name not in parent.data.params]
+    for start in range(0, len(new), _BATCH_OTHERS):
+        client.log_batch(run_id, params=new[start : start + _BATCH_OTHERS])
+    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in {**tags, CONTENT: digest}.items()])
+    with tempfile.TemporaryDirectory(prefix="genrep-artifacts-") as folder:
+        for name, content in files.items():
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        client.log_artifacts(run_id, folder)
+    _complete(client, run_id)
+
+
+def _complete(client: MlflowClient, run_id: str) -> None:
+    client.set_terminated(run_id)
+    client.set_tag(run_id, COMPLETE, "true")  # last of all: it says that everything before was written
+
+
+def _is_complete(run: Run, digest: str) -> bool:
+    return run.data.tags.get(COMPLETE) == "true" and run.data.tags.get(CONTENT) == digest
+
+
+def _search(client: MlflowClient, experiment_id: str, tag: str, value: str) -> list[Run]:
+    """Runs of an experiment that carry a tag, oldest first; deleted ones are not found."""
+    found: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'", ViewType.ACTIVE_ONLY, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+
+
+def _hint(tracking_uri: str, experiment_id: str, run_id: str) -> str:
+    page = f"#/experiments/{experiment_id}/runs/{run_id}"
+    if is_server(tracking_uri):
+        return f"{without_user(tracking_uri).rstrip('/')}/{page}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(without_user(tracking_uri))}, then http://127.0.0.1:5000/{page}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """MLflow's notes about its own tables are no news of an experiment; its warnings and errors still show."""
+    loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        # MLflow's own models use what a newer SQLAlchemy calls deprecated; nobody here can change that.
+        warnings.filterwarnings("ignore", message="The ``noload`` loader strategy is deprecated")
+        for logger in loggers:
+            logger.setLevel(max(logger.level, logging.WARNING))
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextmanager
+def _as_store_error(tracking_uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise StoreError(
+            "MLflow refused the publication",
+            where=without_user(tracking_uri),
+            got=f"{type(error).__name__}: {error}".strip().splitlines()[0],
+            remedy="results lie in the store; mend this and run again: only what is missing is published",
+        ) from error

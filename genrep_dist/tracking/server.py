@@ -1,0 +1,42 @@
+"""Whether a tracking server answers, asked before the tracking library spends minutes on retries."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from urllib.parse import urlsplit, urlunsplit
+
+from genrep_dist.errors import StoreError
+
+TIMEOUT_SECONDS = 5.0
+
+
+def check_server(tracking_uri: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    """Return when ``tracking_uri`` is no http(s) address, or something answers there, be it a refusal; StoreError otherwise."""
+    if not is_server(tracking_uri):
+        return
+    try:
+        with urllib.request.urlopen(f"{without_user(tracking_uri).rstrip('/')}/health", timeout=timeout_seconds):  # noqa: S310 - http(s)
+            return
+    except urllib.error.HTTPError as answer:
+        answer.close()  # a status is an answer; whether it is the right one, the first real request tells
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            "the tracking server does not answer",
+            where=without_user(tracking_uri),
+            expected=f"an answer within {timeout_seconds:g} s",
+            got=str(error),
+            remedy="start it, or correct tracking.uri; results lie in the store, and running again only publishes them",
+        ) from error
+
+
+def is_server(tracking_uri: str) -> bool:
+    return urlsplit(tracking_uri).scheme in ("http", "https")
+
+
+def without_user(uri: str) -> str:
+    """``uri`` as it may be shown: without user name and password."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

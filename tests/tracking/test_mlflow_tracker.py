@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+
+from genrep_dist.errors import NonFiniteError, StoreError
+from genrep_dist.tracking.mlflow_tracker import COMPLETE, METHOD, TrackingLink, publish
+from genrep_dist.tracking.publication import Publication, method_runs
+from tests.tracking.examples import LABELS, publication
+
+WRITES = ("create_experiment", "create_run", "delete_run", "log_batch", "log_artifacts", "set_terminated", "set_tag", "delete_tag")
+
+
+def runs_of(place: dict[str, Any], link: TrackingLink, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
+    return list(MlflowClient(tracking_uri=place["tracking_uri"]).search_runs([link.experiment_id], run_view_type=view))
+
+
+def contents(place: dict[str, Any], link: TrackingLink) -> dict[str, Any]:
+    """All that a reader can see of an experiment, without ids and times."""
+    client = MlflowClient(tracking_uri=place["tracking_uri"])
+    seen: dict[str, Any] = {}
+    for run in runs_of(place, link):
+        history = {
+            name: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)) for name in sorted(run.data.metrics)
+        }
+        tags = {name: value for name, value in run.data.tags.items() if name != "mlflow.parentRunId"}
+        is_child = run.data.tags.get("mlflow.parentRunId") == link.run_id
+        name = f"{'child' if is_child else 'parent'} {run.info.run_name} {sum(run.info.run_name in key for key in seen)}"
+        seen[name] = (run.info.status, tags, dict(run.data.params), history, files_below(client, run.info.run_id))
+    return seen
+
+
+def files_below(client: MlflowClient, run_id: str, folder: str | None = None) -> list[str]:
+    found = []
+    for entry in client.list_artifacts(run_id, folder):
+        found += files_below(client, run_id, entry.path) if entry.is_dir else [entry.path]
+    return sorted(found)
+
+
+def test_what_was_published_can_be_read_back(place: dict[str, Any]) -> None:
+    made = publication(signs=("negative", "positive"))
+    link = publish(made, **place)
+    client = MlflowClient(tracking_uri=place["tracking_uri"])
+    assert client.get_experiment(link.experiment_id).name == "genrep/digits"
+
+    parent = client.get_run(link.run_id)
+    assert parent.info.run_name == "demo"
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["genrep.plan_digest"] == made.plan_digest
+    assert parent.data.tags["genrep.version"] == "0.1.0"
+    assert parent.data.params == {"recipe.epochs": "20", "seeds": "3"}
+    assert files_below(client, link.run_id) == ["config.yaml", "figures/curves.png", "report.html"]
+    assert Path(client.download_artifacts(link.run_id, "report.html")).read_bytes() == b"<p>report</p>"
+
+    assert list(link.runs) == [label.name for label in LABELS]
+    for expected in method_runs(made):
+        run = client.get_run(link.runs[expected.method])
+        assert run.data.tags["mlflow.parentRunId"] == link.run_id
+        assert run.info.status == "FINISHED"
+        assert expected.tags.items() <= run.data.tags.items()
+        for name in {m.name for m in expected.measurements}:
+            logged = {(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)}
+            assert logged == {(m.step, m.value) for m in expected.measurements if m.name == name}
+        assert run.data.metrics.keys() == {m.name for m in expected.measurements}
+    assert len(runs_of(place, link)) == 1 + len(LABELS)
+
+
+def test_publishing_twice_adds_nothing(place: dict[str, Any]) -> None:
+    first = publish(publication(), **place)
+    before = [run.to_dictionary() for run in runs_of(place, first, ViewType.ALL)]
+    second = publish(publication(), **place)
+    assert second == first
+    assert [run.to_dictionary() for run in runs_of(place, first, ViewType.ALL)] == before
+
+
+class Interruption(BaseException):
+    """Like a kill: nothing of the program catches it."""
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Let MLflow's client die instead of its ``after``-th write."""
+    count = iter(range(10**6))
+
+    def wrap(name: str) -> None:
+        original = getattr(MlflowClient, name)
+
+        def write(self: MlflowClient, *args: Any, **kwargs: Any) -> Any:
+            if next(count) == after:
+                raise Interruption
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(MlflowClient, name, write)
+
+    for name in WRITES:
+        wrap(name)
+
+
+def test_interrupted_anywhere_and_published_again_equals_undisturbed(fresh: Path, tmp_path: Path) -> None:
+    def new_place(name: str) -> dict[str, Any]:
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copyfile(fresh, folder / "mlflow.db")
+        return {"tracking_uri": f"sqlite:///{folder / 'mlflow.db'}", "artifact_location": (folder / "artifacts").as_uri()}
+
+    made = publication()
+    undisturbed = new_place("undisturbed")
+    expected = contents(undisturbed, publish(made, **undisturbed))
+    assert len(expected) == 3
+    interrupted = 0
+    for after in range(100):
+        place = new_place(f"after-{after}")
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt(patch, after)
+            try:
+                publish(made, **place)
+            except Interruption:
+                interrupted += 1
+            else:
+                break
+        assert contents(place, publish(made, **place)) == expected
+    assert interrupted > 4 * len(LABELS)
+
+
+def test_a_complete_child_is_left_and_an_incomplete_one_is_written_anew(place: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2 + 4 + 2)  # experiment, parent, the whole first child, and the second one up to its completion
+        with pytest.raises(Interruption):
+            publish(publication(), **place)
+    client = MlflowClient(tracking_uri=place["tracking_uri"])
+    experiment = client.get_experiment_by_name("genrep/digits")
+    assert experiment is not None
+    before = {run.data.tags[METHOD]: run for run in client.search_runs([experiment.experiment_id]) if METHOD in run.data.tags}
+    assert [COMPLETE in before[label.name].data.tags for label in LABELS] == [True, False]
+    link = publish(publication(), **place)
+    assert link.runs[LABELS[0].name] == before[LABELS[0].name].info.run_id
+    assert link.runs[LABELS[1].name] != before[LABELS[1].name].info.run_id
+    deleted = runs_of(place, link, ViewType.DELETED_ONLY)
+    assert [run.info.run_id for run in deleted] == [before[LABELS[1].name].info.run_id]
+
+
+def test_changed_numbers_replace_the_old_ones(place: dict[str, Any]) -> None:
+    first = publish(publication(), **place)
+    changed = publication(spread=0.9)
+    second = publish(changed, **place)
+    assert second.run_id == first.run_id
+    assert not set(first.runs.values()) & set(second.runs.values())
+    active = {run.info.run_id for run in runs_of(place, second)}
+    assert active == {second.run_id, *second.runs.values()}
+
+
+def test_changed_files_are_replaced_and_the_children_stay(place: dict[str, Any]) -> None:
+    first = publish(publication(), **place)
+    second = publish(publication(artifacts={"report.html": b"new"}, parameters={"seeds": "4", "more": "5"}), **place)
+    assert second == first
+    client = MlflowClient(tracking_uri=place["tracking_uri"])
+    assert Path(client.download_artifacts(first.run_id, "report.html")).read_bytes() == b"new"
+    assert client.get_run(first.run_id).data.params == {"recipe.epochs": "20", "seeds": "3", "more": "5"}
+    assert client.get_run(first.run_id).data.tags[COMPLETE] == "true"
+
+
+def test_another_plan_is_another_run_beside(place: dict[str, Any]) -> None:
+    first, second = publish(publication(), **place), publish(publication(plan_digest="fedcba"), **place)
+    assert first.experiment_id == second.experiment_id
+    assert first.run_id != second.run_id
+    assert not set(first.runs.values()) & set(second.runs.values())
+
+
+def test_runs_that_a_user_deleted_are_published_again(place: dict[str, Any]) -> None:
+    first = publish(publication(), **place)
+    MlflowClient(tracking_uri=place["tracking_uri"]).delete_run(first.run_id)
+    assert publish(publication(), **place).run_id != first.run_id
+
+
+def test_a_deleted_experiment_is_not_revived_silently(place: dict[str, Any]) -> None:
+    link = publish(publication(), **place)
+    MlflowClient(tracking_uri=place["tracking_uri"]).delete_experiment(link.experiment_id)
+    with pytest.raises(StoreError, match="mlflow gc"):
+        publish(publication(), **place)
+
+
+def test_an_experiment_that_another_driver_makes_meanwhile_is_used(place: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = publish(publication(), **place)
+    lookup = MlflowClient.get_experiment_by_name
+    answers = iter([None])
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", lambda self, name: next(answers, lookup(self, name)))
+    assert publish(publication(), **place) == first
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match="MLflow refused"):
+        publish(publication(), tracking_uri=f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}")
+
+
+def test_many_numbers_go_in_several_batches(place: dict[str, Any]) -> None:
+    made = publication()
+    many = pl.DataFrame({"method": ["random"] * 2500, "sign": ["negative"] * 2500, "seed": range(2500), "auc": [0.5] * 2500})
+    link = publish(publication(by_seed=many, parameters={f"p{n}": "v" for n in range(250)}), **place)
+    client = MlflowClient(tracking_uri=place["tracking_uri"])
+    assert len(client.get_metric_history(link.runs["random"], "auc_del_negative_by_seed")) == 2500
+    assert len(client.get_run(link.run_id).data.params) == 250
+    assert made.summary.height == len(link.runs)
+
+
+def test_nothing_is_written_when_a_number_is_none(tmp_path: Path) -> None:
+    made = publication()
+    spoilt = publication(summary=made.summary.with_columns(auc_del_negative=pl.lit(float("inf"))))
+    with pytest.raises(NonFiniteError):
+        publish(spoilt, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_mlflow_refuses_is_an_error_that_says_where(place: dict[str, Any]) -> None:
+    with pytest.raises(StoreError, match=r"MLflow refused the publication[\s\S]*mlflow\.db[\s\S]*run again"):
+        publish(publication(tags={"bad [tag]": "x"}), **place)
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("hello, I am no database at all, and rather long for one line of text")
+    with pytest.raises(StoreError, match="MLflow refused"):
+        publish(publication(), tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+def test_a_wrong_address_is_refused_at_once() -> None:
+    with pytest.raises(StoreError, match="does not answer"):
+        publish(publication(), tracking_uri="http://user:secret@127.0.0.1:9")
+
+
+def test_loggers_are_as_before(place: dict[str, Any]) -> None:
+    logger = logging.getLogger("mlflow")
+    before = logger.level
+    publish(publication(), **place)
+    assert logger.level == before
+
+
+def test_the_hint_names_the_run(place: dict[str, Any]) -> None:
+    link = publish(publication(), **place)
+    assert link.hint.startswith(f"mlflow ui --backend-store-uri {place['tracking_uri']}")
+    assert link.hint.endswith(f"#/experiments/{link.experiment_id}/runs/{link.run_id}")
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "first_contact.py"
+    path.write_text(
+        "import sys\n"
+        "from genrep_dist.tracking.mlflow_tracker import publish\n"
+        "from mlflow.telemetry import get_telemetry_client\n"
+        "from tests.tracking.examples import publication\n"
+        "publish(publication(), tracking_uri=sys.argv[1], artifact_location=sys.argv[2])\n"
+        "assert get_telemetry_client() is None\n"
+    )
+    return path
+
+
+def test_first_contact_is_silent_and_without_warnings_or_telemetry(script: Path, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_") and name not in ("CI", "DO_NOT_TRACK")
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script), f"sqlite:///{tmp_path / 'db' / 'mlflow.db'}", (tmp_path / "files").as_uri()],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["db", "files", "first_contact.py"]
+
+
+def test_importing_the_rooms_around_imports_no_mlflow() -> None:
+    code = "import sys, genrep_dist.tracking.publication, genrep_dist.tracking.server; sys.exit('mlflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_publication_is_frozen() -> None:
+    made: Publication = publication()
+    with pytest.raises(AttributeError):
+        made.problem = "other"  # type: ignore[misc]

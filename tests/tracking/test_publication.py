@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import math
+
+import polars as pl
+import pytest
+
+from genrep_dist.errors import NonFiniteError, StoreError
+from genrep_dist.tracking.publication import Publication, files_of, method_runs, short_parameters
+from tests.tracking.examples import publication
+
+
+def values(made: Publication, name: str, method: str = "ntk-final/tracking") -> dict[int, float]:
+    (run,) = [run for run in method_runs(made) if run.method == method]
+    return {m.step: m.value for m in run.measurements if m.name == name}
+
+
+def test_every_number_of_the_summary_is_measured() -> None:
+    made = publication(signs=("negative", "positive"))
+    for row in made.summary.iter_rows(named=True):
+        for sign, suffix in (("negative", ""), ("positive", "_positive")):
+            area = f"auc_del_{sign}"
+            assert values(made, area, row["method"]) == {0: row[area]}
+            assert values(made, f"{area}_ci95_low", row["method"]) == {0: row[f"ci95_clustered_low{suffix}"]}
+            assert values(made, f"{area}_ci95_high", row["method"]) == {0: row[f"ci95_clustered_high{suffix}"]}
+            assert values(made, f"{area}_ci95_pooled", row["method"]) == {0: row[f"ci95_pooled{suffix}"]}
+        assert values(made, "num_seeds", row["method"]) == {0: 3}
+        assert values(made, "num_points", row["method"]) == {0: 2}
+
+
+def test_curves_step_by_percent_and_seeds_by_seed() -> None:
+    made = publication()
+    chosen = pl.col("method") == "ntk-final/tracking"
+    curve = made.curves.filter(chosen).sort("fraction")
+    assert values(made, "del_negative") == dict(zip((0, 2, 4, 6, 8, 10), curve["mean"], strict=True))
+    seeds = made.by_seed.filter(chosen)
+    assert values(made, "auc_del_negative_by_seed") == dict(zip(seeds["seed"], seeds["auc"], strict=True))
+
+
+def test_fractions_that_are_no_whole_percents_do_not_collide() -> None:
+    made = publication(fractions=(0.0, 0.001, 0.004))
+    assert values(made, "del_negative") == {}
+    assert list(values(made, "del_negative_ppm")) == [0, 1000, 4000]
+
+
+def test_one_seed_leaves_the_intervals_out() -> None:
+    made = publication(num_seeds=1)
+    assert len(values(made, "auc_del_negative")) == 1
+    for name in ("low", "high", "pooled"):
+        assert values(made, f"auc_del_negative_ci95_{name}") == {}
+    assert all(math.isfinite(m.value) for run in method_runs(made) for m in run.measurements)
+
+
+def test_tags_name_the_method() -> None:
+    assert method_runs(publication())[1].tags == {
+        "genrep.method": "random",
+        "genrep.kernel": "none",
+        "genrep.checkpoint": "none",
+        "genrep.importance": "random",
+        "genrep.problem": "digits",
+    }
+
+
+@pytest.mark.parametrize(("table", "column"), [("summary", "auc_del_negative"), ("curves", "mean"), ("by_seed", "auc")])
+def test_a_number_that_is_none_is_refused(table: str, column: str) -> None:
+    made = publication()
+    spoilt = getattr(made, table).with_columns(pl.when(pl.col("method") == "random").then(float("nan")).otherwise(column).alias(column))
+    with pytest.raises(NonFiniteError, match="method random"):
+        method_runs(publication(**{table: spoilt}))
+
+
+def test_the_digest_follows_the_numbers() -> None:
+    first, again, other = (method_runs(made)[0] for made in (publication(), publication(), publication(spread=0.6)))
+    assert first.digest == again.digest
+    assert first.digest != other.digest
+
+
+def test_long_or_oddly_named_parameters_stay_in_the_config() -> None:
+    made = publication(parameters={"b": "1", "a.b/c": "2", "odd [name]": "3", "a//b": "4", "long": "x" * 501, "just": "x" * 500})
+    assert list(short_parameters(made)) == ["a.b/c", "b", "just"]
+    assert files_of(made)["config.yaml"] == b"seeds: 3\n"
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../up.html", "a/../../b", "", "."])
+def test_artifacts_stay_inside_their_run(name: str) -> None:
+    with pytest.raises(StoreError, match="artifact"):
+        publication(artifacts={name: b""})
