@@ -195,7 +195,7 @@ def _no_last_layer(model: nn.Module, reason: str) -> ProblemError:
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if True and p.is_floating_point()}
+    return {name: p for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
 
 
 def _require_eval(model: nn.Module) -> None:

@@ -165,6 +165,13 @@ def test_the_certificate_is_the_residual_of_the_answer() -> None:
     assert certificate.residual < 1e-8
 
 
+def test_a_small_damping_is_refined_to_float64() -> None:
+    # One application of Woodbury's identity leaves 1e-10 here.
+    m = Material("logistic", 1)
+    _, certificate = influence_kernel(m.gram, m.cross, m.curvature, damping=1e-6, relative=False, num_parameters=m.num_parameters)
+    assert certificate.residual < 1e-13
+
+
 def test_no_test_points_and_a_zero_column_are_no_trouble() -> None:
     m = Material("logistic", 1)
     arguments = {"damping": 0.1, "relative": False, "num_parameters": m.num_parameters}

@@ -104,6 +104,12 @@ def test_the_logistic_value_is_convex_and_has_no_jump(a: float, b: float) -> Non
     assert middle <= (left + right) / 2 + 1e-12
 
 
+def test_the_logistic_value_is_exact_beyond_torchs_own_threshold() -> None:
+    # torch's softplus is the identity beyond 20; log(1 + exp(25)) - 25 = exp(-25) to first order.
+    value = LogisticLoss().value(torch.tensor([[25.0]], dtype=torch.float64), torch.tensor([0]))
+    assert float(value - 25) == pytest.approx(float(torch.exp(torch.tensor(-25.0))), rel=1e-3)
+
+
 def test_targets_that_do_not_fit_are_refused_instead_of_broadcast() -> None:
     with pytest.raises(ProblemError, match="targets do not fit"):
         SquaredLoss().value(torch.zeros(4, 3), torch.zeros(4))
