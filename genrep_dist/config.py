@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from genrep_dist.errors import ConfigError, MethodError
-from genrep_dist.representers.methods import Method, parse_method
+from genrep_dist.representers.methods import KERNELS, Method, parse_method
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -41,6 +41,15 @@ class ProblemSection(_Section):
 
     name: str = Field(min_length=1, description="The name of a shipped problem (digits, mnist), or module:Class of your own.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of the problem's class.")
+
+
+class KernelSection(_Section):
+    """A kernel of the user's own: a class whose objects are called with (model, left inputs, right inputs) -> K (A, B)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, populate_by_name=True)
+
+    class_: str = Field(alias="class", min_length=3, description="module:Class in a file of your own.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Arguments of the class.")
 
 
 class RecipeSection(_Section):
@@ -71,6 +80,30 @@ class SurrogateSection(_Section):
     lam: float = Field(1e-2, gt=0, allow_inf_nan=False, alias="lambda", description="The regularisation parameter lambda of Eq. 4.")
     tolerance: float = Field(1e-6, gt=0, lt=1, description="Largest relative stationarity residual that counts as converged.")
     max_iterations: int = Field(50, ge=1, description="Newton iterations.")
+    allow_unconverged: bool = Field(False, description="Take what the solver has after max_iterations, instead of refusing it.")
+
+
+class InfluenceSection(_Section):
+    """The influence kernel (Eq. 15)."""
+
+    curvature: Literal["ggn", "last-layer", "hessian"] = Field(
+        "ggn",
+        description="ggn: exact generalized Gauss-Newton of all parameters, by the n x n system; last-layer: the last layer's alone; "
+        "hessian: the true Hessian, by Hessian-vector products.",
+    )
+    damping: float = Field(0.1, gt=0, allow_inf_nan=False, description="delta, which is added to H's diagonal.")
+    damping_unit: Literal["absolute", "mean-eigenvalue"] = Field("absolute", description="What damping counts: itself, or trace(H)/P.")
+    solver: Literal["cg", "lissa"] = Field("cg", description="For the true Hessian: conjugate gradients, or LiSSA.")
+    tolerance: float = Field(1e-4, gt=0, lt=1, description="For the true Hessian: largest relative residual that counts as solved.")
+    max_iterations: int = Field(1000, ge=1, description="For the true Hessian: steps of conjugate gradients, or LiSSA's depth.")
+    scale: float | None = Field(None, gt=0, description="LiSSA's scale; default: 1.1 times the largest eigenvalue, estimated.")
+    allow_unconverged: bool = Field(False, description="For the true Hessian: take what the solver has, instead of refusing it.")
+
+    @property
+    def base_kernel(self) -> Literal["ntk", "last-layer"] | None:
+        """The kernel from whose gram the dual system is built; None for the true Hessian, which has none."""
+        bases: dict[str, Literal["ntk", "last-layer"]] = {"ggn": "ntk", "last-layer": "last-layer"}
+        return bases.get(self.curvature)
 
 
 class TracInSection(_Section):
@@ -138,9 +171,14 @@ class Experiment(_Section):
     recipe: RecipeSection = RecipeSection.model_validate({})
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, description="A number n for the seeds 0..n-1, or a list of seeds.")
     test_points: int = Field(10, ge=1, description="Test points for each seed, drawn uniformly from the test set by that seed.")
+    kernels: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], KernelSection] = Field(
+        default_factory=dict,
+        description="Kernels of your own, by the name under which `methods` speaks of them: {name}-{checkpoint}/{importance}.",
+    )
     methods: tuple[str, ...] = Field(min_length=1, description="Attribution methods; `genrep methods` lists them.")
     target: TargetSection = TargetSection.model_validate({})
     surrogate: SurrogateSection = SurrogateSection.model_validate({})
+    influence: InfluenceSection = InfluenceSection.model_validate({})
     tracincp: TracInSection = TracInSection.model_validate({})
     deletion: DeletionSection = DeletionSection.model_validate({})
     resources: ResourcesSection = ResourcesSection.model_validate({})
@@ -164,19 +202,31 @@ class Experiment(_Section):
 
     @field_validator("methods")
     @classmethod
-    def _known_methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _known_methods(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if len(set(value)) != len(value):
             raise ValueError("no method twice")
         for name in value:
             try:
-                parse_method(name)
+                parse_method(name, info.data.get("kernels", {}))
             except MethodError as error:
                 raise ValueError(f"{error.what} ({error.expected})") from error
         return value
 
+    @field_validator("kernels")
+    @classmethod
+    def _not_a_shipped_kernel(cls, value: dict[str, KernelSection]) -> dict[str, KernelSection]:
+        for name in value:
+            if name in KERNELS or name == "none":
+                raise ValueError(f"a name that is not taken ({', '.join(KERNELS)} are)")
+        return value
+
     @property
     def parsed_methods(self) -> tuple[Method, ...]:
-        return tuple(parse_method(name) for name in self.methods)
+        return tuple(self.method(name) for name in self.methods)
+
+    def method(self, name: str) -> Method:
+        """The method of that name, the user's own kernels included."""
+        return parse_method(name, self.kernels)
 
     def resolved(self) -> dict[str, Any]:
         """Plain data, every default filled in; what ``config.yaml`` of the results holds."""

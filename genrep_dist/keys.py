@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ class Keys:
     """The content addresses of one experiment.
 
     ``data`` and ``problem`` are the digests of the samples and of the model's and loss's source; ``recipe`` is the recipe in
-    force, as plain data.
+    force, as plain data; ``own_kernels`` the source digests of the user's kernels, by name.
     """
 
     experiment: Experiment
@@ -46,6 +46,7 @@ class Keys:
     problem: str
     recipe: dict[str, Any]
     num_test: int
+    own_kernels: dict[str, str] = field(default_factory=dict)
 
     @property
     def epochs(self) -> int:
@@ -59,7 +60,7 @@ class Keys:
     @property
     def question(self) -> str:
         """The whole experiment: equal questions have equal answers."""
-        return self._digest("experiment", self.training, self.experiment.question())
+        return self._digest("experiment", self.training, self.experiment.question(), self.own_kernels)
 
     def test_positions(self, seed: int) -> list[int]:
         return sample_test_positions(seed, self.num_test, self.experiment.test_points)
@@ -93,11 +94,11 @@ class Keys:
         return self._digest("train", self.model(seed), self.saved_epochs())
 
     def features(self, seed: int, kernel: str, epoch: int) -> str:
-        return self._digest("features", self.model(seed), kernel, epoch, "float32")
+        return self._digest("features", self.model(seed), self._kernel_name(kernel), epoch, "float32")
 
     def kernel(self, seed: int, kernel: str, epoch: int) -> str:
         target = self.experiment.target.model_dump(mode="json")
-        return self._digest("kernel", self.model(seed), kernel, epoch, "float32", self.test_positions(seed), target)
+        return self._digest("kernel", self.model(seed), self._kernel_name(kernel), epoch, "float32", self.test_positions(seed), target)
 
     def gram(self, seed: int, kernel: str, epoch: int) -> str:
         return self._digest("gram", self.features(seed, kernel, epoch))
@@ -118,6 +119,12 @@ class Keys:
         if not removed:
             policy, replicate = "same", 0
         return self._digest("retraining", self.training, seed, policy, replicate, sorted(int(i) for i in removed))
+
+    def _kernel_name(self, kernel: str) -> Any:
+        """What tells one kernel from another: its name, the curvature that is declared for it, or the source of the user's own."""
+        if kernel == "influence":
+            return [kernel, self.experiment.influence.model_dump(mode="json")]
+        return self.own_kernels.get(kernel, kernel)
 
     @staticmethod
     def _digest(kind: str, *parts: Any) -> str:

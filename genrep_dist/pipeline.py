@@ -29,7 +29,7 @@ from genrep_dist.store.tables import put_frame, put_table
 if TYPE_CHECKING:
     from genrep_dist.tracking.mlflow_tracker import TrackingLink
 
-STAGES: tuple[StageName, ...] = ("train", "gradients", "kernels", "importances", "attributions")
+STAGES: tuple[StageName, ...] = ("train", "gradients", "kernels", "influence", "importances", "attributions")
 MAX_MODELS_PER_TASK = 256
 TASKS_PER_SLOT = 8
 """Retraining tasks per slot at least, where there are that many models: the last ones to finish should not keep the rest waiting."""

@@ -10,7 +10,7 @@ from genrep_dist.config import Experiment
 from genrep_dist.errors import PlanError
 from genrep_dist.keys import Keys, checkpoint_epoch
 
-StageName = Literal["train", "gradients", "kernels", "importances", "attributions", "retrain"]
+StageName = Literal["train", "gradients", "kernels", "influence", "importances", "attributions", "retrain"]
 
 SHARD_BYTES = 64 * 2**20
 """No shard of features is larger: a unit of work that is lost costs seconds."""
@@ -29,8 +29,8 @@ class Shape:
     last_layer_width: int
 
     def feature_width(self, kernel: str) -> int:
-        """Numbers that one training sample takes in the features of ``kernel``."""
-        return self.num_outputs * self.num_parameters if kernel == "ntk" else self.last_layer_width
+        """Numbers that one training sample takes in the features of ``kernel``; a kernel of the user's own has none that we know."""
+        return {"ntk": self.num_outputs * self.num_parameters, "last-layer": self.last_layer_width}.get(kernel, 1)
 
     def gram_rows(self, kernel: str) -> int:
         """Rows of the train-by-train gram: N C for the matrix-valued NTK; N where all outputs share one scalar kernel."""
@@ -114,6 +114,20 @@ class GramUnit:
 
 
 @dataclass(frozen=True)
+class InfluenceUnit:
+    """The influence kernel K_inf(train, test) of one seed, with the declared curvature."""
+
+    seed: int
+    epoch: int
+    block: int
+    stage: StageName = "influence"
+
+    @property
+    def label(self) -> str:
+        return f"influence kernel seed={self.seed} epoch={self.epoch}"
+
+
+@dataclass(frozen=True)
 class ImportanceUnit:
     """The surrogate importances of one gram. (Target and tracking importances fall out of training.)"""
 
@@ -164,7 +178,7 @@ class RetrainUnit:
         return f"retrain {len(self.rows)} models, seed={self.rows[0].seed}, first key {self.rows[0].key[:12]}"
 
 
-Unit = TrainUnit | GradientUnit | KernelUnit | GramUnit | ImportanceUnit | AttributionUnit | RetrainUnit
+Unit = TrainUnit | GradientUnit | KernelUnit | GramUnit | InfluenceUnit | ImportanceUnit | AttributionUnit | RetrainUnit
 
 
 @dataclass(frozen=True)
@@ -219,14 +233,27 @@ class Plan:
     # -- what is needed --------------------------------------------------------------------------------------------------------
 
     def kernels_needed(self) -> list[tuple[str, int]]:
-        """(kernel, epoch) of every K(train, test)."""
-        return sorted({(m.kernel, e) for m in self.experiment.parsed_methods for e in self.keys.method_epochs(m)})
+        """(kernel, epoch) of every K(train, test) that is a product of features."""
+        wanted = {(m.kernel, e) for m in self.experiment.parsed_methods for e in self.keys.method_epochs(m)}
+        return sorted({pair for pair in wanted if pair[0] != "influence"} | set(self._under_influence()))
+
+    def influence_epochs(self) -> list[int]:
+        """Epochs at which the influence kernel is needed."""
+        return sorted({e for m in self.experiment.parsed_methods if m.kernel == "influence" for e in self.keys.method_epochs(m)})
+
+    def surrogates_needed(self) -> list[tuple[str, int]]:
+        """(kernel, epoch) onto which the model is projected."""
+        surrogates = [method for method in self.experiment.parsed_methods if method.importance == "surrogate"]
+        return sorted({(method.kernel, epoch) for method in surrogates for epoch in self.keys.method_epochs(method)})
 
     def grams_needed(self) -> list[tuple[str, int]]:
-        """(kernel, epoch) of every train-by-train gram: the surrogate needs one."""
-        return sorted(
-            {(m.kernel, e) for m in self.experiment.parsed_methods if m.importance == "surrogate" for e in self.keys.method_epochs(m)}
-        )
+        """(kernel, epoch) of every train-by-train gram: surrogates need one, and so does the influence kernel's dual system."""
+        return sorted({*self.surrogates_needed(), *self._under_influence()})
+
+    def _under_influence(self) -> list[tuple[str, int]]:
+        """The kernel whose gram and K(train, test) the influence kernel is computed from; the true Hessian needs neither."""
+        base = self.experiment.influence.base_kernel
+        return [(base, epoch) for epoch in self.influence_epochs()] if base else []
 
     def features_stored(self) -> list[tuple[str, int]]:
         """(kernel, epoch) whose per-sample features go to the store.
@@ -237,7 +264,8 @@ class Plan:
         choice = self.experiment.resources.features
         if choice == "stream":
             return []
-        return self.kernels_needed() if choice == "store" else self.grams_needed()
+        pairs = self.kernels_needed() if choice == "store" else self.grams_needed()
+        return [pair for pair in pairs if pair[0] not in self.experiment.kernels]
 
     # -- units -----------------------------------------------------------------------------------------------------------------
 
@@ -257,9 +285,12 @@ class Plan:
         tiles = -(-self.shape.num_train // tile)
         return (GramUnit(seed, kernel, epoch, i, j, tile, block, stored) for i in range(tiles) for j in range(i, tiles))
 
+    def influence_units(self) -> Iterator[InfluenceUnit]:
+        return (InfluenceUnit(seed, epoch, self.block_rows["ntk"]) for seed in self.experiment.seeds for epoch in self.influence_epochs())
+
     def importance_units(self) -> Iterator[ImportanceUnit]:
         budget = self.experiment.resources.memory_budget
-        return (ImportanceUnit(s, k, e, budget) for s in self.experiment.seeds for k, e in self.grams_needed())
+        return (ImportanceUnit(s, k, e, budget) for s in self.experiment.seeds for k, e in self.surrogates_needed())
 
     def attribution_units(self) -> Iterator[AttributionUnit]:
         return (AttributionUnit(seed, method) for seed in self.experiment.seeds for method in self.experiment.methods)
@@ -277,9 +308,11 @@ def make_plan(keys: Keys, shape: Shape) -> Plan:
     """
     experiment = keys.experiment
     _refuse_impossible(keys, shape)
-    kernels = sorted({method.kernel for method in experiment.parsed_methods if method.kernel != "none"})
+    kernels = {method.kernel for method in experiment.parsed_methods} - {"none", "influence"}
+    if any(method.kernel == "influence" for method in experiment.parsed_methods):
+        kernels |= {"ntk", experiment.influence.base_kernel or "ntk"}
     budget = experiment.resources.memory_budget
-    block_rows = {kernel: _block_rows(kernel, shape, budget, experiment.test_points) for kernel in kernels}
+    block_rows = {kernel: _block_rows(kernel, shape, budget, experiment.test_points) for kernel in sorted(kernels)}
     gram_tiles = {kernel: _gram_tile(kernel, shape, budget, block_rows[kernel]) for kernel in kernels}
     plan = Plan(experiment, keys, shape, block_rows, gram_tiles)
     return Plan(experiment, keys, shape, block_rows, gram_tiles, tuple(_stages(plan)))
@@ -307,10 +340,15 @@ def _stages(plan: Plan) -> Iterator[StagePlan]:
         streamed = len(kernels) - len([pair for pair in kernels if pair in stored])
         what = f"{len(kernels)} K(train, test) ({streamed} streamed), {len(grams)} grams in {tiles} tiles"
         yield StagePlan("kernels", what, seeds * (blocks + tiles), seeds * written, peak)
-    if grams:
-        written = sum(8 * n * c for _ in grams)
-        what = f"{len(grams)} surrogate projections a seed"
-        yield StagePlan("importances", what, seeds * len(grams), seeds * written, _importance_bytes(plan))
+    influences, surrogates = plan.influence_epochs(), plan.surrogates_needed()
+    if influences:
+        written = len(influences) * FLOAT_BYTES * n * c * experiment.test_points
+        what = f"influence kernel, curvature {experiment.influence.curvature}, damping {experiment.influence.damping:g}"
+        yield StagePlan("influence", what, seeds * len(influences), seeds * written, _influence_bytes(plan))
+    if surrogates:
+        written = sum(8 * n * c for _ in surrogates)
+        what = f"{len(surrogates)} surrogate projections a seed"
+        yield StagePlan("importances", what, seeds * len(surrogates), seeds * written, _importance_bytes(plan))
     methods = len(experiment.methods)
     written = methods * 3 * 8 * n * experiment.test_points
     what = f"{methods} methods x {experiment.test_points} test points"
@@ -331,7 +369,15 @@ def _gram_bytes(plan: Plan, kernel: str) -> int:
 
 def _importance_bytes(plan: Plan) -> int:
     vectors = 12 * 8 * plan.shape.num_train * plan.shape.num_outputs
-    return vectors + max(_tile_bytes(plan, kernel) for kernel, _ in plan.grams_needed())
+    return vectors + max(_tile_bytes(plan, kernel) for kernel, _ in plan.surrogates_needed())
+
+
+def _influence_bytes(plan: Plan) -> int:
+    """Three float64 matrices of the gram's size for the dual system; for the true Hessian the columns of conjugate gradients."""
+    shape = plan.shape
+    if plan.experiment.influence.base_kernel is None:
+        return 6 * FLOAT_BYTES * shape.num_parameters * plan.experiment.test_points + _block_bytes(plan, "ntk")
+    return 3 * 8 * (shape.num_train * shape.num_outputs) ** 2
 
 
 def _block_bytes(plan: Plan, kernel: str) -> int:
@@ -407,7 +453,8 @@ def _refuse_impossible(keys: Keys, shape: Shape) -> None:
             raise PlanError(
                 "a checkpoint beyond the end of training", where=where, expected=f"epochs 0 to {keys.epochs}", got=f"epoch {beyond[0]}"
             )
-        if method.kernel == "last-layer" and not shape.last_layer_width:
+        last_layer = method.kernel == "last-layer" or (method.kernel == "influence" and experiment.influence.curvature == "last-layer")
+        if last_layer and not shape.last_layer_width:
             raise PlanError(
                 "a last-layer method needs a model whose output is computed by a torch.nn.Linear",
                 where=f"methods: {name}",

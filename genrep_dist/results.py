@@ -16,7 +16,6 @@ from genrep_dist.errors import MethodError
 from genrep_dist.plan import Plan, named_checkpoint
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.representers.losses import Loss
-from genrep_dist.representers.methods import parse_method
 from genrep_dist.stages.execute import workbench
 from genrep_dist.stages.importances import importance
 from genrep_dist.stages.job import Job, Workbench, read_data
@@ -70,7 +69,7 @@ class Run:
         self._check_seed(seed)
         if method not in self.plan.experiment.methods:
             raise MethodError("not a method of this run", where=self.name, expected=", ".join(self.plan.experiment.methods), got=method)
-        return self.store.artifact("attribution", self.plan.keys.attribution(seed, parse_method(method))).read("phi")
+        return self.store.artifact("attribution", self.plan.keys.attribution(seed, self.plan.experiment.method(method))).read("phi")
 
     def importance(self, name: str, seed: int) -> Array:
         """Alpha (N,), or (N, C) for several outputs: 'target', 'tracking', or the surrogate of a kernel, 'ntk-final/surrogate'.
@@ -81,7 +80,7 @@ class Run:
         kernel, epoch, kind = "ntk", self.plan.keys.epochs, name
         if name not in ("target", "tracking"):
             full = name if "/" in name else self._only_surrogate()
-            method = parse_method(full)
+            method = self.plan.experiment.method(full)
             kernel, epoch, kind = method.kernel, self.plan.keys.method_epochs(method)[0], method.importance
         return _squeeze(importance(self._bench, kind, seed, kernel, epoch).numpy(), axis=1)
 
@@ -166,6 +165,7 @@ class Run:
             record["recipe"],
             self.plan.shape.num_test,
             tuple(record["search_path"]),
+            record["own_kernels"],
         )
         return workbench(job)
 

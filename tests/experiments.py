@@ -11,7 +11,17 @@ from genrep_dist.config import Experiment, load_experiment
 
 ROOT = Path(__file__).parent.parent
 
-METHODS = ["ntk-final/tracking", "ntk-final/target", "ntk-final/surrogate", "last-layer-final/tracking", "tracincp", "random"]
+METHODS = [
+    "ntk-final/tracking",
+    "ntk-final/target",
+    "ntk-final/surrogate",
+    "last-layer-final/tracking",
+    "influence-final/tracking",
+    "tracincp",
+    "influence-function",
+    "representer-point",
+    "random",
+]
 
 
 def experiment(problem: str = "tests.toys:Blobs", options: dict[str, Any] | None = None, **fields: Any) -> Experiment:

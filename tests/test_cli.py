@@ -45,7 +45,7 @@ def call(*arguments: object) -> Result:
 def test_plan_before_and_after(place: Path, tmp_path: Path) -> None:
     before = json.loads(call("plan", place / "toy.yaml", "--store", tmp_path, "--json").output)
     stages = {stage["stage"]: stage for stage in before["stages"]}
-    assert list(stages) == ["train", "gradients", "kernels", "importances", "attributions", "retrain"]
+    assert list(stages) == ["train", "gradients", "kernels", "influence", "importances", "attributions", "retrain"]
     assert all(stage["done"] == 0 and stage["seconds"] > 0 for stage in before["stages"])
     asked = 2 * len(METHODS) * 2 * 2 * 3
     assert before["retrainings"] == {"asked": asked, "unique": asked * 2 // 3, "exact": False, "done": 0}

@@ -51,7 +51,8 @@ def explained_outputs(finished: gr.Run, seed: int) -> tuple[list[int], list[int]
 def test_phi_is_alpha_times_the_kernel_of_one_by_one_gradients(finished: gr.Run, importance: str, checkpoint: str, seed: int) -> None:
     problem = finished.problem(seed)
     rows, classes = explained_outputs(finished, seed)
-    alpha = torch.as_tensor(finished.importance(importance, seed)).reshape(len(problem.train.ids), -1)
+    name = "ntk-final/surrogate" if importance == "surrogate" else importance
+    alpha = torch.as_tensor(finished.importance(name, seed)).reshape(len(problem.train.ids), -1)
     expected = np.zeros((len(problem.train.ids), len(rows)))
     for n, sample in enumerate(problem.train.inputs):
         left = jacobian(problem.model, sample).double()
@@ -59,6 +60,110 @@ def test_phi_is_alpha_times_the_kernel_of_one_by_one_gradients(finished: gr.Run,
             right = jacobian(problem.model, problem.test.inputs[row]).double()[output]
             expected[n, m] = float(alpha[n].double() @ (left @ right))
     np.testing.assert_allclose(finished.attributions(f"ntk-{checkpoint}/{importance}", seed), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["influence-final/tracking", "influence-function"])
+def test_influence_is_the_explicit_inverse_of_the_gauss_newton(finished: gr.Run, method: str) -> None:
+    """phi = alpha J_i (H + delta I)^-1 g, with H = (1/n) sum J_i^T h_i J_i formed and inverted as a P x P matrix."""
+    problem = finished.problem(0)
+    rows, classes = explained_outputs(finished, 0)
+    jacobians = torch.stack([jacobian(problem.model, sample) for sample in problem.train.inputs]).double()
+    with torch.no_grad():
+        outputs = problem.model(problem.train.inputs).double()
+    curvature = problem.loss.second_derivative(outputs, problem.train.targets)
+    hessian = torch.einsum("ncp,ncd,ndq->pq", jacobians, curvature, jacobians) / len(jacobians)
+    inverse = torch.linalg.inv(hessian + 0.1 * torch.eye(len(hessian)))
+    tests = torch.stack([jacobian(problem.model, problem.test.inputs[r])[c] for r, c in zip(rows, classes, strict=True)]).double()
+    name = "target" if method == "influence-function" else "tracking"
+    alpha = torch.as_tensor(finished.importance(name, 0)).double().reshape(len(jacobians), -1)
+    expected = torch.einsum("nc,ncp,pq,mq->nm", alpha, jacobians, inverse, tests)
+    np.testing.assert_allclose(finished.attributions(method, 0), expected.numpy(), rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def true_hessian(problem: Any) -> Tensor:
+    """H (P, P) of the mean training loss, by autograd, float64."""
+    model = problem.model.double()
+    names = [name for name, _ in model.named_parameters()]
+    shapes = [p.shape for p in model.parameters()]
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    def mean_loss(vector: Tensor) -> Tensor:
+        parts = [part.reshape(shape) for part, shape in zip(torch.split(vector, [s.numel() for s in shapes]), shapes, strict=True)]
+        outputs = torch.func.functional_call(model, dict(zip(names, parts, strict=True)), (problem.train.inputs.double(),))
+        return torch.as_tensor(problem.loss.value(outputs, problem.train.targets).mean())
+
+    return torch.as_tensor(torch.autograd.functional.hessian(mean_loss, flat))  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("solver", ["cg", "lissa"])
+def test_influence_with_the_true_hessian(tmp_path: Path, solver: str) -> None:
+    settings = {"curvature": "hessian", "damping": 0.5, "solver": solver, "tolerance": 1e-8}
+    done = run(tmp_path, methods=["influence-function", "random"], seeds=1, influence=settings)
+    problem, (rows, classes) = done.problem(0), explained_outputs(done, 0)
+    hessian = true_hessian(problem)
+    inverse = torch.linalg.inv(hessian + 0.5 * torch.eye(len(hessian)))
+    left = torch.cat([jacobian(problem.model, sample) for sample in problem.train.inputs.double()])
+    right = torch.stack([jacobian(problem.model, problem.test.inputs[r].double())[c] for r, c in zip(rows, classes, strict=True)])
+    expected = done.importance("target", 0)[:, None] * (left @ inverse @ right.T).numpy()
+    np.testing.assert_allclose(done.attributions("influence-function", 0), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    artifact = done.store.artifact("kernel", done.plan.keys.kernel(0, "influence", 4))
+    assert artifact.manifest()["certificate"]["residual"] <= 1e-8
+    assert done.importance("target", 0).shape == (40,)
+
+
+def test_negative_curvature_is_refused_or_reported(tmp_path: Path) -> None:
+    """An untrained network under a squared loss sits on no minimum; with hardly any damping the system is indefinite."""
+    fields: dict[str, Any] = {"methods": ["influence-function", "random"], "seeds": 1, "recipe": {"learning_rate": 1e-6}}
+    settings = {"curvature": "hessian", "damping": 1e-6, "max_iterations": 200}
+    with pytest.raises(ConvergenceError, match="negative curvature"):
+        run(tmp_path, influence=settings, **fields)
+    done = run(tmp_path, influence=settings | {"allow_unconverged": True}, **fields)
+    certificate = done.store.artifact("kernel", done.plan.keys.kernel(0, "influence", 4)).manifest()["certificate"]
+    assert certificate["negative_curvature"] > 0
+    assert certificate["smallest_rayleigh"] < 0
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_influence_of_the_last_layer_alone(tmp_path: Path, num_classes: int) -> None:
+    settings = {"curvature": "last-layer", "damping": 0.2, "damping_unit": "mean-eigenvalue"}
+    fields: dict[str, Any] = {"methods": ["influence-final/tracking", "random"], "seeds": 1, "options": {"num_classes": num_classes}}
+    done = run(tmp_path, influence=settings, **fields)
+    problem, (rows, classes) = done.problem(0), explained_outputs(done, 0)
+    last = len(list(problem.model.parameters())) - 2
+    size = sum(p.numel() for p in list(problem.model.parameters())[last:])
+    jacobians = torch.stack([jacobian(problem.model, sample) for sample in problem.train.inputs]).double()[:, :, -size:]
+    with torch.no_grad():
+        curvature = problem.loss.second_derivative(problem.model(problem.train.inputs).double(), problem.train.targets)
+    hessian = torch.einsum("ncp,ncd,ndq->pq", jacobians, curvature, jacobians) / len(jacobians)
+    inverse = torch.linalg.inv(hessian + 0.2 * torch.trace(hessian) / size * torch.eye(size))
+    tests = torch.stack([jacobian(problem.model, problem.test.inputs[r])[c] for r, c in zip(rows, classes, strict=True)]).double()
+    alpha = torch.as_tensor(done.importance("tracking", 0)).reshape(len(jacobians), -1)
+    expected = torch.einsum("nc,ncp,pq,mq->nm", alpha, jacobians, inverse, tests[:, -size:]).numpy()
+    np.testing.assert_allclose(done.attributions("influence-final/tracking", 0), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_a_kernel_of_ones_own(tmp_path: Path, num_classes: int) -> None:
+    """Values by the formula, a surrogate on its gram, and keys that follow its source and options."""
+    fields: dict[str, Any] = {
+        "options": {"num_classes": num_classes},
+        "methods": ["rbf-final/tracking", "rbf-middle/target", "rbf-final/surrogate"],
+        "resources": {"memory_budget": "32KiB"},
+    }
+    done = run(tmp_path, kernels={"rbf": {"class": "tests.toys:Rbf", "options": {"width": 2.0}}}, **fields)
+    problem = done.problem(0)
+    rows, classes = explained_outputs(done, 0)
+    hidden = problem.model[:2]  # type: ignore[index]
+    with torch.no_grad():
+        left, right = hidden(problem.train.inputs), hidden(problem.test.inputs[rows])
+    values = np.array([[np.exp(-float(((a - b) ** 2).sum()) / 2.0) for b in right] for a in left])
+    alpha = done.importance("tracking", 0).reshape(len(left), -1)
+    expected = np.stack([alpha[:, c] * values[:, m] for m, c in enumerate(classes)], axis=1)
+    np.testing.assert_allclose(done.attributions("rbf-final/tracking", 0), expected, rtol=1e-3, atol=1e-6)
+    assert all(certificate["converged"] for certificate in done.certificates())
+    other = run(tmp_path, name="other", kernels={"rbf": {"class": "tests.toys:Rbf", "options": {"width": 3.0}}}, **fields)
+    assert done.plan.keys.kernel(0, "rbf", 4) != other.plan.keys.kernel(0, "rbf", 4)
+    assert not np.allclose(done.attributions("rbf-final/tracking", 0), other.attributions("rbf-final/tracking", 0))
 
 
 def test_the_surrogate_meets_proposition_8(finished: gr.Run) -> None:
@@ -203,7 +308,7 @@ def test_every_third_unit_fails_and_the_result_is_the_same(tmp_path: Path) -> No
 
 def test_a_surrogate_that_does_not_converge_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConvergenceError):
-        run(tmp_path, seeds=1, surrogate={"lambda": 1e-6, "max_iterations": 1, "tolerance": 1e-12})
+        run(tmp_path, seeds=1, methods=["ntk-final/surrogate"], surrogate={"lambda": 1e-6, "max_iterations": 1, "tolerance": 1e-12})
 
 
 def test_what_the_disk_cannot_hold_is_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,3 +98,15 @@ def trainings(folder: Path) -> int:
     """How many trainings a run over :class:`Counting` began."""
     log = folder / "trainings"
     return log.stat().st_size if log.exists() else 0
+
+
+class Rbf:
+    """A kernel of one's own: Gaussian in the hidden layer's activations."""
+
+    def __init__(self, width: float = 1.0) -> None:
+        self.width = width
+
+    def __call__(self, model: nn.Module, left: Tensor, right: Tensor) -> Tensor:
+        assert isinstance(model, nn.Sequential)
+        hidden = model[:2]
+        return torch.exp(-torch.cdist(hidden(left), hidden(right)) ** 2 / self.width)

@@ -15,9 +15,19 @@ from typing import Any, cast
 from genrep_dist.errors import GenRepError, ProblemError
 from genrep_dist.problems.checks import build_model, check_problem, load_datasets, num_outputs, user_fault
 from genrep_dist.problems.protocol import Problem
-from genrep_dist.problems.source import source_digest
+from genrep_dist.problems.source import object_digest, source_digest
 
-__all__ = ["SHIPPED", "build_model", "check_problem", "load_datasets", "load_problem", "num_outputs", "source_digest"]
+__all__ = [
+    "SHIPPED",
+    "build_model",
+    "check_problem",
+    "load_datasets",
+    "load_object",
+    "load_problem",
+    "num_outputs",
+    "object_digest",
+    "source_digest",
+]
 
 SHIPPED: Mapping[str, str] = {
     "digits": "genrep_dist.problems.digits:Digits",
@@ -35,6 +45,20 @@ def load_problem(name: str, options: Mapping[str, Any] | None = None, search_pat
     Raises ProblemError when there is no such module or class, its import or construction fails, an option is unknown, or the
     problem lacks a part, its recipe is no Recipe, its loss is unknown, or ``model()`` does not build an nn.Module.
     """
+    problem, target = _build(name, options, search_path)
+    check_problem(problem, target)
+    return cast("Problem", problem)
+
+
+def load_object(name: str, options: Mapping[str, Any] | None = None, search_path: Sequence[str | Path] = ()) -> Any:
+    """An object of the user's class ``module:Class``, built with ``options``; the same look-up and errors as for a problem."""
+    built, target = _build(name, options, search_path)
+    if not callable(built):
+        raise ProblemError("an object of this class cannot be called", where=target, expected="a method __call__", got="none")
+    return built
+
+
+def _build(name: str, options: Mapping[str, Any] | None, search_path: Sequence[str | Path]) -> tuple[Any, str]:
     factory, target = _find(name, search_path)
     arguments = dict(options or {})
     try:
@@ -42,13 +66,11 @@ def load_problem(name: str, options: Mapping[str, Any] | None = None, search_pat
     except TypeError as error:
         raise _wrong_options(factory, arguments, target, error) from error
     try:
-        problem = factory(**arguments)
+        return factory(**arguments), target
     except GenRepError:
         raise
     except Exception as error:
-        raise user_fault("the problem cannot be built", target, error) from error
-    check_problem(problem, target)
-    return cast("Problem", problem)
+        raise user_fault(f"{target} cannot be built", target, error) from error
 
 
 def _find(name: str, search_path: Sequence[str | Path]) -> tuple[Any, str]:

@@ -47,6 +47,13 @@ def source_digest(problem: Problem, options: Mapping[str, Any] | None = None) ->
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def object_digest(built: object, options: Mapping[str, Any] | None = None) -> str:
+    """sha256 of the source files of an object's class and of its options."""
+    sources = sorted({(kind.__qualname__, _file_digest(kind)) for kind in type(built).__mro__ if _is_own(kind)})
+    parts = {"sources": sources, "options": {key: _plain(value) for key, value in (options or {}).items()}}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
 def _is_own(kind: type) -> bool:
     """Whether a class can have been written by the user or a library of theirs."""
     return kind.__module__.partition(".")[0] not in _NOT_THE_USERS_OWN

@@ -6,10 +6,22 @@ K (B, C, M) here hold them for B training and M test samples. For a scalar model
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genrep_dist.errors import ProblemError
+
+
+class Kernel(Protocol):
+    """Anyone's own kernel: symmetric, positive semi-definite, continuous; the same for each of the C outputs.
+
+    ``model`` is the trained network in evaluation mode at the method's checkpoint, ``left`` (A, ...) and ``right`` (B, ...) are
+    inputs; returns K (A, B), floating point. It runs without gradients and must not change the model.
+    """
+
+    def __call__(self, model: nn.Module, left: Tensor, right: Tensor) -> Tensor: ...
 
 
 def ntk_block(train: Tensor, test: Tensor) -> Tensor:
@@ -46,9 +58,13 @@ def last_layer_block(train: Tensor, test: Tensor, output_index: Tensor, num_outp
             expected=f"0 to {num_outputs - 1}",
             got=f"{int(output_index.min())} to {int(output_index.max())}",
         )
-    inner = train @ test.T
-    block = inner.new_zeros(train.shape[0], num_outputs, test.shape[0])
-    block[:, output_index, torch.arange(test.shape[0], device=test.device)] = inner
+    return per_output(train @ test.T, output_index, num_outputs)
+
+
+def per_output(scalar: Tensor, output_index: Tensor, num_outputs: int) -> Tensor:
+    """K (B, C, M) of a scalar kernel k (B, M) that serves each output alike: k where c = ``output_index[m]``, 0 elsewhere."""
+    block = scalar.new_zeros(scalar.shape[0], num_outputs, scalar.shape[1])
+    block[:, output_index, torch.arange(scalar.shape[1], device=scalar.device)] = scalar
     return block
 
 

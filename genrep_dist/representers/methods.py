@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +25,7 @@ _PAPER = "Tsai et al. 2023"
 class Method:
     """A method by its parts; ``name`` is what the user wrote and what tables show.
 
-    ``kernel``: "ntk", "last-layer", or "none" (random). ``checkpoint``: whose parameters the kernel takes, "initial", "middle",
+    ``kernel``: "ntk", "last-layer", "influence", a kernel of the user's own, or "none" (random). ``checkpoint``: whose parameters the kernel takes, "initial", "middle",
     "final" or "epoch<k>"; "all" for TracInCP's sum, "none" for random. ``importance``: "target", "surrogate", "tracking" or "random";
     the target derivative is always the explained (final) model's, except in TracInCP, where each checkpoint has its own.
     """
@@ -40,8 +41,9 @@ class Description:
     """A method for people: ``formula`` of phi(x_i -> x), ``source`` with its equation, what it ``needs`` and its ``cost`` class.
 
     Needs: "gradients" or "last linear layer" (features of every training sample), "checkpoints" (parameters saved while training),
-    "tracking" (importances gathered while training), "gram" (the train-by-train kernel).
-    Cost: "none", "one pass" over the training samples' features, "one pass per checkpoint", or "gram", quadratic in the samples.
+    "tracking" (importances gathered while training), "gram" (the train-by-train kernel), "curvature" (of the loss; its own gram, or
+    Hessian-vector products).
+    Cost: "none", "one pass" over the training samples' features, "one pass per checkpoint", or "gram", quadratic in the samples or more.
     """
 
     name: str
@@ -63,7 +65,15 @@ class _Part:
 KERNELS: dict[str, _Part] = {
     "ntk": _Part("<df/dtheta(x_i), df/dtheta(x)>", f"neural tangent kernel, Jacot et al. 2018; {_PAPER}, Eq. 13", ("gradients",)),
     "last-layer": _Part("<Phi(x_i), Phi(x)>", f"penultimate activations and a constant 1; {_PAPER}, Eq. 11", ("last linear layer",)),
+    "influence": _Part(
+        "df/dtheta(x_i)^T (H + delta I)^-1 df/dtheta(x)",
+        f"influence function kernel, Koh and Liang 2017; {_PAPER}, Eq. 15",
+        ("gradients", "curvature"),
+    ),
 }
+_FINAL_ONLY = "influence"
+"""H is the curvature at the minimum; elsewhere it is not positive semi-definite and the kernel no kernel."""
+
 IMPORTANCES: dict[str, _Part] = {
     "target": _Part("-dL/df(f(x_i), y_i)", f"target derivative, {_PAPER}, Eq. 7", ()),
     "surrogate": _Part("-(1/(n lambda)) dL/df(K alpha(x_i), f(x_i))", f"surrogate derivative, {_PAPER}, Eq. 5-6", ("gram",)),
@@ -72,6 +82,7 @@ IMPORTANCES: dict[str, _Part] = {
 
 _NAMED: dict[str, Method] = {
     "tracincp": Method("tracincp", "ntk", "all", "target"),
+    "influence-function": Method("influence-function", "influence", "final", "target"),
     "representer-point": Method("representer-point", "last-layer", "final", "surrogate"),
     "random": Method("random", "none", "none", "random"),
 }
@@ -81,6 +92,10 @@ _NAMED_TEXT: dict[str, tuple[str, str]] = {
         "-sum_t eta_t dL/df(f_t(x_i), y_i) <df_t/dtheta(x_i), df_t/dtheta(x)>",
         f"TracInCP, Pruthi et al. 2020; {_PAPER}, Eq. 14",
     ),
+    "influence-function": (
+        "-dL/df(f(x_i), y_i) df/dtheta(x_i)^T (H + delta I)^-1 df/dtheta(x)",
+        f"influence functions, Koh and Liang 2017; {_PAPER}, Eq. 16",
+    ),
     "representer-point": (
         "-(1/(n lambda)) dL/df(K alpha(x_i), f(x_i)) <Phi(x_i), Phi(x)>",
         f"representer point selection, Yeh et al. 2018; {_PAPER}, Corollary 12",
@@ -89,21 +104,29 @@ _NAMED_TEXT: dict[str, tuple[str, str]] = {
 }
 
 
-def parse_method(name: str) -> Method:
-    """The method of that name. Raises MethodError, with the nearest names, for anything else."""
+def parse_method(name: str, own_kernels: Collection[str] = ()) -> Method:
+    """The method of that name. ``own_kernels`` are kernels that the user has named. MethodError, with the nearest names, otherwise."""
     if name in _NAMED:
         return _NAMED[name]
     local, slash, importance = name.partition("/")
     kernel, dash, checkpoint = local.rpartition("-")
     known_checkpoint = checkpoint in CHECKPOINTS or _EPOCH.fullmatch(checkpoint) is not None
-    if slash and dash and kernel in KERNELS and known_checkpoint and importance in IMPORTANCES:
+    if (
+        slash
+        and dash
+        and kernel in {*KERNELS, *own_kernels}
+        and known_checkpoint
+        and importance in IMPORTANCES
+        and _offered(kernel, checkpoint, importance)
+    ):
         return Method(name, kernel, checkpoint, importance)
     names = _names()
+    grammar = f"{{{'|'.join([*KERNELS, *own_kernels])}}}-{{{'|'.join(CHECKPOINTS)}|epoch<k>}}/{{{'|'.join(IMPORTANCES)}}}"
     nearest = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     raise MethodError(
         f"unknown method {name!r}",
         where="methods",
-        expected=f"{{{'|'.join(KERNELS)}}}-{{{'|'.join(CHECKPOINTS)}|epoch<k>}}/{{{'|'.join(IMPORTANCES)}}}, or {', '.join(_NAMED)}",
+        expected=f"{grammar}, or {', '.join(_NAMED)}",
         got=repr(name),
         remedy=f"nearest: {', '.join(nearest)}" if nearest else "`genrep methods` lists them all",
     )
@@ -120,7 +143,7 @@ def describe(method: Method) -> Description:
     cost: Cost = "one pass"
     if method.kernel == "none":
         cost = "none"
-    elif "gram" in needs:
+    elif "gram" in needs or "curvature" in needs:
         cost = "gram"
     elif method.checkpoint == "all":
         cost = "one pass per checkpoint"
@@ -139,5 +162,13 @@ def catalogue() -> list[Description]:
 
 
 def _names() -> list[str]:
-    grid = [f"{kernel}-{checkpoint}/{importance}" for kernel in KERNELS for checkpoint in CHECKPOINTS for importance in IMPORTANCES]
-    return [*grid, *_NAMED]
+    grid = [(kernel, checkpoint, importance) for kernel in KERNELS for checkpoint in CHECKPOINTS for importance in IMPORTANCES]
+    return [
+        *(f"{kernel}-{checkpoint}/{importance}" for kernel, checkpoint, importance in grid if _offered(kernel, checkpoint, importance)),
+        *_NAMED,
+    ]
+
+
+def _offered(kernel: str, checkpoint: str, importance: str) -> bool:
+    """The influence kernel exists at the final parameters; a projection onto it would need its own train-by-train gram."""
+    return kernel != _FINAL_ONLY or (checkpoint == "final" and importance != "surrogate")

@@ -54,6 +54,9 @@ def assemblies(plan: Plan, stage: StageName) -> Iterator[Assembly]:
             for kernel, epoch in plan.grams_needed():
                 tiles = tuple(plan.gram_units(seed, kernel, epoch))
                 yield Assembly("gram", keys.gram(seed, kernel, epoch), seed, tiles, _gram_array(plan, kernel))
+    elif stage == "influence":
+        for influence in plan.influence_units():
+            yield Assembly("kernel", keys.kernel(influence.seed, "influence", influence.epoch), influence.seed, (influence,))
     elif stage == "importances":
         for unit in plan.importance_units():
             yield Assembly("surrogate", keys.surrogate(unit.seed, unit.kernel, unit.epoch), unit.seed, (unit,))

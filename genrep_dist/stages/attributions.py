@@ -7,14 +7,14 @@ from torch import Tensor
 
 from genrep_dist.plan import AttributionUnit
 from genrep_dist.representers.attribution import attribute, ranking, tracincp
-from genrep_dist.representers.methods import Method, parse_method
+from genrep_dist.representers.methods import Method
 from genrep_dist.stages.importances import importance
 from genrep_dist.stages.job import Workbench, to_numpy
 
 
 def run(unit: AttributionUnit, bench: Workbench) -> dict[str, float]:
     """Write phi (N, M) float64 and the full removal orders (M, N) of sample ids, most negative and most positive first."""
-    method = parse_method(unit.method)
+    method = bench.experiment.method(unit.method)
     phi = attribution(method, unit.seed, bench)
     artifact = bench.store.artifact("attribution", bench.keys.attribution(unit.seed, method))
     artifact.write("phi", to_numpy(phi), ("train", "test"))

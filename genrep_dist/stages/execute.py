@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from genrep_dist.plan import AttributionUnit, GradientUnit, GramUnit, ImportanceUnit, KernelUnit, TrainUnit, Unit
-from genrep_dist.stages import attributions, gradients, importances, kernels, retrain, train
+from genrep_dist.plan import AttributionUnit, GradientUnit, GramUnit, ImportanceUnit, InfluenceUnit, KernelUnit, TrainUnit, Unit
+from genrep_dist.stages import attributions, gradients, importances, influence, kernels, retrain, train
 from genrep_dist.stages.job import Job, Workbench
 
 _benches: dict[str, Workbench] = {}
@@ -44,6 +44,8 @@ def _run(unit: Unit, bench: Workbench) -> dict[str, float]:
             return kernels.run_kernel(unit, bench)
         case GramUnit():
             return kernels.run_gram(unit, bench)
+        case InfluenceUnit():
+            return influence.run(unit, bench)
         case ImportanceUnit():
             return importances.run(unit, bench)
         case AttributionUnit():

@@ -13,6 +13,9 @@ from genrep_dist.store.artifacts import ArrayReader, Artifact
 
 Matrix = npt.NDArray[np.float32]
 
+STRIP_BYTES = 2**21
+"""A tile is turned into float64 so many bytes at a time: twice the whole tile beside it would not fit where the tile just does."""
+
 
 class Gram:
     """K (R, R), symmetric, from its tiles (i, j) with i <= j. R = N C for a matrix-valued kernel, else N."""
@@ -26,32 +29,43 @@ class Gram:
         if 3 * 4 * self.size * self.size <= memory_budget_bytes // 2:
             self._dense = torch.from_numpy(self.dense()).double()
 
-    def tiles(self) -> Iterator[tuple[slice, slice, Matrix]]:
-        """(rows, columns, values) of every stored tile: the upper half and the diagonal."""
+    def tiles(self) -> Iterator[tuple[slice, slice]]:
+        """(rows, columns) of every stored tile: the upper half and the diagonal."""
         for row in range(0, self.size, self.edge):
             for column in range(row, self.size, self.edge):
-                rows, columns = slice(row, min(row + self.edge, self.size)), slice(column, min(column + self.edge, self.size))
-                yield rows, columns, self._reader.read(rows, columns)
+                yield slice(row, min(row + self.edge, self.size)), slice(column, min(column + self.edge, self.size))
 
     def dense(self) -> Matrix:
-        """The whole matrix (R, R) float32; 4 R^2 bytes."""
+        """The whole matrix (R, R) float32; 4 R^2 bytes, and two tiles while it is read."""
         result = np.empty((self.size, self.size), dtype=np.float32)
-        for rows, columns, values in self.tiles():
-            result[rows, columns] = values
+        for rows, columns in self.tiles():
+            result[rows, columns] = self._reader.read(rows, columns)
             if rows != columns:
-                result[columns, rows] = values.T
+                result[columns, rows] = result[rows, columns].T
         return result
 
     def matvec(self, alpha: Tensor) -> Tensor:
-        """K alpha for alpha (N, C) float64. A gram with R = N is a scalar kernel, the same for each of the C outputs."""
+        """K alpha for alpha (N, C) float64. A gram with R = N is a scalar kernel, the same for each of the C outputs.
+
+        Memory beside alpha and the result: one tile and what reading it takes, another one.
+        """
         scalar_kernel = alpha.shape[0] == self.size
         vectors = alpha if scalar_kernel else alpha.reshape(self.size, 1)
         if self._dense is not None:
             return (self._dense @ vectors).reshape(alpha.shape)
         result = torch.zeros_like(vectors)
-        for rows, columns, values in self.tiles():
-            tile = torch.from_numpy(values).double()
-            result[rows] += tile @ vectors[columns]
-            if rows != columns:
-                result[columns] += tile.T @ vectors[rows]
+        for rows, columns in self.tiles():
+            # No name here holds the tile: it is gone before the next one is read.
+            _add_product(result, vectors, rows, columns, torch.from_numpy(self._reader.read(rows, columns)))
         return result.reshape(alpha.shape)
+
+
+def _add_product(result: Tensor, vectors: Tensor, rows: slice, columns: slice, tile: Tensor) -> None:
+    """Add one tile's part, and its mirror image's, of K ``vectors`` (R, C) to ``result`` (R, C)."""
+    height = max(1, STRIP_BYTES // (8 * tile.shape[1]))
+    for start in range(0, tile.shape[0], height):
+        strip = tile[start : start + height].double()
+        at = slice(rows.start + start, rows.start + start + len(strip))
+        result[at] += strip @ vectors[columns]
+        if rows != columns:
+            result[columns] += strip.T @ vectors[at]

@@ -21,7 +21,13 @@ def run(unit: ImportanceUnit, bench: Workbench) -> dict[str, float]:
     # Whatever the kernel's checkpoint, the projected function is the final model: it is what is explained.
     outputs = train_outputs(bench, unit.seed, bench.keys.epochs).double().cpu()
     alpha, certificate = solve_surrogate(
-        gram.matvec, bench.loss, outputs, lam=asked.lam, tolerance=asked.tolerance, max_iterations=asked.max_iterations
+        gram.matvec,
+        bench.loss,
+        outputs,
+        lam=asked.lam,
+        tolerance=asked.tolerance,
+        max_iterations=asked.max_iterations,
+        allow_unconverged=asked.allow_unconverged,
     )
     artifact = bench.store.artifact("surrogate", bench.keys.surrogate(unit.seed, unit.kernel, unit.epoch))
     artifact.write("alpha", to_numpy(alpha), ("train", "output"))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from genrep_dist.config import Experiment
 from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.keys import Keys
-from genrep_dist.problems.load import load_problem, source_digest
+from genrep_dist.plan import GramUnit, KernelUnit
+from genrep_dist.problems.load import load_object, load_problem, object_digest, source_digest
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.problems.tables import from_table, to_table
 from genrep_dist.representers.attribution import random_scores
-from genrep_dist.representers.features import check_model, last_layer_features, per_sample_gradients
+from genrep_dist.representers.features import check_model, find_last_layer, last_layer_features, per_sample_gradients
+from genrep_dist.representers.kernels import Kernel
 from genrep_dist.representers.losses import Loss, get_loss
 from genrep_dist.seeds import derive_seed
 from genrep_dist.stages.states import unpack_state
@@ -40,10 +42,11 @@ class Job:
     recipe: dict[str, Any]
     num_test: int
     search_path: tuple[str, ...] = ()
+    own_kernels: dict[str, str] = field(default_factory=dict)
 
     @property
     def keys(self) -> Keys:
-        return Keys(self.experiment, self.data, self.problem, self.recipe, self.num_test)
+        return Keys(self.experiment, self.data, self.problem, self.recipe, self.num_test, self.own_kernels)
 
 
 def recipe_in_force(problem: Problem, experiment: Experiment) -> Recipe:
@@ -89,17 +92,11 @@ class Workbench:
         self.store = Store(job.store_uri)
         self.device = pick_device(job.experiment.resources.device)
         self.problem = load_problem(job.experiment.problem.name, job.experiment.problem.options, job.search_path)
-        found = source_digest(self.problem, job.experiment.problem.options)
-        if found != job.problem:
-            raise ProblemError(
-                "this worker's copy of the problem differs from the driver's",
-                where=job.experiment.problem.name,
-                expected=f"source digest {job.problem[:12]}",
-                got=found[:12],
-                remedy="give all machines the same code (ray job submit --working-dir)",
-            )
+        _same_source(job.experiment.problem.name, source_digest(self.problem, job.experiment.problem.options), job.problem)
         self.loss: Loss = get_loss(self.problem.loss)
         self.recipe = recipe_in_force(self.problem, job.experiment)
+        self.own_kernels = load_own_kernels(job.experiment, job.search_path)
+        _same_source("kernels", own_kernel_digests(job.experiment, self.own_kernels), job.own_kernels)
         self.train = self._load("train")
         self.test = self._load("test")
         self._recent = Recent(4)
@@ -123,9 +120,31 @@ class Workbench:
         self._check_rows(result, self.train.ids[start:stop], f"{kernel} features, seed {seed}, epoch {epoch}")
         return result
 
+    def own_kernel_block(self, unit: KernelUnit | GramUnit, left: Tensor, right: Tensor) -> Tensor:
+        """K (A, B) of a kernel of the user's own, checked: shape, floating point, finite."""
+        where = f"kernel {unit.kernel}, seed {unit.seed}, epoch {unit.epoch}"
+        with torch.no_grad():
+            block = self.own_kernels[unit.kernel](self.model(unit.seed, unit.epoch), left, right)
+        if not isinstance(block, Tensor) or block.shape != (len(left), len(right)) or not block.is_floating_point():
+            got = f"{block.dtype} {tuple(block.shape)}" if isinstance(block, Tensor) else type(block).__name__
+            raise ProblemError(
+                "a kernel returned something else", where=where, expected=f"floating point ({len(left)}, {len(right)})", got=got
+            )
+        if not bool(torch.isfinite(block).all()):
+            raise NonFiniteError("a kernel returned NaN or Inf", where=where, expected="finite numbers", got="NaN or Inf")
+        return block
+
     def test_features(self, seed: int, kernel: str, epoch: int) -> Tensor:
         """Features of the seed's test points: (M, P) gradients of the target's logit, or (M, L)."""
         return self._recent.get(("test features", seed, kernel, epoch), lambda: self._make_test_features(seed, kernel, epoch))
+
+    def num_parameters(self, kernel: str) -> int:
+        """Parameters whose gradients are the features of ``kernel``: all that are trained, or the last layer's."""
+        with torch.random.fork_rng(devices=[]):
+            model = self.problem.model().eval()
+        if kernel == "last-layer":
+            model = model.get_submodule(find_last_layer(model, self.train.inputs[:2].cpu()))
+        return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     def test_positions(self, seed: int) -> list[int]:
         return self.keys.test_positions(seed)
@@ -181,6 +200,27 @@ class Workbench:
                 got=f"{len(bad)} bad rows",
                 remedy="look at these samples and at the scale of the model's parameters",
             )
+
+
+def load_own_kernels(experiment: Experiment, search_path: Sequence[str]) -> dict[str, Kernel]:
+    """The user's kernels by name. ProblemError when a class is not there, cannot be built or cannot be called."""
+    return {name: load_object(section.class_, section.options, search_path) for name, section in experiment.kernels.items()}
+
+
+def own_kernel_digests(experiment: Experiment, kernels: Mapping[str, Kernel]) -> dict[str, str]:
+    """What ties results to a kernel's code: its source file and its options."""
+    return {name: object_digest(kernel, experiment.kernels[name].options) for name, kernel in kernels.items()}
+
+
+def _same_source(where: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise ProblemError(
+            "this worker's copy of the code differs from the driver's",
+            where=where,
+            expected=f"source digest {expected}",
+            got=str(found),
+            remedy="give all machines the same code (ray job submit --working-dir)",
+        )
 
 
 def pick_device(choice: str) -> torch.device:

@@ -10,68 +10,91 @@ import torch
 from torch import Tensor
 
 from genrep_dist.plan import GramUnit, KernelUnit
-from genrep_dist.representers.kernels import last_layer_block, ntk_block
+from genrep_dist.representers.kernels import last_layer_block, ntk_block, per_output
 from genrep_dist.stages.job import Workbench, to_numpy
 
 FeatureRows = Callable[[int, int], Tensor]
+Span = tuple[int, int]
+Product = Callable[[Span, Span], Tensor]
 
 
 def run_kernel(unit: KernelUnit, bench: Workbench) -> dict[str, float]:
     """K of one block of training rows with all test points of the seed: (rows, C, M)."""
-    rows = _feature_rows(unit, bench)(unit.start, unit.stop)
-    test = bench.test_features(unit.seed, unit.kernel, unit.epoch)
-    if unit.kernel == "last-layer":
-        num_outputs = bench.train_artifact(unit.seed).read("outputs_test").shape[1]
-        block = last_layer_block(rows, test, bench.target_outputs(unit.seed), num_outputs)
+    num_outputs = bench.train_artifact(unit.seed).read("outputs_test").shape[1]
+    if unit.kernel in bench.own_kernels:
+        positions = bench.test_positions(unit.seed)
+        scalar = bench.own_kernel_block(unit, bench.train.inputs[unit.start : unit.stop], bench.test.inputs[positions])
+        block = per_output(scalar, bench.target_outputs(unit.seed), num_outputs)
     else:
-        block = ntk_block(rows, test)
+        rows = _feature_rows(unit, bench)(unit.start, unit.stop)
+        test = bench.test_features(unit.seed, unit.kernel, unit.epoch)
+        if unit.kernel == "last-layer":
+            block = last_layer_block(rows, test, bench.target_outputs(unit.seed), num_outputs)
+        else:
+            block = ntk_block(rows, test)
     artifact = bench.store.artifact("kernel", bench.keys.kernel(unit.seed, unit.kernel, unit.epoch))
     artifact.write_part(unit.part, "kernel", (unit.start, 0, 0), to_numpy(block.float()))
     return {"rows": float(unit.stop - unit.start)}
 
 
 def run_gram(unit: GramUnit, bench: Workbench) -> dict[str, float]:
-    """One tile of the gram: products of blocks of features, with two blocks and the tile in memory."""
-    rows = _feature_rows(unit, bench)
+    """One tile of the gram, by products of blocks of training rows, with two blocks and the tile in memory."""
     num_train = len(bench.train.ids)
+    artifact = bench.store.artifact("gram", bench.keys.gram(unit.seed, unit.kernel, unit.epoch))
+    # The grid counts rows of the gram, C of them for each training row where the kernel is matrix-valued.
+    edge = artifact.declared_chunks("gram")
+    if unit.kernel in bench.own_kernels:
+        product: Product = lambda left, right: bench.own_kernel_block(  # noqa: E731
+            unit, bench.train.inputs[slice(*left)], bench.train.inputs[slice(*right)]
+        )
+    else:
+        product = feature_products(_feature_rows(unit, bench))
     tile = gram_tile(
-        rows,
+        product,
         (unit.row * unit.tile, min((unit.row + 1) * unit.tile, num_train)),
         (unit.column * unit.tile, min((unit.column + 1) * unit.tile, num_train)),
         unit.block,
     )
-    artifact = bench.store.artifact("gram", bench.keys.gram(unit.seed, unit.kernel, unit.epoch))
-    # The grid counts rows of the gram, C of them for each training row where the kernel is matrix-valued.
-    edge = artifact.declared_chunks("gram")
     artifact.write_part(unit.part, "gram", (unit.row * edge[0], unit.column * edge[1]), tile)
     return {"numbers": float(tile.size)}
 
 
-def gram_tile(rows: FeatureRows, row_range: tuple[int, int], column_range: tuple[int, int], block: int) -> npt.NDArray[np.float32]:
-    """<Phi_i, Phi_j> for i in ``row_range`` and j in ``column_range``, float32; a diagonal tile is exactly symmetric.
+def feature_products(rows: FeatureRows) -> Product:
+    """<Phi_i, Phi_j> of two spans of rows, from ``rows(start, stop)`` -> (rows, ..., P); it keeps the left span's features."""
+    kept: dict[Span, Tensor] = {}
 
-    ``rows(start, stop)`` gives features (rows, ...); at most two blocks of ``block`` rows are held at once beside the tile.
+    def product(left: Span, right: Span) -> Tensor:
+        if left not in kept:
+            kept.clear()
+            kept[left] = _flat(rows(*left))
+        return kept[left] @ (kept[left] if right == left else _flat(rows(*right))).T
+
+    return product
+
+
+def gram_tile(product: Product, row_range: Span, column_range: Span, block: int) -> npt.NDArray[np.float32]:
+    """The gram of training rows ``row_range`` with ``column_range``, float32; a diagonal tile is exactly symmetric.
+
+    ``product(left, right)`` gives the gram of two spans of at most ``block`` rows, one or C rows of it for each training row.
     """
     diagonal = row_range == column_range
     tile: Tensor | None = None
     per_row = 1
-    for start, stop in _blocks(row_range, block):
-        left = _flat(rows(start, stop))
-        per_row = len(left) // (stop - start)
-        if tile is None:
-            tile = left.new_empty((row_range[1] - row_range[0]) * per_row, (column_range[1] - column_range[0]) * per_row)
-        at = slice((start - row_range[0]) * per_row, (stop - row_range[0]) * per_row)
-        for other_start, other_stop in _blocks(column_range, block):
-            if diagonal and other_start < start:
+    for left in _blocks(row_range, block):
+        for right in _blocks(column_range, block):
+            if diagonal and right[0] < left[0]:
                 continue
-            right = left if (diagonal and other_start == start) else _flat(rows(other_start, other_stop))
-            across = slice((other_start - column_range[0]) * per_row, (other_stop - column_range[0]) * per_row)
-            product = left @ right.T
-            if diagonal and other_start == start:
-                product = torch.triu(product) + torch.triu(product, 1).T
-            tile[at, across] = product
-            if diagonal and other_start > start:
-                tile[across, at] = product.T
+            values = product(left, right).float()
+            if tile is None:
+                per_row = len(values) // (left[1] - left[0])
+                tile = values.new_empty((row_range[1] - row_range[0]) * per_row, (column_range[1] - column_range[0]) * per_row)
+            if diagonal and left == right:
+                values = torch.triu(values) + torch.triu(values, 1).T
+            at = slice((left[0] - row_range[0]) * per_row, (left[1] - row_range[0]) * per_row)
+            across = slice((right[0] - column_range[0]) * per_row, (right[1] - column_range[0]) * per_row)
+            tile[at, across] = values
+            if diagonal and right != left:
+                tile[across, at] = values.T
     assert tile is not None
     return to_numpy(tile)
 
@@ -81,7 +104,7 @@ def _flat(features: Tensor) -> Tensor:
     return features.reshape(-1, features.shape[-1]).float()
 
 
-def _blocks(span: tuple[int, int], block: int) -> Iterator[tuple[int, int]]:
+def _blocks(span: Span, block: int) -> Iterator[Span]:
     return ((start, min(start + block, span[1])) for start in range(span[0], span[1], block))
 
 

@@ -17,7 +17,7 @@ from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.problems.tables import data_digest
 from genrep_dist.representers.features import check_model, find_last_layer
 from genrep_dist.representers.losses import get_loss
-from genrep_dist.stages.job import Job, publish_data, recipe_in_force
+from genrep_dist.stages.job import Job, load_own_kernels, own_kernel_digests, publish_data, recipe_in_force
 from genrep_dist.store import Store
 from genrep_dist.training.loop import predict
 from genrep_dist.training.randomness import Randomness
@@ -47,7 +47,8 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     shape = measure(problem, train, test)
     digest = data_digest(train, test)
     source = source_digest(problem, experiment.problem.options)
-    job = Job(store.uri, experiment, digest, source, asdict(recipe), len(test.ids), tuple(search_path))
+    kernels = own_kernel_digests(experiment, load_own_kernels(experiment, search_path))
+    job = Job(store.uri, experiment, digest, source, asdict(recipe), len(test.ids), tuple(search_path), kernels)
     plan = make_plan(job.keys, shape)
     publish_data(store, digest, train, test)
     return Prepared(plan, job, store, problem, recipe, train, test)
@@ -106,6 +107,7 @@ def write_record(prepared: Prepared) -> None:
         "shape": asdict(plan.shape),
         "loss": get_loss(prepared.problem.loss).name,
         "search_path": list(job.search_path),
+        "own_kernels": job.own_kernels,
     }
     prepared.store.objects.put_json(f"experiments/{plan.experiment.name}/record.json", record)
 
@@ -130,5 +132,5 @@ def plan_of_record(record: dict[str, Any]) -> Plan:
     """The plan that a record describes, without loading the problem."""
     experiment = Experiment.model_validate(record["experiment"])
     shape = Shape(**record["shape"])
-    keys = Keys(experiment, record["data"], record["problem"], record["recipe"], shape.num_test)
+    keys = Keys(experiment, record["data"], record["problem"], record["recipe"], shape.num_test, record["own_kernels"])
     return make_plan(keys, shape)

@@ -53,13 +53,24 @@ def estimate(plan: Plan, rates: Rates, slots: int, missing: Mapping[StageName, f
     for kernel, _ in plan.grams_needed():
         size, width = shape.gram_rows(kernel), shape.feature_width(kernel) * n / shape.gram_rows(kernel)
         seconds["kernels"] += seeds * size * size / 2 * width / rates.multiply_adds_per_second
-        seconds["importances"] += seeds * 60 * size * size / rates.multiply_adds_per_second
+    for kernel, _ in plan.surrogates_needed():
+        seconds["importances"] += seeds * 60 * shape.gram_rows(kernel) ** 2 / rates.multiply_adds_per_second
+    if plan.influence_epochs():
+        seconds["influence"] = seeds * _influence_cost(plan, rates)
     seconds["train"] = seeds * rates.train_seconds
     seconds["retrain"] = plan.retrainings_at_most * rates.train_seconds
     for stage in plan.stages:
         units = stage.units if stage.name != "retrain" else 0
         seconds[stage.name] = missing.get(stage.name, 1.0) * (seconds[stage.name] + units * UNIT_OVERHEAD_SECONDS) / slots
     return seconds
+
+
+def _influence_cost(plan: Plan, rates: Rates) -> float:
+    """Seconds a seed: one Cholesky factorisation in float64, or some fifty Hessian-vector products for each test point."""
+    shape = plan.shape
+    if plan.experiment.influence.base_kernel is not None:
+        return 2 * (shape.num_train * shape.num_outputs) ** 3 / 3 / rates.multiply_adds_per_second
+    return 50 * plan.experiment.test_points * 3 * shape.num_train / rates.gradient_rows_per_second
 
 
 def _training(prepared: Prepared, device: torch.device) -> float:

@@ -14,7 +14,7 @@ from genrep_dist.representers.methods import CHECKPOINTS, IMPORTANCES, KERNELS, 
 
 
 @given(
-    st.sampled_from(sorted(KERNELS)),
+    st.sampled_from(sorted(set(KERNELS) - {"influence"})),
     st.one_of(st.sampled_from(CHECKPOINTS), st.integers(0, 10**6).map("epoch{}".format)),
     st.sampled_from(sorted(IMPORTANCES)),
 )
@@ -25,9 +25,19 @@ def test_names_of_the_grid_make_the_round_trip(kernel: str, checkpoint: str, imp
     assert f"{method.kernel}-{method.checkpoint}/{method.importance}" == name
 
 
+@pytest.mark.parametrize("importance", ["target", "tracking"])
+def test_the_influence_kernel_is_one_of_the_final_parameters(importance: str) -> None:
+    name = f"influence-final/{importance}"
+    assert parse_method(name) == Method(name, "influence", "final", importance)
+    for other in (f"influence-initial/{importance}", f"influence-epoch3/{importance}", "influence-final/surrogate"):
+        with pytest.raises(MethodError):
+            parse_method(other)
+
+
 def test_the_fields_own_names() -> None:
     assert parse_method("tracincp") == Method("tracincp", "ntk", "all", "target")
     assert parse_method("random") == Method("random", "none", "none", "random")
+    assert parse_method("influence-function") == Method("influence-function", "influence", "final", "target")
     assert parse_method("representer-point") == Method("representer-point", "last-layer", "final", "surrogate")
 
 
@@ -79,7 +89,7 @@ def test_what_is_no_name_is_refused(name: str) -> None:
 def test_the_catalogue_describes_every_method_once() -> None:
     entries = catalogue()
     names = [entry.name for entry in entries]
-    assert len(names) == len(set(names)) == len(KERNELS) * len(CHECKPOINTS) * len(IMPORTANCES) + 3
+    assert len(names) == len(set(names)) == 2 * len(CHECKPOINTS) * len(IMPORTANCES) + 2 + 4
     for entry in entries:
         assert describe(parse_method(entry.name)) == entry
         assert entry.formula
@@ -95,6 +105,7 @@ def test_needs_and_cost_say_what_must_be_computed() -> None:
     assert of("ntk-middle/tracking") == (("gradients", "checkpoints", "tracking"), "one pass")
     assert of("ntk-epoch3/surrogate") == (("gradients", "checkpoints", "gram"), "gram")
     assert of("representer-point") == (("last linear layer", "gram"), "gram")
+    assert of("influence-final/tracking") == (("gradients", "curvature", "tracking"), "gram")
     assert of("tracincp") == (("gradients", "checkpoints"), "one pass per checkpoint")
     assert of("random") == ((), "none")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genrep_dist.stages.assembly import ArraySpec
 from genrep_dist.stages.gram import Gram
-from genrep_dist.stages.kernels import gram_tile
+from genrep_dist.stages.kernels import feature_products, gram_tile
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
 
@@ -34,7 +34,7 @@ def build_gram(store: Store, features: Tensor, tile: int, block: int) -> Artifac
     artifact.create(spec.name, spec.shape, spec.chunks, "float32", spec.dimension_names)
     for i in range(0, n, tile):
         for j in range(i, n, tile):
-            values = gram_tile(rows_of(features), (i, min(i + tile, n)), (j, min(j + tile, n)), block)
+            values = gram_tile(feature_products(rows_of(features)), (i, min(i + tile, n)), (j, min(j + tile, n)), block)
             artifact.write_part(f"{i}-{j}", "gram", (i * per_row, j * per_row), values)
     artifact.commit({})
     return artifact
@@ -52,7 +52,7 @@ def test_any_tiling_is_the_dense_product(n: int, outputs: int | None, tile: int,
     for i in range(0, n, tile):
         for j in range(i, n, tile):
             span, across = (i, min(i + tile, n)), (j, min(j + tile, n))
-            values = gram_tile(rows_of(features), span, across, block)
+            values = gram_tile(feature_products(rows_of(features)), span, across, block)
             window = dense[span[0] * per_row : span[1] * per_row, across[0] * per_row : across[1] * per_row]
             np.testing.assert_allclose(values, window, rtol=1e-4, atol=1e-4)
             if i == j:
@@ -67,7 +67,7 @@ def test_a_tile_holds_at_most_two_blocks_at_once() -> None:
         asked.append(stop - start)
         return features[start:stop]
 
-    gram_tile(rows, (0, 40), (0, 40), 8)
+    gram_tile(feature_products(rows), (0, 40), (0, 40), 8)
     assert max(asked) == 8
 
 

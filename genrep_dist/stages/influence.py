@@ -1,0 +1,89 @@
+"""Stage influence: the influence kernel K_inf(train, test) (Eq. 15), with the declared curvature."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genrep_dist.plan import InfluenceUnit
+from genrep_dist.representers.curvature import influence_kernel
+from genrep_dist.representers.hessian import conjugate_gradients, declare_damping, hessian_product, influence_block, lissa
+from genrep_dist.seeds import derive_seed
+from genrep_dist.stages.gram import Gram
+from genrep_dist.stages.importances import train_outputs
+from genrep_dist.stages.job import Workbench, to_numpy
+
+
+def run(unit: InfluenceUnit, bench: Workbench) -> dict[str, float]:
+    """Compute K_inf (N, C, M) with all test points of the seed and write it with its certificate. ConvergenceError otherwise."""
+    block, certificate = _dual(unit, bench) if bench.experiment.influence.base_kernel else _true_hessian(unit, bench)
+    artifact = bench.store.artifact("kernel", bench.keys.kernel(unit.seed, "influence", unit.epoch))
+    artifact.write("kernel", to_numpy(block.float()), ("train", "output", "test"))
+    artifact.commit({"seed": unit.seed, "curvature": bench.experiment.influence.curvature, "certificate": certificate})
+    return {"residual": float(certificate["residual"])}
+
+
+def _dual(unit: InfluenceUnit, bench: Workbench) -> tuple[Tensor, dict[str, Any]]:
+    """The generalized Gauss-Newton of all parameters, or of the last layer's alone, through the n x n system."""
+    asked = bench.experiment.influence
+    base = asked.base_kernel
+    assert base is not None
+    # The whole matrix at once: a factorisation needs it. The plan has counted its bytes.
+    gram = torch.from_numpy(Gram(bench.store.artifact("gram", bench.keys.gram(unit.seed, base, unit.epoch)), 1).dense()).double()
+    cross = torch.from_numpy(bench.store.artifact("kernel", bench.keys.kernel(unit.seed, base, unit.epoch)).read("kernel"))
+    num_outputs = cross.shape[1]
+    if base == "last-layer" and num_outputs > 1:
+        gram = torch.kron(gram, torch.eye(num_outputs, dtype=gram.dtype))
+    outputs = train_outputs(bench, unit.seed, unit.epoch).double()
+    curvature = bench.loss.second_derivative(outputs, bench.train.targets.cpu())
+    block, certificate = influence_kernel(
+        gram,
+        cross,
+        curvature,
+        damping=asked.damping,
+        relative=asked.damping_unit == "mean-eigenvalue",
+        num_parameters=bench.num_parameters(base),
+    )
+    return block, asdict(certificate)
+
+
+def _true_hessian(unit: InfluenceUnit, bench: Workbench) -> tuple[Tensor, dict[str, Any]]:
+    """The Hessian of the mean training loss by its products with vectors: one linear system for each test point."""
+    asked = bench.experiment.influence
+    model = bench.model(unit.seed, unit.epoch)
+    # A product works on pairs of a row and a column; so many fit where a block of gradients does.
+    product = hessian_product(model, bench.loss, bench.train.inputs, bench.train.targets, batch_size=unit.block)
+    right = bench.test_features(unit.seed, "ntk", unit.epoch).T.double()
+    damping = declare_damping(
+        product,
+        len(right),
+        damping=asked.damping,
+        relative=asked.damping_unit == "mean-eigenvalue",
+        seed=derive_seed(unit.seed, "trace"),
+    )
+    if asked.solver == "cg":
+        solution, certificate = conjugate_gradients(
+            product,
+            right,
+            damping=damping.delta,
+            tolerance=asked.tolerance,
+            max_iterations=asked.max_iterations,
+            allow_unconverged=asked.allow_unconverged,
+        )
+    else:
+        solution, certificate = lissa(
+            product,
+            right,
+            damping=damping.delta,
+            scale=asked.scale,
+            depth=asked.max_iterations,
+            tolerance=asked.tolerance,
+            seed=derive_seed(unit.seed, "power iteration"),
+            allow_unconverged=asked.allow_unconverged,
+        )
+    rows = range(0, len(bench.train.ids), unit.block)
+    blocks = [influence_block(bench.features(unit.seed, "ntk", unit.epoch, start, start + unit.block), solution) for start in rows]
+    return torch.cat(blocks), asdict(certificate) | {"mean_eigenvalue": damping.mean_eigenvalue}
