@@ -83,6 +83,14 @@ class SurrogateSection(_Section):
     allow_unconverged: bool = Field(False, description="Take what the solver has after max_iterations, instead of refusing it.")
 
 
+class DescentSection(_Section):
+    """Kernel gradient descent (Eq. 8-9): by default with the batches, the rates and the epochs of the model's own training."""
+
+    learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False, description="Instead of the recipe's; its schedule stays.")
+    epochs: int | None = Field(None, ge=1, description="Instead of the recipe's.")
+    batches: Literal["recipe", "full"] = Field("recipe", description="full: every step takes all samples, one step an epoch.")
+
+
 class InfluenceSection(_Section):
     """The influence kernel (Eq. 15)."""
 
@@ -178,6 +186,7 @@ class Experiment(_Section):
     methods: tuple[str, ...] = Field(min_length=1, description="Attribution methods; `genrep methods` lists them.")
     target: TargetSection = TargetSection.model_validate({})
     surrogate: SurrogateSection = SurrogateSection.model_validate({})
+    descent: DescentSection = DescentSection.model_validate({})
     influence: InfluenceSection = InfluenceSection.model_validate({})
     tracincp: TracInSection = TracInSection.model_validate({})
     deletion: DeletionSection = DeletionSection.model_validate({})

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from genrep_dist.config import Experiment, json_digest
-from genrep_dist.representers.methods import Method
+from genrep_dist.representers.methods import SOLVED, Method
 from genrep_dist.seeds import derive_seed
 
 NUMBERS_VERSION = 1
@@ -103,15 +103,20 @@ class Keys:
     def gram(self, seed: int, kernel: str, epoch: int) -> str:
         return self._digest("gram", self.features(seed, kernel, epoch))
 
+    def solved(self, importance: str, seed: int, kernel: str, epoch: int) -> str:
+        """Importances that are solved for on a gram: 'surrogate' or 'descent'."""
+        settings = self.experiment.surrogate if importance == "surrogate" else self.experiment.descent
+        return self._digest(importance, self.gram(seed, kernel, epoch), settings.model_dump(mode="json"))
+
     def surrogate(self, seed: int, kernel: str, epoch: int) -> str:
-        return self._digest("surrogate", self.gram(seed, kernel, epoch), self.experiment.surrogate.model_dump(mode="json"))
+        return self.solved("surrogate", seed, kernel, epoch)
 
     def attribution(self, seed: int, method: Method) -> str:
         parts: list[Any] = [self.model(seed), self.test_positions(seed), method.importance]
         epochs = self.method_epochs(method)
         parts += [self.kernel(seed, method.kernel, epoch) for epoch in epochs]
-        if method.importance == "surrogate":
-            parts += [self.surrogate(seed, method.kernel, epoch) for epoch in epochs]
+        if method.importance in SOLVED:
+            parts += [self.solved(method.importance, seed, method.kernel, epoch) for epoch in epochs]
         return self._digest("attribution", *parts)
 
     def retraining(self, seed: int, removed: Sequence[int], policy: str, replicate: int = 0) -> str:

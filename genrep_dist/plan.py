@@ -9,6 +9,7 @@ from typing import Literal
 from genrep_dist.config import Experiment
 from genrep_dist.errors import PlanError
 from genrep_dist.keys import Keys, checkpoint_epoch
+from genrep_dist.representers.methods import SOLVED
 
 StageName = Literal["train", "gradients", "kernels", "influence", "importances", "attributions", "retrain"]
 
@@ -129,9 +130,10 @@ class InfluenceUnit:
 
 @dataclass(frozen=True)
 class ImportanceUnit:
-    """The surrogate importances of one gram. (Target and tracking importances fall out of training.)"""
+    """Importances that are solved for on one gram: 'surrogate' or 'descent'. (Target and tracking ones fall out of training.)"""
 
     seed: int
+    importance: str
     kernel: str
     epoch: int
     memory_budget_bytes: int
@@ -139,7 +141,7 @@ class ImportanceUnit:
 
     @property
     def label(self) -> str:
-        return f"surrogate seed={self.seed} {self.kernel} epoch={self.epoch}"
+        return f"{self.importance} seed={self.seed} {self.kernel} epoch={self.epoch}"
 
 
 @dataclass(frozen=True)
@@ -241,14 +243,14 @@ class Plan:
         """Epochs at which the influence kernel is needed."""
         return sorted({e for m in self.experiment.parsed_methods if m.kernel == "influence" for e in self.keys.method_epochs(m)})
 
-    def surrogates_needed(self) -> list[tuple[str, int]]:
-        """(kernel, epoch) onto which the model is projected."""
-        surrogates = [method for method in self.experiment.parsed_methods if method.importance == "surrogate"]
-        return sorted({(method.kernel, epoch) for method in surrogates for epoch in self.keys.method_epochs(method)})
+    def solved_needed(self) -> list[tuple[str, str, int]]:
+        """(importance, kernel, epoch) of the importances that are solved for on a gram."""
+        methods = [method for method in self.experiment.parsed_methods if method.importance in SOLVED]
+        return sorted({(method.importance, method.kernel, epoch) for method in methods for epoch in self.keys.method_epochs(method)})
 
     def grams_needed(self) -> list[tuple[str, int]]:
-        """(kernel, epoch) of every train-by-train gram: surrogates need one, and so does the influence kernel's dual system."""
-        return sorted({*self.surrogates_needed(), *self._under_influence()})
+        """(kernel, epoch) of every train-by-train gram: solved importances need one, and so does the influence's dual system."""
+        return sorted({*((kernel, epoch) for _, kernel, epoch in self.solved_needed()), *self._under_influence()})
 
     def _under_influence(self) -> list[tuple[str, int]]:
         """The kernel whose gram and K(train, test) the influence kernel is computed from; the true Hessian needs neither."""
@@ -290,7 +292,7 @@ class Plan:
 
     def importance_units(self) -> Iterator[ImportanceUnit]:
         budget = self.experiment.resources.memory_budget
-        return (ImportanceUnit(s, k, e, budget) for s in self.experiment.seeds for k, e in self.surrogates_needed())
+        return (ImportanceUnit(s, i, k, e, budget) for s in self.experiment.seeds for i, k, e in self.solved_needed())
 
     def attribution_units(self) -> Iterator[AttributionUnit]:
         return (AttributionUnit(seed, method) for seed in self.experiment.seeds for method in self.experiment.methods)
@@ -340,15 +342,15 @@ def _stages(plan: Plan) -> Iterator[StagePlan]:
         streamed = len(kernels) - len([pair for pair in kernels if pair in stored])
         what = f"{len(kernels)} K(train, test) ({streamed} streamed), {len(grams)} grams in {tiles} tiles"
         yield StagePlan("kernels", what, seeds * (blocks + tiles), seeds * written, peak)
-    influences, surrogates = plan.influence_epochs(), plan.surrogates_needed()
+    influences, solved = plan.influence_epochs(), plan.solved_needed()
     if influences:
         written = len(influences) * FLOAT_BYTES * n * c * experiment.test_points
         what = f"influence kernel, curvature {experiment.influence.curvature}, damping {experiment.influence.damping:g}"
         yield StagePlan("influence", what, seeds * len(influences), seeds * written, _influence_bytes(plan))
-    if surrogates:
-        written = sum(8 * n * c for _ in surrogates)
-        what = f"{len(surrogates)} surrogate projections a seed"
-        yield StagePlan("importances", what, seeds * len(surrogates), seeds * written, _importance_bytes(plan))
+    if solved:
+        written = sum(8 * n * c for _ in solved)
+        what = ", ".join(f"{importance} on {kernel} (epoch {epoch})" for importance, kernel, epoch in solved)
+        yield StagePlan("importances", what, seeds * len(solved), seeds * written, _importance_bytes(plan))
     methods = len(experiment.methods)
     written = methods * 3 * 8 * n * experiment.test_points
     what = f"{methods} methods x {experiment.test_points} test points"
@@ -369,7 +371,7 @@ def _gram_bytes(plan: Plan, kernel: str) -> int:
 
 def _importance_bytes(plan: Plan) -> int:
     vectors = 12 * 8 * plan.shape.num_train * plan.shape.num_outputs
-    return vectors + max(_tile_bytes(plan, kernel) for kernel, _ in plan.surrogates_needed())
+    return vectors + max(_tile_bytes(plan, kernel) for _, kernel, _ in plan.solved_needed())
 
 
 def _influence_bytes(plan: Plan) -> int:

@@ -106,11 +106,13 @@ class Run:
         return SeedProblem(model.eval(), bench.loss, self.train, self.test)
 
     def certificates(self) -> list[dict[str, Any]]:
-        """What the surrogate solver proved of each of its answers: seed, residual, efficiency gap, matvecs."""
+        """What the solvers proved of each surrogate and descent: seed, kernel, residual or remaining derivative, efficiency gap."""
         found = []
         for unit in self.plan.importance_units():
-            artifact = self.store.artifact("surrogate", self.plan.keys.surrogate(unit.seed, unit.kernel, unit.epoch))
-            found.append({"seed": unit.seed, "kernel": unit.kernel, "epoch": unit.epoch, **artifact.manifest()["certificate"]})
+            key = self.plan.keys.solved(unit.importance, unit.seed, unit.kernel, unit.epoch)
+            certificate = self.store.artifact(unit.importance, key).manifest()["certificate"]
+            place = {"seed": unit.seed, "importance": unit.importance, "kernel": unit.kernel, "epoch": unit.epoch}
+            found.append({**place, **certificate})
         return found
 
     def training(self) -> pl.DataFrame:

@@ -16,6 +16,7 @@ METHODS = [
     "ntk-final/target",
     "ntk-final/surrogate",
     "last-layer-final/tracking",
+    "last-layer-final/descent",
     "influence-final/tracking",
     "tracincp",
     "influence-function",

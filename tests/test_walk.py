@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import genrep_dist as gr
 from genrep_dist.errors import ConvergenceError, MethodError, NonFiniteError, NotCommittedError, PlanError, StoreError
 from genrep_dist.runtime.serial import SerialExecutor
+from genrep_dist.training.randomness import Randomness
 from tests.experiments import METHODS, ROOT, experiment
 from tests.toys import Blobs, Counting, trainings
 from tests.training.test_loop import plain_loop
@@ -167,9 +168,30 @@ def test_a_kernel_of_ones_own(tmp_path: Path, num_classes: int) -> None:
 
 
 def test_the_surrogate_meets_proposition_8(finished: gr.Run) -> None:
-    for certificate in finished.certificates():
+    found = [certificate for certificate in finished.certificates() if certificate["importance"] == "surrogate"]
+    assert {(certificate["seed"], certificate["kernel"]) for certificate in found} == {
+        (s, k) for s in (0, 1) for k in ("ntk", "last-layer")
+    }
+    for certificate in found:
         assert certificate["converged"]
         assert certificate["residual"] <= 1e-6
+
+
+def test_the_descent_is_gradient_descent_on_a_linear_model(finished: gr.Run) -> None:
+    """Eq. 9 over the run's own batches: plain SGD in the parameters of f = <theta, Phi> with the last layer's features, towards f."""
+    problem, recipe = finished.problem(1), Blobs().recipe
+    hidden = problem.model[:2]  # type: ignore[index]
+    with torch.no_grad():
+        features = torch.cat([hidden(problem.train.inputs), torch.ones(40, 1)], dim=1).double()
+        outputs = problem.model(problem.train.inputs).double()
+    targets = problem.loss.soft_targets(outputs)
+    weights = torch.zeros(features.shape[1], outputs.shape[1], dtype=torch.float64)
+    for epoch in range(1, recipe.epochs + 1):
+        for rows in Randomness(1).order(epoch, 40).split(recipe.batch_size):
+            slope = problem.loss.derivative(features[rows] @ weights, targets[rows])
+            weights -= recipe.learning_rate / len(rows) * features[rows].T @ slope
+    alpha = torch.as_tensor(finished.importance("last-layer-final/descent", 1)).reshape(40, -1)
+    torch.testing.assert_close(features.T @ alpha, weights, rtol=1e-4, atol=1e-6)
 
 
 def test_deletion_rows_are_plain_retrainings_on_the_remaining_rows(finished: gr.Run) -> None:

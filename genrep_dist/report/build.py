@@ -76,7 +76,7 @@ def facts(run: Run) -> dict[str, str]:
     accuracy = training["test_accuracy"].drop_nulls()
     if len(accuracy):
         found["Test accuracy of the originals"] = f"mean {100 * float(accuracy.mean()):.1f} %, lowest {100 * float(accuracy.min()):.1f} %"  # type: ignore[arg-type]
-    certificates = run.certificates()
+    certificates = [certificate for certificate in run.certificates() if certificate["importance"] == "surrogate"]
     if certificates:
         residual = max(certificate["residual"] for certificate in certificates)
         gap = max(certificate["efficiency_gap"] for certificate in certificates)

@@ -67,7 +67,7 @@ def declare_damping(product: Product, num_parameters: int, *, damping: float, re
             where="influence damping",
             expected="trace(H)/P > 0",
             got=f"{mean:.3g}" + ("" if exact else f" with standard error {error:.2g} from {probes} probes"),
-            remedy="give an absolute damping, train the model further, or choose the curvature 'ggn'",
+            remedy=("" if exact else "ask for more probes, ") + "give an absolute damping, train further, or choose the curvature 'ggn'",
         )
     return Damping(damping * mean, mean, error, 0 if exact else probes)
 

@@ -25,9 +25,11 @@ _PAPER = "Tsai et al. 2023"
 class Method:
     """A method by its parts; ``name`` is what the user wrote and what tables show.
 
-    ``kernel``: "ntk", "last-layer", "influence", a kernel of the user's own, or "none" (random). ``checkpoint``: whose parameters the kernel takes, "initial", "middle",
-    "final" or "epoch<k>"; "all" for TracInCP's sum, "none" for random. ``importance``: "target", "surrogate", "tracking" or "random";
-    the target derivative is always the explained (final) model's, except in TracInCP, where each checkpoint has its own.
+    ``kernel``: "ntk", "last-layer", "influence", a kernel of the user's own, or "none" (random).
+    ``checkpoint``: whose parameters the kernel takes, "initial", "middle", "final" or "epoch<k>"; "all" for TracInCP's sum, "none"
+    for random.
+    ``importance``: "target", "surrogate", "descent", "tracking" or "random"; the target derivative is always the explained (final)
+    model's, except in TracInCP, where each checkpoint has its own.
     """
 
     name: str
@@ -71,12 +73,15 @@ KERNELS: dict[str, _Part] = {
         ("gradients", "curvature"),
     ),
 }
+SOLVED = ("surrogate", "descent")
+"""Importances that are solved for on a kernel's gram; the others fall out of training."""
 _FINAL_ONLY = "influence"
 """H is the curvature at the minimum; elsewhere it is not positive semi-definite and the kernel no kernel."""
 
 IMPORTANCES: dict[str, _Part] = {
     "target": _Part("-dL/df(f(x_i), y_i)", f"target derivative, {_PAPER}, Eq. 7", ()),
     "surrogate": _Part("-(1/(n lambda)) dL/df(K alpha(x_i), f(x_i))", f"surrogate derivative, {_PAPER}, Eq. 5-6", ("gram",)),
+    "descent": _Part("-sum_t eta_t/|B_t| dL/df(K alpha_t(x_i), f(x_i))", f"kernel gradient descent, {_PAPER}, Eq. 8-9", ("gram",)),
     "tracking": _Part("-sum_t eta_t/|B_t| dL/df(f_t(x_i), y_i)", f"tracking representers, {_PAPER}, Eq. 10", ("tracking",)),
 }
 
@@ -170,5 +175,5 @@ def _names() -> list[str]:
 
 
 def _offered(kernel: str, checkpoint: str, importance: str) -> bool:
-    """The influence kernel exists at the final parameters; a projection onto it would need its own train-by-train gram."""
-    return kernel != _FINAL_ONLY or (checkpoint == "final" and importance != "surrogate")
+    """The influence kernel exists at the final parameters; what is solved on a gram would need its own train-by-train gram."""
+    return kernel != _FINAL_ONLY or (checkpoint == "final" and importance not in SOLVED)

@@ -59,7 +59,8 @@ def assemblies(plan: Plan, stage: StageName) -> Iterator[Assembly]:
             yield Assembly("kernel", keys.kernel(influence.seed, "influence", influence.epoch), influence.seed, (influence,))
     elif stage == "importances":
         for unit in plan.importance_units():
-            yield Assembly("surrogate", keys.surrogate(unit.seed, unit.kernel, unit.epoch), unit.seed, (unit,))
+            key = keys.solved(unit.importance, unit.seed, unit.kernel, unit.epoch)
+            yield Assembly(unit.importance, key, unit.seed, (unit,))
     elif stage == "attributions":
         methods = dict(zip(plan.experiment.methods, plan.experiment.parsed_methods, strict=True))
         for attribution in plan.attribution_units():

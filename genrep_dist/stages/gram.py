@@ -18,9 +18,10 @@ STRIP_BYTES = 2**21
 
 
 class Gram:
-    """K (R, R), symmetric, from its tiles (i, j) with i <= j. R = N C for a matrix-valued kernel, else N."""
+    """K (R, R), symmetric, from its tiles (i, j) with i <= j. R = N C for a matrix-valued kernel, else N; ``rows_per_sample`` = R/N."""
 
-    def __init__(self, artifact: Artifact, memory_budget_bytes: int) -> None:
+    def __init__(self, artifact: Artifact, memory_budget_bytes: int, rows_per_sample: int = 1) -> None:
+        self._rows_per_sample = rows_per_sample
         self._reader: ArrayReader = artifact.reader("gram")
         self.size = self._reader.shape[0]
         self.edge = self._reader.chunks[0]
@@ -49,8 +50,7 @@ class Gram:
 
         Memory beside alpha and the result: one tile and what reading it takes, another one.
         """
-        scalar_kernel = alpha.shape[0] == self.size
-        vectors = alpha if scalar_kernel else alpha.reshape(self.size, 1)
+        vectors = alpha if self._rows_per_sample == 1 else alpha.reshape(self.size, 1)
         if self._dense is not None:
             return (self._dense @ vectors).reshape(alpha.shape)
         result = torch.zeros_like(vectors)
@@ -58,6 +58,19 @@ class Gram:
             # No name here holds the tile: it is gone before the next one is read.
             _add_product(result, vectors, rows, columns, torch.from_numpy(self._reader.read(rows, columns)))
         return result.reshape(alpha.shape)
+
+    def columns(self, rows: Tensor, update: Tensor) -> Tensor:
+        """K[:, rows] ``update`` (N, C) for ``rows`` (B,) and ``update`` (B, C) float64: what a step over a batch changes.
+
+        From the matrix in memory at B/N of a whole product's cost; from tiles a whole product.
+        """
+        if self._dense is None:
+            whole = torch.zeros(self.size // self._rows_per_sample, update.shape[1], dtype=torch.float64)
+            return self.matvec(whole.index_add_(0, rows, update))
+        if self._rows_per_sample == 1:
+            return self._dense[:, rows] @ update
+        entries = (rows[:, None] * self._rows_per_sample + torch.arange(self._rows_per_sample)).flatten()
+        return (self._dense[:, entries] @ update.reshape(-1, 1)).reshape(-1, self._rows_per_sample)
 
 
 def _add_product(result: Tensor, vectors: Tensor, rows: slice, columns: slice, tile: Tensor) -> None:

@@ -53,7 +53,7 @@ def estimate(plan: Plan, rates: Rates, slots: int, missing: Mapping[StageName, f
     for kernel, _ in plan.grams_needed():
         size, width = shape.gram_rows(kernel), shape.feature_width(kernel) * n / shape.gram_rows(kernel)
         seconds["kernels"] += seeds * size * size / 2 * width / rates.multiply_adds_per_second
-    for kernel, _ in plan.surrogates_needed():
+    for _, kernel, _ in plan.solved_needed():
         seconds["importances"] += seeds * 60 * shape.gram_rows(kernel) ** 2 / rates.multiply_adds_per_second
     if plan.influence_epochs():
         seconds["influence"] = seeds * _influence_cost(plan, rates)

@@ -29,7 +29,12 @@ def test_names_of_the_grid_make_the_round_trip(kernel: str, checkpoint: str, imp
 def test_the_influence_kernel_is_one_of_the_final_parameters(importance: str) -> None:
     name = f"influence-final/{importance}"
     assert parse_method(name) == Method(name, "influence", "final", importance)
-    for other in (f"influence-initial/{importance}", f"influence-epoch3/{importance}", "influence-final/surrogate"):
+    for other in (
+        f"influence-initial/{importance}",
+        f"influence-epoch3/{importance}",
+        "influence-final/surrogate",
+        "influence-final/descent",
+    ):
         with pytest.raises(MethodError):
             parse_method(other)
 

@@ -78,13 +78,17 @@ def test_the_stored_gram_multiplies_like_the_dense_one(tmp_path: Path, outputs: 
     """Budget 1 byte: tile by tile from disk. A large one: the dense matrix in memory. Only the upper half is stored either way."""
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(23, 6, generator=generator) if outputs is None else torch.randn(23, outputs, 6, generator=generator)
-    gram = Gram(build_gram(Store(str(tmp_path)), features, tile, block), budget)
+    gram = Gram(build_gram(Store(str(tmp_path)), features, tile, block), budget, outputs or 1)
     dense = flat(features) @ flat(features).T
     np.testing.assert_allclose(gram.dense(), dense.numpy(), rtol=1e-5, atol=1e-5)
     alpha = torch.randn(23, 3, generator=generator, dtype=torch.float64)
     # A scalar kernel serves each output alike; a matrix-valued one mixes them.
     expected = dense.double() @ alpha if outputs is None else (dense.double() @ alpha.reshape(-1)).reshape(23, 3)
     torch.testing.assert_close(gram.matvec(alpha), expected, rtol=1e-5, atol=1e-5)
+    rows = torch.tensor([3, 17, 4])
+    batch = torch.zeros_like(alpha)
+    batch[rows] = alpha[rows]
+    torch.testing.assert_close(gram.columns(rows, alpha[rows]), gram.matvec(batch), rtol=1e-9, atol=1e-9)
 
 
 def test_the_lower_half_is_never_written(tmp_path: Path) -> None:
