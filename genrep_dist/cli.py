@@ -164,6 +164,47 @@ def report(name: NameArgument, store: StoreOption = "store") -> None:
 
 
 @app.command()
+def doctor(
+    name: NameArgument,
+    store: StoreOption = "store",
+    samples: Annotated[int, typer.Option(min=1, help="How many samples are looked at one by one.")] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say whether a finished run can be trusted: green, amber and red findings. Exit code 1 when one is red."""
+    from dataclasses import asdict
+
+    from genrep_dist.doctor import examine, worst
+    from genrep_dist.results import open_run
+
+    findings = examine(open_run(store, name), samples=samples)
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        from rich.markup import escape
+
+        from genrep_dist.display import table
+
+        def number(value: float | None) -> str:
+            return "" if value is None else f"{value:.3g}"
+
+        styles = {"green": "green", "amber": "yellow", "red": "bold red"}
+        rows = [
+            (
+                f"[{styles[f.colour]}]{f.colour}[/]",
+                f.name,
+                "" if f.seed is None else str(f.seed),
+                number(f.number),
+                number(f.bound),
+                escape(f.text + (f"\nWhat to do: {f.remedy}" if f.remedy else "")),
+            )
+            for f in findings
+        ]
+        _console().print(table(f"{name} in {store}", ("", "check", "seed", "number", "bound", "what was found"), rows, numeric=(2, 3, 4)))
+    if worst(findings) == "red":
+        raise typer.Exit(1)
+
+
+@app.command()
 def methods(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """List the attribution methods: formula, source, needs, cost."""
     from dataclasses import asdict

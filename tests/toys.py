@@ -109,4 +109,4 @@ class Rbf:
     def __call__(self, model: nn.Module, left: Tensor, right: Tensor) -> Tensor:
         assert isinstance(model, nn.Sequential)
         hidden = model[:2]
-        return torch.exp(-torch.cdist(hidden(left), hidden(right)) ** 2 / self.width)
+        return torch.exp(-(torch.cdist(hidden(left), hidden(right)) ** 2) / self.width)
