@@ -23,8 +23,8 @@ venv: $(STAMP)
 
 # The stamp is written last: an installation that was interrupted is run again.
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo 'Python 3.11 or newer is needed; choose one with: make PYTHON=python3.11'; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+	  { echo 'Python 3.11, 3.12 or 3.13 is needed; choose one with: make PYTHON=python3.11'; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo 'installing into $(VENV); the first time takes some minutes'
 	@output=$$($(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,text,s3]' 2>&1) || \

@@ -44,6 +44,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a run would do: stages, units, bytes, retrainings, time. Computes nothing of it."""
+    import psutil
+
     from genrep_dist.stages.prepare import check_room, prepare
     from genrep_dist.stages.probe import estimate
     from genrep_dist.stages.probe import probe as measure
@@ -53,7 +55,7 @@ def plan(
     prepared = prepare(_load(experiment, set_), Store(store), _search_path(experiment))
     laid_out = prepared.plan
     slots = laid_out.experiment.resources.workers or os.cpu_count() or 1
-    check_room(laid_out, prepared.store, slots)
+    check_room(laid_out, prepared.store, slots, psutil.virtual_memory().total)
     status = {stage.name: stage for stage in stage_status(laid_out, prepared.store)}
     missing = {name: stage.missing_share for name, stage in status.items()}
     seconds = estimate(laid_out, measure(prepared), slots, missing) if probe else {}
@@ -156,11 +158,11 @@ def report(name: NameArgument, store: StoreOption = "store") -> None:
     from genrep_dist.results import open_run
 
     opened = open_run(store, name)
-    paths = write_report(opened)
+    paths = write_report(opened, opened.summary(), opened.deletion().collect())
     console = _console()
     _show_summary(console, opened)
     for path in paths:
-        console.print(path, markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{opened.store.uri}/{path}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -177,30 +179,36 @@ def doctor(
     from genrep_dist.results import open_run
 
     findings = examine(open_run(store, name), samples=samples)
+    verdict = worst(findings)
     if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+        report = {"experiment": name, "worst": verdict, "findings": [asdict(finding) for finding in findings]}
+        typer.echo(json.dumps(report, indent=1, allow_nan=False))
     else:
         from rich.markup import escape
 
         from genrep_dist.display import table
 
         def number(value: float | None) -> str:
-            return "" if value is None else f"{value:.3g}"
+            return "-" if value is None else f"{value:.3g}"
 
-        styles = {"green": "green", "amber": "yellow", "red": "bold red"}
+        paint = {"green": "green", "amber": "yellow", "red": "bold red"}
         rows = [
             (
-                f"[{styles[f.colour]}]{f.colour}[/]",
+                f"[{paint[f.colour]}]{f.colour}[/]",
                 f.name,
-                "" if f.seed is None else str(f.seed),
                 number(f.number),
                 number(f.bound),
-                escape(f.text + (f"\nWhat to do: {f.remedy}" if f.remedy else "")),
+                "-" if f.seed is None else str(f.seed),
+                escape(f.text),
+                escape(f.remedy) or "-",
             )
             for f in findings
         ]
-        _console().print(table(f"{name} in {store}", ("", "check", "seed", "number", "bound", "what was found"), rows, numeric=(2, 3, 4)))
-    if worst(findings) == "red":
+        console = _console()
+        console.print(table(f"{name} in {store}", ("", "check", "number", "bound", "seed", "found", "what to do"), rows, numeric=(2, 3, 4)))
+        count = {colour: sum(f.colour == colour for f in findings) for colour in paint}
+        console.print(f"{count['green']} green, {count['amber']} amber, {count['red']} red", highlight=False)
+    if verdict == "red":
         raise typer.Exit(1)
 
 

@@ -112,7 +112,9 @@ class Keys:
         return self.solved("surrogate", seed, kernel, epoch)
 
     def attribution(self, seed: int, method: Method) -> str:
-        parts: list[Any] = [self.model(seed), self.test_positions(seed), method.importance]
+        # TracInCP over one checkpoint is not the target derivative there: its importances and its rate are that checkpoint's own.
+        importance = "tracincp" if method.checkpoint == "all" else method.importance
+        parts: list[Any] = [self.model(seed), self.test_positions(seed), importance]
         epochs = self.method_epochs(method)
         parts += [self.kernel(seed, method.kernel, epoch) for epoch in epochs]
         if method.importance in SOLVED:

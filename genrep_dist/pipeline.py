@@ -21,8 +21,9 @@ from genrep_dist.runtime.executor import Executor
 from genrep_dist.runtime.progress import Progress, Silence
 from genrep_dist.runtime.serial import SerialExecutor
 from genrep_dist.stages.assembly import assemblies, commit, declare, missing_units
+from genrep_dist.stages.job import publish_data
 from genrep_dist.stages.prepare import Prepared, check_room, prepare, write_record
-from genrep_dist.stages.retrain import removals, retrain_units
+from genrep_dist.stages.retrain import asked_path, removals, retrain_units
 from genrep_dist.store import Store
 from genrep_dist.store.tables import put_frame, put_table
 
@@ -50,10 +51,14 @@ def run(
     ``serial`` works in this process without Ray; ``address`` attaches to a running Ray cluster; ``executor`` is any other way to
     run units, and stays open. Raises GenRepError; units that were finished before stay finished.
     """
-    experiment = experiment if isinstance(experiment, Experiment) else load_experiment(experiment)
+    if not isinstance(experiment, Experiment):
+        # A user's problem is looked for beside the experiment file, then where the process runs.
+        search_path = (*search_path, str(Path(experiment).resolve().parent), str(Path.cwd()))
+        experiment = load_experiment(experiment)
     progress = progress or Silence()
     opened = Store(store)
     prepared = prepare(experiment, opened, search_path)
+    publish_data(opened, prepared.job.data, prepared.train, prepared.test)
     write_record(prepared)
     if is_finished(prepared):
         progress.message("everything is done already: nothing was computed")
@@ -114,7 +119,7 @@ class _Walk:
         """The executor, started when there is work for it and not before; the plan is checked against what it has."""
         if self._executor is None:
             self._executor = self._make()
-            check_room(self._plan, self._store, self._executor.slots)
+            check_room(self._plan, self._store, self._executor.slots, self._executor.memory_bytes)
         return self._executor
 
     def _run_stage(self, stage: StageName) -> None:
@@ -125,14 +130,13 @@ class _Walk:
         total = 0
         unfinished = []
         for assembly in everything:
-            units = missing_units(self._store, assembly)
             total += len(assembly.units)
-            missing.extend(units)
-            if units or not self._store.artifact(assembly.kind, assembly.key).is_committed():
+            if not self._store.artifact(assembly.kind, assembly.key).is_committed():
+                # First: parts of another grid, left by a run with another memory budget, are no parts of this one.
+                declare(self._store, assembly)
+                missing.extend(missing_units(self._store, assembly))
                 unfinished.append(assembly)
         self._progress.stage(stage, total, total - len(missing))
-        for assembly in unfinished:
-            declare(self._store, assembly)
         self._work(missing, actors=stage in ("gradients", "kernels"))
         for assembly in unfinished:
             commit(self._store, assembly)
@@ -141,7 +145,7 @@ class _Walk:
         """Fill the ledger with what the attributions ask for, and return the table of what was asked."""
         plan = self._plan
         asked, unique = removals(plan, self._store, cast("Any", self._prepared.test.ids.numpy()))
-        put_frame(self._store.objects, f"experiments/{plan.experiment.name}/asked.parquet", asked)
+        put_frame(self._store.objects, asked_path(plan), asked)
         ledger = self._store.ledger(plan.keys.training)
         known = ledger.keys()
         missing = [retraining for key, retraining in unique.items() if key not in known]
@@ -192,7 +196,7 @@ def publish(prepared: Prepared, deletion: pl.DataFrame, summary: pl.DataFrame) -
     put_frame(store.objects, f"{folder}/summary.parquet", summary)
     store.objects.put(f"{folder}/config.yaml", experiment.to_yaml().encode())
     finished = open_run(store, experiment.name)
-    files = write_report(finished)
+    files = write_report(finished, summary, deletion)
     link = _track(finished, deletion, summary, [f"{folder}/{name}" for name in ("deletion.parquet", "summary.parquet")] + files)
     manifest = {
         "question": prepared.plan.keys.question,
@@ -203,12 +207,12 @@ def publish(prepared: Prepared, deletion: pl.DataFrame, summary: pl.DataFrame) -
     store.objects.put_json(f"{folder}/manifest.json", manifest)
 
 
-def write_report(finished: Run) -> list[str]:
+def write_report(finished: Run, summary: pl.DataFrame, deletion: pl.DataFrame) -> list[str]:
     """Write table.md, report.html and the curves of a judged run; the paths below the store."""
     from genrep_dist.report.build import report_files
 
     paths = []
-    for name, content in report_files(finished).items():
+    for name, content in report_files(finished, summary, deletion).items():
         paths.append(f"{results_folder(finished.name)}/{name}")
         finished.store.objects.put(paths[-1], content)
     return paths

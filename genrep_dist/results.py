@@ -12,7 +12,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.errors import MethodError
+from genrep_dist.errors import MethodError, NotCommittedError
 from genrep_dist.plan import Plan, named_checkpoint
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.representers.losses import Loss
@@ -20,6 +20,7 @@ from genrep_dist.stages.execute import workbench
 from genrep_dist.stages.importances import importance
 from genrep_dist.stages.job import Job, Workbench, read_data
 from genrep_dist.stages.prepare import plan_of_record, read_record
+from genrep_dist.stages.retrain import asked_path
 from genrep_dist.stages.states import unpack_state
 from genrep_dist.store import Store
 from genrep_dist.store.tables import scan_frame
@@ -48,11 +49,11 @@ class Run:
 
     def summary(self) -> pl.DataFrame:
         """One row a method: AUC-DEL with its intervals."""
-        return scan_frame(self.store.objects, f"results/{self.name}/summary.parquet").collect()
+        return self._result("summary").collect()
 
     def deletion(self) -> pl.LazyFrame:
         """One row a (seed, method, test point, sign, fraction)."""
-        return scan_frame(self.store.objects, f"results/{self.name}/deletion.parquet")
+        return self._result("deletion")
 
     def train_ids(self, seed: int) -> npt.NDArray[np.int64]:
         """Sample ids of the rows of attributions, importances and kernels (N,)."""
@@ -82,7 +83,7 @@ class Run:
             full = name if "/" in name else self._only_surrogate()
             method = self.plan.experiment.method(full)
             kernel, epoch, kind = method.kernel, self.plan.keys.method_epochs(method)[0], method.importance
-        return _squeeze(importance(self._bench, kind, seed, kernel, epoch).numpy(), axis=1)
+        return _squeeze(importance(self.bench, kind, seed, kernel, epoch).numpy(), axis=1)
 
     def kernel(self, kernel: str, checkpoint: str | int, seed: int) -> Array:
         """K (N, M), or (N, C, M) for several outputs, of 'ntk' or 'last-layer' at a checkpoint."""
@@ -99,20 +100,24 @@ class Run:
     def problem(self, seed: int) -> SeedProblem:
         """The trained model in evaluation mode, the loss, and the data as that seed used them."""
         self._check_seed(seed)
-        bench = self._bench
+        bench = self.bench
         with torch.random.fork_rng(devices=[]):
             model = bench.problem.model()
         model.load_state_dict(self.checkpoint(seed, "final"))
         return SeedProblem(model.eval(), bench.loss, self.train, self.test)
 
     def certificates(self) -> list[dict[str, Any]]:
-        """What the solvers proved of each surrogate and descent: seed, kernel, residual or remaining derivative, efficiency gap."""
+        """What the solvers proved of each surrogate, descent and influence kernel: seed, kernel, epoch, residual, and their own numbers."""
         found = []
         for unit in self.plan.importance_units():
             key = self.plan.keys.solved(unit.importance, unit.seed, unit.kernel, unit.epoch)
             certificate = self.store.artifact(unit.importance, key).manifest()["certificate"]
             place = {"seed": unit.seed, "importance": unit.importance, "kernel": unit.kernel, "epoch": unit.epoch}
             found.append({**place, **certificate})
+        for influence in self.plan.influence_units():
+            key = self.plan.keys.kernel(influence.seed, "influence", influence.epoch)
+            certificate = self.store.artifact("kernel", key).manifest()["certificate"]
+            found.append({"seed": influence.seed, "importance": "", "kernel": "influence", "epoch": influence.epoch, **certificate})
         return found
 
     def training(self) -> pl.DataFrame:
@@ -131,7 +136,7 @@ class Run:
 
     def costs(self) -> dict[str, float]:
         """Removals ``asked`` for, distinct retrainings (``unique``) behind them, ``originals``; one worker's training ``seconds``."""
-        asked = scan_frame(self.store.objects, f"experiments/{self.name}/asked.parquet")
+        asked = scan_frame(self.store.objects, asked_path(self.plan))
         wanted = pl.concat([asked.select("key", "num_removed"), asked.select(key="original_key", num_removed=pl.lit(0, pl.Int64))]).unique(
             "key"
         )
@@ -157,7 +162,8 @@ class Run:
         return read_data(self.store, self._record["data"], "test")
 
     @property
-    def _bench(self) -> Workbench:
+    def bench(self) -> Workbench:
+        """What a worker opens for this run: problem, data, models at their checkpoints. Loads the problem's own code."""
         record = self._record
         job = Job(
             self.store.uri,
@@ -170,6 +176,18 @@ class Run:
             record["own_kernels"],
         )
         return workbench(job)
+
+    def _result(self, table: str) -> pl.LazyFrame:
+        """A published table; what lies there of another question under the same name is not this run's."""
+        if self.manifest() is None:
+            raise NotCommittedError(
+                "this run is not finished",
+                where=f"{self.store.uri}/results/{self.name}",
+                expected="published results of this experiment",
+                got="none",
+                remedy="run the experiment again: only what is missing is computed",
+            )
+        return scan_frame(self.store.objects, f"results/{self.name}/{table}.parquet")
 
     def _only_surrogate(self) -> str:
         names = [

@@ -15,6 +15,12 @@ from torch import Tensor, nn
 import genrep_dist as gr
 from genrep_dist.errors import ConvergenceError, MethodError, NonFiniteError, NotCommittedError, PlanError, StoreError
 from genrep_dist.runtime.serial import SerialExecutor
+from genrep_dist.stages.assembly import assemblies, commit, declare
+from genrep_dist.stages.execute import execute
+from genrep_dist.stages.job import publish_data
+from genrep_dist.stages.prepare import prepare, write_record
+from genrep_dist.stages.status import stage_status
+from genrep_dist.store import Store
 from genrep_dist.training.randomness import Randomness
 from tests.experiments import METHODS, ROOT, experiment
 from tests.toys import Blobs, Counting, trainings
@@ -187,7 +193,7 @@ def test_the_descent_is_gradient_descent_on_a_linear_model(finished: gr.Run) -> 
     targets = problem.loss.soft_targets(outputs)
     weights = torch.zeros(features.shape[1], outputs.shape[1], dtype=torch.float64)
     for epoch in range(1, recipe.epochs + 1):
-        for rows in Randomness(1).order(epoch, 40).split(recipe.batch_size):
+        for rows in torch.split(Randomness(1).order(epoch, 40), recipe.batch_size):
             slope = problem.loss.derivative(features[rows] @ weights, targets[rows])
             weights -= recipe.learning_rate / len(rows) * features[rows].T @ slope
     alpha = torch.as_tensor(finished.importance("last-layer-final/descent", 1)).reshape(40, -1)
@@ -326,6 +332,51 @@ def test_every_third_unit_fails_and_the_result_is_the_same(tmp_path: Path) -> No
     assert flaky.deletion().collect().equals(whole.deletion().collect())
     done, begun = trainings(tmp_path / "a"), trainings(tmp_path / "b")
     assert done < begun <= done * 3 / 2 + 1
+
+
+def test_tracincp_over_one_checkpoint_is_a_method_of_its_own(tmp_path: Path) -> None:
+    """Its importances and its rate are that checkpoint's; `ntk-middle/target` takes the final model's importances."""
+    done = run(tmp_path, methods=["tracincp", "ntk-middle/target"], seeds=1, tracincp={"checkpoints": [2]})
+    problem, (rows, classes) = done.problem(0), explained_outputs(done, 0)
+    model = problem.model
+    model.load_state_dict(done.checkpoint(0, 2))
+    with torch.no_grad():
+        alpha = -problem.loss.derivative(model(problem.train.inputs), problem.train.targets)
+    left = torch.cat([jacobian(model, sample) for sample in problem.train.inputs])
+    right = torch.stack([jacobian(model, problem.test.inputs[r])[c] for r, c in zip(rows, classes, strict=True)])
+    kernel = (left @ right.T).numpy()
+    np.testing.assert_allclose(done.attributions("tracincp", 0), 0.1 * alpha.numpy() * kernel, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        done.attributions("ntk-middle/target", 0), done.importance("target", 0)[:, None] * kernel, rtol=1e-3, atol=1e-5
+    )
+
+
+def test_a_stopped_run_goes_on_with_another_memory_budget(tmp_path: Path) -> None:
+    """The blocks of the first run are of another size: they are no parts of the second."""
+    whole = run(tmp_path / "whole")
+    prepared = prepare(experiment(resources={"memory_budget": "16KiB"}), Store(str(tmp_path / "store")), [str(ROOT)])
+    publish_data(prepared.store, prepared.job.data, prepared.train, prepared.test)
+    for stage in ("train", "gradients", "kernels"):
+        for assembly in assemblies(prepared.plan, stage):
+            declare(prepared.store, assembly)
+            for unit in assembly.units[:1]:
+                execute(prepared.job, unit)
+            if stage == "gradients":
+                for unit in assembly.units:
+                    execute(prepared.job, unit)
+                commit(prepared.store, assembly)
+    done = run(tmp_path / "store", resources={"memory_budget": "1GiB"})
+    assert done.deletion().collect().equals(whole.deletion().collect())
+
+
+def test_the_same_name_with_another_question_has_no_results_yet(tmp_path: Path) -> None:
+    first = run(tmp_path, seeds=1)
+    other = prepare(experiment(seeds=1, deletion={"fractions": [0.0, 0.3]}), Store(str(tmp_path)), [str(ROOT)])
+    assert stage_status(other.plan, other.store)[-1].done == 0, "retrainings of another question were counted"
+    write_record(other)
+    with pytest.raises(NotCommittedError, match="not finished"):
+        gr.open_run(str(tmp_path), "toy").summary()
+    assert first.summary().height == len(METHODS)
 
 
 def test_a_surrogate_that_does_not_converge_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from genrep_dist.doctor.patient import Patient
 from genrep_dist.errors import NotCommittedError
 from genrep_dist.evaluation.deletion import DUPLICATE_TOLERANCE, IDENTITY, deletion_table
 from genrep_dist.plan import Retraining
-from genrep_dist.stages.retrain import removals, retrain
+from genrep_dist.stages.retrain import asked_path, removals, retrain
 from genrep_dist.store.tables import scan_frame
 
 ULPS_PER_STEP = 4
@@ -128,7 +128,7 @@ def wanted_keys(patient: Patient) -> pl.DataFrame:
 
 
 def _asked(patient: Patient) -> pl.DataFrame:
-    return scan_frame(patient.store.objects, f"experiments/{patient.run.name}/asked.parquet").collect()
+    return scan_frame(patient.store.objects, asked_path(patient.plan)).collect()
 
 
 def _rows(patient: Patient, keys: pl.DataFrame, *columns: str) -> pl.DataFrame:

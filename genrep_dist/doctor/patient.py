@@ -47,7 +47,7 @@ class Patient:
     @cached_property
     def bench(self) -> Workbench:
         """The problem and its data, on the device that the experiment asks for."""
-        return self.run._bench
+        return self.run.bench
 
     @cached_property
     def model(self) -> nn.Module:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 from importlib.metadata import version
 
+import polars as pl
+
 from genrep_dist.evaluation.statistics import curves
 from genrep_dist.problems.protocol import Recipe
 from genrep_dist.report.figures import deletion_figure
@@ -15,21 +17,21 @@ from genrep_dist.results import Run
 LIBRARIES = ("genrep-dist", "torch", "numpy", "ray", "zarr", "polars")
 
 
-def report_data(run: Run) -> ReportData:
-    """Everything that the report of ``run`` shows, read from the store."""
+def report_data(run: Run, summary: pl.DataFrame, deletion: pl.DataFrame) -> ReportData:
+    """Everything that the report of ``run`` shows: its results, and from the store how they were measured."""
     return ReportData(
         title=f"{run.name}: which attributions survive retraining",
-        summary=run.summary(),
-        deletion=run.deletion().collect(),
+        summary=summary,
+        deletion=deletion,
         facts=facts(run),
         warnings=warnings(run),
         config_yaml=run.plan.experiment.to_yaml(),
     )
 
 
-def report_files(run: Run) -> dict[str, bytes]:
+def report_files(run: Run, summary: pl.DataFrame, deletion: pl.DataFrame) -> dict[str, bytes]:
     """File name -> content of all that a reader gets: table.md, report.html and the curves as PNG."""
-    data = report_data(run)
+    data = report_data(run, summary, deletion)
     files = {"table.md": markdown_table(data.summary).encode(), "report.html": html_page(data).encode()}
     means = curves(data.deletion)
     for sign in signs_of(data.summary):

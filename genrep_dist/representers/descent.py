@@ -17,7 +17,10 @@ from genrep_dist.representers.losses import Loss
 Columns = Callable[[Tensor, Tensor], Tensor]
 
 _EPSILON = torch.finfo(torch.float64).eps
-_GROWTH = 10.0
+# Above the lowest objective, in units of how high it started there. Losses whose curvature falls off far from 0 often overshoot tenfold
+# and more in their first steps and then settle well below where they started, so on the way only what is hopeless is cut short.
+_HOPELESS = 1e6
+_WORSE_AT_THE_END = 2.0
 _MAX_POWER_STEPS = 100
 _POWER_TOLERANCE = 1e-4
 
@@ -26,10 +29,11 @@ _POWER_TOLERANCE = 1e-4
 class Stability:
     """How large the steps of the descent may be.
 
-    ``largest_eigenvalue`` of S K S/n, S^2 = d2L/df2, at f = 0 or at the model's outputs, whichever is larger: near these two points a
-    step over all samples with a rate above ``largest_stable_rate`` = 2/``largest_eigenvalue`` (inf where K is zero) leads away from
-    the minimum. Batches bear no larger rate, small ones often a smaller one. By power iteration, hence from below, to about 1%.
-    ``products`` = products with K that this took.
+    ``largest_eigenvalue`` of S K S/n, S^2 = d2L/df2, at f = 0 or at the model's outputs, whichever is larger. With a rate above
+    ``largest_stable_rate`` = 2/``largest_eigenvalue`` (inf where K is zero) a step over all samples overshoots there; batches bear no
+    larger rate, small ones often a smaller one. With the squared loss such a rate diverges. With the logistic and the softmax loss it
+    need not: they are curved most near f = 0, and a descent that is thrown out of there may still settle.
+    By power iteration, hence from below, to about 1%. ``products`` = products with K that this took.
     """
 
     largest_eigenvalue: float
@@ -83,9 +87,10 @@ def kernel_descent(
     B/N of the cost. Without it a batch costs a whole product, and the answer is the same to rounding.
 
     Cost: one product a step, one at the end of batches with ``columns``, and up to 200 for the stable rate. Memory: some ten (N, C).
-    Raises ConvergenceError with the rate, the largest eigenvalue and the largest stable rate when the objective becomes NaN or Inf, or
-    rises more than ten times as high above the lowest as it started: rates are then too large. NonFiniteError when ``outputs`` or K
-    hold NaN or Inf; MethodError for impossible arguments; ProblemError for products of the wrong form and a loss that is not convex.
+    Raises ConvergenceError with the rate, the largest eigenvalue and the largest stable rate when the rates are too large: the objective
+    becomes NaN or Inf, or rises a million times as high above the lowest as it started, or ends more than twice as high.
+    NonFiniteError when ``outputs`` or K hold NaN or Inf; MethodError for impossible arguments; ProblemError for products of the wrong
+    form and a loss that is not convex.
     """
     _check_arguments(outputs, rates, batches)
     model_outputs = outputs.detach().to(torch.float64)
@@ -98,7 +103,7 @@ def kernel_descent(
     alpha, f = torch.zeros_like(model_outputs), torch.zeros_like(model_outputs)
     initial, lowest = objective_at(f), objective_at(model_outputs)
     # A model whose predictions are those of f = 0 starts at the minimum, where only rounding moves the objective.
-    ceiling = lowest + _GROWTH * max(initial - lowest, 0.0) + 64 * _EPSILON * abs(lowest)
+    height, rounding = max(initial - lowest, 0.0), 64 * _EPSILON * abs(lowest)
     initial_derivative = float(loss.derivative(f, targets).norm())
     products, exact = 0, True
     for step, rate in enumerate(rates):
@@ -116,8 +121,9 @@ def kernel_descent(
             exact = False
         products += 1
         objective = objective_at(f)
+        last = step == len(rates) - 1
         # Written so that NaN is refused too.
-        if not objective <= ceiling:
+        if not objective <= lowest + (_WORSE_AT_THE_END if last else _HOPELESS) * height + rounding:
             raise _diverged(matvec, loss, model_outputs, step, rates, batches is not None, objective, initial)
     if not exact:
         f = _formed(matvec(alpha), alpha, "matvec")
@@ -192,8 +198,9 @@ def _diverged(
     return ConvergenceError(
         "kernel gradient descent diverges",
         where=f"descent, step {step + 1} of {len(rates)}, loss {loss.name}, {outputs.shape[0]} samples, {outputs.shape[1]} outputs",
-        expected=f"learning rates of at most {limits.largest_stable_rate:.3g} = 2/{limits.largest_eigenvalue:.3g}, "
-        "the largest eigenvalue of K times the loss's curvature / n" + (", or less where batches are small" if in_batches else ""),
+        expected=f"an objective that falls; it surely does up to a learning rate of {limits.largest_stable_rate:.3g} = "
+        f"2/{limits.largest_eigenvalue:.3g}, the largest eigenvalue of K times the loss's curvature / n"
+        + (", or less where batches are small" if in_batches else ""),
         got=f"learning rates up to {largest:.3g}; the objective, {initial:.3g} at first, is {objective:.3g}",
         remedy=remedy,
     )

@@ -29,6 +29,7 @@ class Executor(Protocol):
 
     name: str
     slots: int
+    memory_bytes: int
 
     def run(self, job: Job, units: Iterable[Unit], *, actors: bool = False) -> Iterator[Outcome]:
         """With ``actors``, long-lived workers that keep the model take the units; else stateless tasks."""

@@ -62,6 +62,7 @@ class RayExecutor:
                 got=f"{cluster.get('GPU', 0)} in the whole cluster",
                 remedy="set resources.num_gpus to 0 to work on CPUs, or add GPU nodes",
             )
+        self.memory_bytes = int(cluster.get("memory", 0) + cluster.get("object_store_memory", 0))
         self.slots = max(1, min(available, workers or available))
         options: dict[str, Any] = {"num_cpus": 1, "num_gpus": num_gpus}
         self._task = ray.remote(**options, max_retries=0)(_execute)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import psutil
+
 from genrep_dist.plan import Unit
 from genrep_dist.runtime.executor import HOPELESS, Outcome
 from genrep_dist.stages.execute import execute
@@ -18,6 +20,7 @@ class SerialExecutor:
 
     def __init__(self, retries: int) -> None:
         self._retries = retries
+        self.memory_bytes = int(psutil.virtual_memory().total)
 
     def run(self, job: Job, units: Iterable[Unit], *, actors: bool = False) -> Iterator[Outcome]:
         del actors

@@ -90,7 +90,9 @@ def commit(store: Store, assembly: Assembly) -> None:
     """Commit an artifact that was made of parts, once all are there; others have committed themselves."""
     artifact: Artifact = store.artifact(assembly.kind, assembly.key)
     if assembly.array is not None and not artifact.is_committed():
-        artifact.commit({"seed": assembly.seed}, assembly.parts)
+        first = assembly.units[0]
+        assert isinstance(first, GradientUnit | KernelUnit | GramUnit)
+        artifact.commit({"seed": assembly.seed, "kernel": first.kernel, "epoch": first.epoch}, assembly.parts)
 
 
 def _features_array(plan: Plan, kernel: str) -> ArraySpec:

@@ -28,6 +28,9 @@ def execute(job: Job, unit: Unit) -> dict[str, float]:
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    # On a GPU: float32 means float32. Lower precision is nobody's default here.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     try:
         return _run(unit, workbench(job))
     finally:

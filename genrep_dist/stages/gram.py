@@ -68,9 +68,9 @@ class Gram:
             whole = torch.zeros(self.size // self._rows_per_sample, update.shape[1], dtype=torch.float64)
             return self.matvec(whole.index_add_(0, rows, update))
         if self._rows_per_sample == 1:
-            return self._dense[:, rows] @ update
+            return self._dense[rows].T @ update  # K is symmetric, and its rows lie together
         entries = (rows[:, None] * self._rows_per_sample + torch.arange(self._rows_per_sample)).flatten()
-        return (self._dense[:, entries] @ update.reshape(-1, 1)).reshape(-1, self._rows_per_sample)
+        return (self._dense[entries].T @ update.reshape(-1, 1)).reshape(-1, self._rows_per_sample)
 
 
 def _add_product(result: Tensor, vectors: Tensor, rows: slice, columns: slice, tile: Tensor) -> None:

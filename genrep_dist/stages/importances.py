@@ -27,7 +27,7 @@ def run(unit: ImportanceUnit, bench: Workbench) -> dict[str, float]:
     alpha, certificate = (_surrogate if unit.importance == "surrogate" else _descent)(unit, bench, gram, outputs)
     artifact = bench.store.artifact(unit.importance, bench.keys.solved(unit.importance, unit.seed, unit.kernel, unit.epoch))
     artifact.write("alpha", to_numpy(alpha), ("train", "output"))
-    artifact.commit({"seed": unit.seed, "certificate": certificate})
+    artifact.commit({"seed": unit.seed, "kernel": unit.kernel, "epoch": unit.epoch, "certificate": certificate})
     return {"efficiency_gap": float(certificate["efficiency_gap"])}
 
 
@@ -56,7 +56,7 @@ def _descent(unit: ImportanceUnit, bench: Workbench, gram: Gram, outputs: Tensor
     batch_size = recipe.batch_size if asked.batches == "recipe" else num_rows
     randomness = Randomness(unit.seed)
     orders = [randomness.order(epoch, num_rows) for epoch in range(1, recipe.epochs + 1)]
-    batches = [batch for order in orders for batch in order.split(batch_size)]
+    batches = [batch for order in orders for batch in torch.split(order, batch_size)]
     rates = [recipe.rate(step, len(batches)) for step in range(len(batches))]
     alpha, _, certificate = kernel_descent(
         gram.matvec,

@@ -22,7 +22,8 @@ def run(unit: InfluenceUnit, bench: Workbench) -> dict[str, float]:
     block, certificate = _dual(unit, bench) if bench.experiment.influence.base_kernel else _true_hessian(unit, bench)
     artifact = bench.store.artifact("kernel", bench.keys.kernel(unit.seed, "influence", unit.epoch))
     artifact.write("kernel", to_numpy(block.float()), ("train", "output", "test"))
-    artifact.commit({"seed": unit.seed, "curvature": bench.experiment.influence.curvature, "certificate": certificate})
+    about = {"seed": unit.seed, "kernel": "influence", "epoch": unit.epoch, "curvature": bench.experiment.influence.curvature}
+    artifact.commit({**about, "certificate": certificate})
     return {"residual": float(certificate["residual"])}
 
 

@@ -26,8 +26,8 @@ def run_kernel(unit: KernelUnit, bench: Workbench) -> dict[str, float]:
         scalar = bench.own_kernel_block(unit, bench.train.inputs[unit.start : unit.stop], bench.test.inputs[positions])
         block = per_output(scalar, bench.target_outputs(unit.seed), num_outputs)
     else:
-        rows = _feature_rows(unit, bench)(unit.start, unit.stop)
-        test = bench.test_features(unit.seed, unit.kernel, unit.epoch)
+        rows = _feature_rows(unit, bench)(unit.start, unit.stop).float()
+        test = bench.test_features(unit.seed, unit.kernel, unit.epoch).float()
         if unit.kernel == "last-layer":
             block = last_layer_block(rows, test, bench.target_outputs(unit.seed), num_outputs)
         else:

@@ -17,10 +17,12 @@ from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.problems.tables import data_digest
 from genrep_dist.representers.features import check_model, find_last_layer
 from genrep_dist.representers.losses import get_loss
-from genrep_dist.stages.job import Job, load_own_kernels, own_kernel_digests, publish_data, recipe_in_force
+from genrep_dist.stages.job import Job, load_own_kernels, own_kernel_digests, recipe_in_force
 from genrep_dist.store import Store
 from genrep_dist.training.loop import predict
 from genrep_dist.training.randomness import Randomness
+
+RECORD_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Prepared:
 
 
 def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = ()) -> Prepared:
-    """Load, check and measure the problem and lay out the plan; the data go to the store, nothing else is computed.
+    """Load, check and measure the problem and lay out the plan; nothing is computed and nothing written.
 
     Raises ProblemError (NonFiniteError with sample ids for bad data), PlanError, ConfigError.
     """
@@ -50,7 +52,6 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     kernels = own_kernel_digests(experiment, load_own_kernels(experiment, search_path))
     job = Job(store.uri, experiment, digest, source, asdict(recipe), len(test.ids), tuple(search_path), kernels)
     plan = make_plan(job.keys, shape)
-    publish_data(store, digest, train, test)
     return Prepared(plan, job, store, problem, recipe, train, test)
 
 
@@ -68,8 +69,8 @@ def measure(problem: Problem, train: Dataset, test: Dataset) -> Shape:
     return Shape(len(train.ids), len(test.ids), outputs.shape[1], parameters, width)
 
 
-def check_room(plan: Plan, store: Store, slots: int) -> None:
-    """Refuse what neither the disk nor the memory can hold. PlanError names both numbers."""
+def check_room(plan: Plan, store: Store, slots: int, memory_bytes: int) -> None:
+    """Refuse what neither the disk nor the ``memory_bytes`` of all workers' machines can hold. PlanError names both numbers."""
     if store.objects.root is not None:
         free = psutil.disk_usage(str(store.objects.root)).free
         if plan.bytes_written > free:
@@ -80,14 +81,13 @@ def check_room(plan: Plan, store: Store, slots: int) -> None:
                 got=f"{free:,} bytes",
                 remedy="choose a larger --store, fewer seeds, or resources.features: stream",
             )
-    memory = psutil.virtual_memory().total
     for stage in plan.stages:
-        if stage.peak_bytes * slots > memory:
+        if stage.peak_bytes * slots > memory_bytes:
             raise PlanError(
-                f"{slots} workers cannot hold stage {stage.name} in this machine's memory",
+                f"{slots} workers cannot hold stage {stage.name} in their machines' memory",
                 where="resources.workers, resources.memory_budget",
                 expected=f"{stage.peak_bytes * slots:,} bytes",
-                got=f"{memory:,} bytes",
+                got=f"{memory_bytes:,} bytes",
                 remedy="lower resources.workers or resources.memory_budget",
             )
 
@@ -99,6 +99,7 @@ def write_record(prepared: Prepared) -> None:
     """Record what was asked, so that the state of a run can be read from the store alone."""
     plan, job = prepared.plan, prepared.job
     record = {
+        "schema_version": RECORD_VERSION,
         "experiment": plan.experiment.resolved(),
         "question": plan.keys.question,
         "data": job.data,
@@ -125,6 +126,14 @@ def read_record(store: Store, name: str) -> dict[str, Any]:
             got=name,
             remedy="check --store, or run the experiment first",
         ) from None
+    if record.get("schema_version") != RECORD_VERSION:
+        raise StoreError(
+            "this record was written by another version",
+            where=f"{store.uri}/experiments/{name}/record.json",
+            expected=f"schema_version {RECORD_VERSION}",
+            got=str(record.get("schema_version")),
+            remedy="run the experiment again with this version: what is still valid is not computed again",
+        )
     return record
 
 

@@ -53,8 +53,9 @@ def estimate(plan: Plan, rates: Rates, slots: int, missing: Mapping[StageName, f
     for kernel, _ in plan.grams_needed():
         size, width = shape.gram_rows(kernel), shape.feature_width(kernel) * n / shape.gram_rows(kernel)
         seconds["kernels"] += seeds * size * size / 2 * width / rates.multiply_adds_per_second
-    for _, kernel, _ in plan.solved_needed():
-        seconds["importances"] += seeds * 60 * shape.gram_rows(kernel) ** 2 / rates.multiply_adds_per_second
+    for importance, kernel, _ in plan.solved_needed():
+        products = 60 if importance == "surrogate" else (plan.experiment.descent.epochs or plan.keys.epochs)
+        seconds["importances"] += seeds * products * shape.gram_rows(kernel) ** 2 / rates.multiply_adds_per_second
     if plan.influence_epochs():
         seconds["influence"] = seeds * _influence_cost(plan, rates)
     seconds["train"] = seeds * rates.train_seconds

@@ -90,6 +90,11 @@ def removals(plan: Plan, store: Store, test_ids: np.ndarray[tuple[int], np.dtype
     return pl.DataFrame(asked, schema=ASKED_SCHEMA, orient="row"), unique
 
 
+def asked_path(plan: Plan) -> str:
+    """Where the table of everything asked lies; another question has another table."""
+    return f"experiments/{plan.experiment.name}/asked-{plan.keys.question}.parquet"
+
+
 def retrain_units(missing: Iterable[Retraining], per_task: int) -> Iterator[RetrainUnit]:
     """Retrainings in tasks of about ``per_task``, each of one seed; in an order that depends on the keys alone."""
     pending: list[Retraining] = []

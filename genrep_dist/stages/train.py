@@ -67,9 +67,10 @@ def run(unit: TrainUnit, bench: Workbench) -> dict[str, float]:
 def test_accuracy(loss_name: str, outputs: Tensor, targets: Tensor) -> float | None:
     """Share of test samples classified rightly; None for a loss that is not a classification's."""
     if loss_name == "logistic":
-        return float(((outputs.squeeze(1) > 0) == (targets > 0.5)).double().mean())
+        return float(((outputs.reshape(-1) > 0) == (targets.reshape(-1) > 0.5)).double().mean())
     if loss_name == "softmax":
-        return float((outputs.argmax(dim=1) == targets).double().mean())
+        classes = targets if targets.dim() == 1 else targets.argmax(dim=1)
+        return float((outputs.argmax(dim=1) == classes).double().mean())
     return None
 
 

@@ -113,11 +113,6 @@ class Artifact:
         record = {"schema_version": SCHEMA_VERSION, "kind": self.kind, "key": self.key, "num_parts": len(parts), **manifest}
         self._objects.put_json(f"{self.path}/manifest.json", record)
 
-    def discard(self) -> None:
-        """Delete everything of this artifact, the manifest first, so that a half-deleted artifact is never taken for a whole one."""
-        self._objects.delete(f"{self.path}/manifest.json")
-        self._objects.delete_folder(self.path)
-
     # -- reading ---------------------------------------------------------------------------------------------------------------
 
     def is_committed(self) -> bool:

@@ -101,16 +101,13 @@ def test_writing_a_part_twice_is_harmless(store: Store) -> None:
     np.testing.assert_array_equal(artifact.read("features", (slice(0, 4), slice(None))), values)
 
 
-def test_discard_and_missing_arrays(store: Store) -> None:
+def test_missing_arrays_are_named(store: Store) -> None:
     artifact = store.artifact("train", KEY)
     artifact.write("epochs", np.array([0, 2]), ("checkpoint",), {"note": "kept"})
     artifact.commit({})
     assert artifact.attributes("epochs") == {"note": "kept"}
     with pytest.raises(StoreError, match="no such array"):
         artifact.read("rates")
-    artifact.discard()
-    assert not artifact.is_committed()
-    assert store.objects.list("artifacts") == []
 
 
 def test_a_store_that_cannot_be_made(tmp_path: Path) -> None:
