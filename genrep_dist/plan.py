@@ -378,7 +378,7 @@ def _influence_bytes(plan: Plan) -> int:
     """Three float64 matrices of the gram's size for the dual system; for the true Hessian the columns of conjugate gradients."""
     shape = plan.shape
     if plan.experiment.influence.base_kernel is None:
-        return 6 * FLOAT_BYTES * shape.num_parameters * plan.experiment.test_points + _block_bytes(plan, "ntk")
+        return 6 * 8 * shape.num_parameters * plan.experiment.test_points + 2 * _block_bytes(plan, "ntk")
     return 3 * 8 * (shape.num_train * shape.num_outputs) ** 2
 
 

@@ -80,8 +80,9 @@ class HessianCertificate:
     ``iterations``: steps of the slowest column. ``products``: vectors that were multiplied with H, all in all.
     ``negative_curvature``: columns in whose course v^T (H + damping I) v <= 0 was met; they stop there and are not converged.
     ``smallest_rayleigh``, ``largest_rayleigh``: bounds of H's spectrum from inside, the extreme Rayleigh quotients v^T H v/v^T v seen
-    (None where no direction was). A smallest one below zero by more than rounding of the largest proves that H is indefinite: the
-    kernel is then no Mercer kernel, even where the damping made the system positive. The converse is not proved by any value.
+    (None where no direction was). A smallest one below zero, by more than rounding of the largest, proves that H is indefinite: the
+    parameters are at no minimum. One below -``damping`` proves it of H + damping I, whose kernel is then no Mercer kernel.
+    That none was seen proves nothing.
     ``scale``: LiSSA's, else None. ``converged``: every residual within ``tolerance`` and no negative curvature met.
     """
 
@@ -160,8 +161,8 @@ def lissa(
     from ``seed`` estimates it, and is declared in the certificate. A column stops when its residual is within ``tolerance``, after
     ``depth`` steps, or at negative curvature, as in :func:`conjugate_gradients`. Memory: some 5 matrices (P, M).
 
-    Raises ConvergenceError when a column diverges, always, naming a scale; when ``tolerance`` is not reached, unless
-    ``allow_unconverged``; and as :func:`conjugate_gradients`.
+    Raises ConvergenceError when a column diverges because ``scale`` is too small, always, naming one that is not; when ``tolerance`` is
+    not reached, unless ``allow_unconverged``; and as :func:`conjugate_gradients`.
     """
     _check_solver(damping, tolerance, depth)
     if scale is not None and not (math.isfinite(scale) and scale > 0):
@@ -169,10 +170,11 @@ def lissa(
     right = _check_right(right)
     system, norms = _System(product, damping), right.norm(dim=0)
     if scale is None:
-        scale = _MARGIN * _largest_eigenvalue(system, right.shape[0], seed)
+        start = torch.randn(len(right), 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(right.device)
+        scale = _MARGIN * _largest_eigenvalue(system, start)
     total, stopped = torch.zeros_like(right), torch.zeros_like(norms, dtype=torch.bool)
     live = (norms > 0).nonzero().flatten()
-    term, iterations = right[:, live], 0
+    term, iterations, trusted = right[:, live], 0, False
     while len(live) and iterations < depth:
         total[:, live] += term
         image = system(term)
@@ -180,13 +182,18 @@ def lissa(
         quotient = (term * image).sum(dim=0) / square
         system.saw(float(quotient.min()), float(quotient.max()))
         following = term - image / scale
-        size, falling = following.norm(dim=0), quotient > 0
-        # A term that grows betrays an eigenvalue outside (0, 2 scale), for I - (H + damping I)/scale is symmetric.
-        if bool((falling & ~(size <= (1 + 1e-6) * square.sqrt())).any()):
-            raise _divergence(system, scale, iterations, right.shape[0], seed)
+        size, fine = following.norm(dim=0), quotient > 0
+        # I - (H + damping I)/scale is symmetric: a term that grows betrays an eigenvalue outside of (0, 2 scale).
+        growing = fine & ~(size <= (1 + 1e-6) * square.sqrt())
+        if bool(growing.any()) and not trusted:
+            largest = _largest_eigenvalue(system, term[:, growing][:, :1])
+            if scale <= _MARGIN * largest / 2:
+                raise _divergence(system, scale, largest, iterations + 1)
+            # So it is one below zero, and will soon show itself in the quotient.
+            trusted = True
         iterations += 1
-        stopped[live[~falling]] = True
-        go_on = falling & (size > tolerance * norms[live])
+        stopped[live[~fine]] = True
+        go_on = fine & (size > tolerance * norms[live])
         live, term = live[go_on], following[:, go_on]
     solution = total / scale
     remaining = right - system(solution)
@@ -265,9 +272,9 @@ def _ritz_values(course: list[tuple[float, float]]) -> tuple[float, float]:
     return float(values[0]), float(values[-1])
 
 
-def _largest_eigenvalue(system: _System, size: int, seed: int) -> float:
-    """The largest |eigenvalue| of H + damping I (P, P) by power iteration, from below; enough for a choice of scale."""
-    vector = torch.randn(size, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def _largest_eigenvalue(system: _System, start: Tensor) -> float:
+    """The largest |eigenvalue| of H + damping I by power iteration from ``start`` (P, 1): from below, near enough for a choice of scale."""
+    vector = start
     estimate = 0.0
     for _ in range(_POWER_STEPS):
         vector = vector / vector.norm()
@@ -333,17 +340,13 @@ def _accept(
     )
 
 
-def _divergence(system: _System, scale: float, iterations: int, size: int, seed: int) -> ConvergenceError:
-    largest = _largest_eigenvalue(system, size, seed)
-    too_small = scale <= _MARGIN * largest / 2
-    choice = f"choose scale={_MARGIN * largest:.3g}, or scale=None to have it estimated"
-    raised = "raise the damping above the most negative eigenvalue, or choose the curvature 'ggn'"
+def _divergence(system: _System, scale: float, largest: float, step: int) -> ConvergenceError:
     return ConvergenceError(
-        "LiSSA diverges",
-        where=f"lissa, damping {system.damping:.3g}, step {iterations + 1}",
-        expected=f"a scale above half the largest eigenvalue of H + damping I, which is about {largest:.3g}, and none below zero",
-        got=f"scale {scale:.3g}, smallest Rayleigh quotient of H {system.smallest - system.damping:.3g}",
-        remedy=choice if too_small else raised,
+        "LiSSA diverges: its scale is too small",
+        where=f"lissa, damping {system.damping:.3g}, step {step}",
+        expected=f"a scale above half the largest eigenvalue of H + damping I, which is about {largest:.3g}",
+        got=f"scale {scale:.3g}",
+        remedy=f"choose scale={_MARGIN * largest:.3g}, or scale=None to have it estimated",
     )
 
 

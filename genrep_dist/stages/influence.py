@@ -87,4 +87,4 @@ def _true_hessian(unit: InfluenceUnit, bench: Workbench) -> tuple[Tensor, dict[s
         )
     rows = range(0, len(bench.train.ids), unit.block)
     blocks = [influence_block(bench.features(unit.seed, "ntk", unit.epoch, start, start + unit.block), solution) for start in rows]
-    return torch.cat(blocks), asdict(certificate) | {"mean_eigenvalue": damping.mean_eigenvalue}
+    return torch.cat(blocks), {**asdict(damping), **asdict(certificate)}
