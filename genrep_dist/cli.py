@@ -15,6 +15,7 @@ import typer
 from genrep_dist.errors import GenRepError
 
 if TYPE_CHECKING:
+    from polars import DataFrame
     from rich.console import Console
 
     from genrep_dist.config import Experiment
@@ -294,12 +295,27 @@ def _console() -> Console:
 
 
 def _show_summary(console: Console, finished: Run) -> None:
+    from genrep_dist.report.build import block_of
+
+    summary = finished.summary()
+    blocks = finished.plan.experiment.blocks
+    for title, methods_of_block in blocks.items():
+        _show_table(console, f"{finished.name}, {title}", block_of(summary, methods_of_block), ranked=False)
+    if not blocks:
+        _show_table(console, finished.name, summary, ranked=True)
+    manifest = finished.manifest()
+    if manifest is not None:
+        console.print(f"report: {finished.store.uri}/results/{finished.name}/report.html", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"MLflow: {manifest['tracking']['hint']}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_table(console: Console, name: str, summary: DataFrame, *, ranked: bool) -> None:
+    """One table a sign; ``ranked``: best first, otherwise in the order given."""
     from genrep_dist.display import table
 
     def interval(low: Any, high: Any) -> str:
         return "-" if low is None else f"[{low:+.3f}, {high:+.3f}]"
 
-    summary = finished.summary()
     for sign, suffix in (("negative", ""), ("positive", "_positive")):
         if f"auc_del_{sign}" not in summary.columns:
             continue
@@ -311,15 +327,11 @@ def _show_summary(console: Console, finished: Run) -> None:
                 "-" if row[f"ci95_pooled{suffix}"] is None else f"± {row[f'ci95_pooled{suffix}']:.3f}",
                 f"{row['num_seeds']} x {row['num_points']}",
             )
-            for row in summary.sort(f"auc_del_{sign}", descending=sign == "negative").iter_rows(named=True)
+            for row in (summary.sort(f"auc_del_{sign}", descending=sign == "negative") if ranked else summary).iter_rows(named=True)
         ]
-        title = f"{finished.name}: AUC-DEL_{'-' if sign == 'negative' else '+'} ({'larger' if sign == 'negative' else 'smaller'} is better)"
+        title = f"{name}: AUC-DEL_{'-' if sign == 'negative' else '+'} ({'larger' if sign == 'negative' else 'smaller'} is better)"
         columns = ("method", "AUC", "95% clustered by seed", "95% pooled", "seeds x points")
         console.print(table(title, columns, rows, numeric=(1, 2, 3, 4)))
-    manifest = finished.manifest()
-    if manifest is not None:
-        console.print(f"report: {finished.store.uri}/results/{finished.name}/report.html", markup=False, highlight=False, soft_wrap=True)
-        console.print(f"MLflow: {manifest['tracking']['hint']}", markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

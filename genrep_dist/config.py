@@ -189,6 +189,9 @@ class Experiment(_Section):
     descent: DescentSection = DescentSection.model_validate({})
     influence: InfluenceSection = InfluenceSection.model_validate({})
     tracincp: TracInSection = TracInSection.model_validate({})
+    blocks: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="How tables are divided: title -> methods, of which one may stand in several blocks."
+    )
     deletion: DeletionSection = DeletionSection.model_validate({})
     resources: ResourcesSection = ResourcesSection.model_validate({})
     tracking: TrackingSection = TrackingSection.model_validate({})
@@ -221,6 +224,15 @@ class Experiment(_Section):
                 raise ValueError(f"{error.what} ({error.expected})") from error
         return value
 
+    @field_validator("blocks")
+    @classmethod
+    def _methods_of_this_experiment(cls, value: dict[str, tuple[str, ...]], info: ValidationInfo) -> dict[str, tuple[str, ...]]:
+        for title, names in value.items():
+            unknown = sorted(set(names) - set(info.data.get("methods", names)))
+            if unknown or not names:
+                raise ValueError(f"methods of this experiment in block {title!r}, not {', '.join(unknown) or 'none'}")
+        return value
+
     @field_validator("kernels")
     @classmethod
     def _not_a_shipped_kernel(cls, value: dict[str, KernelSection]) -> dict[str, KernelSection]:
@@ -242,8 +254,8 @@ class Experiment(_Section):
         return self.model_dump(mode="json", by_alias=True)
 
     def question(self) -> dict[str, Any]:
-        """The part that can change a number: all but where and how work runs."""
-        return {key: value for key, value in self.resolved().items() if key not in ("resources", "tracking")}
+        """The part that can change a number: all but where and how work runs and how tables look."""
+        return {key: value for key, value in self.resolved().items() if key not in ("resources", "tracking", "blocks")}
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.resolved(), sort_keys=False, default_flow_style=None, width=120)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 STAGES: tuple[StageName, ...] = ("train", "gradients", "kernels", "influence", "importances", "attributions")
 MAX_MODELS_PER_TASK = 256
+CERTIFIED = ("residual", "efficiency_gap", "remaining_derivative", "iterations", "negative_curvature", "damping")
+"""What goes to MLflow of the solvers' certificates, over seeds."""
 TASKS_PER_SLOT = 8
 """Retraining tasks per slot at least, where there are that many models: the last ones to finish should not keep the rest waiting."""
 
@@ -58,6 +60,8 @@ def run(
     progress = progress or Silence()
     opened = Store(store)
     prepared = prepare(experiment, opened, search_path)
+    for warning in prepared.plan.warnings:
+        progress.message(f"warning: {warning}")
     publish_data(opened, prepared.job.data, prepared.train, prepared.test)
     write_record(prepared)
     if is_finished(prepared):
@@ -234,9 +238,25 @@ def _track(finished: Run, deletion: pl.DataFrame, summary: pl.DataFrame, files: 
         by_seed=by_seed(deletion),
         artifacts={Path(path).name: finished.store.objects.get(path) for path in files},
         tags=_recipe_tags(finished),
+        diagnostics=diagnostics(finished),
     )
     uri, artifacts = tracking_uri(experiment, finished.store)
     return publish_to_mlflow(publication, tracking_uri=uri, artifact_location=artifacts)
+
+
+def diagnostics(finished: Run) -> dict[str, list[tuple[str, float, int]]]:
+    """For each method whose importance or kernel was solved for: its residuals and gaps, as (name, value, seed)."""
+    found: dict[str, list[tuple[str, float, int]]] = {}
+    certificates = finished.certificates()
+    for name in finished.plan.experiment.methods:
+        method = finished.plan.experiment.method(name)
+        epochs = finished.plan.keys.method_epochs(method)
+        for certificate in certificates:
+            solved = (method.importance, method.kernel) if method.kernel != "influence" else ("", "influence")
+            if (certificate["importance"], certificate["kernel"]) == solved and certificate["epoch"] in epochs:
+                numbers = [(key, certificate.get(key)) for key in CERTIFIED]
+                found.setdefault(name, []).extend((key, float(value), certificate["seed"]) for key, value in numbers if value is not None)
+    return found
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -232,6 +232,24 @@ class Plan:
         """How many samples each fraction removes: the nearest whole number."""
         return [round(fraction * self.shape.num_train) for fraction in self.experiment.deletion.fractions]
 
+    @property
+    def warnings(self) -> list[str]:
+        """What limits the reading of the numbers to come, each a sentence or two."""
+        found = []
+        momentum, decay = self.keys.recipe["momentum"], self.keys.recipe["weight_decay"]
+        names = {method.name for method in self.experiment.parsed_methods if method.importance in ("tracking", "descent")}
+        if (momentum or decay) and (names or "tracincp" in self.experiment.methods):
+            found.append(
+                f"The models are trained with momentum {momentum:g} and weight decay {decay:g}: Eq. 10's tracked importances then no "
+                "longer sum up what training did, even for a linear model, nor does TracInCP."
+            )
+        if self.experiment.deletion.retrain == "fresh":
+            found.append(
+                "Retrained models draw fresh random numbers (retrain: fresh): every difference holds the noise of two trainings, so "
+                "intervals are several times wider than with common random numbers (retrain: same)."
+            )
+        return found
+
     # -- what is needed --------------------------------------------------------------------------------------------------------
 
     def kernels_needed(self) -> list[tuple[str, int]]:

@@ -10,10 +10,13 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from mlflow import MlflowClient
 from torch import Tensor, nn
 
 import genrep_dist as gr
 from genrep_dist.errors import ConvergenceError, MethodError, NonFiniteError, NotCommittedError, PlanError, StoreError
+from genrep_dist.pipeline import diagnostics
+from genrep_dist.runtime.progress import Silence
 from genrep_dist.runtime.serial import SerialExecutor
 from genrep_dist.stages.assembly import assemblies, commit, declare
 from genrep_dist.stages.execute import execute
@@ -236,6 +239,50 @@ def test_files_of_the_public_contract(finished: gr.Run) -> None:
     names = {path.name for path in (root / "results" / "toy").iterdir()}
     assert {"summary.parquet", "deletion.parquet", "table.md", "report.html", "config.yaml", "manifest.json"} <= names
     assert (root / "mlflow.db").is_file()
+
+
+def test_mlflow_holds_what_the_solvers_certified(finished: gr.Run) -> None:
+    found = diagnostics(finished)
+    assert {name for name, _, _ in found["ntk-final/surrogate"]} == {"residual", "efficiency_gap", "iterations"}
+    assert {seed for _, _, seed in found["influence-function"]} == {0, 1}
+    assert "remaining_derivative" in {name for name, _, _ in found["last-layer-final/descent"]}
+    assert not {"tracincp", "random", "ntk-final/tracking"} & set(found)
+    link = finished.manifest()
+    assert link is not None
+    client = MlflowClient(link["tracking"]["uri"])
+    runs = client.search_runs([link["tracking"]["experiment_id"]], "tags.`genrep.method` = 'ntk-final/surrogate'")
+    history = client.get_metric_history(runs[0].info.run_id, "residual")
+    assert sorted(metric.step for metric in history) == [0, 1]
+    assert max(metric.value for metric in history) <= 1e-6
+
+
+def test_momentum_is_tagged_and_warned_about(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Listener(Silence):
+        def message(self, text: str) -> None:
+            said.append(text)
+
+    fields: dict[str, Any] = {"methods": ["ntk-final/tracking", "random"], "seeds": 1}
+    executor = SerialExecutor(0)
+    gr.run(experiment(recipe={"momentum": 0.5}, **fields), str(tmp_path), executor=executor, progress=Listener(), search_path=[str(ROOT)])
+    assert any("momentum 0.5" in text and "no longer sum up" in text for text in said)
+    assert "momentum 0.5" in (tmp_path / "results/toy/report.html").read_text()
+    assert run(tmp_path / "plain", **fields).plan.warnings == []
+
+
+def test_tables_in_blocks(tmp_path: Path) -> None:
+    """Presentation only: the same question, divided; a method may stand in several blocks."""
+    fields: dict[str, Any] = {"methods": ["tracincp", "random", "ntk-final/tracking"], "seeds": 1}
+    plain = run(tmp_path, **fields)
+    blocks = {"First": ["ntk-final/tracking", "random"], "Second": ["tracincp", "ntk-final/tracking"]}
+    done = run(tmp_path / "other", blocks=blocks, **fields)
+    assert done.plan.keys.question == plain.plan.keys.question
+    text = (tmp_path / "other/results/toy/table.md").read_text()
+    assert text.index("### First") < text.index("random") < text.index("### Second") < text.index("tracincp")
+    assert text.count("ntk-final/tracking") == 2
+    with pytest.raises(ValueError, match="methods of this experiment in block 'Third'"):
+        experiment(blocks={"Third": ["nothing"]}, **fields)
 
 
 def test_the_run_can_be_opened_and_read(finished: gr.Run) -> None:

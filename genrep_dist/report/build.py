@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 
 import polars as pl
@@ -24,7 +25,7 @@ def report_data(run: Run, summary: pl.DataFrame, deletion: pl.DataFrame) -> Repo
         summary=summary,
         deletion=deletion,
         facts=facts(run),
-        warnings=warnings(run),
+        warnings=run.plan.warnings,
         config_yaml=run.plan.experiment.to_yaml(),
     )
 
@@ -32,29 +33,24 @@ def report_data(run: Run, summary: pl.DataFrame, deletion: pl.DataFrame) -> Repo
 def report_files(run: Run, summary: pl.DataFrame, deletion: pl.DataFrame) -> dict[str, bytes]:
     """File name -> content of all that a reader gets: table.md, report.html and the curves as PNG."""
     data = report_data(run, summary, deletion)
-    files = {"table.md": markdown_table(data.summary).encode(), "report.html": html_page(data).encode()}
+    files = {"table.md": _tables(run, summary).encode(), "report.html": html_page(data).encode()}
     means = curves(data.deletion)
     for sign in signs_of(data.summary):
         files[f"curves_{sign}.png"] = deletion_figure(means, methods=data.summary["method"].to_list(), sign=sign, image="png")
     return files
 
 
-def warnings(run: Run) -> list[str]:
-    """What limits the reading of the numbers, each a sentence or two."""
-    found = []
-    recipe = Recipe(**run.plan.keys.recipe)
-    importances = {method.importance for method in run.plan.experiment.parsed_methods}
-    if not recipe.is_plain_sgd and importances & {"tracking"}:
-        found.append(
-            f"The models were trained with momentum {recipe.momentum} and weight decay {recipe.weight_decay}: Eq. 10's tracked "
-            "importances then no longer sum up what training did, even for a linear model; nor does TracInCP."
-        )
-    if run.plan.experiment.deletion.retrain == "fresh":
-        found.append(
-            "Retrained models drew fresh random numbers (retrain: fresh): every difference holds the noise of two trainings, "
-            "so intervals are several times wider than with common random numbers (retrain: same)."
-        )
-    return found
+def _tables(run: Run, summary: pl.DataFrame) -> str:
+    """One Markdown table, or one for each block that the experiment declares."""
+    blocks = run.plan.experiment.blocks
+    if not blocks:
+        return markdown_table(summary)
+    return "\n".join(f"### {title}\n\n{markdown_table(block_of(summary, methods))}" for title, methods in blocks.items())
+
+
+def block_of(summary: pl.DataFrame, methods: Sequence[str]) -> pl.DataFrame:
+    """The rows of ``methods``, in that order."""
+    return pl.DataFrame({"method": methods}).join(summary, on="method", how="left", maintain_order="left").select(summary.columns)
 
 
 def facts(run: Run) -> dict[str, str]:

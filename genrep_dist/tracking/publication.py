@@ -7,7 +7,7 @@ import json
 import math
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -29,7 +29,8 @@ class Publication:
     ``experiment`` its name, ``problem`` the name of its problem, ``plan_digest`` what identifies it, ``config_yaml`` the resolved
     experiment, ``parameters`` its fields flattened to text. ``summary``, ``curves`` and ``by_seed`` as
     :mod:`genrep_dist.evaluation.statistics` returns them. ``artifacts``: path inside the run ("report.html", "figures/a.png") to
-    content; ``config.yaml`` is added. ``tags``: more tags of the experiment.
+    content; ``config.yaml`` is added. ``tags``: more tags of the experiment. ``diagnostics``: method to (name, value, seed), what its
+    solvers certified.
 
     Raises StoreError for an artifact path that leaves the run's folder.
     """
@@ -44,6 +45,7 @@ class Publication:
     by_seed: pl.DataFrame
     artifacts: Mapping[str, bytes] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    diagnostics: Mapping[str, Sequence[tuple[str, float, int]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in self.artifacts:
@@ -79,8 +81,8 @@ def method_runs(publication: Publication) -> list[MethodRun]:
 
     Measurements, for each sign that was measured: ``auc_del_{sign}``, ``..._ci95_low`` and ``..._ci95_high`` (clustered),
     ``..._ci95_pooled`` (half-width); the curve ``del_{sign}`` over percent removed; ``auc_del_{sign}_by_seed`` over seeds; and
-    ``num_seeds``, ``num_points``. What is null (the intervals of one seed) is left out. Steps are whole numbers: where the removed
-    fractions are no whole percents, the curve is ``del_{sign}_ppm`` over parts per million.
+    ``num_seeds``, ``num_points``; and the diagnostics over seeds. What is null (the intervals of one seed) is left out. Steps are
+    whole numbers: where the removed fractions are no whole percents, the curve is ``del_{sign}_ppm`` over parts per million.
 
     Raises NonFiniteError for a NaN or Inf, so that none is ever logged.
     """
@@ -138,6 +140,8 @@ def _measurements(publication: Publication, row: Mapping[str, Any]) -> Iterator[
         yield from _curve(f"del_{sign}", publication.curves.filter(chosen).sort("fraction"))
         for seed, auc in publication.by_seed.filter(chosen).sort("seed").select("seed", "auc").iter_rows():
             yield Measurement(f"{area}_by_seed", auc, seed)
+    for name, value, seed in publication.diagnostics.get(row["method"], ()):
+        yield Measurement(name, value, seed)
     yield Measurement("num_seeds", float(row["num_seeds"]))
     yield Measurement("num_points", float(row["num_points"]))
 
