@@ -184,6 +184,7 @@ class Experiment(_Section):
         description="Kernels of your own, by the name under which `methods` speaks of them: {name}-{checkpoint}/{importance}.",
     )
     methods: tuple[str, ...] = Field(min_length=1, description="Attribution methods; `genrep methods` lists them.")
+    last_layer: str | None = Field(None, description="Name of the model's last linear layer; default: found by its output.")
     target: TargetSection = TargetSection.model_validate({})
     surrogate: SurrogateSection = SurrogateSection.model_validate({})
     descent: DescentSection = DescentSection.model_validate({})

@@ -131,6 +131,8 @@ class Keys:
         """What tells one kernel from another: its name, the curvature that is declared for it, or the source of the user's own."""
         if kernel == "influence":
             return [kernel, self.experiment.influence.model_dump(mode="json")]
+        if kernel == "last-layer" and self.experiment.last_layer is not None:
+            return [kernel, self.experiment.last_layer]
         return self.own_kernels.get(kernel, kernel)
 
     @staticmethod

@@ -32,7 +32,16 @@ if TYPE_CHECKING:
 
 STAGES: tuple[StageName, ...] = ("train", "gradients", "kernels", "influence", "importances", "attributions")
 MAX_MODELS_PER_TASK = 256
-CERTIFIED = ("residual", "efficiency_gap", "remaining_derivative", "iterations", "negative_curvature", "damping")
+CERTIFIED = (
+    "residual",
+    "duality_gap",
+    "efficiency_gap",
+    "efficiency_gap_test",
+    "remaining_derivative",
+    "iterations",
+    "negative_curvature",
+    "damping",
+)
 """What goes to MLflow of the solvers' certificates, over seeds."""
 TASKS_PER_SLOT = 8
 """Retraining tasks per slot at least, where there are that many models: the last ones to finish should not keep the rest waiting."""

@@ -17,6 +17,9 @@ SHARD_BYTES = 64 * 2**20
 """No shard of features is larger: a unit of work that is lost costs seconds."""
 MAX_BLOCK_ROWS = 512
 FLOAT_BYTES = 4
+TILES_HELD = 6
+"""Tiles of a gram that fit half the budget. Three are held at once (the sum, its encoded file, what is read back); the rest is for
+the store's upload buffers, for what the allocator keeps, and for a process whose libraries and data take more than the other half."""
 
 
 @dataclass(frozen=True)
@@ -408,7 +411,7 @@ def _block_bytes(plan: Plan, kernel: str) -> int:
 def _tile_bytes(plan: Plan, kernel: str) -> int:
     shape = plan.shape
     edge = min(plan.gram_tiles[kernel], shape.num_train) * (shape.gram_rows(kernel) // shape.num_train)
-    return 4 * FLOAT_BYTES * edge * edge + 2 * FLOAT_BYTES * plan.block_rows[kernel] * shape.feature_width(kernel)
+    return TILES_HELD * FLOAT_BYTES * edge * edge + 2 * FLOAT_BYTES * plan.block_rows[kernel] * shape.feature_width(kernel)
 
 
 def _block_rows(kernel: str, shape: Shape, budget_bytes: int, test_points: int) -> int:
@@ -428,14 +431,14 @@ def _block_rows(kernel: str, shape: Shape, budget_bytes: int, test_points: int) 
 
 
 def _gram_tile(kernel: str, shape: Shape, budget_bytes: int, block_rows: int) -> int:
-    """Training rows along a tile's edge, a whole number of blocks: four tiles (product, sum, copy, file) fit half the budget."""
+    """Training rows along a tile's edge, a whole number of blocks: TILES_HELD tiles fit half the budget."""
     per_row = shape.gram_rows(kernel) // shape.num_train
-    edge = int((budget_bytes / 2 / (4 * FLOAT_BYTES)) ** 0.5) // per_row
+    edge = int((budget_bytes / 2 / (TILES_HELD * FLOAT_BYTES)) ** 0.5) // per_row
     if edge < 1:
         raise PlanError(
             "the memory budget is too small for one tile of the gram",
             where=f"resources.memory_budget, kernel {kernel}",
-            expected=f"at least {2 * 4 * FLOAT_BYTES * per_row * per_row:,} bytes",
+            expected=f"at least {2 * TILES_HELD * FLOAT_BYTES * per_row * per_row:,} bytes",
             got=f"{budget_bytes:,} bytes",
             remedy="raise resources.memory_budget",
         )

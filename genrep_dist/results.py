@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from genrep_dist.errors import MethodError, NotCommittedError
-from genrep_dist.plan import Plan, named_checkpoint
+from genrep_dist.plan import ImportanceUnit, Plan, named_checkpoint
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.representers.losses import Loss
 from genrep_dist.stages.execute import workbench
@@ -113,7 +113,7 @@ class Run:
             key = self.plan.keys.solved(unit.importance, unit.seed, unit.kernel, unit.epoch)
             certificate = self.store.artifact(unit.importance, key).manifest()["certificate"]
             place = {"seed": unit.seed, "importance": unit.importance, "kernel": unit.kernel, "epoch": unit.epoch}
-            found.append({**place, **certificate})
+            found.append({**place, **certificate, "efficiency_gap_test": self._efficiency_gap_test(unit)})
         for influence in self.plan.influence_units():
             key = self.plan.keys.kernel(influence.seed, "influence", influence.epoch)
             certificate = self.store.artifact("kernel", key).manifest()["certificate"]
@@ -188,6 +188,14 @@ class Run:
                 remedy="run the experiment again: only what is missing is computed",
             )
         return scan_frame(self.store.objects, f"results/{self.name}/{table}.parquet")
+
+    def _efficiency_gap_test(self, unit: ImportanceUnit) -> float | None:
+        """Max |f - sum phi| over the seed's test points, of the method that uses these importances."""
+        for method in self.plan.experiment.parsed_methods:
+            if (method.importance, method.kernel) == (unit.importance, unit.kernel) and unit.epoch in self.plan.keys.method_epochs(method):
+                manifest = self.store.artifact("attribution", self.plan.keys.attribution(unit.seed, method)).manifest()
+                return float(manifest["efficiency_gap_test"])
+        return None
 
     def _only_surrogate(self) -> str:
         names = [

@@ -243,7 +243,13 @@ def test_files_of_the_public_contract(finished: gr.Run) -> None:
 
 def test_mlflow_holds_what_the_solvers_certified(finished: gr.Run) -> None:
     found = diagnostics(finished)
-    assert {name for name, _, _ in found["ntk-final/surrogate"]} == {"residual", "efficiency_gap", "iterations"}
+    assert {name for name, _, _ in found["ntk-final/surrogate"]} == {
+        "residual",
+        "duality_gap",
+        "efficiency_gap",
+        "efficiency_gap_test",
+        "iterations",
+    }
     assert {seed for _, _, seed in found["influence-function"]} == {0, 1}
     assert "remaining_derivative" in {name for name, _, _ in found["last-layer-final/descent"]}
     assert not {"tracincp", "random", "ntk-final/tracking"} & set(found)
@@ -254,6 +260,15 @@ def test_mlflow_holds_what_the_solvers_certified(finished: gr.Run) -> None:
     history = client.get_metric_history(runs[0].info.run_id, "residual")
     assert sorted(metric.step for metric in history) == [0, 1]
     assert max(metric.value for metric in history) <= 1e-6
+
+
+def test_the_last_layer_by_name(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"methods": ["last-layer-final/tracking", "random"], "seeds": 1}
+    found = run(tmp_path, **fields)
+    named = run(tmp_path, name="named", last_layer="2", **fields)
+    np.testing.assert_array_equal(named.attributions("last-layer-final/tracking", 0), found.attributions("last-layer-final/tracking", 0))
+    with pytest.raises(gr.GenRepError, match="'0'"):
+        run(tmp_path, last_layer="0", **fields)
 
 
 def test_momentum_is_tagged_and_warned_about(tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ class Certificate:
     """What a surrogate's alpha is worth, with K alpha computed afresh at the end.
 
     ``residual`` = ||alpha + dL(K alpha)/(n lam)|| / ||alpha||, zero where alpha = 0 is exact to rounding (Proposition 8);
-    ``objective`` = the value of Eq. 5; ``efficiency_gap`` = max |f - K alpha| over the training samples and outputs, in units of the
-    output (with softmax it includes each sample's mean logit, which the loss cannot see);
+    ``objective`` = the value of Eq. 5, at most ``duality_gap`` above its minimum;
+    ``efficiency_gap`` = max |f - K alpha| over the training samples and outputs, in units of the output (with softmax it includes
+    each sample's mean logit, which the loss cannot see);
     ``iterations`` = Newton steps; ``matvecs`` = products with K; ``converged`` = residual within ``tolerance``.
     """
 
@@ -33,6 +34,7 @@ class Certificate:
     matvecs: int
     residual: float
     objective: float
+    duality_gap: float
     efficiency_gap: float
     tolerance: float
     converged: bool
@@ -171,12 +173,15 @@ class _Newton:
         if not self._exact:
             self._refresh()
         residual = self.relative_residual
+        # With beta = -dL/(n lam), Fenchel's equality L*(dL) = f dL - L(f) turns primal minus dual into lam/2 |alpha - beta|^2 in K's norm.
+        gap = float((self._residual * self._dual.product(self._residual)).sum()) / (2 * self._lam)
         return Certificate(
             lam=self._lam,
             iterations=self.iterations,
             matvecs=self._dual.matvecs,
             residual=residual,
             objective=self._objective,
+            duality_gap=max(gap, 0.0),
             efficiency_gap=float((self._model_outputs - self._f).abs().max()),
             tolerance=self._tolerance,
             converged=residual <= self._tolerance,

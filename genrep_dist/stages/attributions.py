@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from genrep_dist.plan import AttributionUnit
 from genrep_dist.representers.attribution import attribute, ranking, tracincp
-from genrep_dist.representers.methods import Method
+from genrep_dist.representers.methods import SOLVED, Method
 from genrep_dist.stages.importances import importance
 from genrep_dist.stages.job import Workbench, to_numpy
 
@@ -21,8 +23,18 @@ def run(unit: AttributionUnit, bench: Workbench) -> dict[str, float]:
     ids = bench.train.ids
     for sign in ("negative", "positive"):
         artifact.write(f"order_{sign}", to_numpy(ranking(phi, ids, len(ids), sign)), ("test", "rank"))
-    artifact.commit({"seed": unit.seed, "method": unit.method, "test_ids": bench.test.ids[bench.test_positions(unit.seed)].tolist()})
+    manifest: dict[str, Any] = {"seed": unit.seed, "test_ids": bench.test.ids[bench.test_positions(unit.seed)].tolist()}
+    if method.importance in SOLVED:
+        manifest["efficiency_gap_test"] = _efficiency_gap(phi, unit.seed, bench)
+    artifact.commit(manifest)
     return {"scores": float(phi.numel())}
+
+
+def _efficiency_gap(phi: Tensor, seed: int, bench: Workbench) -> float:
+    """Max |f(x) - sum_i phi(x_i -> x)| over the seed's test points (Definition 1), f the explained output."""
+    outputs = torch.from_numpy(bench.train_artifact(seed).read("outputs_test")[bench.test_positions(seed)]).double()
+    explained = outputs.gather(1, bench.target_outputs(seed).cpu()[:, None]).squeeze(1)
+    return float((explained - phi.sum(dim=0)).abs().max())
 
 
 def attribution(method: Method, seed: int, bench: Workbench) -> Tensor:

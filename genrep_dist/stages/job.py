@@ -116,7 +116,11 @@ class Workbench:
         """Features of training rows: (rows, C, P) for the NTK, (rows, L) for the last layer. NonFiniteError names sample ids."""
         model = self.model(seed, epoch)
         inputs = self.train.inputs[start:stop]
-        result = last_layer_features(model, inputs) if kernel == "last-layer" else per_sample_gradients(model, inputs)
+        result = (
+            last_layer_features(model, inputs, self.experiment.last_layer)
+            if kernel == "last-layer"
+            else per_sample_gradients(model, inputs)
+        )
         self._check_rows(result, self.train.ids[start:stop], f"{kernel} features, seed {seed}, epoch {epoch}")
         return result
 
@@ -143,7 +147,7 @@ class Workbench:
         with torch.random.fork_rng(devices=[]):
             model = self.problem.model().eval()
         if kernel == "last-layer":
-            model = model.get_submodule(find_last_layer(model, self.train.inputs[:2].cpu()))
+            model = model.get_submodule(self.experiment.last_layer or find_last_layer(model, self.train.inputs[:2].cpu()))
         return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     def test_positions(self, seed: int) -> list[int]:
@@ -182,7 +186,7 @@ class Workbench:
         inputs = self.test.inputs[positions]
         model = self.model(seed, epoch)
         if kernel == "last-layer":
-            result = last_layer_features(model, inputs)
+            result = last_layer_features(model, inputs, self.experiment.last_layer)
         else:
             result = per_sample_gradients(model, inputs, self.target_outputs(seed))
         self._check_rows(result, self.test.ids[positions], f"{kernel} features of test points, seed {seed}, epoch {epoch}")

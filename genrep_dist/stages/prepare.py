@@ -15,7 +15,7 @@ from genrep_dist.plan import Plan, Shape, make_plan
 from genrep_dist.problems.load import load_datasets, load_problem, source_digest
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.problems.tables import data_digest
-from genrep_dist.representers.features import check_model, find_last_layer
+from genrep_dist.representers.features import check_model, last_layer_features
 from genrep_dist.representers.losses import get_loss
 from genrep_dist.stages.job import Job, load_own_kernels, own_kernel_digests, recipe_in_force
 from genrep_dist.store import Store
@@ -46,7 +46,7 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     problem = load_problem(experiment.problem.name, experiment.problem.options, tuple(search_path))
     train, test = load_datasets(problem)
     recipe = recipe_in_force(problem, experiment)
-    shape = measure(problem, train, test)
+    shape = measure(problem, train, test, experiment.last_layer)
     digest = data_digest(train, test)
     source = source_digest(problem, experiment.problem.options)
     kernels = own_kernel_digests(experiment, load_own_kernels(experiment, search_path))
@@ -55,15 +55,16 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     return Prepared(plan, job, store, problem, recipe, train, test)
 
 
-def measure(problem: Problem, train: Dataset, test: Dataset) -> Shape:
-    """The sizes of a problem, from one model and a few rows."""
+def measure(problem: Problem, train: Dataset, test: Dataset, last_layer: str | None = None) -> Shape:
+    """The sizes of a problem, from one model and a few rows. ProblemError when ``last_layer`` is named and is not the last."""
     model = Randomness(0).build(problem.model)
     check_model(model)
     outputs = predict(model, train.inputs[:2])
     try:
-        layer = model.get_submodule(find_last_layer(model.eval(), train.inputs[:2]))
-        width = int(layer.in_features) + (layer.bias is not None)  # type: ignore[arg-type]
+        width = last_layer_features(model.eval(), train.inputs[:2], last_layer).shape[1]
     except ProblemError:
+        if last_layer is not None:
+            raise
         width = 0
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Shape(len(train.ids), len(test.ids), outputs.shape[1], parameters, width)
