@@ -23,7 +23,9 @@ def run(unit: AttributionUnit, bench: Workbench) -> dict[str, float]:
     ids = bench.train.ids
     for sign in ("negative", "positive"):
         artifact.write(f"order_{sign}", to_numpy(ranking(phi, ids, len(ids), sign)), ("test", "rank"))
-    manifest: dict[str, Any] = {"seed": unit.seed, "test_ids": bench.test.ids[bench.test_positions(unit.seed)].tolist()}
+    # By its parts: two names of one method (`representer-point`, `last-layer-final/surrogate`) share this artifact.
+    parts = {"kernel": method.kernel, "checkpoint": method.checkpoint, "importance": method.importance}
+    manifest: dict[str, Any] = {**parts, "seed": unit.seed, "test_ids": bench.test.ids[bench.test_positions(unit.seed)].tolist()}
     if method.importance in SOLVED:
         manifest["efficiency_gap_test"] = _efficiency_gap(phi, unit.seed, bench)
     artifact.commit(manifest)

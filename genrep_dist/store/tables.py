@@ -24,9 +24,11 @@ def get_table(objects: Objects, path: str, schema: pa.Schema | None = None, colu
     try:
         file = pq.ParquetFile(io.BytesIO(objects.get(path)))
         table = file.read(columns=columns)
+    except FileNotFoundError as error:
+        raise StoreError(
+            "no such table", where=f"{objects.uri}/{path}", remedy="run the experiment again: only what is missing is computed"
+        ) from error
     except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         raise CorruptError(
             "a Parquet file is damaged", where=f"{objects.uri}/{path}", got=str(error), remedy="delete that file and run again"
         ) from error

@@ -12,6 +12,7 @@ from genrep_dist.plan import GradientUnit, TrainUnit
 from genrep_dist.runtime.executor import Executor
 from genrep_dist.runtime.ray_executor import RayExecutor
 from genrep_dist.runtime.serial import SerialExecutor
+from genrep_dist.stages.job import Job, publish_data
 from genrep_dist.stages.prepare import prepare
 from genrep_dist.store import Store
 from tests.experiments import ROOT, experiment
@@ -33,6 +34,13 @@ def ray_executor() -> Iterator[Executor]:
 
 def files(store: Path, folder: str) -> dict[str, bytes]:
     return {str(path.relative_to(store)): path.read_bytes() for path in sorted((store / folder).rglob("*")) if path.is_file()}
+
+
+def ready(store: Path, **arguments: Any) -> Job:
+    """The job of a toy experiment whose data lie in the store; nothing is trained."""
+    prepared = prepare(experiment(**arguments), Store(str(store)), [str(ROOT)])
+    publish_data(prepared.store, prepared.job.data, prepared.train, prepared.test)
+    return prepared.job
 
 
 def run(store: Path, executor: Executor, **arguments: Any) -> gr.Run:
@@ -71,17 +79,16 @@ def test_trainings_that_fail_or_kill_their_process_change_nothing(tmp_path: Path
 def test_an_error_of_ours_comes_back_as_itself_and_is_not_tried_again(tmp_path: Path, ray_executor: Executor) -> None:
     """A model that diverges does so again however often it is trained."""
     fields: dict[str, Any] = {"problem": "tests.toys:Linear", "recipe": {"learning_rate": 3e38}, "seeds": 1}
-    prepared = prepare(experiment(**fields), Store(str(tmp_path)), [str(ROOT)])
-    outcomes = list(ray_executor.run(prepared.job, [TrainUnit(0)]))
+    outcomes = list(ray_executor.run(ready(tmp_path, **fields), [TrainUnit(0)]))
     assert isinstance(outcomes[0].error, NonFiniteError)
     assert "training diverged" in str(outcomes[0].error)
     assert outcomes[0].attempts == 1
 
 
 def test_a_failing_actor_unit_is_reported_after_all_attempts(tmp_path: Path, ray_executor: Executor) -> None:
-    prepared = prepare(experiment(), Store(str(tmp_path)), [str(ROOT)])
+    job = ready(tmp_path)
     units = [GradientUnit(0, "ntk", 4, 0, 10), GradientUnit(1, "ntk", 4, 0, 10)]  # nothing was trained: there is no checkpoint
-    outcomes = list(ray_executor.run(prepared.job, units, actors=True))
+    outcomes = list(ray_executor.run(job, units, actors=True))
     assert {outcome.unit for outcome in outcomes} == set(units)
     assert all(type(outcome.error).__name__ == "NotCommittedError" for outcome in outcomes)
     assert all(outcome.attempts == 9 for outcome in outcomes)
@@ -89,7 +96,7 @@ def test_a_failing_actor_unit_is_reported_after_all_attempts(tmp_path: Path, ray
 
 def test_work_in_flight_is_bounded(tmp_path: Path, ray_executor: Executor) -> None:
     """The executor takes units from its source as it goes, not all at once."""
-    prepared = prepare(experiment(), Store(str(tmp_path)), [str(ROOT)])
+    job = ready(tmp_path)
     taken = 0
 
     def source() -> Iterator[TrainUnit]:
@@ -99,7 +106,8 @@ def test_work_in_flight_is_bounded(tmp_path: Path, ray_executor: Executor) -> No
             yield TrainUnit(0)
 
     ended = 0
-    for _ in ray_executor.run(prepared.job, source()):
+    for outcome in ray_executor.run(job, source()):
+        assert outcome.error is None
         ended += 1
         assert taken - ended <= 2 * ray_executor.slots
     assert ended == 40
