@@ -7,6 +7,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dic
     environment.pop("RAY_ADDRESS", None)
     command = [RAY, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2", "--block"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
+    command += [f"--dashboard-agent-listen-port={free_port()}"]  # its default is taken where another Ray runs
     log = (folder / "head.log").open("wb")
     head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     address = f"http://127.0.0.1:{dashboard}"
@@ -63,7 +65,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dic
 def submit(cluster: tuple[str, dict[str, str]], *arguments: str) -> subprocess.CompletedProcess[str]:
     address, environment = cluster
     command = [RAY, "job", "submit", "--address", address, "--working-dir", ".", "--", "python", "jobs/evaluate.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=500)
+    for _ in range(30):
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=500)
+        # The head answers a little before it can take a job.
+        if "No available agent" not in result.stdout + result.stderr:
+            break
+        time.sleep(2)
+    return result
 
 
 def test_a_submitted_job_runs_the_smoke_experiment(cluster: tuple[str, dict[str, str]], tmp_path: Path) -> None:
