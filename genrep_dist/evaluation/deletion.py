@@ -29,7 +29,7 @@ IDENTITY = ("seed", "method", "test_id", "sign", "fraction")
 DUPLICATE_TOLERANCE = 1e-3
 """Two ledger rows of one key may differ by this much (absolute, and relative to the score): rounding of different machines."""
 
-_ASKED: dict[str, type[pl.DataType]] = {
+ASKED_SCHEMA: dict[str, type[pl.DataType]] = {
     "seed": pl.Int64,
     "method": pl.String,
     "test_id": pl.Int64,
@@ -82,13 +82,13 @@ def deletion_arrow(deletion: pl.DataFrame) -> pa.Table:
 def _checked(asked: pl.DataFrame) -> pl.DataFrame:
     """``asked`` with exactly its declared columns and types, or StoreError."""
     where = "the table of asked removals"
-    absent = [name for name in _ASKED if name not in asked.columns]
+    absent = [name for name in ASKED_SCHEMA if name not in asked.columns]
     if absent:
-        raise StoreError("columns are missing", where=where, expected=", ".join(_ASKED), got=f"no {', '.join(absent)}")
+        raise StoreError("columns are missing", where=where, expected=", ".join(ASKED_SCHEMA), got=f"no {', '.join(absent)}")
     try:
-        asked = asked.select(pl.col(name).cast(dtype) for name, dtype in _ASKED.items())
+        asked = asked.select(pl.col(name).cast(dtype) for name, dtype in ASKED_SCHEMA.items())
     except pl.exceptions.PolarsError as error:
-        raise StoreError("a column has a wrong type", where=where, expected=str(_ASKED), got=str(error)) from error
+        raise StoreError("a column has a wrong type", where=where, expected=str(ASKED_SCHEMA), got=str(error)) from error
     nulls = [column.name for column in asked if column.null_count()]
     if nulls:
         raise StoreError("values are missing", where=where, expected="no null", got=f"nulls in {', '.join(nulls)}")

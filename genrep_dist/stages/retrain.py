@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from genrep_dist.evaluation.deletion import ASKED_SCHEMA
 from genrep_dist.plan import Plan, Retraining, RetrainUnit
 from genrep_dist.stages.job import Workbench, to_numpy
 from genrep_dist.stages.train import check_outputs
@@ -16,18 +17,6 @@ from genrep_dist.store import Store
 from genrep_dist.store.ledger import LedgerRow
 from genrep_dist.training.loop import predict, train
 from genrep_dist.training.randomness import Randomness
-
-ASKED_SCHEMA = {
-    "seed": pl.Int64,
-    "method": pl.String,
-    "test_id": pl.Int64,
-    "output_position": pl.Int64,
-    "sign": pl.String,
-    "fraction": pl.Float64,
-    "num_removed": pl.Int64,
-    "key": pl.String,
-    "original_key": pl.String,
-}
 
 
 def run(unit: RetrainUnit, bench: Workbench) -> dict[str, float]:
