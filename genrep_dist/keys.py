@@ -108,9 +108,6 @@ class Keys:
         settings = self.experiment.surrogate if importance == "surrogate" else self.experiment.descent
         return self._digest(importance, self.gram(seed, kernel, epoch), settings.model_dump(mode="json"))
 
-    def surrogate(self, seed: int, kernel: str, epoch: int) -> str:
-        return self.solved("surrogate", seed, kernel, epoch)
-
     def attribution(self, seed: int, method: Method) -> str:
         # TracInCP over one checkpoint is not the target derivative there: its importances and its rate are that checkpoint's own.
         importance = "tracincp" if method.checkpoint == "all" else method.importance

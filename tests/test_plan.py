@@ -31,7 +31,7 @@ def everything(k: Keys) -> set[str]:
         k.features(0, "ntk", 20),
         k.kernel(0, "ntk", 20),
         k.gram(0, "ntk", 20),
-        k.surrogate(0, "ntk", 20),
+        k.solved("surrogate", 0, "ntk", 20),
         k.retraining(0, [1, 2], "same"),
         *(k.attribution(0, method) for method in methods),
     }
@@ -57,7 +57,7 @@ def test_data_and_problem_change_every_key() -> None:
 def test_what_a_field_changes_and_what_it_leaves() -> None:
     plain, other = keys(), keys("surrogate.lambda=0.5")
     assert plain.gram(0, "ntk", 20) == other.gram(0, "ntk", 20)
-    assert plain.surrogate(0, "ntk", 20) != other.surrogate(0, "ntk", 20)
+    assert plain.solved("surrogate", 0, "ntk", 20) != other.solved("surrogate", 0, "ntk", 20)
     fractions = keys("deletion.fractions=[0.0, 0.5]")
     assert everything(plain) == everything(fractions)
     assert plain.question != fractions.question
