@@ -8,13 +8,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from genrep_dist.errors import ConfigError, MethodError
-from genrep_dist.representers.methods import KERNELS, Method, parse_method
+from genrep_dist.representers.methods import KERNELS, NAMED_METHODS, Method, parse_method
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -29,6 +30,11 @@ def parse_bytes(text: object) -> object:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+_UNION_BRANCH = re.compile(r"constrained-\w+|tuple\[.*\]|literal\[.*\]")
+"""How pydantic marks, in the place of a fault, which of several types it was held against."""
+FIRST_TUNING_SEED = 1_000_000_000
+"""Where the seeds of ``tune: {seeds: n}`` begin: far from any that is reported."""
+
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 
 
@@ -36,11 +42,19 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
+class FlipSection(_Section):
+    """Mislabelled training data, made on purpose: the metric is how well self-influence finds them."""
+
+    share: float = Field(gt=0, lt=1, description="Share of the training samples whose label is replaced by another class's.")
+    seed: int = Field(0, ge=0, description="Which samples, and which wrong labels; the same for all seeds of the experiment.")
+
+
 class ProblemSection(_Section):
     """What is explained: data, model, loss and recipe."""
 
     name: str = Field(min_length=1, description="The name of a shipped problem (digits, mnist), or module:Class of your own.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of the problem's class.")
+    flip_labels: FlipSection | None = Field(None, description="Give some training samples wrong labels, and see which methods find them.")
 
 
 class KernelSection(_Section):
@@ -122,26 +136,57 @@ class TracInSection(_Section):
     )
 
 
-class DeletionSection(_Section):
-    """Case-deletion diagnostics."""
+class _RetrainSection(_Section):
+    """How models are retrained for one metric."""
 
-    fractions: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
-        (0.0, 0.02, 0.04, 0.06, 0.08, 0.10),
-        min_length=1,
-        description="Shares of the training set to remove; the AUC is the mean over them all.",
-    )
-    signs: tuple[Literal["negative", "positive"], ...] = Field(("negative",), min_length=1)
     retrain: Literal["same", "fresh"] = Field(
         "same",
         description="same: the original run's initialisation and order (common random numbers); fresh: new ones for each set.",
     )
+    replicates: int = Field(1, ge=1, description="For fresh: how often each set is retrained; the mean counts, the spread is kept.")
 
-    @field_validator("fractions")
+    @model_validator(mode="after")
+    def _replicates_are_fresh(self) -> Self:
+        if self.replicates > 1 and self.retrain == "same":
+            raise ValueError("retrain: fresh with several replicates (with common random numbers they would all be equal)")
+        return self
+
+
+class _RemovalSection(_RetrainSection):
+    """How many samples are removed, in an order that a method gives."""
+
+    fractions: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
+        (0.0, 0.02, 0.04, 0.06, 0.08, 0.10), min_length=1, description="Shares of the training set to remove."
+    )
+    counts: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, min_length=1, description="Instead of fractions: numbers of samples to remove."
+    )
+
+    @field_validator("fractions", "counts")
     @classmethod
-    def _ascending(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if list(value) != sorted(set(value)):
-            raise ValueError("fractions in ascending order, none twice")
+    def _ascending(cls, value: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
+        if value is not None and list(value) != sorted(set(value)):
+            raise ValueError(f"{info.field_name} in ascending order, none twice")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_them(cls, data: object) -> object:
+        if isinstance(data, dict) and data.get("counts") is not None and "fractions" in data:
+            raise ValueError("fractions or counts, not both")
+        return data
+
+    def removals(self, num_train: int) -> list[tuple[float, int]]:
+        """(share, number of samples) of each removal; a share is rounded to the nearest whole number of samples."""
+        if self.counts is not None:
+            return [(count / num_train, count) for count in self.counts]
+        return [(fraction, round(fraction * num_train)) for fraction in self.fractions]
+
+
+class DeletionSection(_RemovalSection):
+    """Case-deletion diagnostics: the AUC is the mean of DEL over all the removals."""
+
+    signs: tuple[Literal["negative", "positive"], ...] = Field(("negative",), min_length=1)
 
     @field_validator("signs")
     @classmethod
@@ -149,6 +194,68 @@ class DeletionSection(_Section):
         if len(set(value)) != len(value):
             raise ValueError("each sign at most once")
         return value
+
+
+class LdsSection(_RetrainSection):
+    """Linear datamodeling score: models trained on random subsets, against sums of scores."""
+
+    subsets: int = Field(64, ge=2, description="Subsets for each seed.")
+    fraction: float = Field(0.5, gt=0, lt=1, description="Share of the training set that each subset keeps.")
+
+
+class LooSection(_RetrainSection):
+    """Leave-one-out: models trained without one sample each, against that sample's score."""
+
+    samples: int = Field(32, ge=2, description="Training samples for each seed, drawn uniformly, each left out once.")
+
+
+class BrittlenessSection(_RemovalSection):
+    """The smallest removal, in a method's order, that flips the predicted class."""
+
+
+class StopSection(_Section):
+    """Run seeds in rounds, until every method's clustered interval is narrow."""
+
+    metric: str = Field("auc_del_negative", description="A metric of this experiment.")
+    half_width: float = Field(gt=0, allow_inf_nan=False, description="Half the width of the widest method's 95% clustered interval.")
+    min_seeds: int = Field(10, ge=2)
+    max_seeds: int = Field(200, ge=2)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min_seeds > self.max_seeds:
+            raise ValueError("min_seeds up to max_seeds")
+        return self
+
+
+class TuneSection(_Section):
+    """Choose one parameter on seeds that are not reported."""
+
+    parameter: str = Field(description="A number of the experiment, by its path (influence.damping), or by its name where that is clear.")
+    values: tuple[float | int | str, ...] = Field(min_length=2, description="What to try.")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, description="A number n or a list of seeds; none may be reported.")
+    metric: str = Field("auc_del_negative", description="What the chosen value is best in, on average over the methods that it changes.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_of_seeds(cls, data: object) -> object:
+        return _counted_seeds(data, first=FIRST_TUNING_SEED)
+
+
+class ExternalSection(_Section):
+    """Scores that another tool computed, for exactly the models that are judged (`genrep export problem`)."""
+
+    path: str = Field(
+        min_length=1,
+        description="A file; or a folder with one file for each seed (seed-3.npy); relative to the experiment file. {seed} is replaced.",
+    )
+    positive_raises: bool = Field(description="true: a positive score says that the training sample raises the explained logit.")
+    layout: str = Field("plain", description="Whose layout: plain, captum, dattri, trak, kronfluence, pydvl or quanda.")
+    key: str | None = Field(None, description="The array's name in a file that holds several (.npz, .pt, safetensors, Zarr).")
+    transposed: bool | None = Field(None, description="true: (test x train); default: as the layout has it, (train x test) for plain.")
+    train_ids: str | None = Field(None, description="Name of the ids of the rows in the file; default: ids as saved, else row order.")
+    test_ids: str | None = Field(None, description="Name of the ids of the columns in the file; default: ids as saved, else order.")
+    unverified: bool = Field(False, description="Take scores that do not say which model they are of. The report says so.")
 
 
 class ResourcesSection(_Section):
@@ -178,12 +285,18 @@ class Experiment(_Section):
     problem: ProblemSection
     recipe: RecipeSection = RecipeSection.model_validate({})
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, description="A number n for the seeds 0..n-1, or a list of seeds.")
-    test_points: int = Field(10, ge=1, description="Test points for each seed, drawn uniformly from the test set by that seed.")
+    test_points: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        10, description="How many test points, drawn uniformly from the test set by each seed; or a list of sample ids, for all seeds."
+    )
     kernels: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], KernelSection] = Field(
         default_factory=dict,
         description="Kernels of your own, by the name under which `methods` speaks of them: {name}-{checkpoint}/{importance}.",
     )
+    external: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], ExternalSection] = Field(
+        default_factory=dict, description="Scores from elsewhere, by the name under which `methods` speaks of them."
+    )
     methods: tuple[str, ...] = Field(min_length=1, description="Attribution methods; `genrep methods` lists them.")
+    baseline: str | None = Field(None, description="A method that all others are compared with, besides `random`.")
     last_layer: str | None = Field(None, description="Name of the model's last linear layer; default: found by its output.")
     target: TargetSection = TargetSection.model_validate({})
     surrogate: SurrogateSection = SurrogateSection.model_validate({})
@@ -194,17 +307,22 @@ class Experiment(_Section):
         default_factory=dict, description="How tables are divided: title -> methods, of which one may stand in several blocks."
     )
     deletion: DeletionSection = DeletionSection.model_validate({})
+    lds: LdsSection | None = None
+    loo: LooSection | None = None
+    brittleness: BrittlenessSection | None = None
+    stop: StopSection | None = None
+    tune: TuneSection | None = None
     resources: ResourcesSection = ResourcesSection.model_validate({})
     tracking: TrackingSection = TrackingSection.model_validate({})
 
     @model_validator(mode="before")
     @classmethod
     def _count_of_seeds(cls, data: object) -> object:
-        if isinstance(data, dict) and isinstance(data.get("seeds"), int) and not isinstance(data.get("seeds"), bool):
-            if data["seeds"] < 1:
-                raise ValueError("seeds: at least 1")
-            return {**data, "seeds": list(range(data["seeds"]))}
-        return data
+        if isinstance(data, dict) and isinstance(data.get("stop"), dict) and isinstance(data["stop"].get("max_seeds", 200), int):
+            if "seeds" in data:
+                raise ValueError("stop: or seeds:, not both (stop takes the seeds 0 to max_seeds - 1, as many as it needs)")
+            return {**data, "seeds": list(range(data["stop"].get("max_seeds", 200)))}
+        return _counted_seeds(data)
 
     @field_validator("seeds")
     @classmethod
@@ -220,7 +338,7 @@ class Experiment(_Section):
             raise ValueError("no method twice")
         for name in value:
             try:
-                parse_method(name, info.data.get("kernels", {}))
+                parse_method(name, info.data.get("kernels", {}), info.data.get("external", {}))
             except MethodError as error:
                 raise ValueError(f"{error.what} ({error.expected})") from error
         return value
@@ -233,6 +351,42 @@ class Experiment(_Section):
             if unknown or not names:
                 raise ValueError(f"methods of this experiment in block {title!r}, not {', '.join(unknown) or 'none'}")
         return value
+
+    @field_validator("baseline")
+    @classmethod
+    def _baseline_is_there(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and value not in info.data.get("methods", ()):
+            raise ValueError("a method of this experiment")
+        return value
+
+    @field_validator("test_points")
+    @classmethod
+    def _distinct_points(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if isinstance(value, tuple) and (not value or len(set(value)) != len(value)):
+            raise ValueError("at least one test id, none twice")
+        return value
+
+    @field_validator("external")
+    @classmethod
+    def _no_name_of_ours(cls, value: dict[str, ExternalSection]) -> dict[str, ExternalSection]:
+        for name in value:
+            if name in NAMED_METHODS:
+                raise ValueError(f"a name that is not taken ({', '.join(NAMED_METHODS)} are)")
+        return value
+
+    @model_validator(mode="after")
+    def _tuned_on_other_seeds(self) -> Self:
+        shared = sorted(set(self.seeds) & set(self.tune.seeds)) if self.tune is not None else []
+        if shared:
+            raise ValueError(f"tune.seeds that are not reported; {shared[:5]} are seeds of this experiment")
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_of_this_experiment(self) -> Self:
+        for name, section in (("stop", self.stop), ("tune", self.tune)):
+            if section is not None and section.metric not in self.metrics:
+                raise ValueError(f"{name}.metric: a metric of this experiment ({', '.join(self.metrics)}), not {section.metric!r}")
+        return self
 
     @field_validator("kernels")
     @classmethod
@@ -248,18 +402,53 @@ class Experiment(_Section):
 
     def method(self, name: str) -> Method:
         """The method of that name, the user's own kernels included."""
-        return parse_method(name, self.kernels)
+        return parse_method(name, self.kernels, self.external)
+
+    @property
+    def num_test_points(self) -> int:
+        """Test points of each seed."""
+        return self.test_points if isinstance(self.test_points, int) else len(self.test_points)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that this experiment measures."""
+        asked = {
+            **{f"auc_del_{sign}": True for sign in ("negative", "positive") if sign in self.deletion.signs},
+            "lds": self.lds is not None,
+            "loo_correlation": self.loo is not None,
+            "brittleness_flipped": self.brittleness is not None,
+            "brittleness_removed": self.brittleness is not None,
+            "mislabel_auroc": self.problem.flip_labels is not None,
+            "mislabel_inspection_area": self.problem.flip_labels is not None,
+        }
+        return tuple(name for name, wanted in asked.items() if wanted)
+
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """Names of the methods whose scores come from elsewhere."""
+        return tuple(name for name in self.methods if name in self.external)
 
     def resolved(self) -> dict[str, Any]:
         """Plain data, every default filled in; what ``config.yaml`` of the results holds."""
         return self.model_dump(mode="json", by_alias=True)
 
     def question(self) -> dict[str, Any]:
-        """The part that can change a number: all but where and how work runs and how tables look."""
-        return {key: value for key, value in self.resolved().items() if key not in ("resources", "tracking", "blocks")}
+        """The part that can change a number: all but where files lie, where and how work runs and how tables look."""
+        question = {key: value for key, value in self.resolved().items() if key not in ("resources", "tracking", "blocks")}
+        question["external"] = {name: {**section, "path": None} for name, section in question["external"].items()}
+        return question
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.resolved(), sort_keys=False, default_flow_style=None, width=120)
+
+
+def _counted_seeds(data: object, first: int = 0) -> object:
+    """``seeds: n`` -> n seeds from ``first`` on."""
+    if isinstance(data, dict) and isinstance(data.get("seeds"), int) and not isinstance(data.get("seeds"), bool):
+        if data["seeds"] < 1:
+            raise ValueError("seeds: at least 1")
+        return {**data, "seeds": list(range(first, first + data["seeds"]))}
+    return data
 
 
 def json_digest(value: Any) -> str:
@@ -358,8 +547,7 @@ def _apply(data: dict[str, Any], override: str, lines: dict[tuple[str, ...], int
 
 def _explain(error: ValidationError, path: Path, lines: Mapping[tuple[str, ...], int]) -> ConfigError:
     texts: list[str] = []
-    for fault in error.errors():
-        location = tuple(str(part) for part in fault["loc"])
+    for location, fault in _faults(error):
         known = max((location[:length] for length in range(len(location) + 1) if location[:length] in lines), key=len, default=())
         line = lines.get(known)
         source = str(path) if line is None else "the command line" if line == 0 else f"{path}, line {line}"
@@ -374,6 +562,19 @@ def _explain(error: ValidationError, path: Path, lines: Mapping[tuple[str, ...],
         texts.append(f"{source}: field {field}: expected {expected}; got {got}")
     count = "a fault" if len(texts) == 1 else f"{len(texts)} faults"
     return ConfigError(f"the experiment has {count}\n  " + "\n  ".join(texts), remedy="`genrep schema` prints every field with its type")
+
+
+def _faults(error: ValidationError) -> list[tuple[tuple[str, ...], ErrorDetails]]:
+    """Each fault with its place. Of a field that may be of several types, only what the type that was meant says of it."""
+    found: dict[tuple[str, ...], list[ErrorDetails]] = {}
+    for fault in error.errors():
+        location = tuple(str(part) for part in fault["loc"] if not _UNION_BRANCH.fullmatch(str(part)))
+        found.setdefault(location, []).append(fault)
+    return [
+        (location, fault)
+        for location, faults in found.items()
+        for fault in ([f for f in faults if not f["type"].endswith("_type")] or faults[:1] if len(faults) > 1 else faults)
+    ]
 
 
 def _did_you_mean(location: tuple[str, ...]) -> str:

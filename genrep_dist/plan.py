@@ -219,7 +219,7 @@ class Plan:
         return (
             len(self.experiment.seeds)
             * len(self.experiment.methods)
-            * self.experiment.test_points
+            * self.experiment.num_test_points
             * len(deletion.signs)
             * len(deletion.fractions)
         )
@@ -229,7 +229,7 @@ class Plan:
         """Retrainings when no two removal sets coincide; one original model per seed is trained by the first stage anyway."""
         experiment = self.experiment
         removing = sum(1 for count in self.removal_counts() if count > 0)
-        return len(experiment.seeds) * len(experiment.methods) * experiment.test_points * len(experiment.deletion.signs) * removing
+        return len(experiment.seeds) * len(experiment.methods) * experiment.num_test_points * len(experiment.deletion.signs) * removing
 
     def removal_counts(self) -> list[int]:
         """How many samples each fraction removes: the nearest whole number."""
@@ -335,7 +335,7 @@ def make_plan(keys: Keys, shape: Shape) -> Plan:
     if any(method.kernel == "influence" for method in experiment.parsed_methods):
         kernels |= {"ntk", experiment.influence.base_kernel or "ntk"}
     budget = experiment.resources.memory_budget
-    block_rows = {kernel: _block_rows(kernel, shape, budget, experiment.test_points) for kernel in sorted(kernels)}
+    block_rows = {kernel: _block_rows(kernel, shape, budget, experiment.num_test_points) for kernel in sorted(kernels)}
     gram_tiles = {kernel: _gram_tile(kernel, shape, budget, block_rows[kernel]) for kernel in kernels}
     plan = Plan(experiment, keys, shape, block_rows, gram_tiles)
     return Plan(experiment, keys, shape, block_rows, gram_tiles, tuple(_stages(plan)))
@@ -357,7 +357,7 @@ def _stages(plan: Plan) -> Iterator[StagePlan]:
     if kernels:
         blocks = sum(-(-n // plan.block_rows[kernel]) for kernel, _ in kernels)
         tiles = sum(sum(1 for _ in plan.gram_units(0, kernel, epoch)) for kernel, epoch in grams)
-        written = len(kernels) * FLOAT_BYTES * n * c * experiment.test_points
+        written = len(kernels) * FLOAT_BYTES * n * c * experiment.num_test_points
         written += sum(_gram_bytes(plan, kernel) for kernel, _ in grams)
         peak = max([_block_bytes(plan, kernel) for kernel, _ in kernels] + [_tile_bytes(plan, kernel) for kernel, _ in grams])
         streamed = len(kernels) - len([pair for pair in kernels if pair in stored])
@@ -365,7 +365,7 @@ def _stages(plan: Plan) -> Iterator[StagePlan]:
         yield StagePlan("kernels", what, seeds * (blocks + tiles), seeds * written, peak)
     influences, solved = plan.influence_epochs(), plan.solved_needed()
     if influences:
-        written = len(influences) * FLOAT_BYTES * n * c * experiment.test_points
+        written = len(influences) * FLOAT_BYTES * n * c * experiment.num_test_points
         what = f"influence kernel, curvature {experiment.influence.curvature}, damping {experiment.influence.damping:g}"
         yield StagePlan("influence", what, seeds * len(influences), seeds * written, _influence_bytes(plan))
     if solved:
@@ -373,8 +373,8 @@ def _stages(plan: Plan) -> Iterator[StagePlan]:
         what = ", ".join(f"{importance} on {kernel} (epoch {epoch})" for importance, kernel, epoch in solved)
         yield StagePlan("importances", what, seeds * len(solved), seeds * written, _importance_bytes(plan))
     methods = len(experiment.methods)
-    written = methods * 3 * 8 * n * experiment.test_points
-    what = f"{methods} methods x {experiment.test_points} test points"
+    written = methods * 3 * 8 * n * experiment.num_test_points
+    what = f"{methods} methods x {experiment.num_test_points} test points"
     yield StagePlan("attributions", what, seeds * methods, seeds * written, 2 * written // methods)
     count = plan.retrainings_at_most
     row = FLOAT_BYTES * shape.num_test * c + 8 * max(plan.removal_counts())
@@ -399,13 +399,13 @@ def _influence_bytes(plan: Plan) -> int:
     """Three float64 matrices of the gram's size for the dual system; for the true Hessian the columns of conjugate gradients."""
     shape = plan.shape
     if plan.experiment.influence.base_kernel is None:
-        return 6 * 8 * shape.num_parameters * plan.experiment.test_points + 2 * _block_bytes(plan, "ntk")
+        return 6 * 8 * shape.num_parameters * plan.experiment.num_test_points + 2 * _block_bytes(plan, "ntk")
     return 3 * 8 * (shape.num_train * shape.num_outputs) ** 2
 
 
 def _block_bytes(plan: Plan, kernel: str) -> int:
     width = plan.shape.feature_width(kernel)
-    return FLOAT_BYTES * width * 3 * plan.block_rows[kernel] + FLOAT_BYTES * plan.experiment.test_points * width
+    return FLOAT_BYTES * width * 3 * plan.block_rows[kernel] + FLOAT_BYTES * plan.experiment.num_test_points * width
 
 
 def _tile_bytes(plan: Plan, kernel: str) -> int:
@@ -449,9 +449,12 @@ def _gram_tile(kernel: str, shape: Shape, budget_bytes: int, block_rows: int) ->
 
 def _refuse_impossible(keys: Keys, shape: Shape) -> None:
     experiment = keys.experiment
-    if experiment.test_points > shape.num_test:
+    if experiment.num_test_points > shape.num_test:
         raise PlanError(
-            "more test points than there are", where="test_points", expected=f"at most {shape.num_test}", got=str(experiment.test_points)
+            "more test points than there are",
+            where="test_points",
+            expected=f"at most {shape.num_test}",
+            got=str(experiment.num_test_points),
         )
     largest = round(max(experiment.deletion.fractions) * shape.num_train)
     if largest >= shape.num_train:

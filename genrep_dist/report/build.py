@@ -65,7 +65,7 @@ def facts(run: Run) -> dict[str, str]:
         "Model": f"{shape.num_parameters:,} parameters, {shape.num_outputs} output{'s' if shape.num_outputs > 1 else ''}",
         "Recipe": _recipe_text(recipe),
         "Explained number": _target_text(run),
-        "Networks x test points": f"{len(experiment.seeds)} x {experiment.test_points}",
+        "Networks x test points": f"{len(experiment.seeds)} x {experiment.num_test_points}",
         "Removed shares": ", ".join(f"{100 * fraction:g} %" for fraction in deletion.fractions) + "; the AUC is their mean",
         "Retrain policy": _policy_text(deletion.retrain),
         "Models trained": f"{costs['originals']:,} originals, {costs['unique']:,} retrainings for {costs['asked']:,} removals asked for",

@@ -85,7 +85,7 @@ IMPORTANCES: dict[str, _Part] = {
     "tracking": _Part("-sum_t eta_t/|B_t| dL/df(f_t(x_i), y_i)", f"tracking representers, {_PAPER}, Eq. 10", ("tracking",)),
 }
 
-_NAMED: dict[str, Method] = {
+NAMED_METHODS: dict[str, Method] = {
     "tracincp": Method("tracincp", "ntk", "all", "target"),
     "influence-function": Method("influence-function", "influence", "final", "target"),
     "representer-point": Method("representer-point", "last-layer", "final", "surrogate"),
@@ -109,10 +109,15 @@ _NAMED_TEXT: dict[str, tuple[str, str]] = {
 }
 
 
-def parse_method(name: str, own_kernels: Collection[str] = ()) -> Method:
-    """The method of that name. ``own_kernels`` are kernels that the user has named. MethodError, with the nearest names, otherwise."""
-    if name in _NAMED:
-        return _NAMED[name]
+def parse_method(name: str, own_kernels: Collection[str] = (), external: Collection[str] = ()) -> Method:
+    """The method of that name. MethodError, with the nearest names, when there is none.
+
+    ``own_kernels`` are kernels that the user has named, ``external`` the names of scores that come from elsewhere.
+    """
+    if name in external:
+        return Method(name, "external", "none", "external")
+    if name in NAMED_METHODS:
+        return NAMED_METHODS[name]
     local, slash, importance = name.partition("/")
     kernel, dash, checkpoint = local.rpartition("-")
     known_checkpoint = checkpoint in CHECKPOINTS or _EPOCH.fullmatch(checkpoint) is not None
@@ -131,7 +136,7 @@ def parse_method(name: str, own_kernels: Collection[str] = ()) -> Method:
     raise MethodError(
         f"unknown method {name!r}",
         where="methods",
-        expected=f"{grammar}, or {', '.join(_NAMED)}",
+        expected=f"{grammar}, or {', '.join(NAMED_METHODS)}",
         got=repr(name),
         remedy=f"nearest: {', '.join(nearest)}" if nearest else "`genrep methods` lists them all",
     )
@@ -170,7 +175,7 @@ def _names() -> list[str]:
     grid = [(kernel, checkpoint, importance) for kernel in KERNELS for checkpoint in CHECKPOINTS for importance in IMPORTANCES]
     return [
         *(f"{kernel}-{checkpoint}/{importance}" for kernel, checkpoint, importance in grid if _offered(kernel, checkpoint, importance)),
-        *_NAMED,
+        *NAMED_METHODS,
     ]
 
 

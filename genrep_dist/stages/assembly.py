@@ -104,7 +104,7 @@ def _features_array(plan: Plan, kernel: str) -> ArraySpec:
 
 
 def _kernel_array(plan: Plan, kernel: str) -> ArraySpec:
-    inner = (plan.shape.num_outputs, plan.experiment.test_points)
+    inner = (plan.shape.num_outputs, plan.experiment.num_test_points)
     return ArraySpec("kernel", (plan.shape.num_train, *inner), (plan.block_rows[kernel], *inner), ("train", "output", "test"))
 
 

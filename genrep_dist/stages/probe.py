@@ -71,7 +71,7 @@ def _influence_cost(plan: Plan, rates: Rates) -> float:
     shape = plan.shape
     if plan.experiment.influence.base_kernel is not None:
         return 2 * (shape.num_train * shape.num_outputs) ** 3 / 3 / rates.multiply_adds_per_second
-    return 50 * plan.experiment.test_points * 3 * shape.num_train / rates.gradient_rows_per_second
+    return 50 * plan.experiment.num_test_points * 3 * shape.num_train / rates.gradient_rows_per_second
 
 
 def _training(prepared: Prepared, device: torch.device) -> float:
