@@ -29,6 +29,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Real data sets in the local cache.")
 app.add_typer(data_app, name="data")
+ledger_app = typer.Typer(no_args_is_help=True, help="The ledger of retrainings.")
+app.add_typer(ledger_app, name="ledger")
 
 ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A YAML file, or the name of an experiment that ships.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The name of an experiment that was run into this store.")]
@@ -99,6 +101,20 @@ def plan(
         f"retrainings: {laid_out.retrainings_asked:,} asked, {bound}{retrain.total:,} after de-duplication, {retrain.done:,} done before",
         highlight=False,
     )
+    stop = laid_out.experiment.stop
+    if stop is not None:
+        console.print(
+            f"this is the worst case, {stop.max_seeds} seeds: it stops from {stop.min_seeds} seeds on, when {stop.metric} of every method "
+            f"is known to ± {stop.half_width:g}",
+            highlight=False,
+        )
+    if laid_out.experiment.tune is not None:
+        tune = laid_out.experiment.tune
+        console.print(
+            f"before it, {tune.parameter} is tuned: {len(tune.values)} values on {len(tune.seeds)} seeds that are not reported "
+            "(not counted here)",
+            highlight=False,
+        )
     if probe:
         console.print(f"about {seconds_text(sum(seconds.values()))} on {slots} workers of this machine", highlight=False)
 
@@ -140,7 +156,7 @@ def status(name: NameArgument, store: StoreOption = "store", as_json: Annotated[
     finished = opened.manifest() is not None
     if as_json:
         rows = [{"stage": s.name, "done": s.done, "total": s.total, "exact": s.exact} for s in stages]
-        typer.echo(json.dumps({"experiment": name, "finished": finished, "stages": rows}, indent=1))
+        typer.echo(json.dumps({"experiment": name, "finished": finished, "stages": rows, "choices": opened.choices}, indent=1))
         return
     from genrep_dist.display import table
 
@@ -149,17 +165,20 @@ def status(name: NameArgument, store: StoreOption = "store", as_json: Annotated[
         (s.name, f"{s.done:,}", ("" if s.exact else "at most ") + f"{s.total:,}", f"{100 * (1 - s.missing_share):.0f} %") for s in stages
     ]
     console.print(table(f"{name} in {opened.store.uri}", ("stage", "done", "of", "share"), lines, numeric=(1, 2, 3)))
+    stop = opened.choices.get("stop")
+    if stop is not None:
+        console.print(_stop_text(stop), highlight=False)
     console.print("finished: results are published" if finished else "not finished: run the same command again to go on", highlight=False)
 
 
 @app.command()
 def report(name: NameArgument, store: StoreOption = "store") -> None:
     """Write the table, the curves and report.html of a finished run again, and show the table."""
-    from genrep_dist.pipeline import write_report
+    from genrep_dist.publish import write_report
     from genrep_dist.results import open_run
 
     opened = open_run(store, name)
-    paths = write_report(opened, opened.summary(), opened.deletion().collect())
+    paths = write_report(opened, opened.summary(), opened.deletion().collect(), opened.judged())
     console = _console()
     _show_summary(console, opened)
     for path in paths:
@@ -232,17 +251,47 @@ def methods(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
 
 @app.command()
 def export(
-    name: NameArgument,
+    what: Annotated[str, typer.Argument(metavar="NAME | problem EXPERIMENT", help="The name of a run; or 'problem' and an experiment.")],
     to: Annotated[Path, typer.Option("--to", help="Folder to write; made when missing.")],
+    experiment: Annotated[str | None, typer.Argument(metavar="", help="After 'problem': a YAML file, or one that ships.")] = None,
     store: StoreOption = "store",
     seed: Annotated[list[int] | None, typer.Option(help="Only these seeds; may be repeated.")] = None,
+    set_: SetOption = None,
+    serial: Annotated[bool, typer.Option("--serial", help="For a problem: train in this process, without Ray.")] = False,
 ) -> None:
-    """Write a run as plain files for other tools: CSV tables, scores as .npy, checkpoints as state dicts, data as Parquet."""
-    from genrep_dist.export import export_run
+    """Write plain files for other tools: a run's tables, scores, checkpoints and data; or a problem, to be explained by another tool.
+
+    `genrep export NAME` takes a finished run. `genrep export problem EXPERIMENT` trains the models that the experiment judges, if
+    they are not there, and writes what any tool needs to score exactly these: checkpoints, data, ids.
+    """
+    from genrep_dist.export import export_problem, export_run
     from genrep_dist.results import open_run
 
-    for path in export_run(open_run(store, name), to, seed):
+    if experiment is None:
+        paths = export_run(open_run(store, what), to, seed)
+    elif what == "problem":
+        from genrep_dist.display import Bars, Lines
+        from genrep_dist.pipeline import train_originals
+
+        loaded = _load(experiment, [*(set_ or []), *([f"seeds={list(seed)}"] if seed else [])])
+        console = _console(stderr=True)
+        with Bars(console) if console.is_terminal else Lines(console) as progress:
+            trained = train_originals(loaded, store, serial=serial, progress=progress, search_path=_search_path(experiment))
+        paths = export_problem(trained, to)
+    else:
+        raise typer.BadParameter("genrep export NAME, or genrep export problem EXPERIMENT")
+    for path in paths:
         typer.echo(path)
+
+
+@ledger_app.command("compact")
+def ledger_compact(name: NameArgument, store: StoreOption = "store") -> None:
+    """Merge the many small files of a run's ledger into few. Safe beside a run, and when it is interrupted."""
+    from genrep_dist.results import open_run
+
+    opened = open_run(store, name)
+    done = opened.store.ledger(opened.plan.keys.training).compact()
+    typer.echo(f"{done.parts_before:,} parts -> {done.parts_after:,}; {done.rows:,} trained models, {done.bytes:,} bytes")
 
 
 @app.command()
@@ -274,6 +323,19 @@ def data_fetch(
     typer.echo(str(fetch(name, source)))
 
 
+def _stop_text(stop: dict[str, Any]) -> str:
+    """How far a run is on its way to the interval that was asked for."""
+    last = stop["rounds"][-1]
+    known = (
+        f"{stop['metric']}: ± {last['half_width']:.3g} ({last['method']}) after {last['seeds']} seeds, asked for ± {stop['half_width']:g}"
+    )
+    if stop["reached"]:
+        return f"{known}: reached"
+    if last["seeds"] >= stop["max_seeds"]:
+        return f"{known}: not reached with all {stop['max_seeds']} seeds"
+    return f"{known}; about {last['projected']} seeds projected, at most {stop['max_seeds']}"
+
+
 def _load(experiment: str, overrides: Sequence[str] | None) -> Experiment:
     from genrep_dist.config import load_experiment
 
@@ -287,11 +349,12 @@ def _search_path(experiment: str) -> tuple[str, ...]:
     return (*beside, str(Path.cwd()))
 
 
-def _console() -> Console:
+def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     # A log has no width; lines in it are not folded to a terminal that is not there.
-    return Console(soft_wrap=False) if sys.stdout.isatty() else Console(width=160)
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(soft_wrap=False, stderr=stderr) if terminal else Console(width=160, stderr=stderr)
 
 
 def _show_summary(console: Console, finished: Run) -> None:

@@ -429,8 +429,19 @@ class Experiment(_Section):
         return tuple(name for name in self.methods if name in self.external)
 
     def resolved(self) -> dict[str, Any]:
-        """Plain data, every default filled in; what ``config.yaml`` of the results holds."""
-        return self.model_dump(mode="json", by_alias=True)
+        """Plain data, every default filled in, which gives this experiment again; what ``config.yaml`` of the results holds."""
+        data = self.model_dump(mode="json", by_alias=True)
+        for removals in (data["deletion"], data["brittleness"]):
+            if removals is not None and removals["counts"] is not None:
+                del removals["fractions"]
+        if data["stop"] is not None:
+            del data["seeds"]
+        return data
+
+    def plain(self, **changes: Any) -> Experiment:
+        """The same experiment with ``changes`` to its fields, and without what is found out while it runs: tuning and stopping."""
+        data = {**self.resolved(), "seeds": list(self.seeds), "stop": None, "tune": None, **changes}
+        return Experiment.model_validate(data)
 
     def question(self) -> dict[str, Any]:
         """The part that can change a number: all but where files lie, where and how work runs and how tables look."""

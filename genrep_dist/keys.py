@@ -12,7 +12,7 @@ from genrep_dist.config import Experiment, json_digest
 from genrep_dist.representers.methods import SOLVED, Method
 from genrep_dist.seeds import derive_seed
 
-NUMBERS_VERSION = 1
+NUMBERS_VERSION = 2
 """Raised whenever a change to the code changes numbers for the same question; old artifacts are then not found any more."""
 
 
@@ -38,7 +38,8 @@ class Keys:
     """The content addresses of one experiment.
 
     ``data`` and ``problem`` are the digests of the samples and of the model's and loss's source; ``recipe`` is the recipe in
-    force, as plain data; ``own_kernels`` the source digests of the user's kernels, by name.
+    force, as plain data; ``own_kernels`` the source digests of the user's kernels, by name; ``external`` the digests of scores from
+    elsewhere, by method and seed; ``shared_points`` the rows of the test set that all seeds explain, where the experiment names them.
     """
 
     experiment: Experiment
@@ -47,6 +48,8 @@ class Keys:
     recipe: dict[str, Any]
     num_test: int
     own_kernels: dict[str, str] = field(default_factory=dict)
+    external: dict[str, dict[int, str]] = field(default_factory=dict)
+    shared_points: tuple[int, ...] | None = None
 
     @property
     def epochs(self) -> int:
@@ -60,10 +63,14 @@ class Keys:
     @property
     def question(self) -> str:
         """The whole experiment: equal questions have equal answers."""
-        return self._digest("experiment", self.training, self.experiment.question(), self.own_kernels)
+        external = {name: {str(seed): digest for seed, digest in by_seed.items()} for name, by_seed in self.external.items()}
+        return self._digest("experiment", self.training, self.experiment.question(), self.own_kernels, external)
 
     def test_positions(self, seed: int) -> list[int]:
-        return sample_test_positions(seed, self.num_test, self.experiment.test_points)
+        """Rows of the test set that ``seed`` explains, ascending."""
+        if self.shared_points is not None:
+            return list(self.shared_points)
+        return sample_test_positions(seed, self.num_test, self.experiment.num_test_points)
 
     def tracincp_epochs(self) -> list[int]:
         """Epochs of the checkpoints in Eq. 14, ascending."""
@@ -74,7 +81,7 @@ class Keys:
 
     def method_epochs(self, method: Method) -> list[int]:
         """Epochs at which a method needs a kernel."""
-        if method.kernel == "none":
+        if method.kernel in ("none", "external"):
             return []
         if method.checkpoint == "all":
             return self.tracincp_epochs()
@@ -103,6 +110,10 @@ class Keys:
     def gram(self, seed: int, kernel: str, epoch: int) -> str:
         return self._digest("gram", self.features(seed, kernel, epoch))
 
+    def diagonal(self, seed: int, kernel: str, epoch: int) -> str:
+        """K(x_i, x_i) with the logit of each training sample's own label."""
+        return self._digest("diagonal", self.features(seed, kernel, epoch))
+
     def solved(self, importance: str, seed: int, kernel: str, epoch: int) -> str:
         """Importances that are solved for on a gram: 'surrogate' or 'descent'."""
         settings = self.experiment.surrogate if importance == "surrogate" else self.experiment.descent
@@ -112,6 +123,8 @@ class Keys:
         # TracInCP over one checkpoint is not the target derivative there: its importances and its rate are that checkpoint's own.
         importance = "tracincp" if method.checkpoint == "all" else method.importance
         parts: list[Any] = [self.model(seed), self.test_positions(seed), importance]
+        if method.kernel == "external":
+            parts.append(self.external[method.name][seed])
         epochs = self.method_epochs(method)
         parts += [self.kernel(seed, method.kernel, epoch) for epoch in epochs]
         if method.importance in SOLVED:

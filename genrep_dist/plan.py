@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 from genrep_dist.config import Experiment
 from genrep_dist.errors import PlanError
 from genrep_dist.keys import Keys, checkpoint_epoch
-from genrep_dist.representers.methods import SOLVED
-
-StageName = Literal["train", "gradients", "kernels", "influence", "importances", "attributions", "retrain"]
+from genrep_dist.representers.methods import SOLVED, Method
+from genrep_dist.units import (
+    AttributionUnit,
+    DiagonalUnit,
+    GradientUnit,
+    GramUnit,
+    ImportanceUnit,
+    InfluenceUnit,
+    KernelUnit,
+    StageName,
+    TrainUnit,
+)
 
 SHARD_BYTES = 64 * 2**20
 """No shard of features is larger: a unit of work that is lost costs seconds."""
@@ -42,151 +50,6 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class TrainUnit:
-    """Train one seed's model; writes its checkpoints, tracked importances and outputs."""
-
-    seed: int
-    stage: StageName = "train"
-
-    @property
-    def label(self) -> str:
-        return f"train seed={self.seed}"
-
-
-@dataclass(frozen=True)
-class GradientUnit:
-    """Features of the training rows ``start`` to ``stop``: one shard."""
-
-    seed: int
-    kernel: str
-    epoch: int
-    start: int
-    stop: int
-    stage: StageName = "gradients"
-
-    @property
-    def part(self) -> str:
-        return f"rows-{self.start:09d}"
-
-    @property
-    def label(self) -> str:
-        return f"gradients seed={self.seed} {self.kernel} epoch={self.epoch} rows {self.start}-{self.stop}"
-
-
-@dataclass(frozen=True)
-class KernelUnit:
-    """K(train rows ``start`` to ``stop``, the seed's test points). ``stored``: from stored features; else gradients are streamed."""
-
-    seed: int
-    kernel: str
-    epoch: int
-    start: int
-    stop: int
-    stored: bool
-    stage: StageName = "kernels"
-
-    @property
-    def part(self) -> str:
-        return f"rows-{self.start:09d}"
-
-    @property
-    def label(self) -> str:
-        return f"kernel seed={self.seed} {self.kernel} epoch={self.epoch} rows {self.start}-{self.stop}"
-
-
-@dataclass(frozen=True)
-class GramUnit:
-    """One tile of the train-by-train gram, ``row`` <= ``column`` in tiles of ``tile`` training rows."""
-
-    seed: int
-    kernel: str
-    epoch: int
-    row: int
-    column: int
-    tile: int
-    block: int
-    stored: bool
-    stage: StageName = "kernels"
-
-    @property
-    def part(self) -> str:
-        return f"tile-{self.row:06d}-{self.column:06d}"
-
-    @property
-    def label(self) -> str:
-        return f"gram seed={self.seed} {self.kernel} epoch={self.epoch} tile ({self.row}, {self.column})"
-
-
-@dataclass(frozen=True)
-class InfluenceUnit:
-    """The influence kernel K_inf(train, test) of one seed, with the declared curvature."""
-
-    seed: int
-    epoch: int
-    block: int
-    stage: StageName = "influence"
-
-    @property
-    def label(self) -> str:
-        return f"influence kernel seed={self.seed} epoch={self.epoch}"
-
-
-@dataclass(frozen=True)
-class ImportanceUnit:
-    """Importances that are solved for on one gram: 'surrogate' or 'descent'. (Target and tracking ones fall out of training.)"""
-
-    seed: int
-    importance: str
-    kernel: str
-    epoch: int
-    memory_budget_bytes: int
-    stage: StageName = "importances"
-
-    @property
-    def label(self) -> str:
-        return f"{self.importance} seed={self.seed} {self.kernel} epoch={self.epoch}"
-
-
-@dataclass(frozen=True)
-class AttributionUnit:
-    """phi(train, test points) of one method, and what it would remove."""
-
-    seed: int
-    method: str
-    stage: StageName = "attributions"
-
-    @property
-    def label(self) -> str:
-        return f"attribution seed={self.seed} {self.method}"
-
-
-@dataclass(frozen=True)
-class Retraining:
-    """One model of the ledger: ``removed`` are sorted sample ids."""
-
-    key: str
-    seed: int
-    policy: Literal["same", "fresh"]
-    removed: tuple[int, ...]
-    replicate: int = 0
-
-
-@dataclass(frozen=True)
-class RetrainUnit:
-    """Retrainings that one task does and writes as one part of the ledger."""
-
-    rows: tuple[Retraining, ...]
-    stage: StageName = "retrain"
-
-    @property
-    def label(self) -> str:
-        return f"retrain {len(self.rows)} models, seed={self.rows[0].seed}, first key {self.rows[0].key[:12]}"
-
-
-Unit = TrainUnit | GradientUnit | KernelUnit | GramUnit | InfluenceUnit | ImportanceUnit | AttributionUnit | RetrainUnit
-
-
-@dataclass(frozen=True)
 class StagePlan:
     """One line of the plan. ``units`` counts what the stage consists of, whether or not it is done already."""
 
@@ -214,26 +77,36 @@ class Plan:
 
     @property
     def retrainings_asked(self) -> int:
-        """(seed, method, test point, sign, fraction) combinations, the originals (nothing removed) included."""
-        deletion = self.experiment.deletion
-        return (
-            len(self.experiment.seeds)
-            * len(self.experiment.methods)
-            * self.experiment.num_test_points
-            * len(deletion.signs)
-            * len(deletion.fractions)
-        )
+        """Models that the metrics ask for, the originals (nothing removed) and every repetition included."""
+        return self._retrainings(originals=True)
 
     @property
     def retrainings_at_most(self) -> int:
         """Retrainings when no two removal sets coincide; one original model per seed is trained by the first stage anyway."""
-        experiment = self.experiment
-        removing = sum(1 for count in self.removal_counts() if count > 0)
-        return len(experiment.seeds) * len(experiment.methods) * experiment.num_test_points * len(experiment.deletion.signs) * removing
+        return self._retrainings(originals=False)
 
-    def removal_counts(self) -> list[int]:
-        """How many samples each fraction removes: the nearest whole number."""
-        return [round(fraction * self.shape.num_train) for fraction in self.experiment.deletion.fractions]
+    def _retrainings(self, *, originals: bool) -> int:
+        experiment = self.experiment
+        points = len(experiment.methods) * experiment.num_test_points
+        count = 0
+        for section, signs in ((experiment.deletion, len(experiment.deletion.signs)), (experiment.brittleness, 1)):
+            if section is not None:
+                removals = section.removals(self.shape.num_train)
+                removing = sum(removed > 0 for _, removed in removals)
+                count += points * signs * (removing * section.replicates + (len(removals) - removing if originals else 0))
+        if experiment.lds is not None:
+            count += experiment.lds.subsets * experiment.lds.replicates
+        if experiment.loo is not None:
+            count += experiment.loo.samples * experiment.loo.replicates
+        return len(experiment.seeds) * count
+
+    def most_removed(self) -> int:
+        """Samples in the largest removed set."""
+        experiment, num_train = self.experiment, self.shape.num_train
+        counts = [count for section in (experiment.deletion, experiment.brittleness) if section for _, count in section.removals(num_train)]
+        if experiment.lds is not None:
+            counts.append(num_train - round(experiment.lds.fraction * num_train))
+        return max(counts)
 
     @property
     def warnings(self) -> list[str]:
@@ -245,6 +118,19 @@ class Plan:
             found.append(
                 f"The models are trained with momentum {momentum:g} and weight decay {decay:g}: Eq. 10's tracked importances then no "
                 "longer sum up what training did, even for a linear model, nor does TracInCP."
+            )
+        if self.experiment.problem.flip_labels is not None:
+            unknown = [name for name in self.experiment.methods if not self.has_self_influence(self.experiment.method(name))]
+            if unknown:
+                found.append(
+                    f"No self-influence is known of {', '.join(unknown)}, so these are not judged by the labels that were flipped: "
+                    "scores from elsewhere have no training samples as test points, and the true Hessian would need a solve for each."
+                )
+        unverified = [name for name in self.experiment.judged if self.experiment.external[name].unverified]
+        if unverified:
+            found.append(
+                f"The scores of {', '.join(unverified)} need not say which models they were computed for (unverified: true): nothing "
+                "here can tell whether they are scores of the models that are judged."
             )
         if self.experiment.deletion.retrain == "fresh":
             found.append(
@@ -272,6 +158,19 @@ class Plan:
     def grams_needed(self) -> list[tuple[str, int]]:
         """(kernel, epoch) of every train-by-train gram: solved importances need one, and so does the influence's dual system."""
         return sorted({*((kernel, epoch) for _, kernel, epoch in self.solved_needed()), *self._under_influence()})
+
+    def has_self_influence(self, method: Method) -> bool:
+        """Whether phi(x_i -> x_i) of the method can be had for all training samples."""
+        if method.kernel == "influence":
+            return self.experiment.influence.base_kernel is not None
+        return method.kernel != "external"
+
+    def diagonals_needed(self) -> list[tuple[str, int]]:
+        """(kernel, epoch) of every K(x_i, x_i): only self-influence asks for them, and only flipped labels for that."""
+        if self.experiment.problem.flip_labels is None:
+            return []
+        methods = [method for method in self.experiment.parsed_methods if self.has_self_influence(method)]
+        return sorted({(method.kernel, epoch) for method in methods for epoch in self.keys.method_epochs(method)})
 
     def _under_influence(self) -> list[tuple[str, int]]:
         """The kernel whose gram and K(train, test) the influence kernel is computed from; the true Hessian needs neither."""
@@ -316,7 +215,13 @@ class Plan:
         return (ImportanceUnit(s, i, k, e, budget) for s in self.experiment.seeds for i, k, e in self.solved_needed())
 
     def attribution_units(self) -> Iterator[AttributionUnit]:
-        return (AttributionUnit(seed, method) for seed in self.experiment.seeds for method in self.experiment.methods)
+        """(Scores from elsewhere are there before any work begins.)"""
+        methods = [method for method in self.experiment.methods if method not in self.experiment.judged]
+        return (AttributionUnit(seed, method) for seed in self.experiment.seeds for method in methods)
+
+    def diagonal_units(self) -> Iterator[DiagonalUnit]:
+        rows = {kernel: self.block_rows["ntk" if kernel == "influence" else kernel] for kernel, _ in self.diagonals_needed()}
+        return (DiagonalUnit(seed, k, e, rows[k]) for seed in self.experiment.seeds for k, e in self.diagonals_needed())
 
     def _blocks(self, kernel: str) -> Iterator[tuple[int, int]]:
         rows, total = self.block_rows[kernel], self.shape.num_train
@@ -331,7 +236,7 @@ def make_plan(keys: Keys, shape: Shape) -> Plan:
     """
     experiment = keys.experiment
     _refuse_impossible(keys, shape)
-    kernels = {method.kernel for method in experiment.parsed_methods} - {"none", "influence"}
+    kernels = {method.kernel for method in experiment.parsed_methods} - {"none", "influence", "external"}
     if any(method.kernel == "influence" for method in experiment.parsed_methods):
         kernels |= {"ntk", experiment.influence.base_kernel or "ntk"}
     budget = experiment.resources.memory_budget
@@ -375,9 +280,18 @@ def _stages(plan: Plan) -> Iterator[StagePlan]:
     methods = len(experiment.methods)
     written = methods * 3 * 8 * n * experiment.num_test_points
     what = f"{methods} methods x {experiment.num_test_points} test points"
-    yield StagePlan("attributions", what, seeds * methods, seeds * written, 2 * written // methods)
+    if experiment.judged:
+        what += f", {len(experiment.judged)} of them from elsewhere"
+    yield StagePlan("attributions", what, seeds * (methods - len(experiment.judged)), seeds * written, 2 * written // methods)
+    diagonals = plan.diagonals_needed()
+    if diagonals:
+        peak = max(_block_bytes(plan, "ntk" if kernel == "influence" else kernel) for kernel, _ in diagonals)
+        if any(kernel == "influence" for kernel, _ in diagonals):
+            peak = max(peak, _influence_bytes(plan))
+        written = len(diagonals) * 8 * n * c
+        yield StagePlan("diagonals", f"self-influence on {len(diagonals)} kernels", seeds * len(diagonals), seeds * written, peak)
     count = plan.retrainings_at_most
-    row = FLOAT_BYTES * shape.num_test * c + 8 * max(plan.removal_counts())
+    row = 8 * shape.num_test * c + 8 * plan.most_removed()
     yield StagePlan(
         "retrain", f"{plan.retrainings_asked} asked, at most {count} unique", count, count * row, 8 * FLOAT_BYTES * shape.num_parameters
     )
@@ -456,13 +370,21 @@ def _refuse_impossible(keys: Keys, shape: Shape) -> None:
             expected=f"at most {shape.num_test}",
             got=str(experiment.num_test_points),
         )
-    largest = round(max(experiment.deletion.fractions) * shape.num_train)
-    if largest >= shape.num_train:
+    for name, section in (("deletion", experiment.deletion), ("brittleness", experiment.brittleness)):
+        largest = max((count for _, count in section.removals(shape.num_train)), default=0) if section is not None else 0
+        if largest >= shape.num_train:
+            raise PlanError(
+                "a removal would take the whole training set",
+                where=f"{name}.fractions or {name}.counts",
+                expected=f"fewer than {shape.num_train} samples removed",
+                got=f"{largest} of {shape.num_train}",
+            )
+    if experiment.loo is not None and experiment.loo.samples > shape.num_train:
         raise PlanError(
-            "a fraction would remove the whole training set",
-            where="deletion.fractions",
-            expected=f"fewer than {shape.num_train} samples removed",
-            got=f"{largest} of {shape.num_train}",
+            "more samples are to be left out than there are",
+            where="loo.samples",
+            expected=f"at most {shape.num_train}",
+            got=str(experiment.loo.samples),
         )
     output = experiment.target.output
     if isinstance(output, int) and output >= shape.num_outputs:

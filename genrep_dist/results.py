@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -13,17 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from genrep_dist.errors import MethodError, NotCommittedError
-from genrep_dist.plan import ImportanceUnit, Plan, named_checkpoint
+from genrep_dist.evaluation.judged import Judged
+from genrep_dist.plan import Plan, named_checkpoint
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.representers.losses import Loss
+from genrep_dist.stages.asked import read_asked
+from genrep_dist.stages.costs import method_costs, model_costs
 from genrep_dist.stages.execute import workbench
 from genrep_dist.stages.importances import importance
 from genrep_dist.stages.job import Job, Workbench, read_data
+from genrep_dist.stages.judge import judge
 from genrep_dist.stages.prepare import plan_of_record, read_record
-from genrep_dist.stages.retrain import asked_path
 from genrep_dist.stages.states import unpack_state
 from genrep_dist.store import Store
 from genrep_dist.store.tables import scan_frame
+from genrep_dist.units import ImportanceUnit
 
 Array = npt.NDArray[Any]
 
@@ -64,6 +68,22 @@ class Run:
         """Sample ids of the seed's test points, the columns of attributions and kernels (M,)."""
         self._check_seed(seed)
         return self.test.ids.numpy()[self.plan.keys.test_positions(seed)]
+
+    def metrics(self) -> pl.DataFrame:
+        """One row a (metric, method): mean, pooled, clustered and (where points are shared by all seeds) two-way 95% intervals."""
+        return self._result("metrics").collect()
+
+    def points(self) -> pl.LazyFrame:
+        """One row a (metric, method, seed, test point): what every mean and interval is made from."""
+        return self._result("points")
+
+    def comparisons(self) -> pl.DataFrame:
+        """One row a (metric, method, baseline): paired difference, its interval, p-value and Holm's correction."""
+        return self._result("comparisons").collect()
+
+    def ranks(self) -> pl.DataFrame:
+        """One row a (metric, method, other): in which share of bootstrap draws the method is better."""
+        return self._result("ranks").collect()
 
     def attributions(self, method: str, seed: int) -> Array:
         """Phi (N, M) float64; positive: the training sample raises the test point's logit."""
@@ -135,21 +155,41 @@ class Run:
         return manifest if manifest["question"] == self.plan.keys.question else None
 
     def costs(self) -> dict[str, float]:
-        """Removals ``asked`` for, distinct retrainings (``unique``) behind them, ``originals``; one worker's training ``seconds``."""
-        asked = scan_frame(self.store.objects, asked_path(self.plan))
-        wanted = pl.concat([asked.select("key", "num_removed"), asked.select(key="original_key", num_removed=pl.lit(0, pl.Int64))]).unique(
-            "key"
-        )
-        models = wanted.join(
-            self.store.ledger(self.plan.keys.training).scan().select("key", "seconds").unique("key"), on="key", how="left"
-        ).collect()
-        return {
-            "asked": asked.select(pl.len()).collect().item(),
-            "unique": models.filter(pl.col("num_removed") > 0).height,
-            "originals": models.filter(pl.col("num_removed") == 0).height,
-            "seconds": float(models["seconds"].sum()),
-            "seconds_per_model": float(models["seconds"].mean() or 0.0),  # type: ignore[arg-type]
-        }
+        """Models ``asked`` for, distinct retrainings (``unique``) behind them, ``originals``; one worker's training ``seconds``."""
+        return model_costs(self._asked, self._ledger)
+
+    def costs_by_method(self) -> pl.DataFrame:
+        """One row a method: the retrainings that it asked for, and one worker's seconds for them and for its scores."""
+        return method_costs(self.plan, self.store, self._asked, self._ledger)
+
+    def judged(self) -> Judged:
+        """Everything that was judged, as published: points, metrics, comparisons, ranks, ceilings, costs and the metrics' own tables."""
+        self._result("metrics")  # raises when nothing is published
+        folder = f"results/{self.name}"
+        names = [field.name for field in fields(Judged) if self.store.objects.exists(f"{folder}/{field.name}.parquet")]
+        return Judged(**{name: scan_frame(self.store.objects, f"{folder}/{name}.parquet").collect() for name in names})
+
+    def judge(self) -> tuple[pl.DataFrame, Judged]:
+        """The deletion table and everything else that the metrics say, computed anew from the ledger."""
+        return judge(self.bench, self.plan, self._asked, self.flipped_ids())
+
+    def flipped_ids(self) -> frozenset[int]:
+        """Ids of the training samples whose labels were flipped on purpose."""
+        return frozenset(self._record["flipped_ids"])
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """How the experiment that was run came out of the one that was declared: ``tune`` and ``stop``, where it has them."""
+        choices: dict[str, Any] = self._record["choices"]
+        return choices
+
+    @property
+    def _asked(self) -> pl.DataFrame:
+        return read_asked(self.plan, self.store).collect()
+
+    @property
+    def _ledger(self) -> pl.LazyFrame:
+        return self.store.ledger(self.plan.keys.training).scan()
 
     @cached_property
     def train(self) -> Dataset:
@@ -164,17 +204,7 @@ class Run:
     @property
     def bench(self) -> Workbench:
         """What a worker opens for this run: problem, data, models at their checkpoints. Loads the problem's own code."""
-        record = self._record
-        job = Job(
-            self.store.uri,
-            self.plan.experiment,
-            record["data"],
-            record["problem"],
-            record["recipe"],
-            self.plan.shape.num_test,
-            tuple(record["search_path"]),
-            record["own_kernels"],
-        )
+        job = Job(self.store.uri, self.plan.keys, tuple(self._record["search_path"]))
         return workbench(job)
 
     def _result(self, table: str) -> pl.LazyFrame:

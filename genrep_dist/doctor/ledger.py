@@ -13,9 +13,9 @@ from genrep_dist.doctor.finding import Finding, badness, counted, green, judge
 from genrep_dist.doctor.patient import Patient
 from genrep_dist.errors import NotCommittedError
 from genrep_dist.evaluation.deletion import DUPLICATE_TOLERANCE, IDENTITY, deletion_table
-from genrep_dist.plan import Retraining
-from genrep_dist.stages.retrain import asked_path, removals, retrain
-from genrep_dist.store.tables import scan_frame
+from genrep_dist.stages.asked import ask, asked_for, read_asked
+from genrep_dist.stages.retrain import retrain
+from genrep_dist.units import Retraining
 
 ULPS_PER_STEP = 4
 """Roundings by which each step of two equal trainings may drift apart: parameters, gradient, momentum, output."""
@@ -24,7 +24,7 @@ ULPS_PER_STEP = 4
 def completeness(patient: Patient) -> list[Finding]:
     """Every removal that the stored scores ask for is recorded as asked, has a row, and that row removes what its key says."""
     asked = _asked(patient)
-    expected, _ = removals(patient.plan, patient.store, patient.run.test.ids.numpy())
+    expected = ask(patient.plan, patient.store, patient.run.train.ids.numpy(), patient.run.test.ids.numpy()).table
     strange = asked.height if asked.height != expected.height else _differing(asked, expected)
     wanted = wanted_keys(patient)
     rows = _rows(patient, wanted, "key", "seed", "policy", "replicate", "removed")
@@ -73,7 +73,7 @@ def originals(patient: Patient) -> list[Finding]:
 def judgement(patient: Patient) -> list[Finding]:
     """The published deletion table is what the ledger gives now."""
     published = patient.run.deletion().collect().sort(IDENTITY)
-    now = deletion_table(_asked(patient), patient.store.ledger(patient.plan.keys.training).scan())
+    now = deletion_table(asked_for(_asked(patient), "deletion"), patient.store.ledger(patient.plan.keys.training).scan())
     if published.select(*IDENTITY, "num_removed").equals(now.select(*IDENTITY, "num_removed")):
         scores = ("score_original", "score_retrained", "delta")
         size = 1 + now["score_retrained"].abs().to_numpy()
@@ -128,7 +128,7 @@ def wanted_keys(patient: Patient) -> pl.DataFrame:
 
 
 def _asked(patient: Patient) -> pl.DataFrame:
-    return scan_frame(patient.store.objects, asked_path(patient.plan)).collect()
+    return read_asked(patient.plan, patient.store).collect()
 
 
 def _rows(patient: Patient, keys: pl.DataFrame, *columns: str) -> pl.DataFrame:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from genrep_dist.errors import ConfigError, ConvergenceError, CorruptError, MethodError, ProblemError
-from genrep_dist.plan import Unit
 from genrep_dist.stages.job import Job
+from genrep_dist.units import Unit
 
 HOPELESS = (ConfigError, MethodError, ProblemError, ConvergenceError, CorruptError)
 """Failures that another attempt at the same unit cannot mend."""

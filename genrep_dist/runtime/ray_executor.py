@@ -12,9 +12,9 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from genrep_dist.errors import GenRepError
-from genrep_dist.plan import Unit
 from genrep_dist.runtime.executor import HOPELESS, Outcome
 from genrep_dist.stages.job import Job
+from genrep_dist.units import Unit
 
 IN_FLIGHT_PER_SLOT = 2
 """Tasks submitted ahead of each slot: enough that no slot waits for the driver, few enough that a sweep does not fill it."""

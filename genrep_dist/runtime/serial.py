@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 
 import psutil
 
-from genrep_dist.plan import Unit
 from genrep_dist.runtime.executor import HOPELESS, Outcome
 from genrep_dist.stages.execute import execute
 from genrep_dist.stages.job import Job
+from genrep_dist.units import Unit
 
 
 class SerialExecutor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from genrep_dist.plan import GradientUnit, GramUnit, KernelUnit, Plan, StageName, Unit
+from genrep_dist.plan import Plan
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
+from genrep_dist.units import GradientUnit, GramUnit, KernelUnit, StageName, Unit
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ def assemblies(plan: Plan, stage: StageName) -> Iterator[Assembly]:
         for attribution in plan.attribution_units():
             key = keys.attribution(attribution.seed, methods[attribution.method])
             yield Assembly("attribution", key, attribution.seed, (attribution,))
+    elif stage == "diagonals":
+        for diagonal in plan.diagonal_units():
+            yield Assembly("diagonal", keys.diagonal(diagonal.seed, diagonal.kernel, diagonal.epoch), diagonal.seed, (diagonal,))
 
 
 def missing_units(store: Store, assembly: Assembly) -> Sequence[Unit]:

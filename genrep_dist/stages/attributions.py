@@ -7,29 +7,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genrep_dist.plan import AttributionUnit
-from genrep_dist.representers.attribution import attribute, ranking, tracincp
+from genrep_dist.representers.attribution import Sign, attribute, ranking, tracincp
 from genrep_dist.representers.methods import SOLVED, Method
 from genrep_dist.stages.importances import importance
 from genrep_dist.stages.job import Workbench, to_numpy
+from genrep_dist.store.artifacts import Artifact
+from genrep_dist.units import AttributionUnit
+
+SIGNS: tuple[Sign, ...] = ("negative", "positive")
 
 
 def run(unit: AttributionUnit, bench: Workbench) -> dict[str, float]:
     """Write phi (N, M) float64 and the full removal orders (M, N) of sample ids, most negative and most positive first."""
     method = bench.experiment.method(unit.method)
     phi = attribution(method, unit.seed, bench)
+    manifest: dict[str, Any] = {"test_ids": bench.test.ids[bench.test_positions(unit.seed)].tolist()}
+    if method.importance in SOLVED:
+        manifest["efficiency_gap_test"] = _efficiency_gap(phi, unit.seed, bench)
     artifact = bench.store.artifact("attribution", bench.keys.attribution(unit.seed, method))
+    write_attribution(artifact, method, unit.seed, phi, bench.train.ids, {**manifest, "seconds": bench.elapsed()})
+    return {"scores": float(phi.numel())}
+
+
+def write_attribution(artifact: Artifact, method: Method, seed: int, phi: Tensor, ids: Tensor, manifest: dict[str, Any]) -> None:
+    """Write phi (N, M) and the full removal orders (M, N) of the training ``ids`` (N,), and commit."""
     artifact.write("phi", to_numpy(phi), ("train", "test"))
-    ids = bench.train.ids
-    for sign in ("negative", "positive"):
+    for sign in SIGNS:
         artifact.write(f"order_{sign}", to_numpy(ranking(phi, ids, len(ids), sign)), ("test", "rank"))
     # By its parts: two names of one method (`representer-point`, `last-layer-final/surrogate`) share this artifact.
     parts = {"kernel": method.kernel, "checkpoint": method.checkpoint, "importance": method.importance}
-    manifest: dict[str, Any] = {**parts, "seed": unit.seed, "test_ids": bench.test.ids[bench.test_positions(unit.seed)].tolist()}
-    if method.importance in SOLVED:
-        manifest["efficiency_gap_test"] = _efficiency_gap(phi, unit.seed, bench)
-    artifact.commit(manifest)
-    return {"scores": float(phi.numel())}
+    artifact.commit({**parts, "seed": seed, **manifest})
 
 
 def _efficiency_gap(phi: Tensor, seed: int, bench: Workbench) -> float:
@@ -46,11 +53,8 @@ def attribution(method: Method, seed: int, bench: Workbench) -> Tensor:
     epochs = bench.keys.method_epochs(method)
     kernels = [_kernel(bench, seed, method.kernel, epoch) for epoch in epochs]
     if method.checkpoint == "all":
-        artifact = bench.train_artifact(seed)
-        saved = artifact.read("epochs").tolist()
-        rates = artifact.read("rates")
         alphas = [importance(bench, "target", seed, method.kernel, epoch) for epoch in epochs]
-        return tracincp((float(rates[saved.index(e)]), a, k) for e, a, k in zip(epochs, alphas, kernels, strict=True))
+        return tracincp((bench.rate(seed, e), a, k) for e, a, k in zip(epochs, alphas, kernels, strict=True))
     # The target derivative is taken at the model that is explained, whatever the kernel's checkpoint.
     alpha = importance(bench, method.importance, seed, method.kernel, _alpha_epoch(method, bench, epochs[0]))
     return attribute(alpha, kernels[0])

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
-from genrep_dist.plan import AttributionUnit, GradientUnit, GramUnit, ImportanceUnit, InfluenceUnit, KernelUnit, TrainUnit, Unit
-from genrep_dist.stages import attributions, gradients, importances, influence, kernels, retrain, train
+from genrep_dist.stages import attributions, diagonals, gradients, importances, influence, kernels, retrain, train
 from genrep_dist.stages.job import Job, Workbench
+from genrep_dist.units import (
+    AttributionUnit,
+    DiagonalUnit,
+    GradientUnit,
+    GramUnit,
+    ImportanceUnit,
+    InfluenceUnit,
+    KernelUnit,
+    TrainUnit,
+    Unit,
+)
 
 _benches: dict[str, Workbench] = {}
 
@@ -32,7 +44,9 @@ def execute(job: Job, unit: Unit) -> dict[str, float]:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        return _run(unit, workbench(job))
+        bench = workbench(job)
+        bench.began = time.perf_counter()
+        return _run(unit, bench)
     finally:
         torch.set_num_threads(threads)
 
@@ -53,5 +67,7 @@ def _run(unit: Unit, bench: Workbench) -> dict[str, float]:
             return importances.run(unit, bench)
         case AttributionUnit():
             return attributions.run(unit, bench)
+        case DiagonalUnit():
+            return diagonals.run(unit, bench)
         case _:
             return retrain.run(unit, bench)

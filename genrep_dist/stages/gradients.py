@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from genrep_dist.plan import GradientUnit
 from genrep_dist.stages.job import Workbench, to_numpy
+from genrep_dist.units import GradientUnit
 
 
 def run(unit: GradientUnit, bench: Workbench) -> dict[str, float]:
@@ -11,5 +11,5 @@ def run(unit: GradientUnit, bench: Workbench) -> dict[str, float]:
     features = bench.features(unit.seed, unit.kernel, unit.epoch, unit.start, unit.stop)
     artifact = bench.store.artifact("features", bench.keys.features(unit.seed, unit.kernel, unit.epoch))
     starts = (unit.start,) + (0,) * (features.dim() - 1)
-    artifact.write_part(unit.part, "features", starts, to_numpy(features.float()))
+    artifact.write_part(unit.part, "features", starts, to_numpy(features.float()), seconds=bench.elapsed())
     return {"rows": float(unit.stop - unit.start), "bytes": float(features.numel() * 4)}

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genrep_dist.plan import ImportanceUnit
 from genrep_dist.representers.descent import kernel_descent
 from genrep_dist.representers.importance import target_importance
 from genrep_dist.representers.surrogate import solve_surrogate
 from genrep_dist.stages.gram import Gram
 from genrep_dist.stages.job import Workbench, to_numpy
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.units import ImportanceUnit
 
 
 def run(unit: ImportanceUnit, bench: Workbench) -> dict[str, float]:
@@ -27,7 +27,8 @@ def run(unit: ImportanceUnit, bench: Workbench) -> dict[str, float]:
     alpha, certificate = (_surrogate if unit.importance == "surrogate" else _descent)(unit, bench, gram, outputs)
     artifact = bench.store.artifact(unit.importance, bench.keys.solved(unit.importance, unit.seed, unit.kernel, unit.epoch))
     artifact.write("alpha", to_numpy(alpha), ("train", "output"))
-    artifact.commit({"seed": unit.seed, "kernel": unit.kernel, "epoch": unit.epoch, "certificate": certificate})
+    about = {"seed": unit.seed, "kernel": unit.kernel, "epoch": unit.epoch}
+    artifact.commit({**about, "certificate": certificate, "seconds": bench.elapsed()})
     return {"efficiency_gap": float(certificate["efficiency_gap"])}
 
 

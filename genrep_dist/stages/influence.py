@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genrep_dist.plan import InfluenceUnit
 from genrep_dist.representers.curvature import influence_kernel
 from genrep_dist.representers.hessian import conjugate_gradients, declare_damping, hessian_product, influence_block, lissa
 from genrep_dist.seeds import derive_seed
 from genrep_dist.stages.gram import Gram
 from genrep_dist.stages.importances import train_outputs
 from genrep_dist.stages.job import Workbench, to_numpy
+from genrep_dist.units import InfluenceUnit
 
 
 def run(unit: InfluenceUnit, bench: Workbench) -> dict[str, float]:
@@ -23,7 +23,7 @@ def run(unit: InfluenceUnit, bench: Workbench) -> dict[str, float]:
     artifact = bench.store.artifact("kernel", bench.keys.kernel(unit.seed, "influence", unit.epoch))
     artifact.write("kernel", to_numpy(block.float()), ("train", "output", "test"))
     about = {"seed": unit.seed, "kernel": "influence", "epoch": unit.epoch, "curvature": bench.experiment.influence.curvature}
-    artifact.commit({**about, "certificate": certificate})
+    artifact.commit({**about, "certificate": certificate, "seconds": bench.elapsed()})
     return {"residual": float(certificate["residual"])}
 
 

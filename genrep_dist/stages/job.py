@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from genrep_dist.config import Experiment
 from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.keys import Keys
-from genrep_dist.plan import GramUnit, KernelUnit
 from genrep_dist.problems.load import load_object, load_problem, object_digest, source_digest
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.problems.tables import from_table, to_table
@@ -27,6 +27,7 @@ from genrep_dist.stages.states import unpack_state
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.store.tables import get_table, put_table
+from genrep_dist.units import DiagonalUnit, GramUnit, KernelUnit
 
 T = TypeVar("T")
 
@@ -36,17 +37,12 @@ class Job:
     """Small and picklable: where the store is, what is asked, and the digests that the worker's own copy must match."""
 
     store_uri: str
-    experiment: Experiment
-    data: str
-    problem: str
-    recipe: dict[str, Any]
-    num_test: int
+    keys: Keys
     search_path: tuple[str, ...] = ()
-    own_kernels: dict[str, str] = field(default_factory=dict)
 
     @property
-    def keys(self) -> Keys:
-        return Keys(self.experiment, self.data, self.problem, self.recipe, self.num_test, self.own_kernels)
+    def experiment(self) -> Experiment:
+        return self.keys.experiment
 
 
 def recipe_in_force(problem: Problem, experiment: Experiment) -> Recipe:
@@ -92,18 +88,24 @@ class Workbench:
         self.store = Store(job.store_uri)
         self.device = pick_device(job.experiment.resources.device)
         self.problem = load_problem(job.experiment.problem.name, job.experiment.problem.options, job.search_path)
-        _same_source(job.experiment.problem.name, source_digest(self.problem, job.experiment.problem.options), job.problem)
+        _same_source(job.experiment.problem.name, source_digest(self.problem, job.experiment.problem.options), job.keys.problem)
         self.loss: Loss = get_loss(self.problem.loss)
         self.recipe = recipe_in_force(self.problem, job.experiment)
         self.own_kernels = load_own_kernels(job.experiment, job.search_path)
-        _same_source("kernels", own_kernel_digests(job.experiment, self.own_kernels), job.own_kernels)
+        _same_source("kernels", own_kernel_digests(job.experiment, self.own_kernels), job.keys.own_kernels)
         self.train = self._load("train")
         self.test = self._load("test")
         self._recent = Recent(4)
+        self.began = time.perf_counter()
+        """When the unit of work that is running began."""
 
     @property
     def experiment(self) -> Experiment:
         return self.job.experiment
+
+    def elapsed(self) -> float:
+        """Seconds that the running unit of work has taken so far."""
+        return time.perf_counter() - self.began
 
     def train_artifact(self, seed: int) -> Artifact:
         return self.store.artifact("train", self.keys.train(seed))
@@ -111,6 +113,11 @@ class Workbench:
     def model(self, seed: int, epoch: int) -> nn.Module:
         """The model of ``seed`` after ``epoch`` epochs, in evaluation mode."""
         return self._recent.get(("model", seed, epoch), lambda: self._load_model(seed, epoch))
+
+    def rate(self, seed: int, epoch: int) -> float:
+        """Learning rate of the step that starts from the checkpoint at ``epoch``."""
+        artifact = self.train_artifact(seed)
+        return float(artifact.read("rates")[artifact.read("epochs").tolist().index(epoch)])
 
     def features(self, seed: int, kernel: str, epoch: int, start: int, stop: int) -> Tensor:
         """Features of training rows: (rows, C, P) for the NTK, (rows, L) for the last layer. NonFiniteError names sample ids."""
@@ -124,7 +131,7 @@ class Workbench:
         self._check_rows(result, self.train.ids[start:stop], f"{kernel} features, seed {seed}, epoch {epoch}")
         return result
 
-    def own_kernel_block(self, unit: KernelUnit | GramUnit, left: Tensor, right: Tensor) -> Tensor:
+    def own_kernel_block(self, unit: KernelUnit | GramUnit | DiagonalUnit, left: Tensor, right: Tensor) -> Tensor:
         """K (A, B) of a kernel of the user's own, checked: shape, floating point, finite."""
         where = f"kernel {unit.kernel}, seed {unit.seed}, epoch {unit.epoch}"
         with torch.no_grad():
@@ -168,7 +175,7 @@ class Workbench:
         return random_scores([derive_seed(seed, "random", test_id) for test_id in ids], len(self.train.ids), len(ids))
 
     def _load(self, name: str) -> Dataset:
-        dataset = read_data(self.store, self.job.data, name)
+        dataset = read_data(self.store, self.keys.data, name)
         return Dataset(dataset.inputs.to(self.device), dataset.targets.to(self.device), dataset.ids)
 
     def _load_model(self, seed: int, epoch: int) -> nn.Module:

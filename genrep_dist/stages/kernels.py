@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from genrep_dist.plan import GramUnit, KernelUnit
 from genrep_dist.representers.kernels import last_layer_block, ntk_block, per_output
 from genrep_dist.stages.job import Workbench, to_numpy
+from genrep_dist.units import GramUnit, KernelUnit
 
 FeatureRows = Callable[[int, int], Tensor]
 Span = tuple[int, int]
@@ -33,7 +33,7 @@ def run_kernel(unit: KernelUnit, bench: Workbench) -> dict[str, float]:
         else:
             block = ntk_block(rows, test)
     artifact = bench.store.artifact("kernel", bench.keys.kernel(unit.seed, unit.kernel, unit.epoch))
-    artifact.write_part(unit.part, "kernel", (unit.start, 0, 0), to_numpy(block.float()))
+    artifact.write_part(unit.part, "kernel", (unit.start, 0, 0), to_numpy(block.float()), seconds=bench.elapsed())
     return {"rows": float(unit.stop - unit.start)}
 
 
@@ -55,7 +55,7 @@ def run_gram(unit: GramUnit, bench: Workbench) -> dict[str, float]:
         (unit.column * unit.tile, min((unit.column + 1) * unit.tile, num_train)),
         unit.block,
     )
-    artifact.write_part(unit.part, "gram", (unit.row * edge[0], unit.column * edge[1]), tile)
+    artifact.write_part(unit.part, "gram", (unit.row * edge[0], unit.column * edge[1]), tile, seconds=bench.elapsed())
     return {"numbers": float(tile.size)}
 
 

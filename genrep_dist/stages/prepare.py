@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from genrep_dist.config import Experiment
 from genrep_dist.errors import PlanError, ProblemError, StoreError
+from genrep_dist.external import ExternalScores, load_external
 from genrep_dist.keys import Keys
 from genrep_dist.plan import Plan, Shape, make_plan
+from genrep_dist.problems.flips import flip_labels
 from genrep_dist.problems.load import load_datasets, load_problem, source_digest
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.problems.tables import data_digest
 from genrep_dist.representers.features import check_model, last_layer_features
-from genrep_dist.representers.losses import get_loss
-from genrep_dist.stages.job import Job, load_own_kernels, own_kernel_digests, recipe_in_force
+from genrep_dist.representers.losses import Loss, get_loss
+from genrep_dist.stages.attributions import write_attribution
+from genrep_dist.stages.job import Job, load_own_kernels, own_kernel_digests, publish_data, recipe_in_force
 from genrep_dist.store import Store
 from genrep_dist.training.loop import predict
 from genrep_dist.training.randomness import Randomness
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An experiment that is ready to run."""
+    """An experiment that is ready to run.
+
+    ``train`` holds the labels that are trained on, the ``flipped`` ones included; ``external`` are scores from elsewhere, checked, by
+    method and seed.
+    """
 
     plan: Plan
     job: Job
@@ -36,23 +45,114 @@ class Prepared:
     recipe: Recipe
     train: Dataset
     test: Dataset
+    flipped: tuple[int, ...] = ()
+    external: Mapping[str, Mapping[int, ExternalScores]] = field(default_factory=dict)
+
+    def of(self, experiment: Experiment) -> Prepared:
+        """The same problem and data for another experiment on them: fewer seeds, other methods, another parameter."""
+        external = {name: {seed: self.external[name][seed] for seed in experiment.seeds} for name in experiment.judged}
+        keys = replace(self.plan.keys, experiment=experiment, external=_digests(external))
+        plan = make_plan(keys, self.plan.shape)
+        return replace(self, plan=plan, job=replace(self.job, keys=keys), external=external)
 
 
 def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = ()) -> Prepared:
-    """Load, check and measure the problem and lay out the plan; nothing is computed and nothing written.
+    """Load, check and measure the problem, read scores from elsewhere and lay out the plan; nothing is computed and nothing written.
 
-    Raises ProblemError (NonFiniteError with sample ids for bad data), PlanError, ConfigError.
+    Raises ProblemError (NonFiniteError with sample ids for bad data), PlanError, ConfigError, and what
+    :func:`genrep_dist.external.load_external` raises for scores that do not fit.
     """
     problem = load_problem(experiment.problem.name, experiment.problem.options, tuple(search_path))
     train, test = load_datasets(problem)
     recipe = recipe_in_force(problem, experiment)
     shape = measure(problem, train, test, experiment.last_layer)
-    digest = data_digest(train, test)
-    source = source_digest(problem, experiment.problem.options)
-    kernels = own_kernel_digests(experiment, load_own_kernels(experiment, search_path))
-    job = Job(store.uri, experiment, digest, source, asdict(recipe), len(test.ids), tuple(search_path), kernels)
-    plan = make_plan(job.keys, shape)
-    return Prepared(plan, job, store, problem, recipe, train, test)
+    _check_metrics(experiment, get_loss(problem.loss))
+    train, flipped = _flip(experiment, problem, train, shape)
+    keys = Keys(
+        experiment,
+        data_digest(train, test),
+        source_digest(problem, experiment.problem.options),
+        asdict(recipe),
+        len(test.ids),
+        own_kernel_digests(experiment, load_own_kernels(experiment, search_path)),
+        shared_points=_shared_points(experiment, test),
+    )
+    external = _read_external(keys, train, test, search_path)
+    keys = replace(keys, external=_digests(external))
+    job = Job(store.uri, keys, tuple(search_path))
+    return Prepared(make_plan(keys, shape), job, store, problem, recipe, train, test, flipped, external)
+
+
+def _flip(experiment: Experiment, problem: Problem, train: Dataset, shape: Shape) -> tuple[Dataset, tuple[int, ...]]:
+    """The training data with wrong labels where the experiment asks for them, and the ids of those."""
+    asked = experiment.problem.flip_labels
+    if asked is None:
+        return train, ()
+    loss = get_loss(problem.loss)
+    changed, flipped = flip_labels(train, loss.name, shape.num_outputs, asked.share, asked.seed)
+    return changed, tuple(sorted(train.ids[flipped].tolist()))
+
+
+def _shared_points(experiment: Experiment, test: Dataset) -> tuple[int, ...] | None:
+    """Rows of the test set that the experiment names by id, ascending; PlanError for ids that are not there."""
+    if isinstance(experiment.test_points, int):
+        return None
+    rows = {sample: row for row, sample in enumerate(test.ids.tolist())}
+    unknown = [sample for sample in experiment.test_points if sample not in rows]
+    if unknown:
+        raise PlanError(
+            "test points that the test set does not have",
+            where="test_points",
+            expected=f"ids of the test set, such as {test.ids[:3].tolist()}",
+            got=f"{unknown[:5]}" + (" ..." if len(unknown) > 5 else ""),
+        )
+    return tuple(sorted(rows[sample] for sample in experiment.test_points))
+
+
+def _check_metrics(experiment: Experiment, loss: Loss) -> None:
+    """PlanError for a metric that needs a predicted class where there is none."""
+    if experiment.brittleness is not None and loss.name not in ("logistic", "softmax"):
+        raise PlanError(
+            "brittleness asks when the predicted class flips, and this loss has no classes",
+            where="brittleness",
+            expected="the loss 'logistic' or 'softmax'",
+            got=loss.name,
+        )
+
+
+def _read_external(keys: Keys, train: Dataset, test: Dataset, folders: Sequence[str]) -> dict[str, dict[int, ExternalScores]]:
+    experiment = keys.experiment
+    return {
+        name: load_external(
+            name,
+            experiment.external[name],
+            [Path(folder) for folder in (*folders, ".")],
+            seeds=experiment.seeds,
+            models={seed: keys.model(seed) for seed in experiment.seeds},
+            train_ids=train.ids.numpy(),
+            test_ids=test.ids.numpy(),
+            positions={seed: keys.test_positions(seed) for seed in experiment.seeds},
+        )
+        for name in experiment.judged
+    }
+
+
+def _digests(external: Mapping[str, Mapping[int, ExternalScores]]) -> dict[str, dict[int, str]]:
+    return {name: {seed: scores.digest for seed, scores in by_seed.items()} for name, by_seed in external.items()}
+
+
+def publish_inputs(prepared: Prepared) -> None:
+    """Put into the store what workers and readers take from there: the samples, and the attributions that came from elsewhere."""
+    keys, store, ids = prepared.plan.keys, prepared.store, prepared.train.ids
+    publish_data(store, keys.data, prepared.train, prepared.test)
+    for name, by_seed in prepared.external.items():
+        method = keys.experiment.method(name)
+        for seed, scores in by_seed.items():
+            artifact = store.artifact("attribution", keys.attribution(seed, method))
+            if not artifact.is_committed():
+                test_ids = prepared.test.ids[keys.test_positions(seed)].tolist()
+                manifest = {"test_ids": test_ids, "scores": scores.digest, "verified": scores.verified}
+                write_attribution(artifact, method, seed, torch.from_numpy(scores.phi), ids, manifest)
 
 
 def measure(problem: Problem, train: Dataset, test: Dataset, last_layer: str | None = None) -> Shape:
@@ -96,22 +196,31 @@ def check_room(plan: Plan, store: Store, slots: int, memory_bytes: int) -> None:
 # -- the record: what `genrep status` and readers of a run know without loading the problem ---------------------------------------
 
 
-def write_record(prepared: Prepared) -> None:
-    """Record what was asked, so that the state of a run can be read from the store alone."""
-    plan, job = prepared.plan, prepared.job
+def write_record(prepared: Prepared, choices: Mapping[str, Any] | None = None) -> None:
+    """Record what is being run, so that its state can be read from the store alone; ``choices``: how it was come by."""
+    plan, keys = prepared.plan, prepared.plan.keys
     record = {
         "schema_version": RECORD_VERSION,
         "experiment": plan.experiment.resolved(),
-        "question": plan.keys.question,
-        "data": job.data,
-        "problem": job.problem,
-        "recipe": job.recipe,
+        "question": keys.question,
+        "data": keys.data,
+        "problem": keys.problem,
+        "recipe": keys.recipe,
         "shape": asdict(plan.shape),
         "loss": get_loss(prepared.problem.loss).name,
-        "search_path": list(job.search_path),
-        "own_kernels": job.own_kernels,
+        "search_path": list(prepared.job.search_path),
+        "own_kernels": keys.own_kernels,
+        "external": keys.external,
+        "shared_points": keys.shared_points,
+        "flipped_ids": list(prepared.flipped),
+        "choices": dict(choices or {}),
     }
     prepared.store.objects.put_json(f"experiments/{plan.experiment.name}/record.json", record)
+
+
+def restore_record(store: Store, name: str, record: Mapping[str, Any]) -> None:
+    """Put back the record of a finished run, over which another experiment of the same name may have been begun."""
+    store.objects.put_json(f"experiments/{name}/record.json", dict(record))
 
 
 def read_record(store: Store, name: str) -> dict[str, Any]:
@@ -140,7 +249,15 @@ def read_record(store: Store, name: str) -> dict[str, Any]:
 
 def plan_of_record(record: dict[str, Any]) -> Plan:
     """The plan that a record describes, without loading the problem."""
-    experiment = Experiment.model_validate(record["experiment"])
     shape = Shape(**record["shape"])
-    keys = Keys(experiment, record["data"], record["problem"], record["recipe"], shape.num_test, record["own_kernels"])
+    keys = Keys(
+        Experiment.model_validate(record["experiment"]),
+        record["data"],
+        record["problem"],
+        record["recipe"],
+        shape.num_test,
+        record["own_kernels"],
+        {name: {int(seed): digest for seed, digest in by_seed.items()} for name, by_seed in record["external"].items()},
+        None if record["shared_points"] is None else tuple(record["shared_points"]),
+    )
     return make_plan(keys, shape)

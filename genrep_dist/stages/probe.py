@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from genrep_dist.plan import Plan, StageName
+from genrep_dist.plan import Plan
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.representers.features import per_sample_gradients
 from genrep_dist.representers.losses import get_loss
@@ -16,6 +16,7 @@ from genrep_dist.stages.job import pick_device
 from genrep_dist.stages.prepare import Prepared
 from genrep_dist.training.loop import train
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.units import StageName
 
 PROBE_SECONDS = 0.5
 UNIT_OVERHEAD_SECONDS = 0.02

@@ -1,22 +1,20 @@
-"""Stage retrain: models trained without some samples, entered into the ledger. And the table of which ones are asked for."""
+"""Stage retrain: models trained without some samples, entered into the ledger."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
 
-import numpy as np
-import polars as pl
 import torch
 
-from genrep_dist.evaluation.deletion import ASKED_SCHEMA
-from genrep_dist.plan import Plan, Retraining, RetrainUnit
+from genrep_dist.keys import Keys
 from genrep_dist.stages.job import Workbench, to_numpy
 from genrep_dist.stages.train import check_outputs
 from genrep_dist.store import Store
 from genrep_dist.store.ledger import LedgerRow
 from genrep_dist.training.loop import predict, train
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.units import Retraining, RetrainUnit
 
 
 def run(unit: RetrainUnit, bench: Workbench) -> dict[str, float]:
@@ -42,46 +40,16 @@ def retrain(retraining: Retraining, bench: Workbench) -> LedgerRow:
         policy=retraining.policy,
         replicate=retraining.replicate,
         removed=retraining.removed,
-        outputs=to_numpy(outputs.float()),
+        outputs=to_numpy(outputs.double()),
         seconds=time.perf_counter() - began,
     )
 
 
-def removals(plan: Plan, store: Store, test_ids: np.ndarray[tuple[int], np.dtype[np.int64]]) -> tuple[pl.DataFrame, dict[str, Retraining]]:
-    """What the judge needs from the ledger, read off the committed attributions.
-
-    Returns the table of everything asked (ASKED_SCHEMA: one row per seed, method, test point, sign and fraction) and the distinct
-    retrainings behind it, by key; a set with nothing removed is the original model and not among them.
-    """
-    experiment, keys = plan.experiment, plan.keys
-    policy = experiment.deletion.retrain
-    counts = plan.removal_counts()
-    asked: list[tuple[object, ...]] = []
-    unique: dict[str, Retraining] = {}
-    for seed in experiment.seeds:
-        positions = keys.test_positions(seed)
-        outputs = store.artifact("train", keys.train(seed)).read("outputs_test")
-        declared = experiment.target.output
-        classes = [declared if isinstance(declared, int) else int(outputs[p].argmax()) for p in positions]
-        original = keys.retraining(seed, (), policy)
-        for name, method in zip(experiment.methods, experiment.parsed_methods, strict=True):
-            artifact = store.artifact("attribution", keys.attribution(seed, method))
-            for sign in experiment.deletion.signs:
-                orders = artifact.read(f"order_{sign}")
-                for point, (position, output) in enumerate(zip(positions, classes, strict=True)):
-                    for fraction, count in zip(experiment.deletion.fractions, counts, strict=True):
-                        removed = tuple(sorted(orders[point, :count].tolist()))
-                        key = keys.retraining(seed, removed, policy)
-                        if removed and key not in unique:
-                            unique[key] = Retraining(key, seed, policy, removed)
-                        cell = position * plan.shape.num_outputs + output
-                        asked.append((seed, name, int(test_ids[position]), cell, sign, fraction, count, key, original))
-    return pl.DataFrame(asked, schema=ASKED_SCHEMA, orient="row"), unique
-
-
-def asked_path(plan: Plan) -> str:
-    """Where the table of everything asked lies; another question has another table."""
-    return f"experiments/{plan.experiment.name}/asked-{plan.keys.question}.parquet"
+def original_row(seed: int, keys: Keys, store: Store) -> LedgerRow:
+    """The ledger's row of an original model, from its own artifact."""
+    artifact = store.artifact("train", keys.train(seed))
+    outputs, seconds = artifact.read("outputs_test"), float(artifact.manifest()["seconds"])
+    return LedgerRow(keys.retraining(seed, (), "same"), seed, "same", 0, (), outputs, seconds)
 
 
 def retrain_units(missing: Iterable[Retraining], per_task: int) -> Iterator[RetrainUnit]:

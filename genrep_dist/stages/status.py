@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import polars as pl
 
 from genrep_dist.errors import StoreError
-from genrep_dist.plan import Plan, StageName
+from genrep_dist.plan import Plan
+from genrep_dist.stages.asked import read_asked
 from genrep_dist.stages.assembly import assemblies, missing_units
-from genrep_dist.stages.retrain import asked_path
 from genrep_dist.store import Store
-from genrep_dist.store.tables import scan_frame
+from genrep_dist.units import StageName
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def _retrain_status(plan: Plan, store: Store) -> StageStatus:
     if any(missing_units(store, assembly) for assembly in attributions):
         return StageStatus("retrain", plan.retrainings_at_most, 0, exact=False)
     try:
-        asked = scan_frame(store.objects, asked_path(plan)).filter(pl.col("num_removed") > 0)
+        asked = read_asked(plan, store).filter(pl.col("num_removed") > 0)
         wanted = set(asked.select("key").unique().collect()["key"])
     except StoreError:
         return StageStatus("retrain", plan.retrainings_at_most, 0, exact=False)

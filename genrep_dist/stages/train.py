@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from genrep_dist.errors import NonFiniteError
-from genrep_dist.plan import TrainUnit
 from genrep_dist.representers.features import check_model
 from genrep_dist.stages.job import Workbench, to_numpy
 from genrep_dist.stages.states import pack_states
@@ -17,6 +16,7 @@ from genrep_dist.store.ledger import LedgerRow
 from genrep_dist.training.loop import predict, train
 from genrep_dist.training.observers import Checkpoints, TrackingImportance
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.units import TrainUnit
 
 
 def run(unit: TrainUnit, bench: Workbench) -> dict[str, float]:
@@ -45,7 +45,7 @@ def run(unit: TrainUnit, bench: Workbench) -> dict[str, float]:
         policy="same",
         replicate=0,
         removed=(),
-        outputs=to_numpy(outputs_test.float()),
+        outputs=to_numpy(outputs_test.double()),
         seconds=seconds,
     )
     bench.store.ledger(bench.keys.training).write([row])
@@ -56,6 +56,7 @@ def run(unit: TrainUnit, bench: Workbench) -> dict[str, float]:
             "seed": unit.seed,
             "state_dtypes": sorted({str(v.dtype).removeprefix("torch.") for v in checkpoints.saved[0].state.values()}),
             "train_loss": float(loss),
+            "seconds": seconds,
             "test_accuracy": accuracy,
             "torch": torch.__version__,
             "device": bench.device.type,

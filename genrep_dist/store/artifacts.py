@@ -125,6 +125,11 @@ class Artifact:
         except FileNotFoundError:
             raise self._not_committed() from None
 
+    def seconds(self) -> float:
+        """Seconds of one worker that went into the artifact, as its manifest and its parts say; 0 where nothing was recorded."""
+        parts = [path for path in self._objects.list(f"{self.path}/parts") if path.endswith(".json")]
+        return sum(float(record.get("seconds", 0.0)) for record in (self.manifest(), *map(self._objects.get_json, parts)))
+
     def read(self, name: str, window: tuple[slice, ...] | None = None) -> Array:
         """``name``, or a window of it, as a numpy array. NotCommittedError before the commit, CorruptError for damaged bytes."""
         if not self.is_committed():

@@ -8,13 +8,13 @@ import pytest
 
 import genrep_dist as gr
 from genrep_dist.errors import NonFiniteError
-from genrep_dist.plan import GradientUnit, TrainUnit
 from genrep_dist.runtime.executor import Executor
 from genrep_dist.runtime.ray_executor import RayExecutor
 from genrep_dist.runtime.serial import SerialExecutor
 from genrep_dist.stages.job import Job, publish_data
 from genrep_dist.stages.prepare import prepare
 from genrep_dist.store import Store
+from genrep_dist.units import GradientUnit, TrainUnit
 from tests.experiments import ROOT, experiment
 from tests.toys import trainings
 

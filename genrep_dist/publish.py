@@ -1,0 +1,161 @@
+"""Results, report and MLflow of a finished walk; the manifest, which says that all of it is there, comes last."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from genrep_dist.config import Experiment
+from genrep_dist.evaluation.deletion import deletion_arrow
+from genrep_dist.evaluation.judged import Judged
+from genrep_dist.evaluation.statistics import by_seed, curves, summarise
+from genrep_dist.results import Run, open_run
+from genrep_dist.stages.prepare import Prepared, read_record, restore_record
+from genrep_dist.store import Store
+from genrep_dist.store.tables import put_frame, put_table
+
+if TYPE_CHECKING:
+    from genrep_dist.tracking.mlflow_tracker import TrackingLink
+
+CERTIFIED = (
+    "residual",
+    "duality_gap",
+    "efficiency_gap",
+    "efficiency_gap_test",
+    "remaining_derivative",
+    "iterations",
+    "negative_curvature",
+    "damping",
+)
+"""What goes to MLflow of the solvers' certificates, over seeds."""
+
+
+def results_folder(name: str) -> str:
+    return f"results/{name}"
+
+
+def is_finished(declared: Prepared) -> bool:
+    """Whether this very question has been answered, published and proved so in this store. If so, its record is what readers see."""
+    experiment, objects = declared.plan.experiment, declared.store.objects
+    path = f"{results_folder(experiment.name)}/manifest.json"
+    manifest = objects.get_json(path) if objects.exists(path) else {}
+    if manifest.get("declared") != declared.plan.keys.question:
+        return False
+    restore_record(declared.store, experiment.name, manifest["record"])
+    return True
+
+
+def publish(declared: Prepared, deletion: pl.DataFrame, judged: Judged) -> None:
+    """Publish what the walk of ``declared`` has come to; the experiment that was run in the end is in the record."""
+    experiment, store = declared.plan.experiment, declared.store
+    folder = results_folder(experiment.name)
+    finished = open_run(store, experiment.name)
+    summary = summarise(deletion, finished.plan.experiment.parsed_methods)
+    store.objects.delete(f"{folder}/manifest.json")
+    put_table(store.objects, f"{folder}/deletion.parquet", deletion_arrow(deletion))
+    put_frame(store.objects, f"{folder}/summary.parquet", summary)
+    store.objects.put(f"{folder}/config.yaml", experiment.to_yaml().encode())
+    tables = ["deletion", "summary", *_put_judged(store, folder, judged)]
+    files = [*(f"{folder}/{name}.parquet" for name in tables), *write_report(finished, summary, deletion, judged)]
+    link = _track(finished, deletion, summary, judged, files)
+    manifest = {
+        "question": finished.plan.keys.question,
+        "declared": declared.plan.keys.question,
+        "experiment": experiment.name,
+        "costs": finished.costs(),
+        "tracking": {"uri": link.tracking_uri, "experiment_id": link.experiment_id, "run_id": link.run_id, "hint": link.hint},
+        "record": read_record(store, experiment.name),
+    }
+    store.objects.put_json(f"{folder}/manifest.json", manifest)
+
+
+def _put_judged(store: Store, folder: str, judged: Judged) -> Iterator[str]:
+    """Write the tables that have rows, and remove those that an earlier question under this name has left."""
+    for field in fields(judged):
+        path, table = f"{folder}/{field.name}.parquet", getattr(judged, field.name)
+        if table.height:
+            put_frame(store.objects, path, table)
+            yield field.name
+        elif store.objects.exists(path):
+            store.objects.delete(path)
+
+
+def write_report(finished: Run, summary: pl.DataFrame, deletion: pl.DataFrame, judged: Judged) -> list[str]:
+    """Write table.md, report.html and the curves of a judged run; the paths below the store."""
+    from genrep_dist.report.build import report_files
+
+    paths = []
+    for name, content in report_files(finished, summary, deletion, judged).items():
+        paths.append(f"{results_folder(finished.name)}/{name}")
+        finished.store.objects.put(paths[-1], content)
+    return paths
+
+
+def _track(finished: Run, deletion: pl.DataFrame, summary: pl.DataFrame, judged: Judged, files: Sequence[str]) -> TrackingLink:
+    from genrep_dist.tracking.mlflow_tracker import publish as publish_to_mlflow
+    from genrep_dist.tracking.publication import Publication
+
+    experiment = finished.plan.experiment
+    publication = Publication(
+        experiment=experiment.name,
+        problem=experiment.problem.name,
+        plan_digest=finished.plan.keys.question,
+        config_yaml=experiment.to_yaml(),
+        parameters=dict(_flat(experiment.question())) | {f"recipe_in_force.{k}": str(v) for k, v in finished.plan.keys.recipe.items()},
+        summary=summary,
+        curves=curves(deletion),
+        by_seed=by_seed(deletion),
+        metrics=judged.metrics,
+        comparisons=judged.comparisons,
+        artifacts={Path(path).name: finished.store.objects.get(path) for path in files},
+        tags=_recipe_tags(finished),
+        diagnostics=diagnostics(finished),
+    )
+    uri, artifacts = tracking_uri(experiment, finished.store)
+    return publish_to_mlflow(publication, tracking_uri=uri, artifact_location=artifacts)
+
+
+def diagnostics(finished: Run) -> dict[str, list[tuple[str, float, int]]]:
+    """For each method whose importance or kernel was solved for: its residuals and gaps, as (name, value, seed)."""
+    found: dict[str, list[tuple[str, float, int]]] = {}
+    certificates = finished.certificates()
+    for name in finished.plan.experiment.methods:
+        method = finished.plan.experiment.method(name)
+        epochs = finished.plan.keys.method_epochs(method)
+        for certificate in certificates:
+            solved = (method.importance, method.kernel) if method.kernel != "influence" else ("", "influence")
+            if (certificate["importance"], certificate["kernel"]) == solved and certificate["epoch"] in epochs:
+                numbers = [(key, certificate.get(key)) for key in CERTIFIED]
+                found.setdefault(name, []).extend((key, float(value), certificate["seed"]) for key, value in numbers if value is not None)
+    return found
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Leaves of plain data as dotted names."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif prefix:
+        yield prefix, str(value)
+
+
+def _recipe_tags(finished: Run) -> dict[str, str]:
+    """What limits the tracking identities, as tags that MLflow can be searched by."""
+    recipe = finished.plan.keys.recipe
+    plain = not recipe["momentum"] and not recipe["weight_decay"]
+    return {"genrep.plain_sgd": str(plain).lower(), "genrep.version": version("genrep-dist")}
+
+
+def tracking_uri(experiment: Experiment, store: Store) -> tuple[str, str | None]:
+    """Where results are compared, and where MLflow shall put files: as declared, as MLFLOW_TRACKING_URI says, or in the store."""
+    declared = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if declared:
+        return declared, None
+    root = store.objects.root or Path.cwd()
+    return f"sqlite:///{root / 'mlflow.db'}", (root / "mlflow-artifacts").as_uri()
