@@ -374,12 +374,13 @@ class Experiment(_Section):
                 raise ValueError(f"a name that is not taken ({', '.join(NAMED_METHODS)} are)")
         return value
 
-    @model_validator(mode="after")
-    def _tuned_on_other_seeds(self) -> Self:
-        shared = sorted(set(self.seeds) & set(self.tune.seeds)) if self.tune is not None else []
+    @field_validator("tune")
+    @classmethod
+    def _tuned_on_other_seeds(cls, value: TuneSection | None, info: ValidationInfo) -> TuneSection | None:
+        shared = sorted(set(info.data.get("seeds", ())) & set(value.seeds)) if value is not None else []
         if shared:
-            raise ValueError(f"tune.seeds that are not reported; {shared[:5]} are seeds of this experiment")
-        return self
+            raise ValueError(f"seeds that are not reported; {shared[:5]} are seeds of this experiment")
+        return value
 
     @model_validator(mode="after")
     def _metrics_of_this_experiment(self) -> Self:

@@ -41,6 +41,33 @@ def test_resolved_experiment_reads_back_as_itself(tmp_path: Path) -> None:
     assert again.seeds == (4, 9)
 
 
+def test_a_full_experiment_reads_back_as_itself(tmp_path: Path) -> None:
+    text = """\
+name: full
+problem: {name: digits, flip_labels: {share: 0.1, seed: 4}}
+stop: {metric: lds, half_width: 0.2, max_seeds: 40}
+test_points: [7, 3]
+external: {mine: {path: scores, positive_raises: false, layout: captum}}
+methods: [ntk-final/tracking, mine, random]
+baseline: mine
+deletion: {counts: [0, 2, 9], retrain: fresh, replicates: 3, signs: [positive]}
+lds: {subsets: 8}
+loo: {samples: 9}
+brittleness: {counts: [0, 5]}
+tune: {parameter: surrogate.lambda, values: [0.1, 1.0], seeds: 3, metric: auc_del_positive}
+"""
+    experiment = load_experiment(write(tmp_path, text))
+    assert load_experiment(write(tmp_path, experiment.to_yaml())) == experiment
+    assert (len(experiment.seeds), experiment.num_test_points, experiment.judged) == (40, 2, ("mine",))
+    assert experiment.tune is not None
+    assert not set(experiment.tune.seeds) & set(experiment.seeds)
+    assert experiment.deletion.removals(100) == [(0.0, 0), (0.02, 2), (0.09, 9)]
+    plain = experiment.plain(seeds=[0, 1])
+    assert (plain.stop, plain.tune, plain.seeds, plain.lds) == (None, None, (0, 1), experiment.lds)
+    moved = experiment.plain(external={"mine": {"path": "elsewhere", "positive_raises": False, "layout": "captum"}})
+    assert moved.question() == experiment.plain().question(), "where a file lies changes no number"
+
+
 @pytest.mark.parametrize("name", shipped_experiments())
 def test_shipped_experiments_are_valid(name: str) -> None:
     assert load_experiment(name).name == name
@@ -56,6 +83,15 @@ def test_shipped_experiments_are_valid(name: str) -> None:
         ("surrogate: {lambda: -1}\n", r"line 6: field surrogate\.lambda: expected .*greater than 0.*; got -1"),
         ("resources: {memory_budget: much}\n", r"line 6: field resources\.memory_budget: expected a number of bytes such as 512MiB"),
         ("target: {output: first}\n", r"line 6: field target\.output"),
+        ("deletion: {fractions: [0.1], counts: [1]}\n", r"line 6: field deletion: expected fractions or counts, not both"),
+        ("deletion: {counts: [3, 1]}\n", r"line 6: field deletion\.counts: expected counts in ascending order"),
+        ("deletion: {replicates: 2}\n", r"line 6: field deletion: expected retrain: fresh with several replicates"),
+        ("lds: {replicates: 2}\n", r"line 6: field lds: expected retrain: fresh with several replicates"),
+        ("baseline: tracincp\n", r"line 6: field baseline: expected a method of this experiment; got 'tracincp'"),
+        ("external: {random: {path: a, positive_raises: true}}\n", r"line 6: field external: expected a name that is not taken"),
+        ("external: {mine: {path: a}}\n", r"line 6: field external\.mine\.positive_raises: expected this field"),
+        ("tune: {parameter: damping, values: [1, 2], seeds: [0]}\n", r"line 6: field tune: expected seeds that are not reported; \[0\]"),
+        ("tune: {parameter: damping, values: [1], seeds: 2}\n", r"line 6: field tune\.values: expected .*at least 2"),
     ],
 )
 def test_a_bad_field_is_named_with_file_line_and_remedy(tmp_path: Path, change: str, message: str) -> None:
