@@ -250,8 +250,13 @@ class ExternalSection(_Section):
         description="A file; or a folder with one file for each seed (seed-3.npy); relative to the experiment file. {seed} is replaced.",
     )
     positive_raises: bool = Field(description="true: a positive score says that the training sample raises the explained logit.")
-    layout: str = Field("plain", description="Whose layout: plain, captum, dattri, trak, kronfluence, pydvl or quanda.")
-    key: str | None = Field(None, description="The array's name in a file that holds several (.npz, .pt, safetensors, Zarr).")
+    layout: Literal["plain", "captum", "dattri", "trak", "kronfluence", "pydvl", "quanda"] = Field(
+        "plain", description="Whose files: sets the defaults of key and transposed, and which file of a tool's output folder is read."
+    )
+    key: str | None = Field(
+        None,
+        description="The array's name in a file that holds several (.npz, .pt, .safetensors, Zarr); in a Parquet of pairs, the column.",
+    )
     transposed: bool | None = Field(None, description="true: (test x train); default: as the layout has it, (train x test) for plain.")
     train_ids: str | None = Field(None, description="Name of the ids of the rows in the file; default: ids as saved, else row order.")
     test_ids: str | None = Field(None, description="Name of the ids of the columns in the file; default: ids as saved, else order.")

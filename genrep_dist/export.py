@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from genrep_dist.external.exported import FORMAT, write_samples
 from genrep_dist.problems.tables import to_table
 from genrep_dist.results import Run
 
@@ -41,3 +44,53 @@ def export_run(run: Run, folder: Path, seeds: Sequence[int] | None = None) -> It
             path = place / f"{method.replace('/', '--')}.npy"
             np.save(path, run.attributions(method, seed))
             yield path
+
+
+def export_problem(run: Run, folder: Path, seeds: Sequence[int] | None = None) -> Iterator[Path]:
+    """Write the models that ``run`` judges, and what they were trained on, below ``folder``; yield the paths written.
+
+    data/{train,test}.npz: inputs, targets (those that were trained on), ids. For every seed (or the given ones) seed-<s>/:
+    epoch-<k>.pt for every checkpoint that was kept, final.pt (state dicts, loadable with ``weights_only=True``), and problem.json:
+    the model's content address, ids, explained outputs, checkpoints with their learning rates, loss, recipe, problem.
+    :func:`genrep_dist.external.open_exported` opens it. The run need not be finished: NotCommittedError where a model is not trained.
+    """
+    for name, samples in (("train", run.train), ("test", run.test)):
+        yield write_samples(folder, name, samples)
+    for seed in run.plan.experiment.seeds if seeds is None else seeds:
+        place = folder / f"seed-{seed}"
+        record = _problem_record(run, seed)
+        place.mkdir(parents=True, exist_ok=True)
+        for checkpoint in record["checkpoints"]:
+            torch.save(run.checkpoint(seed, checkpoint["epoch"]), place / checkpoint["file"])
+            yield place / checkpoint["file"]
+        torch.save(run.checkpoint(seed, "final"), place / "final.pt")
+        yield place / "final.pt"
+        # Last: a folder with this file is whole.
+        (place / "problem.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        yield place / "problem.json"
+
+
+def _problem_record(run: Run, seed: int) -> dict[str, Any]:
+    """What problem.json says of one seed."""
+    keys, experiment, bench = run.plan.keys, run.plan.experiment, run.bench
+    test_ids = run.test_ids(seed).tolist()
+    epochs = bench.train_artifact(seed).read("epochs").tolist()
+    return {
+        "format": FORMAT,
+        "experiment": run.name,
+        "seed": seed,
+        "model": keys.model(seed),
+        "data": keys.data,
+        "train_ids": run.train_ids(seed).tolist(),
+        "test_ids": test_ids,
+        "targets": bench.target_outputs(seed).tolist(),
+        "checkpoints": [{"epoch": epoch, "rate": bench.rate(seed, epoch), "file": f"epoch-{epoch}.pt"} for epoch in epochs],
+        "loss": bench.loss.name,
+        "recipe": keys.recipe,
+        "problem": {
+            "name": experiment.problem.name,
+            "options": experiment.problem.options,
+            "search_path": [str(Path(path).resolve()) for path in bench.job.search_path],
+            "source": keys.problem,
+        },
+    }

@@ -287,7 +287,8 @@ def _stages(plan: Plan) -> Iterator[StagePlan]:
     if diagonals:
         peak = max(_block_bytes(plan, "ntk" if kernel == "influence" else kernel) for kernel, _ in diagonals)
         if any(kernel == "influence" for kernel, _ in diagonals):
-            peak = max(peak, _influence_bytes(plan))
+            # Every training sample is a test point here.
+            peak = max(peak, _influence_bytes(plan) + 8 * 8 * n * c * n)
         written = len(diagonals) * 8 * n * c
         yield StagePlan("diagonals", f"self-influence on {len(diagonals)} kernels", seeds * len(diagonals), seeds * written, peak)
     count = plan.retrainings_at_most

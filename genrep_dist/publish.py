@@ -75,6 +75,26 @@ def publish(declared: Prepared, deletion: pl.DataFrame, judged: Judged) -> None:
     store.objects.put_json(f"{folder}/manifest.json", manifest)
 
 
+def choice_facts(finished: Run) -> dict[str, str]:
+    """What was chosen while the experiment ran, label to text: a tuned parameter, the number of seeds."""
+    facts = {}
+    tune, stop = finished.choices.get("tune"), finished.choices.get("stop")
+    if tune is not None:
+        tried = ", ".join(f"{one['value']} ({one['mean']:.3g})" for one in tune["tried"])
+        facts["Tuned apart"] = (
+            f"{tune['parameter']} = {tune['chosen']}, best in {tune['metric']} of {', '.join(tune['tried'][0]['methods'])} on the seeds "
+            f"{', '.join(map(str, tune['seeds']))}, which are not reported; tried: {tried}"
+        )
+    if stop is not None:
+        last = stop["rounds"][-1]
+        outcome = "reached" if stop["reached"] else f"not reached with all {stop['max_seeds']} seeds"
+        facts["Stopping rule"] = (
+            f"seeds in rounds ({', '.join(str(one['seeds']) for one in stop['rounds'])}) until {stop['metric']} of every method is known "
+            f"to ± {stop['half_width']:g}: {outcome}; the widest is ± {last['half_width']:.3g} ({last['method']})"
+        )
+    return facts
+
+
 def _put_judged(store: Store, folder: str, judged: Judged) -> Iterator[str]:
     """Write the tables that have rows, and remove those that an earlier question under this name has left."""
     for field in fields(judged):
@@ -91,7 +111,7 @@ def write_report(finished: Run, summary: pl.DataFrame, deletion: pl.DataFrame, j
     from genrep_dist.report.build import report_files
 
     paths = []
-    for name, content in report_files(finished, summary, deletion, judged).items():
+    for name, content in report_files(finished, summary, deletion, judged, more_facts=choice_facts(finished)).items():
         paths.append(f"{results_folder(finished.name)}/{name}")
         finished.store.objects.put(paths[-1], content)
     return paths

@@ -34,6 +34,8 @@ FIELDS: dict[str, Any] = {
     "baseline": "tracincp",
 }
 
+PLAIN: dict[str, Any] = {"lds": None, "loo": None, "brittleness": None, "baseline": None, "methods": ["ntk-final/tracking", "random"]}
+
 
 def run(store: Path, problem: str = "tests.toys:Blobs", options: dict[str, Any] | None = None, **fields: Any) -> gr.Run:
     asked = experiment(problem, options, **{**FIELDS, **fields})
@@ -174,7 +176,7 @@ def test_counts_instead_of_fractions(judged: gr.Run) -> None:
 
 def test_named_test_points_are_shared_by_all_seeds(tmp_path: Path) -> None:
     ids = [5006, 5000, 5015]
-    done = run(tmp_path, test_points=ids, lds=None, loo=None, brittleness=None, seeds=3, methods=["ntk-final/tracking", "random"])
+    done = run(tmp_path, test_points=ids, seeds=3, **PLAIN)
     assert [sorted(done.test_ids(seed).tolist()) for seed in range(3)] == [sorted(ids)] * 3
     assert done.metrics()["ci95_two_way_low"].null_count() == 0
     assert gr.open_run(str(tmp_path), "toy").attributions("random", 2).shape == (40, 3)
@@ -184,8 +186,7 @@ def test_named_test_points_are_shared_by_all_seeds(tmp_path: Path) -> None:
 
 def test_replicates_are_averaged_and_kept(tmp_path: Path) -> None:
     deletion = {"fractions": [0.0, 0.2], "retrain": "fresh", "replicates": 3}
-    methods = ["ntk-final/tracking", "random"]
-    done = run(tmp_path, deletion=deletion, methods=methods, lds=None, loo=None, brittleness=None, baseline=None)
+    done = run(tmp_path, **{**PLAIN, "deletion": deletion})
     kept = done.judged().replicates.filter(pl.col("num_removed") > 0)
     assert kept.height == 3 * 2 * 2 * 2
     row = kept.row(0, named=True)
@@ -199,15 +200,14 @@ def test_replicates_are_averaged_and_kept(tmp_path: Path) -> None:
 
 def test_another_metric_pays_only_for_its_new_sets(tmp_path: Path) -> None:
     options = {"folder": str(tmp_path)}
-    plain: dict[str, Any] = {"lds": None, "loo": None, "brittleness": None, "baseline": None, "methods": ["ntk-final/tracking", "random"]}
     both = {"counts": [0, 4, 12], "signs": ["negative", "positive"]}
-    first = run(tmp_path / "store", "tests.toys:Counting", options, **{**plain, "deletion": both})
+    first = run(tmp_path / "store", "tests.toys:Counting", options, **{**PLAIN, "deletion": both})
     before = trainings(tmp_path)
     assert before == 2 + first.costs()["unique"]
-    brittle = {**plain, "deletion": both, "brittleness": {"fractions": [0.0, 0.1, 0.3]}}
+    brittle = {**PLAIN, "deletion": both, "brittleness": {"fractions": [0.0, 0.1, 0.3]}}
     run(tmp_path / "store", "tests.toys:Counting", options, **brittle)
     assert trainings(tmp_path) == before, "removals of brittleness are among those of the deletion curves"
-    run(tmp_path / "store", "tests.toys:Counting", options, **brittle, loo={"samples": 7})
+    run(tmp_path / "store", "tests.toys:Counting", options, **{**brittle, "loo": {"samples": 7}})
     assert trainings(tmp_path) == before + 2 * 7
 
 

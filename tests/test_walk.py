@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 import genrep_dist as gr
 from genrep_dist.errors import ConvergenceError, MethodError, NonFiniteError, NotCommittedError, PlanError, StoreError
-from genrep_dist.pipeline import diagnostics
+from genrep_dist.publish import diagnostics
 from genrep_dist.runtime.progress import Silence
 from genrep_dist.runtime.serial import SerialExecutor
 from genrep_dist.stages.assembly import assemblies, commit, declare
 from genrep_dist.stages.execute import execute
-from genrep_dist.stages.job import publish_data
-from genrep_dist.stages.prepare import prepare, write_record
+from genrep_dist.stages.prepare import prepare, publish_inputs, write_record
 from genrep_dist.stages.status import stage_status
 from genrep_dist.store import Store
 from genrep_dist.training.randomness import Randomness
@@ -323,8 +322,8 @@ def test_a_finished_run_again_does_nothing(finished: gr.Run, monkeypatch: pytest
     def refuse(*_arguments: object, **_more: object) -> None:
         raise AssertionError("work was done")
 
-    monkeypatch.setattr("genrep_dist.pipeline.make_executor", refuse)
-    monkeypatch.setattr("genrep_dist.pipeline.deletion_table", refuse)
+    monkeypatch.setattr("genrep_dist.walk.make_executor", refuse)
+    monkeypatch.setattr("genrep_dist.pipeline.judge", refuse)
     again = gr.run(finished.plan.experiment, store=finished.store.uri, serial=True, search_path=[str(ROOT)])
     assert again.summary().equals(finished.summary())
 
@@ -417,7 +416,7 @@ def test_a_stopped_run_goes_on_with_another_memory_budget(tmp_path: Path) -> Non
     """The blocks of the first run are of another size: they are no parts of the second."""
     whole = run(tmp_path / "whole")
     prepared = prepare(experiment(resources={"memory_budget": "16KiB"}), Store(str(tmp_path / "store")), [str(ROOT)])
-    publish_data(prepared.store, prepared.job.data, prepared.train, prepared.test)
+    publish_inputs(prepared)
     for stage in ("train", "gradients", "kernels"):
         for assembly in assemblies(prepared.plan, stage):
             declare(prepared.store, assembly)

@@ -12,7 +12,8 @@ import torch
 from genrep_dist.doctor.finding import Finding, badness, counted, green, judge
 from genrep_dist.doctor.patient import Patient
 from genrep_dist.errors import NotCommittedError
-from genrep_dist.evaluation.deletion import DUPLICATE_TOLERANCE, IDENTITY, deletion_table
+from genrep_dist.evaluation.deletion import IDENTITY, deletion_table
+from genrep_dist.evaluation.lookup import DUPLICATE_TOLERANCE
 from genrep_dist.stages.asked import ask, asked_for, read_asked
 from genrep_dist.stages.retrain import retrain
 from genrep_dist.units import Retraining
@@ -53,8 +54,8 @@ def originals(patient: Patient) -> list[Finding]:
     rows = _rows(patient, pl.DataFrame({"key": list(by_key)}), "key", "outputs")
     found: dict[int, list[float]] = {seed: [] for seed in patient.seeds}
     for key, outputs in rows.iter_rows():
-        stored = patient.train_artifact(by_key[key]).read("outputs_test").astype(np.float32).ravel()
-        found[by_key[key]].append(_largest(np.asarray(outputs, dtype=np.float32), stored))
+        stored = patient.train_artifact(by_key[key]).read("outputs_test").astype(np.float64).ravel()
+        found[by_key[key]].append(_largest(np.asarray(outputs, dtype=np.float64), stored))
     differences = {seed: max(numbers, key=badness, default=float("inf")) for seed, numbers in found.items()}
     seed = max(differences, key=lambda seed: badness(differences[seed]))
     finding = judge(
@@ -102,7 +103,7 @@ def retraining(patient: Patient) -> list[Finding]:
     drawn = there[int(patient.generator("retraining").integers(there.height))]
     row = _rows(patient, drawn, "key", "seed", "policy", "replicate", "removed", "outputs").row(0, named=True)
     again = _retrain(patient, row)
-    stored = np.asarray(row["outputs"], dtype=np.float32)
+    stored = np.asarray(row["outputs"], dtype=np.float64)
     scale = float(np.abs(stored).max()) or 1.0
     bench, manifest = patient.bench, patient.train_artifact(row["seed"]).manifest()
     then, now = (f"torch {v} on {d}" for v, d in ((manifest["torch"], manifest["device"]), (torch.__version__, bench.device.type)))
@@ -142,7 +143,7 @@ def _differing(frame: pl.DataFrame, other: pl.DataFrame) -> int:
     return int(differs.sum())
 
 
-def _retrain(patient: Patient, row: dict[str, Any]) -> npt.NDArray[np.float32]:
+def _retrain(patient: Patient, row: dict[str, Any]) -> npt.NDArray[np.float64]:
     """Outputs of the model of a ledger row, flattened; on one thread, as every unit of work runs."""
     wanted = Retraining(row["key"], row["seed"], row["policy"], tuple(row["removed"]), row["replicate"])
     threads = torch.get_num_threads()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from genrep_dist.representers.curvature import influence_kernel
 from genrep_dist.representers.hessian import conjugate_gradients, declare_damping, hessian_product, influence_block, lissa
+from genrep_dist.representers.self_influence import influence_diagonal
 from genrep_dist.seeds import derive_seed
 from genrep_dist.stages.gram import Gram
 from genrep_dist.stages.importances import train_outputs
@@ -29,26 +30,39 @@ def run(unit: InfluenceUnit, bench: Workbench) -> dict[str, float]:
 
 def _dual(unit: InfluenceUnit, bench: Workbench) -> tuple[Tensor, dict[str, Any]]:
     """The generalized Gauss-Newton of all parameters, or of the last layer's alone, through the n x n system."""
+    system = _system(unit.seed, unit.epoch, bench)
+    cross = bench.store.artifact("kernel", bench.keys.kernel(unit.seed, system.base, unit.epoch)).read("kernel")
+    block, certificate = influence_kernel(system.gram, torch.from_numpy(cross), system.curvature, **system.settings)
+    return block, asdict(certificate)
+
+
+def influence_self_kernel(seed: int, epoch: int, own: Tensor, bench: Workbench) -> Tensor:
+    """K_inf(x_i, x_i) (N, C) float64 of every training sample with the logit of its own label, output ``own`` (N,)."""
+    system = _system(seed, epoch, bench)
+    return influence_diagonal(system.gram, system.curvature, own, **system.settings)
+
+
+class _System(NamedTuple):
+    """The dual system: ``gram`` (NC, NC) float64, ``curvature`` (N, C, C) float64, and the declared damping."""
+
+    base: str
+    gram: Tensor
+    curvature: Tensor
+    settings: dict[str, Any]
+
+
+def _system(seed: int, epoch: int, bench: Workbench) -> _System:
     asked = bench.experiment.influence
     base = asked.base_kernel
     assert base is not None
     # The whole matrix at once: a factorisation needs it. The plan has counted its bytes.
-    gram = torch.from_numpy(Gram(bench.store.artifact("gram", bench.keys.gram(unit.seed, base, unit.epoch)), 1).dense()).double()
-    cross = torch.from_numpy(bench.store.artifact("kernel", bench.keys.kernel(unit.seed, base, unit.epoch)).read("kernel"))
-    num_outputs = cross.shape[1]
-    if base == "last-layer" and num_outputs > 1:
-        gram = torch.kron(gram, torch.eye(num_outputs, dtype=gram.dtype))
-    outputs = train_outputs(bench, unit.seed, unit.epoch).double()
-    curvature = bench.loss.second_derivative(outputs, bench.train.targets.cpu())
-    block, certificate = influence_kernel(
-        gram,
-        cross,
-        curvature,
-        damping=asked.damping,
-        relative=asked.damping_unit == "mean-eigenvalue",
-        num_parameters=bench.num_parameters(base),
-    )
-    return block, asdict(certificate)
+    gram = torch.from_numpy(Gram(bench.store.artifact("gram", bench.keys.gram(seed, base, epoch)), 1).dense()).double()
+    outputs = train_outputs(bench, seed, epoch).double()
+    if base == "last-layer" and outputs.shape[1] > 1:
+        gram = torch.kron(gram, torch.eye(outputs.shape[1], dtype=gram.dtype))
+    relative = asked.damping_unit == "mean-eigenvalue"
+    settings = {"damping": asked.damping, "relative": relative, "num_parameters": bench.num_parameters(base)}
+    return _System(base, gram, bench.loss.second_derivative(outputs, bench.train.targets.cpu()), settings)
 
 
 def _true_hessian(unit: InfluenceUnit, bench: Workbench) -> tuple[Tensor, dict[str, Any]]:

@@ -101,7 +101,8 @@ def _subset_scores(bench: Workbench, plan: Plan, asked: pl.DataFrame, ledger: pl
 
 def _mislabel(bench: Workbench, plan: Plan, flipped_ids: Collection[int]) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Points of the mislabel metrics, and each method's mean inspection curve over seeds."""
-    flipped = np.isin(bench.train.ids.numpy(), list(flipped_ids))
+    ids = bench.train.ids.numpy()
+    flipped = np.isin(ids, list(flipped_ids))
     found = {
         (name, seed): self_influence_of(method, seed, bench).numpy()
         for name, method in zip(plan.experiment.methods, plan.experiment.parsed_methods, strict=True)
@@ -110,12 +111,12 @@ def _mislabel(bench: Workbench, plan: Plan, flipped_ids: Collection[int]) -> tup
     }
     curves = pl.concat(
         [
-            inspection_curve(values, flipped, bench.train.ids.numpy()).with_columns(method=pl.lit(name), seed=pl.lit(seed))
+            inspection_curve(values, flipped, ids).with_columns(method=pl.lit(name), seed=pl.lit(seed))
             for (name, seed), values in found.items()
         ]
     )
     mean = curves.group_by("method", "inspected").agg(pl.col("found").sort_by("seed").mean()).sort("method", "inspected")
-    return mislabel_points(found, flipped), mean.select(list(empty("inspection").columns))
+    return mislabel_points(found, flipped, ids), mean.select(list(empty("inspection").columns))
 
 
 def _phi(bench: Workbench, plan: Plan, name: str, seed: int) -> Array:

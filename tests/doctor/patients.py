@@ -113,8 +113,8 @@ def run(store: Path, problem: str = "Learnable", options: dict[str, Any] | None 
     asked = experiment(f"tests.doctor.patients:{problem}", {"epochs": 6, "test_size": 40} | (options or {}), **(defaults | fields))
     with pytest.MonkeyPatch.context() as patch:
         # No figures and no MLflow, which are of no use here and take most of the time.
-        patch.setattr("genrep_dist.pipeline.write_report", lambda *_arguments: [])
-        patch.setattr("genrep_dist.pipeline._track", lambda *_arguments: TrackingLink("", "", "", {}, ""))
+        patch.setattr("genrep_dist.publish.write_report", lambda *_arguments: [])
+        patch.setattr("genrep_dist.publish._track", lambda *_arguments: TrackingLink("", "", "", {}, ""))
         return gr.run(asked, store=str(store), serial=True, search_path=[str(ROOT)])
 
 

@@ -11,8 +11,8 @@ from genrep_dist.errors import NonFiniteError
 from genrep_dist.runtime.executor import Executor
 from genrep_dist.runtime.ray_executor import RayExecutor
 from genrep_dist.runtime.serial import SerialExecutor
-from genrep_dist.stages.job import Job, publish_data
-from genrep_dist.stages.prepare import prepare
+from genrep_dist.stages.job import Job
+from genrep_dist.stages.prepare import prepare, publish_inputs
 from genrep_dist.store import Store
 from genrep_dist.units import GradientUnit, TrainUnit
 from tests.experiments import ROOT, experiment
@@ -39,7 +39,7 @@ def files(store: Path, folder: str) -> dict[str, bytes]:
 def ready(store: Path, **arguments: Any) -> Job:
     """The job of a toy experiment whose data lie in the store; nothing is trained."""
     prepared = prepare(experiment(**arguments), Store(str(store)), [str(ROOT)])
-    publish_data(prepared.store, prepared.job.data, prepared.train, prepared.test)
+    publish_inputs(prepared)
     return prepared.job
 
 
