@@ -13,7 +13,7 @@ from genrep_dist.representers.self_influence import ntk_diagonal, own_outputs, s
 from genrep_dist.seeds import derive_seed
 from genrep_dist.stages.importances import importance
 from genrep_dist.stages.influence import influence_self_kernel
-from genrep_dist.stages.job import Workbench, to_numpy
+from genrep_dist.stages.job import Workbench, label_loss, to_numpy
 from genrep_dist.units import DiagonalUnit
 
 OWN_KERNEL_ROWS = 64
@@ -22,7 +22,7 @@ OWN_KERNEL_ROWS = 64
 
 def run(unit: DiagonalUnit, bench: Workbench) -> dict[str, float]:
     """Write K_c(x_i, x_i) (N, C) float64: how much of output c's derivative reaches the logit of sample i's own label."""
-    own, _ = own_outputs(bench.train.targets.cpu(), bench.loss.name)
+    own, _ = own_outputs(bench.train.targets.cpu(), label_loss(bench.loss))
     if unit.kernel == "influence":
         diagonal = influence_self_kernel(unit.seed, unit.epoch, own, bench)
     else:
@@ -51,7 +51,7 @@ def _blocks(unit: DiagonalUnit, bench: Workbench, own: Tensor) -> Iterator[Tenso
 
 def self_influence_of(method: Method, seed: int, bench: Workbench) -> Tensor:
     """Phi(x_i -> x_i) (N,) float64 of a method: how much each training sample raises the logit of its own given label."""
-    own, direction = own_outputs(bench.train.targets.cpu(), bench.loss.name)
+    own, direction = own_outputs(bench.train.targets.cpu(), label_loss(bench.loss))
     if method.importance == "random":
         return random_scores([derive_seed(seed, "random", "self")], len(own), 1)[:, 0]
     epochs = bench.keys.method_epochs(method)

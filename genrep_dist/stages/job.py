@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from genrep_dist.config import Experiment
 from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.keys import Keys
+from genrep_dist.problems.checks import is_shipped
 from genrep_dist.problems.load import load_object, load_problem, object_digest, source_digest
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.problems.tables import from_table, to_table
@@ -232,6 +233,11 @@ def _same_source(where: str, found: object, expected: object) -> None:
             got=str(found),
             remedy="give all machines the same code (ray job submit --working-dir)",
         )
+
+
+def label_loss(loss: Loss) -> str:
+    """The name of a shipped loss whose outputs stand for classes; empty for any other, of which it is not known what they stand for."""
+    return loss.name if is_shipped(loss) and loss.name in ("logistic", "softmax") else ""
 
 
 def pick_device(choice: str) -> torch.device:

@@ -15,6 +15,7 @@ from genrep_dist.errors import PlanError, ProblemError, StoreError
 from genrep_dist.external import ExternalScores, load_external
 from genrep_dist.keys import Keys
 from genrep_dist.plan import Plan, Shape, make_plan
+from genrep_dist.problems.checks import is_shipped
 from genrep_dist.problems.flips import flip_labels
 from genrep_dist.problems.load import load_datasets, load_problem, source_digest
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
@@ -22,7 +23,7 @@ from genrep_dist.problems.tables import data_digest
 from genrep_dist.representers.features import check_model, last_layer_features
 from genrep_dist.representers.losses import Loss, get_loss
 from genrep_dist.stages.attributions import write_attribution
-from genrep_dist.stages.job import Job, load_own_kernels, own_kernel_digests, publish_data, recipe_in_force
+from genrep_dist.stages.job import Job, label_loss, load_own_kernels, own_kernel_digests, publish_data, recipe_in_force
 from genrep_dist.store import Store
 from genrep_dist.training.loop import predict
 from genrep_dist.training.randomness import Randomness
@@ -88,8 +89,7 @@ def _flip(experiment: Experiment, problem: Problem, train: Dataset, shape: Shape
     asked = experiment.problem.flip_labels
     if asked is None:
         return train, ()
-    loss = get_loss(problem.loss)
-    changed, flipped = flip_labels(train, loss.name, shape.num_outputs, asked.share, asked.seed)
+    changed, flipped = flip_labels(train, label_loss(get_loss(problem.loss)), shape.num_outputs, asked.share, asked.seed)
     return changed, tuple(sorted(train.ids[flipped].tolist()))
 
 
@@ -111,12 +111,12 @@ def _shared_points(experiment: Experiment, test: Dataset) -> tuple[int, ...] | N
 
 def _check_metrics(experiment: Experiment, loss: Loss) -> None:
     """PlanError for a metric that needs a predicted class where there is none."""
-    if experiment.brittleness is not None and loss.name not in ("logistic", "softmax"):
+    if experiment.brittleness is not None and not label_loss(loss):
         raise PlanError(
             "brittleness asks when the predicted class flips, and this loss has no classes",
             where="brittleness",
             expected="the loss 'logistic' or 'softmax'",
-            got=loss.name,
+            got=f"{loss.name}, which is the problem's own" if not is_shipped(loss) else loss.name,
         )
 
 
