@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from genrep_dist.errors import CorruptError, NonFiniteError, NotCommittedError, StoreError
+from genrep_dist.errors import CorruptError, StoreError
+from genrep_dist.evaluation.lookup import scores
 
 DELETION_SCHEMA = pa.schema(
     [
@@ -26,9 +30,6 @@ SIGNS = ("negative", "positive")
 IDENTITY = ("seed", "method", "test_id", "sign", "fraction")
 """The columns that name a row of the deletion table, in its sort order."""
 
-DUPLICATE_TOLERANCE = 1e-3
-"""Two ledger rows of one key may differ by this much (absolute, and relative to the score): rounding of different machines."""
-
 ASKED_SCHEMA: dict[str, type[pl.DataType]] = {
     "seed": pl.Int64,
     "method": pl.String,
@@ -36,36 +37,63 @@ ASKED_SCHEMA: dict[str, type[pl.DataType]] = {
     "output_position": pl.Int64,
     "sign": pl.String,
     "fraction": pl.Float64,
+    "replicate": pl.Int64,
     "num_removed": pl.Int64,
     "key": pl.String,
     "original_key": pl.String,
 }
+"""What is asked of the ledger: one row a removal and replicate (0, 1, ...), each its own retrained model."""
 
 
 def deletion_table(asked: pl.DataFrame, ledger: pl.LazyFrame) -> pl.DataFrame:
     """One row a (seed, method, test point, sign, fraction), sorted by these, with the columns of :data:`DELETION_SCHEMA`.
 
-    ``delta`` = ``score_retrained`` - ``score_original``, in float64, of the declared target f at the test point.
+    ``delta`` = ``score_retrained`` - ``score_original``, in float64, of the declared target f at the test point; ``score_retrained`` is
+    the mean over the replicates.
 
-    ``asked`` has the columns seed, method, test_id, output_position, sign, fraction, num_removed, key and original_key, where
-    ``output_position`` = test row * C + class points into the ledger's flattened outputs. ``ledger`` has ``key`` and ``outputs``
-    (list of float32, (all test rows, C) row-major); other columns are ignored and duplicated rows are harmless.
+    ``asked`` has the columns of :data:`ASKED_SCHEMA`, where ``output_position`` = test row * C + class points into the ledger's
+    flattened outputs; ``ledger`` is what :func:`genrep_dist.evaluation.lookup.scores` takes.
 
-    Only the asked numbers are kept in memory, never the outputs of all models: the join streams through the ledger.
-
-    Raises NotCommittedError when a key is not in the ledger (missing is never zero), CorruptError when rows of one key
-    disagree or are too short, NonFiniteError for a NaN or Inf, and StoreError when ``asked`` itself is malformed.
+    Raises what that raises, and StoreError when ``asked`` is malformed (:func:`check_asked`).
     """
-    asked = _checked(asked)
-    scores = _scores(asked, ledger)
-    original = scores.rename({"key": "original_key", "score": "score_original"})
-    retrained = scores.rename({"score": "score_retrained"})
+    each = _each_replicate(asked, ledger)
+    rows = each.unique(IDENTITY, keep="first", maintain_order=True)
+    return (
+        rows.with_columns(score_retrained=replicate_means(each, IDENTITY, "score_retrained"))
+        .with_columns(delta=pl.col("score_retrained") - pl.col("score_original"))
+        .select(DELETION_SCHEMA.names)
+    )
+
+
+def replicates_table(asked: pl.DataFrame, ledger: pl.LazyFrame) -> pl.DataFrame:
+    """The spread behind :func:`deletion_table`: seed, method, test_id, sign, fraction, replicate, num_removed, score_retrained, delta.
+
+    One row a replicate, sorted by the first six columns. Arguments and errors as there.
+    """
+    each = _each_replicate(asked, ledger).with_columns(delta=pl.col("score_retrained") - pl.col("score_original"))
+    return each.select(*IDENTITY, "replicate", "num_removed", "score_retrained", "delta")
+
+
+def replicate_means(each: pl.DataFrame, group: Sequence[str], value: str) -> pl.Series:
+    """Mean of ``value`` in each group of equal ``group`` columns, (number of groups,) float64, in the order of the rows.
+
+    Groups are runs of rows. Summed one after the other in that order: the last bit may not depend on who adds first.
+    """
+    run = each.select(pl.struct(group).rle_id()).to_series().to_numpy()
+    return pl.Series(value, np.bincount(run, weights=each[value].to_numpy()) / np.bincount(run), dtype=pl.Float64)
+
+
+def _each_replicate(asked: pl.DataFrame, ledger: pl.LazyFrame) -> pl.DataFrame:
+    """``asked`` with ``score_original`` and ``score_retrained``, sorted by identity and replicate."""
+    asked = check_asked(asked)
+    originals = asked.select(pl.col("original_key").alias("key"), "output_position")
+    found = scores(pl.concat([asked.select("key", "output_position"), originals]), ledger)
+    original = found.rename({"key": "original_key", "score": "score_original"})
+    retrained = found.rename({"score": "score_retrained"})
     return (
         asked.join(original, on=["original_key", "output_position"], how="left", validate="m:1")
         .join(retrained, on=["key", "output_position"], how="left", validate="m:1")
-        .with_columns(delta=pl.col("score_retrained") - pl.col("score_original"))
-        .select(DELETION_SCHEMA.names)
-        .sort(IDENTITY)
+        .sort(*IDENTITY, "replicate")
     )
 
 
@@ -79,8 +107,12 @@ def deletion_arrow(deletion: pl.DataFrame) -> pa.Table:
         ) from error
 
 
-def _checked(asked: pl.DataFrame) -> pl.DataFrame:
-    """``asked`` with exactly its declared columns and types, or StoreError."""
+def check_asked(asked: pl.DataFrame) -> pl.DataFrame:
+    """``asked`` with exactly the columns and types of :data:`ASKED_SCHEMA`, or StoreError.
+
+    A removal has the replicates 0 .. r-1, all removals the same r; removing nothing is one model, replicate 0. The replicates of a removal
+    are different models, asked for one output and compared with one original.
+    """
     where = "the table of asked removals"
     absent = [name for name in ASKED_SCHEMA if name not in asked.columns]
     if absent:
@@ -95,68 +127,38 @@ def _checked(asked: pl.DataFrame) -> pl.DataFrame:
     unknown = asked.filter(~pl.col("sign").is_in(SIGNS))
     if unknown.height:
         raise StoreError("unknown sign", where=where, expected=" or ".join(SIGNS), got=repr(unknown["sign"].min()))
-    outside = asked.filter(pl.col("output_position") < 0)
-    if outside.height:
-        raise StoreError(
-            "a negative output position", where=where, expected="test row * C + class", got=str(outside["output_position"].min())
-        )
-    twice = asked.filter(asked.select(IDENTITY).is_duplicated()).sort(IDENTITY)
-    if twice.height:
-        # A row that counts twice would weigh twice in every mean.
-        raise StoreError(
-            "a removal is asked for twice",
-            where=where,
-            expected=f"one row a ({', '.join(IDENTITY)})",
-            got=str(dict(zip(IDENTITY, twice.select(IDENTITY).row(0), strict=True))),
-        )
+    one_each = (*IDENTITY, "replicate")
+    # A row that counts twice would weigh twice in every mean.
+    twice = asked.filter(asked.select(one_each).is_duplicated())
+    _refuse(twice, "a removal is asked for twice", f"one row a ({', '.join(one_each)})", one_each)
+    _check_replicates(asked)
     return asked
 
 
-def _scores(asked: pl.DataFrame, ledger: pl.LazyFrame) -> pl.DataFrame:
-    """(key, output_position, score float64) of every model and output that ``asked`` needs, one row each."""
-    where = "the ledger of retrainings"
-    pairs = pl.concat(
-        [asked.select("key", "output_position"), asked.select(pl.col("original_key").alias("key"), "output_position")]
-    ).unique()
-    score = pl.col("outputs").list.get(pl.col("output_position"), null_on_oob=True).cast(pl.Float64)
-    found = (
-        ledger.select("key", "outputs")
-        .join(pairs.lazy(), on="key", how="inner")
-        .select("key", "output_position", score.alias("score"))
-        .group_by("key", "output_position")
-        .agg(
-            # Which of several equal rows is kept must not depend on their order: the smallest.
-            pl.col("score").min(),
-            pl.col("score").max().alias("largest"),
-            pl.col("score").is_null().any().alias("absent"),
-            pl.col("score").is_finite().all().alias("finite"),
-        )
-        .collect(engine="streaming")
+def _check_replicates(asked: pl.DataFrame) -> None:
+    same = ("output_position", "num_removed", "original_key")
+    removals = asked.group_by(IDENTITY).agg(
+        replicates=pl.len(),
+        last=pl.col("replicate").max(),
+        first=pl.col("replicate").min(),
+        agree=pl.all_horizontal(pl.col(name).n_unique() == 1 for name in same),
+        models=pl.col("key").n_unique(),
+        nothing=(pl.col("num_removed") == 0).all(),
     )
-    missing = sorted(set(pairs["key"]) - set(found["key"]))
-    if missing:
-        raise NotCommittedError(
-            f"{len(missing)} of {pairs['key'].n_unique()} retrained models are not in the ledger",
-            where=where,
-            expected="a row for every removed set that a method asks for",
-            got=f"none for key {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
-            remedy="run the experiment again: only what is missing is trained",
-        )
-    _refuse(found.filter("absent"), CorruptError, "a model has no output where one is asked for", where, "a number at the asked position")
-    _refuse(found.filter(~pl.col("finite")), NonFiniteError, "a retrained model's output is not finite", where, "a finite number")
-    apart = (pl.col("largest") - pl.col("score")) > DUPLICATE_TOLERANCE * (1 + pl.col("largest").abs())
-    _refuse(found.filter(apart), CorruptError, "two trainings of one removed set disagree", where, f"equal to {DUPLICATE_TOLERANCE}")
-    return found.select("key", "output_position", "score")
+    _refuse(removals.filter(~pl.col("agree")), "replicates of one removal disagree", f"one {', '.join(same)} for all of them")
+    # Rows are distinct, so these two make the replicates 0 .. r-1.
+    holes = removals.filter((pl.col("first") != 0) | (pl.col("last") + 1 != pl.col("replicates")))
+    _refuse(holes, "replicates are missing", "the replicates 0 .. r-1 of a removal", (*IDENTITY, "first", "last", "replicates"))
+    # The mean of one model with itself would pass for the mean of several.
+    repeated = removals.filter(pl.col("models") < pl.col("replicates"))
+    _refuse(repeated, "replicates of one removal are one model", "a key of its own for each replicate", (*IDENTITY, "models", "replicates"))
+    often = max(removals.filter(~pl.col("nothing"))["replicates"].to_list(), default=1)
+    due = pl.when("nothing").then(1).otherwise(often)
+    expected = f"{often} replicates of each removal, as the largest has, and 1 where nothing is removed"
+    _refuse(removals.filter(pl.col("replicates") != due), "removals differ in their replicates", expected, (*IDENTITY, "replicates"))
 
 
-def _refuse(rows: pl.DataFrame, kind: type[StoreError | NonFiniteError], what: str, where: str, expected: str) -> None:
+def _refuse(rows: pl.DataFrame, what: str, expected: str, shown: Sequence[str] = IDENTITY) -> None:
     if rows.height:
-        key, position, low, high = rows.sort("key", "output_position").select("key", "output_position", "score", "largest").row(0)
-        values = f"{low}" if low == high or low is None else f"{low} and {high}"
-        raise kind(
-            what,
-            where=where,
-            expected=expected,
-            got=f"{values} at output position {position} of key {key} ({rows.height} such outputs)",
-            remedy="the ledger part that holds this key is damaged or foreign: move it away and run again",
-        )
+        got = str(rows.sort(shown).select(shown).row(0, named=True))
+        raise StoreError(what, where="the table of asked removals", expected=expected, got=got)

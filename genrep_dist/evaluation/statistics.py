@@ -16,7 +16,8 @@ import polars as pl
 
 from genrep_dist.errors import NonFiniteError, NotCommittedError, StoreError
 from genrep_dist.evaluation.deletion import SIGNS
-from genrep_dist.evaluation.intervals import Array, bootstrap_interval, pooled_half_width
+from genrep_dist.evaluation.intervals import Array, bootstrap_interval, clustered_intervals, pooled_half_width
+from genrep_dist.evaluation.metrics import POINTS_SCHEMA
 
 
 class MethodLabels(Protocol):
@@ -140,6 +141,12 @@ def auc_by_point(deletion: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(frames).sort("seed", "method", "test_id", "sign")
 
 
+def auc_points(deletion: pl.DataFrame) -> pl.DataFrame:
+    """AUC of every curve as rows of the points table: metric auc_del_negative or auc_del_positive, sorted as POINTS_SCHEMA says."""
+    named = auc_by_point(deletion).with_columns(metric=pl.lit("auc_del_") + pl.col("sign")).rename({"auc": "value"})
+    return named.select(pl.col(name).cast(kind) for name, kind in POINTS_SCHEMA.items()).sort("metric", "method", "seed", "test_id")
+
+
 def by_seed(deletion: pl.DataFrame) -> pl.DataFrame:
     """Mean AUC of each network: method, sign, seed, auc; sorted by the first three."""
     frames = [
@@ -157,15 +164,16 @@ def curves(deletion: pl.DataFrame, *, seed: int = 0) -> pl.DataFrame:
     """
     frames = []
     for (method, sign), curve in _split(deletion).items():
-        means = np.asarray(curve.delta.mean(axis=1), dtype=np.float64)  # (S, F)
-        bands = [bootstrap_interval(means[:, column], seed=seed) for column in range(means.shape[1])]
+        means = np.ascontiguousarray(curve.delta.mean(axis=1).T, dtype=np.float64)  # (F, S)
+        found = clustered_intervals(means, seed=seed)
+        bands = [(None, None)] * len(means) if found is None else found.tolist()
         frames.append(
             pl.DataFrame(
                 {
                     "method": [method] * len(bands),
                     "sign": [sign] * len(bands),
                     "fraction": curve.fractions,
-                    "mean": means.mean(axis=0),
+                    "mean": means.mean(axis=1),
                     "low": [low for low, _ in bands],
                     "high": [high for _, high in bands],
                 },

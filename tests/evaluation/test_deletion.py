@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrep_dist.errors import CorruptError, GenRepError, NonFiniteError, NotCommittedError, StoreError
-from genrep_dist.evaluation.deletion import DELETION_SCHEMA, deletion_arrow, deletion_table
+from genrep_dist.evaluation.deletion import ASKED_SCHEMA, DELETION_SCHEMA, IDENTITY, deletion_arrow, deletion_table, replicates_table
 
 NUM_TEST, NUM_OUTPUTS = 7, 3
 
@@ -20,11 +20,11 @@ NUM_TEST, NUM_OUTPUTS = 7, 3
 def ledger_frame(rows: dict[str, list[float]]) -> pl.DataFrame:
     return pl.DataFrame(
         {"key": list(rows), "outputs": list(rows.values()), "seconds": [0.5] * len(rows)},
-        schema={"key": pl.String, "outputs": pl.List(pl.Float32), "seconds": pl.Float64},
+        schema={"key": pl.String, "outputs": pl.List(pl.Float64), "seconds": pl.Float64},
     )
 
 
-def example(num_seeds: int = 2) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+def example(num_seeds: int = 2, num_replicates: int = 1) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
     """What is asked, and a ledger that answers it; some methods ask for the same set."""
     draw = np.random.default_rng(0)
     asked, ledger = [], {}
@@ -37,41 +37,75 @@ def example(num_seeds: int = 2) -> tuple[list[dict[str, Any]], dict[str, list[fl
                     for fraction in (0.0, 0.1, 0.05):
                         # Small fractions of both methods name the same samples; another seed is another model.
                         name = f"{seed}/{method if fraction == 0.1 else 'shared'}/{test_row}/{sign}/{fraction}"
-                        key = original if fraction == 0 else name
-                        ledger.setdefault(key, draw.normal(size=NUM_TEST * NUM_OUTPUTS).astype(np.float32).tolist())
-                        asked.append(
-                            {
-                                "seed": seed,
-                                "method": method,
-                                "test_id": 100 + test_row,
-                                "output_position": test_row * NUM_OUTPUTS + seed,
-                                "sign": sign,
-                                "fraction": fraction,
-                                "num_removed": round(fraction * 40),
-                                "key": key,
-                                "original_key": original,
-                            }
-                        )
+                        for replicate in range(num_replicates if fraction else 1):
+                            key = original if fraction == 0 else f"{name}/{replicate}"
+                            ledger.setdefault(key, draw.normal(size=NUM_TEST * NUM_OUTPUTS).astype(np.float32).tolist())
+                            asked.append(
+                                {
+                                    "seed": seed,
+                                    "method": method,
+                                    "test_id": 100 + test_row,
+                                    "output_position": test_row * NUM_OUTPUTS + seed,
+                                    "sign": sign,
+                                    "fraction": fraction,
+                                    "replicate": replicate,
+                                    "num_removed": round(fraction * 40),
+                                    "key": key,
+                                    "original_key": original,
+                                }
+                            )
     ledger["asked by nobody"] = [float("nan")] * 2
     return asked, ledger
 
 
 def by_loop(asked: list[dict[str, Any]], ledger: dict[str, list[float]]) -> list[tuple[Any, ...]]:
-    rows = []
+    """Removals one after the other; the replicates of each are added up in their order."""
+    answers: dict[tuple[Any, ...], list[tuple[int, float]]] = {}
+    about = {}
     for row in asked:
-        original = ledger[row["original_key"]][row["output_position"]]
-        retrained = ledger[row["key"]][row["output_position"]]
-        identity = (row["seed"], row["method"], row["test_id"], row["sign"], row["fraction"])
-        rows.append((*identity, row["num_removed"], original, retrained, retrained - original))
+        identity = tuple(row[name] for name in IDENTITY)
+        answers.setdefault(identity, []).append((row["replicate"], ledger[row["key"]][row["output_position"]]))
+        about[identity] = (row["num_removed"], ledger[row["original_key"]][row["output_position"]])
+    rows = []
+    for identity, replicates in answers.items():
+        num_removed, original = about[identity]
+        total = 0.0
+        for _, score in sorted(replicates):
+            total += score
+        retrained = total / len(replicates)
+        rows.append((*identity, num_removed, original, retrained, retrained - original))
     return sorted(rows)
 
 
-def test_equals_a_plain_loop() -> None:
-    asked, ledger = example()
+@pytest.mark.parametrize("num_replicates", [1, 2, 7, 40])
+def test_equals_a_plain_loop(num_replicates: int) -> None:
+    asked, ledger = example(num_replicates=num_replicates)
     table = deletion_table(pl.DataFrame(asked), ledger_frame(ledger).lazy())
     assert table.columns == DELETION_SCHEMA.names
     assert table.rows() == by_loop(asked, ledger)
     assert (table.filter(pl.col("fraction") == 0)["delta"] == 0).all()
+
+
+def test_the_spread_of_replicates_is_kept() -> None:
+    asked, ledger = example(num_replicates=3)
+    table = replicates_table(pl.DataFrame(asked).reverse(), ledger_frame(ledger).lazy())
+    assert table.columns == [*IDENTITY, "replicate", "num_removed", "score_retrained", "delta"]
+    expected = []
+    for row in asked:
+        score, original = (ledger[row[name]][row["output_position"]] for name in ("key", "original_key"))
+        expected.append((*(row[name] for name in (*IDENTITY, "replicate", "num_removed")), score, score - original))
+    assert table.rows() == sorted(expected)
+    mean = table.group_by(IDENTITY).agg(pl.col("delta").mean()).sort(IDENTITY)["delta"]
+    whole = deletion_table(pl.DataFrame(asked), ledger_frame(ledger).lazy())["delta"]
+    np.testing.assert_allclose(whole, mean, rtol=0, atol=1e-12)
+
+
+def test_nothing_removed_is_one_model_without_a_spread() -> None:
+    asked, ledger = example(num_replicates=3)
+    nothing = replicates_table(pl.DataFrame(asked), ledger_frame(ledger).lazy()).filter(pl.col("num_removed") == 0)
+    assert nothing.height == 2 * 2 * 3 * 2
+    assert nothing["replicate"].unique().to_list() == [0]
+    assert nothing["delta"].unique().to_list() == [0]
 
 
 def test_reads_the_ledger_lazily_from_parquet_parts(tmp_path: Path) -> None:
@@ -87,7 +121,7 @@ def test_a_missing_key_is_an_error_that_counts() -> None:
     asked, ledger = example()
     for key in [key for key in ledger if key.startswith("1/shared")]:
         del ledger[key]
-    with pytest.raises(NotCommittedError, match=r"6 of \d+ retrained models[\s\S]*1/shared/0/negative/0.05 and 5 more"):
+    with pytest.raises(NotCommittedError, match=r"6 of \d+ retrained models[\s\S]*1/shared/0/negative/0.05/0 and 5 more"):
         deletion_table(pl.DataFrame(asked), ledger_frame(ledger).lazy())
 
 
@@ -144,27 +178,38 @@ def test_a_model_with_too_few_outputs_is_refused() -> None:
         (lambda rows: [{**row, "output_position": -1} for row in rows], "negative output position"),
         (lambda rows: [{**row, "key": None} for row in rows[:2]] + rows[2:], "nulls in key"),
         (lambda rows: rows + rows[:1], "asked for twice"),
+        (lambda rows: [{**row, "replicate": row["replicate"] + 1} for row in rows], "replicates are missing"),
+        (lambda rows: [row for row in rows if row["replicate"] != 1], "replicates are missing"),
+        (lambda rows: [{**row, "replicate": row["replicate"] or -(row["num_removed"] > 0)} for row in rows], "replicates are missing"),
+        (lambda rows: rows[:3] + rows[4:], r"differ in their replicates[\s\S]*3 replicates of each"),
+        (lambda rows: [*rows, {**rows[0], "replicate": 1, "key": "x"}], r"differ in their replicates[\s\S]*'fraction': 0.0"),
+        (lambda rows: [*rows[:3], {**rows[3], "key": rows[2]["key"]}, *rows[4:]], "are one model"),
+        (lambda rows: [*rows[:3], {**rows[3], "num_removed": 39}, *rows[4:]], "replicates of one removal disagree"),
+        (lambda rows: [*rows[:3], {**rows[3], "original_key": "original-1"}, *rows[4:]], "replicates of one removal disagree"),
+        (lambda rows: [*rows[:3], {**rows[3], "output_position": 2}, *rows[4:]], "replicates of one removal disagree"),
         (lambda rows: [{name: value for name, value in row.items() if name != "fraction"} for row in rows], "no fraction"),
         (lambda rows: [{**row, "seed": "first"} for row in rows], "wrong type"),
     ],
 )
 def test_malformed_questions_are_refused(change: Any, says: str) -> None:
-    asked, ledger = example()
+    asked, ledger = example(num_replicates=3)
     with pytest.raises(StoreError, match=says):
         deletion_table(pl.DataFrame(change(asked)), ledger_frame(ledger).lazy())
 
 
 def test_nothing_asked_gives_an_empty_table() -> None:
     asked, ledger = example()
-    table = deletion_table(pl.DataFrame(asked).clear(), ledger_frame(ledger).lazy())
+    nothing = pl.DataFrame(asked).clear()
+    table = deletion_table(nothing, ledger_frame(ledger).lazy())
     assert table.height == 0
+    assert replicates_table(pl.DataFrame(schema=ASKED_SCHEMA), ledger_frame(ledger).lazy()).height == 0
     assert deletion_arrow(table).schema.equals(DELETION_SCHEMA, check_metadata=True)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_row_order_never_matters(random: Any) -> None:
-    asked, ledger = example()
+    asked, ledger = example(num_replicates=3)
     table = deletion_table(pl.DataFrame(asked), ledger_frame(ledger).lazy())
     keys = list(ledger)
     random.shuffle(asked)

@@ -1,0 +1,85 @@
+"""The one question put to the ledger: what did these models say at these places?"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from genrep_dist.errors import CorruptError, NonFiniteError, NotCommittedError, StoreError
+
+DUPLICATE_TOLERANCE = 1e-3
+"""Two ledger rows of one key may differ by this much (absolute, and relative to the score): rounding of different machines."""
+
+
+def scores(wanted: pl.DataFrame, ledger: pl.LazyFrame) -> pl.DataFrame:
+    """One row (key, output_position, score float64) for each distinct row (key, output_position) of ``wanted``, in no order.
+
+    ``output_position`` = test row * C + class points into the ledger's flattened outputs. ``ledger`` has ``key`` and ``outputs`` (list of
+    floats, (all test rows, C) row-major); other columns are ignored and duplicated rows are harmless. Only the wanted numbers are kept
+    in memory, never the outputs of all models: the join streams through the ledger.
+
+    Raises NotCommittedError when a key is not in the ledger (missing is never zero), CorruptError when rows of one key disagree or are
+    too short, NonFiniteError for a NaN or Inf, and StoreError for a null or a negative position in ``wanted``.
+    """
+    places = _places(wanted)
+    where = "the ledger of retrainings"
+    found = (
+        ledger.select("key", "outputs")
+        .join(places.lazy(), on="key", how="inner")
+        .select(
+            "key",
+            "output_position",
+            score=pl.col("outputs").list.gather(pl.col("output_position"), null_on_oob=True).cast(pl.List(pl.Float64)),
+        )
+        .explode("output_position", "score")
+        .group_by("key", "output_position")
+        .agg(
+            # Which of several equal rows is kept must not depend on their order: the smallest.
+            pl.col("score").min(),
+            pl.col("score").max().alias("largest"),
+            pl.col("score").is_null().any().alias("absent"),
+            pl.col("score").is_finite().all().alias("finite"),
+        )
+        .collect(engine="streaming")
+    )
+    missing = sorted(set(places["key"]) - set(found["key"]))
+    if missing:
+        raise NotCommittedError(
+            f"{len(missing)} of {places.height} retrained models are not in the ledger",
+            where=where,
+            expected="a row for every removed set that a method asks for",
+            got=f"none for key {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
+            remedy="run the experiment again: only what is missing is trained",
+        )
+    _refuse(found.filter("absent"), CorruptError, "a model has no output where one is asked for", where, "a number at the asked position")
+    _refuse(found.filter(~pl.col("finite")), NonFiniteError, "a retrained model's output is not finite", where, "a finite number")
+    apart = (pl.col("largest") - pl.col("score")) > DUPLICATE_TOLERANCE * (1 + pl.col("largest").abs())
+    _refuse(found.filter(apart), CorruptError, "two trainings of one removed set disagree", where, f"equal to {DUPLICATE_TOLERANCE}")
+    return found.select("key", "output_position", "score")
+
+
+def _places(wanted: pl.DataFrame) -> pl.DataFrame:
+    """(key, list of its distinct positions), one row a key: a model with many wanted outputs is read once."""
+    where = "the outputs asked for"
+    pairs = wanted.select(pl.col("key").cast(pl.String), pl.col("output_position").cast(pl.Int64)).unique()
+    nulls = [column.name for column in pairs if column.null_count()]
+    if nulls:
+        raise StoreError("values are missing", where=where, expected="no null", got=f"nulls in {', '.join(nulls)}")
+    # A negative position would be counted from the end.
+    outside = pairs.filter(pl.col("output_position") < 0)
+    if outside.height:
+        lowest = outside["output_position"].min()
+        raise StoreError("a negative output position", where=where, expected="test row * C + class", got=str(lowest))
+    return pairs.group_by("key").agg("output_position")
+
+
+def _refuse(rows: pl.DataFrame, kind: type[StoreError | NonFiniteError], what: str, where: str, expected: str) -> None:
+    if rows.height:
+        key, position, low, high = rows.sort("key", "output_position").select("key", "output_position", "score", "largest").row(0)
+        values = f"{low}" if low == high or low is None else f"{low} and {high}"
+        raise kind(
+            what,
+            where=where,
+            expected=expected,
+            got=f"{values} at output position {position} of key {key} ({rows.height} such outputs)",
+            remedy="the ledger part that holds this key is damaged or foreign: move it away and run again",
+        )

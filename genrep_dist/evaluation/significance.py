@@ -1,0 +1,63 @@
+"""P-values of paired differences, over seeds: the sign-flip permutation test, and Holm's correction for asking many times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from genrep_dist.evaluation.intervals import Array
+from genrep_dist.seeds import derive_seed
+
+NUM_FLIPS = 49_999
+"""All 2^S patterns of signs are tried up to this many (15 seeds); beyond, this many random ones."""
+_ROWS_AT_ONCE = 16
+_MAX_HELD = 4_000_000  # numbers that the test holds at once: 32 MB
+
+
+def sign_flip_p_values(rows: Array, *, seed: int = 0) -> Array:
+    """Two-sided p-value of each row of ``rows`` (R, S), differences of S independent seeds: (R,).
+
+    The hypothesis: each difference is as likely as its negative, so that flipping the signs of seeds changes nothing but chance. P is
+    twice the share of the patterns of signs whose mean is as far out as the real one, on its side. With all 2^S patterns (S <= 15) the
+    smallest p that S seeds can give is 2 / 2^S: 0.0625 for 5, so five seeds never reach 0.05; 0.002 for 10. With more seeds the patterns
+    are random, they depend on ``seed`` and S alone, the real one counts as one of them, and the smallest p is 2 / 50,000. A row of
+    zeros has p = 1.
+    """
+    # Blocks and batches depend on S alone: the random patterns, and so a row's p, do not change with the other rows.
+    num_seeds = rows.shape[1]
+    blocks = [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]
+    return np.concatenate([np.empty(0), *(_p_values(block, max(1, _MAX_HELD // (_ROWS_AT_ONCE * num_seeds)), seed) for block in blocks)])
+
+
+def _p_values(rows: Array, batch: int, seed: int) -> Array:
+    result = stats.permutation_test(
+        (rows,),
+        _mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=NUM_FLIPS,
+        batch=batch,
+        alternative="two-sided",
+        axis=1,
+        rng=np.random.default_rng(derive_seed(seed, "sign flips")),
+    )
+    return np.asarray(result.pvalue, dtype=np.float64)
+
+
+def _mean(values: Array, axis: int) -> Any:
+    return values.mean(axis=axis)
+
+
+def holm(p_values: Array) -> Array:
+    """Holm's step-down correction of ``p_values`` (R,), in their order: the chance of any false alarm among all R stays below p.
+
+    The k-th smallest is multiplied by R - k + 1, never falls below the corrected one before it and never exceeds 1. Holm 1979,
+    "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6:65.
+    """
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(p_values), 0, -1)
+    corrected = np.empty_like(p_values)
+    corrected[order] = np.minimum(np.maximum.accumulate(factors * p_values[order]), 1)
+    return corrected

@@ -1,0 +1,192 @@
+"""What the points table says: means with intervals, paired comparisons, ranks.
+
+Every function takes the points table (:data:`~genrep_dist.evaluation.metrics.POINTS_SCHEMA`) and the methods to judge, and returns a
+table whose metrics stand in the order of METRICS and whose methods stand in the order given. A method that lacks a metric altogether is
+absent from that metric's rows; one that lacks some of its seeds or points is refused (see :func:`~genrep_dist.evaluation.designs.designs`
+for all that is refused). With one seed nothing is known about another network: intervals, p-values, shares and ranks are null.
+
+``seed`` starts the bootstrap and the permutation test. All methods share the draws, so that no number of a method, or of a pair, depends
+on which others are there, but for those that are about all of them: ``p_holm``, ``mean_rank`` and ``share_best``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+import polars as pl
+
+from genrep_dist.errors import NotCommittedError
+from genrep_dist.evaluation.designs import Design, designs
+from genrep_dist.evaluation.intervals import Array, clustered_intervals, pooled_half_width, resampled_means, two_way_intervals
+from genrep_dist.evaluation.metrics import METRICS
+from genrep_dist.evaluation.significance import holm, sign_flip_p_values
+
+METRICS_TABLE_SCHEMA: dict[str, type[pl.DataType]] = {
+    "metric": pl.String,
+    "method": pl.String,
+    "mean": pl.Float64,
+    "ci95_pooled": pl.Float64,  # half-width
+    "ci95_clustered_low": pl.Float64,
+    "ci95_clustered_high": pl.Float64,
+    "ci95_two_way_low": pl.Float64,
+    "ci95_two_way_high": pl.Float64,
+    "num_seeds": pl.Int64,
+    "num_points": pl.Int64,  # test points of each seed; 1 for a metric about none
+}
+COMPARISONS_SCHEMA: dict[str, type[pl.DataType]] = {
+    "metric": pl.String,
+    "method": pl.String,
+    "baseline": pl.String,
+    "mean": pl.Float64,
+    "ci95_low": pl.Float64,
+    "ci95_high": pl.Float64,
+    "p_value": pl.Float64,
+    "p_holm": pl.Float64,
+    "num_seeds": pl.Int64,
+    "num_points": pl.Int64,
+}
+RANKS_SCHEMA: dict[str, type[pl.DataType]] = {"metric": pl.String, "method": pl.String, "other": pl.String, "share": pl.Float64}
+BEST_SCHEMA: dict[str, type[pl.DataType]] = {
+    "metric": pl.String,
+    "method": pl.String,
+    "mean_rank": pl.Float64,
+    "share_best": pl.Float64,
+}
+_ROUNDING = 1e-12  # means that differ by less than this share of the largest number behind them are tied
+
+
+def metrics_table(points: pl.DataFrame, methods: Sequence[str], *, seed: int = 0) -> pl.DataFrame:
+    """One row a (metric, method), columns as in :data:`METRICS_TABLE_SCHEMA`.
+
+    ``mean`` is over the seeds' means. The intervals are those of :mod:`genrep_dist.evaluation.intervals`; the two-way one is null unless
+    all seeds have the same test points, at least two.
+    """
+    rows: list[tuple[object, ...]] = []
+    for metric, of_method in designs(points, methods).items():
+        per_seed = np.stack([design.per_seed for design in of_method.values()])
+        clustered = _ends(clustered_intervals(per_seed, seed=seed), len(of_method))
+        crossed = next(iter(of_method.values())).is_crossed
+        boxes = np.stack([design.values for design in of_method.values()])
+        two_way = _ends(two_way_intervals(boxes, seed=seed) if crossed else None, len(of_method))
+        for row, (method, design) in enumerate(of_method.items()):
+            half_width = pooled_half_width(design.values)
+            rows.append((metric, method, float(per_seed[row].mean()), half_width, *clustered[row], *two_way[row], *design.values.shape))
+    return pl.DataFrame(rows, schema=METRICS_TABLE_SCHEMA, orient="row")
+
+
+def comparisons(points: pl.DataFrame, methods: Sequence[str], baselines: Sequence[str], *, seed: int = 0) -> pl.DataFrame:
+    """One row a (metric, method, baseline) with method != baseline, columns as in :data:`COMPARISONS_SCHEMA`.
+
+    ``mean`` is method minus baseline, paired over (seed, test point), in the metric's unit: whether positive is good is the metric's to
+    say. Its interval is the seed-clustered one; ``p_value`` is :func:`~genrep_dist.evaluation.significance.sign_flip_p_values` of the
+    seeds' mean differences, at least 2 / 2^S; ``p_holm`` is corrected for all rows of its metric. The two can disagree at the edge:
+    interval and test make different assumptions. A baseline that lacks a metric has no rows there.
+
+    Raises NotCommittedError for a baseline that is neither one of ``methods`` nor in ``points``.
+    """
+    known = dict.fromkeys([*methods, *sorted(points["method"].unique())])
+    for baseline in baselines:
+        if baseline not in known:
+            raise NotCommittedError(
+                f"no method {baseline} to compare with",
+                where="the points table",
+                expected="a method that was judged",
+                got=", ".join(known) or "none",
+                remedy="run the experiment again with this method",
+            )
+    rows: list[tuple[object, ...]] = []
+    for metric, of_method in designs(points, list(known)).items():
+        pairs = [(m, b) for m in dict.fromkeys(methods) for b in dict.fromkeys(baselines) if m != b and m in of_method and b in of_method]
+        if not pairs:
+            continue
+        differences = np.stack([(of_method[m].values - of_method[b].values).mean(axis=1) for m, b in pairs])
+        ends = _ends(clustered_intervals(differences, seed=seed), len(pairs))
+        p_values, corrected = _significance(differences, seed)
+        shape = of_method[pairs[0][0]].values.shape
+        rows.extend(
+            (metric, *pair, float(differences[row].mean()), *ends[row], p_values[row], corrected[row], *shape)
+            for row, pair in enumerate(pairs)
+        )
+    return pl.DataFrame(rows, schema=COMPARISONS_SCHEMA, orient="row")
+
+
+def ranks(points: pl.DataFrame, methods: Sequence[str], *, seed: int = 0) -> pl.DataFrame:
+    """One row a (metric, method, other) with method != other: metric, method, other, share.
+
+    ``share``: in which share of the bootstrap draws of seeds ``method`` is better than ``other``; ties count half. The shares of a pair
+    add up to 1. It is no p-value and not the chance of being better: it says how stable the order is under another draw of networks.
+    """
+    rows: list[tuple[object, ...]] = []
+    for metric, of_method in designs(points, methods).items():
+        shares = _shares(metric, of_method, seed)
+        rows.extend((metric, method, other, shares.get((method, other))) for method in of_method for other in of_method if method != other)
+    return pl.DataFrame(rows, schema=RANKS_SCHEMA, orient="row")
+
+
+def best(points: pl.DataFrame, methods: Sequence[str], *, seed: int = 0) -> pl.DataFrame:
+    """One row a (metric, method): metric, method, mean_rank, share_best, from the draws of :func:`ranks`.
+
+    ``mean_rank``: average over the draws of the method's rank, 1 is best; ties share their average rank. ``share_best``: share of the
+    draws in which it is best of all; a tie of k methods counts 1/k for each.
+    """
+    rows: list[tuple[object, ...]] = []
+    for metric, of_method in designs(points, methods).items():
+        shares = _shares(metric, of_method, seed)
+        leading = _leading(metric, of_method, seed)
+        for method in of_method:
+            lost = [1 - shares[method, other] for other in of_method if other != method and shares]
+            rows.append((metric, method, 1 + math.fsum(lost) if leading else None, leading.get(method)))
+    return pl.DataFrame(rows, schema=BEST_SCHEMA, orient="row")
+
+
+def _ends(intervals: Array | None, num_rows: int) -> list[tuple[float | None, float | None]]:
+    if intervals is None:
+        return [(None, None)] * num_rows
+    return [(float(low), float(high)) for low, high in intervals]
+
+
+def _significance(differences: Array, seed: int) -> tuple[list[float | None], list[float | None]]:
+    if differences.shape[1] < 2:
+        return [None] * len(differences), [None] * len(differences)
+    p_values = sign_flip_p_values(differences, seed=seed)
+    return p_values.tolist(), holm(p_values).tolist()
+
+
+def _better(metric: str, of_method: Mapping[str, Design]) -> dict[str, Array]:
+    """Each method's per-seed means (S,), signed so that larger is better; nothing with one seed."""
+    sign = 1.0 if METRICS[metric].better == "larger" else -1.0
+    return {method: sign * design.per_seed for method, design in of_method.items() if len(design.seeds) > 1}
+
+
+def _shares(metric: str, of_method: Mapping[str, Design], seed: int) -> dict[tuple[str, str], float]:
+    """The share of draws in which a method is better than another, by (method, other).
+
+    From each pair's own difference, so that no third method matters; nothing with one seed.
+    """
+    per_seed = _better(metric, of_method)
+    pairs = list(combinations(sorted(per_seed), 2))
+    if not pairs:
+        return {}
+    differences = np.stack([per_seed[first] - per_seed[second] for first, second in pairs])
+    rounding = [_ROUNDING * max(np.abs(per_seed[first]).max(), np.abs(per_seed[second]).max()) for first, second in pairs]
+    shares: dict[tuple[str, str], float] = {}
+    drawn = (draws for block in resampled_means(differences, seed=seed) for draws in block)
+    for (first, second), draws, limit in zip(pairs, drawn, rounding, strict=True):
+        share = float(((draws > limit).sum() + (draws >= -limit).sum()) / (2 * len(draws)))
+        shares[first, second], shares[second, first] = share, 1 - share
+    return shares
+
+
+def _leading(metric: str, of_method: Mapping[str, Design], seed: int) -> dict[str, float]:
+    """The share of draws in which each method is best of all, by method."""
+    per_seed = _better(metric, of_method)
+    if not per_seed:
+        return {}
+    names = sorted(per_seed)
+    rows = np.stack([per_seed[name] for name in names])
+    means = np.concatenate(list(resampled_means(rows, seed=seed)))
+    ahead = means >= means.max(axis=0) - _ROUNDING * np.abs(rows).max()
+    return dict(zip(names, (ahead / ahead.sum(axis=0)).mean(axis=1).tolist(), strict=True))
