@@ -2,50 +2,91 @@
 
 from __future__ import annotations
 
+import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import polars as pl
 
+from genrep_dist.config import BrittlenessSection, DeletionSection, Experiment, LdsSection, LooSection
+from genrep_dist.evaluation.deletion import IDENTITY
+from genrep_dist.evaluation.judged import Judged
 from genrep_dist.evaluation.statistics import curves
 from genrep_dist.problems.protocol import Recipe
-from genrep_dist.report.figures import deletion_figure
+from genrep_dist.report.examples import examples
+from genrep_dist.report.figures import deletion_figure, inspection_figure
+from genrep_dist.report.latex import latex
+from genrep_dist.report.markdown import markdown
 from genrep_dist.report.page import ReportData, html_page
-from genrep_dist.report.tables import markdown_table, signs_of
-from genrep_dist.results import Run
+from genrep_dist.report.tables import RANDOM, Table, signs_of, tables
+from genrep_dist.report.verdict import MINUS, verdict
+
+if TYPE_CHECKING:
+    from genrep_dist.results import Run
 
 LIBRARIES = ("genrep-dist", "torch", "numpy", "ray", "zarr", "polars")
 
 
-def report_data(run: Run, summary: pl.DataFrame, deletion: pl.DataFrame) -> ReportData:
-    """Everything that the report of ``run`` shows: its results, and from the store how they were measured."""
+def report_data(
+    run: Run,
+    summary: pl.DataFrame,
+    deletion: pl.DataFrame,
+    judged: Judged | None = None,
+    *,
+    more_facts: Mapping[str, str] | None = None,
+) -> ReportData:
+    """Everything that the report of ``run`` shows: its results, and from the store how they were measured.
+
+    ``more_facts``: what the walk decided on its way (stopping, tuning), label to plain text.
+    """
+    experiment, judged = run.plan.experiment, judged or Judged()
+    found = verdict(summary, deletion, judged, declared=experiment.baseline)
+    contrast = [name for name in (found.best, RANDOM) if name in experiment.methods]
     return ReportData(
         title=f"{run.name}: which attributions survive retraining",
         summary=summary,
         deletion=deletion,
-        facts=facts(run),
+        facts=facts(run, judged, more_facts),
         warnings=run.plan.warnings,
-        config_yaml=run.plan.experiment.to_yaml(),
+        config_yaml=experiment.to_yaml(),
+        judged=judged,
+        examples=examples(run, list(dict.fromkeys(contrast)), seed=experiment.seeds[0], texts=getattr(run.bench.problem, "texts", None)),
+        blocks=experiment.blocks,
+        declared=experiment.baseline,
     )
 
 
-def report_files(run: Run, summary: pl.DataFrame, deletion: pl.DataFrame) -> dict[str, bytes]:
-    """File name -> content of all that a reader gets: table.md, report.html and the curves as PNG."""
-    data = report_data(run, summary, deletion)
-    files = {"table.md": _tables(run, summary).encode(), "report.html": html_page(data).encode()}
-    means = curves(data.deletion)
+def report_files(
+    run: Run,
+    summary: pl.DataFrame,
+    deletion: pl.DataFrame,
+    judged: Judged | None = None,
+    *,
+    more_facts: Mapping[str, str] | None = None,
+) -> dict[str, bytes]:
+    """File name -> content of all that a reader gets: table.md, table.tex, report.html and the curves as PNG.
+
+    ``judged``: all that was measured beside the deletion curves; None: nothing. ``more_facts`` as in :func:`report_data`.
+    """
+    return data_files(report_data(run, summary, deletion, judged, more_facts=more_facts))
+
+
+def data_files(data: ReportData) -> dict[str, bytes]:
+    """The files of :func:`report_files`, from the data that they show."""
+
+    def made(minus: str) -> list[Table]:
+        return tables(data.summary, data.judged, blocks=data.blocks, baseline=data.declared, random=data.baseline, minus=minus)
+
+    methods = data.summary["method"].to_list()
+    files = {"table.md": markdown(made("-")).encode(), "table.tex": latex(made(MINUS)).encode(), "report.html": html_page(data).encode()}
+    means = curves(data.deletion, seed=data.bootstrap_seed)
     for sign in signs_of(data.summary):
-        files[f"curves_{sign}.png"] = deletion_figure(means, methods=data.summary["method"].to_list(), sign=sign, image="png")
+        files[f"curves_{sign}.png"] = deletion_figure(means, methods=methods, sign=sign, baseline=data.baseline, image="png")
+    if data.judged.inspection.height:
+        files["inspection.png"] = inspection_figure(data.judged.inspection, methods=methods, baseline=data.baseline, image="png")
     return files
-
-
-def _tables(run: Run, summary: pl.DataFrame) -> str:
-    """One Markdown table, or one for each block that the experiment declares."""
-    blocks = run.plan.experiment.blocks
-    if not blocks:
-        return markdown_table(summary)
-    return "\n".join(f"### {title}\n\n{markdown_table(block_of(summary, methods))}" for title, methods in blocks.items())
 
 
 def block_of(summary: pl.DataFrame, methods: Sequence[str]) -> pl.DataFrame:
@@ -53,7 +94,7 @@ def block_of(summary: pl.DataFrame, methods: Sequence[str]) -> pl.DataFrame:
     return pl.DataFrame({"method": methods}).join(summary, on="method", how="left", maintain_order="left").select(summary.columns)
 
 
-def facts(run: Run) -> dict[str, str]:
+def facts(run: Run, judged: Judged, more_facts: Mapping[str, str] | None = None) -> dict[str, str]:
     """How the numbers were measured, label to value, in the order shown."""
     plan, experiment = run.plan, run.plan.experiment
     recipe, shape, deletion = Recipe(**plan.keys.recipe), plan.shape, experiment.deletion
@@ -66,11 +107,16 @@ def facts(run: Run) -> dict[str, str]:
         "Recipe": _recipe_text(recipe),
         "Explained number": _target_text(run),
         "Networks x test points": f"{len(experiment.seeds)} x {experiment.num_test_points}",
-        "Removed shares": ", ".join(f"{100 * fraction:g} %" for fraction in deletion.fractions) + "; the AUC is their mean",
-        "Retrain policy": _policy_text(deletion.retrain),
+        "Removed": _removals_text(deletion) + "; the AUC is their mean",
+        "Retrain policy": _policy_text(deletion),
+        **_other_metrics(experiment, len(run.flipped_ids())),
         "Models trained": f"{costs['originals']:,} originals, {costs['unique']:,} retrainings for {costs['asked']:,} removals asked for",
         "Training time": f"{costs['seconds']:,.0f} s of one worker in all, {costs['seconds_per_model']:.2f} s a model",
     }
+    spread = replicate_spread(judged.replicates)
+    if spread is not None:
+        found["Replicates"] = f"the change of one retrained prediction has a standard deviation of {spread:.3g} around its set's mean"
+    found |= more_facts or {}
     accuracy = training["test_accuracy"].drop_nulls()
     if len(accuracy):
         found["Test accuracy of the originals"] = f"mean {100 * float(accuracy.mean()):.1f} %, lowest {100 * float(accuracy.min()):.1f} %"  # type: ignore[arg-type]
@@ -88,6 +134,16 @@ def facts(run: Run) -> dict[str, str]:
     return found
 
 
+def replicate_spread(replicates: pl.DataFrame) -> float | None:
+    """Pooled standard deviation of ``delta`` over the replicates of one removal, in logits; None without two replicates of any."""
+    groups = replicates.sort(*IDENTITY, "replicate").group_by(IDENTITY, maintain_order=True)
+    variances = groups.agg(degrees=pl.len().cast(pl.Int64) - 1, variance=pl.col("delta").var()).filter(pl.col("degrees") > 0)
+    if not variances.height:
+        return None
+    squares = math.fsum((variances["variance"] * variances["degrees"]).to_list())
+    return math.sqrt(squares / int(variances["degrees"].sum()))
+
+
 def _recipe_text(recipe: Recipe) -> str:
     extras = [f"{name.replace('_', ' ')} {value:g}" for name in ("momentum", "weight_decay") if (value := getattr(recipe, name))]
     kind = "SGD with " + " and ".join(extras) if extras else "plain SGD"
@@ -101,5 +157,29 @@ def _target_text(run: Run) -> str:
     return "the raw logit of the class that the original model predicts" if output == "predicted" else f"the raw logit of class {output}"
 
 
-def _policy_text(policy: str) -> str:
-    return "same initialisation and order (common random numbers)" if policy == "same" else "fresh initialisation and order"
+def _other_metrics(experiment: Experiment, num_flipped: int) -> dict[str, str]:
+    """How each metric beside the deletion curves was measured."""
+    found = {}
+    lds, loo, brittleness, flips = experiment.lds, experiment.loo, experiment.brittleness, experiment.problem.flip_labels
+    if lds is not None:
+        found["LDS"] = f"{lds.subsets} subsets a network, each {100 * lds.fraction:g} % of the training set; {_policy_text(lds)}"
+    if loo is not None:
+        found["LOO correlation"] = f"{loo.samples} samples a network, each left out once; {_policy_text(loo)}"
+    if brittleness is not None:
+        found["Brittleness"] = f"removed: {_removals_text(brittleness)}; {_policy_text(brittleness)}"
+    if flips is not None:
+        found["Flipped labels"] = f"{num_flipped:,} training samples ({100 * flips.share:g} %), the same for all networks"
+    return found
+
+
+def _removals_text(section: DeletionSection | BrittlenessSection) -> str:
+    if section.counts is not None:
+        return ", ".join(f"{count:,}" for count in section.counts) + " samples"
+    return ", ".join(f"{100 * fraction:g} %" for fraction in section.fractions) + " of the training set"
+
+
+def _policy_text(section: DeletionSection | BrittlenessSection | LdsSection | LooSection) -> str:
+    if section.retrain == "same":
+        return "same initialisation and order (common random numbers)"
+    times = f", {section.replicates} times; their mean counts" if section.replicates > 1 else ""
+    return f"fresh initialisation and order{times}"

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 
 import jinja2
 import polars as pl
 from markupsafe import Markup
 
-from genrep_dist.evaluation.statistics import by_seed, curves
-from genrep_dist.report.figures import deletion_figure, seeds_figure
-from genrep_dist.report.styles import INK
-from genrep_dist.report.tables import EXPLANATION, HEADINGS, INTERVALS, signs_of, table_rows
+from genrep_dist.evaluation.judged import Judged
+from genrep_dist.report import sections
+from genrep_dist.report.examples import Example
+from genrep_dist.report.tables import RANDOM, Table, tables
 from genrep_dist.report.verdict import MINUS, Verdict, verdict
 
 _TEMPLATES = files("genrep_dist.report") / "templates"
@@ -24,10 +23,11 @@ _TEMPLATES = files("genrep_dist.report") / "templates"
 class ReportData:
     """All that the page shows. Texts are plain; the page escapes them.
 
-    ``summary`` and ``deletion`` as :mod:`genrep_dist.evaluation` returns them. ``facts``: how this was measured, label to value, in
-    the order shown (problem, recipe, target, retrain policy, seeds, points, fractions, retrainings, seconds, versions, digests).
-    ``warnings``: what limits the reading, each a sentence or two. ``config_yaml``: the resolved experiment, shown folded.
-    ``baseline``: the method that all are held against. ``bootstrap_seed``: as given to ``summarise``.
+    ``summary``, ``deletion`` and ``judged`` as :mod:`genrep_dist.evaluation` returns them. ``facts``: how this was measured, label to
+    value, in the order shown (problem, recipe, target, retrain policy, seeds, points, fractions, retrainings, seconds, versions,
+    digests). ``warnings``: what limits the reading, each a sentence or two. ``config_yaml``: the resolved experiment, shown folded.
+    ``baseline``: random removal's name. ``declared``: the experiment's own baseline. ``blocks``: how tables are divided.
+    ``bootstrap_seed``: as given to ``summarise``.
     """
 
     title: str
@@ -36,85 +36,58 @@ class ReportData:
     facts: Mapping[str, str]
     warnings: Sequence[str] = ()
     config_yaml: str = ""
-    baseline: str = "random"
+    judged: Judged = field(default_factory=Judged)
+    examples: Sequence[Example] = ()
+    blocks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    baseline: str = RANDOM
+    declared: str | None = None
     bootstrap_seed: int = 0
 
 
-@dataclass(frozen=True)
-class _Section:
-    """The two figures of one sign, ready to go into the page."""
-
-    heading: str
-    explanation: str
-    caption: str
-    curves: Markup
-    seeds: Markup
-    curves_text: str
-    seeds_text: str
-
-
 def html_page(data: ReportData) -> str:
-    """The whole report as one HTML document (UTF-8), with style and figures inside.
+    """The whole report as one HTML document (UTF-8), with style, figures and pictures inside.
 
-    It opens with the verdict, then warnings, the table, the curves and the networks, and ends with how it was measured. Equal data
-    give an equal page. Raises NotCommittedError when there is nothing to report.
+    It opens with the verdict, then warnings, the tables, the curves, the networks, the other metrics, the ranks, what methods cost
+    and examples, and ends with how it was measured. Equal data give an equal page. Raises NotCommittedError when there is nothing
+    to report.
     """
-    found = verdict(data.summary, data.deletion, baseline=data.baseline, seed=data.bootstrap_seed)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_TEMPLATES.joinpath("report.html").read_text(encoding="utf-8"))
-    return template.render(
+    found = report_verdict(data)
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: _TEMPLATES.joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(
         title=data.title,
         style=Markup(_TEMPLATES.joinpath("report.css").read_text(encoding="utf-8")),  # noqa: S704 - the package's own file
         verdict=found,
         warnings=data.warnings,
-        signs=[HEADINGS[sign] for sign in signs_of(data.summary)],
-        rows=table_rows(data.summary, minus=MINUS),
-        notes=[EXPLANATION[sign] for sign in signs_of(data.summary)] + [INTERVALS],
-        sections=_sections(data),
+        tables=_with_notes(
+            tables(data.summary, data.judged, blocks=data.blocks, baseline=data.declared, random=data.baseline, minus=MINUS)
+        ),
+        deletions=sections.deletions(data.summary, data.deletion, data.judged, data.baseline, data.bootstrap_seed),
+        metrics=sections.other_metrics(data.summary, data.judged, data.baseline),
+        inspection=sections.inspection(data.summary, data.judged, data.baseline),
+        matrices=sections.rank_matrices(data.summary, data.judged),
+        costs=sections.costs(data.summary, data.judged),
+        examples=sections.shown_examples(data.examples),
         facts=data.facts,
         config_yaml=data.config_yaml,
     )
 
 
+def _with_notes(found: Sequence[Table]) -> list[tuple[Table, list[str]]]:
+    """Each table with its notes; on one page a note that several tables share stands below the first of them."""
+    seen: set[str] = set()
+    shown = []
+    for table in found:
+        shown.append((table, [note for note in table.notes if note not in seen]))
+        seen |= set(table.notes)
+    return shown
+
+
 def report_verdict(data: ReportData) -> Verdict:
     """The sentences with which the page opens, for a terminal or a log."""
-    return verdict(data.summary, data.deletion, baseline=data.baseline, seed=data.bootstrap_seed)
-
-
-def _sections(data: ReportData) -> list[_Section]:
-    methods = data.summary["method"].to_list()
-    means = curves(data.deletion, seed=data.bootstrap_seed)
-    seeds = by_seed(data.deletion)
-    one_network = data.deletion["seed"].n_unique() < 2
-    sections = []
-    for sign in signs_of(data.summary):
-        effect = "rise" if sign == "negative" else "fall"
-        band = "" if one_network else " Bands: 95% interval of each point, bootstrap over networks."
-        sections.append(
-            _Section(
-                heading=HEADINGS[sign],
-                explanation=f"Leaving out the {sign} samples that a method names should make the curve {effect}.",
-                caption="Change of the prediction (DEL) against the share of the training set that was left out; mean over networks and "
-                f"test points.{band}",
-                curves=_inline(deletion_figure(means, methods=methods, sign=sign, baseline=data.baseline, image="svg"), f"{sign}-curves"),
-                seeds=_inline(seeds_figure(seeds, data.summary, sign=sign, baseline=data.baseline, image="svg"), f"{sign}-seeds"),
-                curves_text=f"Deletion curves, {sign} samples removed. The table above has their areas.",
-                seeds_text=f"Area under the deletion curve of each network, {sign} samples removed.",
-            )
-        )
-    return sections
-
-
-def _inline(svg: bytes, prefix: str) -> Markup:
-    """A figure of this package as an element of the page: ids made unique, ink in the page's own colour, size left to the page.
-
-    Only the text of :mod:`genrep_dist.report.figures` comes here; it draws names as outlines and escapes them in comments.
-    """
-    text = svg.decode("utf-8")
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r'<svg \1aria-hidden="true" focusable="false"', text, count=1)
-    text = re.sub(r'(\bid=")', rf"\1{prefix}-", text)
-    text = re.sub(r'((?:xlink:)?href="#)', rf"\1{prefix}-", text)
-    text = re.sub(r"(url\(#)", rf"\1{prefix}-", text)
-    return Markup(text.replace(INK, "currentColor"))  # noqa: S704 - drawn here, names are outlines
+    return verdict(data.summary, data.deletion, data.judged, baseline=data.baseline, declared=data.declared, seed=data.bootstrap_seed)

@@ -15,8 +15,10 @@ from typing import Any
 import polars as pl
 
 from genrep_dist.errors import NonFiniteError, StoreError
+from genrep_dist.evaluation.judged import empty
 
 SIGNS = ("negative", "positive")
+RANDOM = "random"
 MAX_PARAMETER = 500
 """Characters; longer values would be cut silently, and are in ``config.yaml`` whole."""
 _PARAMETER_NAME = re.compile(r"[A-Za-z0-9_\-. :/]{1,250}")
@@ -28,7 +30,8 @@ class Publication:
 
     ``experiment`` its name, ``problem`` the name of its problem, ``plan_digest`` what identifies it, ``config_yaml`` the resolved
     experiment, ``parameters`` its fields flattened to text. ``summary``, ``curves`` and ``by_seed`` as
-    :mod:`genrep_dist.evaluation.statistics` returns them. ``artifacts``: path inside the run ("report.html", "figures/a.png") to
+    :mod:`genrep_dist.evaluation.statistics` returns them; ``metrics`` and ``comparisons`` as in
+    :data:`genrep_dist.evaluation.judged.SCHEMAS`. ``artifacts``: path inside the run ("report.html", "figures/a.png") to
     content; ``config.yaml`` is added. ``tags``: more tags of the experiment. ``diagnostics``: method to (name, value, seed), what its
     solvers certified.
 
@@ -43,6 +46,8 @@ class Publication:
     summary: pl.DataFrame
     curves: pl.DataFrame
     by_seed: pl.DataFrame
+    metrics: pl.DataFrame = field(default_factory=lambda: empty("metrics"))
+    comparisons: pl.DataFrame = field(default_factory=lambda: empty("comparisons"))
     artifacts: Mapping[str, bytes] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     diagnostics: Mapping[str, Sequence[tuple[str, float, int]]] = field(default_factory=dict)
@@ -81,8 +86,10 @@ def method_runs(publication: Publication) -> list[MethodRun]:
 
     Measurements, for each sign that was measured: ``auc_del_{sign}``, ``..._ci95_low`` and ``..._ci95_high`` (clustered),
     ``..._ci95_pooled`` (half-width); the curve ``del_{sign}`` over percent removed; ``auc_del_{sign}_by_seed`` over seeds; and
-    ``num_seeds``, ``num_points``; and the diagnostics over seeds. What is null (the intervals of one seed) is left out. Steps are
-    whole numbers: where the removed fractions are no whole percents, the curve is ``del_{sign}_ppm`` over parts per million.
+    ``num_seeds``, ``num_points``; and the diagnostics over seeds. For each other metric ``{metric}``, ``..._ci95_low`` and
+    ``..._ci95_high`` (clustered); for each metric ``{metric}_p_vs_random``, the Holm-corrected p-value of the difference from random
+    removal, as in the report. What is null (the intervals of one seed) is left out. Steps are whole numbers: where the removed
+    fractions are no whole percents, the curve is ``del_{sign}_ppm`` over parts per million.
 
     Raises NonFiniteError for a NaN or Inf, so that none is ever logged.
     """
@@ -140,10 +147,25 @@ def _measurements(publication: Publication, row: Mapping[str, Any]) -> Iterator[
         yield from _curve(f"del_{sign}", publication.curves.filter(chosen).sort("fraction"))
         for seed, auc in publication.by_seed.filter(chosen).sort("seed").select("seed", "auc").iter_rows():
             yield Measurement(f"{area}_by_seed", auc, seed)
+    yield from _other_metrics(publication, row)
     for name, value, seed in publication.diagnostics.get(row["method"], ()):
         yield Measurement(name, value, seed)
     yield Measurement("num_seeds", float(row["num_seeds"]))
     yield Measurement("num_points", float(row["num_points"]))
+
+
+def _other_metrics(publication: Publication, row: Mapping[str, Any]) -> Iterator[Measurement]:
+    """What the summary does not hold: the metrics beside the deletion areas, and every metric's p-value."""
+    mine = pl.col("method") == row["method"]
+    for record in publication.metrics.filter(mine).sort("metric").iter_rows(named=True):
+        metric = record["metric"]
+        columns = {metric: "mean", f"{metric}_ci95_low": "ci95_clustered_low", f"{metric}_ci95_high": "ci95_clustered_high"}
+        for name, column in columns.items():
+            if metric not in row and record[column] is not None:
+                yield Measurement(name, record[column])
+    tested = publication.comparisons.filter(mine & (pl.col("baseline") == RANDOM) & pl.col("p_holm").is_not_null())
+    for metric, p in tested.sort("metric").select("metric", "p_holm").iter_rows():
+        yield Measurement(f"{metric}_p_vs_random", p)
 
 
 def _curve(name: str, rows: pl.DataFrame) -> Iterator[Measurement]:

@@ -7,10 +7,14 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 
+from genrep_dist.evaluation.judged import Judged
 from genrep_dist.evaluation.statistics import by_seed, curves, summarise
-from genrep_dist.report.figures import Format, deletion_figure, seeds_figure
+from genrep_dist.report.canvas import Format
+from genrep_dist.report.figures import deletion_figure, inspection_figure, metric_figure
 from genrep_dist.report.styles import styles
+from genrep_dist.report.tables import all_metrics
 from tests.evaluation.examples import METHODS, Labels, synthetic_deletion
+from tests.report import synthetic
 
 NAMES = [method.name for method in METHODS]
 HOSTILE = [
@@ -32,7 +36,13 @@ def both(image: Format, num_seeds: int = 4, names: list[str] | None = None, sign
     summary = summarise(deletion, [Labels(name) for name in names])
     return (
         deletion_figure(curves(deletion), methods=names, sign=sign, image=image),
-        seeds_figure(by_seed(deletion), summary, sign=sign, image=image),
+        metric_figure(
+            all_metrics(summary, Judged()),
+            by_seed(deletion).select("method", "seed", value="auc"),
+            metric=f"auc_del_{sign}",
+            methods=names,
+            image=image,
+        ),
     )
 
 
@@ -97,3 +107,42 @@ def test_methods_can_be_told_apart_without_colour() -> None:
 
 def test_the_baseline_does_not_shift_the_others() -> None:
     assert styles(["a", "random", "b"])["b"] == styles(["a", "b"])["b"]
+
+
+def drawn(metric: str = "lds", **changes: object) -> bytes:
+    judged = synthetic.judged(metrics=(metric,))
+    seeds = judged.points.group_by("method", "seed").agg(value=judged.points["value"].first())
+    arguments: dict[str, object] = {"metric": metric, "methods": synthetic.NAMES, "image": "svg", **changes}
+    return metric_figure(judged.metrics, seeds, **arguments)  # type: ignore[arg-type]
+
+
+def test_the_ceiling_and_the_two_way_interval_are_drawn() -> None:
+    assert drawn(ceiling=0.75) != drawn()
+    with_two_way = synthetic.judged(metrics=("lds",)).metrics
+    without = synthetic.judged(metrics=("lds",), two_way=False).metrics
+    seeds = synthetic.judged(metrics=("lds",)).points.head(0).select("method", "seed", "value")
+    lines = [
+        len(
+            [
+                e
+                for e in ET.fromstring(metric_figure(m, seeds, metric="lds", methods=synthetic.NAMES, image="svg")).iter()
+                if "line2d" in e.get("id", "")
+            ]
+        )
+        for m in (with_two_way, without)
+    ]
+    assert lines[0] - lines[1] == len(synthetic.NAMES)
+
+
+def test_methods_without_the_metric_have_no_row() -> None:
+    few = ET.fromstring(drawn("mislabel_auroc"))
+    all_of_them = ET.fromstring(drawn("lds"))
+    ticks = [sum("ytick" in e.get("id", "") for e in picture.iter()) for picture in (few, all_of_them)]
+    assert ticks == [len(synthetic.NAMES) - 1, len(synthetic.NAMES)]
+
+
+def test_inspection_curves() -> None:
+    curves_of = synthetic.judged(metrics=("mislabel_auroc",)).inspection
+    first = inspection_figure(curves_of, methods=synthetic.NAMES, image="png")
+    assert first.startswith(b"\x89PNG")
+    assert inspection_figure(curves_of.reverse(), methods=synthetic.NAMES, image="png") == first

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import polars as pl
 import pytest
 
 from genrep_dist.errors import NotCommittedError
+from genrep_dist.evaluation.judged import Judged
 from genrep_dist.evaluation.statistics import summarise
 from genrep_dist.report.page import ReportData, html_page, report_verdict
 from tests.evaluation.examples import METHODS, Labels, synthetic_deletion
+from tests.report import synthetic
 from tests.report.test_figures import HOSTILE
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -152,6 +155,108 @@ def test_shuffled_rows_give_the_same_page() -> None:
         report.title, report.summary, report.deletion.sample(fraction=1, shuffle=True, seed=1), report.facts, config_yaml=report.config_yaml
     )
     assert html_page(shuffled) == html_page(report)
+
+
+@pytest.fixture(scope="module")
+def full() -> str:
+    return html_page(synthetic.report())
+
+
+def test_everything_measured_is_on_the_page_in_order(full: str) -> None:
+    page = Reader(full)
+    order = [
+        "Holm-corrected p",
+        "of bootstrap draws over seeds",
+        "All methods",
+        "Neural tangent kernel",
+        "noise ceiling",
+        "Deletion curves, AUC-DEL₋",
+        "Networks, AUC-DEL₋",
+        "Deletion curves, AUC-DEL₊",
+        "LOO correlation",
+        "Inspection curves",
+        "Who beats whom",
+        "What each method costs",
+        "Examples",
+        "How this was measured",
+        "After 12 of at most 200 seeds",
+    ]
+    place = 0
+    for part in order:
+        place = page.text.index(part, place)
+    # Curves and networks of two signs, six other metrics, inspection.
+    assert page.tags.count("svg") == 4 + 6 + 1
+
+
+def test_what_was_not_measured_has_no_section() -> None:
+    text = Reader(html_page(data())).text
+    for heading in ("Who beats whom", "What each method costs", "Examples", "Inspection curves", "LDS", "Marks"):
+        assert heading not in text
+
+
+def test_one_seed_with_every_metric_has_neither_ranks_nor_marks() -> None:
+    text = Reader(html_page(synthetic.report(num_seeds=1))).text
+    assert "LOO correlation" in text
+    for heading in ("Who beats whom", "Marks", "Holm", "bootstrap draws", "None"):
+        assert heading not in text
+
+
+def test_shared_notes_stand_once(full: str) -> None:
+    text = Reader(full).text
+    for note in ("Intervals: 95%", "Two-way: 95%", "Marks: better than random"):
+        assert text.count(note) == 1
+
+
+def test_rank_shares_are_shown_and_shaded() -> None:
+    report = synthetic.report(metrics=("auc_del_negative",))
+    reader = Reader(html_page(report))
+    shades = [value for name, value in reader.attributes if name == "style" and "background" in str(value)]
+    assert len(shades) == len(synthetic.NAMES) * (len(synthetic.NAMES) - 1)
+    assert all(re.fullmatch(r"background:rgb\((15 125 194|213 94 0) / 0\.\d{3}\)", str(shade)) for shade in shades)
+    (share,) = report.judged.ranks.filter((pl.col("method") == "tracincp") & (pl.col("other") == "ntk-middle/tracking"))["share"]
+    assert f" {round(100 * share)} " in reader.text
+
+
+def test_pictures_are_inside_the_page_and_flipped_labels_marked(full: str) -> None:
+    sources = [value for name, value in Reader(full).attributes if name == "src"]
+    assert sources
+    assert all(str(source).startswith("data:image/png;base64,iVBOR") for source in sources)
+    assert "image-rendering: pixelated" in full
+    text = Reader(full).text
+    assert "flipped id 3" in text
+    assert "flipped id 2" not in text
+
+
+def test_hostile_sentences_are_shown_and_not_obeyed() -> None:
+    hostile = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</q></li></ul><style>*{display:none}</style>", "{{ 7 * 7 }}"]
+    reader = Reader(html_page(synthetic.report(metrics=("auc_del_negative",), sentences=hostile)))
+    assert not {"script", "img"} & set(reader.tags)
+    assert reader.tags.count("style") == 1 + reader.tags.count("svg")  # matplotlib puts one into each figure
+    assert not any(name.startswith("on") for name, _ in reader.attributes)
+    for sentence in hostile:
+        assert sentence in reader.text
+
+
+def test_rows_of_the_judged_tables_in_any_order_give_the_same_page(full: str) -> None:
+    report = synthetic.report()
+    tables = {
+        name: getattr(report.judged, name)
+        for name in ("points", "metrics", "comparisons", "ranks", "best", "ceilings", "costs", "inspection")
+    }
+    shuffled = Judged(**{name: table.sample(fraction=1, shuffle=True, seed=2) for name, table in tables.items()})
+    assert html_page(replace(report, judged=shuffled)) == full
+
+
+def test_a_full_page_needs_nothing_from_outside(full: str) -> None:
+    reader = Reader(full)
+    for name, value in reader.attributes:
+        assert name not in ("srcset", "action")
+        if name in ("href", "xlink:href"):
+            assert str(value).startswith("#")
+        if name == "src":
+            assert str(value).startswith("data:")
+    ids = [value for name, value in reader.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
 
 
 def test_nothing_to_report_is_an_error() -> None:

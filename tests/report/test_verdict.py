@@ -7,12 +7,13 @@ import polars as pl
 import pytest
 
 from genrep_dist.errors import NotCommittedError
+from genrep_dist.evaluation.judged import SCHEMAS, Judged
 from genrep_dist.evaluation.statistics import summarise
-from genrep_dist.report.verdict import Verdict, verdict
+from genrep_dist.report.verdict import Verdict, p_text, percent, verdict
 from tests.evaluation.examples import Labels, synthetic_deletion
 
 
-def judged(values: dict[str, list[float]], sign: str = "negative") -> Verdict:
+def judged(values: dict[str, list[float]], sign: str = "negative", tables: Judged | None = None, declared: str | None = None) -> Verdict:
     """The verdict on methods whose AUC in each network (two points each) is given."""
     rows = [
         (seed, method, point, sign, 0.1, 1, 0.0, value, value)
@@ -21,7 +22,13 @@ def judged(values: dict[str, list[float]], sign: str = "negative") -> Verdict:
         for point in range(2)
     ]
     deletion = pl.DataFrame(rows, schema=synthetic_deletion(num_seeds=1, num_points=1).columns, orient="row")
-    return verdict(summarise(deletion, [Labels(method) for method in values]), deletion)
+    return verdict(summarise(deletion, [Labels(method) for method in values]), deletion, tables, declared=declared)
+
+
+def compared(*rows: tuple[str, str, float, float, float, float], metric: str = "auc_del_negative", **tables: pl.DataFrame) -> Judged:
+    """Comparisons (method, baseline, mean, low, high, p_holm)."""
+    full = [(metric, method, other, mean, low, high, p / 10, p, 20, 2) for method, other, mean, low, high, p in rows]
+    return Judged(comparisons=pl.DataFrame(full, schema=dict(SCHEMAS["comparisons"]), orient="row"), **tables)
 
 
 NOISE = np.random.default_rng(5).normal(size=(3, 20))
@@ -79,7 +86,7 @@ def test_one_seed_is_said_to_be_one() -> None:
 
 def test_few_seeds_are_said_to_be_few() -> None:
     found = judged({"good": [2.0, 2.5, 1.5], "random": [0.1, 0.0, 0.2]})
-    assert "With 3 seeds the intervals are rough" in found.sentences[-1]
+    assert found.sentences[-1] == "With 3 seeds the intervals are rough."
     assert not any("rough" in sentence for sentence in judged({"good": around(2.0), "random": around(0.0)}).sentences)
 
 
@@ -121,3 +128,100 @@ def test_nothing_to_report() -> None:
     empty: Any = summarise(deletion, [])
     with pytest.raises(NotCommittedError, match="nothing to report"):
         verdict(empty, deletion)
+
+
+FIELD = {"good": around(2.0), "fair": around(1.9, row=1), "random": around(0.1, row=2)}
+
+
+def test_the_verdict_names_the_best_method() -> None:
+    assert judged(FIELD).best == "good"
+    assert judged({"random": around(0.1)}).best == "random"
+    assert judged({"bad": around(-1.0), "random": around(0.1, row=1)}).best == "bad"
+
+
+def test_the_corrected_p_value_decides() -> None:
+    found = judged(FIELD, tables=compared(("good", "random", 1.9, 1.8, 2.0, 0.0004)))
+    assert "1.90 (95% interval 1.80 to 2.00; Holm-corrected p < 0.001)" in found.sentences[0]
+    assert "not established" not in found.headline
+    found = judged(FIELD, tables=compared(("good", "random", 1.9, 1.8, 2.0, 0.0625)))
+    assert "Holm-corrected p = 0.062" in found.sentences[0]
+    assert "excludes zero, but corrected for all comparisons the difference may be chance" in found.sentences[0]
+    assert "and a difference is not established" in found.headline
+    found = judged(FIELD, tables=compared(("good", "random", 1.9, -0.1, 2.0, 0.01)))
+    assert "The test establishes the difference, although its interval includes zero" in found.sentences[0]
+    found = judged(FIELD, tables=compared(("good", "random", 1.9, -0.1, 2.0, 0.5)))
+    assert "This interval includes zero, so the difference may be chance" in found.sentences[0]
+
+
+def test_comparisons_of_another_metric_say_nothing() -> None:
+    assert judged(FIELD, tables=compared(("good", "random", 9.0, 8.0, 9.5, 0.9), metric="lds")).sentences == judged(FIELD).sentences
+
+
+def test_random_is_better_by_its_p_value() -> None:
+    values = {"bad": around(-1.0), "random": around(0.1, row=1)}
+    found = judged(values, tables=compared(("bad", "random", -1.1, -1.2, -1.0, 0.001)))
+    assert "Random removal does better, and not by chance alone" in found.sentences[0]
+
+
+def test_the_declared_baseline() -> None:
+    tables = compared(("good", "random", 1.9, 1.8, 2.0, 0.001), ("good", "fair", 0.1, 0.05, 0.15, 0.003))
+    found = judged(FIELD, tables=tables, declared="fair")
+    assert found.sentences[1].startswith("Against the declared baseline, fair: paired difference 0.10")
+    assert found.sentences[1].endswith("Holm-corrected p = 0.003), which is established.")
+    assert "is the baseline that the experiment declares" in judged(FIELD, declared="good").sentences[1]
+    assert not any("declare" in sentence for sentence in judged(FIELD, declared="random").sentences)
+
+
+def test_the_bootstraps_order() -> None:
+    ranks = pl.DataFrame([("auc_del_negative", "good", "fair", 0.93)], schema=dict(SCHEMAS["ranks"]), orient="row")
+    best = pl.DataFrame([("auc_del_negative", "good", 1.2, 0.999)], schema=dict(SCHEMAS["best"]), orient="row")
+    sentence = next(s for s in judged(FIELD, tables=Judged(ranks=ranks)).sentences if "runner-up" in s)
+    assert sentence.endswith("good beats fair in 93\N{NO-BREAK SPACE}% of bootstrap draws over seeds.")
+    sentence = next(s for s in judged(FIELD, tables=Judged(ranks=ranks, best=best)).sentences if "runner-up" in s)
+    assert sentence.endswith("draws over seeds, and all methods in more than 99\N{NO-BREAK SPACE}%.")
+
+
+def test_what_the_other_metrics_say() -> None:
+    means = [("lds", "good", 0.1), ("lds", "fair", 0.3), ("brittleness_removed", "good", 0.02), ("brittleness_removed", "fair", 0.05)]
+    metrics = pl.DataFrame(
+        [(metric, method, mean, None, None, None, None, None, 20, 2) for metric, method, mean in means],
+        schema=dict(SCHEMAS["metrics"]),
+        orient="row",
+    )
+    sentences = judged(FIELD, tables=Judged(metrics=metrics)).sentences
+    assert "It has the best mean of removed to flip too." in sentences
+    assert "Other metrics have another method in front: LDS fair." in sentences
+    tied = metrics.with_columns(mean=pl.when(pl.col("method") == "good").then(0.3).otherwise(0.1 + 0.2))
+    assert not any("metrics" in s or "best mean" in s for s in judged(FIELD, tables=Judged(metrics=tied)).sentences)
+
+
+def test_seeds_too_few_for_any_p_value_are_said_to_be() -> None:
+    few = {"good": [2.0, 2.1, 2.2, 2.3, 2.4], "random": [0.1, 0.2, 0.0, 0.1, 0.1]}
+    tables = compared(("good", "random", 2.0, 1.9, 2.1, 0.0625))
+    assert "With 5 seeds and one comparison no corrected p-value can be below 0.062." in judged(few, tables=tables).sentences
+    three = {name: values[:3] for name, values in few.items()}
+    assert "With 3 seeds and one comparison every corrected p-value is 1." not in judged(three, tables=tables).sentences
+    two = {name: values[:2] for name, values in few.items()}
+    both = compared(("good", "random", 2.0, 1.9, 2.1, 1.0), ("random", "good", -2.0, -2.1, -1.9, 1.0))
+    assert "With 2 seeds and 2 comparisons every corrected p-value is 1." in judged(two, tables=both).sentences
+    six = {name: [*values, values[0]] for name, values in few.items()}
+    assert not any("corrected p-value" in sentence for sentence in judged(six, tables=tables).sentences)
+    assert not any("corrected p-value" in sentence for sentence in judged(few).sentences)
+
+
+def test_that_p_values_are_corrected_is_said_where_there_are_some() -> None:
+    values = {"a": around(2.0), "b": around(1.0), "c": around(1.5), "random": around(0.0)}
+    assert "Holm" not in judged(values).sentences[-1]
+    assert "(Holm)" in judged(values, tables=compared(("a", "random", 2.0, 1.9, 2.1, 0.001))).sentences[-1]
+
+
+@pytest.mark.parametrize(("p", "text"), [(0.0009, "p < 0.001"), (0.001, "p = 0.001"), (0.0456, "p = 0.046"), (1.0, "p = 1")])
+def test_p_values_as_papers_write_them(p: float, text: str) -> None:
+    assert p_text(p) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(1.0, "100 %"), (0.9999, "more than 99 %"), (0.0, "0 %"), (0.0001, "less than 1 %"), (0.5, "50 %")]
+)
+def test_shares(share: float, text: str) -> None:
+    assert percent(share).replace("\N{NO-BREAK SPACE}", " ") == text

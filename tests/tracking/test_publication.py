@@ -7,7 +7,8 @@ import pytest
 
 from genrep_dist.errors import NonFiniteError, StoreError
 from genrep_dist.tracking.publication import Publication, files_of, method_runs, short_parameters
-from tests.tracking.examples import publication
+from tests.report import synthetic
+from tests.tracking.examples import LABELS, publication
 
 
 def values(made: Publication, name: str, method: str = "ntk-final/tracking") -> dict[int, float]:
@@ -59,6 +60,61 @@ def test_tags_name_the_method() -> None:
         "genrep.importance": "random",
         "genrep.problem": "digits",
     }
+
+
+def with_metrics(num_seeds: int = 3) -> Publication:
+    """Two published methods, compared with random removal and with a baseline of their own."""
+    names = [label.name for label in LABELS]
+    judged = synthetic.judged(num_seeds, names=[*names, "influence-function"])
+    published = [table.filter(pl.col("method").is_in(names)) for table in (judged.metrics, judged.comparisons)]
+    return publication(num_seeds=num_seeds, metrics=published[0], comparisons=published[1])
+
+
+def test_every_other_metric_is_measured_with_its_interval_and_p_value() -> None:
+    made = with_metrics()
+    for row in made.metrics.filter(pl.col("metric") != "auc_del_negative").iter_rows(named=True):
+        metric, method = row["metric"], row["method"]
+        assert values(made, metric, method) == {0: row["mean"]}
+        assert values(made, f"{metric}_ci95_low", method) == {0: row["ci95_clustered_low"]}
+        assert values(made, f"{metric}_ci95_high", method) == {0: row["ci95_clustered_high"]}
+    assert made.comparisons.height
+    for row in made.comparisons.filter(pl.col("baseline") == "random").iter_rows(named=True):
+        assert values(made, f"{row['metric']}_p_vs_random", row["method"]) == {0: row["p_holm"]}
+    assert values(made, "lds_p_vs_random", "random") == {}
+
+
+def test_the_corrected_p_value_is_published() -> None:
+    made = with_metrics()
+    raw = made.comparisons.with_columns(p_value=pl.lit(0.5), p_holm=pl.lit(0.75))
+    assert values(publication(metrics=made.metrics, comparisons=raw), "lds_p_vs_random") == {0: 0.75}
+
+
+def test_a_number_is_published_once_under_its_name() -> None:
+    made = with_metrics()
+    for run in method_runs(made):
+        places = [(m.name, m.step) for m in run.measurements]
+        assert len(places) == len(set(places))
+    row = made.summary.row(0, named=True)
+    assert values(made, "auc_del_negative") == {0: row["auc_del_negative"]}
+
+
+def test_one_seed_has_no_p_values() -> None:
+    made = with_metrics(num_seeds=1)
+    assert len(values(made, "lds")) == 1
+    assert values(made, "lds_ci95_low") == values(made, "lds_p_vs_random") == {}
+
+
+def test_the_order_of_metrics_rows_changes_no_digest() -> None:
+    made = with_metrics()
+    shuffled = publication(metrics=made.metrics.reverse(), comparisons=made.comparisons.reverse())
+    assert [run.digest for run in method_runs(shuffled)] == [run.digest for run in method_runs(made)]
+
+
+def test_a_metric_that_is_none_is_refused() -> None:
+    made = with_metrics()
+    spoilt = made.metrics.with_columns(mean=pl.when(pl.col("metric") == "lds").then(float("inf")).otherwise("mean"))
+    with pytest.raises(NonFiniteError, match="lds"):
+        method_runs(publication(metrics=spoilt))
 
 
 @pytest.mark.parametrize(("table", "column"), [("summary", "auc_del_negative"), ("curves", "mean"), ("by_seed", "auc")])

@@ -1,0 +1,163 @@
+"""A few test points with the training samples that a method names for them, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from genrep_dist.errors import ProblemError
+from genrep_dist.problems.protocol import Dataset
+from genrep_dist.report.pixels import Range, are_images, png
+from genrep_dist.representers.features import outputs as model_outputs
+
+if TYPE_CHECKING:
+    from genrep_dist.results import SeedProblem
+
+NUM_POINTS = 2
+NUM_SAMPLES = 5
+MAX_TEXT = 300
+"""Characters of a sentence that are shown."""
+
+Texts = Callable[[Tensor], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """``picture`` is a PNG, ``text`` a sentence; both None where a sample is neither. ``phi`` is None for a test point."""
+
+    id: int
+    label: str
+    phi: float | None = None
+    flipped: bool = False
+    picture: bytes | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a method names for a test point, strongest first: samples that raise the explained number, and that lower it."""
+
+    method: str
+    raising: tuple[Sample, ...]
+    lowering: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """``prediction`` is what the original model of ``seed`` says of the test point."""
+
+    seed: int
+    point: Sample
+    prediction: str
+    methods: tuple[Named, ...]
+
+
+class Explained(Protocol):
+    """What examples need of a run (see :class:`genrep_dist.results.Run`)."""
+
+    @property
+    def train(self) -> Dataset: ...
+    @property
+    def test(self) -> Dataset: ...
+    def attributions(self, method: str, seed: int) -> npt.NDArray[Any]: ...
+    def test_ids(self, seed: int) -> npt.NDArray[np.int64]: ...
+    def train_ids(self, seed: int) -> npt.NDArray[np.int64]: ...
+    def problem(self, seed: int) -> SeedProblem: ...
+    def flipped_ids(self) -> Collection[int]: ...
+
+
+def examples(
+    run: Explained,
+    methods: Sequence[str],
+    *,
+    seed: int,
+    texts: Texts | None = None,
+    num_points: int = NUM_POINTS,
+    num_samples: int = NUM_SAMPLES,
+) -> tuple[Example, ...]:
+    """The first ``num_points`` test points of ``seed``, so that nobody chose them, each with what ``methods`` name for it.
+
+    ``texts``: ids of samples -> their sentences, the problem's own; where there are none, samples of the form of images become
+    pictures. Ties go to the lowest id. ProblemError when ``texts`` gives anything but one string an id, or cannot tell a shown
+    test point from a training sample of the same id.
+    """
+    drawer = _Drawer(run.train, run.test, texts, frozenset(run.flipped_ids()))
+    model, loss = run.problem(seed).model, run.problem(seed).loss.name
+    train_ids, test_ids = run.train_ids(seed), run.test_ids(seed)[:num_points]
+    phis = {method: run.attributions(method, seed)[:, : len(test_ids)] for method in methods}
+    found = []
+    for column, test_id in enumerate(test_ids.tolist()):
+        named = []
+        for method, phi in phis.items():
+            raising, lowering = strongest(phi[:, column], train_ids, num_samples)
+            shown = [tuple(drawer.training(int(row), float(phi[row, column])) for row in rows) for rows in (raising, lowering)]
+            named.append(Named(method, *shown))
+        point, row = drawer.test(test_id)
+        found.append(Example(seed, point, _prediction(model, run.test.inputs[row : row + 1], loss), tuple(named)))
+    return tuple(found)
+
+
+def strongest(phi: npt.NDArray[Any], ids: npt.NDArray[np.int64], count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows of the ``count`` most positive and of the ``count`` most negative of ``phi`` (N,), strongest first, none of them zero."""
+    falling, rising = np.lexsort((ids, -phi))[:count], np.lexsort((ids, phi))[:count]
+    return falling[phi[falling] > 0], rising[phi[rising] < 0]
+
+
+class _Drawer:
+    """Turns rows of the datasets into samples to be shown."""
+
+    def __init__(self, train: Dataset, test: Dataset, texts: Texts | None, flipped: frozenset[int]) -> None:
+        self.train_data, self.test_data, self.texts, self.flipped = train, test, texts, flipped
+        self.bounds = Range.of(train.inputs) if texts is None and are_images(train.inputs) else None
+
+    def training(self, row: int, phi: float) -> Sample:
+        return self._sample(self.train_data, row, phi, int(self.train_data.ids[row]) in self.flipped)
+
+    def test(self, test_id: int) -> tuple[Sample, int]:
+        """The test point and its row."""
+        if self.texts is not None and bool((self.train_data.ids == test_id).any()):
+            raise ProblemError(
+                "a sentence cannot be found by its id",
+                where=f"problem.texts, id {test_id}",
+                expected="ids that differ between training and test set",
+                got="a training sample and a test point of this id",
+                remedy="number the test samples on from the training samples, or leave out texts()",
+            )
+        row = int((self.test_data.ids == test_id).nonzero()[0, 0])
+        return self._sample(self.test_data, row, None, flipped=False), row
+
+    def _sample(self, data: Dataset, row: int, phi: float | None, flipped: bool) -> Sample:
+        picture = None if self.bounds is None else png(data.inputs[row], self.bounds)
+        text = None if self.texts is None else self._text(self.texts, data.ids[row : row + 1])
+        return Sample(int(data.ids[row]), _label(data.targets[row]), phi, flipped, picture, text)
+
+    def _text(self, texts: Texts, ids: Tensor) -> str:
+        found: object = texts(ids)
+        if isinstance(found, str) or not isinstance(found, Sequence) or [type(text) for text in found] != [str]:
+            raise ProblemError(
+                "the problem's texts are of another form", where="problem.texts", expected="one string for each id", got=repr(found)[:80]
+            )
+        text = " ".join(str(found[0]).split())
+        return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+
+
+def _label(target: Tensor) -> str:
+    values = target.reshape(-1).tolist()
+    text = ", ".join(f"{value:g}" for value in values)
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+def _prediction(model: torch.nn.Module, inputs: Tensor, loss: str) -> str:
+    with torch.no_grad():
+        logits = model_outputs(model, inputs)[0]
+    if len(logits) > 1:
+        chosen = int(logits.argmax())
+        return f"class {chosen}, logit {float(logits[chosen]):.3g}"
+    value = f"{float(logits[0]):.3g}"
+    return f"class {int(logits[0] > 0)}, logit {value}" if loss == "logistic" else value

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from genrep_dist.errors import ProblemError
+from genrep_dist.problems.protocol import Dataset
+from genrep_dist.report.examples import MAX_TEXT, Texts, examples, strongest
+from genrep_dist.report.pixels import LARGEST_SIDE, Range, are_images, png
+from genrep_dist.representers.losses import get_loss
+
+
+@dataclass
+class FakeSeed:
+    model: nn.Module
+    loss: Any
+    train: Dataset
+    test: Dataset
+
+
+class Sums(nn.Module):
+    """Logit c is the sum of the inputs plus c, or their sum alone."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        total = inputs.reshape(len(inputs), -1).sum(1, keepdim=True)
+        return total + torch.arange(self.outputs)
+
+
+@dataclass
+class FakeRun:
+    """As much of a run as examples read: 8 training samples, 3 test points of which the seed has the last two."""
+
+    shape: tuple[int, ...] = (1, 4, 4)
+    outputs: int = 1
+    loss: str = "logistic"
+    flipped: frozenset[int] = field(default_factory=frozenset)
+    test_start: int = 100
+
+    def __post_init__(self) -> None:
+        draw = torch.Generator().manual_seed(1)
+        self.train = Dataset(torch.rand(8, *self.shape, generator=draw), torch.tensor([0.0, 1.0] * 4), torch.arange(10, 18))
+        self.test = Dataset(
+            torch.rand(3, *self.shape, generator=draw), torch.tensor([1.0, 0.0, 1.0]), torch.arange(self.test_start, self.test_start + 3)
+        )
+
+    def attributions(self, method: str, seed: int) -> np.ndarray[Any, Any]:
+        column = np.array([0.1, -0.2, 0.3, -0.4, 0.3, 0.0, -0.5, 0.2])
+        return np.stack([column, -column], axis=1) * (1 if method == "good" else 10)
+
+    def test_ids(self, seed: int) -> np.ndarray[Any, Any]:
+        return self.test.ids.numpy()[[2, 1]]
+
+    def train_ids(self, seed: int) -> np.ndarray[Any, Any]:
+        return self.train.ids.numpy()
+
+    def problem(self, seed: int) -> Any:
+        return FakeSeed(Sums(self.outputs).eval(), get_loss(self.loss), self.train, self.test)
+
+    def flipped_ids(self) -> frozenset[int]:
+        return self.flipped
+
+
+def test_the_strongest_samples_of_both_signs() -> None:
+    run = FakeRun(flipped=frozenset({14, 100}))
+    first, second = examples(run, ["good", "random"], seed=0, num_samples=3)
+    assert (first.point.id, second.point.id) == (102, 101)
+    assert [(named.method, [s.id for s in named.raising], [s.id for s in named.lowering]) for named in first.methods] == [
+        ("good", [12, 14, 17], [16, 13, 11]),
+        ("random", [12, 14, 17], [16, 13, 11]),
+    ]
+    assert [s.phi for s in first.methods[1].raising] == pytest.approx([3.0, 3.0, 2.0])
+    assert [s.id for s in second.methods[0].raising] == [16, 13, 11]
+    assert [s.flipped for s in first.methods[0].raising] == [False, True, False]
+    assert [s.label for s in first.methods[0].raising] == ["0", "0", "1"]
+    assert first.point.label == "1"
+    assert first.point.phi is None
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=12), st.integers(1, 5), st.randoms())
+def test_against_a_loop_over_all_samples(values: list[int], count: int, shuffle: Any) -> None:
+    ids = list(range(50, 50 + len(values)))
+    shuffle.shuffle(ids)
+    phi = np.array(values, dtype=np.float64)
+    raising, lowering = strongest(phi, np.array(ids), count)
+    for rows, sign in ((raising, 1), (lowering, -1)):
+        wanted = sorted((-sign * value, name) for value, name in zip(values, ids, strict=True) if sign * value > 0)[:count]
+        assert [ids[row] for row in rows] == [name for _, name in wanted]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "loss", "start"), [(1, "logistic", "class 1, logit "), (3, "softmax", "class 2, logit "), (1, "squared", "")]
+)
+def test_predictions(outputs: int, loss: str, start: str) -> None:
+    run = FakeRun(outputs=outputs, loss=loss)
+    (example,) = examples(run, ["good"], seed=0, num_points=1)
+    total = float(run.test.inputs[2].sum()) + outputs - 1
+    assert example.prediction == f"{start}{total:.3g}"
+
+
+def test_images_become_pictures_and_other_samples_do_not() -> None:
+    (example,) = examples(FakeRun(), ["good"], seed=0, num_points=1)
+    assert example.point.picture is not None
+    assert all(s.picture is not None for s in example.methods[0].raising)
+    (example,) = examples(FakeRun(shape=(5,)), ["good"], seed=0, num_points=1)
+    assert (example.point.picture, example.point.text) == (None, None)
+    assert example.methods[0].raising[0].id == 12
+
+
+def sentences(ids: Tensor) -> list[str]:
+    return [f"sample {number}\n <script>alert(1)</script> " + "x" * 400 * (number == 12) for number in ids.tolist()]
+
+
+def test_sentences_are_cut_and_go_before_pictures() -> None:
+    (example,) = examples(FakeRun(), ["good"], seed=0, num_points=1, texts=sentences)
+    assert example.point.text == "sample 102 <script>alert(1)</script>"
+    assert example.point.picture is None
+    long = example.methods[0].raising[0].text
+    assert long is not None
+    assert len(long) == MAX_TEXT
+    assert long.endswith("x…")
+
+
+@pytest.mark.parametrize("wrong", ["abc", ["a", "b"], [], [1], None, {"a": "b"}])
+def test_texts_of_another_form_are_refused(wrong: object) -> None:
+    with pytest.raises(ProblemError, match=r"problem\.texts"):
+        examples(FakeRun(), ["good"], seed=0, texts=cast("Texts", lambda ids: wrong))
+
+
+def test_a_test_point_with_a_training_samples_id_has_no_sentence() -> None:
+    assert examples(FakeRun(test_start=15), ["good"], seed=0)
+    with pytest.raises(ProblemError, match="cannot be found by its id"):
+        examples(FakeRun(test_start=15), ["good"], seed=0, texts=sentences)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "expected"),
+    [
+        ((2, 1, 4, 4), torch.float32, True),
+        ((2, 3, 4, 4), torch.float64, True),
+        ((2, 4, 4), torch.float32, True),
+        ((2, 2, 4, 4), torch.float32, False),
+        ((2, 4), torch.float32, False),
+        ((2, 4, 4), torch.int64, False),
+        ((2, 1, 4, 4, 4), torch.float32, False),
+    ],
+)
+def test_what_has_the_form_of_images(shape: Sequence[int], dtype: torch.dtype, *, expected: bool) -> None:
+    assert are_images(torch.zeros(*shape, dtype=dtype)) is expected
+
+
+def read(picture: bytes) -> np.ndarray[Any, Any]:
+    pixels: np.ndarray[Any, Any] = matplotlib.image.imread(io.BytesIO(picture), format="png")
+    return pixels
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_has_the_samples_pixels(channels: int) -> None:
+    images = torch.rand(5, channels, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 4 - 2
+    low, high = images.amin(dim=(0, 2, 3)), images.amax(dim=(0, 2, 3))
+    drawn = read(png(images[1], Range.of(images)))
+    assert drawn.shape[:2] == (6, 7)
+    for row in range(6):
+        for column in range(7):
+            for channel in range(3):
+                source = channel if channels == 3 else 0
+                expected = (images[1, source, row, column] - low[source]) / (high[source] - low[source])
+                assert drawn[row, column, channel] == pytest.approx(float(expected), abs=0.5 / 255 + 1e-6)
+
+
+def test_grey_images_without_a_channel_and_constant_ones() -> None:
+    images = torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(3))
+    assert png(images[0], Range.of(images)) == png(images[0][None], Range.of(images[:, None]))
+    flat = torch.ones(2, 5, 5)
+    assert read(png(flat[0], Range.of(flat)))[..., :3].max() == 0
+    bright = png(images[0] + 9, Range.of(images))
+    assert read(bright)[..., :3].min() == 1
+
+
+def test_large_images_are_averaged_down() -> None:
+    image = torch.zeros(1, 256, 128)
+    image[:, :128] = 1
+    drawn = read(png(image, Range.of(image[None])))
+    assert drawn.shape[:2] == (LARGEST_SIDE, LARGEST_SIDE // 2)
+    assert (drawn[:32, :, :3] == 1).all()
+    assert (drawn[32:, :, :3] == 0).all()
+
+
+def test_equal_images_give_equal_bytes() -> None:
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(4))
+    assert png(images[0], Range.of(images)) == png(images[0].clone(), Range.of(images))

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from dataclasses import fields
+
+import polars as pl
+import pytest
+
+from genrep_dist.errors import StoreError
+from genrep_dist.evaluation import summaries
+from genrep_dist.evaluation.judged import SCHEMAS, Judged, empty
+from genrep_dist.evaluation.metrics import METRICS
+from tests.report import synthetic
+
+
+def test_what_was_not_measured_is_empty_and_has_its_columns() -> None:
+    judged = Judged()
+    assert [field.name for field in fields(judged)] == list(SCHEMAS)
+    for name, schema in SCHEMAS.items():
+        table = getattr(judged, name)
+        assert table.height == 0
+        assert dict(table.schema) == schema
+    assert judged.measured == ()
+
+
+def test_the_statistics_return_these_tables() -> None:
+    assert dict(SCHEMAS["metrics"]) == summaries.METRICS_TABLE_SCHEMA
+    assert dict(SCHEMAS["comparisons"]) == summaries.COMPARISONS_SCHEMA
+    assert dict(SCHEMAS["ranks"]) == summaries.RANKS_SCHEMA
+    assert dict(SCHEMAS["best"]) == summaries.BEST_SCHEMA
+
+
+def test_measured_metrics_are_in_the_registrys_order() -> None:
+    judged = synthetic.judged()
+    assert judged.measured == tuple(METRICS)
+    assert Judged(metrics=judged.metrics.filter(pl.col("metric") == "lds").reverse()).measured == ("lds",)
+
+
+@pytest.mark.parametrize("name", list(SCHEMAS))
+def test_a_table_of_another_form_is_refused(name: str) -> None:
+    column, dtype = next(iter(SCHEMAS[name].items()))
+    with pytest.raises(StoreError, match=f"{name}, column {column}"):
+        Judged(**{name: empty(name).drop(column)})
+    other = pl.Int64 if dtype == pl.String else pl.String
+    with pytest.raises(StoreError, match=f"{name}, column {column}"):
+        Judged(**{name: empty(name).cast({column: other})})
