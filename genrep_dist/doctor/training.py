@@ -77,10 +77,7 @@ def learning(patient: Patient) -> list[Finding]:
 def power(patient: Patient) -> list[Finding]:
     """Whether there are enough networks for the intervals, which resample them."""
     count = len(patient.seeds)
-    if count == 1:
-        text = "one seed: no interval, nothing is known about other networks"
-    else:
-        text = "seeds"
+    text = "one seed: no interval, nothing is known about other networks" if count == 1 else "seeds"
     finding = judge(
         "power",
         count,

@@ -21,45 +21,15 @@ import polars as pl
 from genrep_dist.errors import NotCommittedError
 from genrep_dist.evaluation.designs import Design, designs
 from genrep_dist.evaluation.intervals import Array, clustered_intervals, pooled_half_width, resampled_means, two_way_intervals
+from genrep_dist.evaluation.judged import SCHEMAS
 from genrep_dist.evaluation.metrics import METRICS
 from genrep_dist.evaluation.significance import holm, sign_flip_p_values
 
-METRICS_TABLE_SCHEMA: dict[str, type[pl.DataType]] = {
-    "metric": pl.String,
-    "method": pl.String,
-    "mean": pl.Float64,
-    "ci95_pooled": pl.Float64,  # half-width
-    "ci95_clustered_low": pl.Float64,
-    "ci95_clustered_high": pl.Float64,
-    "ci95_two_way_low": pl.Float64,
-    "ci95_two_way_high": pl.Float64,
-    "num_seeds": pl.Int64,
-    "num_points": pl.Int64,  # test points of each seed; 1 for a metric about none
-}
-COMPARISONS_SCHEMA: dict[str, type[pl.DataType]] = {
-    "metric": pl.String,
-    "method": pl.String,
-    "baseline": pl.String,
-    "mean": pl.Float64,
-    "ci95_low": pl.Float64,
-    "ci95_high": pl.Float64,
-    "p_value": pl.Float64,
-    "p_holm": pl.Float64,
-    "num_seeds": pl.Int64,
-    "num_points": pl.Int64,
-}
-RANKS_SCHEMA: dict[str, type[pl.DataType]] = {"metric": pl.String, "method": pl.String, "other": pl.String, "share": pl.Float64}
-BEST_SCHEMA: dict[str, type[pl.DataType]] = {
-    "metric": pl.String,
-    "method": pl.String,
-    "mean_rank": pl.Float64,
-    "share_best": pl.Float64,
-}
 _ROUNDING = 1e-12  # means that differ by less than this share of the largest number behind them are tied
 
 
 def metrics_table(points: pl.DataFrame, methods: Sequence[str], *, seed: int = 0) -> pl.DataFrame:
-    """One row a (metric, method), columns as in :data:`METRICS_TABLE_SCHEMA`.
+    """One row a (metric, method), columns as in :data:`genrep_dist.evaluation.judged.SCHEMAS`.
 
     ``mean`` is over the seeds' means. The intervals are those of :mod:`genrep_dist.evaluation.intervals`; the two-way one is null unless
     all seeds have the same test points, at least two.
@@ -74,11 +44,11 @@ def metrics_table(points: pl.DataFrame, methods: Sequence[str], *, seed: int = 0
         for row, (method, design) in enumerate(of_method.items()):
             half_width = pooled_half_width(design.values)
             rows.append((metric, method, float(per_seed[row].mean()), half_width, *clustered[row], *two_way[row], *design.values.shape))
-    return pl.DataFrame(rows, schema=METRICS_TABLE_SCHEMA, orient="row")
+    return pl.DataFrame(rows, schema=SCHEMAS["metrics"], orient="row")
 
 
 def comparisons(points: pl.DataFrame, methods: Sequence[str], baselines: Sequence[str], *, seed: int = 0) -> pl.DataFrame:
-    """One row a (metric, method, baseline) with method != baseline, columns as in :data:`COMPARISONS_SCHEMA`.
+    """One row a (metric, method, baseline) with method != baseline, columns as in :data:`genrep_dist.evaluation.judged.SCHEMAS`.
 
     ``mean`` is method minus baseline, paired over (seed, test point), in the metric's unit: whether positive is good is the metric's to
     say. Its interval is the seed-clustered one; ``p_value`` is :func:`~genrep_dist.evaluation.significance.sign_flip_p_values` of the
@@ -110,7 +80,7 @@ def comparisons(points: pl.DataFrame, methods: Sequence[str], baselines: Sequenc
             (metric, *pair, float(differences[row].mean()), *ends[row], p_values[row], corrected[row], *shape)
             for row, pair in enumerate(pairs)
         )
-    return pl.DataFrame(rows, schema=COMPARISONS_SCHEMA, orient="row")
+    return pl.DataFrame(rows, schema=SCHEMAS["comparisons"], orient="row")
 
 
 def ranks(points: pl.DataFrame, methods: Sequence[str], *, seed: int = 0) -> pl.DataFrame:
@@ -123,7 +93,7 @@ def ranks(points: pl.DataFrame, methods: Sequence[str], *, seed: int = 0) -> pl.
     for metric, of_method in designs(points, methods).items():
         shares = _shares(metric, of_method, seed)
         rows.extend((metric, method, other, shares.get((method, other))) for method in of_method for other in of_method if method != other)
-    return pl.DataFrame(rows, schema=RANKS_SCHEMA, orient="row")
+    return pl.DataFrame(rows, schema=SCHEMAS["ranks"], orient="row")
 
 
 def best(points: pl.DataFrame, methods: Sequence[str], *, seed: int = 0) -> pl.DataFrame:
@@ -139,7 +109,7 @@ def best(points: pl.DataFrame, methods: Sequence[str], *, seed: int = 0) -> pl.D
         for method in of_method:
             lost = [1 - shares[method, other] for other in of_method if other != method and shares]
             rows.append((metric, method, 1 + math.fsum(lost) if leading else None, leading.get(method)))
-    return pl.DataFrame(rows, schema=BEST_SCHEMA, orient="row")
+    return pl.DataFrame(rows, schema=SCHEMAS["best"], orient="row")
 
 
 def _ends(intervals: Array | None, num_rows: int) -> list[tuple[float | None, float | None]]:

@@ -71,6 +71,9 @@ class Problem(Protocol):
     ``loss`` names a loss of :mod:`genrep_dist.representers.losses` or is one; ``recipe`` says how to train.
     ``model()`` builds a fresh module with fresh random parameters: inputs (B, ...) -> logits (B,) or (B, C).
     ``train_data()`` and ``test_data()`` return (inputs, targets, ids), as a :class:`Dataset` or a plain tuple.
+
+    A problem of texts may also have ``texts(ids: Tensor) -> Sequence[str]``, the sentences of samples by id (training and test ids then
+    differ): the report shows them.
     """
 
     @property

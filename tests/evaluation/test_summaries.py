@@ -14,11 +14,8 @@ from hypothesis import strategies as st
 
 from genrep_dist.errors import NotCommittedError
 from genrep_dist.evaluation.intervals import bootstrap_interval, pooled_half_width, two_way_intervals
+from genrep_dist.evaluation.judged import SCHEMAS
 from genrep_dist.evaluation.summaries import (
-    BEST_SCHEMA,
-    COMPARISONS_SCHEMA,
-    METRICS_TABLE_SCHEMA,
-    RANKS_SCHEMA,
     best,
     comparisons,
     metrics_table,
@@ -34,7 +31,6 @@ TABLES: dict[str, Callable[..., pl.DataFrame]] = {
     "ranks": ranks,
     "best": best,
 }
-SCHEMAS = {"metrics": METRICS_TABLE_SCHEMA, "comparisons": COMPARISONS_SCHEMA, "ranks": RANKS_SCHEMA, "best": BEST_SCHEMA}
 
 
 def by_loop(points: pl.DataFrame, metric: str, method: str) -> dict[int, list[float]]:

@@ -6,7 +6,6 @@ import polars as pl
 import pytest
 
 from genrep_dist.errors import StoreError
-from genrep_dist.evaluation import summaries
 from genrep_dist.evaluation.judged import SCHEMAS, Judged, empty
 from genrep_dist.evaluation.metrics import METRICS
 from tests.report import synthetic
@@ -20,13 +19,6 @@ def test_what_was_not_measured_is_empty_and_has_its_columns() -> None:
         assert table.height == 0
         assert dict(table.schema) == schema
     assert judged.measured == ()
-
-
-def test_the_statistics_return_these_tables() -> None:
-    assert dict(SCHEMAS["metrics"]) == summaries.METRICS_TABLE_SCHEMA
-    assert dict(SCHEMAS["comparisons"]) == summaries.COMPARISONS_SCHEMA
-    assert dict(SCHEMAS["ranks"]) == summaries.RANKS_SCHEMA
-    assert dict(SCHEMAS["best"]) == summaries.BEST_SCHEMA
 
 
 def test_measured_metrics_are_in_the_registrys_order() -> None:
