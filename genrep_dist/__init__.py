@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from genrep_dist.config import Experiment as Experiment
     from genrep_dist.config import load_experiment as load_experiment
     from genrep_dist.errors import GenRepError as GenRepError
+    from genrep_dist.external import open_exported as open_exported
     from genrep_dist.pipeline import run as run
     from genrep_dist.problems.load import load_problem as load_problem
     from genrep_dist.problems.protocol import Dataset as Dataset
@@ -31,6 +32,7 @@ _HOMES = {
     "Run": "results",
     "load_experiment": "config",
     "load_problem": "problems.load",
+    "open_exported": "external",
     "open_run": "results",
     "run": "pipeline",
 }
@@ -45,6 +47,7 @@ __all__ = [
     "__version__",
     "load_experiment",
     "load_problem",
+    "open_exported",
     "open_run",
     "run",
 ]

@@ -98,7 +98,7 @@ class Walk:
         """Fill the ledger with what is asked for. Parts that cannot be read are put aside by name, and only their rows made anew."""
         ledger = self._store.ledger(self._plan.keys.training)
         for refused in ledger.refuse_damaged():
-            self._progress.message(f"a part of the ledger was refused and put aside, its models are trained again: {refused}")
+            self._progress.message(f"a part of the ledger was put aside, its models are trained again: {refused}")
         known = ledger.keys()
         lost = set(asked.table["original_key"]) - known
         if lost:

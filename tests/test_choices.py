@@ -17,7 +17,7 @@ from genrep_dist.runtime.serial import SerialExecutor
 from tests.experiments import ROOT, experiment
 from tests.toys import trainings
 
-STOP = StopSection(half_width=0.2, min_seeds=4, max_seeds=50)
+STOP = StopSection(metric="auc_del_negative", half_width=0.2, min_seeds=4, max_seeds=50)
 
 
 def metrics(**half_widths: float) -> pl.DataFrame:
@@ -38,7 +38,7 @@ def test_the_widest_method_decides() -> None:
 
 @given(st.integers(2, 400), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3), st.integers(2, 400))
 def test_rounds_grow_and_end(seeds: int, width: float, wanted: float, most: int) -> None:
-    stop = StopSection(half_width=wanted, min_seeds=2, max_seeds=most)
+    stop = StopSection(metric="auc_del_negative", half_width=wanted, min_seeds=2, max_seeds=most)
     seen = [min(seeds, most)]
     while (following := next_round(Round(seen[-1], "a", width, seen[-1]), stop)) is not None:
         assert seen[-1] < following <= min(2 * seen[-1], most)

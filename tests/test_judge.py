@@ -56,7 +56,7 @@ def outputs_without(done: gr.Run, seed: int, removed: list[int], policy: str = "
     if not removed:
         problem = done.problem(seed)
         with torch.no_grad():
-            return problem.model(problem.test.inputs).double().numpy()
+            return np.asarray(problem.model(problem.test.inputs).double())
     row = retrain(Retraining(key, seed, policy, tuple(sorted(removed)), replicate), done.bench)  # type: ignore[arg-type]
     return np.asarray(row.outputs, dtype=np.float64)
 

@@ -13,9 +13,9 @@ from genrep_dist.doctor.finding import Finding, badness, counted, green, judge
 from genrep_dist.doctor.patient import Patient
 from genrep_dist.errors import NotCommittedError
 from genrep_dist.evaluation.deletion import IDENTITY, deletion_table
-from genrep_dist.evaluation.lookup import DUPLICATE_TOLERANCE
 from genrep_dist.stages.asked import ask, asked_for, read_asked
 from genrep_dist.stages.retrain import retrain
+from genrep_dist.store.compaction import DUPLICATE_TOLERANCE
 from genrep_dist.units import Retraining
 
 ULPS_PER_STEP = 4

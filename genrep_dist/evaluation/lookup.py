@@ -5,9 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from genrep_dist.errors import CorruptError, NonFiniteError, NotCommittedError, StoreError
-
-DUPLICATE_TOLERANCE = 1e-3
-"""Two ledger rows of one key may differ by this much (absolute, and relative to the score): rounding of different machines."""
+from genrep_dist.store.compaction import DUPLICATE_TOLERANCE
 
 
 def scores(wanted: pl.DataFrame, ledger: pl.LazyFrame) -> pl.DataFrame:

@@ -1,8 +1,11 @@
-"""Parquet tables with declared schemas, written whole."""
+"""Parquet tables with declared schemas, written whole, whose pages carry checksums that reading verifies."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -12,36 +15,60 @@ from genrep_dist.errors import CorruptError, StoreError
 from genrep_dist.store.objects import Objects
 
 
-def put_table(objects: Objects, path: str, table: pa.Table) -> None:
-    """Write a table as one Parquet file (zstd), whole or not at all."""
+def encode_table(table: pa.Table, **options: Any) -> bytes:
+    """A table as the bytes of a Parquet file (zstd, a checksum in every page); ``options`` are those of pyarrow's writer."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    objects.put(path, buffer.getvalue())
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True, **options)
+    return buffer.getvalue()
 
 
-def get_table(objects: Objects, path: str, schema: pa.Schema | None = None, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet file, or some ``columns`` of it; CorruptError names it when it is truncated, foreign, or of another version."""
+def put_table(objects: Objects, path: str, table: pa.Table) -> None:
+    """Write a table as one Parquet file, whole or not at all."""
+    objects.put(path, encode_table(table))
+
+
+def get_table(objects: Objects, path: str, schema: pa.Schema | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file, or some ``columns`` of it.
+
+    Raises StoreError when there is none, CorruptError that names it when it is truncated, when a page that is read is damaged,
+    and when it is foreign or of another version: not exactly ``schema``, metadata included.
+    """
     try:
-        file = pq.ParquetFile(io.BytesIO(objects.get(path)))
-        table = file.read(columns=columns)
+        with open_table(objects, path, schema) as file:
+            return file.read(columns=columns, use_threads=False)
     except FileNotFoundError as error:
         raise StoreError(
             "no such table", where=f"{objects.uri}/{path}", remedy="run the experiment again: only what is missing is computed"
         ) from error
-    except (pa.ArrowInvalid, OSError) as error:
+
+
+def read_batches(objects: Objects, path: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The row groups of a Parquet file, one after the other. Raises as :func:`get_table`, but FileNotFoundError when there is none."""
+    with open_table(objects, path, schema) as file:
+        for group in range(file.metadata.num_row_groups):
+            yield file.read_row_group(group, columns=columns, use_threads=False)
+
+
+@contextmanager
+def open_table(objects: Objects, path: str, schema: pa.Schema | None = None) -> Iterator[pq.ParquetFile]:
+    """A Parquet file to read from, its schema checked; on this machine only what is asked for is read from the disk.
+
+    Inside, whatever Parquet's reader refuses becomes a CorruptError that names the file. FileNotFoundError when there is none.
+    """
+    local = objects.local_path(path)
+    try:
+        source = io.BytesIO(objects.get(path)) if local is None else local
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
+            if schema is not None:
+                _check_schema(file.schema_arrow, schema, f"{objects.uri}/{path}")
+            yield file
+    except FileNotFoundError:
+        raise
+    # A flipped bit in the footer reaches pyarrow's reader as one of these.
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptError(
             "a Parquet file is damaged", where=f"{objects.uri}/{path}", got=str(error), remedy="delete that file and run again"
         ) from error
-    found = file.schema_arrow
-    if schema is not None and not found.equals(schema, check_metadata=True):
-        raise CorruptError(
-            "a Parquet file has another schema",
-            where=f"{objects.uri}/{path}",
-            expected=f"{schema.names}, {schema.metadata}",
-            got=f"{found.names}, {found.metadata}",
-            remedy="it was written by another version, or does not belong here: move it away",
-        )
-    return table
 
 
 def put_frame(objects: Objects, path: str, frame: pl.DataFrame) -> None:
@@ -62,3 +89,14 @@ def scan_frame(objects: Objects, path: str) -> pl.LazyFrame:
         raise StoreError(
             "no such table", where=f"{objects.uri}/{path}", remedy="run the experiment to its end, or check the --store"
         ) from error
+
+
+def _check_schema(found: pa.Schema, expected: pa.Schema, where: str) -> None:
+    if not found.equals(expected, check_metadata=True):
+        raise CorruptError(
+            "a Parquet file has another schema",
+            where=where,
+            expected=f"{expected.names}, {expected.metadata}",
+            got=f"{found.names}, {found.metadata}",
+            remedy="it was written by another version, or does not belong here: move it away",
+        )

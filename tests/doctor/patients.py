@@ -163,7 +163,7 @@ def change_ledger(run: gr.Run, chosen: Callable[[dict[str, Any]], bool], how: Ca
         run.store.objects.delete(path)
     touched = 0
     for row in rows:
-        row["outputs"] = np.asarray(row["outputs"], dtype=np.float32)
+        row["outputs"] = np.asarray(row["outputs"], dtype=np.float64)
         if chosen(row):
             how(row)
             touched += 1

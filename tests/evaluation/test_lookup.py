@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genrep_dist.errors import CorruptError, NonFiniteError, NotCommittedError, StoreError
-from genrep_dist.evaluation.lookup import DUPLICATE_TOLERANCE, scores
+from genrep_dist.evaluation.lookup import scores
+from genrep_dist.store.compaction import DUPLICATE_TOLERANCE
 
 LEDGER = {f"model-{number}": np.random.default_rng(number).normal(size=6).tolist() for number in range(5)}
 
