@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import genrep_dist as gr
 from genrep_dist import cli
 from tests.experiments import METHODS, ROOT, experiment_file
 
@@ -132,3 +134,44 @@ def test_mathematics_and_training_need_torch_alone(module: str) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_problem_is_exported_before_its_scores_are_there(place: Path, tmp_path: Path) -> None:
+    """Only the originals are trained, and scores from elsewhere need not exist yet."""
+    external = {"theirs": {"path": "scores", "positive_raises": True}}
+    asked = experiment_file(tmp_path / "judged.yaml", name="judged", methods=["theirs"], external=external)
+    result = call("export", "problem", asked, "--to", tmp_path / "models", "--store", tmp_path / "store", "--serial", "--seed", 1)
+    assert result.exit_code == 0, result.output
+    assert str(tmp_path / "models" / "seed-1" / "problem.json") in result.output
+    assert not (tmp_path / "models" / "seed-0").exists()
+    assert gr.open_exported(tmp_path / "models", 1, [ROOT]).train.inputs.shape == (40, 5)
+    with pytest.raises(gr.GenRepError, match="scores"):
+        call("run", asked, "--store", tmp_path / "store", "--serial")
+    assert call("export", "what", "ever", "--to", tmp_path).exit_code == 2
+
+
+def test_a_ledger_is_compacted_and_answers_the_same(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "store", tmp_path / "store")
+    before = gr.open_run(str(tmp_path / "store"), "toy")
+    asked, parts = before.judge()[0], len(before.store.ledger(before.plan.keys.training).parts())
+    output = call("ledger", "compact", "toy", "--store", tmp_path / "store").output
+    assert f"{parts} parts -> 1" in output
+    after = gr.open_run(str(tmp_path / "store"), "toy")
+    assert len(after.store.ledger(after.plan.keys.training).parts()) == 1 < parts
+    assert after.judge()[0].equals(asked)
+
+
+def test_a_stopping_rule_is_planned_at_its_worst_and_told_by_status(tmp_path: Path) -> None:
+    asked = experiment_file(tmp_path / "stop.yaml", methods=["ntk-final/target", "random"])
+    text = asked.read_text().replace("seeds: 2", "stop: {half_width: 0.000001, min_seeds: 2, max_seeds: 3}")
+    asked.write_text(text + "tune: {parameter: lambda, values: [0.1, 1.0], seeds: 1}\n")
+    planned = call("plan", asked, "--store", tmp_path / "store").output
+    assert "worst case, 3 seeds: it stops from 2 seeds on" in planned
+    assert "3 models" in planned
+    assert "lambda is tuned: 2 values on 1 seeds" in planned
+    asked.write_text(text)
+    output = call("run", asked, "--store", tmp_path / "store", "--serial").output
+    assert "after 2 seeds, asked for ± 1e-06" in output
+    assert "not reached with all 3 seeds" in call("status", "toy", "--store", tmp_path / "store").output
+    told = json.loads(call("status", "toy", "--store", tmp_path / "store", "--json").output)["choices"]["stop"]
+    assert [found["seeds"] for found in told["rounds"]] == [2, 3]

@@ -258,3 +258,45 @@ class Regression:
         self.recipe, self.model, self.train_data, self.test_data = (
             getattr(self._blobs, n) for n in ("recipe", "model", "train_data", "test_data")
         )
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        ("nan", r"seed-1\.npz[\s\S]*train id 1099"),
+        ("shape", r"seed-1\.npz[\s\S]*\(39, 2\)"),
+        ("transposed", r"seed-1\.npz[\s\S]*transposed: true"),
+        ("ids", r"seed-1\.npz[\s\S]*77"),
+        ("seed", r"wrong seed: seed 0[\s\S]*seed-1\.npz"),
+    ],
+)
+def test_bad_scores_are_refused_before_anything_is_trained(tmp_path: Path, harm: str, message: str) -> None:
+    from genrep_dist.export import export_problem
+    from genrep_dist.pipeline import train_originals
+
+    external = {"theirs": {"path": str(tmp_path / "scores"), "positive_raises": True}}
+    asked = experiment(**{**PLAIN, "methods": ["random", "theirs"]}, external=external)
+    list(export_problem(train_originals(asked, str(tmp_path / "elsewhere"), serial=True, search_path=[str(ROOT)]), tmp_path / "models"))
+    for seed in (0, 1):
+        problem = gr.open_exported(tmp_path / "models", seed, [ROOT])
+        scores = np.random.default_rng(seed).normal(size=(40, 2))
+        entries = {"scores": scores, "train_ids": problem.train.ids.numpy(), "test_ids": problem.test_points.ids.numpy()}
+        if seed == 1 and harm == "nan":
+            scores[6, 1] = np.nan
+        elif seed == 1 and harm == "shape":
+            entries = {"scores": scores[:39]}
+        elif seed == 1 and harm == "transposed":
+            entries = {"scores": scores.T}
+        elif seed == 1 and harm == "ids":
+            entries["train_ids"] = np.where(entries["train_ids"] == 1000, 77, entries["train_ids"])
+        identity = asked_model(problem, tmp_path, 0 if harm == "seed" else seed)
+        (tmp_path / "scores").mkdir(exist_ok=True)
+        np.savez(tmp_path / "scores" / f"seed-{seed}.npz", model=np.array(identity), **entries)
+    with pytest.raises(gr.GenRepError, match=message):
+        gr.run(asked, store=str(tmp_path / "store"), serial=True, search_path=[str(ROOT)])
+    assert not list((tmp_path / "store").rglob("*.parquet")), "something was written for scores that were refused"
+
+
+def asked_model(problem: Any, folder: Path, seed: int) -> str:
+    """The content address that belongs to ``seed``."""
+    return problem.identity if problem.seed == seed else gr.open_exported(folder / "models", seed, [ROOT]).identity

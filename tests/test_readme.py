@@ -15,6 +15,7 @@ import yaml
 from typer.main import get_command
 
 from genrep_dist.cli import app
+from genrep_dist.config import load_experiment
 from tests.experiments import ROOT
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -92,6 +93,33 @@ def test_a_kernel_of_ones_own_runs_as_printed(place: Path) -> None:
     python("-m", "genrep_dist", "run", "own.yaml", "--serial", "--set", "seeds=1", folder=place)
     summary = pl.read_parquet(place / "store/results/own/summary.parquet")
     assert summary["method"].to_list() == fields["methods"]
+
+
+def test_more_metrics_run_as_printed(place: Path) -> None:
+    fields = yaml.safe_load((place / "my_experiment.yaml").read_text()) | {"name": "more"}
+    fields |= yaml.safe_load(block(ROOT / "README.md", "yaml", "# more of my_experiment.yaml"))
+    (place / "more.yaml").write_text(yaml.safe_dump(fields))
+    python("-m", "genrep_dist", "run", "more.yaml", "--serial", "--set", "seeds=2", folder=place)
+    metrics = pl.read_parquet(place / "store/results/more/metrics.parquet")
+    assert set(metrics["metric"]) == {"auc_del_negative", "lds", "loo_correlation", "brittleness_flipped", "brittleness_removed"}
+
+
+def test_scores_of_ones_own_are_judged_as_printed(place: Path) -> None:
+    (place / "my_scores.yaml").write_text(block(ROOT / "README.md", "yaml", "# my_scores.yaml"))
+    (place / "my_scores.py").write_text(block(ROOT / "README.md", "python", "# my_scores.py"))
+    python("-m", "genrep_dist", "export", "problem", "my_scores.yaml", "--to", "models", "--serial", folder=place)
+    python("-W", "error", "my_scores.py", folder=place)
+    python("-m", "genrep_dist", "run", "my_scores.yaml", "--serial", folder=place)
+    assert pl.read_parquet(place / "store/results/mine/summary.parquet")["method"].to_list()[0] == "similarity"
+
+
+def test_what_the_judges_document_prints_is_an_experiment(tmp_path: Path) -> None:
+    full, stop, tune = blocks(ROOT / "docs/judge.md", "yaml")
+    fields = yaml.safe_load(full)
+    for number, more in enumerate(({}, yaml.safe_load(stop), yaml.safe_load(tune))):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(yaml.safe_dump({k: v for k, v in fields.items() if k != "seeds" or "stop" not in more} | more))
+        assert load_experiment(path).metrics
 
 
 @BY_NAME
