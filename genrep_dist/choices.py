@@ -9,10 +9,11 @@ from typing import Any
 
 import polars as pl
 
-from genrep_dist.config import Experiment, StopSection, TuneSection
+from genrep_dist.config import Experiment
 from genrep_dist.errors import ConfigError, NotCommittedError
 from genrep_dist.evaluation.metrics import METRICS
 from genrep_dist.keys import Keys
+from genrep_dist.sections import StopSection, TuneSection
 
 # -- how many seeds ------------------------------------------------------------------------------------------------------------
 

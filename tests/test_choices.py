@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import genrep_dist as gr
 from genrep_dist.choices import Round, best_value, judge_round, next_round, parameter_path
-from genrep_dist.config import Experiment, StopSection, TuneSection
+from genrep_dist.config import Experiment
 from genrep_dist.runtime.serial import SerialExecutor
+from genrep_dist.sections import StopSection, TuneSection
 from tests.experiments import ROOT, experiment
 from tests.toys import trainings
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from genrep_dist.config import Experiment, load_experiment, parse_bytes, shipped_experiments
+from genrep_dist.config import Experiment, load_experiment, shipped_experiments
 from genrep_dist.errors import ConfigError
+from genrep_dist.sections import parse_bytes
 
 GOOD = """\
 name: mine

@@ -280,7 +280,7 @@ def test_bad_scores_are_refused_before_anything_is_trained(tmp_path: Path, harm:
     for seed in (0, 1):
         problem = gr.open_exported(tmp_path / "models", seed, [ROOT])
         scores = np.random.default_rng(seed).normal(size=(40, 2))
-        entries = {"scores": scores, "train_ids": problem.train.ids.numpy(), "test_ids": problem.test_points.ids.numpy()}
+        entries: dict[str, Any] = {"scores": scores, "train_ids": problem.train.ids.numpy(), "test_ids": problem.test_points.ids.numpy()}
         if seed == 1 and harm == "nan":
             scores[6, 1] = np.nan
         elif seed == 1 and harm == "shape":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from genrep_dist.config import BrittlenessSection, DeletionSection, Experiment, LdsSection, LooSection
+from genrep_dist.config import Experiment
 from genrep_dist.evaluation.deletion import IDENTITY
 from genrep_dist.evaluation.judged import Judged
 from genrep_dist.evaluation.statistics import curves
@@ -22,6 +22,7 @@ from genrep_dist.report.markdown import markdown
 from genrep_dist.report.page import ReportData, html_page
 from genrep_dist.report.tables import RANDOM, Table, signs_of, tables
 from genrep_dist.report.verdict import MINUS, verdict
+from genrep_dist.sections import BrittlenessSection, DeletionSection, LdsSection, LooSection
 
 if TYPE_CHECKING:
     from genrep_dist.results import Run

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from genrep_dist.config import BrittlenessSection, DeletionSection
 from genrep_dist.evaluation.deletion import ASKED_SCHEMA
 from genrep_dist.evaluation.subsets import draw_left_out, draw_subsets
 from genrep_dist.plan import Plan
+from genrep_dist.sections import BrittlenessSection, DeletionSection
 from genrep_dist.store import Store
 from genrep_dist.store.tables import scan_frame
 from genrep_dist.units import Retraining

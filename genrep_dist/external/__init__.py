@@ -1,0 +1,9 @@
+"""Anybody's scores: read from files, checked against the models that are judged; and those models as files, for any tool to score."""
+
+from __future__ import annotations
+
+from genrep_dist.external.exported import Exported, open_exported
+from genrep_dist.external.layouts import LAYOUTS, Layout
+from genrep_dist.external.load import ExternalScores, load_external
+
+__all__ = ["LAYOUTS", "Exported", "ExternalScores", "Layout", "load_external", "open_exported"]

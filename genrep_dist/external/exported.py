@@ -1,0 +1,172 @@
+"""The models that an experiment judges, as files that any tool can score: what `genrep export problem` writes, and how it is opened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from genrep_dist.errors import ConfigError, CorruptError, MethodError, ProblemError
+from genrep_dist.problems.load import build_model, load_problem, source_digest
+from genrep_dist.problems.protocol import Dataset, Recipe
+from genrep_dist.problems.tables import data_digest
+from genrep_dist.representers.losses import Loss, get_loss
+
+FORMAT = "genrep-problem/1"
+"""Version of the files; stands in problem.json."""
+
+
+class SavedCheckpoint(NamedTuple):
+    """The parameters after ``epoch`` epochs, and the learning ``rate`` of the step that starts from them."""
+
+    epoch: int
+    rate: float
+    state: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One seed's model, trained, in evaluation mode, and everything that its scores are about.
+
+    ``train`` (N samples) holds the labels that were trained on; ``test_points`` are the M samples of ``test`` (T) that this seed
+    explains, and ``targets`` (M,) int64 says which output's raw logit is explained for each. ``identity`` is the content address of
+    the model. ``checkpoints`` are ascending; the last is the model itself.
+    """
+
+    seed: int
+    identity: str
+    model: nn.Module
+    loss: Loss
+    recipe: Recipe
+    train: Dataset
+    test: Dataset
+    test_points: Dataset
+    targets: Tensor
+    checkpoints: tuple[SavedCheckpoint, ...]
+
+    def save(self, path: str | Path, scores: Tensor | npt.NDArray[Any], transposed: bool = False) -> None:
+        """Write ``scores`` with ids and identity to an .npz file, which an experiment's ``external`` section can name as it is.
+
+        (N, M) or (N, T), or (M, N) or (T, N) with ``transposed``; rows and columns in the order of the data here. Declare the
+        layout plain. MethodError for another shape, ConfigError for another ending.
+        """
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise ConfigError(
+                "scores are saved as .npz", where=str(path), expected="a name that ends in .npz", got=path.suffix or "no ending"
+            )
+        values = scores.detach().cpu().numpy() if isinstance(scores, Tensor) else np.asarray(scores)
+        values = values.T if transposed else values
+        ids = {len(samples.ids): samples.ids for samples in (self.test, self.test_points)}
+        num_train = len(self.train.ids)
+        if values.ndim != 2 or len(values) != num_train or values.shape[1] not in ids:
+            fits = values.ndim == 2 and values.shape[1] == num_train and len(values) in ids
+            raise MethodError(
+                "scores have a shape that does not fit",
+                where=str(path),
+                expected=f"{num_train} training samples x {' or '.join(map(str, sorted(ids)))} test samples",
+                got=f"shape {tuple(values.shape)}" + (" after transposing" if transposed else ""),
+                remedy=f"they fit the other way round: pass transposed={not transposed}" if fits else "score exactly this data",
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        test_ids = ids[values.shape[1]].numpy()
+        np.savez(path, scores=values, train_ids=self.train.ids.numpy(), test_ids=test_ids, model=np.array(self.identity))
+
+
+def open_exported(folder: str | Path, seed: int, search_path: Sequence[str | Path] = ()) -> Exported:
+    """Open what `genrep export problem` wrote for one seed.
+
+    A problem's own module is looked for in ``search_path``, then where it lay when it was exported, then in the current folder.
+    ConfigError when the seed was not exported, ProblemError when the problem's code is not the exported one, CorruptError when the
+    data are not.
+    """
+    place = Path(folder) / f"seed-{seed}"
+    record = _read_record(place, Path(folder))
+    named = record["problem"]
+    problem = load_problem(named["name"], named["options"], [*search_path, *named["search_path"]])
+    _same_source(place, named["source"], source_digest(problem, named["options"]))
+    train, test = read_samples(Path(folder), "train"), read_samples(Path(folder), "test")
+    if data_digest(train, test) != record["data"]:
+        raise CorruptError(
+            "these are not the exported data",
+            where=str(Path(folder) / "data"),
+            expected=f"digest {record['data']}",
+            remedy="export the problem again",
+        )
+    checkpoints = tuple(SavedCheckpoint(c["epoch"], c["rate"], _read_state(place / c["file"])) for c in record["checkpoints"])
+    model = build_model(problem)
+    model.load_state_dict(_read_state(place / "final.pt"))
+    rows = {sample: row for row, sample in enumerate(test.ids.tolist())}
+    points = torch.tensor([rows[sample] for sample in record["test_ids"]], dtype=torch.int64)
+    return Exported(
+        seed=seed,
+        identity=record["model"],
+        model=model.eval(),
+        loss=get_loss(problem.loss),
+        recipe=Recipe(**record["recipe"]),
+        train=train,
+        test=test,
+        test_points=Dataset(test.inputs[points], test.targets[points], test.ids[points]),
+        targets=torch.tensor(record["targets"], dtype=torch.int64),
+        checkpoints=checkpoints,
+    )
+
+
+def write_samples(folder: Path, name: str, samples: Dataset) -> Path:
+    """Write 'train' or 'test' as data/<name>.npz: inputs (N, ...), targets and ids, in their own dtypes. Returns the path."""
+    path = folder / "data" / f"{name}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **{part: tensor.cpu().numpy() for part, tensor in samples._asdict().items()})
+    return path
+
+
+def read_samples(folder: Path, name: str) -> Dataset:
+    """What :func:`write_samples` wrote."""
+    with np.load(folder / "data" / f"{name}.npz", allow_pickle=False) as archive:
+        return Dataset(*(torch.from_numpy(archive[part]) for part in Dataset._fields))
+
+
+def _read_record(place: Path, folder: Path) -> dict[str, Any]:
+    path = place / "problem.json"
+    if not path.is_file():
+        there = sorted(found.parent.name for found in folder.glob("seed-*/problem.json"))
+        raise ConfigError(
+            "this seed was not exported",
+            where=str(folder),
+            expected=f"{place.name}/problem.json",
+            got=", ".join(there) or "no exported problem",
+            remedy="genrep export problem EXPERIMENT --to FOLDER",
+        )
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if record.get("format") != FORMAT:
+        raise ConfigError(
+            "this was exported by another version",
+            where=str(path),
+            expected=FORMAT,
+            got=str(record.get("format")),
+            remedy="export the problem again",
+        )
+    return record
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def _same_source(place: Path, expected: str, found: str) -> None:
+    if found != expected:
+        raise ProblemError(
+            "the problem's code is not the exported one",
+            where=str(place),
+            expected=f"source digest {expected}",
+            got=found,
+            remedy="bring back that code (search_path says where it lies), or export the problem again",
+        )
