@@ -366,10 +366,29 @@ def _show_summary(console: Console, finished: Run) -> None:
         _show_table(console, f"{finished.name}, {title}", block_of(summary, methods_of_block), ranked=False)
     if not blocks:
         _show_table(console, finished.name, summary, ranked=True)
+    _show_metrics(console, finished)
     manifest = finished.manifest()
     if manifest is not None:
         console.print(f"report: {finished.store.uri}/results/{finished.name}/report.html", markup=False, highlight=False, soft_wrap=True)
         console.print(f"MLflow: {manifest['tracking']['hint']}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_metrics(console: Console, finished: Run) -> None:
+    """The means of the metrics beside the deletion curves, a row a method; intervals are in the report."""
+    from genrep_dist.display import table
+    from genrep_dist.evaluation.metrics import METRICS
+
+    judged = finished.judged()
+    names = [name for name in judged.measured if not name.startswith("auc_del")]
+    if not names:
+        return
+    means = {(row["metric"], row["method"]): row["mean"] for row in judged.metrics.iter_rows(named=True)}
+    rows = [
+        (method, *(f"{means[name, method]:.3f}" if (name, method) in means else "-" for name in names))
+        for method in finished.plan.experiment.methods
+    ]
+    heads = [f"{METRICS[name].title} ({METRICS[name].better} is better)" for name in names]
+    console.print(table(f"{finished.name}: other metrics", ("method", *heads), rows, numeric=range(1, len(names) + 1)))
 
 
 def _show_table(console: Console, name: str, summary: DataFrame, *, ranked: bool) -> None:

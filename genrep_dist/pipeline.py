@@ -117,7 +117,7 @@ class _Course:
 
     def _judge(self, prepared: Prepared) -> tuple[pl.DataFrame, Judged]:
         table = Walk(prepared, self._progress, self._workers).run()
-        return judge(workbench(prepared.job), prepared.plan, table, prepared.flipped)
+        return judge(prepared.plan, prepared.store, table, lambda: workbench(prepared.job), prepared.flipped)
 
     def _tuned(self, experiment: Experiment) -> Experiment:
         """The experiment with the parameter's value that is best on the tuning seeds."""

@@ -171,7 +171,7 @@ class Run:
 
     def judge(self) -> tuple[pl.DataFrame, Judged]:
         """The deletion table and everything else that the metrics say, computed anew from the ledger."""
-        return judge(self.bench, self.plan, self._asked, self.flipped_ids())
+        return judge(self.plan, self.store, self._asked, lambda: self.bench, self.flipped_ids())
 
     def flipped_ids(self) -> frozenset[int]:
         """Ids of the training samples whose labels were flipped on purpose."""

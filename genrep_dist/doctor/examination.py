@@ -70,6 +70,7 @@ _CHECKS: tuple[tuple[str, Check], ...] = (
     ("optimiser", training.optimiser),
     ("finite", stored.finite),
     ("scores", stored.scores),
+    ("scores from elsewhere", stored.elsewhere),
     ("ledger", ledger.completeness),
     ("originals", ledger.originals),
     ("retraining", ledger.retraining),

@@ -12,8 +12,8 @@ import torch
 from genrep_dist.doctor.finding import Finding, badness, counted, green, judge
 from genrep_dist.doctor.patient import Patient
 from genrep_dist.errors import NotCommittedError
-from genrep_dist.evaluation.deletion import IDENTITY, deletion_table
-from genrep_dist.stages.asked import ask, asked_for, read_asked
+from genrep_dist.evaluation.deletion import IDENTITY
+from genrep_dist.stages.asked import ask, read_asked
 from genrep_dist.stages.retrain import retrain
 from genrep_dist.store.compaction import DUPLICATE_TOLERANCE
 from genrep_dist.units import Retraining
@@ -72,22 +72,28 @@ def originals(patient: Patient) -> list[Finding]:
 
 
 def judgement(patient: Patient) -> list[Finding]:
-    """The published deletion table is what the ledger gives now."""
+    """The published deletion table, and every published point of every metric, are what the ledger and the stored scores give now."""
     published = patient.run.deletion().collect().sort(IDENTITY)
-    now = deletion_table(asked_for(_asked(patient), "deletion"), patient.store.ledger(patient.plan.keys.training).scan())
-    if published.select(*IDENTITY, "num_removed").equals(now.select(*IDENTITY, "num_removed")):
-        scores = ("score_original", "score_retrained", "delta")
+    now, judged = patient.run.judge()
+    points = patient.run.points().collect()
+    places = [name for name in points.columns if name != "value"]
+    if published.select(*IDENTITY, "num_removed").equals(now.select(*IDENTITY, "num_removed")) and points.select(places).equals(
+        judged.points.select(places)
+    ):
+        pairs = [(published[name].to_numpy(), now[name].to_numpy()) for name in ("score_original", "score_retrained", "delta")]
         size = 1 + now["score_retrained"].abs().to_numpy()
-        number = max((_largest(published[name].to_numpy() / size, now[name].to_numpy() / size) for name in scores), key=badness)
+        number = max((_largest(then / size, again / size) for then, again in pairs), key=badness)
+        number = max(number, _largest(points["value"].to_numpy(), judged.points["value"].to_numpy()), key=badness)
     else:
         number = float("inf")
     finding = judge(
         "judgement",
         number,
         DUPLICATE_TOLERANCE,
-        f"largest difference between the published deletion table and the one that the ledger gives now, {now.height:,} rows, "
-        "relative to 1 + |score|; bound: what two trainings of one removed set on different machines may differ by",
-        "the ledger or the table was changed after the run: run the experiment again into a new store, or find the changed part",
+        f"largest difference between what was published and what the ledger gives now, of {now.height:,} deletions (relative to "
+        f"1 + |score|) and {points.height:,} points of {len(patient.plan.experiment.metrics)} metrics; bound: what two trainings of one "
+        "removed set on different machines may differ by",
+        "the ledger or the tables were changed after the run: run the experiment again into a new store, or find the changed part",
     )
     return [finding]
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from genrep_dist.doctor.finding import Finding, badness, judge
+from genrep_dist.doctor.finding import Finding, badness, counted, judge
 from genrep_dist.doctor.ledger import wanted_keys
 from genrep_dist.doctor.patient import Patient
 from genrep_dist.representers.attribution import ranking
@@ -27,6 +27,7 @@ _SAMPLE_AXES: dict[str, dict[str, tuple[str, int]]] = {
     "kernel": {"kernel": ("train", 0)},
     **{importance: {"alpha": ("train", 0)} for importance in SOLVED},
     "attribution": {"phi": ("train", 0)},
+    "diagonal": {"diagonal": ("train", 0)},
 }
 """For each kind of artifact its arrays of numbers, and which data set's samples run along which axis."""
 
@@ -58,14 +59,17 @@ def finite(patient: Patient) -> list[Finding]:
 
 
 def scores(patient: Patient) -> list[Finding]:
-    """The first seed's stored phi against alpha K of what is stored, for every method, and the removal orders against phi."""
+    """The first seed's stored phi against alpha K of what is stored, for every method, and the removal orders against phi.
+
+    Scores from elsewhere have nothing in the store that they could be held against; their orders have.
+    """
     ids = patient.bench.train.ids
     names, methods = patient.plan.experiment.methods, patient.plan.experiment.parsed_methods
     differences: dict[str, float] = {}
     for name, method in zip(names, methods, strict=True):
         artifact = patient.store.artifact("attribution", patient.plan.keys.attribution(patient.seed, method))
         phi = torch.from_numpy(artifact.read("phi"))
-        expected = attribution(method, patient.seed, patient.bench)
+        expected = phi if method.kernel == "external" else attribution(method, patient.seed, patient.bench)
         differences[name] = float((phi - expected).abs().max() / expected.abs().max().clamp(min=torch.finfo(torch.float64).tiny))
         if differences[name] <= _FLOAT64_ROUNDING:
             orders = {sign: artifact.read(f"order_{sign}") for sign in ("negative", "positive")}
@@ -81,6 +85,29 @@ def scores(patient: Patient) -> list[Finding]:
         "largest phi (infinite: the removal order is not phi's); bound: float64 sums in another order",
         f"scores, importances or kernels were changed since: delete the folder {path} of the store and run again",
         seed=patient.seed,
+    )
+    return [finding]
+
+
+def elsewhere(patient: Patient) -> list[Finding]:
+    """Whether scores from elsewhere said, when they were read, that they are of exactly the models that were judged."""
+    keys, experiment = patient.plan.keys, patient.plan.experiment
+    manifests = {
+        (name, seed): patient.store.artifact("attribution", keys.attribution(seed, experiment.method(name))).manifest()
+        for name in experiment.judged
+        for seed in patient.seeds
+    }
+    if not manifests:
+        return []
+    silent = [place for place, manifest in manifests.items() if not manifest["verified"]]
+    finding = judge(
+        "scores from elsewhere",
+        len(silent),
+        0,
+        f"of {counted(len(manifests), 'table')} of scores from elsewhere, those that do not say which model they are of"
+        + (f", first {silent[0][0]}, seed {silent[0][1]}" if silent else ""),
+        "export the problem, score exactly those models, and save the scores with their identity",
+        worse="amber",
     )
     return [finding]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -61,6 +62,12 @@ def publish_data(store: Store, digest: str, train: Dataset, test: Dataset) -> No
 
 def read_data(store: Store, digest: str, name: str) -> Dataset:
     return from_table(get_table(store.objects, f"data/{digest}/{name}.parquet"))
+
+
+def sample_ids(store: Store, digest: str, name: str) -> npt.NDArray[np.int64]:
+    """Ids of the samples of 'train' or 'test', in the order of every array; the samples are not read."""
+    ids: npt.NDArray[np.int64] = get_table(store.objects, f"data/{digest}/{name}.parquet", columns=["id"]).column("id").to_numpy()
+    return ids
 
 
 class Recent:

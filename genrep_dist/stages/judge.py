@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -22,20 +22,25 @@ from genrep_dist.plan import Plan
 from genrep_dist.stages.asked import Point, asked_for, subsets
 from genrep_dist.stages.costs import method_costs
 from genrep_dist.stages.diagonals import self_influence_of
-from genrep_dist.stages.job import Workbench
+from genrep_dist.stages.job import Workbench, sample_ids
+from genrep_dist.store import Store
 
 Array = npt.NDArray[np.float64]
 SUBSET_METRICS = {"lds": "lds", "loo": "loo_correlation"}
 
 
-def judge(bench: Workbench, plan: Plan, table: pl.DataFrame, flipped_ids: Collection[int] = ()) -> tuple[pl.DataFrame, Judged]:
-    """The deletion table and everything that was judged; ``table`` is what was asked of the ledger (:mod:`genrep_dist.stages.asked`),
-    ``flipped_ids`` the training samples whose labels were flipped.
+def judge(
+    plan: Plan, store: Store, table: pl.DataFrame, bench: Callable[[], Workbench], flipped_ids: Collection[int] = ()
+) -> tuple[pl.DataFrame, Judged]:
+    """The deletion table and everything that was judged; ``table`` is what was asked of the ledger (:mod:`genrep_dist.stages.asked`).
+
+    ``flipped_ids`` are the training samples whose labels were flipped; only for these the problem's own code is needed, and ``bench``
+    is called.
 
     Raises NotCommittedError when a model that is asked for is not in the ledger.
     """
     experiment = plan.experiment
-    ledger = bench.store.ledger(plan.keys.training).scan()
+    ledger = store.ledger(plan.keys.training).scan()
     deletion = deletion_table(asked_for(table, "deletion"), ledger)
     points, tables = [auc_points(deletion)], {}
     if experiment.deletion.replicates > 1:
@@ -45,11 +50,11 @@ def judge(bench: Workbench, plan: Plan, table: pl.DataFrame, flipped_ids: Collec
         tables["brittleness"] = brittleness_table(asked_for(table, "brittleness"), ledger, plan.shape.num_outputs)
         points.append(brittleness_points(tables["brittleness"], largest))
     if experiment.lds is not None or experiment.loo is not None:
-        values, ceilings = _subset_metrics(bench, plan, table, ledger)
+        values, ceilings = _subset_metrics(store, plan, table, ledger)
         points.append(values)
         tables["ceilings"] = ceilings
     if experiment.problem.flip_labels is not None:
-        values, tables["inspection"] = _mislabel(bench, plan, flipped_ids)
+        values, tables["inspection"] = _mislabel(bench(), plan, flipped_ids)
         points.append(values)
     everything = pl.concat(points).select(list(POINTS_SCHEMA)).sort(list(POINTS_SCHEMA)[:-1])
     names = experiment.methods
@@ -60,24 +65,25 @@ def judge(bench: Workbench, plan: Plan, table: pl.DataFrame, flipped_ids: Collec
         comparisons=comparisons(everything, names, baselines) if baselines else empty("comparisons"),
         ranks=ranks(everything, names),
         best=best(everything, names),
-        costs=method_costs(plan, bench.store, table, ledger),
+        costs=method_costs(plan, store, table, ledger),
         **tables,
     )
 
 
-def _subset_metrics(bench: Workbench, plan: Plan, table: pl.DataFrame, ledger: pl.LazyFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _subset_metrics(store: Store, plan: Plan, table: pl.DataFrame, ledger: pl.LazyFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Points of LDS and leave-one-out correlation, and their noise ceilings."""
     values: list[dict[str, Any]] = []
     ceilings: list[dict[str, Any]] = []
-    found = {metric: _subset_scores(bench, plan, asked_for(table, metric), ledger) for metric in SUBSET_METRICS}
+    found = {metric: _subset_scores(store, plan, asked_for(table, metric), ledger) for metric in SUBSET_METRICS}
+    all_test_ids = sample_ids(store, plan.keys.data, "test")
     for seed in plan.experiment.seeds:
-        test_ids = bench.test.ids[plan.keys.test_positions(seed)].tolist()
+        test_ids = all_test_ids[plan.keys.test_positions(seed)].tolist()
         for metric, section, removed in subsets(plan, seed):
             scored = found[metric].filter(pl.col("seed") == seed)["score"].to_numpy()
             outputs = scored.reshape(section.replicates, len(removed), len(test_ids))
             places = [{"metric": SUBSET_METRICS[metric], "seed": seed, "test_id": test_id} for test_id in test_ids]
             for name in plan.experiment.methods:
-                correlations, _ = subset_correlations(_phi(bench, plan, name, seed), removed, outputs.mean(axis=0))
+                correlations, _ = subset_correlations(_phi(store, plan, name, seed), removed, outputs.mean(axis=0))
                 values += [{**place, "method": name, "value": float(value)} for place, value in zip(places, correlations, strict=True)]
             known = noise_ceiling(outputs)
             for point, place in enumerate(places):
@@ -86,11 +92,11 @@ def _subset_metrics(bench: Workbench, plan: Plan, table: pl.DataFrame, ledger: p
     return pl.DataFrame(values, schema=POINTS_SCHEMA), pl.DataFrame(ceilings, schema=empty("ceilings").schema)
 
 
-def _subset_scores(bench: Workbench, plan: Plan, asked: pl.DataFrame, ledger: pl.LazyFrame) -> pl.DataFrame:
+def _subset_scores(store: Store, plan: Plan, asked: pl.DataFrame, ledger: pl.LazyFrame) -> pl.DataFrame:
     """The explained output of each model at each of its seed's test points, sorted by seed, replicate, subset and test point."""
     places = []
     for seed in plan.experiment.seeds:
-        outputs = bench.train_artifact(seed).read("outputs_test")
+        outputs = store.artifact("train", plan.keys.train(seed)).read("outputs_test")
         points = [Point.of(row, outputs[row], plan.experiment.target.output) for row in plan.keys.test_positions(seed)]
         places += [(seed, number, p.row * plan.shape.num_outputs + p.output) for number, p in enumerate(points)]
     cells = pl.DataFrame(places, schema={"seed": pl.Int64, "point": pl.Int64, "output_position": pl.Int64}, orient="row")
@@ -119,6 +125,6 @@ def _mislabel(bench: Workbench, plan: Plan, flipped_ids: Collection[int]) -> tup
     return mislabel_points(found, flipped, ids), mean.select(list(empty("inspection").columns))
 
 
-def _phi(bench: Workbench, plan: Plan, name: str, seed: int) -> Array:
-    phi: Array = bench.store.artifact("attribution", plan.keys.attribution(seed, plan.experiment.method(name))).read("phi")
+def _phi(store: Store, plan: Plan, name: str, seed: int) -> Array:
+    phi: Array = store.artifact("attribution", plan.keys.attribution(seed, plan.experiment.method(name))).read("phi")
     return phi

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from torch import nn
@@ -19,7 +20,10 @@ import genrep_dist as gr
 from genrep_dist.doctor import Finding, examine, modes, training, worst
 from genrep_dist.doctor.patient import Patient
 from genrep_dist.errors import MethodError, NotCommittedError
+from genrep_dist.export import export_problem
+from genrep_dist.pipeline import train_originals
 from tests.doctor.patients import change, look, run
+from tests.experiments import ROOT, experiment
 
 
 def test_a_healthy_run_is_green_but_for_its_few_seeds(healthy: gr.Run) -> None:
@@ -99,7 +103,9 @@ def test_code_that_is_not_the_runs_any_more(patient: gr.Run, monkeypatch: pytest
     assert {"gram symmetry", "finite", "ledger", "originals", "judgement"} <= {found.name for found in findings if found.colour == "green"}
 
 
-@pytest.mark.parametrize(("count", "colour", "words"), [(1, "amber", "no interval"), (9, "amber", "narrower"), (10, "green", "18 %")])
+@pytest.mark.parametrize(
+    ("count", "colour", "words"), [(1, "amber", "no interval"), (9, "amber", "94 to 95 %"), (10, "green", "94 to 95 %")]
+)
 def test_power_counts_seeds(count: int, colour: str, words: str) -> None:
     (found,) = training.power(cast("Patient", SimpleNamespace(seeds=range(count))))
     assert (found.colour, found.number, found.bound) == (colour, count, 10)
@@ -137,3 +143,27 @@ def test_importing_the_doctor_imports_nothing_heavy() -> None:
     code = "import sys, genrep_dist.doctor; print([m for m in ('torch', 'polars', 'zarr', 'scipy', 'numpy') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("unverified", [False, True])
+def test_scores_from_elsewhere_are_examined_too(tmp_path: Path, unverified: bool) -> None:
+    """Their orders and every metric are checked; that they do not say their model is told."""
+    section = {"path": str(tmp_path / "scores"), "positive_raises": True, "unverified": unverified}
+    asked = experiment(methods=["ntk-final/target", "theirs"], external={"theirs": section}, lds={"subsets": 4})
+    trained = train_originals(asked, str(tmp_path / "store"), serial=True, search_path=[str(ROOT)])
+    list(export_problem(trained, tmp_path / "models"))
+    (tmp_path / "scores").mkdir()
+    for seed in (0, 1):
+        problem = gr.open_exported(tmp_path / "models", seed, [ROOT])
+        scores = np.random.default_rng(seed).normal(size=(40, 2))
+        if unverified:
+            np.save(tmp_path / "scores" / f"{seed}.npy", scores)
+        else:
+            problem.save(tmp_path / "scores" / f"{seed}.npz", scores)
+    done = gr.run(asked, store=str(tmp_path / "store"), serial=True, search_path=[str(ROOT)])
+    findings = look(done)
+    assert findings.of("scores from elsewhere").colour == ("amber" if unverified else "green")
+    assert findings.of("scores").colour == findings.of("judgement").colour == "green"
+    points = Path(done.store.uri) / "results/toy/points.parquet"
+    pl.read_parquet(points).with_columns(pl.col("value") + 0.5).write_parquet(points)
+    assert look(done).of("judgement").colour == "red"
