@@ -273,7 +273,9 @@ def export(
         from genrep_dist.display import Bars, Lines
         from genrep_dist.pipeline import train_originals
 
-        loaded = _load(experiment, [*(set_ or []), *([f"seeds={list(seed)}"] if seed else [])])
+        loaded = _load(experiment, set_)
+        if seed:
+            loaded = loaded.plain(seeds=list(seed))
         console = _console(stderr=True)
         with Bars(console) if console.is_terminal else Lines(console) as progress:
             trained = train_originals(loaded, store, serial=serial, progress=progress, search_path=_search_path(experiment))

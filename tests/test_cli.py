@@ -140,6 +140,7 @@ def test_a_problem_is_exported_before_its_scores_are_there(place: Path, tmp_path
     """Only the originals are trained, and scores from elsewhere need not exist yet."""
     external = {"theirs": {"path": "scores", "positive_raises": True}}
     asked = experiment_file(tmp_path / "judged.yaml", name="judged", methods=["theirs"], external=external)
+    asked.write_text(asked.read_text().replace("seeds: 2", "stop: {half_width: 0.1, min_seeds: 2, max_seeds: 4}"))
     result = call("export", "problem", asked, "--to", tmp_path / "models", "--store", tmp_path / "store", "--serial", "--seed", 1)
     assert result.exit_code == 0, result.output
     assert str(tmp_path / "models" / "seed-1" / "problem.json") in result.output
