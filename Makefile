@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo 'Python 3.11, 3.12 or 3.13 is needed; choose one with: make PYTHON=python3.11'; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo 'installing into $(VENV); the first time takes some minutes'
-	@output=$$($(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,text,s3]' 2>&1) || \
+	@output=$$($(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,text]' 2>&1) || \
 	  { printf '%s\n' "$$output"; exit 1; }
 	@touch $@
 

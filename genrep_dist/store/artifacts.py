@@ -33,6 +33,7 @@ class Artifact:
         self.key = key
         self.path = f"artifacts/{kind}/{key[:2]}/{key}"
         self._objects = objects
+        self._opened: ObjectStore[Any] | None = None
 
     # -- writing ---------------------------------------------------------------------------------------------------------------
 
@@ -50,25 +51,38 @@ class Artifact:
         Declaring it again with the same layout keeps what is written. With another layout nothing written before can be used,
         so the artifact starts anew.
         """
+        self._create(name, shape, chunks, dtype, dimension_names, attributes)
+        self._objects.sync((f"{self.path}/zarr.json", f"{self.path}/{name}/zarr.json"))
+
+    def _create(
+        self,
+        name: str,
+        shape: Sequence[int],
+        chunks: Sequence[int],
+        dtype: str,
+        dimension_names: Sequence[str],
+        attributes: Mapping[str, Any] | None,
+    ) -> None:
         existing = self._open(name)
         if existing is not None:
             if (existing.shape, existing.chunks, str(existing.dtype)) == (tuple(shape), tuple(chunks), dtype):
                 return
             self._objects.delete_folder(self.path)
-        zarr.create_array(
-            self._group(),
-            name=name,
-            shape=tuple(shape),
-            chunks=tuple(max(1, c) for c in chunks),
-            dtype=dtype,
-            fill_value=float("nan") if np.dtype(dtype).kind == "f" else 0,
-            compressors=[Crc32cCodec()],
-            dimension_names=list(dimension_names),
-            attributes=dict(attributes or {}),
-            # A comparison of each chunk with the fill value costs more than writing it.
-            config={"write_empty_chunks": True},
-            overwrite=True,
-        )
+        with self._objects.explained(f"{self.path}/{name}"):
+            zarr.create_array(
+                self._group(),
+                name=name,
+                shape=tuple(shape),
+                chunks=tuple(max(1, c) for c in chunks),
+                dtype=dtype,
+                fill_value=float("nan") if np.dtype(dtype).kind == "f" else 0,
+                compressors=[Crc32cCodec()],
+                dimension_names=list(dimension_names),
+                attributes=dict(attributes or {}),
+                # A comparison of each chunk with the fill value costs more than writing it.
+                config={"write_empty_chunks": True},
+                overwrite=True,
+            )
 
     def write_part(self, part: str, name: str, starts: Sequence[int], values: Array, **statistics: Any) -> None:
         """Write ``values`` as the chunk of ``name`` that begins at ``starts``, read it back, and record the part as done.
@@ -79,20 +93,26 @@ class Artifact:
         array = self._require(name, mode="r+")
         window = tuple(slice(start, start + size) for start, size in zip(starts, values.shape, strict=True))
         _refuse_non_finite(values, f"{self.path}/{name}{list(starts)}")
-        array[window] = values
+        with self._objects.explained(f"{self.path}/{name}"):
+            array[window] = values
         checksum = _checksum(values)
         if _checksum(self._read_window(array, name, window)) != checksum:
             raise CorruptError(
                 "a part read back differs from what was written", where=f"{self.path}/{name}{list(starts)}", remedy="check the disk"
             )
+        # A record on the disk whose block is not would vouch for nothing.
+        block = "/".join(str(start // size) for start, size in zip(starts, array.chunks, strict=True))
+        self._objects.sync([f"{self.path}/{name}/c/{block}"])
         self._objects.put_json(f"{self.path}/parts/{part}.json", {"array": name, "starts": list(starts), "crc32": checksum, **statistics})
 
     def write(self, name: str, values: Array, dimension_names: Sequence[str], attributes: Mapping[str, Any] | None = None) -> None:
-        """Declare and write a whole array as one file; for small results that one task makes."""
+        """Declare and write a whole array as one file; for small results that one task makes. Synced by :meth:`commit`."""
         values = np.asarray(values)
-        self.create(name, values.shape, values.shape, str(values.dtype), dimension_names, attributes)
+        self._create(name, values.shape, values.shape, str(values.dtype), dimension_names, attributes)
         _refuse_non_finite(values, f"{self.path}/{name}")
-        self._require(name, mode="r+")[...] = values
+        array = self._require(name, mode="r+")
+        with self._objects.explained(f"{self.path}/{name}"):
+            array[...] = values
 
     def parts_done(self) -> set[str]:
         """Names of the parts that are recorded as written and verified."""
@@ -110,6 +130,8 @@ class Artifact:
                 got=f"{len(missing)} missing, first {missing[0]}",
                 remedy="run the same command again: only what is missing is computed",
             )
+        if not parts and self._objects.root is not None:
+            self._objects.sync(self._objects.list(self.path))
         record = {"schema_version": SCHEMA_VERSION, "kind": self.kind, "key": self.key, "num_parts": len(parts), **manifest}
         self._objects.put_json(f"{self.path}/manifest.json", record)
 
@@ -152,7 +174,8 @@ class Artifact:
 
     def _read_window(self, array: zarr.Array[Any], name: str, window: tuple[slice, ...]) -> Array:
         try:
-            return np.asarray(array[window])
+            with self._objects.explained(f"{self.path}/{name}"):
+                return np.asarray(array[window])
         except ValueError as error:
             raise CorruptError(
                 "a file of the store is damaged",
@@ -163,13 +186,16 @@ class Artifact:
 
     def _open(self, name: str, mode: str = "r") -> zarr.Array[Any] | None:
         try:
-            return zarr.open_array(self._group(), path=name, mode=cast("Any", mode), zarr_format=3)
+            with self._objects.explained(f"{self.path}/{name}"):
+                return zarr.open_array(self._group(), path=name, mode=cast("Any", mode), zarr_format=3)
         except FileNotFoundError:
             return None
 
     def _group(self) -> ObjectStore[Any]:
-        """The artifact's own folder, which is one Zarr group."""
-        return ObjectStore(self._objects.below(self.path))
+        """The artifact's own folder, which is one Zarr group; opened once, since a bucket's handle has its own connections."""
+        if self._opened is None:
+            self._opened = ObjectStore(self._objects.below(self.path))
+        return self._opened
 
     def _require(self, name: str, mode: str) -> zarr.Array[Any]:
         array = self._open(name, mode)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -57,7 +56,6 @@ def compact(objects: Objects, folder: str, paths: list[str]) -> Compaction:
     after = {part.path: part.size for i, part in enumerate(parts) if left.get(i, 0) and i not in loose}
     for group in _groups(parts, loose, left):
         path = _merge(objects, folder, [(parts[i], kept[i]) for i in group])
-        _sync(objects, path)
         after[path] = len(get_part(objects, path))
         _delete(objects, {parts[i].path for i in group} - after.keys())
     _delete(objects, {part.path for part in parts} - after.keys())
@@ -175,14 +173,3 @@ def _delete(objects: Objects, paths: Iterable[str]) -> None:
     for path in sorted(paths):
         with contextlib.suppress(FileNotFoundError):
             objects.delete(path)
-
-
-def _sync(objects: Objects, path: str) -> None:
-    """Have a file on the disk before others are deleted for it; a bucket has it already."""
-    local = objects.local_path(path)
-    for place in [] if local is None else [local, local.parent]:
-        handle = os.open(place, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

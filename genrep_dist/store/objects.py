@@ -3,66 +3,99 @@
 from __future__ import annotations
 
 import json
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import obstore
-from obstore.store import LocalStore, ObjectStore, from_url
+from obstore.store import LocalStore, ObjectStore
 
 from genrep_dist.errors import CorruptError, StoreError
+from genrep_dist.store.addresses import IMPATIENT, explained, open_bucket, parse_uri
+from genrep_dist.store.disk import sync_files, write_file
 
 
 class Objects:
-    """Bytes by path. ``uri`` is a local path, ``file://...`` or a URL that obstore knows (``s3://bucket/prefix``, ...).
+    """Bytes by path. ``uri`` is a local path, ``file://...``, or ``s3://bucket/prefix``, ``gs://...``, ``az://...``.
 
-    Raises StoreError when the place cannot be used.
+    Raises StoreError when the address cannot be one of a store or its folder cannot be made. A bucket is not asked for anything
+    before it is used (:meth:`check_access`). Every method raises StoreError when the place fails or refuses.
     """
 
     def __init__(self, uri: str) -> None:
+        place = parse_uri(uri)
+        self.uri = str(place)
         self.root: Path | None = None
-        if "://" not in uri or uri.startswith("file://"):
-            root = Path(uri.removeprefix("file://")).expanduser().resolve()
+        if isinstance(place, Path):
             try:
-                root.mkdir(parents=True, exist_ok=True)
+                place.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise StoreError(
-                    "the store's folder cannot be made", where=str(root), got=str(error), remedy="choose another --store"
+                    "the store's folder cannot be made", where=str(place), got=str(error), remedy="choose another --store"
                 ) from error
-            self.root = root
-            self.backend: ObjectStore = LocalStore(root)
-            self.uri = str(root)
+            self.root = place
+            self.backend: ObjectStore = LocalStore(place)
         else:
-            self.uri = uri
-            self.backend = from_url(uri)
+            self.backend = open_bucket(place)
+
+    def check_access(self) -> None:
+        """Prove, before work is planned, that this place can be listed, written and deleted from; takes a few requests.
+
+        Raises StoreError, which names the bucket or folder and what to do, within seconds rather than after all retries.
+        """
+        marker = f".access-{secrets.token_hex(8)}"
+        if self.root is not None:
+            self.put(marker, b"")
+            self.delete(marker)
+            return
+        backend = open_bucket(self.uri, IMPATIENT)
+        with self.explained():
+            next(iter(obstore.list(backend, chunk_size=1)), None)
+        with self.explained(marker):
+            obstore.put(backend, marker, b"")
+            obstore.delete(backend, marker)
 
     def put(self, path: str, data: bytes) -> None:
-        """Write all of ``data`` at ``path``, replacing what was there; a reader sees the old bytes or the new, never a part."""
-        obstore.put(self.backend, path, data)
+        """Write all of ``data`` at ``path``, replacing what was there; a reader sees the old bytes or the new, never a part.
+
+        What was put survives a power failure: in a folder it is synced to the disk before this returns.
+        """
+        if self.root is None:
+            with self.explained(path):
+                obstore.put(self.backend, path, data)
+            return
+        with self._writing(path):
+            write_file(self.root / path, data)
 
     def get(self, path: str) -> bytes:
         """The bytes at ``path``; FileNotFoundError when there are none."""
-        return bytes(obstore.get(self.backend, path).bytes())
+        with self.explained(path):
+            return bytes(obstore.get(self.backend, path).bytes())
 
     def exists(self, path: str) -> bool:
         try:
-            obstore.head(self.backend, path)
+            with self.explained(path):
+                obstore.head(self.backend, path)
         except FileNotFoundError:
             return False
         return True
 
     def list(self, prefix: str) -> list[str]:
         """All paths below the folder ``prefix``, sorted; leftovers of interrupted writes are not among them."""
-        found = [str(item["path"]) for batch in obstore.list(self.backend, prefix) for item in batch]
-        return sorted(path for path in found if "#" not in path)
+        return sorted(path for path in self._all(prefix) if "#" not in path)
 
     def delete(self, path: str) -> None:
-        if self.exists(path):
+        """Delete ``path``, if it is there."""
+        with suppress(FileNotFoundError), self.explained(path):
             obstore.delete(self.backend, path)
 
     def delete_folder(self, prefix: str) -> None:
-        paths = [str(item["path"]) for batch in obstore.list(self.backend, prefix) for item in batch]
+        paths = self._all(prefix)
         if paths:
-            obstore.delete(self.backend, paths)
+            with self.explained(prefix):
+                obstore.delete(self.backend, paths)
 
     def put_json(self, path: str, value: Any) -> None:
         """Write JSON with sorted keys: equal values are equal bytes."""
@@ -77,11 +110,40 @@ class Objects:
             ) from error
 
     def below(self, path: str) -> ObjectStore:
-        """Obstore's own handle on the folder ``path``."""
+        """Obstore's own handle on the folder ``path``; with a bucket it has connections of its own, so keep it while it is used.
+
+        What is written through it is whole or not there, but not synced: see :meth:`sync`. Wrap its use in :meth:`explained`.
+        """
         if self.root is not None:
             return LocalStore(self.root / path, mkdir=True)
-        return from_url(f"{self.uri.rstrip('/')}/{path}")
+        return open_bucket(f"{self.uri}/{path}")
+
+    def sync(self, paths: Iterable[str]) -> None:
+        """Have files that were written through :meth:`below`, and the folders above them, on the disk. A bucket has them already."""
+        if self.root is not None:
+            with self._writing():
+                sync_files([self.root / path for path in paths], self.root)
+
+    def explained(self, path: str = "") -> AbstractContextManager[None]:
+        """What obstore raises inside becomes StoreError, which says what to do and repeats no secret."""
+        return explained(self.uri, path)
 
     def local_path(self, path: str) -> Path | None:
         """Where ``path`` lies on this machine, or None when the store is remote."""
         return None if self.root is None else self.root / path
+
+    @contextmanager
+    def _writing(self, path: str = "") -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                "a file cannot be written",
+                where=f"{self.uri}/{path}".rstrip("/"),
+                got=str(error),
+                remedy="check the disk, its free space and permissions",
+            ) from error
+
+    def _all(self, prefix: str) -> Sequence[str]:
+        with self.explained(prefix):
+            return [str(item["path"]) for batch in obstore.list(self.backend, prefix) for item in batch]
