@@ -15,6 +15,7 @@ from genrep_dist.config import Experiment
 from genrep_dist.evaluation.deletion import deletion_arrow
 from genrep_dist.evaluation.judged import Judged
 from genrep_dist.evaluation.statistics import by_seed, curves, summarise
+from genrep_dist.provenance import provenance
 from genrep_dist.results import Run, open_run
 from genrep_dist.stages.prepare import Prepared, read_record, restore_record
 from genrep_dist.store import Store
@@ -70,6 +71,7 @@ def publish(declared: Prepared, deletion: pl.DataFrame, judged: Judged) -> None:
         "experiment": experiment.name,
         "costs": finished.costs(),
         "tracking": {"uri": link.tracking_uri, "experiment_id": link.experiment_id, "run_id": link.run_id, "hint": link.hint},
+        "provenance": provenance(),
         "record": read_record(store, experiment.name),
     }
     store.objects.put_json(f"{folder}/manifest.json", manifest)
@@ -166,10 +168,14 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _recipe_tags(finished: Run) -> dict[str, str]:
-    """What limits the tracking identities, as tags that MLflow can be searched by."""
+    """What limits the tracking identities and where the results came from, as tags that MLflow can be searched by."""
     recipe = finished.plan.keys.recipe
     plain = not recipe["momentum"] and not recipe["weight_decay"]
-    return {"genrep.plain_sgd": str(plain).lower(), "genrep.version": version("genrep-dist")}
+    return {
+        "genrep.plain_sgd": str(plain).lower(),
+        "genrep.version": version("genrep-dist"),
+        **{f"genrep.{name}": value for name, value in provenance().items()},
+    }
 
 
 def tracking_uri(experiment: Experiment, store: Store) -> tuple[str, str | None]:

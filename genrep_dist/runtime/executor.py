@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,7 +31,10 @@ class Executor(Protocol):
     slots: int
     memory_bytes: int
 
-    def run(self, job: Job, units: Iterable[Unit], *, actors: bool = False) -> Iterator[Outcome]:
-        """With ``actors``, long-lived workers that keep the model take the units; else stateless tasks."""
+    def run(self, job: Job, units: Iterable[Unit], *, actors: bool = False) -> Generator[Outcome, None, None]:
+        """With ``actors``, long-lived workers that keep the model take the units; else stateless tasks.
+
+        Closing the generator before its end abandons what is in flight.
+        """
 
     def close(self) -> None: ...

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -28,3 +29,36 @@ class Silence:
 
     def message(self, text: str) -> None:
         pass
+
+
+@dataclass
+class Count:
+    """Units of one stage: ``done`` of ``total``, ``before`` of them in an earlier run."""
+
+    total: int
+    done: int
+    before: int
+
+
+class Tally:
+    """Hands on to ``shown`` what it is told, and keeps the count of each stage. ``check`` is called each time, and may raise."""
+
+    def __init__(self, shown: Progress, check: Callable[[], None]) -> None:
+        self._shown, self._check = shown, check
+        self._current = ""
+        self.counts: dict[str, Count] = {}
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        self._check()
+        self._current = name
+        self.counts[name] = Count(total, done, done)
+        self._shown.stage(name, total, done)
+
+    def advance(self, units: int, statistics: Mapping[str, float]) -> None:
+        if self._current in self.counts:
+            self.counts[self._current].done += units
+        self._shown.advance(units, statistics)
+        self._check()
+
+    def message(self, text: str) -> None:
+        self._shown.message(text)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from genrep_dist.errors import GenRepError
+from genrep_dist.runtime.capacity import Resources, refuse_unschedulable, workers_held
 from genrep_dist.runtime.executor import HOPELESS, Outcome
 from genrep_dist.stages.job import Job
 from genrep_dist.units import Unit
@@ -41,7 +45,9 @@ class RayExecutor:
 
     A unit whose process, node or attempt fails is submitted again, at most ``retries`` times; units are idempotent, because each
     writes one part that is whole or absent. Inside a submitted job, or with ``address``, it attaches to the running cluster;
-    otherwise it starts one on this machine and stops it in the end.
+    otherwise it starts one on this machine and stops it in the end. What is in flight when :meth:`run` is closed is cancelled.
+
+    Raises PlanError when no node can hold a worker.
     """
 
     name = "ray"
@@ -52,23 +58,19 @@ class RayExecutor:
         if not ray.is_initialized():
             self._started = True
             self._attach(address, workers)
-        cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        available = int(cluster.get("GPU", 0) / num_gpus) if num_gpus else int(cluster.get("CPU", 1))
-        if num_gpus and available < 1:
-            raise GenRepError(
-                "the cluster has no GPU for a worker",
-                where="resources.num_gpus",
-                expected=f"{num_gpus} GPU",
-                got=f"{cluster.get('GPU', 0)} in the whole cluster",
-                remedy="set resources.num_gpus to 0 to work on CPUs, or add GPU nodes",
-            )
-        self.memory_bytes = int(cluster.get("memory", 0) + cluster.get("object_store_memory", 0))
-        self.slots = max(1, min(available, workers or available))
+        try:
+            nodes = _schedulable_nodes(num_gpus)
+        except BaseException:
+            self.close()
+            raise
+        available = workers_held(nodes, num_gpus)
+        self.memory_bytes = int(sum(node.get("memory", 0) + node.get("object_store_memory", 0) for node in nodes))
+        self.slots = min(available, workers or available)
         options: dict[str, Any] = {"num_cpus": 1, "num_gpus": num_gpus}
         self._task = ray.remote(**options, max_retries=0)(_execute)
         self._actor = ray.remote(**options, max_restarts=0)(_Worker)
 
-    def run(self, job: Job, units: Iterable[Unit], *, actors: bool = False) -> Iterator[Outcome]:
+    def run(self, job: Job, units: Iterable[Unit], *, actors: bool = False) -> Generator[Outcome, None, None]:
         shared = ray.put(job)
         pending = iter(units)
         if actors:
@@ -84,21 +86,25 @@ class RayExecutor:
     def _run_as_tasks(self, job: Any, pending: Iterator[Unit]) -> Iterator[Outcome]:
         running: dict[Any, tuple[Unit, int]] = {}
         again: list[tuple[Unit, int]] = []
-        while True:
-            room = max(0, self.slots * IN_FLIGHT_PER_SLOT - len(running) - len(again))
-            fresh = ((unit, 1) for unit in itertools.islice(pending, room))
-            for unit, attempt in itertools.chain(again, fresh):
-                running[self._task.remote(job, unit)] = (unit, attempt)
-            again = []
-            if not running:
-                return
-            done, _ = ray.wait(list(running), num_returns=1)
-            for reference in done:
-                outcome = self._collect(reference, *running.pop(reference))
-                if self._wants_retry(outcome):
-                    again.append((outcome.unit, outcome.attempts + 1))
-                else:
-                    yield outcome
+        try:
+            while True:
+                room = max(0, self.slots * IN_FLIGHT_PER_SLOT - len(running) - len(again))
+                fresh = ((unit, 1) for unit in itertools.islice(pending, room))
+                for unit, attempt in itertools.chain(again, fresh):
+                    running[self._task.remote(job, unit)] = (unit, attempt)
+                again = []
+                if not running:
+                    return
+                done, _ = ray.wait(list(running), num_returns=1)
+                for reference in done:
+                    outcome = self._collect(reference, *running.pop(reference))
+                    if self._wants_retry(outcome):
+                        again.append((outcome.unit, outcome.attempts + 1))
+                    else:
+                        yield outcome
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
 
     def _run_on_actors(self, job: Any, pending: Iterator[Unit]) -> Iterator[Outcome]:
         queue: list[tuple[Unit, int]] = []
@@ -149,9 +155,31 @@ class RayExecutor:
 
     def _attach(self, address: str | None, workers: int | None) -> None:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if address is not None or "RAY_ADDRESS" in os.environ:
+        handler = signal.getsignal(signal.SIGTERM)
+        if address is not None:
             # Resource arguments are an error where a cluster exists already.
-            ray.init(address=address or "auto", **quiet)
-            return
-        cpus = workers or os.cpu_count() or 1
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+            ray.init(address=address, **quiet)
+        elif "RAY_ADDRESS" in os.environ:
+            ray.init(**quiet)
+        else:
+            ray.init(address="local", num_cpus=workers or os.cpu_count() or 1, include_dashboard=False, **quiet)
+        # Ray takes SIGTERM for itself; whoever handled it before does so again.
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _schedulable_nodes(num_gpus: float) -> list[Resources]:
+    """What each living node has. PlanError when none can hold a worker, after the seconds of GENREP_WAIT_FOR_NODES."""
+    deadline = time.monotonic() + float(os.environ.get("GENREP_WAIT_FOR_NODES", "0"))
+    asked = False
+    while True:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        if workers_held(nodes, num_gpus):
+            return nodes
+        if time.monotonic() >= deadline:
+            refuse_unschedulable(nodes, num_gpus)
+        if not asked:
+            # A cluster that grows by itself does so for what is asked of it.
+            ray.autoscaler.sdk.request_resources(bundles=[{"CPU": 1, "GPU": num_gpus} if num_gpus else {"CPU": 1}])
+            asked = True
+        time.sleep(1.0)

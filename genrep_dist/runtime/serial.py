@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 import psutil
 
@@ -13,7 +13,7 @@ from genrep_dist.units import Unit
 
 
 class SerialExecutor:
-    """Runs each unit at most ``1 + retries`` times."""
+    """Runs each unit at most ``1 + retries`` times. A unit that ends its process ends the run: there is no other process to survive it."""
 
     name = "serial"
     slots = 1
@@ -22,7 +22,7 @@ class SerialExecutor:
         self._retries = retries
         self.memory_bytes = int(psutil.virtual_memory().total)
 
-    def run(self, job: Job, units: Iterable[Unit], *, actors: bool = False) -> Iterator[Outcome]:
+    def run(self, job: Job, units: Iterable[Unit], *, actors: bool = False) -> Generator[Outcome, None, None]:
         del actors
         for unit in units:
             yield self._attempt(job, unit)

@@ -1,0 +1,44 @@
+"""Where results came from: for the reader alone. It changes no number and no key."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+UNKNOWN = "unknown"
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray for the entry point of a submitted job: its metadata, `job_submission_id` among them."""
+
+
+def provenance() -> dict[str, str]:
+    """``submission_id`` of the Ray job ("none" outside one) and ``git_commit`` of the working directory.
+
+    A job's working directory is a copy without `.git`: there the commit is what was submitted as the metadata `git_commit`. The
+    commit ends in "-dirty" when tracked files were changed; it is "unknown" where there is none.
+    """
+    metadata = _job_metadata()
+    return {"submission_id": metadata.get("job_submission_id", "none"), "git_commit": metadata.get("git_commit") or _git_commit()}
+
+
+def in_job() -> bool:
+    """Whether this process is the entry point of a submitted Ray job."""
+    return "job_submission_id" in _job_metadata()
+
+
+def _job_metadata() -> dict[str, str]:
+    try:
+        metadata = json.loads(os.environ[_JOB])["metadata"]
+        return {str(key): str(value) for key, value in metadata.items()}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _git_commit() -> str:
+    # The hash alone, even where a tag is near.
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return UNKNOWN
+    return found.stdout.strip() if found.returncode == 0 and found.stdout.strip() else UNKNOWN
