@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from genrep_dist.config import Experiment
     from genrep_dist.results import Run
+    from genrep_dist.runtime.progress import Tally
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,7 +56,9 @@ def plan(
     from genrep_dist.stages.status import stage_status
     from genrep_dist.store import Store
 
-    prepared = prepare(_load(experiment, set_), Store(store), _search_path(experiment))
+    opened = Store(store)
+    opened.objects.check_access()
+    prepared = prepare(_load(experiment, set_), opened, _search_path(experiment))
     laid_out = prepared.plan
     slots = laid_out.experiment.resources.workers or os.cpu_count() or 1
     check_room(laid_out, prepared.store, slots, psutil.virtual_memory().total)
@@ -128,20 +131,15 @@ def run(
     serial: Annotated[bool, typer.Option("--serial", help="Work in this process, without Ray.")] = False,
 ) -> None:
     """Run an experiment to its end. Interrupted or killed, the same command goes on where it stopped."""
-    from genrep_dist.display import Bars, Lines
     from genrep_dist.pipeline import run as run_experiment
 
     if serial and address:
         raise typer.BadParameter("--serial and --address exclude each other")
     console = _console()
-    try:
-        with Bars(console) if console.is_terminal else Lines(console) as progress:
-            finished = run_experiment(
-                _load(experiment, set_), store, serial=serial, address=address, progress=progress, search_path=_search_path(experiment)
-            )
-    except KeyboardInterrupt:
-        console.print(f"interrupted; what is done is kept. To go on: {shlex.join(['genrep', *sys.argv[1:]])}", markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+    with _stoppable(console) as progress:
+        finished = run_experiment(
+            _load(experiment, set_), store, serial=serial, address=address, progress=progress, search_path=_search_path(experiment)
+        )
     _show_summary(console, finished)
 
 
@@ -270,14 +268,12 @@ def export(
     if experiment is None:
         paths = export_run(open_run(store, what), to, seed)
     elif what == "problem":
-        from genrep_dist.display import Bars, Lines
         from genrep_dist.pipeline import train_originals
 
         loaded = _load(experiment, set_)
         if seed:
             loaded = loaded.plain(seeds=list(seed))
-        console = _console(stderr=True)
-        with Bars(console) if console.is_terminal else Lines(console) as progress:
+        with _stoppable(_console(stderr=True)) as progress:
             trained = train_originals(loaded, store, serial=serial, progress=progress, search_path=_search_path(experiment))
         paths = export_problem(trained, to)
     else:
@@ -323,6 +319,34 @@ def data_fetch(
     from genrep_dist.problems.archives import fetch
 
     typer.echo(str(fetch(name, source)))
+
+
+@contextmanager
+def _stoppable(console: Console) -> Iterator[Tally]:
+    """The progress of something long. The first SIGINT or SIGTERM says what is done and how to go on, and exits with 130 or 143."""
+    from genrep_dist.display import Bars, Lines
+    from genrep_dist.provenance import resume_command
+    from genrep_dist.runtime.progress import Tally
+    from genrep_dist.runtime.stopping import Signals
+
+    with Bars(console) if console.is_terminal else Lines(console) as shown:
+        tally = Tally(shown)
+
+        def stopped() -> str:
+            return f"{tally.text()}\nto go on: {resume_command()}\n"
+
+        # Into a log at once; at a terminal after the bars, which would be drawn over it.
+        signals = Signals(lambda: "" if console.is_terminal else stopped())
+        tally.check = signals.check
+        try:
+            with signals:
+                yield tally
+            return
+        except KeyboardInterrupt:
+            pass
+    if console.is_terminal:
+        console.print(stopped(), markup=False, highlight=False, soft_wrap=True, end="")
+    raise typer.Exit(signals.exit_code)
 
 
 def _stop_text(stop: dict[str, Any]) -> str:
