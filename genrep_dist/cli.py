@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,10 +46,11 @@ def plan(
     store: StoreOption = "store",
     probe: Annotated[bool, typer.Option(help="Measure this machine for a second or two, to estimate the time.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    address: Annotated[str | None, typer.Option(help="Check against a running Ray cluster, for example auto, not this machine.")] = None,
 ) -> None:
     """Show what a run would do: stages, units, bytes, retrainings, time. Computes nothing of it."""
-    import psutil
-
+    from genrep_dist.runtime.capacity import demand_of, refuse_unschedulable
+    from genrep_dist.runtime.capacity import slots as slots_of
     from genrep_dist.stages.prepare import check_room, prepare
     from genrep_dist.stages.probe import estimate
     from genrep_dist.stages.probe import probe as measure
@@ -60,8 +61,11 @@ def plan(
     opened.objects.check_access()
     prepared = prepare(_load(experiment, set_), opened, _search_path(experiment))
     laid_out = prepared.plan
-    slots = laid_out.experiment.resources.workers or os.cpu_count() or 1
-    check_room(laid_out, prepared.store, slots, psutil.virtual_memory().total)
+    resources, nodes = laid_out.experiment.resources, _nodes(laid_out.experiment, address)
+    refuse_unschedulable(nodes, resources)
+    slots = slots_of(nodes, demand_of(resources, "retrain", nodes))
+    memory = int(sum(node.get("memory", 0.0) for node in nodes))
+    check_room(laid_out, prepared.store, lambda stage: slots_of(nodes, demand_of(resources, stage, nodes)), memory)
     status = {stage.name: stage for stage in stage_status(laid_out, prepared.store)}
     missing = {name: stage.missing_share for name, stage in status.items()}
     seconds = estimate(laid_out, measure(prepared), slots, missing) if probe else {}
@@ -119,7 +123,7 @@ def plan(
             highlight=False,
         )
     if probe:
-        console.print(f"about {seconds_text(sum(seconds.values()))} on {slots} workers of this machine", highlight=False)
+        console.print(f"about {seconds_text(sum(seconds.values()))} on {slots} workers like this machine", highlight=False)
 
 
 @app.command()
@@ -319,6 +323,19 @@ def data_fetch(
     from genrep_dist.problems.archives import fetch
 
     typer.echo(str(fetch(name, source)))
+
+
+def _nodes(experiment: Experiment, address: str | None) -> list[Mapping[str, float]]:
+    """What the nodes have that a run would work on: those of a cluster, or this machine as a run would use it."""
+    if address is not None:
+        from genrep_dist.runtime.ray_executor import cluster_nodes
+
+        return list(cluster_nodes(address))
+    import psutil
+    import torch
+
+    cpus = max(experiment.resources.workers or 0, os.cpu_count() or 1)
+    return [{"CPU": float(cpus), "GPU": float(torch.cuda.device_count()), "memory": float(psutil.virtual_memory().total)}]
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def make_executor(experiment: Experiment, *, serial: bool = False, address: str 
         return SerialExecutor(resources.retries)
     from genrep_dist.runtime.ray_executor import RayExecutor
 
-    return RayExecutor(retries=resources.retries, workers=resources.workers, address=address, num_gpus=resources.num_gpus)
+    return RayExecutor(resources, address=address)
 
 
 class Walk:
@@ -122,7 +122,7 @@ class Walk:
         """The executor; the plan is checked against what it has before its first unit."""
         executor = self._workers.open()
         if not self._checked:
-            check_room(self._plan, self._store, executor.slots, executor.memory_bytes)
+            check_room(self._plan, self._store, executor.slots_for, executor.memory_bytes)
             self._checked = True
         return executor
 
