@@ -15,6 +15,7 @@ from genrep_dist.evaluation.judged import Judged
 from genrep_dist.publish import is_finished, publish
 from genrep_dist.results import Run, open_run
 from genrep_dist.runtime.executor import Executor
+from genrep_dist.runtime.heartbeat import Heartbeat
 from genrep_dist.runtime.progress import Progress, Silence, Tally
 from genrep_dist.stages.execute import workbench
 from genrep_dist.stages.judge import judge
@@ -52,10 +53,12 @@ def run(
     publish_inputs(declared)
     workers = Workers(experiment, serial=serial, address=address, executor=executor)
     try:
-        deletion, judged = _Course(declared, progress, workers).run()
+        with Heartbeat(progress, opened, experiment.name, [workers.show]) as heartbeat:
+            deletion, judged = _Course(declared, progress, workers).run()
+            workers.close()
+            publish(declared, deletion, judged, heartbeat.history.measurements())
     finally:
         workers.close()
-    publish(declared, deletion, judged)
     return open_run(opened, experiment.name)
 
 

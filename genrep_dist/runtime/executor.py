@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from genrep_dist.errors import ConfigError, ConvergenceError, CorruptError, MethodError, ProblemError
 from genrep_dist.stages.job import Job
@@ -45,3 +45,11 @@ class Executor(Protocol):
         """
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Display(Protocol):
+    """An executor whose cluster shows numbers to those who watch it."""
+
+    def show(self, experiment: str, counts: Mapping[str, Any]) -> None:
+        """Show the counts of a tally (:meth:`genrep_dist.runtime.progress.Tally.snapshot`)."""

@@ -10,11 +10,12 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.metrics import Gauge
 
 from genrep_dist.errors import GenRepError
 from genrep_dist.runtime.capacity import Demand, Resources, all_demands, demand_of, slots, unschedulable
@@ -67,6 +68,7 @@ class RayExecutor:
     def __init__(self, resources: ResourcesSection, *, address: str | None = None, work: Work = _execute) -> None:
         self._resources, self._retries, self._work = resources, resources.retries, work
         self._started = False
+        self._gauges: _Gauges | None = None
         if not ray.is_initialized():
             self._started = True
             self._attach(address)
@@ -100,6 +102,12 @@ class RayExecutor:
             yield from self._run_on_actors(ray.remote(**options, max_restarts=0)(_Worker), shared, source, demand)
         else:
             yield from self._run_as_tasks(ray.remote(**options, max_retries=0)(self._work), shared, source, demand)
+
+    def show(self, experiment: str, counts: Mapping[str, Any]) -> None:
+        """The counts as metrics of Ray, for Prometheus: names begin with `ray_genrep_`."""
+        if self._gauges is None:
+            self._gauges = _Gauges()
+        self._gauges.show(experiment, counts)
 
     def close(self) -> None:
         if self._started:
@@ -217,6 +225,30 @@ class RayExecutor:
         # Ray takes SIGTERM for itself; whoever handled it before does so again.
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
+
+
+class _Gauges:
+    """What Prometheus reads from the node on which the driver runs."""
+
+    def __init__(self) -> None:
+        tags = ("experiment", "stage")
+        self._units = Gauge("genrep_units", "Units of work; of retrain, models.", tag_keys=(*tags, "state"))
+        self._rate = Gauge("genrep_units_per_second", "Units that ended, a second; of retrain, models.", tag_keys=tags)
+        self._left = Gauge("genrep_seconds_left", "Of a stage, at its present rate.", tag_keys=tags)
+        self._failed = Gauge("genrep_failures", "Units that failed for good.", tag_keys=("experiment", "kind"))
+        self._retried = Gauge("genrep_retried", "Attempts that failed and were made again.", tag_keys=("experiment",))
+
+    def show(self, experiment: str, counts: Mapping[str, Any]) -> None:
+        for stage, count in counts["stages"].items():
+            tags = {"experiment": experiment, "stage": stage}
+            for state in ("done", "running", "left", "failed"):
+                self._units.set(count[state], {**tags, "state": state})
+            self._rate.set(count["rate"], tags)
+            if count["seconds_left"] is not None:
+                self._left.set(count["seconds_left"], tags)
+        for kind, failed in counts["failures"]["by_kind"].items():
+            self._failed.set(failed, {"experiment": experiment, "kind": kind})
+        self._retried.set(counts["failures"]["retried"], {"experiment": experiment})
 
 
 def cluster_nodes(address: str) -> list[Resources]:
