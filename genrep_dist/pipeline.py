@@ -43,18 +43,18 @@ def run(
     opened = Store(store)
     opened.objects.check_access()
     declared = prepare(experiment, opened, search_path)
-    progress = _tally(progress)
+    tally = _tally(progress)
     for warning in declared.plan.warnings:
-        progress.message(f"warning: {warning}")
+        tally.message(f"warning: {warning}")
     if is_finished(declared):
-        progress.message("everything is done already: nothing was computed")
+        tally.message("everything is done already: nothing was computed")
         return open_run(opened, experiment.name)
     write_record(declared.of(experiment.plain()))
     publish_inputs(declared)
     workers = Workers(experiment, serial=serial, address=address, executor=executor)
     try:
-        with Heartbeat(progress, opened, experiment.name, [workers.show]) as heartbeat:
-            deletion, judged = _Course(declared, progress, workers).run()
+        with Heartbeat(tally, opened, experiment.name, [workers.show]) as heartbeat:
+            deletion, judged = _Course(declared, tally, workers).run()
             workers.close()
             publish(declared, deletion, judged, heartbeat.history.measurements())
     finally:

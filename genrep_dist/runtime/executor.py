@@ -27,12 +27,15 @@ class Outcome:
 class Executor(Protocol):
     """Runs units in any order and yields each unit's outcome once, as it ends. A failing unit does not hold the others.
 
-    ``slots``: how many units of `retrain` run at once; ``memory_bytes``: of all machines together.
+    ``memory_bytes``: of all machines together.
     """
 
     name: str
-    slots: int
     memory_bytes: int
+
+    @property
+    def slots(self) -> int:
+        """How many units of `retrain` run at once."""
 
     def slots_for(self, stage: StageName) -> int:
         """How many units of a stage run at once."""
