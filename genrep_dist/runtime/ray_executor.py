@@ -6,11 +6,14 @@ import itertools
 import logging
 import math
 import os
+import secrets
 import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -221,6 +224,7 @@ class RayExecutor:
         elif "RAY_ADDRESS" in os.environ:
             ray.init(**quiet)
         else:
+            _private_token()
             ray.init(address="local", num_cpus=_local_cpus(self._resources), include_dashboard=False, **quiet)
         # Ray takes SIGTERM for itself; whoever handled it before does so again.
         if callable(handler) and threading.current_thread() is threading.main_thread():
@@ -258,6 +262,22 @@ def cluster_nodes(address: str) -> list[Resources]:
         return _living_nodes()
     finally:
         ray.shutdown()
+
+
+def _private_token() -> None:
+    """Make the token that keeps others out of the cluster of this machine, where there is none: readable by this user alone.
+
+    Ray would make one itself, with the permissions of the umask.
+    """
+    if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    # Where it cannot be written Ray says so; where it is there, it may be that of a cluster.
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
 
 
 def _living_nodes() -> list[Resources]:
