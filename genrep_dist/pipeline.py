@@ -56,7 +56,7 @@ def run(
         with Heartbeat(tally, opened, experiment.name, [workers.show]) as heartbeat:
             deletion, judged = _Course(declared, tally, workers).run()
             workers.close()
-            publish(declared, deletion, judged, heartbeat.history.measurements())
+            publish(declared, deletion, judged, heartbeat.course())
     finally:
         workers.close()
     return open_run(opened, experiment.name)

@@ -18,7 +18,7 @@ COMMENTS = (
     "</td></tr></table><iframe src=javascript:alert(1)></iframe>",
     "{{ 7 * 7 }} {% for x in ().__class__.__base__.__subclasses__() %}",
     "<!-- --><style>body{display:none}</style> &lt;b&gt; &amp;",
-    "\u202eevil\u0000 \ud83d\ude00 <svg/onload=alert(1)>",
+    "\u202eevil\u0000 \U0001f600 <svg/onload=alert(1)>",
 )
 
 

@@ -175,6 +175,7 @@ def test_what_status_shows() -> None:
     assert "2.5/s" not in dead
 
 
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # MLflow's own models, with a newer SQLAlchemy
 def test_status_of_a_run_from_its_store_alone_and_watched_to_its_end(tmp_path: Path) -> None:
     """The driver is watched from inside: each time that a unit ends, somebody asks for the status."""
     said: list[dict[str, Any]] = []
