@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from genrep_dist.config import Experiment
     from genrep_dist.results import Run
+    from genrep_dist.runtime.progress import Tally
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,20 +46,26 @@ def plan(
     store: StoreOption = "store",
     probe: Annotated[bool, typer.Option(help="Measure this machine for a second or two, to estimate the time.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    address: Annotated[str | None, typer.Option(help="Check against a running Ray cluster, for example auto, not this machine.")] = None,
 ) -> None:
     """Show what a run would do: stages, units, bytes, retrainings, time. Computes nothing of it."""
-    import psutil
-
+    from genrep_dist.runtime.capacity import demand_of, refuse_unschedulable
+    from genrep_dist.runtime.capacity import slots as slots_of
     from genrep_dist.stages.prepare import check_room, prepare
     from genrep_dist.stages.probe import estimate
     from genrep_dist.stages.probe import probe as measure
     from genrep_dist.stages.status import stage_status
     from genrep_dist.store import Store
 
-    prepared = prepare(_load(experiment, set_), Store(store), _search_path(experiment))
+    opened = Store(store)
+    opened.objects.check_access()
+    prepared = prepare(_load(experiment, set_), opened, _search_path(experiment))
     laid_out = prepared.plan
-    slots = laid_out.experiment.resources.workers or os.cpu_count() or 1
-    check_room(laid_out, prepared.store, slots, psutil.virtual_memory().total)
+    resources, nodes = laid_out.experiment.resources, _nodes(laid_out.experiment, address)
+    refuse_unschedulable(nodes, resources)
+    slots = slots_of(nodes, demand_of(resources, "retrain", nodes))
+    memory = int(sum(node.get("memory", 0.0) for node in nodes))
+    check_room(laid_out, prepared.store, lambda stage: slots_of(nodes, demand_of(resources, stage, nodes)), memory)
     status = {stage.name: stage for stage in stage_status(laid_out, prepared.store)}
     missing = {name: stage.missing_share for name, stage in status.items()}
     seconds = estimate(laid_out, measure(prepared), slots, missing) if probe else {}
@@ -116,7 +123,7 @@ def plan(
             highlight=False,
         )
     if probe:
-        console.print(f"about {seconds_text(sum(seconds.values()))} on {slots} workers of this machine", highlight=False)
+        console.print(f"about {seconds_text(sum(seconds.values()))} on {slots} workers like this machine", highlight=False)
 
 
 @app.command()
@@ -128,20 +135,15 @@ def run(
     serial: Annotated[bool, typer.Option("--serial", help="Work in this process, without Ray.")] = False,
 ) -> None:
     """Run an experiment to its end. Interrupted or killed, the same command goes on where it stopped."""
-    from genrep_dist.display import Bars, Lines
     from genrep_dist.pipeline import run as run_experiment
 
     if serial and address:
         raise typer.BadParameter("--serial and --address exclude each other")
     console = _console()
-    try:
-        with Bars(console) if console.is_terminal else Lines(console) as progress:
-            finished = run_experiment(
-                _load(experiment, set_), store, serial=serial, address=address, progress=progress, search_path=_search_path(experiment)
-            )
-    except KeyboardInterrupt:
-        console.print(f"interrupted; what is done is kept. To go on: {shlex.join(['genrep', *sys.argv[1:]])}", markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+    with _stoppable(console) as progress:
+        finished = run_experiment(
+            _load(experiment, set_), store, serial=serial, address=address, progress=progress, search_path=_search_path(experiment)
+        )
     _show_summary(console, finished)
 
 
@@ -270,14 +272,12 @@ def export(
     if experiment is None:
         paths = export_run(open_run(store, what), to, seed)
     elif what == "problem":
-        from genrep_dist.display import Bars, Lines
         from genrep_dist.pipeline import train_originals
 
         loaded = _load(experiment, set_)
         if seed:
             loaded = loaded.plain(seeds=list(seed))
-        console = _console(stderr=True)
-        with Bars(console) if console.is_terminal else Lines(console) as progress:
+        with _stoppable(_console(stderr=True)) as progress:
             trained = train_originals(loaded, store, serial=serial, progress=progress, search_path=_search_path(experiment))
         paths = export_problem(trained, to)
     else:
@@ -323,6 +323,47 @@ def data_fetch(
     from genrep_dist.problems.archives import fetch
 
     typer.echo(str(fetch(name, source)))
+
+
+def _nodes(experiment: Experiment, address: str | None) -> list[Mapping[str, float]]:
+    """What the nodes have that a run would work on: those of a cluster, or this machine as a run would use it."""
+    if address is not None:
+        from genrep_dist.runtime.ray_executor import cluster_nodes
+
+        return list(cluster_nodes(address))
+    import psutil
+    import torch
+
+    cpus = max(experiment.resources.workers or 0, os.cpu_count() or 1)
+    return [{"CPU": float(cpus), "GPU": float(torch.cuda.device_count()), "memory": float(psutil.virtual_memory().total)}]
+
+
+@contextmanager
+def _stoppable(console: Console) -> Iterator[Tally]:
+    """The progress of something long. The first SIGINT or SIGTERM says what is done and how to go on, and exits with 130 or 143."""
+    from genrep_dist.display import Bars, Lines
+    from genrep_dist.provenance import resume_command
+    from genrep_dist.runtime.progress import Tally
+    from genrep_dist.runtime.stopping import Signals
+
+    with Bars(console) if console.is_terminal else Lines(console) as shown:
+        tally = Tally(shown)
+
+        def stopped() -> str:
+            return f"{tally.text()}\nto go on: {resume_command()}\n"
+
+        # Into a log at once; at a terminal after the bars, which would be drawn over it.
+        signals = Signals(lambda: "" if console.is_terminal else stopped())
+        tally.check = signals.check
+        try:
+            with signals:
+                yield tally
+            return
+        except KeyboardInterrupt:
+            pass
+    if console.is_terminal:
+        console.print(stopped(), markup=False, highlight=False, soft_wrap=True, end="")
+    raise typer.Exit(signals.exit_code)
 
 
 def _stop_text(stop: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from genrep_dist.evaluation.judged import Judged
 from genrep_dist.publish import is_finished, publish
 from genrep_dist.results import Run, open_run
 from genrep_dist.runtime.executor import Executor
-from genrep_dist.runtime.progress import Progress, Silence
+from genrep_dist.runtime.progress import Progress, Silence, Tally
 from genrep_dist.stages.execute import workbench
 from genrep_dist.stages.judge import judge
 from genrep_dist.stages.prepare import Prepared, prepare, publish_inputs, write_record
@@ -40,8 +40,9 @@ def run(
     """
     experiment, search_path = _loaded(experiment, search_path)
     opened = Store(store)
+    opened.objects.check_access()
     declared = prepare(experiment, opened, search_path)
-    progress = progress or Silence()
+    progress = _tally(progress)
     for warning in declared.plan.warnings:
         progress.message(f"warning: {warning}")
     if is_finished(declared):
@@ -74,12 +75,14 @@ def train_originals(
     experiment, search_path = _loaded(experiment, search_path)
     methods = [name for name in experiment.methods if name not in experiment.judged] or ["random"]
     changes: dict[str, Any] = {"name": f"{experiment.name}.originals", "methods": methods, "external": {}, "baseline": None, "blocks": {}}
-    prepared = prepare(experiment.plain(**changes), Store(store), search_path)
+    opened = Store(store)
+    opened.objects.check_access()
+    prepared = prepare(experiment.plain(**changes), opened, search_path)
     write_record(prepared)
     publish_inputs(prepared)
     workers = Workers(experiment, serial=serial, address=address)
     try:
-        Walk(prepared, progress or Silence(), workers).run_stage("train")
+        Walk(prepared, _tally(progress), workers).run_stage("train")
     finally:
         workers.close()
     return open_run(prepared.store, prepared.plan.experiment.name)
@@ -88,7 +91,7 @@ def train_originals(
 class _Course:
     """From the declared experiment to its results: tuning on seeds of their own, then rounds of seeds until it is known."""
 
-    def __init__(self, declared: Prepared, progress: Progress, workers: Workers) -> None:
+    def __init__(self, declared: Prepared, progress: Tally, workers: Workers) -> None:
         self._declared, self._progress, self._workers = declared, progress, workers
         self._choices: dict[str, Any] = {}
 
@@ -137,6 +140,10 @@ class _Course:
         about = {"parameter": ".".join(path), "metric": tune.metric, "seeds": list(tune.seeds), "chosen": best, "tried": tried}
         self._choices["tune"] = about
         return chosen(experiment, path, best).model_copy(update={"stop": experiment.stop})
+
+
+def _tally(progress: Progress | None) -> Tally:
+    return progress if isinstance(progress, Tally) else Tally(progress or Silence())
 
 
 def _loaded(experiment: Experiment | str | Path, search_path: Sequence[str]) -> tuple[Experiment, tuple[str, ...]]:

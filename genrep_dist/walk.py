@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import polars as pl
 
 from genrep_dist.config import Experiment
 from genrep_dist.errors import GenRepError, UnitError
-from genrep_dist.runtime.executor import Executor
-from genrep_dist.runtime.progress import Progress
+from genrep_dist.runtime.executor import Executor, Outcome
+from genrep_dist.runtime.progress import Tally
 from genrep_dist.runtime.serial import SerialExecutor
 from genrep_dist.stages.asked import Asked, ask, asked_path
 from genrep_dist.stages.assembly import assemblies, commit, declare, missing_units
@@ -52,13 +53,13 @@ def make_executor(experiment: Experiment, *, serial: bool = False, address: str 
         return SerialExecutor(resources.retries)
     from genrep_dist.runtime.ray_executor import RayExecutor
 
-    return RayExecutor(retries=resources.retries, workers=resources.workers, address=address, num_gpus=resources.num_gpus)
+    return RayExecutor(resources, address=address)
 
 
 class Walk:
     """One prepared experiment on its way through the stages."""
 
-    def __init__(self, prepared: Prepared, progress: Progress, workers: Workers) -> None:
+    def __init__(self, prepared: Prepared, progress: Tally, workers: Workers) -> None:
         self._prepared = prepared
         self._plan = prepared.plan
         self._store = prepared.store
@@ -121,30 +122,37 @@ class Walk:
         """The executor; the plan is checked against what it has before its first unit."""
         executor = self._workers.open()
         if not self._checked:
-            check_room(self._plan, self._store, executor.slots, executor.memory_bytes)
+            check_room(self._plan, self._store, executor.slots_for, executor.memory_bytes)
             self._checked = True
         return executor
 
     def _work(self, units: Iterable[Unit], *, actors: bool) -> None:
         """Run units to their end. One failure does not hold the others; after all have ended, the first is raised."""
-        units = list(units)
-        if not units:
+        units = iter(units)
+        head = next(units, None)
+        if head is None:
             return
-        failures = []
-        for outcome in self._open_executor().run(self._prepared.job, units, actors=actors):
+        failures: list[Outcome] = []
+        ended = 0
+        for outcome in self._open_executor().run(self._prepared.job, self._counted(itertools.chain([head], units)), actors=actors):
+            ended += 1
+            self._progress.ended(outcome)
             if outcome.error is not None:
                 failures.append(outcome)
-                self._progress.message(f"failed after {outcome.attempts} attempts: {outcome.unit.label}")
-            else:
-                self._progress.advance(int(outcome.statistics.get("models", 1)), outcome.statistics)
         if not failures:
             return
         first = failures[0]
         if len(failures) == 1 and isinstance(first.error, GenRepError):
             raise first.error
         raise UnitError(
-            f"{len(failures)} of {len(units)} units of work failed; the others are done and kept",
+            f"{len(failures)} of {ended} units of work failed; the others are done and kept",
             where=first.unit.label,
             got=f"{type(first.error).__name__}: {first.error}",
             remedy="mend the cause and run the same command again: only what is missing is computed",
         ) from first.error
+
+    def _counted(self, units: Iterable[Unit]) -> Iterator[Unit]:
+        """The units, each counted when the executor draws it."""
+        for unit in units:
+            self._progress.taken(unit)
+            yield unit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from genrep_dist.stages.job import Job, label_loss, load_own_kernels, own_kernel
 from genrep_dist.store import Store
 from genrep_dist.training.loop import predict
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.units import StageName
 
 RECORD_VERSION = 2
 
@@ -170,8 +171,11 @@ def measure(problem: Problem, train: Dataset, test: Dataset, last_layer: str | N
     return Shape(len(train.ids), len(test.ids), outputs.shape[1], parameters, width)
 
 
-def check_room(plan: Plan, store: Store, slots: int, memory_bytes: int) -> None:
-    """Refuse what neither the disk nor the ``memory_bytes`` of all workers' machines can hold. PlanError names both numbers."""
+def check_room(plan: Plan, store: Store, slots_for: Callable[[StageName], int], memory_bytes: int) -> None:
+    """Refuse what neither the disk nor the ``memory_bytes`` of all workers' machines can hold. PlanError names both numbers.
+
+    ``slots_for(stage)``: workers of a stage at once.
+    """
     if store.objects.root is not None:
         free = psutil.disk_usage(str(store.objects.root)).free
         if plan.bytes_written > free:
@@ -183,6 +187,7 @@ def check_room(plan: Plan, store: Store, slots: int, memory_bytes: int) -> None:
                 remedy="choose a larger --store, fewer seeds, or resources.features: stream",
             )
     for stage in plan.stages:
+        slots = slots_for(stage.name)
         if stage.peak_bytes * slots > memory_bytes:
             raise PlanError(
                 f"{slots} workers cannot hold stage {stage.name} in their machines' memory",
