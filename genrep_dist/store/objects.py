@@ -108,6 +108,11 @@ class Objects:
         with suppress(FileNotFoundError), self.explained(path):
             obstore.delete(self.backend, path)
 
+    def move(self, path: str, to: str) -> None:
+        """Move ``path`` to ``to``; FileNotFoundError when it is not there."""
+        with self.explained(path):
+            obstore.rename(self.backend, path, to)
+
     def delete_folder(self, prefix: str) -> None:
         paths = self._all(prefix)
         if paths:
