@@ -160,6 +160,24 @@ class Artifact:
     def is_committed(self) -> bool:
         return self._objects.exists(f"{self.path}/manifest.json")
 
+    def is_intact(self) -> bool:
+        """As :meth:`is_committed`, with the manifest read. CorruptError when it is damaged, or another artifact's."""
+        path = f"{self.path}/manifest.json"
+        try:
+            record = self._objects.get_json(path)
+        except FileNotFoundError:
+            return False
+        if not isinstance(record, dict) or (record.get("kind"), record.get("key")) != (self.kind, self.key):
+            raise CorruptError(
+                "a manifest is not that of its artifact",
+                where=f"{self._objects.uri}/{path}",
+                expected=f"kind {self.kind}, key {self.key}",
+                got=str(record)[:200],
+                remedy="run the experiment again: the file is put aside and made anew",
+                damaged=path,
+            )
+        return True
+
     def manifest(self) -> dict[str, Any]:
         """The manifest; NotCommittedError when there is none."""
         try:
