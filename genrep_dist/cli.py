@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ from genrep_dist.errors import GenRepError
 
 if TYPE_CHECKING:
     from polars import DataFrame
-    from rich.console import Console
+    from rich.console import Console, Group
 
     from genrep_dist.config import Experiment
     from genrep_dist.results import Run
@@ -155,29 +155,60 @@ def run(
 
 
 @app.command()
-def status(name: NameArgument, store: StoreOption = "store", as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Show how far a run is, from the store alone."""
+def status(
+    name: NameArgument,
+    store: StoreOption = "store",
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until the run has ended.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
+) -> None:
+    """Show how far a run is, from the store alone: it may run elsewhere, have ended, or be dead."""
+    import time
+
     from genrep_dist.results import open_run
+    from genrep_dist.runtime.heartbeat import read_state
     from genrep_dist.stages.status import stage_status
 
-    opened = open_run(store, name)
-    stages = stage_status(opened.plan, opened.store)
-    finished = opened.manifest() is not None
     if as_json:
-        rows = [{"stage": s.name, "done": s.done, "total": s.total, "exact": s.exact} for s in stages]
-        typer.echo(json.dumps({"experiment": name, "finished": finished, "stages": rows, "choices": opened.choices}, indent=1))
+        opened = open_run(store, name)
+        state = read_state(opened.store, name)
+        rows = [{"stage": s.name, "done": s.done, "total": s.total, "exact": s.exact} for s in stage_status(opened.plan, opened.store)]
+        last = None if state is None else {**state.record, "state": state.state, "silent_seconds": state.silent_seconds}
+        finished = opened.manifest() is not None
+        report = {"experiment": name, "finished": finished, "stages": rows, "choices": opened.choices, "last_run": last}
+        typer.echo(json.dumps(report, indent=1))
         return
-    from genrep_dist.display import table
+    from rich.live import Live
+
+    from genrep_dist.display import status_text
+
+    def look() -> tuple[Group, bool]:
+        # Opened anew: a run that is tuned, or that stops by itself, changes its record.
+        opened = open_run(store, name)
+        state = read_state(opened.store, name)
+        stop = opened.choices.get("stop")
+        notes = [] if stop is None else [_stop_text(stop)]
+        notes.append(
+            "finished: results are published" if opened.manifest() is not None else "not finished: run the same command again to go on"
+        )
+        title = f"{name} in {opened.store.uri}"
+        return status_text(title, stage_status(opened.plan, opened.store), state, notes), state is not None and state.state == "running"
 
     console = _console()
-    lines = [
-        (s.name, f"{s.done:,}", ("" if s.exact else "at most ") + f"{s.total:,}", f"{100 * (1 - s.missing_share):.0f} %") for s in stages
-    ]
-    console.print(table(f"{name} in {opened.store.uri}", ("stage", "done", "of", "share"), lines, numeric=(1, 2, 3)))
-    stop = opened.choices.get("stop")
-    if stop is not None:
-        console.print(_stop_text(stop), highlight=False)
-    console.print("finished: results are published" if finished else "not finished: run the same command again to go on", highlight=False)
+    shown, running = look()
+    if not (watch and running):
+        console.print(shown)
+        return
+    with Live(shown, console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
+        while True:
+            if live is None:
+                console.print(shown)
+            else:
+                live.update(shown, refresh=True)
+            if not running:
+                return
+            time.sleep(every)
+            shown, running = look()
 
 
 @app.command()

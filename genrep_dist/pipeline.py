@@ -16,6 +16,7 @@ from genrep_dist.evaluation.judged import Judged
 from genrep_dist.publish import is_finished, publish
 from genrep_dist.results import Run, open_run
 from genrep_dist.runtime.executor import Executor
+from genrep_dist.runtime.heartbeat import Heartbeat
 from genrep_dist.runtime.progress import Progress, Silence, Tally
 from genrep_dist.runtime.quarantine import release
 from genrep_dist.stages.execute import workbench
@@ -52,28 +53,30 @@ def run(
     opened = Store(store)
     opened.objects.check_access()
     declared = prepare(experiment, opened, search_path)
-    progress = _tally(progress)
+    tally = _tally(progress)
     for warning in declared.plan.warnings:
-        progress.message(f"warning: {warning}")
-    with _lease(opened, experiment.name, progress) as lease:
+        tally.message(f"warning: {warning}")
+    with _lease(opened, experiment.name, tally) as lease:
         if is_finished(declared):
-            progress.message("everything is done already: nothing was computed")
+            tally.message("everything is done already: nothing was computed")
             return open_run(opened, experiment.name)
         if retry_failed and release(opened, experiment.name):
-            progress.message("what was in quarantine is tried again")
+            tally.message("what was in quarantine is tried again")
         workers = Workers(experiment, serial=serial, address=address, executor=executor)
 
         def walk() -> tuple[pl.DataFrame, Judged]:
             write_record(declared.of(experiment.plain()))
             publish_inputs(declared)
-            return _Course(declared, progress, workers).run()
+            return _Course(declared, tally, workers).run()
 
         try:
-            deletion, judged = _mending(opened, progress, walk)
+            with Heartbeat(tally, opened, experiment.name, [workers.show]) as heartbeat:
+                deletion, judged = _mending(opened, tally, walk)
+                workers.close()
+                lease.confirm()
+                _mending(opened, tally, lambda: publish(declared, deletion, judged, heartbeat.history.measurements()))
         finally:
             workers.close()
-        lease.confirm()
-        _mending(opened, progress, lambda: publish(declared, deletion, judged))
         return open_run(opened, experiment.name)
 
 
@@ -96,13 +99,13 @@ def train_originals(
     opened = Store(store)
     opened.objects.check_access()
     prepared = prepare(experiment.plain(**changes), opened, search_path)
-    progress = _tally(progress)
-    with _lease(opened, prepared.plan.experiment.name, progress):
+    tally = _tally(progress)
+    with _lease(opened, prepared.plan.experiment.name, tally):
         write_record(prepared)
         publish_inputs(prepared)
         workers = Workers(experiment, serial=serial, address=address)
         try:
-            _mending(opened, progress, lambda: Walk(prepared, progress, workers).run_stage("train"))
+            _mending(opened, tally, lambda: Walk(prepared, tally, workers).run_stage("train"))
         finally:
             workers.close()
     return open_run(prepared.store, prepared.plan.experiment.name)

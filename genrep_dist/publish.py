@@ -60,7 +60,11 @@ def is_finished(declared: Prepared) -> bool:
     return True
 
 
-def publish(declared: Prepared, deletion: pl.DataFrame, judged: Judged) -> None:
+Numbers = Sequence[tuple[str, float, int, int]]
+"""Of a run's course: (name, value, seconds since the beginning, milliseconds of the clock)."""
+
+
+def publish(declared: Prepared, deletion: pl.DataFrame, judged: Judged, course: Numbers = ()) -> None:
     """Publish what the walk of ``declared`` has come to; the experiment that was run in the end is in the record."""
     experiment, store = declared.plan.experiment, declared.store
     folder = results_folder(experiment.name)
@@ -72,7 +76,7 @@ def publish(declared: Prepared, deletion: pl.DataFrame, judged: Judged) -> None:
     store.objects.put(f"{folder}/config.yaml", experiment.to_yaml().encode())
     tables = ["deletion", "summary", *_put_judged(store, folder, judged)]
     files = [*(f"{folder}/{name}.parquet" for name in tables), *write_report(finished, summary, deletion, judged)]
-    link = _track(finished, deletion, summary, judged, files)
+    link = _track(finished, deletion, summary, judged, files, course)
     manifest = {
         "question": finished.plan.keys.question,
         "declared": declared.plan.keys.question,
@@ -132,7 +136,9 @@ def write_report(finished: Run, summary: pl.DataFrame, deletion: pl.DataFrame, j
     return paths
 
 
-def _track(finished: Run, deletion: pl.DataFrame, summary: pl.DataFrame, judged: Judged, files: Sequence[str]) -> TrackingLink:
+def _track(
+    finished: Run, deletion: pl.DataFrame, summary: pl.DataFrame, judged: Judged, files: Sequence[str], course: Numbers
+) -> TrackingLink:
     from genrep_dist.tracking.mlflow_tracker import publish as publish_to_mlflow
     from genrep_dist.tracking.publication import Publication
 
@@ -151,6 +157,7 @@ def _track(finished: Run, deletion: pl.DataFrame, summary: pl.DataFrame, judged:
         artifacts={Path(path).name: finished.store.objects.get(path) for path in files},
         tags=_recipe_tags(finished),
         diagnostics=diagnostics(finished),
+        course=course,
     )
     uri, artifacts = tracking_uri(experiment, finished.store)
     return publish_to_mlflow(publication, tracking_uri=uri, artifact_location=artifacts)

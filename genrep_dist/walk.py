@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import polars as pl
 
 from genrep_dist.config import Experiment
 from genrep_dist.errors import CorruptError, GenRepError, UnitError
 from genrep_dist.plan import Plan
-from genrep_dist.runtime.executor import Executor, Outcome
+from genrep_dist.runtime.executor import Display, Executor, Outcome
 from genrep_dist.runtime.progress import Tally
 from genrep_dist.runtime.quarantine import Quarantine
 from genrep_dist.runtime.serial import SerialExecutor
@@ -37,15 +39,24 @@ class Workers:
         self._experiment, self._serial, self._address = experiment, serial, address
         self._given = executor
         self._executor = executor
+        self._lock = threading.Lock()
 
     def open(self) -> Executor:
         if self._executor is None:
             self._executor = make_executor(self._experiment, serial=self._serial, address=self._address)
         return self._executor
 
+    def show(self, counts: Mapping[str, Any]) -> None:
+        """Show a tally's counts where the cluster can; from any thread."""
+        with self._lock:
+            if isinstance(self._executor, Display):
+                self._executor.show(self._experiment.name, counts)
+
     def close(self) -> None:
-        if self._executor is not None and self._given is None:
-            self._executor.close()
+        with self._lock:
+            if self._executor is not None and self._given is None:
+                self._executor.close()
+                self._executor = None
 
 
 def make_executor(experiment: Experiment, *, serial: bool = False, address: str | None = None) -> Executor:

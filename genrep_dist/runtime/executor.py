@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from genrep_dist.errors import ConfigError, ConvergenceError, CorruptError, MethodError, ProblemError
 from genrep_dist.stages.job import Job
@@ -28,12 +28,15 @@ class Outcome:
 class Executor(Protocol):
     """Runs units in any order and yields each unit's outcome once, as it ends. A failing unit does not hold the others.
 
-    ``slots``: how many units of `retrain` run at once; ``memory_bytes``: of all machines together.
+    ``memory_bytes``: of all machines together.
     """
 
     name: str
-    slots: int
     memory_bytes: int
+
+    @property
+    def slots(self) -> int:
+        """How many units of `retrain` run at once."""
 
     def slots_for(self, stage: StageName) -> int:
         """How many units of a stage run at once."""
@@ -46,3 +49,11 @@ class Executor(Protocol):
         """
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Display(Protocol):
+    """An executor whose cluster shows numbers to those who watch it."""
+
+    def show(self, experiment: str, counts: Mapping[str, Any]) -> None:
+        """Show the counts of a tally (:meth:`genrep_dist.runtime.progress.Tally.snapshot`)."""

@@ -91,6 +91,11 @@ class Tally:
         self._began = self.clock()
         self.shown.stage(name, total, done)
 
+    def advance(self, units: int, statistics: Mapping[str, float]) -> None:
+        """As of :class:`Progress`."""
+        self._current.done += units
+        self.shown.advance(units, statistics)
+
     def message(self, text: str) -> None:
         self.shown.message(text)
 
@@ -106,8 +111,7 @@ class Tally:
         count.seconds = self.clock() - self._began
         self.failures.add(outcome)
         if outcome.error is None:
-            count.done += units
-            self.shown.advance(units, outcome.statistics)
+            self.advance(units, outcome.statistics)
         else:
             count.failed += units
             self.shown.message(f"failed after {outcome.attempts} attempts: {outcome.unit.label}")

@@ -125,9 +125,7 @@ def _children(client: MlflowClient, experiment_id: str, parent_id: str, children
 def _write_child(client: MlflowClient, experiment_id: str, parent_id: str, child: MethodRun) -> str:
     run_id: str = client.create_run(experiment_id, tags={**child.tags, _PARENT: parent_id}, run_name=child.method).info.run_id
     now = time.time_ns() // 1_000_000
-    metrics = [Metric(m.name, m.value, now, m.step) for m in child.measurements]
-    for start in range(0, len(metrics), _BATCH_METRICS):
-        client.log_batch(run_id, metrics=metrics[start : start + _BATCH_METRICS], tags=[RunTag(CONTENT, child.digest)])
+    _log_metrics(client, run_id, [Metric(m.name, m.value, now, m.step) for m in child.measurements], [RunTag(CONTENT, child.digest)])
     _complete(client, run_id)
     return run_id
 
@@ -146,6 +144,7 @@ def _finish_parent(client: MlflowClient, parent: Run, publication: Publication, 
     new = [Param(name, value) for name, value in parameters.items() if name not in parent.data.params]
     for start in range(0, len(new), _BATCH_OTHERS):
         client.log_batch(run_id, params=new[start : start + _BATCH_OTHERS])
+    _log_metrics(client, run_id, [Metric(name, value, when, step) for name, value, step, when in publication.course])
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in {**tags, CONTENT: digest}.items()])
     with tempfile.TemporaryDirectory(prefix="genrep-artifacts-") as folder:
         for name, content in files.items():
@@ -154,6 +153,11 @@ def _finish_parent(client: MlflowClient, parent: Run, publication: Publication, 
             path.write_bytes(content)
         client.log_artifacts(run_id, folder)
     _complete(client, run_id)
+
+
+def _log_metrics(client: MlflowClient, run_id: str, metrics: Sequence[Metric], tags: Sequence[RunTag] = ()) -> None:
+    for start in range(0, len(metrics), _BATCH_METRICS):
+        client.log_batch(run_id, metrics=metrics[start : start + _BATCH_METRICS], tags=tags)
 
 
 def _complete(client: MlflowClient, run_id: str) -> None:

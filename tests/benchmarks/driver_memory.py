@@ -1,7 +1,7 @@
 """Memory of the driver and of Ray's own processes while a run hands out very many units of work that do nothing.
 
-Units go the way of every stage: drawn from a generator, counted, sent to Ray, two a slot in flight, their outcomes counted. Beside it the same
-tasks all submitted at once, as a loop without bounds would. Resident memory (RSS) above that before the first unit; goal: flat.
+Units go the way of every stage: drawn from a generator, counted, sent to Ray, two a slot in flight, their outcomes counted. Beside it
+the same tasks all submitted at once, as a loop without bounds would. Resident memory (RSS) above that before the first unit; goal: flat.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ def main() -> None:
         [
             " ".join(str(__doc__).split()),
             where,
-            f"At most {watch.most} units in flight at any time. Between the first and the last sample the driver grew by {per_unit:.0f} bytes "
-            f"a unit; {asked.units / watch.samples[-1][1]:,.0f} units a second.",
+            f"At most {watch.most} units in flight at any time. Between the first and the last sample the driver grew by {per_unit:.0f} "
+            f"bytes a unit; {asked.units / watch.samples[-1][1]:,.0f} units a second.",
             table(columns, rows(watch.samples)),
             f"The same {asked.at_once:,} tasks submitted all at once:",
             table(columns, rows(loop)),

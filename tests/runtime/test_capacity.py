@@ -76,14 +76,14 @@ def test_what_is_not_declared_is_as_for_all_and_as_the_cluster_has_it() -> None:
         (
             {"num_gpus": 1},
             [LAPTOP],
-            r"never hold a worker[\s\S]*resources.num_gpus[\s\S]*1 CPU and 1 GPU[\s\S]*8 CPU and 0 GPU on any of 1",
+            r"can ever hold a worker[\s\S]*resources.num_gpus[\s\S]*1 CPU and 1 GPU[\s\S]*8 CPU and 0 GPU on any of 1",
         ),
         ({"num_cpus": 32}, [LAPTOP, GPUS], r"resources.num_cpus[\s\S]*32 CPU[\s\S]*at most 16 CPU and 4 GPU on any of 2 nodes"),
         ({"memory": "100GB"}, [GPUS], r"resources.memory[\s\S]*100,000,000,000 bytes[\s\S]*64,000,000,000 bytes"),
         ({"stages": {"retrain": {"num_gpus": 8}}}, [GPUS], r"where: resources.stages.retrain.num_gpus[\s\S]*8 GPU[\s\S]*4 GPU"),
         ({"min_workers": 9}, [LAPTOP], r"as many workers as there must be[\s\S]*9 workers of 1 CPU[\s\S]*room for 8 on 1 nodes"),
         ({"num_gpus": 1.5}, [GPUS], r"a share of one GPU, or whole GPUs[\s\S]*1 or 2, or at most 1"),
-        ({}, [], r"never hold a worker[\s\S]*on any of 0 nodes[\s\S]*GENREP_WAIT_FOR_NODES"),
+        ({}, [], r"can ever hold a worker[\s\S]*on any of 0 nodes[\s\S]*GENREP_WAIT_FOR_NODES"),
     ],
 )
 def test_what_can_never_be_scheduled_is_refused_with_both_numbers(
