@@ -133,6 +133,7 @@ def run(
     store: StoreOption = "store",
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, for example auto.")] = None,
     serial: Annotated[bool, typer.Option("--serial", help="Work in this process, without Ray.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try units again that are in quarantine.")] = False,
 ) -> None:
     """Run an experiment to its end. Interrupted or killed, the same command goes on where it stopped."""
     from genrep_dist.pipeline import run as run_experiment
@@ -142,7 +143,13 @@ def run(
     console = _console()
     with _stoppable(console) as progress:
         finished = run_experiment(
-            _load(experiment, set_), store, serial=serial, address=address, progress=progress, search_path=_search_path(experiment)
+            _load(experiment, set_),
+            store,
+            serial=serial,
+            address=address,
+            progress=progress,
+            search_path=_search_path(experiment),
+            retry_failed=retry_failed,
         )
     _show_summary(console, finished)
 

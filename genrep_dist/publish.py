@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from genrep_dist.config import Experiment
+from genrep_dist.errors import CorruptError
 from genrep_dist.evaluation.deletion import deletion_arrow
 from genrep_dist.evaluation.judged import Judged
 from genrep_dist.evaluation.statistics import by_seed, curves, summarise
@@ -19,6 +21,7 @@ from genrep_dist.provenance import provenance
 from genrep_dist.results import Run, open_run
 from genrep_dist.stages.prepare import Prepared, read_record, restore_record
 from genrep_dist.store import Store
+from genrep_dist.store.objects import Objects
 from genrep_dist.store.tables import put_frame, put_table
 
 if TYPE_CHECKING:
@@ -45,9 +48,14 @@ def is_finished(declared: Prepared) -> bool:
     """Whether this very question has been answered, published and proved so in this store. If so, its record is what readers see."""
     experiment, objects = declared.plan.experiment, declared.store.objects
     path = f"{results_folder(experiment.name)}/manifest.json"
-    manifest = objects.get_json(path) if objects.exists(path) else {}
-    if manifest.get("declared") != declared.plan.keys.question:
-        return False
+    try:
+        manifest = objects.get_json(path) if objects.exists(path) else {}
+        if manifest.get("declared") != declared.plan.keys.question:
+            return False
+        if any(_digest(objects, f"{results_folder(experiment.name)}/{name}") != digest for name, digest in manifest["tables"].items()):
+            return False
+    except (CorruptError, FileNotFoundError):
+        return False  # and what is damaged or gone is published anew
     restore_record(declared.store, experiment.name, manifest["record"])
     return True
 
@@ -77,8 +85,13 @@ def publish(declared: Prepared, deletion: pl.DataFrame, judged: Judged, course: 
         "tracking": {"uri": link.tracking_uri, "experiment_id": link.experiment_id, "run_id": link.run_id, "hint": link.hint},
         "provenance": provenance(),
         "record": read_record(store, experiment.name),
+        "tables": {f"{name}.parquet": _digest(store.objects, f"{folder}/{name}.parquet") for name in tables},
     }
     store.objects.put_json(f"{folder}/manifest.json", manifest)
+
+
+def _digest(objects: Objects, path: str) -> str:
+    return hashlib.sha256(objects.get(path)).hexdigest()
 
 
 def choice_facts(finished: Run) -> dict[str, str]:

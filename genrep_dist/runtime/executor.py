@@ -16,12 +16,13 @@ HOPELESS = (ConfigError, MethodError, ProblemError, ConvergenceError, CorruptErr
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a unit ended: with ``statistics``, or with the ``error`` of its last attempt."""
+    """How a unit ended: with ``statistics``, or with the ``error`` of its last attempt; ``crashed``: its process was ended by it."""
 
     unit: Unit
     statistics: dict[str, float]
     attempts: int
     error: BaseException | None = None
+    crashed: bool = False
 
 
 class Executor(Protocol):

@@ -13,16 +13,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError, WorkerCrashedError
 from ray.util.metrics import Gauge
 
-from genrep_dist.errors import GenRepError
+from genrep_dist.errors import GenRepError, UnitError
 from genrep_dist.runtime.capacity import Demand, Resources, all_demands, demand_of, slots, unschedulable
 from genrep_dist.runtime.executor import HOPELESS, Outcome
+from genrep_dist.runtime.head import HeadWatch
 from genrep_dist.sections import ResourcesSection
 from genrep_dist.stages.job import Job
 from genrep_dist.units import StageName, Unit
@@ -72,6 +74,7 @@ class RayExecutor:
         self._resources, self._retries, self._work = resources, resources.retries, work
         self._started = False
         self._gauges: _Gauges | None = None
+        self._head: HeadWatch | None = None
         if not ray.is_initialized():
             self._started = True
             self._attach(address)
@@ -99,12 +102,21 @@ class RayExecutor:
         options: dict[str, Any] = {"num_cpus": demand.num_cpus, "num_gpus": demand.num_gpus}
         if demand.memory_bytes:
             options["memory"] = demand.memory_bytes
-        shared = ray.put(job)
         source = itertools.chain([first], pending)
-        if actors:
-            yield from self._run_on_actors(ray.remote(**options, max_restarts=0)(_Worker), shared, source, demand)
-        else:
-            yield from self._run_as_tasks(ray.remote(**options, max_retries=0)(self._work), shared, source, demand)
+        try:
+            shared = ray.put(job)
+            if actors:
+                yield from self._run_on_actors(ray.remote(**options, max_restarts=0)(_Worker), shared, source, demand)
+            else:
+                yield from self._run_as_tasks(ray.remote(**options, max_retries=0)(self._work), shared, source, demand)
+        except RayError as error:
+            # What befalls a unit is in its outcome; this is the cluster itself, such as a head that has come back without its memory.
+            raise UnitError(
+                "the Ray cluster failed under this run",
+                where=self._head.address if self._head is not None else "",
+                got=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:300],
+                remedy="nothing that is committed is lost: start a cluster anew and run the same command there, it goes on from here",
+            ) from error
 
     def show(self, experiment: str, counts: Mapping[str, Any]) -> None:
         """The counts as metrics of Ray, for Prometheus: names begin with `ray_genrep_`."""
@@ -113,6 +125,8 @@ class RayExecutor:
         self._gauges.show(experiment, counts)
 
     def close(self) -> None:
+        if self._head is not None:
+            self._head.close()
         if self._started:
             ray.shutdown()
             self._started = False
@@ -178,8 +192,9 @@ class RayExecutor:
                         if outcome.error is None:
                             idle.append(new)
                             continue
-                        # The process did not even start. That is charged to a unit: it must not go on for ever.
+                        # The process did not even start. That is charged to a unit: it must not go on for ever. Nor is it its fault.
                         ray.kill(new)
+                        outcome = replace(outcome, crashed=False)
                         unit, attempt = waiting.popleft()
                     else:
                         free, unit, attempt = running.pop(reference)
@@ -210,7 +225,7 @@ class RayExecutor:
             cause = error.cause if isinstance(error.cause, Exception) else error
             return Outcome(unit, {}, attempt, cause)
         except (RayError, GenRepError) as error:
-            return Outcome(unit, {}, attempt, error)
+            return Outcome(unit, {}, attempt, error, crashed=isinstance(error, WorkerCrashedError | ActorDiedError))
 
     def _wants_retry(self, outcome: Outcome) -> bool:
         return outcome.error is not None and not isinstance(outcome.error, HOPELESS) and outcome.attempts <= self._retries
@@ -226,6 +241,7 @@ class RayExecutor:
         else:
             _private_token()
             ray.init(address="local", num_cpus=_local_cpus(self._resources), include_dashboard=False, **quiet)
+        self._head = HeadWatch(ray.get_runtime_context().gcs_address)
         # Ray takes SIGTERM for itself; whoever handled it before does so again.
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)

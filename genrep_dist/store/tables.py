@@ -67,7 +67,11 @@ def open_table(objects: Objects, path: str, schema: pa.Schema | None = None) -> 
     # A flipped bit in the footer reaches pyarrow's reader as one of these.
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptError(
-            "a Parquet file is damaged", where=f"{objects.uri}/{path}", got=str(error), remedy="delete that file and run again"
+            "a Parquet file is damaged",
+            where=f"{objects.uri}/{path}",
+            got=str(error),
+            remedy="run the experiment again: the file is put aside and made anew",
+            damaged=path,
         ) from error
 
 
