@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import time
-from collections.abc import Mapping
+import tracemalloc
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,12 @@ from genrep_dist.runtime.executor import Outcome
 from genrep_dist.runtime.heartbeat import MAX_HISTORY, Heartbeat, History, RunState, numbers, read_state
 from genrep_dist.runtime.progress import Silence, Tally
 from genrep_dist.runtime.serial import SerialExecutor
+from genrep_dist.stages.job import Job
+from genrep_dist.stages.prepare import prepare
 from genrep_dist.stages.status import StageStatus
 from genrep_dist.store import Store
-from genrep_dist.units import Retraining, RetrainUnit, TrainUnit
+from genrep_dist.units import Retraining, RetrainUnit, TrainUnit, Unit
+from genrep_dist.walk import Walk, Workers
 from tests.experiments import ROOT, experiment
 
 TASK = RetrainUnit(tuple(Retraining(str(index), 0, "same", (index,)) for index in range(5)))
@@ -213,3 +218,36 @@ def test_lines_in_a_log_have_no_control_codes() -> None:
     assert text.splitlines()[0] == "retrain: 10 of 100 units done before"
     assert "[bold]not bold" in text
     assert not any(ord(character) < 32 and character != "\n" for character in text)
+
+
+class Immediate(SerialExecutor):
+    """Every unit ends at once, well."""
+
+    def run(self, job: Job, units: Iterable[Unit], *, actors: bool = False) -> Generator[Outcome, None, None]:
+        del job, actors
+        for unit in units:
+            yield Outcome(unit, {"models": 1.0}, 1)
+
+
+def test_the_driver_holds_no_unit_that_is_not_in_flight(tmp_path: Path) -> None:
+    """Twenty thousand retrainings without a hundred removed samples each: as objects some 30 MB, of which the walk keeps none."""
+    prepared = prepare(experiment(), Store(str(tmp_path)), [str(ROOT)])
+    tally, most = Tally(), 0
+    walk = Walk(prepared, tally, Workers(prepared.plan.experiment, executor=Immediate(0)))
+    count = 20_000
+    tally.stage("retrain", count, 0)
+
+    def units() -> Iterator[RetrainUnit]:
+        nonlocal most
+        for index in range(count):
+            most = max(most, tally.counts["retrain"].running)
+            yield RetrainUnit((Retraining(f"{index:064x}", 0, "same", tuple(range(index, index + 100))),))
+
+    walk._work(itertools.islice(units(), 100), actors=False)  # whatever is loaded once
+    tracemalloc.start()
+    walk._work(itertools.islice(units(), count - 100), actors=False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert tally.counts["retrain"].done == count
+    assert most <= 1
+    assert peak < 2_000_000
