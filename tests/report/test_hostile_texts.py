@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -28,8 +29,8 @@ class Hostile(Blobs):
 
 
 def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
-    fields = {"methods": ["ntk-final/target", "random"], "seeds": 1, "test_points": 6, "deletion": {"fractions": [0.0, 0.1]}}
-    asked = experiment("tests.report.test_hostile_texts:Hostile", **fields)
+    fields: dict[str, Any] = {"methods": ["ntk-final/target", "random"], "seeds": 1, "deletion": {"fractions": [0.0, 0.1]}}
+    asked = experiment("tests.report.test_hostile_texts:Hostile", test_points=6, **fields)
     gr.run(asked, store=str(tmp_path), serial=True, search_path=[str(ROOT)])
     page = (tmp_path / "results/toy/report.html").read_text()
     reader = Reader(page)
