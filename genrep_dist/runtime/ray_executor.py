@@ -99,7 +99,8 @@ class RayExecutor:
         if first is None:
             return
         demand = demand_of(self._resources, first.stage, self._nodes)
-        options: dict[str, Any] = {"num_cpus": demand.num_cpus, "num_gpus": demand.num_gpus}
+        # Ray's head would keep a record of some kB of each of the last 100,000 tasks. How far a run is says its own progress.
+        options: dict[str, Any] = {"num_cpus": demand.num_cpus, "num_gpus": demand.num_gpus, "enable_task_events": False}
         if demand.memory_bytes:
             options["memory"] = demand.memory_bytes
         source = itertools.chain([first], pending)
