@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,14 +188,16 @@ class RayExecutor:
                 for reference in done:
                     if reference in starting:
                         new = starting.pop(reference)
-                        outcome = self._collect(reference, *waiting[0])
-                        if outcome.error is None:
+                        error = _error_of(reference)
+                        if error is None:
                             idle.append(new)
                             continue
-                        # The process did not even start. That is charged to a unit: it must not go on for ever. Nor is it its fault.
                         ray.kill(new)
-                        outcome = replace(outcome, crashed=False)
+                        if not waiting:
+                            continue
+                        # The process did not even start. That is charged to a unit: it must not go on for ever. Nor is it its fault.
                         unit, attempt = waiting.popleft()
+                        outcome = Outcome(unit, {}, attempt, error)
                     else:
                         free, unit, attempt = running.pop(reference)
                         outcome = self._collect(reference, unit, attempt)
@@ -246,6 +247,15 @@ class RayExecutor:
         # Ray takes SIGTERM for itself; whoever handled it before does so again.
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
+
+
+def _error_of(reference: Any) -> RayError | None:
+    """Why an actor is not ready; None when it is."""
+    try:
+        ray.get(reference)
+    except RayError as error:
+        return error
+    return None
 
 
 class _Gauges:
