@@ -178,7 +178,7 @@ def _is_gone(record: dict[str, Any]) -> bool:
 
 
 def _machine() -> str:
-    """This boot of this kernel, and the namespace in which its process numbers hold; empty where the system does not say."""
+    """The boot of the kernel that runs, and the namespace in which its process numbers hold; empty where the system does not say."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
