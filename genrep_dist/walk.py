@@ -26,6 +26,7 @@ from genrep_dist.units import Retraining, RetrainUnit, StageName, Unit
 
 STAGES: tuple[StageName, ...] = ("train", "gradients", "kernels", "influence", "importances", "attributions", "diagonals")
 MAX_MODELS_PER_TASK = 256
+_MORE_MEMORY = "lower resources.workers or resources.memory_budget, or declare resources.memory for each worker,"
 TASKS_PER_SLOT = 8
 """Retraining tasks per slot at least, where there are that many models: the last ones to finish should not keep the rest waiting."""
 
@@ -196,7 +197,8 @@ class Walk:
             f"{len(failures)} of {ended} units of work failed; the others are done and kept",
             where=first.unit.label,
             got=f"{type(first.error).__name__}: {first.error}",
-            remedy="mend the cause and run the same command again: only what is missing is computed",
+            remedy=(_MORE_MEMORY if type(first.error).__name__ in ("MemoryError", "OutOfMemoryError") else "mend the cause")
+            + " and run the same command again: only what is missing is computed",
         ) from first.error
 
     def _counted(self, units: Iterable[Unit]) -> Iterator[Unit]:

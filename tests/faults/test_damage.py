@@ -104,9 +104,7 @@ def test_the_same_command_mends_it(finished: Trial, undisturbed: Undisturbed, re
 
 @pytest.mark.parametrize("harm", [truncate, Path.unlink, lambda path: path.write_bytes(b"")])
 @pytest.mark.parametrize("name", ["deletion.parquet", "metrics.parquet", "manifest.json"])
-def test_published_results_that_are_damaged_are_published_again(
-    finished: Trial, undisturbed: Undisturbed, name: str, harm: Damage
-) -> None:
+def test_published_results_that_are_damaged_are_published_again(finished: Trial, undisturbed: Undisturbed, name: str, harm: Damage) -> None:
     finished.run_here()
     harm(Path(finished.store) / "results/toy" / name)
     said = Said()
