@@ -108,7 +108,7 @@ def test_the_record(tmp_path: Path) -> None:
         quarantine.refuse()
     later = Quarantine(store, "toy", "question", allowed=3)
     later.refuse()
-    assert later.admit([block, model, TrainUnit(0)]) == [model, TrainUnit(0)]
+    assert later.admit([block, model, TrainUnit(0)]) == [TrainUnit(0)]
     assert later.holds("k" * 64)
     with pytest.raises(UnitError):
         later.refuse()
