@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from genrep_dist.errors import StoreError
+from genrep_dist.errors import GenRepError
 from tests.faults.conftest import Undisturbed
 from tests.faults.trial import Trial, assert_equal, report
 
@@ -34,22 +34,19 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 class Filler:
-    """Fills ``disk`` to the last byte when a stage begins."""
+    """Fills ``disk`` to the last byte when the first unit of a stage is done."""
 
     def __init__(self, disk: Path, stage: str) -> None:
-        self.ballast, self._stage = disk / "ballast", stage
+        self.ballast, self._wanted, self._stage = disk / "ballast", stage, ""
 
     def stage(self, name: str, total: int, done: int) -> None:
-        if name == self._stage:
-            with self.ballast.open("wb", buffering=0) as file:
-                try:
-                    while True:
-                        file.write(os.urandom(4096))
-                except OSError:
-                    pass
+        self._stage = name
 
     def advance(self, units: int, statistics: Mapping[str, float]) -> None:
-        pass
+        if self._stage == self._wanted:
+            with self.ballast.open("ab", buffering=0) as file, suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
 
     def message(self, text: str) -> None:
         pass
@@ -60,7 +57,7 @@ def test_a_full_disk_is_told_and_costs_what_was_in_hand(tmp_path: Path, disk: Pa
     trial = Trial.make(tmp_path / "trial", store=str(disk / "store"))
     for stage in ("train", "gradients", "attributions", "retrain"):
         filler = Filler(disk, stage)
-        with pytest.raises(StoreError) as refused:
+        with pytest.raises(GenRepError) as refused:
             trial.run_here(filler)
         text = str(refused.value)
         assert str(disk) in text
@@ -73,4 +70,4 @@ def test_a_full_disk_is_told_and_costs_what_was_in_hand(tmp_path: Path, disk: Pa
     repeated = trial.trainings() - undisturbed.trainings
     report(record_property, trainings_repeated=repeated)
     # A unit that cannot write is tried again, in case the disk was full for a moment; it is not kept from the others.
-    assert repeated > 0
+    assert repeated >= 1
