@@ -6,12 +6,13 @@ import itertools
 import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import polars as pl
 
 from genrep_dist.config import Experiment
-from genrep_dist.errors import CorruptError, GenRepError, UnitError
+from genrep_dist.errors import CorruptError, GenRepError, StoreError, UnitError
 from genrep_dist.plan import Plan
 from genrep_dist.runtime.executor import Display, Executor, Outcome
 from genrep_dist.runtime.progress import Tally
@@ -165,7 +166,8 @@ class Walk:
         return executor
 
     def _work(self, units: Iterable[Unit], *, actors: bool) -> list[Unit]:
-        """Run units to their end. One failure does not hold the others; after all have ended, the first is raised.
+        """Run units to their end. One failure does not hold the others; after all have ended, the first is raised. But a store that
+        refuses ends it at once.
 
         Returns the units that have ended their process in all attempts. All but tasks of several models are in quarantine then.
         """
@@ -176,15 +178,20 @@ class Walk:
         failures: list[Outcome] = []
         crashed: list[Unit] = []
         ended = 0
-        for outcome in self._open_executor().run(self._prepared.job, self._counted(itertools.chain([head], units)), actors=actors):
-            ended += 1
-            self._progress.ended(outcome)
-            if outcome.crashed:
-                crashed.append(outcome.unit)
-                if not isinstance(outcome.unit, RetrainUnit) or len(outcome.unit.rows) == 1:
-                    self._quarantine.add(outcome, self._prepared.train.ids.numpy())
-            elif outcome.error is not None:
-                failures.append(outcome)
+        outcomes = self._open_executor().run(self._prepared.job, self._counted(itertools.chain([head], units)), actors=actors)
+        with closing(outcomes):
+            for outcome in outcomes:
+                ended += 1
+                self._progress.ended(outcome)
+                if outcome.crashed:
+                    crashed.append(outcome.unit)
+                    if not isinstance(outcome.unit, RetrainUnit) or len(outcome.unit.rows) == 1:
+                        self._quarantine.add(outcome, self._prepared.train.ids.numpy())
+                elif type(outcome.error) is StoreError:
+                    # The place itself refuses, a disk that is full or a bucket that is gone: what the others make would be lost, too.
+                    raise outcome.error
+                elif outcome.error is not None:
+                    failures.append(outcome)
         for failure in failures:
             if isinstance(failure.error, CorruptError) and failure.error.damaged:
                 raise failure.error

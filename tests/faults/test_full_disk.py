@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from genrep_dist.errors import GenRepError
+from genrep_dist.errors import StoreError
 from tests.faults.conftest import Undisturbed
-from tests.faults.trial import Trial, assert_equal, report
+from tests.faults.trial import RETRIES, Trial, assert_equal, report
 
 DISK = "32m"
 
@@ -57,7 +57,7 @@ def test_a_full_disk_is_told_and_costs_what_was_in_hand(tmp_path: Path, disk: Pa
     trial = Trial.make(tmp_path / "trial", store=str(disk / "store"))
     for stage in ("train", "gradients", "attributions", "retrain"):
         filler = Filler(disk, stage)
-        with pytest.raises(GenRepError) as refused:
+        with pytest.raises(StoreError) as refused:
             trial.run_here(filler)
         text = str(refused.value)
         assert str(disk) in text
@@ -69,5 +69,5 @@ def test_a_full_disk_is_told_and_costs_what_was_in_hand(tmp_path: Path, disk: Pa
     assert_equal(trial.published(), undisturbed.published)
     repeated = trial.trainings() - undisturbed.trainings
     report(record_property, trainings_repeated=repeated)
-    # A unit that cannot write is tried again, in case the disk was full for a moment; it is not kept from the others.
-    assert repeated >= 1
+    # One unit is tried as often as it may, in case the disk was full for a moment; nothing else is begun.
+    assert repeated <= 2 * (1 + RETRIES)

@@ -25,6 +25,7 @@ def test_every_fault_has_its_promise() -> None:
     """No test of a whole run under a fault is without a row."""
     for path in sorted((ROOT / "tests/faults").glob("test_*.py")):
         for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.FunctionDef) and any(argument.arg == "undisturbed" for argument in node.args.args):
-                if node.name.startswith("test_"):
-                    assert f"`tests/faults/{path.name}::{node.name}`" in TEXT, node.name
+            if not isinstance(node, ast.FunctionDef) or not node.name.startswith("test_"):
+                continue
+            if "undisturbed" in {argument.arg for argument in node.args.args}:
+                assert f"`tests/faults/{path.name}::{node.name}`" in TEXT, node.name
