@@ -74,7 +74,7 @@ def run(
                 deletion, judged = _mending(opened, tally, walk)
                 workers.close()
                 lease.confirm()
-                _mending(opened, tally, lambda: publish(declared, deletion, judged, heartbeat.history.measurements()))
+                _mending(opened, tally, lambda: publish(declared, deletion, judged, heartbeat.course()))
         finally:
             workers.close()
         return open_run(opened, experiment.name)

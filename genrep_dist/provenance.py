@@ -36,8 +36,11 @@ RUNTIME_ENV = "jobs/runtime_env.yaml"
 def resume_command(started_as: Sequence[str] = ()) -> str:
     """The command, for a shell, that goes on with what this process does; ``started_as``: its own, by default as Python knows it.
 
-    Of a submitted job it is the submission: with the same `--address` (or RAY_API_SERVER_ADDRESS) as before.
+    Of a submitted job it is the submission: with the same `--address` (or RAY_API_SERVER_ADDRESS) as before. What starts runs in
+    another way, as a batch system does, says how in GENREP_RESUME_COMMAND.
     """
+    if told := os.environ.get("GENREP_RESUME_COMMAND"):
+        return told.strip()
     python, *arguments = started_as or sys.orig_argv
     if in_job():
         environment = ["--runtime-env", RUNTIME_ENV] if Path(RUNTIME_ENV).exists() else []

@@ -51,8 +51,9 @@ class Workers:
     def show(self, counts: Mapping[str, Any]) -> None:
         """Show a tally's counts where the cluster can; from any thread."""
         with self._lock:
-            if isinstance(self._executor, Display):
-                self._executor.show(self._experiment.name, counts)
+            opened: object = self._executor
+            if isinstance(opened, Display):
+                opened.show(self._experiment.name, counts)
 
     def close(self) -> None:
         with self._lock:

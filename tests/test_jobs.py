@@ -26,7 +26,11 @@ from genrep_dist.store import Store
 from tests.experiments import ROOT, experiment_file
 from tests.toys import trainings
 
-pytestmark = pytest.mark.ray
+pytestmark = [
+    pytest.mark.ray,
+    # MLflow's own models, with a newer SQLAlchemy.
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
+]
 
 RAY = str(Path(sys.executable).parent / "ray")
 
@@ -40,9 +44,10 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Cluster:
-    """``environment``: of the submitter; ``metrics``: where Prometheus would read."""
+    """``environment``: of the submitter; ``metrics``: where Prometheus would read; ``gcs``: where drivers attach."""
 
     address: str
+    gcs: str
     environment: dict[str, str]
     metrics: str
 
@@ -71,7 +76,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     command += [f"--dashboard-agent-listen-port={free_port()}"]  # its default is taken where another Ray runs
     log = (folder / "head.log").open("wb")
     head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    made = Cluster(address, environment, f"http://127.0.0.1:{metrics}/metrics")
+    made = Cluster(address, f"127.0.0.1:{port}", environment, f"http://127.0.0.1:{metrics}/metrics")
     try:
         for _ in range(60):
             if made.ray("job", "list").returncode == 0:
@@ -121,12 +126,21 @@ def test_a_bad_experiment_fails_the_job(cluster: Cluster, tmp_path: Path) -> Non
     assert "did you mean seeds?" in result.stdout + result.stderr
 
 
+def test_a_plan_is_checked_against_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "genrep_dist", "plan", "smoke", "--no-probe", "--store", str(tmp_path), "--address", cluster.gcs]
+    more = ["--set", "resources.stages={retrain: {min_workers: 5}}"]
+    refused = subprocess.run([*command, *more], cwd=ROOT, env=cluster.environment, capture_output=True, text=True, check=False, timeout=120)
+    assert refused.returncode == 1
+    assert "where: resources.stages.retrain.min_workers" in refused.stderr
+    assert "got: room for 2 on 1 nodes" in refused.stderr
+
+
 def test_a_stopped_job_says_how_to_go_on_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     """And while it runs its numbers are there for Prometheus."""
     file = experiment_file(
         tmp_path / "toy.yaml",
         "tests.toys:Counting",
-        {"folder": str(tmp_path), "epochs": 300},
+        {"folder": str(tmp_path), "epochs": 150},
         methods=["ntk-final/target", "random"],
         resources={"task_seconds": 0.05},
     )

@@ -55,4 +55,7 @@ def test_the_command_that_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert resume_command(started) == "ray job submit --working-dir . -- python -u jobs/evaluate.py demo --store s3://b/p"
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs/runtime_env.yaml").touch()
+    monkeypatch.setenv("GENREP_RESUME_COMMAND", "sbatch x.sbatch demo ")
+    assert resume_command(started) == "sbatch x.sbatch demo"
+    monkeypatch.delenv("GENREP_RESUME_COMMAND")
     assert resume_command(started).startswith("ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- python -u ")

@@ -35,7 +35,7 @@ class Heartbeat:
         self._began = time.time()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="genrep heartbeat", daemon=True)
-        self.history = History()
+        self._history = History()
 
     def __enter__(self) -> Heartbeat:
         self._tell("running")
@@ -52,13 +52,18 @@ class Heartbeat:
         self._thread.join()
         self._tell("finished" if kind is None else "failed", value)
 
+    def course(self) -> list[tuple[str, float, int, int]]:
+        """How the run went until now: see :meth:`History.measurements`."""
+        self._tell("running")
+        return self._history.measurements()
+
     def _beat(self) -> None:
         while not self._over.wait(self._seconds):
             self._tell("running")
 
     def _tell(self, state: State, error: BaseException | None = None) -> None:
         now, counts = time.time(), self._tally.snapshot()
-        self.history.add(now - self._began, now, numbers(counts))
+        self._history.add(now - self._began, now, numbers(counts))
         said = "" if error is None else type(error).__name__
         if isinstance(error, GenRepError):
             said += f": {error.what}"

@@ -6,12 +6,14 @@ import itertools
 import logging
 import math
 import os
+import secrets
 import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import replace
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -96,7 +98,8 @@ class RayExecutor:
         if first is None:
             return
         demand = demand_of(self._resources, first.stage, self._nodes)
-        options: dict[str, Any] = {"num_cpus": demand.num_cpus, "num_gpus": demand.num_gpus}
+        # Ray's head would keep a record of some kB of each of the last 100,000 tasks. How far a run is says its own progress.
+        options: dict[str, Any] = {"num_cpus": demand.num_cpus, "num_gpus": demand.num_gpus, "enable_task_events": False}
         if demand.memory_bytes:
             options["memory"] = demand.memory_bytes
         source = itertools.chain([first], pending)
@@ -185,14 +188,16 @@ class RayExecutor:
                 for reference in done:
                     if reference in starting:
                         new = starting.pop(reference)
-                        outcome = self._collect(reference, *waiting[0])
-                        if outcome.error is None:
+                        error = _error_of(reference)
+                        if error is None:
                             idle.append(new)
                             continue
-                        # The process did not even start. That is charged to a unit: it must not go on for ever. Nor is it its fault.
                         ray.kill(new)
-                        outcome = replace(outcome, crashed=False)
+                        if not waiting:
+                            continue
+                        # The process did not even start. That is charged to a unit: it must not go on for ever. Nor is it its fault.
                         unit, attempt = waiting.popleft()
+                        outcome = Outcome(unit, {}, attempt, error)
                     else:
                         free, unit, attempt = running.pop(reference)
                         outcome = self._collect(reference, unit, attempt)
@@ -236,11 +241,21 @@ class RayExecutor:
         elif "RAY_ADDRESS" in os.environ:
             ray.init(**quiet)
         else:
+            _private_token()
             ray.init(address="local", num_cpus=_local_cpus(self._resources), include_dashboard=False, **quiet)
         self._head = HeadWatch(ray.get_runtime_context().gcs_address)
         # Ray takes SIGTERM for itself; whoever handled it before does so again.
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
+
+
+def _error_of(reference: Any) -> RayError | None:
+    """Why an actor is not ready; None when it is."""
+    try:
+        ray.get(reference)
+    except RayError as error:
+        return error
+    return None
 
 
 class _Gauges:
@@ -274,6 +289,22 @@ def cluster_nodes(address: str) -> list[Resources]:
         return _living_nodes()
     finally:
         ray.shutdown()
+
+
+def _private_token() -> None:
+    """Make the token that keeps others out of the cluster of this machine, where there is none: readable by this user alone.
+
+    Ray would make one itself, with the permissions of the umask.
+    """
+    if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    # Where it cannot be written Ray says so; where it is there, it may be that of a cluster.
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
 
 
 def _living_nodes() -> list[Resources]:

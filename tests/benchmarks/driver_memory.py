@@ -11,6 +11,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import ray
@@ -90,7 +91,8 @@ def bounded(executor: RayExecutor, count: int, every: int) -> Watch:
 def at_once(count: int, every: int) -> list[Sample]:
     """All tasks submitted before the first result is taken."""
     task = ray.remote(num_cpus=1, max_retries=0)(nothing)
-    job, before, start = ray.put(None), memory(), time.perf_counter()
+    job: Any = ray.put(None)
+    before, start = memory(), time.perf_counter()
     waiting = [task.remote(job, unit) for unit in units(count)]
     samples = [(0, time.perf_counter() - start, above(before), len(waiting))]
     for done in itertools.count(every, every):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import time
-from collections.abc import Mapping
+import tracemalloc
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,16 @@ import genrep_dist as gr
 from genrep_dist import cli
 from genrep_dist.display import Lines, status_text
 from genrep_dist.errors import ProblemError, UnitError
-from genrep_dist.runtime import heartbeat
 from genrep_dist.runtime.executor import Outcome
 from genrep_dist.runtime.heartbeat import MAX_HISTORY, Heartbeat, History, RunState, numbers, read_state
 from genrep_dist.runtime.progress import Silence, Tally
 from genrep_dist.runtime.serial import SerialExecutor
+from genrep_dist.stages.job import Job
+from genrep_dist.stages.prepare import prepare
 from genrep_dist.stages.status import StageStatus
 from genrep_dist.store import Store
-from genrep_dist.units import Retraining, RetrainUnit, TrainUnit
+from genrep_dist.units import Retraining, RetrainUnit, TrainUnit, Unit
+from genrep_dist.walk import Walk, Workers
 from tests.experiments import ROOT, experiment
 
 TASK = RetrainUnit(tuple(Retraining(str(index), 0, "same", (index,)) for index in range(5)))
@@ -81,9 +85,12 @@ def test_a_tally_asks_whether_to_go_on() -> None:
 
     tally, _ = told()
     tally.check = stop
-    for call in (lambda: tally.taken(TASK), lambda: tally.ended(Outcome(TASK, {}, 1)), lambda: tally.stage("train", 1, 0)):
-        with pytest.raises(KeyboardInterrupt):
-            call()
+    with pytest.raises(KeyboardInterrupt):
+        tally.taken(TASK)
+    with pytest.raises(KeyboardInterrupt):
+        tally.ended(Outcome(TASK, {}, 1))
+    with pytest.raises(KeyboardInterrupt):
+        tally.stage("train", 1, 0)
 
 
 def test_a_heartbeat_writes_now_and_then_and_at_the_end(tmp_path: Path) -> None:
@@ -131,12 +138,12 @@ def test_a_run_that_gives_no_sign_is_dead(tmp_path: Path, monkeypatch: pytest.Mo
         record = store.objects.get_json("experiments/toy/progress.json")
     store.objects.put_json("experiments/toy/progress.json", record)  # as if it had not said that it ends
     now = time.time()
-    monkeypatch.setattr(heartbeat.time, "time", lambda: now + 30)
+    monkeypatch.setattr("genrep_dist.runtime.heartbeat.time.time", lambda: now + 30)
     assert read_state(store, "toy") is not None
     assert read_state(store, "toy").state == "running"  # type: ignore[union-attr]
-    monkeypatch.setattr(heartbeat.time, "time", lambda: now + 120)
+    monkeypatch.setattr("genrep_dist.runtime.heartbeat.time.time", lambda: now + 120)
     assert read_state(store, "toy").state == "dead"  # type: ignore[union-attr]
-    monkeypatch.setattr(heartbeat.time, "time", lambda: now - 3600)  # a clock that lags behind
+    monkeypatch.setattr("genrep_dist.runtime.heartbeat.time.time", lambda: now - 3600)  # a clock that lags behind
     assert read_state(store, "toy").state == "running"  # type: ignore[union-attr]
 
 
@@ -175,6 +182,7 @@ def test_what_status_shows() -> None:
     assert "2.5/s" not in dead
 
 
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # MLflow's own models, with a newer SQLAlchemy
 def test_status_of_a_run_from_its_store_alone_and_watched_to_its_end(tmp_path: Path) -> None:
     """The driver is watched from inside: each time that a unit ends, somebody asks for the status."""
     said: list[dict[str, Any]] = []
@@ -210,3 +218,36 @@ def test_lines_in_a_log_have_no_control_codes() -> None:
     assert text.splitlines()[0] == "retrain: 10 of 100 units done before"
     assert "[bold]not bold" in text
     assert not any(ord(character) < 32 and character != "\n" for character in text)
+
+
+class Immediate(SerialExecutor):
+    """Every unit ends at once, well."""
+
+    def run(self, job: Job, units: Iterable[Unit], *, actors: bool = False) -> Generator[Outcome, None, None]:
+        del job, actors
+        for unit in units:
+            yield Outcome(unit, {"models": 1.0}, 1)
+
+
+def test_the_driver_holds_no_unit_that_is_not_in_flight(tmp_path: Path) -> None:
+    """Twenty thousand retrainings without a hundred removed samples each: as objects some 30 MB, of which the walk keeps none."""
+    prepared = prepare(experiment(), Store(str(tmp_path)), [str(ROOT)])
+    tally, most = Tally(), 0
+    walk = Walk(prepared, tally, Workers(prepared.plan.experiment, executor=Immediate(0)))
+    count = 20_000
+    tally.stage("retrain", count, 0)
+
+    def units() -> Iterator[RetrainUnit]:
+        nonlocal most
+        for index in range(count):
+            most = max(most, tally.counts["retrain"].running)
+            yield RetrainUnit((Retraining(f"{index:064x}", 0, "same", tuple(range(index, index + 100))),))
+
+    walk._work(itertools.islice(units(), 100), actors=False)  # whatever is loaded once
+    tracemalloc.start()
+    walk._work(itertools.islice(units(), count - 100), actors=False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert tally.counts["retrain"].done == count
+    assert most <= 1
+    assert peak < 2_000_000

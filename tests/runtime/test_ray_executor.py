@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 
 import genrep_dist as gr
 from genrep_dist.errors import NonFiniteError, PlanError
@@ -169,6 +170,45 @@ def test_a_slow_actor_holds_nobody_and_the_pool_shrinks_to_its_minimum(tmp_path:
     while living(tmp_path):
         assert time.monotonic() < deadline, "the pool is gone when its stage is"
         time.sleep(0.05)
+
+
+def second_waits(job: Job, unit: Unit) -> dict[str, float]:
+    """The second unit waits for a file `go`."""
+    assert isinstance(unit, GradientUnit)
+    folder = Path(job.store_uri)
+    (folder / f"unit-{unit.start}").touch()
+    while unit.start == 1 and not (folder / "go").exists():
+        time.sleep(0.01)
+    return {}
+
+
+@pytest.mark.usefixtures("ray_executor")
+def test_an_actor_that_comes_when_all_units_are_taken_is_let_go(tmp_path: Path) -> None:
+    """One of two places is taken by somebody else until the first actor has both units; then the second one starts."""
+    holder = ray.remote(num_cpus=1)(Holder).remote()
+    ray.get(holder.there.remote())
+    job = replace(ready(tmp_path), store_uri=str(tmp_path))
+
+    def let_go() -> None:
+        while not (tmp_path / "unit-1").exists():
+            time.sleep(0.01)
+        ray.kill(holder)
+        time.sleep(3.0)  # about as long as an actor takes to start
+        (tmp_path / "go").touch()
+
+    aside = threading.Thread(target=let_go)
+    aside.start()
+    executor = RayExecutor(ResourcesSection.model_validate({"workers": 2}), work=second_waits)
+    outcomes = list(executor.run(job, [GradientUnit(0, "ntk", 4, start, start + 1) for start in range(2)], actors=True))
+    aside.join()
+    assert [outcome.error for outcome in outcomes] == [None, None]
+
+
+class Holder:
+    """Somebody else's actor."""
+
+    def there(self) -> bool:
+        return True
 
 
 @pytest.mark.usefixtures("ray_executor")

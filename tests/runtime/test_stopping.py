@@ -32,7 +32,7 @@ def make(folder: Path) -> Path:
     experiment_file(
         folder / "toy.yaml",
         "tests.toys:Counting",
-        {"folder": str(folder), "epochs": 40},
+        {"folder": str(folder), "epochs": 25},
         methods=METHODS,
         resources={"task_seconds": 0.05, "workers": 2},
     )
@@ -55,11 +55,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def go_on(said: str) -> None:
-    """Run what a stopped run has printed, word for word."""
+def go_on(said: str, *more: str) -> None:
+    """Run what a stopped run has printed, word for word; ``more`` options after it."""
     command = re.search(r"^to go on: (.*)$", said, re.MULTILINE)
     assert command is not None, said
-    result = subprocess.run(shlex.split(command[1]), cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    result = subprocess.run([*shlex.split(command[1]), *more], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr
 
 
@@ -116,7 +116,7 @@ def test_a_second_signal_ends_at_once_and_loses_nothing_committed(tmp_path: Path
     assert "ended at once; what is committed is kept" in rest
     kept = re.search(r"retrain (\d+) of", said)
     assert kept is not None, said
-    go_on(said)
+    go_on(said, "--serial")
     assert_same_results(folder, whole)
     assert trainings(folder) <= trainings(whole) + 8
 
