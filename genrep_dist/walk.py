@@ -6,12 +6,13 @@ import itertools
 import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import polars as pl
 
 from genrep_dist.config import Experiment
-from genrep_dist.errors import CorruptError, GenRepError, UnitError
+from genrep_dist.errors import CorruptError, GenRepError, StoreError, UnitError
 from genrep_dist.plan import Plan
 from genrep_dist.runtime.executor import Display, Executor, Outcome
 from genrep_dist.runtime.progress import Tally
@@ -26,6 +27,7 @@ from genrep_dist.units import Retraining, RetrainUnit, StageName, Unit
 
 STAGES: tuple[StageName, ...] = ("train", "gradients", "kernels", "influence", "importances", "attributions", "diagonals")
 MAX_MODELS_PER_TASK = 256
+_MORE_MEMORY = "lower resources.workers or resources.memory_budget, or declare resources.memory for each worker,"
 TASKS_PER_SLOT = 8
 """Retraining tasks per slot at least, where there are that many models: the last ones to finish should not keep the rest waiting."""
 
@@ -165,7 +167,8 @@ class Walk:
         return executor
 
     def _work(self, units: Iterable[Unit], *, actors: bool) -> list[Unit]:
-        """Run units to their end. One failure does not hold the others; after all have ended, the first is raised.
+        """Run units to their end. One failure does not hold the others; after all have ended, the first is raised. But a store that
+        refuses ends it at once.
 
         Returns the units that have ended their process in all attempts. All but tasks of several models are in quarantine then.
         """
@@ -176,15 +179,20 @@ class Walk:
         failures: list[Outcome] = []
         crashed: list[Unit] = []
         ended = 0
-        for outcome in self._open_executor().run(self._prepared.job, self._counted(itertools.chain([head], units)), actors=actors):
-            ended += 1
-            self._progress.ended(outcome)
-            if outcome.crashed:
-                crashed.append(outcome.unit)
-                if not isinstance(outcome.unit, RetrainUnit) or len(outcome.unit.rows) == 1:
-                    self._quarantine.add(outcome, self._prepared.train.ids.numpy())
-            elif outcome.error is not None:
-                failures.append(outcome)
+        outcomes = self._open_executor().run(self._prepared.job, self._counted(itertools.chain([head], units)), actors=actors)
+        with closing(outcomes):
+            for outcome in outcomes:
+                ended += 1
+                self._progress.ended(outcome)
+                if outcome.crashed:
+                    crashed.append(outcome.unit)
+                    if not isinstance(outcome.unit, RetrainUnit) or len(outcome.unit.rows) == 1:
+                        self._quarantine.add(outcome, self._prepared.train.ids.numpy())
+                elif type(outcome.error) is StoreError:
+                    # The place itself refuses, a disk that is full or a bucket that is gone: what the others make would be lost, too.
+                    raise outcome.error
+                elif outcome.error is not None:
+                    failures.append(outcome)
         for failure in failures:
             if isinstance(failure.error, CorruptError) and failure.error.damaged:
                 raise failure.error
@@ -197,7 +205,8 @@ class Walk:
             f"{len(failures)} of {ended} units of work failed; the others are done and kept",
             where=first.unit.label,
             got=f"{type(first.error).__name__}: {first.error}",
-            remedy="mend the cause and run the same command again: only what is missing is computed",
+            remedy=(_MORE_MEMORY if type(first.error).__name__ in ("MemoryError", "OutOfMemoryError") else "mend the cause")
+            + " and run the same command again: only what is missing is computed",
         ) from first.error
 
     def _counted(self, units: Iterable[Unit]) -> Iterator[Unit]:

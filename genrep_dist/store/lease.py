@@ -82,11 +82,11 @@ class Lease:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        _held.discard(self._token)
         # On a disk that is full it stays as it is: this process is known not to hold it any more.
         with suppress(StoreError):
             if self._highest()[0] == self._number:
                 self._write(released=True)
+        _held.discard(self._token)
 
     def confirm(self) -> None:
         """StoreError when another driver has taken over, as it does after this one has slept for long."""
@@ -104,6 +104,7 @@ class Lease:
         """Create ``number``; whether it is this process's, and the highest."""
         self._number = number
         path = self._path(number)
+        _held.add(self._token)  # before others can see it, who would take a lease that its own process does not know for a dead one's
         if not self._objects.create(path, self._record()) and self._read(path).get("token") != self._token:
             return False
         # A slow process may create a number that others have long passed and removed.
@@ -111,7 +112,6 @@ class Lease:
         if max(map(_number, paths)) != number:
             self._objects.delete(path)
             return False
-        _held.add(self._token)
         for old in paths:
             if _number(old) < number - KEPT:
                 self._objects.delete(old)
@@ -178,7 +178,7 @@ def _is_gone(record: dict[str, Any]) -> bool:
 
 
 def _machine() -> str:
-    """This boot of this kernel, and the namespace in which its process numbers hold; empty where the system does not say."""
+    """The boot of the kernel that runs, and the namespace in which its process numbers hold; empty where the system does not say."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"

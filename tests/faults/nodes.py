@@ -145,9 +145,7 @@ def main(cpus: Sequence[int]) -> None:
 
     common: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **common}, shutdown_at_exit=False)
-    nodes = [cluster.head_node]
-    for count in cpus:
-        nodes.append(cluster.add_node(num_cpus=count, wait=False, **common))
+    nodes = [cluster.head_node, *(cluster.add_node(num_cpus=count, wait=False, **common) for count in cpus)]
     cluster.wait_for_nodes()  # type: ignore[no-untyped-call]
     for line in sys.stdin:
         told = json.loads(line)

@@ -98,6 +98,17 @@ def test_a_driver_that_is_killed(tmp_path: Path, nodes: Nodes, undisturbed: Undi
     assert repeated <= 2 * SLOTS
 
 
+def test_two_drivers_on_one_cluster(tmp_path: Path, nodes: Nodes, undisturbed: Undisturbed, record_property: Any) -> None:
+    """Started together, on one store: one works, the other waits and finds everything done."""
+    trial = Trial.make(tmp_path)
+    said = [finish(process) for process in [start(trial, nodes), start(trial, nodes)]]
+    assert sum("another driver is at work here" in text for text in said) == 1
+    assert sum("everything is done already" in text for text in said) == 1
+    assert_equal(trial.published(), undisturbed.published)
+    report(record_property, trainings_repeated=trial.trainings() - undisturbed.trainings)
+    assert trial.trainings() == undisturbed.trainings
+
+
 def test_a_head_that_is_killed(tmp_path: Path, nodes: Nodes, undisturbed: Undisturbed, record_property: Any) -> None:
     """Ray cannot go on without the memory of its GCS, whether it is started again or not; nor need it: another cluster goes on."""
     gone, back = Trial.make(tmp_path / "gone"), Trial.make(tmp_path / "back")

@@ -6,22 +6,23 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
 
 import genrep_dist as gr
 from genrep_dist import publish
+from genrep_dist.runtime.progress import Progress
 from genrep_dist.store import Store
 from tests.experiments import ROOT, experiment_file
 from tests.faults.driver import no_tracking
 from tests.toys import trainings
 
-METHODS = ["ntk-final/surrogate", "influence-function", "random"]
+METHODS = ["ntk-final/surrogate", "influence-function", "trap-final/target", "random"]
+FRACTIONS = [0.0, 0.1, 0.2]
 RETRIES = 3
 SLOTS = 2
 
@@ -35,15 +36,21 @@ class Trial:
     store: str
 
     @classmethod
-    def make(cls, folder: Path, store: str | None = None, problem: str = "tests.toys:Counting", **fields: Any) -> Trial:
+    def make(cls, folder: Path, store: str | None = None, **fields: Any) -> Trial:
         """Units are small: four row blocks, thirteen tiles a seed, one model a task. So a fault finds many moments to strike."""
         folder.mkdir(parents=True, exist_ok=True)
         resources = {"task_seconds": 0.01, "memory_budget": "32KiB", "workers": SLOTS, "retries": RETRIES}
         file = experiment_file(
             folder / "toy.yaml",
-            problem,
+            "tests.faults.toys:Faulty",
             {"folder": str(folder), "epochs": 12},
-            **{"methods": METHODS, "deletion": {"fractions": [0.0, 0.1, 0.2]}, "resources": resources} | fields,
+            **{
+                "methods": METHODS,
+                "kernels": {"trap": {"class": "tests.faults.toys:Trap"}},
+                "deletion": {"fractions": FRACTIONS},
+                "resources": resources,
+            }
+            | fields,
         )
         return cls(folder, file, store or str(folder / "store"))
 
@@ -59,11 +66,11 @@ class Trial:
             start_new_session=True,
         )
 
-    def run_here(self) -> None:
+    def run_here(self, progress: Progress | None = None) -> None:
         """Run it serially in this process."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(publish, "_track", no_tracking)
-            gr.run(str(self.file), store=self.store, serial=True, search_path=[str(ROOT)])
+            gr.run(str(self.file), store=self.store, serial=True, search_path=[str(ROOT)], progress=progress)
 
     def trainings(self) -> int:
         return trainings(self.folder)
@@ -117,11 +124,3 @@ def report(record: Any, **numbers: int) -> None:
     for name, number in numbers.items():
         record(name, number)
         sys.stdout.write(f"{name}: {number}\n")
-
-
-def deltas(trial: Trial) -> pl.DataFrame:
-    return pl.read_parquet(Path(trial.store) / "results/toy/deletion.parquet")
-
-
-def options(address: str) -> Sequence[str]:
-    return ("--address", address)
