@@ -30,7 +30,7 @@ SCHEMAS: Mapping[str, Schema] = {
         "num_seeds": pl.Int64,
         "num_points": pl.Int64,  # of each seed
     },
-    # One row a (metric, method, baseline): method minus baseline, paired. Null with one seed: interval and p-values.
+    # One row a (metric, method, baseline): method minus baseline, paired. Null with one seed: intervals and p-values; two-way as in metrics.
     "comparisons": {
         "metric": pl.String,
         "method": pl.String,
@@ -38,6 +38,8 @@ SCHEMAS: Mapping[str, Schema] = {
         "mean": pl.Float64,
         "ci95_low": pl.Float64,
         "ci95_high": pl.Float64,
+        "ci95_two_way_low": pl.Float64,
+        "ci95_two_way_high": pl.Float64,
         "p_value": pl.Float64,
         "p_holm": pl.Float64,  # over all rows of one metric
         "num_seeds": pl.Int64,
