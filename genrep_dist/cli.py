@@ -59,7 +59,7 @@ def plan(
     laid_out = prepared.plan
     slots = laid_out.experiment.resources.workers or os.cpu_count() or 1
     check_room(laid_out, prepared.store, slots, psutil.virtual_memory().total)
-    status = {stage.name: stage for stage in stage_status(laid_out, prepared.store)}
+    status = {stage.name: stage for stage in stage_status(laid_out, prepared.store, foreseen=True)}
     missing = {name: stage.missing_share for name, stage in status.items()}
     seconds = estimate(laid_out, measure(prepared), slots, missing) if probe else {}
     retrain = status["retrain"]

@@ -12,7 +12,7 @@ from genrep_dist.errors import GenRepError, UnitError
 from genrep_dist.runtime.executor import Executor
 from genrep_dist.runtime.progress import Progress
 from genrep_dist.runtime.serial import SerialExecutor
-from genrep_dist.stages.asked import Asked, ask, asked_path
+from genrep_dist.stages.asked import NULLABLE, Asked, ask, asked_path
 from genrep_dist.stages.assembly import assemblies, commit, declare, missing_units
 from genrep_dist.stages.prepare import Prepared, check_room
 from genrep_dist.stages.retrain import original_row, retrain_units
@@ -71,7 +71,7 @@ class Walk:
         for stage in STAGES:
             self.run_stage(stage)
         asked = ask(self._plan, self._store, self._prepared.train.ids.numpy(), self._prepared.test.ids.numpy())
-        put_frame(self._store.objects, asked_path(self._plan), asked.table)
+        put_frame(self._store.objects, asked_path(self._plan), asked.table, table="asked", nullable=NULLABLE)
         self._retrain(asked)
         return asked.table
 

@@ -51,9 +51,10 @@ def comparisons(points: pl.DataFrame, methods: Sequence[str], baselines: Sequenc
     """One row a (metric, method, baseline) with method != baseline, columns as in :data:`genrep_dist.evaluation.judged.SCHEMAS`.
 
     ``mean`` is method minus baseline, paired over (seed, test point), in the metric's unit: whether positive is good is the metric's to
-    say. Its interval is the seed-clustered one, and beside it the two-way one where all seeds have the same test points; ``p_value`` is :func:`~genrep_dist.evaluation.significance.sign_flip_p_values` of the
-    seeds' mean differences, at least 2 / 2^S; ``p_holm`` is corrected for all rows of its metric. The two can disagree at the edge:
-    interval and test make different assumptions. A baseline that lacks a metric has no rows there.
+    say. Its interval is the seed-clustered one, and beside it the two-way one where all seeds have the same test points; ``p_value`` is
+    :func:`~genrep_dist.evaluation.significance.sign_flip_p_values` of the seeds' mean differences, at least 2 / 2^S, and says nothing of
+    other test points; ``p_holm`` is corrected for all rows of its metric. Interval and test can disagree at the edge: they make different
+    assumptions. A baseline that lacks a metric has no rows there.
 
     Raises NotCommittedError for a baseline that is neither one of ``methods`` nor in ``points``.
     """

@@ -35,7 +35,8 @@ class Verdict:
 @dataclass(frozen=True)
 class _Gap:
     """A paired difference, method minus other. ``p`` is Holm-corrected, None where the pair was not tested; ``two_way`` is the interval
-    for other test points too, None where seeds do not share theirs."""
+    for other test points too, None where seeds do not share theirs.
+    """
 
     mean: float
     low: float | None
