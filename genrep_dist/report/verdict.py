@@ -196,12 +196,12 @@ class _Judge:
             if leaders == [best["method"]]:
                 agree.append(METRICS[name].title)
             elif best["method"] not in leaders:
-                differ.append(f"{METRICS[name].title} {' and '.join(leaders)}")
+                differ.append(f"{' and '.join(leaders)} ({METRICS[name].title})")
         found = []
         if agree:
             found.append(f"It has the best mean of {_listed(agree)} too.")
         if differ:
-            found.append(f"Other metrics have another method in front: {'; '.join(differ)}.")
+            found.append(f"Other metrics have another method in front: {', '.join(differ)}.")
         return found
 
     def _about_seeds(self) -> tuple[str, ...]:

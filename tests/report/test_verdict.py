@@ -200,7 +200,7 @@ def test_what_the_other_metrics_say() -> None:
     )
     sentences = judged(FIELD, tables=Judged(metrics=metrics)).sentences
     assert "It has the best mean of removed to flip too." in sentences
-    assert "Other metrics have another method in front: LDS fair." in sentences
+    assert "Other metrics have another method in front: fair (LDS)." in sentences
     tied = metrics.with_columns(mean=pl.when(pl.col("method") == "good").then(0.3).otherwise(0.1 + 0.2))
     assert not any("metrics" in s or "best mean" in s for s in judged(FIELD, tables=Judged(metrics=tied)).sentences)
 
