@@ -147,9 +147,20 @@ def _track(finished: Run, deletion: pl.DataFrame, summary: pl.DataFrame, judged:
         artifacts={Path(path).name: finished.store.objects.get(path) for path in files},
         tags=_recipe_tags(finished),
         diagnostics=diagnostics(finished),
+        description=description(summary, deletion, judged, experiment.baseline),
     )
     uri, artifacts = tracking_uri(experiment, finished.store)
     return publish_to_mlflow(publication, tracking_uri=uri, artifact_location=artifacts)
+
+
+def description(summary: pl.DataFrame, deletion: pl.DataFrame, judged: Judged, declared: str | None) -> str:
+    """What the report opens with, in Markdown."""
+    from genrep_dist.report.verdict import verdict
+
+    found = verdict(summary, deletion, judged, declared=declared)
+    lines = (found.headline, "", *(f"- {sentence}" for sentence in found.sentences))
+    # Names are text: no mark-up of theirs.
+    return "\n".join(line.replace("*", "\\*").replace("_", "\\_").replace("[", "\\[").replace("<", "&lt;") for line in lines)
 
 
 def diagnostics(finished: Run) -> dict[str, list[tuple[str, float, int]]]:
