@@ -158,7 +158,7 @@ def description(summary: pl.DataFrame, deletion: pl.DataFrame, judged: Judged, d
     from genrep_dist.report.verdict import verdict
 
     found = verdict(summary, deletion, judged, declared=declared)
-    lines = (found.headline, "", *(f"- {sentence}" for sentence in found.sentences))
+    lines = (found.headline, "", *(f"- {sentence}" for sentence in found.sentences))  # the first paragraph on its own
     # Names are text: no mark-up of theirs.
     return "\n".join(line.replace("*", "\\*").replace("_", "\\_").replace("[", "\\[").replace("<", "&lt;") for line in lines)
 

@@ -191,7 +191,9 @@ def _note(publication: Publication, experiment_id: str, runs: Mapping[str, str],
         for name in names
     ]
     curves = [f"Curves of all methods: {', '.join(links)}; `report.html` among the artifacts has the rest."] if links else []
-    return "\n\n".join([text for text in (publication.description, *curves) if text])
+    # The page folds a long description: its first paragraph and the links stay in sight.
+    first, _, more = publication.description.partition("\n\n")
+    return "\n\n".join([text for text in (first, *curves, more) if text])
 
 
 def _hint(tracking_uri: str, experiment_id: str, run_id: str) -> str:

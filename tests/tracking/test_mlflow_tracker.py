@@ -85,9 +85,10 @@ def test_what_was_published_can_be_read_back(place: dict[str, Any]) -> None:
 
 
 def test_the_experiments_description_says_what_was_found_and_links_the_curves(place: dict[str, Any]) -> None:
-    link = publish(publication(signs=("negative", "positive"), description="**ntk** is best."), **place)
+    link = publish(publication(signs=("negative", "positive"), description="**ntk** is best.\n\nHow sure."), **place)
     note = MlflowClient(tracking_uri=place["tracking_uri"]).get_run(link.run_id).data.tags["mlflow.note.content"]
-    assert note.startswith("**ntk** is best.\n\n")
+    assert note.startswith("**ntk** is best.\n\nCurves of all methods: [")
+    assert note.endswith("\n\nHow sure.")
     for name in ("del_negative", "del_positive"):
         (query,) = re.findall(rf"\[{name}\]\(#/metric\?(.*?)\)", note)
         asked = {key: json.loads(value) for key, value in parse_qsl(query) if key != "x_axis"}
