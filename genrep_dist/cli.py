@@ -327,6 +327,11 @@ def data_fetch(
 
 def _stop_text(stop: dict[str, Any]) -> str:
     """How far a run is on its way to the interval that was asked for."""
+    if not stop["rounds"]:
+        return (
+            f"{stop['metric']}: first round, {stop['min_seeds']} seeds; asked for ± {stop['half_width']:g}, at most {stop['max_seeds']} "
+            "seeds; how many are projected is known after it"
+        )
     last = stop["rounds"][-1]
     known = (
         f"{stop['metric']}: ± {last['half_width']:.3g} ({last['method']}) after {last['seeds']} seeds, asked for ± {stop['half_width']:g}"
