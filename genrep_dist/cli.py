@@ -84,7 +84,8 @@ def plan(
     rows = [
         (
             stage.name,
-            stage.what,
+            # The plan alone knows only a bound of the distinct ones; the store may know better.
+            f"{laid_out.retrainings_asked:,} asked" if stage.name == "retrain" else stage.what,
             f"{status[stage.name].total:,}",
             f"{status[stage.name].done:,}",
             bytes_text(stage.bytes_written),
