@@ -66,7 +66,7 @@ def plan(
     slots = slots_of(nodes, demand_of(resources, "retrain", nodes))
     memory = int(sum(node.get("memory", 0.0) for node in nodes))
     check_room(laid_out, prepared.store, lambda stage: slots_of(nodes, demand_of(resources, stage, nodes)), memory)
-    status = {stage.name: stage for stage in stage_status(laid_out, prepared.store)}
+    status = {stage.name: stage for stage in stage_status(laid_out, prepared.store, foreseen=True)}
     missing = {name: stage.missing_share for name, stage in status.items()}
     seconds = estimate(laid_out, measure(prepared), slots, missing) if probe else {}
     retrain = status["retrain"]
@@ -91,7 +91,8 @@ def plan(
     rows = [
         (
             stage.name,
-            stage.what,
+            # The plan alone knows only a bound of the distinct ones; the store may know better.
+            f"{laid_out.retrainings_asked:,} asked" if stage.name == "retrain" else stage.what,
             f"{status[stage.name].total:,}",
             f"{status[stage.name].done:,}",
             bytes_text(stage.bytes_written),
@@ -406,6 +407,11 @@ def _stoppable(console: Console) -> Iterator[Tally]:
 
 def _stop_text(stop: dict[str, Any]) -> str:
     """How far a run is on its way to the interval that was asked for."""
+    if not stop["rounds"]:
+        return (
+            f"{stop['metric']}: first round, {stop['min_seeds']} seeds; asked for ± {stop['half_width']:g}, at most {stop['max_seeds']} "
+            "seeds; how many are projected is known after it"
+        )
     last = stop["rounds"][-1]
     known = (
         f"{stop['metric']}: ± {last['half_width']:.3g} ({last['method']}) after {last['seeds']} seeds, asked for ± {stop['half_width']:g}"

@@ -18,7 +18,7 @@ from genrep_dist.runtime.executor import Display, Executor, Outcome
 from genrep_dist.runtime.progress import Tally
 from genrep_dist.runtime.quarantine import Quarantine
 from genrep_dist.runtime.serial import SerialExecutor
-from genrep_dist.stages.asked import Asked, ask, asked_path
+from genrep_dist.stages.asked import NULLABLE, Asked, ask, asked_path
 from genrep_dist.stages.assembly import assemblies, commit, declare, missing_units
 from genrep_dist.stages.prepare import Prepared, check_room
 from genrep_dist.stages.retrain import original_row, retrain_units
@@ -102,7 +102,7 @@ class Walk:
             plan = self._prepared.of(plan.experiment.plain(seeds=seeds)).plan
         asked = ask(plan, self._store, self._prepared.train.ids.numpy(), self._prepared.test.ids.numpy())
         if not self._hurt:
-            put_frame(self._store.objects, asked_path(plan), asked.table)
+            put_frame(self._store.objects, asked_path(plan), asked.table, table="asked", nullable=NULLABLE)
         self._retrain(asked, plan)
         self._quarantine.refuse()
         return asked.table
