@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genrep_dist.errors import GenRepError
+from genrep_dist.errors import GenRepError, PlanError
 
 if TYPE_CHECKING:
     from polars import DataFrame
@@ -35,6 +35,7 @@ app.add_typer(ledger_app, name="ledger")
 ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A YAML file, or the name of an experiment that ships.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The name of an experiment that was run into this store.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a field; may be repeated.")]
+ProfileOption = Annotated[str | None, typer.Option("--profile", help="Which size of an experiment that has several, for example cpu.")]
 StoreOption = Annotated[str, typer.Option("--store", help="Where everything is kept: a folder or a URL.")]
 
 
@@ -42,6 +43,7 @@ StoreOption = Annotated[str, typer.Option("--store", help="Where everything is k
 def plan(
     experiment: ExperimentArgument,
     set_: SetOption = None,
+    profile: ProfileOption = None,
     store: StoreOption = "store",
     probe: Annotated[bool, typer.Option(help="Measure this machine for a second or two, to estimate the time.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -49,19 +51,25 @@ def plan(
     """Show what a run would do: stages, units, bytes, retrainings, time. Computes nothing of it."""
     import psutil
 
+    from genrep_dist.stages.job import pick_device
     from genrep_dist.stages.prepare import check_room, prepare
     from genrep_dist.stages.probe import estimate
     from genrep_dist.stages.probe import probe as measure
     from genrep_dist.stages.status import stage_status
     from genrep_dist.store import Store
 
-    prepared = prepare(_load(experiment, set_), Store(store), _search_path(experiment))
+    prepared = prepare(_load(experiment, set_, profile), Store(store), _search_path(experiment))
     laid_out = prepared.plan
     slots = laid_out.experiment.resources.workers or os.cpu_count() or 1
-    check_room(laid_out, prepared.store, slots, psutil.virtual_memory().total)
+    refusal = ""
+    try:
+        check_room(laid_out, prepared.store, slots, psutil.virtual_memory().total)
+    except PlanError as error:  # a plan for a larger machine may be read on a small one
+        refusal = str(error)
     status = {stage.name: stage for stage in stage_status(laid_out, prepared.store)}
     missing = {name: stage.missing_share for name, stage in status.items()}
     seconds = estimate(laid_out, measure(prepared), slots, missing) if probe else {}
+    device = pick_device(laid_out.experiment.resources.device).type
     retrain = status["retrain"]
     if as_json:
         stages = [
@@ -77,7 +85,9 @@ def plan(
             for stage in laid_out.stages
         ]
         retrainings = {"asked": laid_out.retrainings_asked, "unique": retrain.total, "exact": retrain.exact, "done": retrain.done}
-        typer.echo(json.dumps({"experiment": laid_out.experiment.name, "stages": stages, "retrainings": retrainings}, indent=1))
+        cost = {"device": device, "worker_hours": sum(seconds.values()) * slots / 3600} if probe else None
+        shown = {"experiment": laid_out.experiment.name, "stages": stages, "retrainings": retrainings, "cost": cost, "refusal": refusal or None}
+        typer.echo(json.dumps(shown, indent=1))
         return
     from genrep_dist.display import bytes_text, seconds_text, table
 
@@ -116,13 +126,22 @@ def plan(
             highlight=False,
         )
     if probe:
-        console.print(f"about {seconds_text(sum(seconds.values()))} on {slots} workers of this machine", highlight=False)
+        hours = sum(seconds.values()) * slots / 3600
+        kind = "GPU-hours" if device == "cuda" else "worker-hours of one CPU core each"
+        console.print(
+            f"about {seconds_text(sum(seconds.values()))} on {slots} workers of this machine: {hours:,.2g} {kind}; "
+            f"{bytes_text(sum(stage.bytes_written for stage in laid_out.stages))} written",
+            highlight=False,
+        )
+    if refusal:
+        console.print(f"here `genrep run` would refuse it: {refusal}", markup=False, highlight=False)
 
 
 @app.command()
 def run(
     experiment: ExperimentArgument,
     set_: SetOption = None,
+    profile: ProfileOption = None,
     store: StoreOption = "store",
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, for example auto.")] = None,
     serial: Annotated[bool, typer.Option("--serial", help="Work in this process, without Ray.")] = False,
@@ -137,7 +156,12 @@ def run(
     try:
         with Bars(console) if console.is_terminal else Lines(console) as progress:
             finished = run_experiment(
-                _load(experiment, set_), store, serial=serial, address=address, progress=progress, search_path=_search_path(experiment)
+                _load(experiment, set_, profile),
+                store,
+                serial=serial,
+                address=address,
+                progress=progress,
+                search_path=_search_path(experiment),
             )
     except KeyboardInterrupt:
         console.print(f"interrupted; what is done is kept. To go on: {shlex.join(['genrep', *sys.argv[1:]])}", markup=False, soft_wrap=True)
@@ -257,6 +281,7 @@ def export(
     store: StoreOption = "store",
     seed: Annotated[list[int] | None, typer.Option(help="Only these seeds; may be repeated.")] = None,
     set_: SetOption = None,
+    profile: ProfileOption = None,
     serial: Annotated[bool, typer.Option("--serial", help="For a problem: train in this process, without Ray.")] = False,
 ) -> None:
     """Write plain files for other tools: a run's tables, scores, checkpoints and data; or a problem, to be explained by another tool.
@@ -273,7 +298,7 @@ def export(
         from genrep_dist.display import Bars, Lines
         from genrep_dist.pipeline import train_originals
 
-        loaded = _load(experiment, set_)
+        loaded = _load(experiment, set_, profile)
         if seed:
             loaded = loaded.plain(seeds=list(seed))
         console = _console(stderr=True)
@@ -346,10 +371,10 @@ def _stop_text(stop: dict[str, Any]) -> str:
     return f"{known}; about {last['projected']} seeds projected, at most {stop['max_seeds']}"
 
 
-def _load(experiment: str, overrides: Sequence[str] | None) -> Experiment:
+def _load(experiment: str, overrides: Sequence[str] | None, profile: str | None = None) -> Experiment:
     from genrep_dist.config import load_experiment
 
-    return load_experiment(experiment, overrides or ())
+    return load_experiment(experiment, overrides or (), profile)
 
 
 def _search_path(experiment: str) -> tuple[str, ...]:
