@@ -86,7 +86,13 @@ def plan(
         ]
         retrainings = {"asked": laid_out.retrainings_asked, "unique": retrain.total, "exact": retrain.exact, "done": retrain.done}
         cost = {"device": device, "worker_hours": sum(seconds.values()) * slots / 3600} if probe else None
-        shown = {"experiment": laid_out.experiment.name, "stages": stages, "retrainings": retrainings, "cost": cost, "refusal": refusal or None}
+        shown = {
+            "experiment": laid_out.experiment.name,
+            "stages": stages,
+            "retrainings": retrainings,
+            "cost": cost,
+            "refusal": refusal or None,
+        }
         typer.echo(json.dumps(shown, indent=1))
         return
     from genrep_dist.display import bytes_text, seconds_text, table
