@@ -53,7 +53,7 @@ def plan(
 
     from genrep_dist.stages.job import pick_device
     from genrep_dist.stages.prepare import check_room, prepare
-    from genrep_dist.stages.probe import estimate
+    from genrep_dist.stages.probe import estimate, gpu_hours
     from genrep_dist.stages.probe import probe as measure
     from genrep_dist.stages.status import stage_status
     from genrep_dist.store import Store
@@ -70,6 +70,7 @@ def plan(
     missing = {name: stage.missing_share for name, stage in status.items()}
     seconds = estimate(laid_out, measure(prepared), slots, missing) if probe else {}
     device = pick_device(laid_out.experiment.resources.device).type
+    guess = gpu_hours(prepared) if device != "cuda" else None
     retrain = status["retrain"]
     if as_json:
         stages = [
@@ -85,7 +86,7 @@ def plan(
             for stage in laid_out.stages
         ]
         retrainings = {"asked": laid_out.retrainings_asked, "unique": retrain.total, "exact": retrain.exact, "done": retrain.done}
-        cost = {"device": device, "worker_hours": sum(seconds.values()) * slots / 3600} if probe else None
+        cost = {"device": device, "worker_hours": sum(seconds.values()) * slots / 3600, "gpu_hours_guess": guess} if probe else None
         shown = {
             "experiment": laid_out.experiment.name,
             "stages": stages,
@@ -133,9 +134,9 @@ def plan(
         )
     if probe:
         hours = sum(seconds.values()) * slots / 3600
-        kind = "GPU-hours" if device == "cuda" else "worker-hours of one CPU core each"
+        kind = "GPU-hours" if device == "cuda" else f"worker-hours of one CPU core each (or, as a guess, {guess:,.2g} GPU-hours)"
         console.print(
-            f"about {seconds_text(sum(seconds.values()))} on {slots} workers of this machine: {hours:,.2g} {kind}; "
+            f"about {seconds_text(sum(seconds.values()))} on {slots} workers of this machine: {hours:,.1f} {kind}; "
             f"{bytes_text(sum(stage.bytes_written for stage in laid_out.stages))} written",
             highlight=False,
         )
