@@ -13,6 +13,7 @@ from genrep_dist.problems.archives import KnownFile, fetch_mnist, read_cached_mn
 from genrep_dist.problems.cached import cache_folder
 from genrep_dist.problems.catalogue import available, data_list, fetch
 from genrep_dist.problems.packages import Archive
+from tests.problems.fake_libraries import put_datasets, put_torchvision, take_away
 from tests.problems.idx_files import idx_bytes, small_mnist, write_folder
 from tests.problems.test_packages import make_tar, make_zip
 
@@ -150,6 +151,35 @@ def test_a_cache_that_cannot_be_written_is_named(cache: Path, tmp_path: Path) ->
     cache.write_text("a file where a folder should be")
     with pytest.raises(ProblemError, match="GENREP_DATA"):
         fetch_mnist(source=str(write_folder(tmp_path / "mine", small_mnist())))
+
+
+@pytest.mark.usefixtures("cache")
+def test_torchvision_and_the_hub_give_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = small_mnist()
+
+    def build(root: str, train: bool, download: bool) -> None:
+        assert train
+        assert download
+        write_folder(Path(root) / "MNIST" / "raw", arrays, compressed=True)
+
+    put_torchvision(monkeypatch, "MNIST", build)
+    folder = fetch("mnist", "torchvision")
+    check_cached(folder)
+    (folder / "manifest.json").unlink()
+    parts = {"train": "train", "test": "t10k"}
+    rows = {
+        ("ylecun/mnist", split): {"image": list(arrays[f"{name}-images-idx3-ubyte"]), "label": arrays[f"{name}-labels-idx1-ubyte"].tolist()}
+        for split, name in parts.items()
+    }
+    put_datasets(monkeypatch, rows)
+    check_cached(fetch("mnist", "huggingface"))
+    (folder / "manifest.json").unlink()
+    rows["ylecun/mnist", "test"]["label"][3] = 7
+    with pytest.raises(ProblemError, match="not the canonical t10k-labels"):
+        fetch("mnist", "huggingface")
+    take_away(monkeypatch, "torchvision")
+    with pytest.raises(ProblemError, match=r"genrep-dist\[torchvision\]"):
+        fetch("mnist", "torchvision")
 
 
 @pytest.mark.usefixtures("cache")
