@@ -39,6 +39,7 @@ def train(
     *,
     kept: Tensor | None = None,
     observers: Sequence[Observer] = (),
+    what: str = "",
 ) -> nn.Module:
     """Train ``model`` in place by mini-batch SGD and return it.
 
@@ -48,7 +49,7 @@ def train(
     that loses all its rows is no step. The gradient of the mean loss enters through dL/df, which is exact and is what Eq. 10
     accumulates.
 
-    Raises NonFiniteError at the end of the first epoch that leaves a parameter NaN or Inf.
+    Raises NonFiniteError at the end of the first epoch that leaves a parameter NaN or Inf; ``what`` is trained, for the message.
     """
     num_rows = len(data.inputs)
     steps_per_epoch = -(-num_rows // recipe.batch_size)
@@ -68,7 +69,9 @@ def train(
                 descent.step(torch.autograd.grad(outputs, parameters, output_gradient, allow_unused=True), rate)
                 for observer in observers:
                     observer.step(batch.rows, output_gradient, rate)
-            _check_finite(model, data, randomness, epoch)
+            error = divergence(model, data, randomness, epoch, what)
+            if error is not None:
+                raise error
             for observer in observers:
                 observer.epoch_end(epoch, model, epoch * steps_per_epoch)
     return model
@@ -91,14 +94,16 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
     return bool(torch.isfinite(torch.stack([norm.double() for norm in largest])).all())
 
 
-def _check_finite(model: nn.Module, data: Dataset, randomness: Randomness, epoch: int) -> None:
+def divergence(model: nn.Module, data: Dataset, randomness: Randomness, epoch: int, what: str = "") -> NonFiniteError | None:
+    """The error that tells of a parameter that is NaN or Inf after ``epoch``, with sample ids; None where all are finite."""
     if all_finite([p.detach() for p in model.parameters()]):
-        return
+        return None
     bad = ~torch.isfinite(predict(model, data.inputs)).all(dim=1)
     ids = data.ids[bad.to(data.ids.device)][:5].tolist()
-    raise NonFiniteError(
+    of = f"{what}, " if what else ""
+    return NonFiniteError(
         "training diverged: a parameter became NaN or Inf",
-        where=f"seed {randomness.seed}, epoch {epoch}; {int(bad.sum())} training rows now have non-finite outputs, first ids {ids}",
+        where=f"{of}seed {randomness.seed}, epoch {epoch}; {int(bad.sum())} training rows now have non-finite outputs, first ids {ids}",
         expected="finite parameters",
         got="NaN or Inf",
         remedy="lower recipe.learning_rate, or look at the scale of the inputs",

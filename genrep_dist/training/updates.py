@@ -15,7 +15,7 @@ MIN_SPARSE_NUMBERS = 2**16
 
 
 class Descent:
-    """theta <- theta - eta v with v <- mu v + (g + lambda theta), in place: the arithmetic of ``torch.optim.SGD`` without its book-keeping.
+    """theta <- theta - eta v with v <- mu v + (g + lambda theta), in place: what ``torch.optim.SGD`` does, without its book-keeping.
 
     A parameter that took no part in a step (its gradient is None) is left alone. A sparse gradient changes the rows that it names.
     """
@@ -24,6 +24,16 @@ class Descent:
         self.parameters = list(parameters)
         self._momentum, self._decay = recipe.momentum, recipe.weight_decay
         self._velocity = [torch.zeros_like(p) for p in self.parameters] if self._momentum else []
+
+    @property
+    def state(self) -> list[Tensor]:
+        """All that a step changes."""
+        return [p.detach() for p in self.parameters] + self._velocity
+
+    @property
+    def moves_without_gradient(self) -> bool:
+        """Whether a step along zero is one."""
+        return bool(self._momentum or self._decay)
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None], rate: float) -> None:
@@ -41,7 +51,7 @@ class Descent:
             if gradient.is_sparse:
                 # Elsewhere than on a CPU the order in which a row's duplicates are added is anyone's, unless they are summed first.
                 summed = gradient if gradient.device.type == "cpu" else gradient.coalesce()
-                self.parameters[index].add_(summed, alpha=-rate)
+                self.parameters[index].add_(summed * -rate)
             else:
                 dense.append(index)
         if dense:
@@ -49,14 +59,16 @@ class Descent:
             self._move([self.parameters[i] for i in dense], [g for i in dense if (g := gradients[i]) is not None], rate, velocity)
 
     def _move(self, parameters: list[Tensor], gradients: list[Tensor], rate: float, velocity: Sequence[Tensor] = ()) -> None:
+        # Products and sums are apart: a sum with a factor is rounded once in the vectorised part of a tensor and twice in what is left
+        # over at its end, and where that is depends on how many models share the tensor.
         if self._decay:
-            gradients = list(torch._foreach_add(gradients, parameters, alpha=self._decay))
+            gradients = list(torch._foreach_add(gradients, torch._foreach_mul(parameters, self._decay)))
         if velocity:
             moving = list(velocity)
             torch._foreach_mul_(moving, self._momentum)
             torch._foreach_add_(moving, gradients)
             gradients = moving
-        torch._foreach_add_(parameters, gradients, alpha=-rate)
+        torch._foreach_add_(parameters, torch._foreach_mul(gradients, -rate))
 
 
 @contextmanager
