@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -14,8 +14,8 @@ from genrep_dist.representers.features import per_sample_gradients
 from genrep_dist.representers.losses import get_loss
 from genrep_dist.stages.job import pick_device
 from genrep_dist.stages.prepare import Prepared
-from genrep_dist.training.loop import train
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.trainer import Trainer
 from genrep_dist.units import StageName
 
 PROBE_SECONDS = 0.5
@@ -76,20 +76,10 @@ def _influence_cost(plan: Plan, rates: Rates) -> float:
 
 
 def _training(prepared: Prepared, device: torch.device) -> float:
-    """Seconds for one model: a few epochs on the first rows, scaled to all steps."""
-    recipe, loss = prepared.recipe, get_loss(prepared.problem.loss)
-    rows = min(len(prepared.train.ids), 8 * recipe.batch_size)
-    data = Dataset(*(tensor[:rows] for tensor in prepared.train))
+    """Seconds for one model, at the pack size that workers will find best: a few steps of the training that they do."""
+    data = prepared.train
     data = Dataset(data.inputs.to(device), data.targets.to(device), data.ids)
-    one_epoch = replace(recipe, epochs=1)
-
-    def once() -> None:
-        randomness = Randomness(0)
-        train(randomness.build(prepared.problem.model).to(device), loss, one_epoch, data, randomness)
-
-    steps = -(-rows // recipe.batch_size)
-    all_steps = recipe.epochs * -(-len(prepared.train.ids) // recipe.batch_size)
-    return _seconds(once) / steps * all_steps
+    return Trainer(prepared.problem.model, get_loss(prepared.problem.loss), prepared.recipe, data).seconds_per_model()
 
 
 def _gradients(prepared: Prepared, device: torch.device) -> float:

@@ -34,7 +34,7 @@ def batches(data: Dataset, order: Tensor, batch_size: int, kept: Tensor | None, 
     if kept is not None:
         marks = kept[order]
         order = order[marks]
-        sizes = [int(size) for size in torch.stack([part.sum() for part in marks.split(sizes)]).tolist()]
+        sizes = [int(size) for size in torch.stack([part.sum() for part in torch.split(marks, sizes)]).tolist()]
     row_bytes = data.inputs[:1].numel() * data.inputs.element_size()
     per_gather = max(1, GATHER_BYTES // max(1, row_bytes * batch_size))
     start = 0
@@ -42,7 +42,7 @@ def batches(data: Dataset, order: Tensor, batch_size: int, kept: Tensor | None, 
         some = sizes[first : first + per_gather]
         rows = order[start : start + sum(some)]
         start += len(rows)
-        gathered = zip(rows.split(some), data.inputs[rows].split(some), data.targets[rows].split(some), strict=True)
+        gathered = zip(*(torch.split(part, some) for part in (rows, data.inputs[rows], data.targets[rows])), strict=True)
         for index, (one, inputs, targets) in enumerate(gathered):
             if len(one):
                 yield Batch(first_step + first + index, one, inputs, targets)

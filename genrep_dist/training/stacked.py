@@ -94,10 +94,12 @@ class StackedConv(Stacked):
     def __init__(self, plain: nn.Conv1d | nn.Conv2d, slots: int) -> None:
         self._shape = tuple(plain.weight.shape)
         super().__init__(plain, slots)
-        flat = len(self._shape) == 3
-        self.kernel = (1, self._shape[2]) if flat else (self._shape[2], self._shape[3])
-        self.stride, self.dilation, padding = ((1, *v) if flat else v for v in (plain.stride, plain.dilation, plain.padding))
-        self.padding = (0, padding[1]) if flat else tuple(padding)
+        # A convolution in one dimension is one over images of a single row.
+        fill = (1,) * (4 - len(self._shape))
+        assert not isinstance(plain.padding, str)
+        self.kernel = _pair((*fill, *self._shape[2:]))
+        self.stride, self.dilation = _pair((*fill, *plain.stride)), _pair((*fill, *plain.dilation))
+        self.padding = _pair((*(0 for _ in fill), *plain.padding))
         self.buffers_by_rows: dict[Any, Tensor] = {}
 
     def to_slot(self, name: str, plain: Tensor) -> Tensor:
@@ -113,8 +115,18 @@ class StackedConv(Stacked):
 
     def forward(self, inputs: Tensor) -> Tensor:
         image = inputs.unsqueeze(2) if inputs.dim() == 3 else inputs
-        result = cast(Tensor, _Convolution.apply(image, self.stacked["weight"], self.stacked.get("bias"), self))  # type: ignore[no-untyped-call]
+        height, width = self._positions(image)
+        product = cast("Tensor", _Convolution.apply(image, self.stacked["weight"], self.stacked.get("bias"), self))  # type: ignore[no-untyped-call]
+        result = product.view(len(image), height, width, -1).permute(0, 3, 1, 2)
         return result.squeeze(2) if inputs.dim() == 3 else result
+
+    def _positions(self, image: Tensor) -> tuple[int, int]:
+        """Rows and columns of the result."""
+        sizes = zip(image.shape[2:], self.kernel, self.stride, self.dilation, self.padding, strict=True)
+        height, width = (
+            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, dilation, padding in sizes
+        )
+        return height, width
 
     def buffer(self, purpose: str, shape: Sequence[int], like: Tensor) -> Tensor:
         """Memory that every step uses again: fresh pages cost more than the arithmetic on them."""
@@ -124,6 +136,11 @@ class StackedConv(Stacked):
         return self.buffers_by_rows[key]
 
 
+def _pair(values: tuple[int, ...]) -> tuple[int, int]:
+    first, second = values
+    return first, second
+
+
 class _Convolution(torch.autograd.Function):
     """Unfold, multiply; backward: multiply, fold. One forward and one backward at a time for each layer, as its windows are kept there."""
 
@@ -131,7 +148,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, layer: StackedConv) -> Tensor:
         rows, channels, height, width = inputs.shape
         (kh, kw), (sh, sw), (dh, dw), (ph, pw) = layer.kernel, layer.stride, layer.dilation, layer.padding
-        out = ((height + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (width + 2 * pw - dw * (kw - 1) - 1) // sw + 1)
+        out = layer._positions(inputs)
         ctx.layer, ctx.sizes, ctx.out, ctx.taps_first = layer, (rows, channels, height, width), out, kw * channels < FEW_NUMBERS
         slots, positions, numbers = layer.slots, rows // layer.slots * out[0] * out[1], kh * kw * channels
         if ctx.taps_first:
@@ -151,14 +168,12 @@ class _Convolution(torch.autograd.Function):
         layer.multiply_adds = positions * numbers * weight.shape[2]
         ctx.save_for_backward(weight)
         ctx.matrix, ctx.has_bias = matrix, bias is not None
-        product = torch.bmm(matrix, weight) if bias is None else torch.baddbmm(bias, matrix, weight)
-        return product.view(rows, *out, weight.shape[2]).permute(0, 3, 1, 2)
+        return torch.bmm(matrix, weight) if bias is None else torch.baddbmm(bias, matrix, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         (weight,), layer = ctx.saved_tensors, ctx.layer
-        slots, _, outputs = weight.shape
-        gradient = gradients[0].permute(0, 2, 3, 1).reshape(slots, -1, outputs)
+        gradient = gradients[0].contiguous()
         to_weight = torch.bmm(ctx.matrix.transpose(1, 2), gradient) if ctx.needs_input_grad[1] else None
         to_bias = gradient.sum(dim=1, keepdim=True) if ctx.has_bias and ctx.needs_input_grad[2] else None
         to_inputs = _fold(ctx, layer, weight, gradient) if ctx.needs_input_grad[0] else None
@@ -175,7 +190,7 @@ def _fold(ctx: Any, layer: StackedConv, weight: Tensor, gradient: Tensor) -> Ten
     by_tap = shares.view(rows, *ctx.out, kh, kw, channels)
     padded = gradient.new_zeros(rows, height + 2 * ph, width + 2 * pw, channels)
     for i, j, tap in _taps(padded, layer, ctx.out, 1):
-        tap += by_tap[:, :, :, i, j]
+        tap.add_(by_tap[:, :, :, i, j])
     return padded[:, ph : ph + height, pw : pw + width].permute(0, 3, 1, 2)
 
 

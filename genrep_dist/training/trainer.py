@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from torch import nn
 
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.problems.protocol import Dataset, Recipe
+from genrep_dist.representers.features import check_model
 from genrep_dist.representers.features import outputs as model_outputs
 from genrep_dist.representers.losses import Loss
 from genrep_dist.training.loop import Observer, train
@@ -44,6 +46,7 @@ class Trainer:
         self._factory, self._loss, self._recipe, self._data = factory, loss, recipe, data
         self._device = data.inputs.device
         self._pack_size: int | None = None
+        check_model(self.build(Randomness(0)))
         reason = why_not_packed(factory, loss, recipe, data)
         if reason is None and self._device.type == "cpu":
             work = self._forward_work()
@@ -65,11 +68,9 @@ class Trainer:
 
     def train_all(self, runs: Sequence[Run]) -> list[nn.Module | NonFiniteError]:
         """The trained model of each run, or the error of the one that diverged. At most :meth:`pack_size` at a time is wise."""
-        fresh = {run.randomness: self.build(run.randomness) for run in runs}
-        models = []
-        for run in runs:
-            model = fresh[run.randomness]
-            models.append(self._copy(model))
+        # Runs with common random numbers begin alike.
+        initial = {run.randomness: self.build(run.randomness) for run in runs}
+        models = [copy.deepcopy(initial[run.randomness]) for run in runs]
         errors = self._train(models, runs, ())
         return [model if error is None else error for model, error in zip(models, errors, strict=True)]
 
@@ -95,11 +96,6 @@ class Trainer:
             except NonFiniteError as error:
                 errors.append(error)
         return errors
-
-    def _copy(self, model: nn.Module) -> nn.Module:
-        other = Randomness(0).build(self._factory).to(self._device)
-        other.load_state_dict(model.state_dict())
-        return other
 
     def _forward_work(self) -> int:
         """Multiply-adds of a forward pass over one model's batch."""

@@ -101,7 +101,8 @@ def test_a_table_that_two_layers_share_is_trained_whole() -> None:
             self.words = nn.Embedding(WORDS, 24)
 
         def forward(self, tokens: Tensor) -> Tensor:
-            return (self.words(tokens).mean(dim=1) @ self.words.weight.T)[:, :1]
+            result: Tensor = (self.words(tokens).mean(dim=1) @ self.words.weight.T)[:, :1]
+            return result
 
     data = sentences()
     recipe = RECIPES["plain"]
