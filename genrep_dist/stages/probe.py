@@ -24,20 +24,24 @@ UNIT_OVERHEAD_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured on one worker: seconds to train one model, training rows a second through gradients, multiply-adds a second."""
+    """Measured on one worker: seconds to train an original model, and a retrained one among those that share its steps; training rows a
+    second through gradients; multiply-adds a second.
+    """
 
     train_seconds: float
+    retrain_seconds: float
     gradient_rows_per_second: float
     multiply_adds_per_second: float
 
 
 def probe(prepared: Prepared) -> Rates:
-    """Measure the three rates with one thread, as a worker has it."""
+    """Measure the rates with one thread, as a worker has it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         device = pick_device(prepared.plan.experiment.resources.device)
-        return Rates(_training(prepared, device), _gradients(prepared, device), _products(device))
+        trainer = _trainer(prepared, device)
+        return Rates(trainer.seconds_per_model(1), trainer.seconds_per_model(), _gradients(prepared, device), _products(device))
     finally:
         torch.set_num_threads(threads)
 
@@ -60,7 +64,7 @@ def estimate(plan: Plan, rates: Rates, slots: int, missing: Mapping[StageName, f
     if plan.influence_epochs():
         seconds["influence"] = seeds * _influence_cost(plan, rates)
     seconds["train"] = seeds * rates.train_seconds
-    seconds["retrain"] = plan.retrainings_at_most * rates.train_seconds
+    seconds["retrain"] = plan.retrainings_at_most * rates.retrain_seconds
     for stage in plan.stages:
         units = stage.units if stage.name != "retrain" else 0
         seconds[stage.name] = missing.get(stage.name, 1.0) * (seconds[stage.name] + units * UNIT_OVERHEAD_SECONDS) / slots
@@ -75,11 +79,10 @@ def _influence_cost(plan: Plan, rates: Rates) -> float:
     return 50 * plan.experiment.num_test_points * 3 * shape.num_train / rates.gradient_rows_per_second
 
 
-def _training(prepared: Prepared, device: torch.device) -> float:
-    """Seconds for one model, at the pack size that workers will find best: a few steps of the training that they do."""
-    data = prepared.train
-    data = Dataset(data.inputs.to(device), data.targets.to(device), data.ids)
-    return Trainer(prepared.problem.model, get_loss(prepared.problem.loss), prepared.recipe, data).seconds_per_model()
+def _trainer(prepared: Prepared, device: torch.device) -> Trainer:
+    """What trains on a worker: its short runs are a few steps of the training that is to come."""
+    data = Dataset(prepared.train.inputs.to(device), prepared.train.targets.to(device), prepared.train.ids)
+    return Trainer(prepared.problem.model, get_loss(prepared.problem.loss), prepared.recipe, data)
 
 
 def _gradients(prepared: Prepared, device: torch.device) -> float:

@@ -28,8 +28,10 @@ def run(unit: RetrainUnit, bench: Workbench) -> dict[str, float]:
     size = bench.trainer.pack_size() if len(unit.rows) > 1 else 1
     rows: list[LedgerRow] = []
     errors: list[NonFiniteError] = []
-    for start in range(0, len(unit.rows), size):
-        for result in _retrain_pack(unit.rows[start : start + size], bench):
+    packs = -(-len(unit.rows) // size)
+    # Equal packs: a small one at the end would cost most of what a whole one does.
+    for index in range(packs):
+        for result in _retrain_pack(unit.rows[index::packs], bench):
             if isinstance(result, LedgerRow):
                 rows.append(result)
             else:

@@ -188,7 +188,7 @@ def _fold(ctx: Any, layer: StackedConv, weight: Tensor, gradient: Tensor) -> Ten
     shares = layer.buffer("shares", (slots, positions, kh * kw * channels), gradient)
     torch.bmm(gradient, weight.transpose(1, 2), out=shares)
     by_tap = shares.view(rows, *ctx.out, kh, kw, channels)
-    padded = gradient.new_zeros(rows, height + 2 * ph, width + 2 * pw, channels)
+    padded = layer.buffer("folded", (rows, height + 2 * ph, width + 2 * pw, channels), gradient).zero_()
     for i, j, tap in _taps(padded, layer, ctx.out, 1):
         tap.add_(by_tap[:, :, :, i, j])
     return padded[:, ph : ph + height, pw : pw + width].permute(0, 3, 1, 2)

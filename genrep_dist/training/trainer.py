@@ -80,9 +80,13 @@ class Trainer:
             self._pack_size = 1 if self.arithmetic == "solo" else self._probe()
         return self._pack_size
 
-    def seconds_per_model(self) -> float:
-        """What one model takes here, at the pack size in force."""
-        return self._seconds_a_step(self.pack_size()) * self._recipe.epochs * -(-len(self._data.inputs) // self._recipe.batch_size)
+    def seconds_per_model(self, pack_size: int | None = None) -> float:
+        """What one model takes here, at ``pack_size`` (default: that in force), from a few steps."""
+        return (
+            self._seconds_a_step(pack_size or self.pack_size())
+            * self._recipe.epochs
+            * -(-len(self._data.inputs) // self._recipe.batch_size)
+        )
 
     def _train(self, models: list[nn.Module], runs: Sequence[Run], observers: Sequence[Observer]) -> list[NonFiniteError | None]:
         if self.arithmetic == "stacked":
