@@ -40,7 +40,8 @@ def run(unit: RetrainUnit, bench: Workbench) -> dict[str, float]:
         bench.store.ledger(bench.keys.training).write(rows)
     if errors:
         raise errors[0]
-    return {"models": float(len(rows)), "seconds": time.perf_counter() - began, "pack_size": float(size)}
+    training = sum(row.seconds for row in rows)
+    return {"models": float(len(rows)), "seconds": time.perf_counter() - began, "training_seconds": training, "pack_size": float(size)}
 
 
 def retrain(retraining: Retraining, bench: Workbench) -> LedgerRow:

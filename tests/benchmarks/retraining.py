@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from genrep_dist.problems.digits import Digits
-from genrep_dist.problems.models import VisionCNN
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.problems.text_models import TextCNN
 from genrep_dist.representers.losses import get_loss
@@ -164,7 +163,13 @@ def against_plain(case: Case, rounds: int, device: torch.device) -> tuple[str, .
             shares.append(100 * rates[-1] * case.multiply_adds / sgemm(device))
     parameters_of_one = sum(p.numel() for p in case.factory().parameters())
     way = f"{trainer.arithmetic}, {size} at once"
-    return f"{case.name}; {parameters_of_one:,} parameters", way, spread(rates, "{:.0f}"), spread(ratios, "{:.2f}"), spread(shares, "{:.0f}")
+    return (
+        f"{case.name}; {parameters_of_one:,} parameters",
+        way,
+        spread(rates, "{:.0f}"),
+        spread(ratios, "{:.2f}"),
+        spread(shares, "{:.0f}"),
+    )
 
 
 def packs(case: Case, rounds: int, device: torch.device) -> tuple[list[tuple[str, ...]], str]:
@@ -176,14 +181,14 @@ def packs(case: Case, rounds: int, device: torch.device) -> tuple[list[tuple[str
     took: dict[int, list[float]] = {size: [] for size in (0, *SIZES)}
     found: dict[int, Tensor] = {}
     for _ in range(rounds):
-        for size in took:
+        for size, times in took.items():
             count = max(size, 1)
             models = [Randomness(seed).build(case.factory).to(device) for seed in range(count)]
             runs = [Run(Randomness(seed)) for seed in range(count)]
             if size:
-                took[size].append(seconds(lambda m=models, r=runs: train_pack(m, loss, case.recipe, data, r), device) / count)
+                times.append(seconds(lambda m=models, r=runs: train_pack(m, loss, case.recipe, data, r), device) / count)
             else:
-                took[size].append(seconds(lambda m=models: train(m[0], loss, case.recipe, data, Randomness(0)), device))
+                times.append(seconds(lambda m=models: train(m[0], loss, case.recipe, data, Randomness(0)), device))
             found[size] = parameters(models[0])
     assert all(torch.equal(found[1], found[size]) for size in SIZES)
     difference = float((found[0] - found[1]).abs().max())
