@@ -89,6 +89,11 @@ def test_the_stored_gram_multiplies_like_the_dense_one(tmp_path: Path, outputs: 
     batch = torch.zeros_like(alpha)
     batch[rows] = alpha[rows]
     torch.testing.assert_close(gram.columns(rows, alpha[rows]), gram.matvec(batch), rtol=1e-9, atol=1e-9)
+    entries = torch.tensor([0, 5, 6, 7, 40, 68])
+    units = torch.zeros(6, 69, dtype=torch.float64)
+    units[torch.arange(6), entries] = 1
+    expected = torch.stack([gram.matvec(unit.reshape(23, 3)).reshape(-1) for unit in units], dim=1)
+    torch.testing.assert_close(gram.sample(entries, 3), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_lower_half_is_never_written(tmp_path: Path) -> None:
