@@ -165,7 +165,8 @@ def _landmarks(root: Tensor, count: int) -> Tensor:
     total = float(curvature.sum())
     weight = torch.full_like(curvature, 1 / size) if total == 0 else 0.5 / size + 0.5 * curvature / total
     steps = (torch.arange(count, dtype=weight.dtype, device=root.device) + 0.5) / count
-    return torch.unique_consecutive(torch.searchsorted(weight.cumsum(0), steps).clamp(max=size - 1))
+    rows: Tensor = torch.unique_consecutive(torch.searchsorted(weight.cumsum(0), steps).clamp(max=size - 1))
+    return rows
 
 
 def _nystroem(products: Tensor, inner: Tensor) -> Tensor:
