@@ -1,7 +1,7 @@
 """How fast gram tiles are computed from stored features, beside one product of matrices in memory.
 
-Features are as wide as the gradient of the vision network (93,825 parameters) and random; a block is 64 MiB. In core: all features in memory,
-their whole gram as one matrix product with one thread, as a worker has it. Out of core: the same gram's upper half, tile by tile, from the
+Features are as wide as the gradient of the vision network (93,825 parameters) and random; a block is 64 MiB. In core: all features in
+memory, their whole gram as one matrix product with one thread, as a worker has it. Out of core: the same gram's upper half, tile by tile, from the
 store, as the stage does it, with one thread for the products and one that reads ahead, every read verified, every tile written and synced;
 and the same without reading ahead. Rates count the multiply-adds that were really done, so that doing only half of the gram is no
 advantage. Both grams must agree. Memory of either side is the high-water mark of a process of its own, less what it held before. Goal: at
@@ -131,8 +131,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="genrep-benchmark-", dir=asked.folder) as folder:
             common = ("--rows", str(n), "--tile", str(asked.tile), "--folder", folder)
             in_a_fresh_process("--side", "fill", *common)
-            for side, found in runs.items():
-                found.append(in_a_fresh_process("--side", side, *common))
+            for side, all_found in runs.items():
+                all_found.append(in_a_fresh_process("--side", side, *common))
     truth = torch.tensor(runs["core"][0]["corner"])
     for side in ("ahead", "plain"):
         for found in runs[side]:
