@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from genrep_dist.errors import CorruptError
 from genrep_dist.representers.factored import FeatureRows
@@ -27,7 +28,7 @@ def write_block(artifact: Artifact, part: str, start: int, rows: FeatureRows, **
     """
     packed = pack(rows)
     layout = np.frombuffer(packed.layout_bytes(), dtype=np.uint8)
-    arrays = {"numbers": packed.numbers, "places": packed.places, "bits": packed.bits, "layout": layout}
+    arrays: dict[str, npt.NDArray[Any]] = {"numbers": packed.numbers, "places": packed.places, "bits": packed.bits, "layout": layout}
     for name, values in arrays.items():
         if values.size:
             full = _array_name(start, name, values.size)

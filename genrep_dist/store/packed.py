@@ -57,7 +57,8 @@ class _Pile:
 
     @property
     def num_bytes(self) -> int:
-        return sum(array.nbytes for array in (*self.numbers, *self.places, *self.bits))
+        arrays: list[npt.NDArray[Any]] = [*self.numbers, *self.places, *self.bits]
+        return sum(array.nbytes for array in arrays)
 
     def add(self, tensor: Tensor) -> dict[str, Any]:
         """Take a float32 tensor; what has to be known to get it back."""
@@ -165,7 +166,7 @@ class _Taken:
     """The flat arrays, from the front."""
 
     def __init__(self, packed: Packed) -> None:
-        self._arrays = {"numbers": packed.numbers, "places": packed.places, "bits": packed.bits}
+        self._arrays: dict[str, npt.NDArray[Any]] = {"numbers": packed.numbers, "places": packed.places, "bits": packed.bits}
         self._at = dict.fromkeys(self._arrays, 0)
 
     def _next(self, name: str, count: int) -> npt.NDArray[Any]:
