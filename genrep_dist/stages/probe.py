@@ -10,7 +10,7 @@ import torch
 
 from genrep_dist.plan import Plan
 from genrep_dist.problems.protocol import Dataset
-from genrep_dist.representers.features import per_sample_gradients
+from genrep_dist.representers.capture import feature_rows
 from genrep_dist.representers.losses import get_loss
 from genrep_dist.stages.job import pick_device
 from genrep_dist.stages.prepare import Prepared
@@ -58,8 +58,7 @@ def estimate(plan: Plan, rates: Rates, slots: int, missing: Mapping[StageName, f
         cost = seeds * n * (1.0 if kernel == "ntk" else 0.2) / rates.gradient_rows_per_second
         seconds["gradients" if (kernel, epoch) in stored else "kernels"] += cost
     for kernel, _ in plan.grams_needed():
-        size, width = shape.gram_rows(kernel), shape.feature_width(kernel) * n / shape.gram_rows(kernel)
-        seconds["kernels"] += seeds * size * size / 2 * width / rates.multiply_adds_per_second
+        seconds["kernels"] += seeds * n * n / 2 * shape.products(kernel) / rates.multiply_adds_per_second
     for importance, kernel, _ in plan.solved_needed():
         products = 60 if importance == "surrogate" else (plan.experiment.descent.epochs or plan.keys.epochs)
         seconds["importances"] += seeds * products * shape.gram_rows(kernel) ** 2 / rates.multiply_adds_per_second
@@ -109,7 +108,7 @@ def _gradients(prepared: Prepared, device: torch.device) -> float:
     rows = min(prepared.plan.block_rows.get("ntk", 32), 64, len(prepared.train.ids))
     model = Randomness(0).build(prepared.problem.model).to(device).eval()
     inputs = prepared.train.inputs[:rows].to(device)
-    return rows / _seconds(lambda: per_sample_gradients(model, inputs))
+    return rows / _seconds(lambda: feature_rows(model, inputs))
 
 
 def _products(device: torch.device) -> float:
