@@ -123,7 +123,9 @@ class _Course:
         experiment = self._tuned(self._declared.plan.experiment)
         stop = experiment.stop
         seeds = list(experiment.seeds) if stop is None else list(range(stop.min_seeds))
-        rounds = []
+        rounds: list[dict[str, Any]] = []
+        if stop is not None:
+            self._choices["stop"] = {**stop.model_dump(), "rounds": rounds, "reached": False}
         while True:
             current = self._declared.of(experiment.plain(seeds=seeds))
             write_record(current, self._choices)

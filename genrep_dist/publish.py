@@ -15,7 +15,7 @@ import polars as pl
 from genrep_dist.config import Experiment
 from genrep_dist.errors import CorruptError, StoreError
 from genrep_dist.evaluation.deletion import deletion_arrow
-from genrep_dist.evaluation.judged import Judged
+from genrep_dist.evaluation.judged import NULLABLE, Judged
 from genrep_dist.evaluation.statistics import by_seed, curves, summarise
 from genrep_dist.provenance import provenance
 from genrep_dist.results import Run, open_run
@@ -40,17 +40,24 @@ CERTIFIED = (
 """What goes to MLflow of the solvers' certificates, over seeds."""
 
 
+RESULTS_VERSION = 2
+"""Of the published tables of the judge. Results of another version are published anew from the ledger when the run is asked for again."""
+
+
 def results_folder(name: str) -> str:
     return f"results/{name}"
 
 
 def is_finished(declared: Prepared) -> bool:
-    """Whether this very question has been answered, published and proved so in this store. If so, its record is what readers see."""
+    """Whether this very question has been answered, published and proved so in this store, by tables of this version.
+
+    If so, its record is what readers see.
+    """
     experiment, objects = declared.plan.experiment, declared.store.objects
     path = f"{results_folder(experiment.name)}/manifest.json"
     try:
         manifest = objects.get_json(path) if objects.exists(path) else {}
-        if manifest.get("declared") != declared.plan.keys.question:
+        if (manifest.get("declared"), manifest.get("results_version")) != (declared.plan.keys.question, RESULTS_VERSION):
             return False
         if any(_digest(objects, f"{results_folder(experiment.name)}/{name}") != digest for name, digest in manifest["tables"].items()):
             return False
@@ -83,7 +90,8 @@ def publish(declared: Prepared, question: str, deletion: pl.DataFrame, judged: J
     summary = summarise(deletion, finished.plan.experiment.parsed_methods)
     store.objects.delete(f"{folder}/manifest.json")
     put_table(store.objects, f"{folder}/deletion.parquet", deletion_arrow(deletion))
-    put_frame(store.objects, f"{folder}/summary.parquet", summary)
+    intervals = [column for column in summary.columns if column.startswith("ci95_")]
+    put_frame(store.objects, f"{folder}/summary.parquet", summary, table="summary", nullable=intervals)
     store.objects.put(f"{folder}/config.yaml", experiment.to_yaml().encode())
     tables = ["deletion", "summary", *_put_judged(store, folder, judged)]
     files = [*(f"{folder}/{name}.parquet" for name in tables), *write_report(finished, summary, deletion, judged)]
@@ -92,6 +100,7 @@ def publish(declared: Prepared, question: str, deletion: pl.DataFrame, judged: J
         "question": finished.plan.keys.question,
         "declared": declared.plan.keys.question,
         "experiment": experiment.name,
+        "results_version": RESULTS_VERSION,
         "costs": finished.costs(),
         "tracking": {"uri": link.tracking_uri, "experiment_id": link.experiment_id, "run_id": link.run_id, "hint": link.hint},
         "provenance": provenance(),
@@ -130,7 +139,7 @@ def _put_judged(store: Store, folder: str, judged: Judged) -> Iterator[str]:
     for field in fields(judged):
         path, table = f"{folder}/{field.name}.parquet", getattr(judged, field.name)
         if table.height:
-            put_frame(store.objects, path, table)
+            put_frame(store.objects, path, table, table=field.name, version=RESULTS_VERSION, nullable=NULLABLE.get(field.name, ()))
             yield field.name
         elif store.objects.exists(path):
             store.objects.delete(path)
@@ -169,9 +178,20 @@ def _track(
         tags=_recipe_tags(finished),
         diagnostics=diagnostics(finished),
         course=course,
+        description=description(summary, deletion, judged, experiment.baseline),
     )
     uri, artifacts = tracking_uri(experiment, finished.store)
     return publish_to_mlflow(publication, tracking_uri=uri, artifact_location=artifacts)
+
+
+def description(summary: pl.DataFrame, deletion: pl.DataFrame, judged: Judged, declared: str | None) -> str:
+    """What the report opens with, in Markdown."""
+    from genrep_dist.report.verdict import verdict
+
+    found = verdict(summary, deletion, judged, declared=declared)
+    lines = (found.headline, "", *(f"- {sentence}" for sentence in found.sentences))  # the first paragraph on its own
+    # Names are text: no mark-up of theirs.
+    return "\n".join(line.replace("*", "\\*").replace("_", "\\_").replace("[", "\\[").replace("<", "&lt;") for line in lines)
 
 
 def diagnostics(finished: Run) -> dict[str, list[tuple[str, float, int]]]:

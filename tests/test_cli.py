@@ -110,7 +110,36 @@ def test_schema_is_json_schema() -> None:
 
 
 def test_data_list_names_what_is_known() -> None:
-    assert "mnist" in call("data", "list").output
+    output = call("data", "list").output
+    for name in ("digits", "mnist", "cifar10", "toxicity", "agnews", "newsgroups", "wordpiece", "huggingface"):
+        assert name in output
+
+
+def test_a_profile_is_planned_run_and_named_in_the_results(tmp_path: Path) -> None:
+    text = experiment_file(tmp_path / "toy.yaml").read_text()
+    sized = tmp_path / "sized.yaml"
+    sized.write_text(text + "profiles:\n  tiny: {seeds: [3], test_points: 1, methods: [random], blocks: {}, baseline: null}\n")
+    store = ("--store", tmp_path / "store")
+    planned = json.loads(call("plan", sized, "--profile", "tiny", "--json", *store).output)
+    assert planned["experiment"] == "toy-tiny"
+    assert planned["refusal"] is None
+    assert planned["cost"]["device"] == "cpu"
+    assert planned["cost"]["worker_hours"] > 0
+    assert planned["cost"]["gpu_hours_guess"] > 0
+    assert call("run", sized, "--profile", "tiny", "--serial", *store).exit_code == 0
+    assert "profile: tiny" in (tmp_path / "store" / "results" / "toy-tiny" / "config.yaml").read_text()
+    assert call("status", "toy-tiny", *store).exit_code == 0
+    assert call("export", "problem", sized, "--profile", "tiny", "--to", tmp_path / "out", "--serial", *store).exit_code == 0
+
+
+def test_a_plan_for_a_larger_machine_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = experiment_file(tmp_path / "toy.yaml")
+    monkeypatch.setattr("genrep_dist.stages.prepare.psutil.disk_usage", lambda _path: type("Usage", (), {"free": 1000})())
+    result = call("plan", path, "--store", tmp_path / "store")
+    assert result.exit_code == 0
+    assert "GPU-hours" in result.output
+    assert "worker-hours" in result.output
+    assert "would refuse it: the store's disk cannot hold" in result.output
 
 
 def test_errors_are_one_message_and_exit_code_one(tmp_path: Path) -> None:

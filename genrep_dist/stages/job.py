@@ -29,6 +29,7 @@ from genrep_dist.stages.states import unpack_state
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.store.tables import get_table, put_table
+from genrep_dist.training.trainer import Trainer
 from genrep_dist.units import DiagonalUnit, GramUnit, KernelUnit
 
 T = TypeVar("T")
@@ -104,12 +105,20 @@ class Workbench:
         self.train = self._load("train")
         self.test = self._load("test")
         self._recent = Recent(4)
+        self._trainer: Trainer | None = None
         self.began = time.perf_counter()
         """When the unit of work that is running began."""
 
     @property
     def experiment(self) -> Experiment:
         return self.job.experiment
+
+    @property
+    def trainer(self) -> Trainer:
+        """What trains the models of this experiment."""
+        if self._trainer is None:
+            self._trainer = Trainer(self.problem.model, self.loss, self.recipe, self.train)
+        return self._trainer
 
     def elapsed(self) -> float:
         """Seconds that the running unit of work has taken so far."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -14,30 +14,36 @@ from genrep_dist.representers.features import per_sample_gradients
 from genrep_dist.representers.losses import get_loss
 from genrep_dist.stages.job import pick_device
 from genrep_dist.stages.prepare import Prepared
-from genrep_dist.training.loop import train
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.trainer import Trainer
 from genrep_dist.units import StageName
 
 PROBE_SECONDS = 0.5
 UNIT_OVERHEAD_SECONDS = 0.02
+GPU_FLOP_PER_SECOND = 1e13
+"""What a large GPU is taken to sustain in training such networks in float32, where there is none to measure: a guess."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured on one worker: seconds to train one model, training rows a second through gradients, multiply-adds a second."""
+    """Measured on one worker: seconds to train an original model, and a retrained one among those that share its steps; training rows a
+    second through gradients; multiply-adds a second.
+    """
 
     train_seconds: float
+    retrain_seconds: float
     gradient_rows_per_second: float
     multiply_adds_per_second: float
 
 
 def probe(prepared: Prepared) -> Rates:
-    """Measure the three rates with one thread, as a worker has it."""
+    """Measure the rates with one thread, as a worker has it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         device = pick_device(prepared.plan.experiment.resources.device)
-        return Rates(_training(prepared, device), _gradients(prepared, device), _products(device))
+        trainer = _trainer(prepared, device)
+        return Rates(trainer.seconds_per_model(1), trainer.seconds_per_model(), _gradients(prepared, device), _products(device))
     finally:
         torch.set_num_threads(threads)
 
@@ -60,11 +66,29 @@ def estimate(plan: Plan, rates: Rates, slots: int, missing: Mapping[StageName, f
     if plan.influence_epochs():
         seconds["influence"] = seeds * _influence_cost(plan, rates)
     seconds["train"] = seeds * rates.train_seconds
-    seconds["retrain"] = plan.retrainings_at_most * rates.train_seconds
+    seconds["retrain"] = plan.retrainings_at_most * rates.retrain_seconds
     for stage in plan.stages:
         units = stage.units if stage.name != "retrain" else 0
         seconds[stage.name] = missing.get(stage.name, 1.0) * (seconds[stage.name] + units * UNIT_OVERHEAD_SECONDS) / slots
     return seconds
+
+
+def gpu_hours(prepared: Prepared) -> float:
+    """GPU-hours of all the plan's training at :data:`GPU_FLOP_PER_SECOND`: a guess from the arithmetic, for a machine without a GPU."""
+    plan, recipe = prepared.plan, prepared.recipe
+    models = len(plan.experiment.seeds) + plan.retrainings_at_most
+    return models * recipe.epochs * len(prepared.train.ids) * _flop_a_row(prepared) / GPU_FLOP_PER_SECOND / 3600
+
+
+def _flop_a_row(prepared: Prepared) -> float:
+    """Floating-point operations of one row's forward and backward pass, those of convolutions and matrix products, counted."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    rows = prepared.train.inputs[: prepared.recipe.batch_size]
+    model = Randomness(0).build(prepared.problem.model)
+    with FlopCounterMode(display=False) as counter:
+        model(rows).sum().backward()
+    return float(counter.get_total_flops()) / len(rows)
 
 
 def _influence_cost(plan: Plan, rates: Rates) -> float:
@@ -75,21 +99,10 @@ def _influence_cost(plan: Plan, rates: Rates) -> float:
     return 50 * plan.experiment.num_test_points * 3 * shape.num_train / rates.gradient_rows_per_second
 
 
-def _training(prepared: Prepared, device: torch.device) -> float:
-    """Seconds for one model: a few epochs on the first rows, scaled to all steps."""
-    recipe, loss = prepared.recipe, get_loss(prepared.problem.loss)
-    rows = min(len(prepared.train.ids), 8 * recipe.batch_size)
-    data = Dataset(*(tensor[:rows] for tensor in prepared.train))
-    data = Dataset(data.inputs.to(device), data.targets.to(device), data.ids)
-    one_epoch = replace(recipe, epochs=1)
-
-    def once() -> None:
-        randomness = Randomness(0)
-        train(randomness.build(prepared.problem.model).to(device), loss, one_epoch, data, randomness)
-
-    steps = -(-rows // recipe.batch_size)
-    all_steps = recipe.epochs * -(-len(prepared.train.ids) // recipe.batch_size)
-    return _seconds(once) / steps * all_steps
+def _trainer(prepared: Prepared, device: torch.device) -> Trainer:
+    """What trains on a worker: its short runs are a few steps of the training that is to come."""
+    data = Dataset(prepared.train.inputs.to(device), prepared.train.targets.to(device), prepared.train.ids)
+    return Trainer(prepared.problem.model, get_loss(prepared.problem.loss), prepared.recipe, data)
 
 
 def _gradients(prepared: Prepared, device: torch.device) -> float:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +17,7 @@ from zarr.errors import ContainsArrayError
 from zarr.storage import ObjectStore
 
 from genrep_dist.errors import CorruptError, NonFiniteError, NotCommittedError, StoreError
+from genrep_dist.store.chunks import checksum, first_non_finite, read_window, write_chunk
 from genrep_dist.store.objects import Objects
 
 SCHEMA_VERSION = 1
@@ -99,19 +100,28 @@ class Artifact:
         """
         array = self._require(name, mode="r+")
         self._check_block(array, name, starts, values)
-        window = tuple(slice(start, start + size) for start, size in zip(starts, values.shape, strict=True))
         _refuse_non_finite(values, f"{self.path}/{name}{list(starts)}")
+        chunk = _whole_chunk(array, values)
+        path = self._chunk_path(name, [start // size for start, size in zip(starts, array.chunks, strict=True)])
+        # A record on the disk whose block is not would vouch for nothing: the block is synced first.
+        if path is not None:
+            with self._objects.writing(f"{self.path}/{name}{list(starts)}"):
+                crc = write_chunk(path, chunk)
+        else:
+            crc = self._write_remote(array, name, starts, values, chunk)
+        self._objects.put_json(f"{self.path}/parts/{part}.json", {"array": name, "starts": list(starts), "crc32c": crc, **statistics})
+
+    def _write_remote(self, array: zarr.Array[Any], name: str, starts: Sequence[int], values: Array, chunk: Array) -> int:
+        """Write a part through Zarr, read it back; its checksum."""
+        window = tuple(slice(start, start + size) for start, size in zip(starts, values.shape, strict=True))
         with self._objects.explained(f"{self.path}/{name}"):
             array[window] = values
-        checksum = _checksum(values)
-        if _checksum(self._read_window(array, name, window)) != checksum:
+        crc = checksum(chunk)
+        if checksum(_whole_chunk(array, self._read_window(array, name, window))) != crc:
             raise CorruptError(
                 "a part read back differs from what was written", where=f"{self.path}/{name}{list(starts)}", remedy="check the disk"
             )
-        # A record on the disk whose block is not would vouch for nothing.
-        block = "/".join(str(start // size) for start, size in zip(starts, array.chunks, strict=True))
-        self._objects.sync([f"{self.path}/{name}/c/{block}"])
-        self._objects.put_json(f"{self.path}/parts/{part}.json", {"array": name, "starts": list(starts), "crc32": checksum, **statistics})
+        return crc
 
     def write(self, name: str, values: Array, dimension_names: Sequence[str], attributes: Mapping[str, Any] | None = None) -> None:
         """Declare and write a whole array as one file; for small results that one task makes. Synced by :meth:`commit`."""
@@ -224,7 +234,7 @@ class Artifact:
             ends = [min(start + chunk, size) for start, chunk, size in zip(starts, array.chunks, array.shape, strict=True)]
             try:
                 values = self._read_window(array, name, tuple(map(slice, starts, ends)))
-                sound = _checksum(values) == record["crc32"]
+                sound = checksum(_whole_chunk(array, values)) == record["crc32c"]
             except CorruptError:
                 sound = False
             if not sound:
@@ -235,7 +245,11 @@ class Artifact:
     def _read_window(self, array: zarr.Array[Any], name: str, window: tuple[slice, ...]) -> Array:
         try:
             with self._objects.explained(f"{self.path}/{name}"):
-                return np.asarray(array[window])
+                folder = self._objects.local_path(f"{self.path}/{name}/c")
+                if folder is None or array.ndim == 0:
+                    return np.asarray(array[window])
+                missing = None if isinstance(array.store, _Whole) else array.fill_value
+                return read_window(folder, array.shape, array.chunks, array.dtype, missing, window)
         except ValueError as error:
             raise CorruptError(
                 "a file of the store is damaged",
@@ -244,6 +258,10 @@ class Artifact:
                 remedy="run the experiment again: what is damaged is put aside and computed anew",
                 damaged=self.path,
             ) from error
+
+    def _chunk_path(self, name: str, block: Sequence[int]) -> Path | None:
+        """Where a chunk's file lies on this machine; None in a bucket."""
+        return self._objects.local_path(f"{self.path}/{name}/c/{'/'.join(map(str, block))}")
 
     def _open(self, name: str, mode: str = "r", *, whole: bool = False) -> zarr.Array[Any] | None:
         """The array, None where there is none. ``whole``: reading a block that is not there raises, and is not the fill value."""
@@ -320,11 +338,17 @@ class ArrayReader:
         return self._artifact._read_window(self._array, self._name, full)
 
 
-def _checksum(values: Array) -> int:
-    return zlib.crc32(np.ascontiguousarray(values).data)
+def _whole_chunk(array: zarr.Array[Any], values: Array) -> Array:
+    """``values`` as the bytes of their chunk: contiguous, little-endian; at the array's edge the rest is the fill value."""
+    values = values.astype(array.dtype.newbyteorder("<"), copy=False)
+    if values.shape == tuple(array.chunks):
+        return np.ascontiguousarray(values)
+    chunk = np.full(array.chunks, array.fill_value, dtype=values.dtype)
+    chunk[tuple(map(slice, values.shape))] = values
+    return chunk
 
 
 def _refuse_non_finite(values: Array, where: str) -> None:
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        first = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+    first = first_non_finite(values) if values.dtype.kind == "f" else None
+    if first is not None:
         raise NonFiniteError("NaN or Inf would be stored", where=where, expected="finite numbers", got=f"{values[first]} at {first}")

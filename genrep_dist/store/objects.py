@@ -67,7 +67,7 @@ class Objects:
             with self.explained(path):
                 obstore.put(self.backend, path, data)
             return
-        with self._writing(path):
+        with self.writing(path):
             write_file(self.root / path, data)
 
     def create(self, path: str, data: bytes) -> bool:
@@ -147,7 +147,7 @@ class Objects:
     def sync(self, paths: Iterable[str]) -> None:
         """Have files that were written through :meth:`below`, and the folders above them, on the disk. A bucket has them already."""
         if self.root is not None:
-            with self._writing():
+            with self.writing():
                 sync_files([self.root / path for path in paths], self.root)
 
     def explained(self, path: str = "") -> AbstractContextManager[None]:
@@ -159,7 +159,8 @@ class Objects:
         return None if self.root is None else self.root / path
 
     @contextmanager
-    def _writing(self, path: str = "") -> Iterator[None]:
+    def writing(self, path: str = "") -> Iterator[None]:
+        """What the system refuses inside becomes StoreError."""
         try:
             yield
         except OSError as error:
