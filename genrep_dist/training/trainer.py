@@ -27,6 +27,8 @@ MAX_STACKED_WORK = 2**24
 """Multiply-adds of a forward pass over a batch, above which a CPU trains models one by one: there the arithmetic costs more than the
 calls, and a library's own convolutions are faster than unfolded products."""
 MAX_PACK = {"cpu": 64, "cuda": 512}
+CPU_PACK_BYTES = 2**24
+"""Parameters of a pack on a CPU."""
 PROBE_STEPS = 4
 WORTHWHILE = 0.97
 """A larger pack must take less than this share of the time a model, or the smaller one stays."""
@@ -124,9 +126,10 @@ class Trainer:
         return best
 
     def _room(self) -> int:
-        """How many models of a pack a GPU's free memory holds; on a CPU caches bind first."""
+        """How many models of a pack the memory holds: a GPU's free memory; on a CPU what its caches are good for."""
         if self._device.type != "cuda":
-            return MAX_PACK["cpu"]
+            size = sum(p.numel() * p.element_size() for p in self.build(Randomness(0)).parameters())
+            return max(1, CPU_PACK_BYTES // size)
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
         self._seconds_a_step(2)
