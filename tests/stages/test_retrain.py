@@ -27,9 +27,10 @@ PUBLISHED = ("deletion.parquet", "table.md")
 
 def published(folder: Path, size: int, per_task: int, monkeypatch: pytest.MonkeyPatch, policy: str) -> tuple[pl.DataFrame, list[bytes]]:
     """The ledger without seconds and paths, and the bytes of what is published."""
-    monkeypatch.setattr(Trainer, "pack_size", lambda self: size)
+    monkeypatch.setattr(Trainer, "pack_size", lambda self, models: size)
     monkeypatch.setattr(walk, "MAX_MODELS_PER_TASK", per_task)
-    asked = experiment(methods=METHODS, deletion={"fractions": [0.0, 0.1, 0.2], "signs": ["negative", "positive"], "retrain": policy})
+    deletion = {"fractions": [0.0, 0.1, 0.2], "signs": ["negative", "positive"], "retrain": policy}
+    asked = experiment(methods=["ntk-final/target", "random"], seeds=2, deletion=deletion)
     run = gr.run(asked, store=str(folder), serial=True)
     ledger = run.store.ledger(run.plan.keys.training).scan().select("key", "seed", "num_removed", "removed", "outputs")
     results = folder / "results" / "toy"
@@ -39,8 +40,8 @@ def published(folder: Path, size: int, per_task: int, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("policy", ["same", "fresh"])
 def test_pack_size_and_task_size_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
     first = published(tmp_path / "a", 1, 1, monkeypatch, policy)
-    assert first[0].filter(pl.col("num_removed") > 0).height > 20
-    for index, (size, per_task) in enumerate([(4, 7), (64, 256), (3, 5)]):
+    assert first[0].filter(pl.col("num_removed") > 0).height > 15
+    for index, (size, per_task) in enumerate([(4, 7), (64, 256)]):
         other = published(tmp_path / f"{index}", size, per_task, monkeypatch, policy)
         assert first[0].equals(other[0])
         assert first[1] == other[1]
