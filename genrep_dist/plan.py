@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from genrep_dist.config import Experiment
 from genrep_dist.errors import PlanError
 from genrep_dist.keys import Keys, checkpoint_epoch
+from genrep_dist.representers.landmarks import landmark_bytes
 from genrep_dist.representers.methods import SOLVED, Method
 from genrep_dist.units import (
     AttributionUnit,
@@ -28,6 +29,10 @@ FLOAT_BYTES = 4
 TILES_HELD = 6
 """Tiles of a gram that fit half the budget. Three are held at once (the sum, its encoded file, what is read back); the rest is for
 the store's upload buffers, for what the allocator keeps, and for a process whose libraries and data take more than the other half."""
+
+
+BLOCKS_HELD = 6
+"""Blocks of features that a tile of the gram has in memory at once, the next one included."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +90,21 @@ class Plan:
         """Retrainings when no two removal sets coincide; one original model per seed is trained by the first stage anyway."""
         return self._retrainings(originals=False)
 
-    def _retrainings(self, *, originals: bool) -> int:
+    def removals_of_a_method(self, *, originals: bool = False) -> int:
+        """Retrainings that one method asks for with one seed, and with ``originals`` the originals that it is compared with."""
         experiment = self.experiment
-        points = len(experiment.methods) * experiment.num_test_points
         count = 0
         for section, signs in ((experiment.deletion, len(experiment.deletion.signs)), (experiment.brittleness, 1)):
             if section is not None:
                 removals = section.removals(self.shape.num_train)
                 removing = sum(removed > 0 for _, removed in removals)
-                count += points * signs * (removing * section.replicates + (len(removals) - removing if originals else 0))
+                count += experiment.num_test_points * signs * removing * section.replicates
+                count += experiment.num_test_points * signs * (len(removals) - removing) * originals
+        return count
+
+    def _retrainings(self, *, originals: bool) -> int:
+        experiment = self.experiment
+        count = len(experiment.methods) * self.removals_of_a_method(originals=originals)
         if experiment.lds is not None:
             count += experiment.lds.subsets * experiment.lds.replicates
         if experiment.loo is not None:
@@ -307,6 +318,8 @@ def _gram_bytes(plan: Plan, kernel: str) -> int:
 
 def _importance_bytes(plan: Plan) -> int:
     vectors = 12 * 8 * plan.shape.num_train * plan.shape.num_outputs
+    if any(importance == "surrogate" for importance, _, _ in plan.solved_needed()):
+        vectors += landmark_bytes(plan.shape.num_train * plan.shape.num_outputs)
     return vectors + max(_tile_bytes(plan, kernel) for _, kernel, _ in plan.solved_needed())
 
 
@@ -326,14 +339,14 @@ def _block_bytes(plan: Plan, kernel: str) -> int:
 def _tile_bytes(plan: Plan, kernel: str) -> int:
     shape = plan.shape
     edge = min(plan.gram_tiles[kernel], shape.num_train) * (shape.gram_rows(kernel) // shape.num_train)
-    return TILES_HELD * FLOAT_BYTES * edge * edge + 2 * FLOAT_BYTES * plan.block_rows[kernel] * shape.feature_width(kernel)
+    return TILES_HELD * FLOAT_BYTES * edge * edge + BLOCKS_HELD * FLOAT_BYTES * plan.block_rows[kernel] * shape.feature_width(kernel)
 
 
 def _block_rows(kernel: str, shape: Shape, budget_bytes: int, test_points: int) -> int:
-    """Training rows in one block of features: three blocks (gradient, copy, product) and the test rows fit half the budget."""
+    """Training rows in one block of features: BLOCKS_HELD blocks and the test rows fit half the budget, three at least."""
     row_bytes = FLOAT_BYTES * shape.feature_width(kernel)
     room = budget_bytes // 2 - test_points * row_bytes
-    rows = min(room // (3 * row_bytes), SHARD_BYTES // row_bytes, MAX_BLOCK_ROWS, shape.num_train)
+    rows = min(room // (BLOCKS_HELD * row_bytes), SHARD_BYTES // row_bytes, MAX_BLOCK_ROWS, shape.num_train)
     if room < 3 * row_bytes:
         raise PlanError(
             "the memory budget is too small for one training sample's features",

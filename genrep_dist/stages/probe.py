@@ -20,6 +20,8 @@ from genrep_dist.units import StageName
 
 PROBE_SECONDS = 0.5
 UNIT_OVERHEAD_SECONDS = 0.02
+GPU_FLOP_PER_SECOND = 1e13
+"""What a large GPU is taken to sustain in training such networks in float32, where there is none to measure: a guess."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,24 @@ def estimate(plan: Plan, rates: Rates, slots: int, missing: Mapping[StageName, f
         units = stage.units if stage.name != "retrain" else 0
         seconds[stage.name] = missing.get(stage.name, 1.0) * (seconds[stage.name] + units * UNIT_OVERHEAD_SECONDS) / slots
     return seconds
+
+
+def gpu_hours(prepared: Prepared) -> float:
+    """GPU-hours of all the plan's training at :data:`GPU_FLOP_PER_SECOND`: a guess from the arithmetic, for a machine without a GPU."""
+    plan, recipe = prepared.plan, prepared.recipe
+    models = len(plan.experiment.seeds) + plan.retrainings_at_most
+    return models * recipe.epochs * len(prepared.train.ids) * _flop_a_row(prepared) / GPU_FLOP_PER_SECOND / 3600
+
+
+def _flop_a_row(prepared: Prepared) -> float:
+    """Floating-point operations of one row's forward and backward pass, those of convolutions and matrix products, counted."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    rows = prepared.train.inputs[: prepared.recipe.batch_size]
+    model = Randomness(0).build(prepared.problem.model)
+    with FlopCounterMode(display=False) as counter:
+        model(rows).sum().backward()
+    return float(counter.get_total_flops()) / len(rows)
 
 
 def _influence_cost(plan: Plan, rates: Rates) -> float:
