@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.pool import Pool
 
 import torch
@@ -153,7 +154,7 @@ def against_plain(case: Case, rounds: int, device: torch.device) -> tuple[str, .
     for number in range(rounds + 1):
         packed, models = ours(case, size, device)
         plain_model = case.plain(Randomness(0).build(case.factory)).to(device)
-        sides = {"ours": packed, "plain": lambda model=plain_model: plain_loop(case, model, Randomness(0))}
+        sides = {"ours": packed, "plain": partial(plain_loop, case, plain_model, Randomness(0))}
         took = {name: seconds(sides[name], device) for name in (sides if number % 2 else reversed(sides))}
         torch.testing.assert_close(parameters(models[0]), parameters(plain_model), rtol=1e-2, atol=1e-3)
         samples = len(case.data.ids) * case.recipe.epochs * size
@@ -186,13 +187,13 @@ def packs(case: Case, rounds: int, device: torch.device) -> tuple[list[tuple[str
             models = [Randomness(seed).build(case.factory).to(device) for seed in range(count)]
             runs = [Run(Randomness(seed)) for seed in range(count)]
             if size:
-                times.append(seconds(lambda m=models, r=runs: train_pack(m, loss, case.recipe, data, r), device) / count)
+                times.append(seconds(partial(train_pack, models, loss, case.recipe, data, runs), device) / count)
             else:
-                times.append(seconds(lambda m=models: train(m[0], loss, case.recipe, data, Randomness(0)), device))
+                times.append(seconds(partial(train, models[0], loss, case.recipe, data, Randomness(0)), device))
             found[size] = parameters(models[0])
     assert all(torch.equal(found[1], found[size]) for size in SIZES)
     difference = float((found[0] - found[1]).abs().max())
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             "one by one" if size == 0 else f"{size} at once",
             spread([1e3 * t for t in took[size]], "{:.1f}"),
