@@ -77,7 +77,7 @@ class Objects:
         a folder a reader may find less than all of ``data`` for a moment.
         """
         if self.root is not None:
-            with self._writing(path):
+            with self.writing(path):
                 return create_file(self.root / path, data)
         with self.explained(path):
             try:
