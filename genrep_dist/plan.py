@@ -90,15 +90,21 @@ class Plan:
         """Retrainings when no two removal sets coincide; one original model per seed is trained by the first stage anyway."""
         return self._retrainings(originals=False)
 
-    def _retrainings(self, *, originals: bool) -> int:
+    def removals_of_a_method(self, *, originals: bool = False) -> int:
+        """Retrainings that one method asks for with one seed, and with ``originals`` the originals that it is compared with."""
         experiment = self.experiment
-        points = len(experiment.methods) * experiment.num_test_points
         count = 0
         for section, signs in ((experiment.deletion, len(experiment.deletion.signs)), (experiment.brittleness, 1)):
             if section is not None:
                 removals = section.removals(self.shape.num_train)
                 removing = sum(removed > 0 for _, removed in removals)
-                count += points * signs * (removing * section.replicates + (len(removals) - removing if originals else 0))
+                count += experiment.num_test_points * signs * removing * section.replicates
+                count += experiment.num_test_points * signs * (len(removals) - removing) * originals
+        return count
+
+    def _retrainings(self, *, originals: bool) -> int:
+        experiment = self.experiment
+        count = len(experiment.methods) * self.removals_of_a_method(originals=originals)
         if experiment.lds is not None:
             count += experiment.lds.subsets * experiment.lds.replicates
         if experiment.loo is not None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import genrep_dist as gr
 from genrep_dist import cli
+from genrep_dist.errors import PlanError
 from tests.experiments import METHODS, ROOT, experiment_file
 
 
@@ -58,6 +59,12 @@ def test_plan_before_and_after(place: Path, tmp_path: Path) -> None:
     assert all(stage["done"] == stage["units"] for stage in after["stages"])
     text = call("plan", place / "toy.yaml", "--store", tmp_path)
     assert f"{asked} asked, at most" in text.output
+
+
+def test_a_plan_that_this_machine_can_never_hold_is_refused(tmp_path: Path) -> None:
+    experiment_file(tmp_path / "toy.yaml")
+    with pytest.raises(PlanError, match=r"resources.stages.influence.num_gpus[\s\S]*1 CPU and 64 GPU[\s\S]*on any of 1 nodes"):
+        call("plan", tmp_path / "toy.yaml", "--store", tmp_path / "store", "--set", "resources.stages={influence: {num_gpus: 64}}")
 
 
 def test_status_from_the_store_alone(place: Path) -> None:

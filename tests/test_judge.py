@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy import stats
@@ -18,7 +20,10 @@ from genrep_dist.errors import PlanError
 from genrep_dist.evaluation.subsets import draw_left_out, draw_subsets
 from genrep_dist.runtime.progress import Silence
 from genrep_dist.runtime.serial import SerialExecutor
+from genrep_dist.stages.prepare import Prepared, prepare
 from genrep_dist.stages.retrain import retrain
+from genrep_dist.stages.status import StageStatus, stage_status
+from genrep_dist.store import Store
 from genrep_dist.units import Retraining
 from tests.experiments import ROOT, experiment
 from tests.test_walk import explained_outputs, jacobian
@@ -211,6 +216,35 @@ def test_another_metric_pays_only_for_its_new_sets(tmp_path: Path) -> None:
     assert trainings(tmp_path) == before + 2 * 7
 
 
+def test_a_plan_knows_what_the_store_has_of_another_experiment(tmp_path: Path) -> None:
+    """Asked, distinct and done are told before the run; what is left is what the run then pays."""
+
+    def planned(**fields: Any) -> tuple[Prepared, StageStatus]:
+        asked = experiment("tests.toys:Counting", {"folder": str(tmp_path)}, name="more", **{**PLAIN, **fields})
+        found = prepare(asked, Store(str(tmp_path / "store")), [str(ROOT)])
+        (status,) = [s for s in stage_status(found.plan, found.store, foreseen=True) if s.name == "retrain"]
+        return found, status
+
+    fresh, nothing = planned()
+    assert (nothing.total, nothing.done, nothing.exact) == (fresh.plan.retrainings_at_most, 0, False)
+    first = run(tmp_path / "store", "tests.toys:Counting", {"folder": str(tmp_path)}, **PLAIN)
+    unique = int(first.costs()["unique"])
+    same = planned()[1]
+    assert (same.total, same.done, same.exact) == (unique, unique, True)
+    fields: dict[str, Any] = {"methods": ["ntk-final/tracking", "tracincp", "random"], "loo": {"samples": 7}}
+    more, status = planned(**fields)
+    a_method = 2 * more.plan.removals_of_a_method()
+    # Six of seven: one sample's deletion may be among those that were made already.
+    assert unique + a_method + 2 * 7 >= status.total > unique + a_method
+    assert unique <= status.done <= unique + 2 * 7
+    assert not status.exact
+    before = trainings(tmp_path)
+    gr.run(more.plan.experiment, store=str(tmp_path / "store"), executor=SerialExecutor(0), search_path=[str(ROOT)])
+    assert trainings(tmp_path) - before <= status.total - status.done
+    after = planned(**fields)[1]
+    assert (after.done, after.exact) == (after.total, True)
+
+
 def test_a_damaged_part_is_refused_by_name_and_only_its_rows_are_trained_again(tmp_path: Path) -> None:
     said: list[str] = []
 
@@ -239,6 +273,33 @@ def test_a_damaged_part_is_refused_by_name_and_only_its_rows_are_trained_again(t
     assert trainings(tmp_path) == before + sizes[other]
     assert all(any(Path(part).name in text for text in said) for part in (originals, other))
     assert {name: (store / f"results/toy/{name}").read_bytes() for name in tables} == tables
+
+
+def test_every_table_declares_its_schema(judged: gr.Run) -> None:
+    root = judged.store.objects.root
+    assert root is not None
+    found = {path: pq.read_schema(path) for place in ("results", "experiments", "ledger") for path in (root / place).rglob("*.parquet")}
+    names = {path.stem.partition("-")[0] for path in found}
+    assert {"deletion", "summary", "points", "metrics", "comparisons", "ranks", "best", "ceilings", "brittleness", "asked", "part"} <= names
+    for path, schema in found.items():
+        table = (schema.metadata or {}).get(b"genrep.table", b"").decode()
+        assert table == {"part": "ledger"}.get(name := path.stem.partition("-")[0], name), path
+        assert int(schema.metadata[b"genrep.version"]) >= 1
+        assert not schema.field(0).nullable
+
+
+def test_results_of_another_version_are_published_anew_and_nothing_is_trained(tmp_path: Path) -> None:
+    options = {"folder": str(tmp_path)}
+    first = run(tmp_path / "store", "tests.toys:Counting", options, **PLAIN)
+    before, manifest = trainings(tmp_path), tmp_path / "store/results/toy/manifest.json"
+    held = json.loads(manifest.read_text())
+    del held["results_version"]
+    manifest.write_text(json.dumps(held))
+    (tmp_path / "store/results/toy/comparisons.parquet").unlink()
+    again = run(tmp_path / "store", "tests.toys:Counting", options, **PLAIN)
+    assert trainings(tmp_path) == before
+    assert again.comparisons().height
+    assert again.deletion().collect().equals(first.deletion().collect())
 
 
 def test_brittleness_needs_classes(tmp_path: Path) -> None:

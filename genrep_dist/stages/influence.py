@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from genrep_dist.units import InfluenceUnit
 
 def run(unit: InfluenceUnit, bench: Workbench) -> dict[str, float]:
     """Compute K_inf (N, C, M) with all test points of the seed and write it with its certificate. ConvergenceError otherwise."""
-    block, certificate = _dual(unit, bench) if bench.experiment.influence.base_kernel else _true_hessian(unit, bench)
+    block, certificate = influence_columns(unit, bench, lambda base: stored_cross(unit, bench, base))
     artifact = bench.store.artifact("kernel", bench.keys.kernel(unit.seed, "influence", unit.epoch))
     artifact.write("kernel", to_numpy(block.float()), ("train", "output", "test"))
     about = {"seed": unit.seed, "kernel": "influence", "epoch": unit.epoch, "curvature": bench.experiment.influence.curvature}
@@ -28,11 +29,19 @@ def run(unit: InfluenceUnit, bench: Workbench) -> dict[str, float]:
     return {"residual": float(certificate["residual"])}
 
 
-def _dual(unit: InfluenceUnit, bench: Workbench) -> tuple[Tensor, dict[str, Any]]:
+def influence_columns(unit: InfluenceUnit, bench: Workbench, cross: Callable[[str], Tensor]) -> tuple[Tensor, dict[str, Any]]:
+    """K_inf (N, C, M) of the bench's test points, with its certificate; ``cross(kernel)`` is the plain K (N, C, M) of them."""
+    return _dual(unit, bench, cross) if bench.experiment.influence.base_kernel else _true_hessian(unit, bench)
+
+
+def stored_cross(unit: InfluenceUnit, bench: Workbench, base: str) -> Tensor:
+    return torch.from_numpy(bench.store.artifact("kernel", bench.keys.kernel(unit.seed, base, unit.epoch)).read("kernel"))
+
+
+def _dual(unit: InfluenceUnit, bench: Workbench, cross: Callable[[str], Tensor]) -> tuple[Tensor, dict[str, Any]]:
     """The generalized Gauss-Newton of all parameters, or of the last layer's alone, through the n x n system."""
     system = _system(unit.seed, unit.epoch, bench)
-    cross = bench.store.artifact("kernel", bench.keys.kernel(unit.seed, system.base, unit.epoch)).read("kernel")
-    block, certificate = influence_kernel(system.gram, torch.from_numpy(cross), system.curvature, **system.settings)
+    block, certificate = influence_kernel(system.gram, cross(system.base), system.curvature, **system.settings)
     return block, asdict(certificate)
 
 

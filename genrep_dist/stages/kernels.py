@@ -26,21 +26,24 @@ Product = Callable[[Span, Span], Tensor]
 
 def run_kernel(unit: KernelUnit, bench: Workbench) -> dict[str, float]:
     """K of one block of training rows with all test points of the seed: (rows, C, M)."""
+    block = kernel_block(unit, bench)
+    artifact = bench.store.artifact("kernel", bench.keys.kernel(unit.seed, unit.kernel, unit.epoch))
+    artifact.write_part(unit.part, "kernel", (unit.start, 0, 0), to_numpy(block.float()), seconds=bench.elapsed())
+    return {"rows": float(unit.stop - unit.start)}
+
+
+def kernel_block(unit: KernelUnit, bench: Workbench) -> Tensor:
+    """K (rows, C, M) of the unit's training rows with the seed's test points."""
     num_outputs = bench.train_artifact(unit.seed).read("outputs_test").shape[1]
     if unit.kernel in bench.own_kernels:
         positions = bench.test_positions(unit.seed)
         scalar = bench.own_kernel_block(unit, bench.train.inputs[unit.start : unit.stop], bench.test.inputs[positions])
-        block = per_output(scalar, bench.target_outputs(unit.seed), num_outputs)
-    else:
-        rows = _feature_rows(unit, bench)(unit.start, unit.stop).float()
-        test = bench.test_features(unit.seed, unit.kernel, unit.epoch).float()
-        if unit.kernel == "last-layer":
-            block = last_layer_block(rows, test, bench.target_outputs(unit.seed), num_outputs)
-        else:
-            block = ntk_block(rows, test)
-    artifact = bench.store.artifact("kernel", bench.keys.kernel(unit.seed, unit.kernel, unit.epoch))
-    artifact.write_part(unit.part, "kernel", (unit.start, 0, 0), to_numpy(block.float()), seconds=bench.elapsed())
-    return {"rows": float(unit.stop - unit.start)}
+        return per_output(scalar, bench.target_outputs(unit.seed), num_outputs)
+    rows = _feature_rows(unit, bench)(unit.start, unit.stop).float()
+    test = bench.test_features(unit.seed, unit.kernel, unit.epoch).float()
+    if unit.kernel == "last-layer":
+        return last_layer_block(rows, test, bench.target_outputs(unit.seed), num_outputs)
+    return ntk_block(rows, test)
 
 
 def run_gram(unit: GramUnit, bench: Workbench) -> dict[str, float]:

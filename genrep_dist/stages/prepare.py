@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from genrep_dist.representers.features import check_model, last_layer_features
 from genrep_dist.representers.losses import Loss, get_loss
 from genrep_dist.stages.attributions import write_attribution
 from genrep_dist.stages.job import Job, label_loss, load_own_kernels, own_kernel_digests, publish_data, recipe_in_force
+from genrep_dist.stages.status import stage_status
 from genrep_dist.store import Store
 from genrep_dist.training.loop import predict
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.units import StageName
 
 RECORD_VERSION = 2
 
@@ -170,19 +173,28 @@ def measure(problem: Problem, train: Dataset, test: Dataset, last_layer: str | N
     return Shape(len(train.ids), len(test.ids), outputs.shape[1], parameters, width)
 
 
-def check_room(plan: Plan, store: Store, slots: int, memory_bytes: int) -> None:
-    """Refuse what neither the disk nor the ``memory_bytes`` of all workers' machines can hold. PlanError names both numbers."""
+def check_room(plan: Plan, store: Store, slots_for: Callable[[StageName], int], memory_bytes: int) -> None:
+    """Refuse what neither the disk nor the ``memory_bytes`` of all workers' machines can hold. PlanError names both numbers.
+
+    ``slots_for(stage)``: workers of a stage at once.
+    """
     if store.objects.root is not None:
         free = psutil.disk_usage(str(store.objects.root)).free
-        if plan.bytes_written > free:
+        needed = plan.bytes_written
+        if needed > free:
+            # What an earlier run has written takes no room any more.
+            shares = {status.name: status.missing_share for status in stage_status(plan, store)}
+            needed = math.ceil(sum(stage.bytes_written * shares[stage.name] for stage in plan.stages))
+        if needed > free:
             raise PlanError(
                 "the store's disk cannot hold this experiment",
                 where=str(store.objects.root),
-                expected=f"{plan.bytes_written:,} bytes free",
+                expected=f"{needed:,} bytes free",
                 got=f"{free:,} bytes",
                 remedy="choose a larger --store, fewer seeds, or resources.features: stream",
             )
     for stage in plan.stages:
+        slots = slots_for(stage.name)
         if stage.peak_bytes * slots > memory_bytes:
             raise PlanError(
                 f"{slots} workers cannot hold stage {stage.name} in their machines' memory",

@@ -81,7 +81,9 @@ def read_chunk(path: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
 def read_window(
     folder: Path, shape: Sequence[int], chunks: Sequence[int], dtype: np.dtype[Any], fill_value: object, window: Sequence[slice]
 ) -> Array:
-    """A window (steps of one) of the array whose chunks lie in ``folder``, in memory of its own; ``fill_value`` where there is no chunk.
+    """A window (steps of one) of the array whose chunks lie in ``folder``, in memory of its own; where there is no chunk ``fill_value``.
+
+    ValueError where there is no chunk and ``fill_value`` is None.
 
     A window within one chunk takes the memory of that chunk, any other its own and that of one chunk. Raises as :func:`read_chunk`.
     """
@@ -95,6 +97,8 @@ def read_window(
         try:
             chunk = read_chunk(folder.joinpath(*map(str, block)), chunks, dtype)
         except FileNotFoundError:
+            if fill_value is None:
+                raise ValueError(f"the file {folder.name}/{'/'.join(map(str, block))} is not there") from None
             chunk = np.full(tuple(chunks), fill_value, dtype=dtype)
         found = chunk[_relative(covered, corner)]
         if all(len(one) == 1 for one in blocks):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,28 @@ def replacing(path: Path) -> Iterator[int]:
         aside.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def create_file(path: Path, data: bytes) -> bool:
+    """Write ``data`` to ``path``, synced, if there is no such file; whether there was none. Raises OSError."""
+    make_folder(path.parent)
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
+    _sync(path.parent)
+    return True
+
+
+def free_text(folder: Path | None) -> str:
+    """How much room the disk has under ``folder``, for a message."""
+    try:
+        return f"{shutil.disk_usage(folder or '.').free:,} bytes are free"
+    except OSError as error:
+        return f"the free space is not known: {error}"
 
 
 def make_folder(path: Path) -> None:
