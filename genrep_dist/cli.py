@@ -52,7 +52,7 @@ def plan(
     from genrep_dist.runtime.capacity import demand_of, refuse_unschedulable
     from genrep_dist.runtime.capacity import slots as slots_of
     from genrep_dist.stages.prepare import check_room, prepare
-    from genrep_dist.stages.probe import estimate
+    from genrep_dist.stages.probe import estimate, surrounding_seconds
     from genrep_dist.stages.probe import probe as measure
     from genrep_dist.stages.status import stage_status
     from genrep_dist.store import Store
@@ -69,6 +69,7 @@ def plan(
     status = {stage.name: stage for stage in stage_status(laid_out, prepared.store, foreseen=True)}
     missing = {name: stage.missing_share for name, stage in status.items()}
     seconds = estimate(laid_out, measure(prepared), slots, missing) if probe else {}
+    whole = sum(seconds.values()) + surrounding_seconds(laid_out, slots, missing)
     retrain = status["retrain"]
     if as_json:
         stages = [
@@ -84,7 +85,8 @@ def plan(
             for stage in laid_out.stages
         ]
         retrainings = {"asked": laid_out.retrainings_asked, "unique": retrain.total, "exact": retrain.exact, "done": retrain.done}
-        typer.echo(json.dumps({"experiment": laid_out.experiment.name, "stages": stages, "retrainings": retrainings}, indent=1))
+        report = {"experiment": laid_out.experiment.name, "stages": stages, "retrainings": retrainings, "seconds": whole if probe else None}
+        typer.echo(json.dumps(report, indent=1))
         return
     from genrep_dist.display import bytes_text, seconds_text, table
 
@@ -124,7 +126,7 @@ def plan(
             highlight=False,
         )
     if probe:
-        console.print(f"about {seconds_text(sum(seconds.values()))} on {slots} workers like this machine", highlight=False)
+        console.print(f"about {seconds_text(whole)} on {slots} workers like this machine", highlight=False)
 
 
 @app.command()

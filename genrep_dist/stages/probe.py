@@ -67,6 +67,11 @@ def estimate(plan: Plan, rates: Rates, slots: int, missing: Mapping[StageName, f
     return seconds
 
 
+def surrounding_seconds(plan: Plan, slots: int, missing: Mapping[StageName, float]) -> float:
+    """Seconds of a run outside its stages."""
+    return 0.0
+
+
 def _influence_cost(plan: Plan, rates: Rates) -> float:
     """Seconds a seed: one Cholesky factorisation in float64, or some fifty Hessian-vector products for each test point."""
     shape = plan.shape
