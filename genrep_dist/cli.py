@@ -52,8 +52,7 @@ def plan(
     from genrep_dist.runtime.capacity import demand_of, refuse_unschedulable
     from genrep_dist.runtime.capacity import slots as slots_of
     from genrep_dist.stages.prepare import check_room, prepare
-    from genrep_dist.stages.probe import estimate, surrounding_seconds
-    from genrep_dist.stages.probe import probe as measure
+    from genrep_dist.stages.probe import forecast
     from genrep_dist.stages.status import stage_status
     from genrep_dist.store import Store
 
@@ -68,9 +67,9 @@ def plan(
     check_room(laid_out, prepared.store, lambda stage: slots_of(nodes, demand_of(resources, stage, nodes)), memory)
     status = {stage.name: stage for stage in stage_status(laid_out, prepared.store, foreseen=True)}
     missing = {name: stage.missing_share for name, stage in status.items()}
-    seconds = estimate(laid_out, measure(prepared), slots, missing) if probe else {}
-    whole = sum(seconds.values()) + surrounding_seconds(laid_out, slots, missing)
     retrain = status["retrain"]
+    expected = forecast(prepared, slots, missing, retrain.total) if probe else None
+    seconds = expected.stages if expected else {}
     if as_json:
         stages = [
             {
@@ -85,7 +84,12 @@ def plan(
             for stage in laid_out.stages
         ]
         retrainings = {"asked": laid_out.retrainings_asked, "unique": retrain.total, "exact": retrain.exact, "done": retrain.done}
-        report = {"experiment": laid_out.experiment.name, "stages": stages, "retrainings": retrainings, "seconds": whole if probe else None}
+        report = {
+            "experiment": laid_out.experiment.name,
+            "stages": stages,
+            "retrainings": retrainings,
+            "seconds": expected.total if expected else None,
+        }
         typer.echo(json.dumps(report, indent=1))
         return
     from genrep_dist.display import bytes_text, seconds_text, table
@@ -125,8 +129,8 @@ def plan(
             "(not counted here)",
             highlight=False,
         )
-    if probe:
-        console.print(f"about {seconds_text(whole)} on {slots} workers like this machine", highlight=False)
+    if expected:
+        console.print(f"about {seconds_text(expected.total)} on {slots} workers like this machine", highlight=False)
 
 
 @app.command()

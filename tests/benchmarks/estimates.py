@@ -8,6 +8,7 @@ run takes a minute or less. Goal: the whole run's seconds predicted within 30%.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -73,7 +74,7 @@ def measure(name: str, folder: str | None) -> tuple[dict[str, Any], dict[str, fl
         run = json.loads(command("tests.benchmarks.estimates", "--drive", name, "--folder", store).splitlines()[-1])
         took = time.time() - began
     times = [(stage, when) for stage, when, _ in run["begun"]] + [("end", run["ended"])]
-    seconds = {stage: following - when for (stage, when), (_, following) in zip(times, times[1:], strict=False)}
+    seconds = {stage: following - when for (stage, when), (_, following) in itertools.pairwise(times)}
     return plan, seconds, run["models"], took
 
 
