@@ -97,7 +97,7 @@ def read_window(
             chunk = read_chunk(folder.joinpath(*map(str, block)), chunks, dtype)
         except FileNotFoundError:
             if fill_value is None:
-                raise ValueError(f"the file c/{'/'.join(map(str, block))} is not there") from None
+                raise ValueError(f"the file {folder.name}/{'/'.join(map(str, block))} is not there") from None
             chunk = np.full(tuple(chunks), fill_value, dtype=dtype)
         found = chunk[_relative(covered, corner)]
         if all(len(one) == 1 for one in blocks):
