@@ -70,7 +70,7 @@ def main() -> None:
         prepared = prepare(load_experiment("demo", ["seeds=2"]), Store(folder))
         publish_inputs(prepared)
         models = asked_models(prepared)
-        executor = RayExecutor(ResourcesSection(retries=0, workers=1))
+        executor = RayExecutor(ResourcesSection.model_validate({"retries": 0, "workers": 1}))
         try:
             measure(prepared, models[:40], 40, executor)
             chosen = models_per_task(prepared, models, executor)
