@@ -145,7 +145,7 @@ class Toxicity(_TextProblem):
         split_seed: int = SPLIT_SEED,
         epochs: int = 6,
         batch_size: int = 16,
-        learning_rate: float = 0.5,
+        learning_rate: float = 0.3,
         schedule: Schedule = "cosine",
     ) -> None:
         super().__init__(
