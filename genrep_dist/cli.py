@@ -55,8 +55,7 @@ def plan(
     from genrep_dist.runtime.capacity import slots as slots_of
     from genrep_dist.stages.job import pick_device
     from genrep_dist.stages.prepare import check_room, prepare
-    from genrep_dist.stages.probe import estimate, gpu_hours
-    from genrep_dist.stages.probe import probe as measure
+    from genrep_dist.stages.probe import forecast, gpu_hours
     from genrep_dist.stages.status import stage_status
     from genrep_dist.store import Store
 
@@ -75,10 +74,11 @@ def plan(
         refusal = str(error)
     status = {stage.name: stage for stage in stage_status(laid_out, prepared.store, foreseen=True)}
     missing = {name: stage.missing_share for name, stage in status.items()}
-    seconds = estimate(laid_out, measure(prepared), slots, missing) if probe else {}
     device = pick_device(laid_out.experiment.resources.device).type
     guess = gpu_hours(prepared) if device != "cuda" else None
     retrain = status["retrain"]
+    expected = forecast(prepared, slots, missing, retrain.total) if probe else None
+    seconds = expected.stages if expected else {}
     if as_json:
         stages = [
             {
@@ -98,6 +98,7 @@ def plan(
             "experiment": laid_out.experiment.name,
             "stages": stages,
             "retrainings": retrainings,
+            "seconds": expected.total if expected else None,
             "cost": cost,
             "refusal": refusal or None,
         }
@@ -140,11 +141,11 @@ def plan(
             "(not counted here)",
             highlight=False,
         )
-    if probe:
+    if expected:
         hours = sum(seconds.values()) * slots / 3600
         kind = "GPU-hours" if device == "cuda" else f"worker-hours of one CPU core each (or, as a guess, {guess:,.2g} GPU-hours)"
         console.print(
-            f"about {seconds_text(sum(seconds.values()))} on {slots} workers like this machine: {hours:,.1f} {kind}; "
+            f"about {seconds_text(expected.total)} on {slots} workers like this machine: {hours:,.1f} {kind}; "
             f"{bytes_text(sum(stage.bytes_written for stage in laid_out.stages))} written",
             highlight=False,
         )

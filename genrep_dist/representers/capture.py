@@ -169,7 +169,7 @@ def _looped_gradients(model: nn.Module, inputs: Tensor, output_index: Tensor | N
             for row, gradient, parameter in zip(rows, gradients, wanted, strict=True):
                 row.append(torch.zeros_like(parameter) if gradient is None else gradient.detach())
     names_in_order = [name for name in trainable(model) if name in set(names)]
-    shaped = [torch.stack(row).unflatten(0, (len(inputs), -1)) for row in rows]
+    shaped = [torch.stack(row).reshape(len(inputs), -1, *parameter.shape) for row, parameter in zip(rows, wanted, strict=True)]
     return dict(zip(names_in_order, shaped, strict=True))
 
 
@@ -215,7 +215,7 @@ def _by_hooks(model: nn.Module, layout: Layout, inputs: Tensor, names: list[str]
     dense = rows.dense()
     sizes = [torch.Size(shape).numel() for _, shape in chosen]
     parts = torch.split(dense, sizes, dim=2)
-    return {name: part.unflatten(2, shape) if shape else part for (name, shape), part in zip(chosen, parts, strict=True)}
+    return {name: part.reshape(*part.shape[:2], *shape) for (name, shape), part in zip(chosen, parts, strict=True)}
 
 
 def _check_output_index(output_index: Tensor, rows: int, num_outputs: int) -> None:

@@ -83,7 +83,8 @@ def read_window(
 ) -> Array:
     """A window (steps of one) of the array whose chunks lie in ``folder``, in memory of its own.
 
-    Where there is no chunk stands ``fill_value``; ValueError where that is None. A window within one chunk takes the memory of that chunk, any other its own and that of one chunk. Raises as :func:`read_chunk`.
+    Where there is no chunk stands ``fill_value``; ValueError where that is None. A window within one chunk takes the memory of that
+    chunk, any other its own and that of one chunk. Raises as :func:`read_chunk`.
     """
     spans = [slice(start, max(start, stop)) for start, stop, _ in (part.indices(n) for part, n in zip(window, shape, strict=True))]
     blocks = [range(span.start // size, -(-span.stop // size)) for span, size in zip(spans, chunks, strict=True)]
@@ -96,7 +97,7 @@ def read_window(
             chunk = read_chunk(folder.joinpath(*map(str, block)), chunks, dtype)
         except FileNotFoundError:
             if fill_value is None:
-                raise ValueError(f"the file c/{'/'.join(map(str, block))} is not there") from None
+                raise ValueError(f"the file {folder.name}/{'/'.join(map(str, block))} is not there") from None
             chunk = np.full(tuple(chunks), fill_value, dtype=dtype)
         found = chunk[_relative(covered, corner)]
         if all(len(one) == 1 for one in blocks):
