@@ -3,9 +3,9 @@
 The plain loop is PyTorch's textbook one, as the retraining utilities of attribution libraries have it: a DataLoader over a TensorDataset,
 contiguous convolutions with a ReLU before each pool, the loss on the batch's mean, `zero_grad`, `backward`, `torch.optim.SGD`. Both sides
 visit the same rows in the same order from the same initial parameters, and end in the same parameters up to rounding, which is checked.
-The order of the sides turns from round to round; on a CPU their processor times are compared. The rate of arithmetic counts the multiply-adds of forward and backward products (the
-first layer takes no gradient of its inputs), by the sgemm rate of a 1024 x 1024 product on the same core in the same minute, also by
-processor time.
+The order of the sides turns from round to round; on a CPU their processor times are compared. The rate of arithmetic counts the
+multiply-adds of forward and backward products (the first layer takes no gradient of its inputs), by the sgemm rate of a 1024 x 1024
+product on the same core in the same minute, also by processor time.
 Goals on a CPU: 2 times the plain loop and 55% of sgemm; two workers 1.9 times one. On a GPU, against the plain loop there: 30 times for the
 93,825-parameter network, 10 times for the text network.
 """
