@@ -63,20 +63,21 @@ class Pack:
         layers = [layer for layer in self.layers.values() for t in layer.stacked.values() if t.requires_grad]
         return [layer.of_slots(t) for layer, t in zip(layers * (len(tensors) // max(1, len(layers))), tensors, strict=True)]
 
-    def multiply_adds(self) -> int:
-        """Of one slot in the last forward pass."""
-        return sum(layer.multiply_adds for layer in self.layers.values())
 
-
-def why_not_packed(factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: Dataset) -> str | None:
+def why_not_packed(factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: Dataset, max_work: int | None = None) -> str | None:
     """Why models of ``factory`` cannot share a step; None where they can: known layers, samples apart, and a trial that agrees.
+
+    ``max_work`` is how many multiply-adds a forward pass over a batch may take for sharing to gain anything.
 
     A function of the model, the loss and the recipe, tried on a CPU, so that all workers decide alike.
     """
     rows = min(len(data.inputs), recipe.batch_size + 2 * TRIAL_SHIFT)
     data = Dataset(data.inputs[:rows].cpu(), data.targets[:rows].cpu(), data.ids[:rows].cpu())
     model = Randomness(0).build(factory)
-    return next(_structure(model), None) or _trial(factory, loss, recipe, data)
+    reason = next(_structure(model), None)
+    if reason is None and max_work is not None:
+        reason = _too_large(model, recipe, data, max_work)
+    return reason or _trial(factory, loss, recipe, data)
 
 
 def filled(rows: int) -> int:
@@ -121,6 +122,24 @@ def _flow(model: nn.Module) -> Iterator[str]:
         yield "a layer is called more than once"
 
 
+def _too_large(model: nn.Module, recipe: Recipe, data: Dataset, max_work: int) -> str | None:
+    pack = Pack(model, 1, recipe)
+    pack.load(0, model)
+    try:
+        with torch.no_grad():
+            pack.module(data.inputs[:1].expand(ROW_MULTIPLE, *data.inputs.shape[1:]))
+    except CODE_FAILS as error:
+        return _failed(error)
+    layers = sum(layer.multiply_adds for layer in pack.layers.values())
+    work = layers * min(recipe.batch_size, len(data.inputs)) // ROW_MULTIPLE
+    return f"a step is {work:.1e} multiply-adds forward, more than {max_work:.1e}: alone it is faster on a CPU" if work > max_work else None
+
+
+def _failed(error: Exception) -> str:
+    first = str(error).splitlines()[0][:100] if str(error) else ""
+    return f"it fails on the rows of several models ({type(error).__name__}: {first})"
+
+
 def _trial(factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: Dataset) -> str | None:
     """Outputs and gradients of three models at once against each alone: equal to rounding, and bit for bit whatever their number."""
     rows = min(len(data.inputs), recipe.batch_size)
@@ -131,7 +150,7 @@ def _trial(factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: D
         together = _packed_step(models, loss, recipe, data, rows, 0)
         single = [_packed_step([model], loss, recipe, data, rows, slot) for slot, model in enumerate(models)]
     except CODE_FAILS as error:
-        return f"it fails on the rows of several models ({type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''})"
+        return _failed(error)
     finally:
         drew = not torch.equal(generator, torch.get_rng_state())
         torch.set_rng_state(generator)

@@ -14,11 +14,10 @@ from torch import nn
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.representers.features import check_model
-from genrep_dist.representers.features import outputs as model_outputs
 from genrep_dist.representers.losses import Loss
 from genrep_dist.training.loop import Observer, train
 from genrep_dist.training.packed import Run, train_pack
-from genrep_dist.training.packs import Pack, filled, why_not_packed
+from genrep_dist.training.packs import why_not_packed
 from genrep_dist.training.randomness import Randomness
 
 Arithmetic = Literal["solo", "stacked"]
@@ -52,11 +51,9 @@ class Trainer:
         self._device = data.inputs.device
         self._pack_size: int | None = None
         check_model(self.build(Randomness(0)))
-        reason = why_not_packed(factory, loss, recipe, data)
-        if reason is None and self._device.type == "cpu":
-            work = self._forward_work()
-            if work > MAX_STACKED_WORK:
-                reason = f"a step is {work:.1e} multiply-adds forward, more than {MAX_STACKED_WORK:.1e}: alone it is faster on a CPU"
+        # A GPU has room for the steps of many models however large their arithmetic.
+        max_work = MAX_STACKED_WORK if self._device.type == "cpu" else None
+        reason = why_not_packed(factory, loss, recipe, data, max_work)
         self.reason = reason
         self.arithmetic: Arithmetic = "stacked" if reason is None else "solo"
 
@@ -112,16 +109,6 @@ class Trainer:
             except NonFiniteError as error:
                 errors.append(error)
         return errors
-
-    def _forward_work(self) -> int:
-        """Multiply-adds of a forward pass over one model's batch."""
-        model = self.build(Randomness(0))
-        pack = Pack(model, 1, self._recipe)
-        pack.load(0, model)
-        rows = min(self._recipe.batch_size, len(self._data.inputs))
-        with torch.no_grad():
-            model_outputs(pack.module, self._data.inputs[:1].expand(filled(rows), *self._data.inputs.shape[1:]))
-        return pack.multiply_adds()
 
     def _probe(self) -> int:
         best, size, seconds = 1, 1, self._seconds_a_step(1)
