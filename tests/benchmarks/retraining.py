@@ -154,7 +154,7 @@ def against_plain(case: Case, rounds: int, device: torch.device) -> tuple[str, .
     for number in range(rounds + 1):
         packed, models = ours(case, size, device)
         plain_model = case.plain(Randomness(0).build(case.factory)).to(device)
-        sides = {"ours": packed, "plain": partial(plain_loop, case, plain_model, Randomness(0))}
+        sides: dict[str, Callable[[], object]] = {"ours": packed, "plain": partial(plain_loop, case, plain_model, Randomness(0))}
         took = {name: seconds(sides[name], device) for name in (sides if number % 2 else reversed(sides))}
         torch.testing.assert_close(parameters(models[0]), parameters(plain_model), rtol=1e-2, atol=1e-3)
         samples = len(case.data.ids) * case.recipe.epochs * size
