@@ -14,7 +14,7 @@ quietly = @echo '$(1)'; output=$$($(BIN)/$(1) 2>&1) || { printf '%s\n' "$$output
 help:
 	@echo 'make demo    the demonstration: hundreds of retrainings, a table, a report; minutes'
 	@echo 'make test    lint, then all tests'
-	@echo 'make lint    style, types, import rules, spelling'
+	@echo 'make lint    style, types, import rules, versions that fit together, spelling'
 	@echo 'make bench   what is measured: tests/benchmarks'
 	@echo 'make venv    only install, into $(VENV); PYTHON=python3.12 chooses the interpreter'
 	@echo 'make clean   remove $(VENV) and caches; results in store/ stay'
@@ -39,6 +39,7 @@ lint: $(STAMP)
 	$(call quietly,ruff format --check .)
 	$(call quietly,mypy)
 	$(call quietly,lint-imports --no-logo)
+	$(call quietly,python -m pip check)
 	$(call quietly,codespell $(wildcard *.md Makefile .ci/run) $(wildcard genrep_dist tests jobs docs cluster))
 
 test: lint

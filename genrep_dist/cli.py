@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,10 +16,11 @@ from genrep_dist.errors import GenRepError, PlanError
 
 if TYPE_CHECKING:
     from polars import DataFrame
-    from rich.console import Console
+    from rich.console import Console, Group
 
     from genrep_dist.config import Experiment
     from genrep_dist.results import Run
+    from genrep_dist.runtime.progress import Tally
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,31 +48,39 @@ def plan(
     store: StoreOption = "store",
     probe: Annotated[bool, typer.Option(help="Measure this machine for a second or two, to estimate the time.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    address: Annotated[str | None, typer.Option(help="Check against a running Ray cluster, for example auto, not this machine.")] = None,
 ) -> None:
     """Show what a run would do: stages, units, bytes, retrainings, time. Computes nothing of it."""
-    import psutil
-
+    from genrep_dist.runtime.capacity import demand_of, refuse_unschedulable
+    from genrep_dist.runtime.capacity import slots as slots_of
     from genrep_dist.stages.job import pick_device
     from genrep_dist.stages.prepare import check_room, prepare
-    from genrep_dist.stages.probe import estimate, gpu_hours
-    from genrep_dist.stages.probe import probe as measure
+    from genrep_dist.stages.probe import forecast, gpu_hours
     from genrep_dist.stages.status import stage_status
     from genrep_dist.store import Store
 
-    prepared = prepare(_load(experiment, set_, profile), Store(store), _search_path(experiment))
+    opened = Store(store)
+    opened.objects.check_access()
+    prepared = prepare(_load(experiment, set_, profile), opened, _search_path(experiment))
     laid_out = prepared.plan
-    slots = laid_out.experiment.resources.workers or os.cpu_count() or 1
+    resources, nodes = laid_out.experiment.resources, _nodes(laid_out.experiment, address)
+    slots = slots_of(nodes, demand_of(resources, "retrain", nodes))
+    memory = int(sum(node.get("memory", 0.0) for node in nodes))
     refusal = ""
     try:
-        check_room(laid_out, prepared.store, slots, psutil.virtual_memory().total)
-    except PlanError as error:  # a plan for a larger machine may be read on a small one
-        refusal = str(error)
-    status = {stage.name: stage for stage in stage_status(laid_out, prepared.store)}
+        refuse_unschedulable(nodes, resources)
+        check_room(laid_out, prepared.store, lambda stage: slots_of(nodes, demand_of(resources, stage, nodes)), memory)
+    except PlanError as error:
+        if address is not None:
+            raise
+        refusal = str(error)  # a plan for a larger machine may be read on a small one
+    status = {stage.name: stage for stage in stage_status(laid_out, prepared.store, foreseen=True)}
     missing = {name: stage.missing_share for name, stage in status.items()}
-    seconds = estimate(laid_out, measure(prepared), slots, missing) if probe else {}
     device = pick_device(laid_out.experiment.resources.device).type
     guess = gpu_hours(prepared) if device != "cuda" else None
     retrain = status["retrain"]
+    expected = forecast(prepared, slots, missing, retrain.total) if probe else None
+    seconds = expected.stages if expected else {}
     if as_json:
         stages = [
             {
@@ -91,6 +100,7 @@ def plan(
             "experiment": laid_out.experiment.name,
             "stages": stages,
             "retrainings": retrainings,
+            "seconds": expected.total if expected else None,
             "cost": cost,
             "refusal": refusal or None,
         }
@@ -101,7 +111,8 @@ def plan(
     rows = [
         (
             stage.name,
-            stage.what,
+            # The plan alone knows only a bound of the distinct ones; the store may know better.
+            f"{laid_out.retrainings_asked:,} asked" if stage.name == "retrain" else stage.what,
             f"{status[stage.name].total:,}",
             f"{status[stage.name].done:,}",
             bytes_text(stage.bytes_written),
@@ -132,11 +143,11 @@ def plan(
             "(not counted here)",
             highlight=False,
         )
-    if probe:
+    if expected:
         hours = sum(seconds.values()) * slots / 3600
         kind = "GPU-hours" if device == "cuda" else f"worker-hours of one CPU core each (or, as a guess, {guess:,.2g} GPU-hours)"
         console.print(
-            f"about {seconds_text(sum(seconds.values()))} on {slots} workers of this machine: {hours:,.1f} {kind}; "
+            f"about {seconds_text(expected.total)} on {slots} workers like this machine: {hours:,.1f} {kind}; "
             f"{bytes_text(sum(stage.bytes_written for stage in laid_out.stages))} written",
             highlight=False,
         )
@@ -152,54 +163,82 @@ def run(
     store: StoreOption = "store",
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, for example auto.")] = None,
     serial: Annotated[bool, typer.Option("--serial", help="Work in this process, without Ray.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try units again that are in quarantine.")] = False,
 ) -> None:
     """Run an experiment to its end. Interrupted or killed, the same command goes on where it stopped."""
-    from genrep_dist.display import Bars, Lines
     from genrep_dist.pipeline import run as run_experiment
 
     if serial and address:
         raise typer.BadParameter("--serial and --address exclude each other")
     console = _console()
-    try:
-        with Bars(console) if console.is_terminal else Lines(console) as progress:
-            finished = run_experiment(
-                _load(experiment, set_, profile),
-                store,
-                serial=serial,
-                address=address,
-                progress=progress,
-                search_path=_search_path(experiment),
-            )
-    except KeyboardInterrupt:
-        console.print(f"interrupted; what is done is kept. To go on: {shlex.join(['genrep', *sys.argv[1:]])}", markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+    with _stoppable(console) as progress:
+        finished = run_experiment(
+            _load(experiment, set_, profile),
+            store,
+            serial=serial,
+            address=address,
+            progress=progress,
+            search_path=_search_path(experiment),
+            retry_failed=retry_failed,
+        )
     _show_summary(console, finished)
 
 
 @app.command()
-def status(name: NameArgument, store: StoreOption = "store", as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Show how far a run is, from the store alone."""
+def status(
+    name: NameArgument,
+    store: StoreOption = "store",
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until the run has ended.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
+) -> None:
+    """Show how far a run is, from the store alone: it may run elsewhere, have ended, or be dead."""
+    import time
+
     from genrep_dist.results import open_run
+    from genrep_dist.runtime.heartbeat import read_state
     from genrep_dist.stages.status import stage_status
 
-    opened = open_run(store, name)
-    stages = stage_status(opened.plan, opened.store)
-    finished = opened.manifest() is not None
     if as_json:
-        rows = [{"stage": s.name, "done": s.done, "total": s.total, "exact": s.exact} for s in stages]
-        typer.echo(json.dumps({"experiment": name, "finished": finished, "stages": rows, "choices": opened.choices}, indent=1))
+        opened = open_run(store, name)
+        state = read_state(opened.store, name)
+        rows = [{"stage": s.name, "done": s.done, "total": s.total, "exact": s.exact} for s in stage_status(opened.plan, opened.store)]
+        last = None if state is None else {**state.record, "state": state.state, "silent_seconds": state.silent_seconds}
+        finished = opened.manifest() is not None
+        report = {"experiment": name, "finished": finished, "stages": rows, "choices": opened.choices, "last_run": last}
+        typer.echo(json.dumps(report, indent=1))
         return
-    from genrep_dist.display import table
+    from rich.live import Live
+
+    from genrep_dist.display import status_text
+
+    def look() -> tuple[Group, bool]:
+        # Opened anew: a run that is tuned, or that stops by itself, changes its record.
+        opened = open_run(store, name)
+        state = read_state(opened.store, name)
+        stop = opened.choices.get("stop")
+        notes = [] if stop is None else [_stop_text(stop)]
+        notes.append(
+            "finished: results are published" if opened.manifest() is not None else "not finished: run the same command again to go on"
+        )
+        title = f"{name} in {opened.store.uri}"
+        return status_text(title, stage_status(opened.plan, opened.store), state, notes), state is not None and state.state == "running"
 
     console = _console()
-    lines = [
-        (s.name, f"{s.done:,}", ("" if s.exact else "at most ") + f"{s.total:,}", f"{100 * (1 - s.missing_share):.0f} %") for s in stages
-    ]
-    console.print(table(f"{name} in {opened.store.uri}", ("stage", "done", "of", "share"), lines, numeric=(1, 2, 3)))
-    stop = opened.choices.get("stop")
-    if stop is not None:
-        console.print(_stop_text(stop), highlight=False)
-    console.print("finished: results are published" if finished else "not finished: run the same command again to go on", highlight=False)
+    shown, running = look()
+    if not (watch and running):
+        console.print(shown)
+        return
+    with Live(shown, console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
+        while True:
+            if live is None:
+                console.print(shown)
+            else:
+                live.update(shown, refresh=True)
+            if not running:
+                return
+            time.sleep(every)
+            shown, running = look()
 
 
 @app.command()
@@ -302,14 +341,12 @@ def export(
     if experiment is None:
         paths = export_run(open_run(store, what), to, seed)
     elif what == "problem":
-        from genrep_dist.display import Bars, Lines
         from genrep_dist.pipeline import train_originals
 
         loaded = _load(experiment, set_, profile)
         if seed:
             loaded = loaded.plain(seeds=list(seed))
-        console = _console(stderr=True)
-        with Bars(console) if console.is_terminal else Lines(console) as progress:
+        with _stoppable(_console(stderr=True)) as progress:
             trained = train_originals(loaded, store, serial=serial, progress=progress, search_path=_search_path(experiment))
         paths = export_problem(trained, to)
     else:
@@ -365,8 +402,54 @@ def data_fetch(
     typer.echo(str(fetch(name, source)))
 
 
+def _nodes(experiment: Experiment, address: str | None) -> list[Mapping[str, float]]:
+    """What the nodes have that a run would work on: those of a cluster, or this machine as a run would use it."""
+    if address is not None:
+        from genrep_dist.runtime.ray_executor import cluster_nodes
+
+        return list(cluster_nodes(address))
+    import psutil
+    import torch
+
+    cpus = max(experiment.resources.workers or 0, os.cpu_count() or 1)
+    return [{"CPU": float(cpus), "GPU": float(torch.cuda.device_count()), "memory": float(psutil.virtual_memory().total)}]
+
+
+@contextmanager
+def _stoppable(console: Console) -> Iterator[Tally]:
+    """The progress of something long. The first SIGINT or SIGTERM says what is done and how to go on, and exits with 130 or 143."""
+    from genrep_dist.display import Bars, Lines
+    from genrep_dist.provenance import resume_command
+    from genrep_dist.runtime.progress import Tally
+    from genrep_dist.runtime.stopping import Signals
+
+    with Bars(console) if console.is_terminal else Lines(console) as shown:
+        tally = Tally(shown)
+
+        def stopped() -> str:
+            return f"{tally.text()}\nto go on: {resume_command()}\n"
+
+        # Into a log at once; at a terminal after the bars, which would be drawn over it.
+        signals = Signals(lambda: "" if console.is_terminal else stopped())
+        tally.check = signals.check
+        try:
+            with signals:
+                yield tally
+            return
+        except KeyboardInterrupt:
+            pass
+    if console.is_terminal:
+        console.print(stopped(), markup=False, highlight=False, soft_wrap=True, end="")
+    raise typer.Exit(signals.exit_code)
+
+
 def _stop_text(stop: dict[str, Any]) -> str:
     """How far a run is on its way to the interval that was asked for."""
+    if not stop["rounds"]:
+        return (
+            f"{stop['metric']}: first round, {stop['min_seeds']} seeds; asked for ± {stop['half_width']:g}, at most {stop['max_seeds']} "
+            "seeds; how many are projected is known after it"
+        )
     last = stop["rounds"][-1]
     known = (
         f"{stop['metric']}: ± {last['half_width']:.3g} ({last['method']}) after {last['seeds']} seeds, asked for ± {stop['half_width']:g}"

@@ -5,10 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from genrep_dist.runtime.heartbeat import RunState
+    from genrep_dist.stages.status import StageStatus
 
 PLAIN_LINE_SECONDS = 10.0
 
@@ -84,6 +90,51 @@ class Lines:
 
     def message(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def status_text(title: str, stages: Sequence[StageStatus], state: RunState | None, notes: Sequence[str] = ()) -> Group:
+    """How far a run is: its stages as the store has them, and what its last run says of itself."""
+    live = {} if state is None or state.state != "running" else state.record["stages"]
+    rows = []
+    for stage in stages:
+        now = live.get(stage.name, {})
+        ahead = now.get("seconds_left")
+        rows.append(
+            (
+                stage.name,
+                f"{stage.done:,}",
+                ("" if stage.exact else "at most ") + f"{stage.total:,}",
+                f"{100 * (1 - stage.missing_share):.0f} %",
+                f"{now['running']:,}" if now else "-",
+                f"{stage.total - stage.done:,}",
+                f"{now['rate']:,.1f}/s" if now and now["rate"] else "-",
+                seconds_text(ahead) if ahead else "-",
+            )
+        )
+    columns = ("stage", "done", "of", "share", "running", "left", "rate", "time left")
+    lines = [*(state_lines(state) if state is not None else []), *notes]
+    return Group(table(title, columns, rows, numeric=range(1, 8)), *(Text(line) for line in lines))
+
+
+def state_lines(state: RunState) -> list[str]:
+    """What is known of a run's life, and of what failed in it."""
+    record, silent = state.record, seconds_text(state.silent_seconds)
+    where = f"process {record['pid']} on {record['host']}"
+    said = {
+        "running": f"running: {where}, last sign of life {silent} ago",
+        "dead": f"dead, or cut off from the store: {where} said that it runs, and nothing since {silent}",
+        "stopped": f"stopped on request {silent} ago ({where})",
+        "failed": f"failed {silent} ago ({where}): {record['error']}",
+        "finished": f"ended {silent} ago ({where})",
+    }
+    lines = [said[state.state]]
+    failures = record["failures"]
+    if failures["by_kind"]:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(failures["by_kind"].items()))
+        lines.append(f"units that failed for good: {kinds}; the first: {failures['named'][0]}")
+    if failures["retried"]:
+        lines.append(f"attempts that failed and were made again: {failures['retried']:,}")
+    return lines
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> Table:

@@ -76,7 +76,19 @@ class NotCommittedError(StoreError):
 
 
 class CorruptError(StoreError):
-    """Something finished is damaged."""
+    """Something finished is damaged. ``damaged``: its path below the store, where a run can make it anew once it is put aside."""
+
+    def __init__(self, what: str, *, damaged: str = "", where: str = "", expected: str = "", got: str = "", remedy: str = "") -> None:
+        super().__init__(what, where=where, expected=expected, got=got, remedy=remedy)
+        self.damaged = damaged
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_corrupt, (self.damaged, *super().__reduce__()[1])
+
+
+def _rebuild_corrupt(damaged: str, kind: type[CorruptError], *parts: str) -> CorruptError:
+    what, where, expected, got, remedy = parts
+    return kind(what, damaged=damaged, where=where, expected=expected, got=got, remedy=remedy)
 
 
 class ConvergenceError(GenRepError):

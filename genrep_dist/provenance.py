@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 UNKNOWN = "unknown"
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -24,6 +28,26 @@ def provenance() -> dict[str, str]:
 def in_job() -> bool:
     """Whether this process is the entry point of a submitted Ray job."""
     return "job_submission_id" in _job_metadata()
+
+
+RUNTIME_ENV = "jobs/runtime_env.yaml"
+
+
+def resume_command(started_as: Sequence[str] = ()) -> str:
+    """The command, for a shell, that goes on with what this process does; ``started_as``: its own, by default as Python knows it.
+
+    Of a submitted job it is the submission: with the same `--address` (or RAY_API_SERVER_ADDRESS) as before. What starts runs in
+    another way, as a batch system does, says how in GENREP_RESUME_COMMAND.
+    """
+    if told := os.environ.get("GENREP_RESUME_COMMAND"):
+        return told.strip()
+    python, *arguments = started_as or sys.orig_argv
+    if in_job():
+        environment = ["--runtime-env", RUNTIME_ENV] if Path(RUNTIME_ENV).exists() else []
+        return shlex.join(["ray", "job", "submit", "--working-dir", ".", *environment, "--", Path(python).name, *arguments])
+    if arguments and Path(arguments[0]).name == "genrep":
+        return shlex.join(["genrep", *arguments[1:]])
+    return shlex.join([python, *arguments])
 
 
 def _job_metadata() -> dict[str, str]:

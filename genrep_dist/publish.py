@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -12,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from genrep_dist.config import Experiment
+from genrep_dist.errors import CorruptError, StoreError
 from genrep_dist.evaluation.deletion import deletion_arrow
-from genrep_dist.evaluation.judged import Judged
+from genrep_dist.evaluation.judged import NULLABLE, Judged
 from genrep_dist.evaluation.statistics import by_seed, curves, summarise
 from genrep_dist.provenance import provenance
 from genrep_dist.results import Run, open_run
 from genrep_dist.stages.prepare import Prepared, read_record, restore_record
 from genrep_dist.store import Store
+from genrep_dist.store.objects import Objects
 from genrep_dist.store.tables import put_frame, put_table
 
 if TYPE_CHECKING:
@@ -37,44 +40,78 @@ CERTIFIED = (
 """What goes to MLflow of the solvers' certificates, over seeds."""
 
 
+RESULTS_VERSION = 2
+"""Of the published tables of the judge. Results of another version are published anew from the ledger when the run is asked for again."""
+
+
 def results_folder(name: str) -> str:
     return f"results/{name}"
 
 
 def is_finished(declared: Prepared) -> bool:
-    """Whether this very question has been answered, published and proved so in this store. If so, its record is what readers see."""
+    """Whether this very question has been answered, published and proved so in this store, by tables of this version.
+
+    If so, its record is what readers see.
+    """
     experiment, objects = declared.plan.experiment, declared.store.objects
     path = f"{results_folder(experiment.name)}/manifest.json"
-    manifest = objects.get_json(path) if objects.exists(path) else {}
-    if manifest.get("declared") != declared.plan.keys.question:
-        return False
+    try:
+        manifest = objects.get_json(path) if objects.exists(path) else {}
+        if (manifest.get("declared"), manifest.get("results_version")) != (declared.plan.keys.question, RESULTS_VERSION):
+            return False
+        if any(_digest(objects, f"{results_folder(experiment.name)}/{name}") != digest for name, digest in manifest["tables"].items()):
+            return False
+    except (CorruptError, FileNotFoundError):
+        return False  # and what is damaged or gone is published anew
     restore_record(declared.store, experiment.name, manifest["record"])
     return True
 
 
-def publish(declared: Prepared, deletion: pl.DataFrame, judged: Judged) -> None:
-    """Publish what the walk of ``declared`` has come to; the experiment that was run in the end is in the record."""
+Numbers = Sequence[tuple[str, float, int, int]]
+"""Of a run's course: (name, value, seconds since the beginning, milliseconds of the clock)."""
+
+
+def publish(declared: Prepared, question: str, deletion: pl.DataFrame, judged: Judged, course: Numbers = ()) -> None:
+    """Publish what the walk of ``declared`` has come to; the experiment that was run in the end is in the record.
+
+    Raises StoreError when the record is not that of ``question``: another driver has begun something else under this name.
+    """
     experiment, store = declared.plan.experiment, declared.store
     folder = results_folder(experiment.name)
     finished = open_run(store, experiment.name)
+    if finished.plan.keys.question != question:
+        raise StoreError(
+            "another driver has begun another experiment under this name",
+            where=f"{store.uri}/experiments/{experiment.name}/record.json",
+            expected=f"the question {question[:12]}",
+            got=f"the question {finished.plan.keys.question[:12]}",
+            remedy="give one of them another name, and run this one again: nothing that is computed is lost",
+        )
     summary = summarise(deletion, finished.plan.experiment.parsed_methods)
     store.objects.delete(f"{folder}/manifest.json")
     put_table(store.objects, f"{folder}/deletion.parquet", deletion_arrow(deletion))
-    put_frame(store.objects, f"{folder}/summary.parquet", summary)
+    intervals = [column for column in summary.columns if column.startswith("ci95_")]
+    put_frame(store.objects, f"{folder}/summary.parquet", summary, table="summary", nullable=intervals)
     store.objects.put(f"{folder}/config.yaml", experiment.to_yaml().encode())
     tables = ["deletion", "summary", *_put_judged(store, folder, judged)]
     files = [*(f"{folder}/{name}.parquet" for name in tables), *write_report(finished, summary, deletion, judged)]
-    link = _track(finished, deletion, summary, judged, files)
+    link = _track(finished, deletion, summary, judged, files, course)
     manifest = {
         "question": finished.plan.keys.question,
         "declared": declared.plan.keys.question,
         "experiment": experiment.name,
+        "results_version": RESULTS_VERSION,
         "costs": finished.costs(),
         "tracking": {"uri": link.tracking_uri, "experiment_id": link.experiment_id, "run_id": link.run_id, "hint": link.hint},
         "provenance": provenance(),
         "record": read_record(store, experiment.name),
+        "tables": {f"{name}.parquet": _digest(store.objects, f"{folder}/{name}.parquet") for name in tables},
     }
     store.objects.put_json(f"{folder}/manifest.json", manifest)
+
+
+def _digest(objects: Objects, path: str) -> str:
+    return hashlib.sha256(objects.get(path)).hexdigest()
 
 
 def choice_facts(finished: Run) -> dict[str, str]:
@@ -102,7 +139,7 @@ def _put_judged(store: Store, folder: str, judged: Judged) -> Iterator[str]:
     for field in fields(judged):
         path, table = f"{folder}/{field.name}.parquet", getattr(judged, field.name)
         if table.height:
-            put_frame(store.objects, path, table)
+            put_frame(store.objects, path, table, table=field.name, version=RESULTS_VERSION, nullable=NULLABLE.get(field.name, ()))
             yield field.name
         elif store.objects.exists(path):
             store.objects.delete(path)
@@ -119,7 +156,9 @@ def write_report(finished: Run, summary: pl.DataFrame, deletion: pl.DataFrame, j
     return paths
 
 
-def _track(finished: Run, deletion: pl.DataFrame, summary: pl.DataFrame, judged: Judged, files: Sequence[str]) -> TrackingLink:
+def _track(
+    finished: Run, deletion: pl.DataFrame, summary: pl.DataFrame, judged: Judged, files: Sequence[str], course: Numbers
+) -> TrackingLink:
     from genrep_dist.tracking.mlflow_tracker import publish as publish_to_mlflow
     from genrep_dist.tracking.publication import Publication
 
@@ -138,9 +177,21 @@ def _track(finished: Run, deletion: pl.DataFrame, summary: pl.DataFrame, judged:
         artifacts={Path(path).name: finished.store.objects.get(path) for path in files},
         tags=_recipe_tags(finished),
         diagnostics=diagnostics(finished),
+        course=course,
+        description=description(summary, deletion, judged, experiment.baseline),
     )
     uri, artifacts = tracking_uri(experiment, finished.store)
     return publish_to_mlflow(publication, tracking_uri=uri, artifact_location=artifacts)
+
+
+def description(summary: pl.DataFrame, deletion: pl.DataFrame, judged: Judged, declared: str | None) -> str:
+    """What the report opens with, in Markdown."""
+    from genrep_dist.report.verdict import verdict
+
+    found = verdict(summary, deletion, judged, declared=declared)
+    lines = (found.headline, "", *(f"- {sentence}" for sentence in found.sentences))  # the first paragraph on its own
+    # Names are text: no mark-up of theirs.
+    return "\n".join(line.replace("*", "\\*").replace("_", "\\_").replace("[", "\\[").replace("<", "&lt;") for line in lines)
 
 
 def diagnostics(finished: Run) -> dict[str, list[tuple[str, float, int]]]:

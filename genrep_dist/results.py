@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.errors import MethodError, NotCommittedError
+from genrep_dist.errors import MethodError, NonFiniteError, NotCommittedError
 from genrep_dist.evaluation.judged import Judged
 from genrep_dist.plan import Plan, named_checkpoint
 from genrep_dist.problems.protocol import Dataset
@@ -20,6 +21,7 @@ from genrep_dist.representers.losses import Loss
 from genrep_dist.stages.asked import read_asked
 from genrep_dist.stages.costs import method_costs, model_costs
 from genrep_dist.stages.execute import workbench
+from genrep_dist.stages.explain import OtherPoints, explain
 from genrep_dist.stages.importances import importance
 from genrep_dist.stages.job import Job, Workbench, read_data
 from genrep_dist.stages.judge import judge
@@ -91,6 +93,27 @@ class Run:
         if method not in self.plan.experiment.methods:
             raise MethodError("not a method of this run", where=self.name, expected=", ".join(self.plan.experiment.methods), got=method)
         return self.store.artifact("attribution", self.plan.keys.attribution(seed, self.plan.experiment.method(method))).read("phi")
+
+    def explain(self, method: str, seed: int, *, inputs: Array | Tensor | None = None, test_ids: Sequence[int] | None = None) -> Array:
+        """Phi (N, M) float64 for other points, without retraining: ``inputs`` (M, ...) of any origin, or samples of the test set by id.
+
+        Any method that the run has, or whose importances it has solved for: every `.../target` and `.../tracking` of the checkpoints
+        that were kept. Random scores are drawn by a test point's id and so need ``test_ids``. Loads the problem's own code.
+
+        Raises MethodError for scores from elsewhere, for a missing id and for inputs of another form, NonFiniteError for NaN or
+        Inf in them, NotCommittedError for what the run has not kept.
+        """
+        self._check_seed(seed)
+        parsed = self.plan.experiment.method(method)
+        if method in self.plan.experiment.judged or (parsed.importance == "random" and test_ids is None):
+            raise MethodError(
+                "this method has scores for the test points of the run only",
+                where=method,
+                expected="a method with a formula" + ("; for random scores test_ids" if parsed.importance == "random" else ""),
+                got="scores from elsewhere" if method in self.plan.experiment.judged else "inputs without ids",
+            )
+        points = self._points(inputs, test_ids)
+        return explain(self.plan, OtherPoints(self._job, points), parsed, seed).cpu().numpy()
 
     def importance(self, name: str, seed: int) -> Array:
         """Alpha (N,), or (N, C) for several outputs: 'target', 'tracking', or the surrogate of a kernel, 'ntk-final/surrogate'.
@@ -204,8 +227,40 @@ class Run:
     @property
     def bench(self) -> Workbench:
         """What a worker opens for this run: problem, data, models at their checkpoints. Loads the problem's own code."""
-        job = Job(self.store.uri, self.plan.keys, tuple(self._record["search_path"]))
-        return workbench(job)
+        return workbench(self._job)
+
+    @property
+    def _job(self) -> Job:
+        return Job(self.store.uri, self.plan.keys, tuple(self._record["search_path"]))
+
+    def _points(self, inputs: Array | Tensor | None, test_ids: Sequence[int] | None) -> Dataset:
+        """The points to be explained, checked; without targets."""
+        if (inputs is None) == (test_ids is None):
+            raise MethodError(
+                "which points?", where=self.name, expected="inputs or test_ids", got="both" if inputs is not None else "neither"
+            )
+        known = self.test
+        if test_ids is not None:
+            rows = {sample: row for row, sample in enumerate(known.ids.tolist())}
+            unknown = [sample for sample in test_ids if sample not in rows]
+            if unknown or not len(test_ids):
+                ids = f"ids of the test set, such as {known.ids[:3].tolist()}"
+                raise MethodError("no such test samples", where=self.name, expected=ids, got=str(unknown[:5]))
+            chosen = torch.tensor([rows[sample] for sample in test_ids])
+            return Dataset(known.inputs[chosen], known.targets[chosen], known.ids[chosen])
+        given = torch.as_tensor(inputs)
+        form = known.inputs
+        if given.shape[1:] != form.shape[1:] or not len(given) or given.is_floating_point() != form.is_floating_point():
+            raise MethodError(
+                "these inputs are not of the form of the problem's",
+                where=self.name,
+                expected=f"{form.dtype} (M, {', '.join(map(str, form.shape[1:]))})",
+                got=f"{given.dtype} {tuple(given.shape)}",
+            )
+        bad = (~torch.isfinite(given.reshape(len(given), -1)).all(dim=1)).nonzero().flatten().tolist()
+        if bad:
+            raise NonFiniteError("NaN or Inf in the inputs", where=f"rows {bad[:5]}", expected="finite numbers", got=f"{len(bad)} bad rows")
+        return Dataset(given.to(form.dtype), known.targets[:0], torch.arange(len(given)))
 
     def _result(self, table: str) -> pl.LazyFrame:
         """A published table; what lies there of another question under the same name is not this run's."""

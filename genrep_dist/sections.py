@@ -20,6 +20,8 @@ def parse_bytes(text: object) -> object:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+StageName = Literal["train", "gradients", "kernels", "influence", "importances", "attributions", "diagonals", "retrain"]
+
 FIRST_TUNING_SEED = 1_000_000_000
 """Where the seeds of ``tune: {seeds: n}`` begin: far from any that is reported."""
 
@@ -254,6 +256,16 @@ class ExternalSection(Section):
     unverified: bool = Field(False, description="Take scores that do not say which model they are of. The report says so.")
 
 
+class StageResources(Section):
+    """What the workers of one stage take; what is not given is as for all."""
+
+    num_cpus: float | None = Field(None, gt=0, allow_inf_nan=False)
+    num_gpus: float | None = Field(None, ge=0, allow_inf_nan=False)
+    memory: Bytes | None = None
+    workers: int | None = Field(None, ge=1)
+    min_workers: int | None = Field(None, ge=1)
+
+
 class ResourcesSection(Section):
     """Where and how work runs; changes no number."""
 
@@ -265,7 +277,16 @@ class ResourcesSection(Section):
     retries: int = Field(3, ge=0, description="How often a failed unit of work is tried again.")
     task_seconds: float = Field(5.0, gt=0, description="About how long one task of retrainings should take.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    num_gpus: float = Field(0.0, ge=0, description="GPUs (or a fraction of one) that each worker takes.")
+    num_cpus: float = Field(1.0, gt=0, allow_inf_nan=False, description="CPUs (or a fraction of one) that each worker takes.")
+    num_gpus: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="GPUs (or a fraction of one) that each worker takes; default: one where the cluster has any and device is not cpu.",
+    )
+    memory: Bytes | None = Field(None, description="Bytes that the cluster sets aside for each worker; default: none are counted.")
+    min_workers: int = Field(1, ge=1, description="Workers that there must be room for; a pool of actors does not shrink below it.")
+    stages: dict[StageName, StageResources] = Field({}, description="Stages whose workers take something else.")
 
 
 class TrackingSection(Section):

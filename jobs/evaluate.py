@@ -1,6 +1,6 @@
 """Run one experiment on the Ray cluster that this job was submitted to.
 
-ray job submit --working-dir . -- python jobs/evaluate.py smoke --store /shared/store
+ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- python jobs/evaluate.py smoke --store /shared/store
 """
 
 from __future__ import annotations

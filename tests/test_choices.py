@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 import genrep_dist as gr
 from genrep_dist.choices import Round, best_value, judge_round, next_round, parameter_path
+from genrep_dist.cli import _stop_text
 from genrep_dist.config import Experiment
+from genrep_dist.runtime.progress import Silence
 from genrep_dist.runtime.serial import SerialExecutor
 from genrep_dist.sections import StopSection, TuneSection
 from tests.experiments import ROOT, experiment
@@ -117,6 +119,21 @@ def test_it_stops_when_it_is_known_and_pays_for_no_more(tmp_path: Path) -> None:
     again = gr.run(asked, store=str(tmp_path / "store"), executor=SerialExecutor(0), search_path=[str(ROOT)])
     assert again.summary().equals(done.summary())
     assert trainings(tmp_path) == 3 + done.costs()["unique"]
+
+
+def test_status_tells_of_the_rule_from_the_first_round_on(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    class Listener(Silence):
+        def stage(self, name: str, total: int, done: int) -> None:
+            told.append(_stop_text(gr.open_run(str(tmp_path / "store"), "toy").choices["stop"]))
+
+    gr.run(
+        stopping(tmp_path, 1e-9), store=str(tmp_path / "store"), executor=SerialExecutor(0), search_path=[str(ROOT)], progress=Listener()
+    )
+    assert told[0].startswith("auc_del_negative: first round, 3 seeds; asked for ± 1e-09, at most 8 seeds")
+    assert next(text for text in told if "projected, at most 8" in text).startswith("auc_del_negative: ± ")
+    assert "after 6 seeds" in told[-1]
 
 
 def test_rounds_go_on_to_the_last_seed_and_equal_a_run_of_all_at_once(tmp_path: Path) -> None:

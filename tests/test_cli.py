@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,13 @@ def test_plan_before_and_after(place: Path, tmp_path: Path) -> None:
     assert all(stage["done"] == stage["units"] for stage in after["stages"])
     text = call("plan", place / "toy.yaml", "--store", tmp_path)
     assert f"{asked} asked, at most" in text.output
+
+
+def test_a_plan_that_this_machine_can_never_hold_is_refused(tmp_path: Path) -> None:
+    experiment_file(tmp_path / "toy.yaml")
+    planned = call("plan", tmp_path / "toy.yaml", "--store", tmp_path / "store", "--set", "resources.stages={influence: {num_gpus: 64}}")
+    assert "here `genrep run` would refuse it: no node of the cluster can ever hold a worker" in planned.output
+    assert re.search(r"resources.stages.influence.num_gpus[\s\S]*1 CPU and 64 GPU[\s\S]*on any of 1 nodes", planned.output)
 
 
 def test_status_from_the_store_alone(place: Path) -> None:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy import stats
 from sklearn.metrics import roc_auc_score
+from torch import Tensor
 
 import genrep_dist as gr
 from genrep_dist.errors import PlanError
 from genrep_dist.evaluation.subsets import draw_left_out, draw_subsets
 from genrep_dist.runtime.progress import Silence
 from genrep_dist.runtime.serial import SerialExecutor
+from genrep_dist.stages.execute import execute
+from genrep_dist.stages.prepare import Prepared, prepare
 from genrep_dist.stages.retrain import retrain
+from genrep_dist.stages.status import StageStatus, stage_status
+from genrep_dist.store import Store
 from genrep_dist.units import Retraining
 from tests.experiments import ROOT, experiment
 from tests.test_walk import explained_outputs, jacobian
@@ -119,6 +126,29 @@ def test_brittleness_is_the_first_removal_that_flips_the_class(judged: gr.Run) -
             assert points(judged, "brittleness_removed", method, seed)[m] == (0.6 if smallest is None else smallest / 40)
 
 
+def test_one_factorisation_a_seed_serves_the_influence_kernel_and_self_influence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    factor, counted = torch.linalg.cholesky_ex, []
+
+    def noted(matrix: Tensor, *arguments: Any, **options: Any) -> Any:
+        if len(matrix) == 40:  # the gram's size
+            counted.append(len(matrix))
+        return factor(matrix, *arguments, **options)
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", noted)
+    problem = {"name": "tests.toys:Blobs", "options": {}, "flip_labels": {"share": 0.2, "seed": 3}}
+    fields = {**PLAIN, "methods": ["influence-final/tracking", "influence-function", "random"]}
+    asked = gr.Experiment.model_validate({**experiment(**{**FIELDS, **fields}).resolved(), "problem": problem})
+    done = gr.run(asked, store=str(tmp_path), executor=SerialExecutor(0), search_path=[str(ROOT)])
+    assert len(counted) == len(done.plan.experiment.seeds)
+    # Lost, the diagonal is computed anew, and is the same.
+    artifact = done.store.artifact("diagonal", done.plan.keys.diagonal(0, "influence", done.plan.keys.epochs))
+    before = artifact.read("diagonal")
+    done.store.objects.delete_folder(artifact.path)
+    [lost] = [unit for unit in done.plan.diagonal_units() if unit.seed == 0]
+    execute(prepare(asked, done.store, [str(ROOT)]).job, lost)
+    np.testing.assert_allclose(artifact.read("diagonal"), before, rtol=1e-9)
+
+
 def test_flipped_labels_are_recorded_and_self_influence_ranks_them(judged: gr.Run) -> None:
     """phi(x_i -> x_i) for the logit of i's own label, from gradients one by one; AUROC by scikit-learn."""
     clean = dict(zip(*(t.tolist() for t in judged.bench.problem.train_data()[2:0:-1]), strict=True))
@@ -211,6 +241,43 @@ def test_another_metric_pays_only_for_its_new_sets(tmp_path: Path) -> None:
     assert trainings(tmp_path) == before + 2 * 7
 
 
+def test_a_plan_knows_what_the_store_has_of_another_experiment(tmp_path: Path) -> None:
+    """Asked, distinct and done are told before the run; what is left is what the run then pays."""
+
+    def planned(**fields: Any) -> tuple[Prepared, StageStatus]:
+        asked = experiment("tests.toys:Counting", {"folder": str(tmp_path)}, name="more", **{**FIELDS, **PLAIN, **fields})
+        found = prepare(asked, Store(str(tmp_path / "store")), [str(ROOT)])
+        (status,) = [s for s in stage_status(found.plan, found.store, foreseen=True) if s.name == "retrain"]
+        return found, status
+
+    fresh, nothing = planned()
+    assert (nothing.total, nothing.done, nothing.exact) == (fresh.plan.retrainings_at_most, 0, False)
+    first = run(tmp_path / "store", "tests.toys:Counting", {"folder": str(tmp_path)}, **PLAIN)
+    unique = int(first.costs()["unique"])
+    same = planned()[1]
+    assert (same.total, same.done, same.exact) == (unique, unique, True)
+    fields: dict[str, Any] = {"methods": ["ntk-final/tracking", "tracincp", "random"], "loo": {"samples": 7}}
+    more, status = planned(**fields)
+    a_method = 2 * more.plan.removals_of_a_method()
+    # Six of seven: one sample's deletion may be among those that were made already.
+    assert unique + a_method + 2 * 7 >= status.total > unique + a_method
+    assert unique <= status.done <= unique + 2 * 7
+    assert not status.exact
+    before = trainings(tmp_path)
+    gr.run(more.plan.experiment, store=str(tmp_path / "store"), executor=SerialExecutor(0), search_path=[str(ROOT)])
+    assert trainings(tmp_path) - before <= status.total - status.done
+    after = planned(**fields)[1]
+    assert (after.done, after.exact) == (after.total, True)
+    # Scores that are damaged are made anew by the next run: a plan takes them for missing, and does not fail.
+    (tmp_path / "store/results").rename(tmp_path / "aside")
+    for asked in (tmp_path / "store/experiments").rglob("asked-*.parquet"):
+        asked.unlink()
+    for part in (tmp_path / "store/artifacts/attribution").rglob("c/*/*"):
+        part.write_bytes(part.read_bytes()[:-4])
+    damaged = planned(**fields)[1]
+    assert (damaged.exact, damaged.total >= after.total) == (False, True)
+
+
 def test_a_damaged_part_is_refused_by_name_and_only_its_rows_are_trained_again(tmp_path: Path) -> None:
     said: list[str] = []
 
@@ -239,6 +306,33 @@ def test_a_damaged_part_is_refused_by_name_and_only_its_rows_are_trained_again(t
     assert trainings(tmp_path) == before + sizes[other]
     assert all(any(Path(part).name in text for text in said) for part in (originals, other))
     assert {name: (store / f"results/toy/{name}").read_bytes() for name in tables} == tables
+
+
+def test_every_table_declares_its_schema(judged: gr.Run) -> None:
+    root = judged.store.objects.root
+    assert root is not None
+    found = {path: pq.read_schema(path) for place in ("results", "experiments", "ledger") for path in (root / place).rglob("*.parquet")}
+    names = {path.stem.partition("-")[0] for path in found}
+    assert {"deletion", "summary", "points", "metrics", "comparisons", "ranks", "best", "ceilings", "brittleness", "asked", "part"} <= names
+    for path, schema in found.items():
+        table = (schema.metadata or {}).get(b"genrep.table", b"").decode()
+        assert table == {"part": "ledger"}.get(name := path.stem.partition("-")[0], name), path
+        assert int(schema.metadata[b"genrep.version"]) >= 1
+        assert not schema.field(0).nullable
+
+
+def test_results_of_another_version_are_published_anew_and_nothing_is_trained(tmp_path: Path) -> None:
+    options = {"folder": str(tmp_path)}
+    first = run(tmp_path / "store", "tests.toys:Counting", options, **PLAIN)
+    before, manifest = trainings(tmp_path), tmp_path / "store/results/toy/manifest.json"
+    held = json.loads(manifest.read_text())
+    del held["results_version"]
+    manifest.write_text(json.dumps(held))
+    (tmp_path / "store/results/toy/comparisons.parquet").unlink()
+    again = run(tmp_path / "store", "tests.toys:Counting", options, **PLAIN)
+    assert trainings(tmp_path) == before
+    assert again.comparisons().height
+    assert again.deletion().collect().equals(first.deletion().collect())
 
 
 def test_brittleness_needs_classes(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ SCHEMAS: Mapping[str, Schema] = {
         "num_seeds": pl.Int64,
         "num_points": pl.Int64,  # of each seed
     },
-    # One row a (metric, method, baseline): method minus baseline, paired. Null with one seed: interval and p-values.
+    # One row a (metric, method, baseline): method minus baseline, paired. Intervals and p-values are null with one seed; two-way as above.
     "comparisons": {
         "metric": pl.String,
         "method": pl.String,
@@ -38,6 +38,8 @@ SCHEMAS: Mapping[str, Schema] = {
         "mean": pl.Float64,
         "ci95_low": pl.Float64,
         "ci95_high": pl.Float64,
+        "ci95_two_way_low": pl.Float64,
+        "ci95_two_way_high": pl.Float64,
         "p_value": pl.Float64,
         "p_holm": pl.Float64,  # over all rows of one metric
         "num_seeds": pl.Int64,
@@ -75,6 +77,19 @@ SCHEMAS: Mapping[str, Schema] = {
     },
 }
 """Table -> columns and their types."""
+
+_CLUSTERED = ("ci95_pooled", "ci95_clustered_low", "ci95_clustered_high")
+_TWO_WAY = ("ci95_two_way_low", "ci95_two_way_high")
+NULLABLE: Mapping[str, tuple[str, ...]] = {
+    "points": ("test_id",),
+    "metrics": (*_CLUSTERED, *_TWO_WAY),
+    "comparisons": ("ci95_low", "ci95_high", *_TWO_WAY, "p_value", "p_holm"),
+    "ranks": ("share",),
+    "best": ("mean_rank", "share_best"),
+    "ceilings": ("reliability", "ceiling"),
+    "brittleness": ("num_removed", "fraction"),
+}
+"""Table -> columns that may hold nulls; all others hold none."""
 
 
 def empty(table: str) -> pl.DataFrame:

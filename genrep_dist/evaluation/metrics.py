@@ -14,12 +14,13 @@ import polars as pl
 
 @dataclass(frozen=True)
 class Metric:
-    """``title`` heads a column, ``explanation`` is a sentence below the table."""
+    """``title`` heads a column, ``explanation`` is a sentence below the table; not ``about_points``: one number a seed."""
 
     name: str
     title: str
     better: Literal["larger", "smaller"]
     explanation: str
+    about_points: bool = True
 
 
 METRICS: dict[str, Metric] = {
@@ -73,6 +74,7 @@ METRICS: dict[str, Metric] = {
             "larger",
             "Mislabel AUROC: chance that a flipped label has a larger self-influence than an unflipped one (0.5: no better than "
             "chance); larger is better. Not the area under the inspection curve.",
+            about_points=False,
         ),
         Metric(
             "mislabel_inspection_area",
@@ -80,6 +82,7 @@ METRICS: dict[str, Metric] = {
             "larger",
             "Inspection area: mean share of the flipped labels found, over all shares of the training set looked at in the order of "
             "self-influence; larger is better. Not the AUROC.",
+            about_points=False,
         ),
     )
 }

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from genrep_dist.errors import NonFiniteError, PlanError, StoreError
 from genrep_dist.seeds import derive_seed
@@ -109,6 +108,9 @@ def spearman(left: Array, right: Array) -> tuple[Array, Mask]:
 
     Where a column is constant the correlation is 0, and True in the second array.
     """
+    # A second and 60 MB to import, and the planner, which draws subsets, has no use for it.
+    from scipy.stats import rankdata
+
     ranks = [rankdata(side, axis=0) - (len(side) + 1) / 2 for side in (left, right)]
     product, *squares = ((a * b).sum(axis=0) for a, b in (ranks, (ranks[0],) * 2, (ranks[1],) * 2))
     size = np.sqrt(squares[0] * squares[1])

@@ -51,9 +51,10 @@ def comparisons(points: pl.DataFrame, methods: Sequence[str], baselines: Sequenc
     """One row a (metric, method, baseline) with method != baseline, columns as in :data:`genrep_dist.evaluation.judged.SCHEMAS`.
 
     ``mean`` is method minus baseline, paired over (seed, test point), in the metric's unit: whether positive is good is the metric's to
-    say. Its interval is the seed-clustered one; ``p_value`` is :func:`~genrep_dist.evaluation.significance.sign_flip_p_values` of the
-    seeds' mean differences, at least 2 / 2^S; ``p_holm`` is corrected for all rows of its metric. The two can disagree at the edge:
-    interval and test make different assumptions. A baseline that lacks a metric has no rows there.
+    say. Its interval is the seed-clustered one, and beside it the two-way one where all seeds have the same test points; ``p_value`` is
+    :func:`~genrep_dist.evaluation.significance.sign_flip_p_values` of the seeds' mean differences, at least 2 / 2^S, and says nothing of
+    other test points; ``p_holm`` is corrected for all rows of its metric. Interval and test can disagree at the edge: they make different
+    assumptions. A baseline that lacks a metric has no rows there.
 
     Raises NotCommittedError for a baseline that is neither one of ``methods`` nor in ``points``.
     """
@@ -72,12 +73,14 @@ def comparisons(points: pl.DataFrame, methods: Sequence[str], baselines: Sequenc
         pairs = [(m, b) for m in dict.fromkeys(methods) for b in dict.fromkeys(baselines) if m != b and m in of_method and b in of_method]
         if not pairs:
             continue
-        differences = np.stack([(of_method[m].values - of_method[b].values).mean(axis=1) for m, b in pairs])
+        boxes = np.stack([of_method[m].values - of_method[b].values for m, b in pairs])
+        differences = np.stack([box.mean(axis=1) for box in boxes])
         ends = _ends(clustered_intervals(differences, seed=seed), len(pairs))
+        first = of_method[pairs[0][0]]
+        two_way = _ends(two_way_intervals(boxes, seed=seed) if first.is_crossed else None, len(pairs))
         p_values, corrected = _significance(differences, seed)
-        shape = of_method[pairs[0][0]].values.shape
         rows.extend(
-            (metric, *pair, float(differences[row].mean()), *ends[row], p_values[row], corrected[row], *shape)
+            (metric, *pair, float(differences[row].mean()), *ends[row], *two_way[row], p_values[row], corrected[row], *first.values.shape)
             for row, pair in enumerate(pairs)
         )
     return pl.DataFrame(rows, schema=SCHEMAS["comparisons"], orient="row")

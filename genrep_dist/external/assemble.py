@@ -54,7 +54,13 @@ def _check_form(path: Path, contents: Contents) -> None:
             remedy="reduce what is left over, such as the dimension of layers, before saving",
         )
     if np.dtype(scores.dtype).kind not in "fiub":
-        raise MethodError("scores are no real numbers", where=str(path), expected="floating point or integers", got=str(scores.dtype))
+        raise MethodError(
+            "scores are no real numbers",
+            where=str(path),
+            expected="floating point or integers",
+            got=str(scores.dtype),
+            remedy="save them as float32 or float64",
+        )
 
 
 def _check_shape(path: Path, contents: Contents, num_train: int, num_points: int, num_test: int) -> None:

@@ -66,7 +66,11 @@ class Declared:
                 return name
             if name is not None and name == self.key:
                 raise ConfigError(
-                    "the file has no such array", where=str(path), expected=repr(name), got=", ".join(map(repr, shapes)) or "no arrays"
+                    "the file has no such array",
+                    where=str(path),
+                    expected=repr(name),
+                    got=", ".join(map(repr, shapes)) or "no arrays",
+                    remedy="declare as key the name that the scores have in it",
                 )
         matrices = [name for name, shape in shapes.items() if len(shape) == 2]
         if len(matrices) == 1:
@@ -82,10 +86,15 @@ class Declared:
 
 def integer_ids(values: Any, where: str) -> Ids:
     """Ids (K,) int64. MethodError for anything but whole numbers in one dimension."""
+    remedy = "write the ids as they stand in the export: data/train.npz, data/test.npz"
     try:
         ids = np.asarray(values)
     except (TypeError, ValueError) as error:
-        raise MethodError("ids are no list of whole numbers", where=where, expected="integers (K,)", got=str(error)) from error
+        raise MethodError(
+            "ids are no list of whole numbers", where=where, expected="integers (K,)", got=str(error), remedy=remedy
+        ) from error
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise MethodError("ids are no list of whole numbers", where=where, expected="integers (K,)", got=f"{ids.dtype} {ids.shape}")
+        raise MethodError(
+            "ids are no list of whole numbers", where=where, expected="integers (K,)", got=f"{ids.dtype} {ids.shape}", remedy=remedy
+        )
     return ids.astype(np.int64)

@@ -60,7 +60,11 @@ class Exported:
         path = Path(path)
         if path.suffix != ".npz":
             raise ConfigError(
-                "scores are saved as .npz", where=str(path), expected="a name that ends in .npz", got=path.suffix or "no ending"
+                "scores are saved as .npz",
+                where=str(path),
+                expected="a name that ends in .npz",
+                got=path.suffix or "no ending",
+                remedy=f"save to {path.with_suffix('.npz').name}, or write the file yourself",
             )
         values = scores.detach().cpu().numpy() if isinstance(scores, Tensor) else np.asarray(scores)
         values = values.T if transposed else values

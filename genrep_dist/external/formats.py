@@ -23,6 +23,7 @@ from genrep_dist.store.foreign import open_foreign
 Found = tuple[Contents, Any]
 """Contents, and what the file says of its model: a content address, or one for each seed."""
 
+_ADDRESS = "write there what the export's problem.json has as model"
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -45,7 +46,11 @@ def read_scores(path: Path, section: ExternalSection, seed: int) -> Contents:
     suffix = ".zarr" if is_zarr(path) else path.suffix
     if suffix not in SUFFIXES or (path.is_dir() and suffix != ".zarr"):
         raise ConfigError(
-            "scores of this format are not read", where=str(path), expected=f"one of {', '.join(SUFFIXES)}", got=suffix or "no ending"
+            "scores of this format are not read",
+            where=str(path),
+            expected=f"one of {', '.join(SUFFIXES)}",
+            got=suffix or "no ending",
+            remedy="write them as .npz with Exported.save, or as one of these",
         )
     try:
         contents, model = _read_parquet(path, declared, seed) if suffix == ".parquet" else _READERS[suffix](path, declared)
@@ -82,7 +87,13 @@ def _with_sidecar(path: Path, contents: Contents, model: Any, declared: Declared
         try:
             beside = dict(json.loads(sidecar(path).read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            raise ConfigError("a sidecar is no JSON object", where=str(sidecar(path)), expected='{"model": ...}', got=str(error)) from error
+            raise ConfigError(
+                "a sidecar is no JSON object",
+                where=str(sidecar(path)),
+                expected='{"model": ...}',
+                got=str(error),
+                remedy="write it again, or delete it where the file itself holds the model",
+            ) from error
     found: dict[str, Any] = {"model": _of_seed(model, seed, path)}
     found |= {"train_ids": contents.train_ids, "test_ids": contents.test_ids}
     said: dict[str, Any] = {"model": _of_seed(beside.get("model"), seed, sidecar(path))}
@@ -115,13 +126,19 @@ def _of_seed(model: Any, seed: int, path: Path) -> str | None:
             model = json.loads(model)
         except ValueError as error:
             raise MethodError(
-                "the model's address is no text", where=str(path), expected="an address, or {seed: address}", got=model[:80]
+                "the model's address is no text",
+                where=str(path),
+                expected="an address, or {seed: address}",
+                got=model[:80],
+                remedy=_ADDRESS,
             ) from error
     if isinstance(model, Mapping):
         model = model.get(str(seed))
     if model is None or isinstance(model, str):
         return model or None
-    raise MethodError("the model's address is no text", where=str(path), expected="a content address", got=type(model).__name__)
+    raise MethodError(
+        "the model's address is no text", where=str(path), expected="a content address", got=type(model).__name__, remedy=_ADDRESS
+    )
 
 
 # -- the formats ------------------------------------------------------------------------------------------------------------------
@@ -158,7 +175,13 @@ def _read_pt(path: Path, declared: Declared) -> Found:
     if isinstance(held, torch.Tensor):
         held = {declared.key or "scores": held}
     if not isinstance(held, dict):
-        raise ConfigError("this file holds no tensor", where=str(path), expected="a tensor, or {name: tensor}", got=type(held).__name__)
+        raise ConfigError(
+            "this file holds no tensor",
+            where=str(path),
+            expected="a tensor, or {name: tensor}",
+            got=type(held).__name__,
+            remedy="save the matrix of scores as a tensor",
+        )
     model = held.get("model")
     entries = {str(name): _array(value) for name, value in held.items() if isinstance(value, (torch.Tensor, list))}
     return _from_entries(path, declared, entries), model

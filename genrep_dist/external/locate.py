@@ -26,7 +26,11 @@ def locate(name: str, section: ExternalSection, folders: Sequence[Path], seeds: 
     if found is None:
         tried = ", ".join(dict.fromkeys(str(folder / section.path) for folder in folders))
         raise ConfigError(
-            "there are no scores of this name", where=f"external.{name}.path", expected=f"one of {tried}", got="neither a file nor a folder"
+            "there are no scores of this name",
+            where=f"external.{name}.path",
+            expected=f"one of {tried}",
+            got="neither a file nor a folder",
+            remedy="correct path; or, to compute them, export the models that are judged: genrep export problem EXPERIMENT --to FOLDER",
         )
     if not found.is_dir() or is_zarr(found):
         return found

@@ -77,6 +77,7 @@ def _read_matrix(path: Path, declared: Declared, *, transposed: bool) -> Content
             where=str(path),
             expected=f"beside {id_column!r}, columns named by ids such as '17'",
             got=repr(bad),
+            remedy="rename this column to the sample's id, or leave it out",
         )
     columns = [table.column(name).to_numpy() for name in names]
     scores = np.stack(columns, axis=1) if columns else np.empty((len(rows), 0))
@@ -119,6 +120,7 @@ def _pivot(path: Path, train: Ids, test: Ids, values: Array) -> Contents:
             where=f"{path}, train id {rows[i]}, test id {columns[j]}",
             expected="one row for each pair of a train id and a test id",
             got=f"{count[i, j]} rows; so for {int((count != 1).sum()):,} of {count.size:,} pairs",
+            remedy="write each pair once, for all training samples and all test points of the seed",
         )
     scores = np.empty(count.shape, dtype=values.dtype)
     scores[row, column] = values
@@ -128,5 +130,11 @@ def _pivot(path: Path, train: Ids, test: Ids, values: Array) -> Contents:
 def _ids(table: pa.Table, name: str, path: Path) -> Ids:
     column = table.column(name)
     if column.null_count:
-        raise MethodError("an id is missing", where=f"{path}, column {name!r}", expected="no nulls", got=f"{column.null_count} nulls")
+        raise MethodError(
+            "an id is missing",
+            where=f"{path}, column {name!r}",
+            expected="no nulls",
+            got=f"{column.null_count} nulls",
+            remedy="give every row the id of its sample",
+        )
     return integer_ids(column.to_numpy(), f"{path}, column {name!r}")

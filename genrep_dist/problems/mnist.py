@@ -79,7 +79,7 @@ class Mnist:
                 expected=str(len(labels)),
                 got=str(len(images)),
             )
-        inputs = torch.from_numpy(images[rows]).unsqueeze(1).to(torch.float32) / 255
+        inputs = torch.from_numpy(images[rows]).unsqueeze(1).to(torch.float32).div_(255)
         return Dataset(inputs, class_targets(labels[rows], self.classes), torch.from_numpy(ids))
 
     def _labels(self, name: str) -> npt.NDArray[np.uint8]:

@@ -26,7 +26,8 @@ def source_digest(problem: Problem, options: Mapping[str, Any] | None = None) ->
 
     It covers the source files of the problem's class, of the model's own classes and of a loss that is the user's object; the
     model's printed form, names, shapes and dtypes of its parameters and buffers, and other attributes of its modules; the
-    loss's name and state; and ``options``, but not those that only say where data lie (the problem's ``path_options``). Data
+    loss's name and state; and ``options``, but not those that only say where data lie (the problem's ``path_options``), nor, of a
+    problem that ships, those that say what it does without them: experiments that spell it out share their models with others. Data
     and recipe have digests of their own. Not seen: functions that a model calls from other files, and constants in buffers,
     unless they follow from ``options``. ProblemError when a class has no source file.
     """
@@ -42,9 +43,20 @@ def source_digest(problem: Problem, options: Mapping[str, Any] | None = None) ->
         "tensors": [(name, _plain(tensor), tensor.requires_grad) for name, tensor in (*model.named_parameters(), *model.named_buffers())],
         "attributes": [(name, _attributes(module)) for name, module in model.named_modules()],
         "loss": [loss.name, None if is_shipped(loss) else _attributes(loss)],
-        "options": {key: _plain(value) for key, value in (options or {}).items() if key not in hidden},
+        "options": {
+            key: text
+            for key, value in (options or {}).items()
+            if key not in hidden and (text := _plain(value)) != _defaults(problem).get(key)
+        },
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _defaults(problem: Problem) -> dict[str, str]:
+    """What a shipped problem's options are where they are left out. Of a user's, which a function may have built, nothing is known."""
+    if type(problem).__module__.partition(".")[0] != "genrep_dist":
+        return {}
+    return {name: _plain(option.default) for name, option in inspect.signature(type(problem)).parameters.items()}
 
 
 def object_digest(built: object, options: Mapping[str, Any] | None = None) -> str:

@@ -20,6 +20,7 @@ from genrep_dist.report.figures import deletion_figure, inspection_figure
 from genrep_dist.report.latex import latex
 from genrep_dist.report.markdown import markdown
 from genrep_dist.report.page import ReportData, html_page
+from genrep_dist.report.sections import Clock
 from genrep_dist.report.tables import RANDOM, Table, signs_of, tables
 from genrep_dist.report.verdict import MINUS, verdict
 from genrep_dist.sections import BrittlenessSection, DeletionSection, LdsSection, LooSection
@@ -56,7 +57,14 @@ def report_data(
         examples=examples(run, list(dict.fromkeys(contrast)), seed=experiment.seeds[0], texts=getattr(run.bench.problem, "texts", None)),
         blocks=experiment.blocks,
         declared=experiment.baseline,
+        clock=run_clock(run),
     )
+
+
+def run_clock(run: Run) -> Clock:
+    """Whose seconds the run's costs are, as far as its original models tell."""
+    devices = {run.store.artifact("train", run.plan.keys.train(seed)).manifest()["device"] for seed in run.plan.experiment.seeds}
+    return Clock.of(devices, run.plan.experiment.resources.num_gpus or 0.0)
 
 
 def report_files(
@@ -107,12 +115,12 @@ def facts(run: Run, judged: Judged, more_facts: Mapping[str, str] | None = None)
         "Model": f"{shape.num_parameters:,} parameters, {shape.num_outputs} output{'s' if shape.num_outputs > 1 else ''}",
         "Recipe": _recipe_text(recipe),
         "Explained number": _target_text(run),
-        "Networks x test points": f"{len(experiment.seeds)} x {experiment.num_test_points}",
+        "Networks × test points": f"{len(experiment.seeds)} × {experiment.num_test_points}",
         "Removed": _removals_text(deletion) + "; the AUC is their mean",
         "Retrain policy": _policy_text(deletion),
         **_other_metrics(experiment, len(run.flipped_ids())),
         "Models trained": f"{costs['originals']:,} originals, {costs['unique']:,} retrainings for {costs['asked']:,} removals asked for",
-        "Training time": f"{costs['seconds']:,.0f} s of one worker in all, {costs['seconds_per_model']:.2f} s a model",
+        "Training time": f"{costs['seconds']:,.0f} {run_clock(run).unit} in all, {costs['seconds_per_model']:.2g} a model",
     }
     spread = replicate_spread(judged.replicates)
     if spread is not None:

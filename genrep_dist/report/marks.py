@@ -74,6 +74,7 @@ class Marks:
 
 
 def comparison(comparisons: pl.DataFrame, metric: str, method: str, baseline: str) -> dict[str, float | None] | None:
-    """Mean, ci95_low, ci95_high and p_holm of one pair; None where it was not compared."""
+    """Mean, intervals (ci95_low, ci95_high, ci95_two_way_low, ci95_two_way_high) and p_holm of a pair; None where it was not compared."""
     rows = comparisons.filter((pl.col("metric") == metric) & (pl.col("method") == method) & (pl.col("baseline") == baseline))
-    return rows.select("mean", "ci95_low", "ci95_high", "p_holm").row(0, named=True) if rows.height else None
+    wanted = ("mean", "ci95_low", "ci95_high", "ci95_two_way_low", "ci95_two_way_high", "p_holm")
+    return rows.select(wanted).row(0, named=True) if rows.height else None

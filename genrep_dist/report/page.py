@@ -27,7 +27,7 @@ class ReportData:
     value, in the order shown (problem, recipe, target, retrain policy, seeds, points, fractions, retrainings, seconds, versions,
     digests). ``warnings``: what limits the reading, each a sentence or two. ``config_yaml``: the resolved experiment, shown folded.
     ``baseline``: random removal's name. ``declared``: the experiment's own baseline. ``blocks``: how tables are divided.
-    ``bootstrap_seed``: as given to ``summarise``.
+    ``bootstrap_seed``: as given to ``summarise``. ``clock``: whose seconds the costs are.
     """
 
     title: str
@@ -42,6 +42,7 @@ class ReportData:
     baseline: str = RANDOM
     declared: str | None = None
     bootstrap_seed: int = 0
+    clock: sections.Clock = field(default_factory=sections.Clock)
 
 
 def html_page(data: ReportData) -> str:
@@ -72,6 +73,7 @@ def html_page(data: ReportData) -> str:
         inspection=sections.inspection(data.summary, data.judged, data.baseline),
         matrices=sections.rank_matrices(data.summary, data.judged),
         costs=sections.costs(data.summary, data.judged),
+        clock=data.clock,
         examples=sections.shown_examples(data.examples),
         facts=data.facts,
         config_yaml=data.config_yaml,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -45,6 +45,24 @@ class Rank:
 class Matrix:
     title: str
     ranks: tuple[Rank, ...]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What the seconds of a run are seconds of: their ``unit``, and a sentence that says so."""
+
+    unit: str = "seconds"
+    note: str = "Seconds of one worker."
+
+    @classmethod
+    def of(cls, devices: Collection[str], num_gpus: float) -> Clock:
+        """``devices``: the kinds that trained ("cpu", "cuda"); ``num_gpus``: the share of a GPU that each worker took, 0 if not said."""
+        if set(devices) == {"cpu"}:
+            return cls("CPU-seconds", "CPU-seconds: the time of one worker, on one core.")
+        if set(devices) == {"cuda"}:
+            share = f"with {num_gpus:g} of a GPU, so that a GPU's own time is that share of it" if 0 < num_gpus < 1 else "on a GPU"
+            return cls("GPU-seconds", f"GPU-seconds: the time of one worker, {share}.")
+        return cls(note="Seconds of one worker; some ran on a CPU, some on a GPU.") if devices else cls()
 
 
 @dataclass(frozen=True)
@@ -135,7 +153,7 @@ def other_metrics(summary: pl.DataFrame, judged: Judged, baseline: str) -> list[
         title = METRICS[metric].title
         found.append(
             Figure(
-                title[0].upper() + title[1:],
+                _heading(title),
                 "",
                 _dots(judged.metrics, metric),
                 _inline(picture, metric.replace("_", "-")),
@@ -175,7 +193,7 @@ def rank_matrices(summary: pl.DataFrame, judged: Judged) -> list[Matrix]:
             mean_rank, share_best = best.get(method, (None, None))
             ranks.append(Rank(method, tuple(cells), number(mean_rank, 1), share_best))
         if ranks:
-            found.append(Matrix(METRICS[metric].title, tuple(ranks)))
+            found.append(Matrix(_heading(METRICS[metric].title), tuple(ranks)))
     return found
 
 
@@ -210,6 +228,10 @@ def shown_examples(examples: Sequence[Example]) -> list[ShownExample]:
         )
         for example in examples
     ]
+
+
+def _heading(title: str) -> str:
+    return title[0].upper() + title[1:]
 
 
 def _dots(metrics: pl.DataFrame, metric: str) -> str:

@@ -42,7 +42,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One method's line; ``cells`` in the order of the table's metrics, ``design`` is seeds × test points."""
+    """One method's line; ``cells`` in the order of the table's metrics, ``design`` is seeds × test points, or seeds."""
 
     method: str
     cells: tuple[Cell, ...]
@@ -71,7 +71,7 @@ class Table:
         found = ["method"]
         for metric in self.metrics:
             found += [metric.title, "95% interval"] + ["two-way"] * self.two_way + ["pooled"] * self.pooled
-        return [*found, "seeds × points"]
+        return [*found, "seeds × points" if any(metric.about_points for metric in self.metrics) else "seeds"]
 
     def texts(self, cell: Cell) -> list[str]:
         """What stands behind the mean, in the order of the headings."""
@@ -198,7 +198,8 @@ class _Maker:
                     Cell() if record is None else self._cell(metric, record, decimals, best)
                     for metric, record in zip(metrics, records, strict=True)
                 ]
-                designs = dict.fromkeys(f"{record['num_seeds']} × {record['num_points']}" for record in known)
+                points = any(metric.about_points for metric in metrics)
+                designs = dict.fromkeys(f"{r['num_seeds']}" + f" × {r['num_points']}" * points for r in known)
                 rows.append(Row(method, tuple(cells), ", ".join(designs)))
         return tuple(rows)
 

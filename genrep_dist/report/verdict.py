@@ -34,12 +34,15 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Gap:
-    """A paired difference, method minus other. ``p`` is Holm-corrected, None where the pair was not tested."""
+    """A paired difference, method minus other. ``p`` is Holm-corrected, None where the pair was not tested; ``two_way`` is the interval
+    for other test points too, None where seeds do not share theirs.
+    """
 
     mean: float
     low: float | None
     high: float | None
     p: float | None = None
+    two_way: tuple[float, float] | None = None
 
 
 def verdict(
@@ -131,7 +134,16 @@ class _Judge:
         better_end, worse_end = (self.low, self.high) if self.better > 0 else (self.high, self.low)
         apart = self.better * (best[better_end] - self.random[worse_end]) > 0
         own = "do not overlap" if apart else "overlap, but the paired difference stays on one side of zero"
-        return [f"{gap} The two methods' own intervals {own}."]
+        return [f"{gap} The two methods' own intervals {own}.{self._of_other_points(found)}"]
+
+    def _of_other_points(self, found: _Gap) -> str:
+        """What the two-way interval adds to a lead that is established for these test points."""
+        if found.two_way is None:
+            return ""
+        low, high = found.two_way
+        ends = f"with the test points resampled too, the interval is {self._number(low)} to {self._number(high)}"
+        holds = "the lead is not one on these points alone" if low > 0 or high < 0 else "on other test points there may be no lead"
+        return f" All seeds share their test points; {ends}: {holds}."
 
     def _against_declared(self, best: dict[str, Any]) -> list[str]:
         declared = next((row for row in self.methods if row["method"] == self.declared), None)
@@ -184,12 +196,12 @@ class _Judge:
             if leaders == [best["method"]]:
                 agree.append(METRICS[name].title)
             elif best["method"] not in leaders:
-                differ.append(f"{METRICS[name].title} {' and '.join(leaders)}")
+                differ.append(f"{' and '.join(leaders)} ({METRICS[name].title})")
         found = []
         if agree:
             found.append(f"It has the best mean of {_listed(agree)} too.")
         if differ:
-            found.append(f"Other metrics have another method in front: {'; '.join(differ)}.")
+            found.append(f"Other metrics have another method in front: {', '.join(differ)}.")
         return found
 
     def _about_seeds(self) -> tuple[str, ...]:
@@ -212,7 +224,9 @@ class _Judge:
     def _gap(self, first: dict[str, Any], second: dict[str, Any]) -> _Gap:
         tested = comparison(self.judged.comparisons, self.metric, first["method"], second["method"])
         if tested is not None and tested["mean"] is not None:
-            return _Gap(tested["mean"], tested["ci95_low"], tested["ci95_high"], tested["p_holm"])
+            ends = tested["ci95_two_way_low"], tested["ci95_two_way_high"]
+            two_way = None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+            return _Gap(tested["mean"], tested["ci95_low"], tested["ci95_high"], tested["p_holm"], two_way)
         found = paired_difference(self.deletion, first["method"], second["method"], sign=self.sign, seed=self.seed)
         return _Gap(found.mean, found.low, found.high)
 

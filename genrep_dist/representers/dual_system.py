@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from genrep_dist.errors import NonFiniteError, ProblemError
+from genrep_dist.representers.landmarks import num_landmarks
 
 Matvec = Callable[[Tensor], Tensor]
+
+Columns = Callable[[Tensor], Tensor]
+"""Rows (r,) int64 of K, ascending, to K[:, rows] (R, r) float64; rows count samples times outputs."""
 
 MAX_STEPS = 1000
 MAX_MEMORY = 64
@@ -19,16 +23,21 @@ MAX_MEMORY = 64
 class DualSystem:
     """(lam I + S K S/n) z = b for one K (N C x N C, symmetric positive semi-definite) and changing S, the per-sample roots (N, C, C).
 
-    Conjugate gradients, preconditioned by products with K that earlier systems paid for: from the first 64 pairs (v, K v) comes the
-    Nystroem approximation F F^T, which is K on their span, so that what one system learned of K's leading directions costs the next
-    nothing. Everything is float64; memory is at most 280 tensors (N, C), some 2 kB for each row and output.
-    ``matvecs`` counts the products; ``obstacle`` says what is wrong with K, where something was found to be.
+    Conjugate gradients, preconditioned by a Nystroem approximation F F^T of K. It comes from columns of K at landmarks, where ``columns``
+    gives them (:func:`num_landmarks` of them, evenly spaced in the weight S S of the first system), and from the first 64 products
+    with K that earlier systems paid for: what one system learned of K's leading directions costs the next nothing.
+    Everything is float64; memory is at most 280 tensors (N, C), some 2 kB for each row and output, and MAX_LANDMARK_BYTES with landmarks.
+    ``matvecs`` counts the products, all columns together as one: they need K read once, and so many of its entries as there are
+    landmarks. ``obstacle`` says what is wrong with K, where something was found to be.
     """
 
-    def __init__(self, matvec: Matvec, shape: torch.Size, lam: float) -> None:
+    def __init__(self, matvec: Matvec, shape: torch.Size, lam: float, columns: Columns | None = None) -> None:
         self._matvec = matvec
         self._shape = shape
         self._lam = lam
+        self._columns = columns
+        # F, the landmarks' columns first; made by the first system.
+        self._factor: Tensor | None = None
         # Columns v and K v, the first ``_remembered`` of them in use; made when the first product comes.
         self._vectors = torch.empty(0)
         self._products = torch.empty(0)
@@ -96,17 +105,40 @@ class DualSystem:
         self._products[:, self._remembered] = product.reshape(-1) / size
         self._remembered += 1
 
+    def _landmark_factor(self, root: Tensor) -> Tensor:
+        """F (NC, r) of the landmarks' columns; (NC, 0) where no columns can be had."""
+        size = self._shape.numel()
+        if self._columns is None:
+            return root.new_empty(size, 0)
+        rows = _landmarks(root, num_landmarks(size))
+        self.matvecs += 1
+        columns = self._columns(rows)
+        if columns.shape != (size, len(rows)) or columns.dtype != torch.float64:
+            raise ProblemError(
+                "the columns of the gram matrix have the wrong form",
+                where="columns",
+                expected=f"float64 of shape {(size, len(rows))}",
+                got=f"{columns.dtype} of shape {tuple(columns.shape)}",
+            )
+        require_finite(columns.reshape(self._shape[0], -1), "columns of K")
+        return _nystroem(columns, columns[rows])
+
     def _preconditioner(self, root: Tensor) -> Matvec:
-        """The inverse of I + S F F^T S/(n lam), by Woodbury's identity in the dimension of the memory; the identity while there is none."""
-        if self._remembered == 0:
+        """The inverse of I + S F F^T S/(n lam), by Woodbury's identity in the dimension of F; the identity while there is none."""
+        if self._factor is None:
+            self._factor = self._landmark_factor(root)
+        landmarks = self._factor.shape[1]
+        factor = [self._factor] if landmarks else []
+        if self._remembered:
+            vectors, products = self._vectors[:, : self._remembered], self._products[:, : self._remembered]
+            if landmarks:
+                # Nystroem's approximation on both spans is that on the first, and on the second that of what the first leaves of K.
+                products = products - self._factor @ (self._factor.T @ vectors)
+            factor.append(_nystroem(products, vectors.T @ products))
+        if not factor:
             return lambda vector: vector
-        vectors, products = self._vectors[:, : self._remembered], self._products[:, : self._remembered]
-        inner = vectors.T @ products
-        values, rotation = torch.linalg.eigh((inner + inner.T) / 2)
-        # Directions that are a rounding error of the others would be blown up by the inverse root.
-        kept = values > 1e-10 * values[-1].abs()
-        factor = products @ (rotation[:, kept] / values[kept].sqrt())
-        spread = torch.einsum("ncd,ndm->ncm", root, factor.reshape(*self._shape, factor.shape[1])).flatten(0, 1) / math.sqrt(self._shape[0])
+        spread = torch.cat([torch.einsum("ncd,ndm->ncm", root, f.reshape(*self._shape, f.shape[1])).flatten(0, 1) for f in factor], dim=1)
+        spread /= math.sqrt(self._shape[0])
         small = spread.T @ spread
         small.diagonal().add_(self._lam)
         cholesky, info = torch.linalg.cholesky_ex(small)
@@ -119,6 +151,31 @@ class DualSystem:
             return (column - spread @ torch.cholesky_solve(spread.T @ column, cholesky)).reshape(self._shape)
 
         return precondition
+
+
+def _landmarks(root: Tensor, count: int) -> Tensor:
+    """``count`` rows of K, ascending, evenly spaced: half of the weight is each row's own curvature, half is shared equally.
+
+    Where the loss is flat K does not matter, and where it is curved at the solution is not known yet.
+    """
+    curvature = root.square().sum(dim=2).reshape(-1)
+    size = len(curvature)
+    if count >= size:
+        return torch.arange(size, device=root.device)
+    total = float(curvature.sum())
+    weight = torch.full_like(curvature, 1 / size) if total == 0 else 0.5 / size + 0.5 * curvature / total
+    steps = (torch.arange(count, dtype=weight.dtype, device=root.device) + 0.5) / count
+    rows: Tensor = torch.unique_consecutive(torch.searchsorted(weight.cumsum(0), steps).clamp(max=size - 1))
+    return rows
+
+
+def _nystroem(products: Tensor, inner: Tensor) -> Tensor:
+    """F (NC, m) with F F^T = (K V) (V^T K V)^-1 (K V)^T, from ``products`` = K V and ``inner`` = V^T K V."""
+    values, rotation = torch.linalg.eigh((inner + inner.T) / 2)
+    # Directions that are a rounding error of the others would be blown up by the inverse root.
+    kept = values > 1e-10 * values[-1].abs()
+    factor: Tensor = products @ (rotation[:, kept] / values[kept].sqrt())
+    return factor
 
 
 def apply_blocks(blocks: Tensor, vectors: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genrep_dist.errors import ConvergenceError, MethodError
 from genrep_dist.representers.curvature import square_root
-from genrep_dist.representers.dual_system import DualSystem, Matvec, apply_blocks, require_finite
+from genrep_dist.representers.dual_system import Columns, DualSystem, Matvec, apply_blocks, require_finite
 from genrep_dist.representers.losses import Loss
 
 _EPSILON = torch.finfo(torch.float64).eps
@@ -26,7 +26,8 @@ class Certificate:
     ``objective`` = the value of Eq. 5, at most ``duality_gap`` above its minimum;
     ``efficiency_gap`` = max |f - K alpha| over the training samples and outputs, in units of the output (with softmax it includes
     each sample's mean logit, which the loss cannot see);
-    ``iterations`` = Newton steps; ``matvecs`` = products with K; ``converged`` = residual within ``tolerance``.
+    ``iterations`` = Newton steps; ``matvecs`` = products with K, and one more for the columns of the preconditioner; ``converged`` =
+    residual within ``tolerance``.
     """
 
     lam: float
@@ -49,22 +50,27 @@ def solve_surrogate(
     tolerance: float = 1e-6,
     max_iterations: int = 50,
     allow_unconverged: bool = False,
+    columns: Columns | None = None,
 ) -> tuple[Tensor, Certificate]:
     """The surrogate derivative alpha* (N, C) float64 with its certificate: of Eq. 5's minimisers the one that Eq. 6 gives (Proposition 8).
 
     ``matvec`` takes a float64 (N, C) and returns K alpha, float64 (N, C), K symmetric positive semi-definite; ``outputs`` (N, C) are the
-    model's on the training samples, whose soft predictions are the surrogate's targets; ``lam`` is Eq. 4's lambda.
+    model's on the training samples, whose soft predictions are the surrogate's targets; ``lam`` is Eq. 4's lambda. ``columns`` gives
+    K[:, rows] (N C, r) for some of the N C rows: asked for once, it makes a preconditioner that spares most products.
 
     Newton's method on g/n + lam alpha = 0, g = dL(K alpha)/df. With W = d2L/df2 = S S a step is
     delta = -(1/lam)(r - S (lam I + S K S/n)^-1 S K r/n), whose inner system is symmetric and positive definite whatever K's rank is;
-    conjugate gradients solve it only as far as the step deserves, and a line search on the convex objective guards it.
-    Memory besides what ``matvec`` holds: at most some 300 tensors (N, C), 2.4 kB for each row and output, and three (N, C, C).
+    conjugate gradients solve it only as far as the step deserves, and a line search on the convex objective guards it. The first step
+    is Newton's from the model's own outputs. Memory besides what ``matvec`` holds: at most some 300 tensors (N, C), 2.4 kB for each row
+    and output, three (N, C, C), and 128 MiB for the landmarks of ``columns``.
 
     Raises ConvergenceError, with the numbers, when ``tolerance`` on the residual is not reached, unless ``allow_unconverged``;
     MethodError for impossible arguments; NonFiniteError when ``outputs`` or K alpha hold NaN or Inf.
     """
     _check_arguments(outputs, lam, tolerance, max_iterations)
-    solver = _Newton(matvec, loss, outputs.detach().to(torch.float64), lam, tolerance)
+    solver = _Newton(matvec, loss, outputs.detach().to(torch.float64), lam, tolerance, columns)
+    if not solver.reached():
+        solver.start()
     while solver.iterations < max_iterations and not solver.reached() and solver.step():
         pass
     certificate = solver.certificate()
@@ -83,8 +89,8 @@ def solve_surrogate(
 class _Newton:
     """The state of the iteration: alpha, f = K alpha, and what follows from them."""
 
-    def __init__(self, matvec: Matvec, loss: Loss, model_outputs: Tensor, lam: float, tolerance: float) -> None:
-        self._dual = DualSystem(matvec, model_outputs.shape, lam)
+    def __init__(self, matvec: Matvec, loss: Loss, model_outputs: Tensor, lam: float, tolerance: float, columns: Columns | None) -> None:
+        self._dual = DualSystem(matvec, model_outputs.shape, lam, columns)
         self._loss = loss
         self._model_outputs = model_outputs
         self._targets = loss.soft_targets(model_outputs)
@@ -128,6 +134,23 @@ class _Newton:
     def _refresh(self) -> None:
         self._exact = True
         self._move(self.alpha, self._dual.product(self.alpha))
+
+    def start(self) -> None:
+        """Begin where Newton's step from the model's own outputs leads, if that is better than alpha = 0.
+
+        Those need not be K alpha for any alpha; but there the loss is at its minimum, so the step is ridge regression of them, weighted
+        by the curvature, and with a small lambda the surrogate is near.
+        """
+        root = square_root(self._loss.second_derivative(self._model_outputs, self._targets))
+        right = apply_blocks(root, self._model_outputs) / self._n
+        alpha, f = self._dual.solve(root, right, 0.1 * float(apply_blocks(root, right).norm()))
+        objective = self._objective
+        self._move(alpha, f)
+        self._exact = False
+        self.iterations += 1
+        if not self._objective < objective:
+            self._move(torch.zeros_like(alpha), torch.zeros_like(f))
+            self._exact = True
 
     def step(self) -> bool:
         """One Newton step; False when no further progress can be made, with the reason in ``obstacle``."""

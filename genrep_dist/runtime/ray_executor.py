@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
+import secrets
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError, WorkerCrashedError
+from ray.util.metrics import Gauge
 
-from genrep_dist.errors import GenRepError
-from genrep_dist.runtime.capacity import Resources, refuse_unschedulable, workers_held
+from genrep_dist.errors import GenRepError, UnitError
+from genrep_dist.runtime.capacity import Demand, Resources, all_demands, demand_of, slots, unschedulable
 from genrep_dist.runtime.executor import HOPELESS, Outcome
+from genrep_dist.runtime.head import HeadWatch
+from genrep_dist.sections import ResourcesSection
 from genrep_dist.stages.job import Job
-from genrep_dist.units import Unit
+from genrep_dist.units import StageName, Unit
 
 IN_FLIGHT_PER_SLOT = 2
 """Tasks submitted ahead of each slot: enough that no slot waits for the driver, few enough that a sweep does not fill it."""
+
+
+RECOUNT_SECONDS = 10.0
+"""How often the nodes of the cluster are counted while units run."""
+
+Work = Callable[[Job, Unit], dict[str, float]]
 
 
 def _execute(job: Job, unit: Unit) -> dict[str, float]:
@@ -33,69 +47,103 @@ def _execute(job: Job, unit: Unit) -> dict[str, float]:
 class _Worker:
     """An actor: a process that keeps its model between the row blocks that it is handed."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, work: Work) -> None:
+        self._job, self._work = job, work
+
+    def ready(self) -> dict[str, float]:
+        return {}
 
     def run(self, unit: Unit) -> dict[str, float]:
-        return _execute(self._job, unit)
+        return self._work(self._job, unit)
 
 
 class RayExecutor:
     """Runs units as Ray tasks, or on a pool of actors, with bounded work in flight.
 
-    A unit whose process, node or attempt fails is submitted again, at most ``retries`` times; units are idempotent, because each
-    writes one part that is whole or absent. Inside a submitted job, or with ``address``, it attaches to the running cluster;
+    A unit whose process, node or attempt fails is submitted again, at most ``resources.retries`` times; units are idempotent, because
+    each writes one part that is whole or absent. Inside a submitted job, or with ``address``, it attaches to the running cluster;
     otherwise it starts one on this machine and stops it in the end. What is in flight when :meth:`run` is closed is cancelled.
 
-    Raises PlanError when no node can hold a worker.
+    ``work`` is what a worker does with a unit. Raises PlanError when the nodes cannot hold the workers that ``resources`` declare.
     """
 
     name = "ray"
 
-    def __init__(self, *, retries: int, workers: int | None = None, address: str | None = None, num_gpus: float = 0.0) -> None:
-        self._retries = retries
+    def __init__(self, resources: ResourcesSection, *, address: str | None = None, work: Work = _execute) -> None:
+        self._resources, self._retries, self._work = resources, resources.retries, work
         self._started = False
+        self._gauges: _Gauges | None = None
+        self._head: HeadWatch | None = None
         if not ray.is_initialized():
             self._started = True
-            self._attach(address, workers)
+            self._attach(address)
         try:
-            nodes = _schedulable_nodes(num_gpus)
+            self._nodes = _schedulable_nodes(resources)
         except BaseException:
             self.close()
             raise
-        available = workers_held(nodes, num_gpus)
-        self.memory_bytes = int(sum(node.get("memory", 0) + node.get("object_store_memory", 0) for node in nodes))
-        self.slots = min(available, workers or available)
-        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": num_gpus}
-        self._task = ray.remote(**options, max_retries=0)(_execute)
-        self._actor = ray.remote(**options, max_restarts=0)(_Worker)
+        self._counted = time.monotonic()
+        self.memory_bytes = int(sum(node.get("memory", 0) + node.get("object_store_memory", 0) for node in self._nodes))
+
+    @property
+    def slots(self) -> int:
+        return self.slots_for("retrain")
+
+    def slots_for(self, stage: StageName) -> int:
+        return slots(self._nodes, demand_of(self._resources, stage, self._nodes))
 
     def run(self, job: Job, units: Iterable[Unit], *, actors: bool = False) -> Generator[Outcome, None, None]:
-        shared = ray.put(job)
         pending = iter(units)
-        if actors:
-            yield from self._run_on_actors(shared, pending)
-        else:
-            yield from self._run_as_tasks(shared, pending)
+        first = next(pending, None)
+        if first is None:
+            return
+        demand = demand_of(self._resources, first.stage, self._nodes)
+        # Ray's head would keep a record of some kB of each of the last 100,000 tasks. How far a run is says its own progress.
+        options: dict[str, Any] = {"num_cpus": demand.num_cpus, "num_gpus": demand.num_gpus, "enable_task_events": False}
+        if demand.memory_bytes:
+            options["memory"] = demand.memory_bytes
+        source = itertools.chain([first], pending)
+        try:
+            shared = ray.put(job)
+            if actors:
+                yield from self._run_on_actors(ray.remote(**options, max_restarts=0)(_Worker), shared, source, demand)
+            else:
+                yield from self._run_as_tasks(ray.remote(**options, max_retries=0)(self._work), shared, source, demand)
+        except RayError as error:
+            # What befalls a unit is in its outcome; this is the cluster itself, such as a head that has come back without its memory.
+            raise UnitError(
+                "the Ray cluster failed under this run",
+                where=self._head.address if self._head is not None else "",
+                got=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:300],
+                remedy="nothing that is committed is lost: start a cluster anew and run the same command there, it goes on from here",
+            ) from error
+
+    def show(self, experiment: str, counts: Mapping[str, Any]) -> None:
+        """The counts as metrics of Ray, for Prometheus: names begin with `ray_genrep_`."""
+        if self._gauges is None:
+            self._gauges = _Gauges()
+        self._gauges.show(experiment, counts)
 
     def close(self) -> None:
+        if self._head is not None:
+            self._head.close()
         if self._started:
             ray.shutdown()
             self._started = False
 
-    def _run_as_tasks(self, job: Any, pending: Iterator[Unit]) -> Iterator[Outcome]:
+    def _run_as_tasks(self, task: Any, job: Any, pending: Iterator[Unit], demand: Demand) -> Iterator[Outcome]:
         running: dict[Any, tuple[Unit, int]] = {}
         again: list[tuple[Unit, int]] = []
         try:
             while True:
-                room = max(0, self.slots * IN_FLIGHT_PER_SLOT - len(running) - len(again))
+                room = max(0, self._slots_now(demand) * IN_FLIGHT_PER_SLOT - len(running) - len(again))
                 fresh = ((unit, 1) for unit in itertools.islice(pending, room))
                 for unit, attempt in itertools.chain(again, fresh):
-                    running[self._task.remote(job, unit)] = (unit, attempt)
+                    running[task.remote(job, unit)] = (unit, attempt)
                 again = []
                 if not running:
                     return
-                done, _ = ray.wait(list(running), num_returns=1)
+                done, _ = ray.wait(list(running), num_returns=1, timeout=RECOUNT_SECONDS)
                 for reference in done:
                     outcome = self._collect(reference, *running.pop(reference))
                     if self._wants_retry(outcome):
@@ -106,40 +154,71 @@ class RayExecutor:
             for reference in running:
                 ray.cancel(reference, force=True)
 
-    def _run_on_actors(self, job: Any, pending: Iterator[Unit]) -> Iterator[Outcome]:
-        queue: list[tuple[Unit, int]] = []
+    def _run_on_actors(self, actor: Any, job: Any, pending: Iterator[Unit], demand: Demand) -> Iterator[Outcome]:
+        """Hand each unit to the first actor that is free; a slow one holds nobody else.
+
+        An actor is started for each unit that waits, up to the most that were asked for or that fit; those that do not fit yet wait
+        for nodes, and nothing is handed to them before they are there. One that finds no work is let go, down to ``demand.least``.
+        """
+        waiting: deque[tuple[Unit, int]] = deque()
+        starting: dict[Any, Any] = {}
         idle: list[Any] = []
         running: dict[Any, tuple[Any, Unit, int]] = {}
-        started = 0
         try:
             while True:
-                while len(running) < self.slots:
-                    work = queue.pop() if queue else next(((unit, 1) for unit in pending), None)
-                    if work is None:
-                        break
+                most = demand.most or self._slots_now(demand)
+                while len(starting) + len(idle) + len(running) < most or idle:
+                    if len(waiting) <= len(starting):
+                        fresh = next(pending, None)
+                        if fresh is not None:
+                            waiting.append((fresh, 1))
+                        elif not (idle and waiting):
+                            break
                     if idle:
-                        actor = idle.pop()
+                        free, work = idle.pop(), waiting.popleft()
+                        running[free.run.remote(work[0])] = (free, *work)
                     else:
-                        actor, started = self._actor.remote(job), started + 1
-                    running[actor.run.remote(work[0])] = (actor, *work)
-                if not running:
+                        new = actor.remote(job, self._work)
+                        starting[new.ready.remote()] = new
+                if not running and not waiting:
                     return
-                done, _ = ray.wait(list(running), num_returns=1)
+                while idle and len(idle) + len(running) + len(starting) > demand.least:
+                    ray.kill(idle.pop())
+                done, _ = ray.wait([*running, *starting], num_returns=1, timeout=RECOUNT_SECONDS)
                 for reference in done:
-                    actor, unit, attempt = running.pop(reference)
-                    outcome = self._collect(reference, unit, attempt)
-                    # After a failure of the process itself the actor is gone; a new one takes its place.
-                    if outcome.error is None or isinstance(outcome.error, GenRepError):
-                        idle.append(actor)
+                    if reference in starting:
+                        new = starting.pop(reference)
+                        error = _error_of(reference)
+                        if error is None:
+                            idle.append(new)
+                            continue
+                        ray.kill(new)
+                        if not waiting:
+                            continue
+                        # The process did not even start. That is charged to a unit: it must not go on for ever. Nor is it its fault.
+                        unit, attempt = waiting.popleft()
+                        outcome = Outcome(unit, {}, attempt, error)
                     else:
-                        ray.kill(actor)
+                        free, unit, attempt = running.pop(reference)
+                        outcome = self._collect(reference, unit, attempt)
+                        # After a failure of the process itself the actor is gone; a new one takes its place.
+                        if outcome.error is None or isinstance(outcome.error, GenRepError):
+                            idle.append(free)
+                        else:
+                            ray.kill(free)
                     if self._wants_retry(outcome):
-                        queue.append((unit, attempt + 1))
+                        waiting.append((unit, attempt + 1))
                     else:
                         yield outcome
         finally:
-            for actor in idle + [entry[0] for entry in running.values()]:
-                ray.kill(actor)
+            for one in [*starting.values(), *idle, *(entry[0] for entry in running.values())]:
+                ray.kill(one)
+
+    def _slots_now(self, demand: Demand) -> int:
+        """Workers that fit on the nodes that are there: others may have joined or gone."""
+        if time.monotonic() - self._counted > RECOUNT_SECONDS:
+            self._nodes, self._counted = _living_nodes() or self._nodes, time.monotonic()
+        return slots(self._nodes, demand)
 
     def _collect(self, reference: Any, unit: Unit, attempt: int) -> Outcome:
         try:
@@ -148,12 +227,12 @@ class RayExecutor:
             cause = error.cause if isinstance(error.cause, Exception) else error
             return Outcome(unit, {}, attempt, cause)
         except (RayError, GenRepError) as error:
-            return Outcome(unit, {}, attempt, error)
+            return Outcome(unit, {}, attempt, error, crashed=isinstance(error, WorkerCrashedError | ActorDiedError))
 
     def _wants_retry(self, outcome: Outcome) -> bool:
         return outcome.error is not None and not isinstance(outcome.error, HOPELESS) and outcome.attempts <= self._retries
 
-    def _attach(self, address: str | None, workers: int | None) -> None:
+    def _attach(self, address: str | None) -> None:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         handler = signal.getsignal(signal.SIGTERM)
         if address is not None:
@@ -162,24 +241,101 @@ class RayExecutor:
         elif "RAY_ADDRESS" in os.environ:
             ray.init(**quiet)
         else:
-            ray.init(address="local", num_cpus=workers or os.cpu_count() or 1, include_dashboard=False, **quiet)
+            _private_token()
+            ray.init(address="local", num_cpus=_local_cpus(self._resources), include_dashboard=False, **quiet)
+        self._head = HeadWatch(ray.get_runtime_context().gcs_address)
         # Ray takes SIGTERM for itself; whoever handled it before does so again.
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
 
 
-def _schedulable_nodes(num_gpus: float) -> list[Resources]:
-    """What each living node has. PlanError when none can hold a worker, after the seconds of GENREP_WAIT_FOR_NODES."""
+def _error_of(reference: Any) -> RayError | None:
+    """Why an actor is not ready; None when it is."""
+    try:
+        ray.get(reference)
+    except RayError as error:
+        return error
+    return None
+
+
+class _Gauges:
+    """What Prometheus reads from the node on which the driver runs."""
+
+    def __init__(self) -> None:
+        tags = ("experiment", "stage")
+        self._units = Gauge("genrep_units", "Units of work; of retrain, models.", tag_keys=(*tags, "state"))
+        self._rate = Gauge("genrep_units_per_second", "Units that ended, a second; of retrain, models.", tag_keys=tags)
+        self._left = Gauge("genrep_seconds_left", "Of a stage, at its present rate.", tag_keys=tags)
+        self._failed = Gauge("genrep_failures", "Units that failed for good.", tag_keys=("experiment", "kind"))
+        self._retried = Gauge("genrep_retried", "Attempts that failed and were made again.", tag_keys=("experiment",))
+
+    def show(self, experiment: str, counts: Mapping[str, Any]) -> None:
+        for stage, count in counts["stages"].items():
+            tags = {"experiment": experiment, "stage": stage}
+            for state in ("done", "running", "left", "failed"):
+                self._units.set(count[state], {**tags, "state": state})
+            self._rate.set(count["rate"], tags)
+            if count["seconds_left"] is not None:
+                self._left.set(count["seconds_left"], tags)
+        for kind, failed in counts["failures"]["by_kind"].items():
+            self._failed.set(failed, {"experiment": experiment, "kind": kind})
+        self._retried.set(counts["failures"]["retried"], {"experiment": experiment})
+
+
+def cluster_nodes(address: str) -> list[Resources]:
+    """What each node of a running cluster has. ConnectionError when there is none at ``address``."""
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        return _living_nodes()
+    finally:
+        ray.shutdown()
+
+
+def _private_token() -> None:
+    """Make the token that keeps others out of the cluster of this machine, where there is none: readable by this user alone.
+
+    Ray would make one itself, with the permissions of the umask.
+    """
+    if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    # Where it cannot be written Ray says so; where it is there, it may be that of a cluster.
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+
+
+def _living_nodes() -> list[Resources]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def _local_cpus(resources: ResourcesSection) -> int:
+    """CPUs of a cluster on this machine: all, or those of the workers that were asked for."""
+    machine = os.cpu_count() or 1
+    if resources.workers is None:
+        return machine
+    widest = max((stage.num_cpus or 0.0 for stage in resources.stages.values()), default=0.0)
+    return max(math.ceil(resources.workers * resources.num_cpus), min(machine, math.ceil(widest)))
+
+
+def _schedulable_nodes(resources: ResourcesSection) -> list[Resources]:
+    """What each living node has. PlanError when they cannot hold the workers, after the seconds of GENREP_WAIT_FOR_NODES."""
     deadline = time.monotonic() + float(os.environ.get("GENREP_WAIT_FOR_NODES", "0"))
     asked = False
     while True:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        if workers_held(nodes, num_gpus):
+        nodes = _living_nodes()
+        demands = all_demands(resources, nodes)
+        error = unschedulable(nodes, demands)
+        if error is None:
             return nodes
         if time.monotonic() >= deadline:
-            refuse_unschedulable(nodes, num_gpus)
+            raise error
         if not asked:
             # A cluster that grows by itself does so for what is asked of it.
-            ray.autoscaler.sdk.request_resources(bundles=[{"CPU": 1, "GPU": num_gpus} if num_gpus else {"CPU": 1}])
+            needed = {"CPU": max(d.num_cpus for d in demands), "GPU": max(d.num_gpus for d in demands)}
+            bundle = {name: amount for name, amount in needed.items() if amount}
+            ray.autoscaler.sdk.request_resources(bundles=[bundle] * max(d.least for d in demands))
             asked = True
         time.sleep(1.0)

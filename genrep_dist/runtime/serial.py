@@ -9,7 +9,7 @@ import psutil
 from genrep_dist.runtime.executor import HOPELESS, Outcome
 from genrep_dist.stages.execute import execute
 from genrep_dist.stages.job import Job
-from genrep_dist.units import Unit
+from genrep_dist.units import StageName, Unit
 
 
 class SerialExecutor:
@@ -21,6 +21,10 @@ class SerialExecutor:
     def __init__(self, retries: int) -> None:
         self._retries = retries
         self.memory_bytes = int(psutil.virtual_memory().total)
+
+    def slots_for(self, stage: StageName) -> int:
+        del stage
+        return self.slots
 
     def run(self, job: Job, units: Iterable[Unit], *, actors: bool = False) -> Generator[Outcome, None, None]:
         del actors

@@ -16,10 +16,13 @@ class Signals:
     """While entered, the first stopping signal raises KeyboardInterrupt in the main thread, and the second ends the process at once.
 
     Nothing is lost either way: a unit's work is in the store whole or not at all, so what is in flight is abandoned. ``received``
-    is the number of the first signal. Outside the main thread, which alone may take signals, nothing is changed.
+    is the number of the first signal. ``say`` is asked at once for a text to be written to stderr: who sent the signal may follow
+    it by SIGKILL within seconds (`ray job stop` waits for three). Outside the main thread, which alone may take signals, nothing
+    is changed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[], str] = lambda: "") -> None:
+        self._say = say
         self.received: int | None = None
         self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
@@ -57,5 +60,5 @@ class Signals:
             os.write(2, b"ended at once; what is committed is kept\n")
             os._exit(128 + number)
         self.received = number
-        os.write(2, f"{signal.Signals(number).name}: stopping; once more ends at once\n".encode())
+        os.write(2, f"{self.name}: stopping; once more ends at once\n{self._say()}".encode())
         raise KeyboardInterrupt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from genrep_dist.errors import CorruptError, StoreError
 from genrep_dist.evaluation.deletion import ASKED_SCHEMA
 from genrep_dist.evaluation.subsets import draw_left_out, draw_subsets
 from genrep_dist.plan import Plan
 from genrep_dist.sections import BrittlenessSection, DeletionSection
+from genrep_dist.stages.job import sample_ids
 from genrep_dist.store import Store
 from genrep_dist.store.tables import scan_frame
 from genrep_dist.units import Retraining
@@ -24,6 +26,7 @@ Row = dict[str, Any]
 TABLE_SCHEMA: dict[str, type[pl.DataType]] = {"metric": pl.String, **ASKED_SCHEMA, "subset": pl.Int64}
 """``metric`` is "deletion", "brittleness", "lds" or "loo". The first two ask for a removal by a method for a test point; the last two
 for the model of a subset, whose number is ``subset``, and leave method, test_id, output_position, sign and fraction null."""
+NULLABLE = ("method", "test_id", "output_position", "sign", "fraction", "subset")
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,48 @@ def ask(plan: Plan, store: Store, train_ids: Ids, test_ids: Ids) -> Asked:
     """Read off the committed attributions, and draw, what the metrics need; ``train_ids`` (N,), ``test_ids`` (T,) of all samples."""
     desk = _Desk(plan, store, train_ids, test_ids)
     for seed in plan.experiment.seeds:
-        desk.ask(seed)
+        desk.ask(seed, plan.experiment.methods)
+        desk.ask_subsets(seed)
     return Asked(pl.DataFrame(desk.rows, schema=TABLE_SCHEMA, orient="row"), desk.unique)
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """``keys`` of the distinct retrainings that the store can tell already; ``more``: at most so many of what it cannot tell yet."""
+
+    keys: frozenset[str]
+    more: int
+
+
+def foresee(plan: Plan, store: Store) -> Foreseen:
+    """Before a run: what will be asked for, as far as the store holds data and scores of it. Nothing is computed."""
+    keys, methods = plan.keys, plan.experiment.methods
+    try:
+        ids = sample_ids(store, keys.data, "train"), sample_ids(store, keys.data, "test")
+    except StoreError:
+        return Foreseen(frozenset(), plan.retrainings_at_most)
+    desk, more = _Desk(plan, store, *ids), 0
+    originals = _original_outputs(plan, store)
+    for seed in plan.experiment.seeds:
+        for name in methods:
+            address = keys.attribution(seed, plan.experiment.method(name))
+            if seed not in originals or not store.artifact("attribution", address).is_committed():
+                more += plan.removals_of_a_method()
+                continue
+            try:
+                desk.ask(seed, [name], originals[seed])
+            except CorruptError:  # a run puts it aside and makes it anew
+                more += plan.removals_of_a_method()
+        desk.ask_subsets(seed)
+    return Foreseen(frozenset(desk.unique), more)
+
+
+def _original_outputs(plan: Plan, store: Store) -> dict[int, npt.NDArray[np.float64]]:
+    """Outputs (T, C) of the original models that are in the ledger, by seed: also of those that were trained for other checkpoints."""
+    seeds = {plan.keys.retraining(seed, (), "same"): seed for seed in plan.experiment.seeds}
+    ledger = store.ledger(plan.keys.training).scan().filter(pl.col("num_removed") == 0).select("key", "outputs").collect()
+    found = {seeds[key]: outputs for key, outputs in ledger.iter_rows() if key in seeds}
+    return {seed: np.asarray(outputs).reshape(-1, plan.shape.num_outputs) for seed, outputs in found.items()}
 
 
 class _Desk:
@@ -68,12 +111,14 @@ class _Desk:
         self.rows: list[Row] = []
         self.unique: dict[str, Retraining] = {}
 
-    def ask(self, seed: int) -> None:
+    def ask(self, seed: int, methods: Sequence[str], outputs: npt.NDArray[np.floating[Any]] | None = None) -> None:
+        """``outputs`` (T, C) of the seed's original model; None: those of its artifact."""
         experiment = self.plan.experiment
-        outputs = self.store.artifact("train", self.keys.train(seed)).read("outputs_test")
+        if outputs is None:
+            outputs = self.store.artifact("train", self.keys.train(seed)).read("outputs_test")
         points = [Point.of(row, outputs[row], experiment.target.output) for row in self.keys.test_positions(seed)]
-        for name, method in zip(experiment.methods, experiment.parsed_methods, strict=True):
-            artifact = self.store.artifact("attribution", self.keys.attribution(seed, method))
+        for name in methods:
+            artifact = self.store.artifact("attribution", self.keys.attribution(seed, experiment.method(name)))
             orders = {sign: artifact.read(f"order_{sign}") for sign in self._signs()}
             for number, point in enumerate(points):
                 for sign in experiment.deletion.signs:
@@ -81,7 +126,9 @@ class _Desk:
                 if experiment.brittleness is not None:
                     sign = point.supports
                     self._removals("brittleness", experiment.brittleness, seed, name, point, sign, orders[sign][number])
-        for metric, section, masks in self._subsets(seed):
+
+    def ask_subsets(self, seed: int) -> None:
+        for metric, section, masks in subsets(self.plan, seed):
             for subset, mask in enumerate(masks):
                 for replicate in range(section.replicates):
                     row = {"metric": metric, "seed": seed, "subset": subset}
@@ -99,9 +146,6 @@ class _Desk:
             for replicate in range(section.replicates if count else 1):
                 place = {**row, "output_position": cell, "fraction": fraction}
                 self._enter(place, seed, order[:count], section.retrain, replicate)
-
-    def _subsets(self, seed: int) -> Iterator[tuple[str, Any, npt.NDArray[np.bool_]]]:
-        return subsets(self.plan, seed)
 
     def _enter(self, row: Row, seed: int, removed_ids: Ids, policy: Literal["same", "fresh"], replicate: int) -> None:
         removed = tuple(sorted(removed_ids.tolist()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from genrep_dist.stages.importances import importance
 from genrep_dist.stages.job import Workbench, to_numpy
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.units import AttributionUnit
+
+KernelOf = Callable[[str, int], Tensor]
 
 SIGNS: tuple[Sign, ...] = ("negative", "positive")
 
@@ -46,12 +49,12 @@ def _efficiency_gap(phi: Tensor, seed: int, bench: Workbench) -> float:
     return float((explained - phi.sum(dim=0)).abs().max())
 
 
-def attribution(method: Method, seed: int, bench: Workbench) -> Tensor:
-    """Phi (N, M) float64 of a method for the test points of ``seed``."""
+def attribution(method: Method, seed: int, bench: Workbench, kernel: KernelOf | None = None) -> Tensor:
+    """Phi (N, M) float64 of a method for the test points of ``seed``; ``kernel(name, epoch)`` (N, C, M), by default as stored."""
     if method.importance == "random":
         return bench.random_scores(seed).double()
     epochs = bench.keys.method_epochs(method)
-    kernels = [_kernel(bench, seed, method.kernel, epoch) for epoch in epochs]
+    kernels = [(kernel(method.kernel, epoch) if kernel else _kernel(bench, seed, method.kernel, epoch)).double() for epoch in epochs]
     if method.checkpoint == "all":
         alphas = [importance(bench, "target", seed, method.kernel, epoch) for epoch in epochs]
         return tracincp((bench.rate(seed, e), a, k) for e, a, k in zip(epochs, alphas, kernels, strict=True))
@@ -65,4 +68,4 @@ def _alpha_epoch(method: Method, bench: Workbench, kernel_epoch: int) -> int:
 
 
 def _kernel(bench: Workbench, seed: int, kernel: str, epoch: int) -> Tensor:
-    return torch.from_numpy(bench.store.artifact("kernel", bench.keys.kernel(seed, kernel, epoch)).read("kernel")).double()
+    return torch.from_numpy(bench.store.artifact("kernel", bench.keys.kernel(seed, kernel, epoch)).read("kernel"))

@@ -59,6 +59,35 @@ class Gram:
             _add_product(result, vectors, rows, columns, torch.from_numpy(self._reader.read(rows, columns)))
         return result.reshape(alpha.shape)
 
+    def sample(self, rows: Tensor, num_outputs: int) -> Tensor:
+        """K[:, rows] (N C, r) float64 for ``rows`` (r,) of the N C rows of K; from tiles in one pass over them.
+
+        A scalar kernel is seen as the matrix-valued one that it stands for, K times the identity of the C = ``num_outputs`` outputs.
+        """
+        repeated = num_outputs // self._rows_per_sample
+        entries, where = torch.unique(rows // repeated, return_inverse=True)
+        base = self._entries(entries)
+        if repeated == 1:
+            return base[:, where] if len(where) != len(entries) else base
+        result = torch.zeros(self.size, repeated, len(rows), dtype=torch.float64)
+        result[:, rows % repeated, torch.arange(len(rows))] = base[:, where]
+        return result.flatten(0, 1)
+
+    def _entries(self, entries: Tensor) -> Tensor:
+        """Columns (R, r) float64 of the stored matrix at ``entries`` (r,), ascending."""
+        if self._dense is not None:
+            return self._dense[entries].T.contiguous()  # K is symmetric, and its rows lie together
+        result = torch.empty(self.size, len(entries), dtype=torch.float64)
+        for rows, columns in self.tiles():
+            tile = torch.from_numpy(self._reader.read(rows, columns))
+            chosen = (entries >= columns.start) & (entries < columns.stop)
+            result[rows, chosen] = tile[:, entries[chosen] - columns.start].double()
+            if rows != columns:
+                chosen = (entries >= rows.start) & (entries < rows.stop)
+                result[columns, chosen] = tile[entries[chosen] - rows.start].T.double()
+            del tile  # it is gone before the next one is read
+        return result
+
     def columns(self, rows: Tensor, update: Tensor) -> Tensor:
         """K[:, rows] ``update`` (N, C) for ``rows`` (B,) and ``update`` (B, C) float64: what a step over a batch changes.
 

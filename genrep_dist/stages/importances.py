@@ -44,6 +44,7 @@ def _surrogate(unit: ImportanceUnit, bench: Workbench, gram: Gram, outputs: Tens
         tolerance=asked.tolerance,
         max_iterations=asked.max_iterations,
         allow_unconverged=asked.allow_unconverged,
+        columns=lambda rows: gram.sample(rows, outputs.shape[1]),
     )
     return alpha, asdict(certificate)
 

@@ -3,73 +3,99 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from genrep_dist.representers.kernels import last_layer_block, ntk_block, per_output
+from genrep_dist.plan import PANEL
+from genrep_dist.representers.factored import FeatureRows, Prepared
+from genrep_dist.representers.kernels import last_layer_block, per_output
 from genrep_dist.stages.job import Workbench, to_numpy
+from genrep_dist.stages.prefetch import RECENT, Ahead
+from genrep_dist.store.features import RowsReader
 from genrep_dist.units import GramUnit, KernelUnit
 
-FeatureRows = Callable[[int, int], Tensor]
+Rows = Tensor | FeatureRows
 Span = tuple[int, int]
 Product = Callable[[Span, Span], Tensor]
 
 
 def run_kernel(unit: KernelUnit, bench: Workbench) -> dict[str, float]:
     """K of one block of training rows with all test points of the seed: (rows, C, M)."""
-    num_outputs = bench.train_artifact(unit.seed).read("outputs_test").shape[1]
-    if unit.kernel in bench.own_kernels:
-        positions = bench.test_positions(unit.seed)
-        scalar = bench.own_kernel_block(unit, bench.train.inputs[unit.start : unit.stop], bench.test.inputs[positions])
-        block = per_output(scalar, bench.target_outputs(unit.seed), num_outputs)
-    else:
-        rows = _feature_rows(unit, bench)(unit.start, unit.stop).float()
-        test = bench.test_features(unit.seed, unit.kernel, unit.epoch).float()
-        if unit.kernel == "last-layer":
-            block = last_layer_block(rows, test, bench.target_outputs(unit.seed), num_outputs)
-        else:
-            block = ntk_block(rows, test)
+    block = kernel_block(unit, bench)
     artifact = bench.store.artifact("kernel", bench.keys.kernel(unit.seed, unit.kernel, unit.epoch))
     artifact.write_part(unit.part, "kernel", (unit.start, 0, 0), to_numpy(block.float()), seconds=bench.elapsed())
     return {"rows": float(unit.stop - unit.start)}
 
 
+def kernel_block(unit: KernelUnit, bench: Workbench) -> Tensor:
+    """K (rows, C, M) of the unit's training rows with the seed's test points."""
+    num_outputs = bench.train_artifact(unit.seed).read("outputs_test").shape[1]
+    if unit.kernel in bench.own_kernels:
+        positions = bench.test_positions(unit.seed)
+        scalar = bench.own_kernel_block(unit, bench.train.inputs[unit.start : unit.stop], bench.test.inputs[positions])
+        return per_output(scalar, bench.target_outputs(unit.seed), num_outputs)
+    rows = _feature_rows(unit, bench)(unit.start, unit.stop)
+    if isinstance(rows, FeatureRows):
+        # The few test points are spelled out and kept; the training rows pass by a few at a time.
+        return bench.test_rows(unit.seed, unit.epoch).inner(rows).T.reshape(len(rows), num_outputs, -1)
+    test = bench.test_features(unit.seed, unit.kernel, unit.epoch).float()
+    return last_layer_block(rows.float(), test, bench.target_outputs(unit.seed), num_outputs)
+
+
 def run_gram(unit: GramUnit, bench: Workbench) -> dict[str, float]:
-    """One tile of the gram, by products of blocks of training rows, with two blocks and the tile in memory."""
+    """One tile of the gram, by products of blocks of training rows, with the tile and BLOCKS_HELD blocks in memory.
+
+    Stored features are read by a thread while the block before them is multiplied.
+    """
     num_train = len(bench.train.ids)
     artifact = bench.store.artifact("gram", bench.keys.gram(unit.seed, unit.kernel, unit.epoch))
     # The grid counts rows of the gram, C of them for each training row where the kernel is matrix-valued.
     edge = artifact.declared_chunks("gram")
+    spans, across = ((at * unit.tile, min((at + 1) * unit.tile, num_train)) for at in (unit.row, unit.column))
+    ahead = None
     if unit.kernel in bench.own_kernels:
         product: Product = lambda left, right: bench.own_kernel_block(  # noqa: E731
             unit, bench.train.inputs[slice(*left)], bench.train.inputs[slice(*right)]
         )
     else:
-        product = feature_products(_feature_rows(unit, bench))
-    tile = gram_tile(
-        product,
-        (unit.row * unit.tile, min((unit.row + 1) * unit.tile, num_train)),
-        (unit.column * unit.tile, min((unit.column + 1) * unit.tile, num_train)),
-        unit.block,
-    )
+        # Gradients that are computed have no disk to wait for.
+        ahead = Ahead(_feature_rows(unit, bench), reads(spans, across, unit.block) if unit.stored else ())
+        product = feature_products(ahead)
+    with ahead or nullcontext():
+        tile = gram_tile(product, spans, across, unit.block)
     artifact.write_part(unit.part, "gram", (unit.row * edge[0], unit.column * edge[1]), tile, seconds=bench.elapsed())
     return {"numbers": float(tile.size)}
 
 
-def feature_products(rows: FeatureRows) -> Product:
-    """<Phi_i, Phi_j> of two spans of rows, from ``rows(start, stop)`` -> (rows, ..., P); it keeps the left span's features."""
-    kept: dict[Span, Tensor] = {}
+def feature_products(rows: Callable[[int, int], Rows]) -> Product:
+    """<Phi_i, Phi_j> of two spans of rows, from ``rows(start, stop)`` -> (rows, ..., P) or factors; it keeps PANEL left spans' features."""
+    kept: dict[Span, Tensor | Prepared] = {}
 
     def product(left: Span, right: Span) -> Tensor:
         if left not in kept:
-            kept.clear()
-            kept[left] = _flat(rows(*left))
-        return kept[left] @ (kept[left] if right == left else _flat(rows(*right))).T
+            while len(kept) >= PANEL:
+                del kept[next(iter(kept))]
+            kept[left] = _ready(rows(*left))
+        return _inner(kept[left], None if right == left else rows(*right))
 
     return product
+
+
+def _ready(rows: Rows) -> Tensor | Prepared:
+    return rows.prepared() if isinstance(rows, FeatureRows) else _flat(rows)
+
+
+def _inner(left: Tensor | Prepared, right: Rows | None) -> Tensor:
+    """All products of two blocks; None is the left block itself."""
+    if isinstance(left, Prepared):
+        assert not isinstance(right, Tensor)
+        return left.inner(left.rows if right is None else right)
+    assert not isinstance(right, FeatureRows)
+    return left @ (left if right is None else _flat(right)).T
 
 
 def gram_tile(product: Product, row_range: Span, column_range: Span, block: int) -> npt.NDArray[np.float32]:
@@ -80,23 +106,45 @@ def gram_tile(product: Product, row_range: Span, column_range: Span, block: int)
     diagonal = row_range == column_range
     tile: Tensor | None = None
     per_row = 1
-    for left in _blocks(row_range, block):
-        for right in _blocks(column_range, block):
-            if diagonal and right[0] < left[0]:
-                continue
-            values = product(left, right).float()
-            if tile is None:
-                per_row = len(values) // (left[1] - left[0])
-                tile = values.new_empty((row_range[1] - row_range[0]) * per_row, (column_range[1] - column_range[0]) * per_row)
-            if diagonal and left == right:
-                values = torch.triu(values) + torch.triu(values, 1).T
-            at = slice((left[0] - row_range[0]) * per_row, (left[1] - row_range[0]) * per_row)
-            across = slice((right[0] - column_range[0]) * per_row, (right[1] - column_range[0]) * per_row)
-            tile[at, across] = values
-            if diagonal and right != left:
-                tile[across, at] = values.T
+    for left, right in _pairs(row_range, column_range, block):
+        values = product(left, right).float()
+        if tile is None:
+            per_row = len(values) // (left[1] - left[0])
+            tile = values.new_empty((row_range[1] - row_range[0]) * per_row, (column_range[1] - column_range[0]) * per_row)
+        if diagonal and left == right:
+            values = torch.triu(values) + torch.triu(values, 1).T
+        at = slice((left[0] - row_range[0]) * per_row, (left[1] - row_range[0]) * per_row)
+        across = slice((right[0] - column_range[0]) * per_row, (right[1] - column_range[0]) * per_row)
+        tile[at, across] = values
+        if diagonal and right != left:
+            tile[across, at] = values.T
     assert tile is not None
     return to_numpy(tile)
+
+
+def reads(row_range: Span, column_range: Span, block: int) -> Iterator[Span]:
+    """The spans that :func:`feature_products` reads for a tile, in their order."""
+    lefts: list[Span] = []
+    recent: list[Span] = []
+    for left, right in _pairs(row_range, column_range, block):
+        asked = [right] if right != left else []
+        if left not in lefts:
+            lefts = [*lefts[1 - PANEL :], left]
+            asked.insert(0, left)
+        for span in asked:
+            if span not in recent:
+                yield span
+            recent = [*(other for other in recent if other != span), span][-RECENT:]
+
+
+def _pairs(row_range: Span, column_range: Span, block: int) -> Iterator[tuple[Span, Span]]:
+    """The blocks of a tile, in panels of PANEL block rows, so that a right block is read once for each panel."""
+    lefts = list(_blocks(row_range, block))
+    for start in range(0, len(lefts), PANEL):
+        for right in _blocks(column_range, block):
+            for left in lefts[start : start + PANEL]:
+                if row_range != column_range or right[0] >= left[0]:
+                    yield left, right
 
 
 def _flat(features: Tensor) -> Tensor:
@@ -108,8 +156,15 @@ def _blocks(span: Span, block: int) -> Iterator[Span]:
     return ((start, min(start + block, span[1])) for start in range(span[0], span[1], block))
 
 
-def _feature_rows(unit: KernelUnit | GramUnit, bench: Workbench) -> FeatureRows:
+def _feature_rows(unit: KernelUnit | GramUnit, bench: Workbench) -> Callable[[int, int], Rows]:
+    """Features of training rows by their span: read where they are stored, else computed."""
     if not unit.stored:
+        if unit.kernel == "ntk":
+            return lambda start, stop: bench.feature_rows(unit.seed, unit.epoch, start, stop)
         return lambda start, stop: bench.features(unit.seed, unit.kernel, unit.epoch, start, stop)
-    reader = bench.store.artifact("features", bench.keys.features(unit.seed, unit.kernel, unit.epoch)).reader("features")
+    artifact = bench.store.artifact("features", bench.keys.features(unit.seed, unit.kernel, unit.epoch))
+    if unit.kernel == "ntk":
+        stored = RowsReader(artifact)
+        return lambda start, stop: stored.read(start, stop).to(torch.float32, bench.device)
+    reader = artifact.reader("features")
     return lambda start, stop: torch.from_numpy(reader.read(slice(start, stop))).to(bench.device)

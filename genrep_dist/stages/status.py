@@ -8,7 +8,7 @@ import polars as pl
 
 from genrep_dist.errors import StoreError
 from genrep_dist.plan import Plan
-from genrep_dist.stages.asked import read_asked
+from genrep_dist.stages.asked import foresee, read_asked
 from genrep_dist.stages.assembly import assemblies, missing_units
 from genrep_dist.store import Store
 from genrep_dist.units import StageName
@@ -28,12 +28,16 @@ class StageStatus:
         return (self.total - self.done) / self.total if self.total else 0.0
 
 
-def stage_status(plan: Plan, store: Store) -> list[StageStatus]:
-    """Every stage of the plan, in order. Nothing is computed and no problem is loaded."""
+def stage_status(plan: Plan, store: Store, *, foreseen: bool = False) -> list[StageStatus]:
+    """Every stage of the plan, in order. Nothing is computed and no problem is loaded.
+
+    ``foreseen``: before a run has asked, look up which of its retrainings the store can tell already, and which of those are there.
+    That reads all scores; without it only the largest possible number is told.
+    """
     found = []
     for stage in plan.stages:
         if stage.name == "retrain":
-            found.append(_retrain_status(plan, store))
+            found.append(_retrain_status(plan, store, foreseen=foreseen))
             continue
         total = done = 0
         for assembly in assemblies(plan, stage.name):
@@ -43,14 +47,22 @@ def stage_status(plan: Plan, store: Store) -> list[StageStatus]:
     return found
 
 
-def _retrain_status(plan: Plan, store: Store) -> StageStatus:
+def _retrain_status(plan: Plan, store: Store, *, foreseen: bool) -> StageStatus:
     known = store.ledger(plan.keys.training).keys()
-    attributions = list(assemblies(plan, "attributions"))
-    if any(missing_units(store, assembly) for assembly in attributions):
+    wanted = _asked_keys(plan, store)
+    if wanted is not None:
+        return StageStatus("retrain", len(wanted), len(wanted & known))
+    if not foreseen:
         return StageStatus("retrain", plan.retrainings_at_most, 0, exact=False)
+    found = foresee(plan, store)
+    return StageStatus("retrain", len(found.keys) + found.more, len(found.keys & known), exact=not found.more)
+
+
+def _asked_keys(plan: Plan, store: Store) -> set[str] | None:
+    """Keys of all retrainings that the run asks for; None while it has not asked."""
+    if any(missing_units(store, assembly) for assembly in assemblies(plan, "attributions")):
+        return None
     try:
-        asked = read_asked(plan, store).filter(pl.col("num_removed") > 0)
-        wanted = set(asked.select("key").unique().collect()["key"])
+        return set(read_asked(plan, store).filter(pl.col("num_removed") > 0).select("key").unique().collect()["key"])
     except StoreError:
-        return StageStatus("retrain", plan.retrainings_at_most, 0, exact=False)
-    return StageStatus("retrain", len(wanted), len(wanted & known))
+        return None

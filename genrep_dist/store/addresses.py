@@ -19,6 +19,7 @@ from obstore.exceptions import BaseError
 from obstore.store import ObjectStore, from_url
 
 from genrep_dist.errors import StoreError
+from genrep_dist.store.disk import free_text
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
@@ -114,7 +115,12 @@ def _refusal(text: str, uri: str, where: str) -> StoreError:
     scheme, _, rest = uri.partition("://")
     reason = _reason(text)
     if scheme not in CREDENTIALS:
-        return StoreError("the store's disk refuses", where=where, got=reason, remedy="check the disk, its free space and permissions")
+        return StoreError(
+            "the store's disk refuses",
+            where=where,
+            got=f"{reason}; {free_text(Path(uri))}",
+            remedy="check the disk, its free space and permissions, and run the same command again: only what is missing is computed",
+        )
     bucket = rest.partition("/")[0]
     if _NO_CREDENTIALS.search(text):
         return StoreError(f"no credentials for the bucket {bucket} were found", where=where, got=reason, remedy=CREDENTIALS[scheme])

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import zarr
+from zarr.abc.store import ByteRequest
 from zarr.codecs import Crc32cCodec
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.errors import ContainsArrayError
 from zarr.storage import ObjectStore
 
 from genrep_dist.errors import CorruptError, NonFiniteError, NotCommittedError, StoreError
+from genrep_dist.store.chunks import checksum, first_non_finite, read_window, write_chunk
 from genrep_dist.store.objects import Objects
 
 SCHEMA_VERSION = 1
@@ -67,8 +72,10 @@ class Artifact:
         if existing is not None:
             if (existing.shape, existing.chunks, str(existing.dtype)) == (tuple(shape), tuple(chunks), dtype):
                 return
+            # Records first: one that outlives its block would vouch for a block of another grid.
+            self._objects.delete_folder(f"{self.path}/parts")
             self._objects.delete_folder(self.path)
-        with self._objects.explained(f"{self.path}/{name}"):
+        with self._objects.explained(f"{self.path}/{name}"), suppress(ContainsArrayError):  # another driver was faster, with equal bytes
             zarr.create_array(
                 self._group(),
                 name=name,
@@ -81,7 +88,8 @@ class Artifact:
                 attributes=dict(attributes or {}),
                 # A comparison of each chunk with the fill value costs more than writing it.
                 config={"write_empty_chunks": True},
-                overwrite=True,
+                # Never over another driver's array, whose blocks that would delete.
+                overwrite=False,
             )
 
     def write_part(self, part: str, name: str, starts: Sequence[int], values: Array, **statistics: Any) -> None:
@@ -91,19 +99,29 @@ class Artifact:
         back is not what was written.
         """
         array = self._require(name, mode="r+")
-        window = tuple(slice(start, start + size) for start, size in zip(starts, values.shape, strict=True))
+        self._check_block(array, name, starts, values)
         _refuse_non_finite(values, f"{self.path}/{name}{list(starts)}")
+        chunk = _whole_chunk(array, values)
+        path = self._chunk_path(name, [start // size for start, size in zip(starts, array.chunks, strict=True)])
+        # A record on the disk whose block is not would vouch for nothing: the block is synced first.
+        if path is not None:
+            with self._objects.writing(f"{self.path}/{name}{list(starts)}"):
+                crc = write_chunk(path, chunk)
+        else:
+            crc = self._write_remote(array, name, starts, values, chunk)
+        self._objects.put_json(f"{self.path}/parts/{part}.json", {"array": name, "starts": list(starts), "crc32c": crc, **statistics})
+
+    def _write_remote(self, array: zarr.Array[Any], name: str, starts: Sequence[int], values: Array, chunk: Array) -> int:
+        """Write a part through Zarr, read it back; its checksum."""
+        window = tuple(slice(start, start + size) for start, size in zip(starts, values.shape, strict=True))
         with self._objects.explained(f"{self.path}/{name}"):
             array[window] = values
-        checksum = _checksum(values)
-        if _checksum(self._read_window(array, name, window)) != checksum:
+        crc = checksum(chunk)
+        if checksum(_whole_chunk(array, self._read_window(array, name, window))) != crc:
             raise CorruptError(
                 "a part read back differs from what was written", where=f"{self.path}/{name}{list(starts)}", remedy="check the disk"
             )
-        # A record on the disk whose block is not would vouch for nothing.
-        block = "/".join(str(start // size) for start, size in zip(starts, array.chunks, strict=True))
-        self._objects.sync([f"{self.path}/{name}/c/{block}"])
-        self._objects.put_json(f"{self.path}/parts/{part}.json", {"array": name, "starts": list(starts), "crc32": checksum, **statistics})
+        return crc
 
     def write(self, name: str, values: Array, dimension_names: Sequence[str], attributes: Mapping[str, Any] | None = None) -> None:
         """Declare and write a whole array as one file; for small results that one task makes. Synced by :meth:`commit`."""
@@ -113,6 +131,18 @@ class Artifact:
         array = self._require(name, mode="r+")
         with self._objects.explained(f"{self.path}/{name}"):
             array[...] = values
+
+    def _check_block(self, array: zarr.Array[Any], name: str, starts: Sequence[int], values: Array) -> None:
+        """StoreError unless ``values`` are one whole block: part of one would be mixed with what another task writes beside it."""
+        block = tuple(min(chunk, size - start) for start, chunk, size in zip(starts, array.chunks, array.shape, strict=True))
+        if values.shape != block or any(start % chunk for start, chunk in zip(starts, array.chunks, strict=True)):
+            raise StoreError(
+                "a part is not one block of its array",
+                where=f"{self._objects.uri}/{self.path}/{name}{list(starts)}",
+                expected=f"{block}, of blocks of {array.chunks}",
+                got=f"{values.shape}",
+                remedy="another run has cut this array by another resources.memory_budget: give both the same, and run this one again",
+            )
 
     def parts_done(self) -> set[str]:
         """Names of the parts that are recorded as written and verified."""
@@ -140,6 +170,24 @@ class Artifact:
     def is_committed(self) -> bool:
         return self._objects.exists(f"{self.path}/manifest.json")
 
+    def is_intact(self) -> bool:
+        """As :meth:`is_committed`, with the manifest read. CorruptError when it is damaged, or another artifact's."""
+        path = f"{self.path}/manifest.json"
+        try:
+            record = self._objects.get_json(path)
+        except FileNotFoundError:
+            return False
+        if not isinstance(record, dict) or (record.get("kind"), record.get("key")) != (self.kind, self.key):
+            raise CorruptError(
+                "a manifest is not that of its artifact",
+                where=f"{self._objects.uri}/{path}",
+                expected=f"kind {self.kind}, key {self.key}",
+                got=str(record)[:200],
+                remedy="run the experiment again: the file is put aside and made anew",
+                damaged=path,
+            )
+        return True
+
     def manifest(self) -> dict[str, Any]:
         """The manifest; NotCommittedError when there is none."""
         try:
@@ -156,14 +204,15 @@ class Artifact:
         """``name``, or a window of it, as a numpy array. NotCommittedError before the commit, CorruptError for damaged bytes."""
         if not self.is_committed():
             raise self._not_committed()
-        array = self._require(name, mode="r")
+        # The lower half of a gram is the transpose of the upper one, and nowhere else may a block be missing.
+        array = self._require(name, mode="r", whole=self.kind != "gram")
         return self._read_window(array, name, window or (slice(None),) * len(array.shape))
 
     def reader(self, name: str) -> ArrayReader:
         """Many windows of one array, with the commit checked once."""
         if not self.is_committed():
             raise self._not_committed()
-        return ArrayReader(self, name, self._require(name, mode="r"))
+        return ArrayReader(self, name, self._require(name, mode="r", whole=True))
 
     def declared_chunks(self, name: str) -> tuple[int, ...]:
         """The chunk grid of an array, committed or not."""
@@ -172,24 +221,72 @@ class Artifact:
     def attributes(self, name: str) -> dict[str, Any]:
         return dict(self._require(name, mode="r").attrs)
 
+    def damaged_parts(self) -> dict[str, str]:
+        """Of the recorded parts those whose block is gone, cannot be read, or is not what was written: part to the path of its block.
+
+        Reads everything. CorruptError when the array itself, or a record, is damaged.
+        """
+        found = {}
+        for part in sorted(self.parts_done()):
+            record = self._objects.get_json(f"{self.path}/parts/{part}.json")
+            name, starts = record["array"], record["starts"]
+            array = self._require(name, mode="r", whole=True)
+            ends = [min(start + chunk, size) for start, chunk, size in zip(starts, array.chunks, array.shape, strict=True)]
+            try:
+                values = self._read_window(array, name, tuple(map(slice, starts, ends)))
+                sound = checksum(_whole_chunk(array, values)) == record["crc32c"]
+            except CorruptError:
+                sound = False
+            if not sound:
+                block = "/".join(str(start // chunk) for start, chunk in zip(starts, array.chunks, strict=True))
+                found[part] = f"{self.path}/{name}/c/{block}"
+        return found
+
     def _read_window(self, array: zarr.Array[Any], name: str, window: tuple[slice, ...]) -> Array:
         try:
             with self._objects.explained(f"{self.path}/{name}"):
-                return np.asarray(array[window])
+                folder = self._objects.local_path(f"{self.path}/{name}/c")
+                if folder is None or array.ndim == 0:
+                    return np.asarray(array[window])
+                fill = None if isinstance(array.store, _Whole) else array.fill_value
+                return read_window(folder, array.shape, array.chunks, array.dtype, fill, window)
+        except OSError as error:
+            raise StoreError(
+                "a file of the store cannot be read",
+                where=f"{self._objects.uri}/{self.path}/{name}, window {window}",
+                got=str(error),
+                remedy="check the disk and permissions",
+            ) from error
         except ValueError as error:
             raise CorruptError(
                 "a file of the store is damaged",
                 where=f"{self._objects.uri}/{self.path}/{name}, window {window}",
                 got=str(error),
-                remedy=f"delete the folder {self.path} and run again: only this artifact is computed anew",
+                remedy="run the experiment again: what is damaged is put aside and computed anew",
+                damaged=self.path,
             ) from error
 
-    def _open(self, name: str, mode: str = "r") -> zarr.Array[Any] | None:
+    def _chunk_path(self, name: str, block: Sequence[int]) -> Path | None:
+        """Where a chunk's file lies on this machine; None in a bucket."""
+        return self._objects.local_path(f"{self.path}/{name}/c/{'/'.join(map(str, block))}")
+
+    def _open(self, name: str, mode: str = "r", *, whole: bool = False) -> zarr.Array[Any] | None:
+        """The array, None where there is none. ``whole``: reading a block that is not there raises, and is not the fill value."""
         try:
             with self._objects.explained(f"{self.path}/{name}"):
-                return zarr.open_array(self._group(), path=name, mode=cast("Any", mode), zarr_format=3)
+                group = _Whole(self._group().store) if whole else self._group()
+                return zarr.open_array(group, path=name, mode=cast("Any", mode), zarr_format=3)
         except FileNotFoundError:
             return None
+        # What damage to zarr.json comes to depends on where it is.
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptError(
+                "the description of an array is damaged",
+                where=f"{self._objects.uri}/{self.path}/{name}/zarr.json",
+                got=str(error),
+                remedy="run the experiment again: the array is put aside and computed anew",
+                damaged=self.path,
+            ) from error
 
     def _group(self) -> ObjectStore[Any]:
         """The artifact's own folder, which is one Zarr group; opened once, since a bucket's handle has its own connections."""
@@ -197,10 +294,20 @@ class Artifact:
             self._opened = ObjectStore(self._objects.below(self.path))
         return self._opened
 
-    def _require(self, name: str, mode: str) -> zarr.Array[Any]:
-        array = self._open(name, mode)
+    def _require(self, name: str, mode: str, *, whole: bool = False) -> zarr.Array[Any]:
+        array = self._open(name, mode, whole=whole)
         if array is None:
-            raise StoreError("no such array", where=f"{self._objects.uri}/{self.path}", expected=name, got="nothing")
+            where = f"{self._objects.uri}/{self.path}"
+            if self.is_committed():
+                raise CorruptError(
+                    "an array of a finished artifact is gone",
+                    where=where,
+                    expected=name,
+                    got="nothing",
+                    remedy="run the experiment again: the artifact is put aside and computed anew",
+                    damaged=self.path,
+                )
+            raise StoreError("no such array", where=where, expected=name, got="nothing")
         return array
 
     def _not_committed(self) -> NotCommittedError:
@@ -211,6 +318,16 @@ class Artifact:
             got=f"{len(self.parts_done())} recorded parts and no manifest",
             remedy="run the experiment again: only what is missing is computed",
         )
+
+
+class _Whole(ObjectStore[Any]):
+    """A folder of which every block of every array must be there. (Zarr takes a missing block for one of fill values.)"""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        found = await super().get(key, prototype, byte_range)
+        if found is None and "/c/" in key:
+            raise ValueError(f"the file {key} is not there")
+        return found
 
 
 class ArrayReader:
@@ -228,11 +345,17 @@ class ArrayReader:
         return self._artifact._read_window(self._array, self._name, full)
 
 
-def _checksum(values: Array) -> int:
-    return zlib.crc32(np.ascontiguousarray(values).data)
+def _whole_chunk(array: zarr.Array[Any], values: Array) -> Array:
+    """``values`` as the bytes of their chunk: contiguous, little-endian; at the array's edge the rest is the fill value."""
+    values = values.astype(array.dtype.newbyteorder("<"), copy=False)
+    if values.shape == tuple(array.chunks):
+        return np.ascontiguousarray(values)
+    chunk = np.full(array.chunks, array.fill_value, dtype=values.dtype)
+    chunk[tuple(map(slice, values.shape))] = values
+    return chunk
 
 
 def _refuse_non_finite(values: Array, where: str) -> None:
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        first = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+    first = first_non_finite(values) if values.dtype.kind == "f" else None
+    if first is not None:
         raise NonFiniteError("NaN or Inf would be stored", where=where, expected="finite numbers", got=f"{values[first]} at {first}")

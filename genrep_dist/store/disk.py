@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -12,19 +14,55 @@ def write_file(path: Path, data: bytes) -> None:
     """Write ``data`` under another name, sync it, rename it to ``path`` and sync its folder: after a power failure the file is there
     whole, or as it was before. Costs two fsyncs, and one more for each folder that had to be made. Raises OSError.
     """
+    with replacing(path) as handle:
+        done = 0
+        while done < len(data):
+            done += os.write(handle, memoryview(data)[done:])
+        os.fsync(handle)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[int]:
+    """An open file under another name, to be written and synced inside; it is renamed to ``path`` at the end, and its folder synced.
+
+    Raises OSError. After any exception nothing is left and ``path`` is as it was.
+    """
     make_folder(path.parent)
     # Digits after a # are what obstore, too, takes for a file that is being written and does not list.
     aside = path.with_name(f"{path.name}#{secrets.randbelow(10**12)}")
+    handle = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        with aside.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            yield handle
+        finally:
+            os.close(handle)
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def create_file(path: Path, data: bytes) -> bool:
+    """Write ``data`` to ``path``, synced, if there is no such file; whether there was none. Raises OSError."""
+    make_folder(path.parent)
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
+    _sync(path.parent)
+    return True
+
+
+def free_text(folder: Path | None) -> str:
+    """How much room the disk has under ``folder``, for a message."""
+    try:
+        return f"{shutil.disk_usage(folder or '.').free:,} bytes are free"
+    except OSError as error:
+        return f"the free space is not known: {error}"
 
 
 def make_folder(path: Path) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import obstore
+from obstore.exceptions import AlreadyExistsError
 from obstore.store import LocalStore, ObjectStore
 
 from genrep_dist.errors import CorruptError, StoreError
 from genrep_dist.store.addresses import IMPATIENT, explained, open_bucket, parse_uri
-from genrep_dist.store.disk import sync_files, write_file
+from genrep_dist.store.disk import create_file, free_text, sync_files, write_file
 
 
 class Objects:
@@ -66,8 +67,24 @@ class Objects:
             with self.explained(path):
                 obstore.put(self.backend, path, data)
             return
-        with self._writing(path):
+        with self.writing(path):
             write_file(self.root / path, data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write ``data`` at ``path`` if nothing is there; whether it was done. Of several that try at once, one succeeds.
+
+        After a connection that was lost just so, False may come although it was done: whoever must know looks at what is there. In
+        a folder a reader may find less than all of ``data`` for a moment.
+        """
+        if self.root is not None:
+            with self.writing(path):
+                return create_file(self.root / path, data)
+        with self.explained(path):
+            try:
+                obstore.put(self.backend, path, data, mode="create")
+            except AlreadyExistsError:
+                return False
+            return True
 
     def get(self, path: str) -> bytes:
         """The bytes at ``path``; FileNotFoundError when there are none."""
@@ -91,6 +108,11 @@ class Objects:
         with suppress(FileNotFoundError), self.explained(path):
             obstore.delete(self.backend, path)
 
+    def move(self, path: str, to: str) -> None:
+        """Move ``path`` to ``to``; FileNotFoundError when it is not there."""
+        with self.explained(path):
+            obstore.rename(self.backend, path, to)
+
     def delete_folder(self, prefix: str) -> None:
         paths = self._all(prefix)
         if paths:
@@ -104,9 +126,13 @@ class Objects:
     def get_json(self, path: str) -> Any:
         try:
             return json.loads(self.get(path))
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # not JSON, or not even text
             raise CorruptError(
-                "a record of the store is not JSON", where=f"{self.uri}/{path}", got=str(error), remedy="delete that file and run again"
+                "a record of the store is not JSON",
+                where=f"{self.uri}/{path}",
+                got=str(error),
+                remedy="run the experiment again: the file is put aside and made anew",
+                damaged=path,
             ) from error
 
     def below(self, path: str) -> ObjectStore:
@@ -121,7 +147,7 @@ class Objects:
     def sync(self, paths: Iterable[str]) -> None:
         """Have files that were written through :meth:`below`, and the folders above them, on the disk. A bucket has them already."""
         if self.root is not None:
-            with self._writing():
+            with self.writing():
                 sync_files([self.root / path for path in paths], self.root)
 
     def explained(self, path: str = "") -> AbstractContextManager[None]:
@@ -133,15 +159,16 @@ class Objects:
         return None if self.root is None else self.root / path
 
     @contextmanager
-    def _writing(self, path: str = "") -> Iterator[None]:
+    def writing(self, path: str = "") -> Iterator[None]:
+        """What the system refuses inside becomes StoreError."""
         try:
             yield
         except OSError as error:
             raise StoreError(
                 "a file cannot be written",
                 where=f"{self.uri}/{path}".rstrip("/"),
-                got=str(error),
-                remedy="check the disk, its free space and permissions",
+                got=f"{error}; {free_text(self.root)}",
+                remedy="check the disk, its free space and permissions, and run the same command again: only what is missing is computed",
             ) from error
 
     def _all(self, prefix: str) -> Sequence[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,15 +67,32 @@ def open_table(objects: Objects, path: str, schema: pa.Schema | None = None) -> 
     # A flipped bit in the footer reaches pyarrow's reader as one of these.
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptError(
-            "a Parquet file is damaged", where=f"{objects.uri}/{path}", got=str(error), remedy="delete that file and run again"
+            "a Parquet file is damaged",
+            where=f"{objects.uri}/{path}",
+            got=str(error),
+            remedy="run the experiment again: the file is put aside and made anew",
+            damaged=path,
         ) from error
 
 
-def put_frame(objects: Objects, path: str, frame: pl.DataFrame) -> None:
-    """Write a polars frame as one Parquet file; equal frames give equal bytes."""
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer, compression="zstd")
-    objects.put(path, buffer.getvalue())
+def put_frame(objects: Objects, path: str, frame: pl.DataFrame, *, table: str, version: int = 1, nullable: Collection[str] = ()) -> None:
+    """Write a polars frame as one Parquet file, whole or not at all; equal frames give equal bytes.
+
+    The file declares what it is: ``table`` and ``version`` in its metadata (genrep.table, genrep.version), and that no columns but
+    the ``nullable`` ones hold nulls. CorruptError, before anything is written, for a null elsewhere.
+    """
+    lacking = [column.name for column in frame if column.null_count() and column.name not in nullable]
+    if lacking:
+        raise CorruptError(
+            f"this is no table {table}", where=f"{objects.uri}/{path}", expected="no null", got=f"nulls in {', '.join(lacking)}"
+        )
+    found = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+    fields = [
+        pa.field(field.name, pa.string() if field.type == pa.large_string() else field.type, nullable=field.name in nullable)
+        for field in found.schema
+    ]
+    declared = pa.schema(fields, metadata={"genrep.table": table, "genrep.version": str(version)})
+    put_table(objects, path, found.cast(declared))
 
 
 def scan_frame(objects: Objects, path: str) -> pl.LazyFrame:

@@ -9,6 +9,7 @@ holds the same numbers is left, so publishing twice adds nothing. Only the drive
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import shlex
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from genrep_dist.errors import StoreError
 from genrep_dist.tracking.database import create_database
@@ -43,6 +45,8 @@ PLAN_DIGEST = "genrep.plan_digest"
 COMPLETE = "genrep.complete"
 CONTENT = "genrep.content_digest"
 METHOD = "genrep.method"
+NOTE = "mlflow.note.content"
+"""What MLflow shows as a run's description, in Markdown."""
 _PARENT = "mlflow.parentRunId"
 
 _BATCH_METRICS = 1000
@@ -76,7 +80,7 @@ def publish(publication: Publication, *, tracking_uri: str, artifact_location: s
         experiment_id = _experiment(client, f"genrep/{publication.problem}", artifact_location)
         parent = _parent(client, experiment_id, publication)
         runs = _children(client, experiment_id, parent.info.run_id, children)
-        _finish_parent(client, parent, publication, children)
+        _finish_parent(client, parent, publication, children, _note(publication, experiment_id, runs, children))
     return TrackingLink(tracking_uri, experiment_id, parent.info.run_id, runs, _hint(tracking_uri, experiment_id, parent.info.run_id))
 
 
@@ -125,17 +129,15 @@ def _children(client: MlflowClient, experiment_id: str, parent_id: str, children
 def _write_child(client: MlflowClient, experiment_id: str, parent_id: str, child: MethodRun) -> str:
     run_id: str = client.create_run(experiment_id, tags={**child.tags, _PARENT: parent_id}, run_name=child.method).info.run_id
     now = time.time_ns() // 1_000_000
-    metrics = [Metric(m.name, m.value, now, m.step) for m in child.measurements]
-    for start in range(0, len(metrics), _BATCH_METRICS):
-        client.log_batch(run_id, metrics=metrics[start : start + _BATCH_METRICS], tags=[RunTag(CONTENT, child.digest)])
+    _log_metrics(client, run_id, [Metric(m.name, m.value, now, m.step) for m in child.measurements], [RunTag(CONTENT, child.digest)])
     _complete(client, run_id)
     return run_id
 
 
-def _finish_parent(client: MlflowClient, parent: Run, publication: Publication, children: Sequence[MethodRun]) -> None:
-    """Parameters, tags and files of the experiment; its completion says that all children are complete too."""
+def _finish_parent(client: MlflowClient, parent: Run, publication: Publication, children: Sequence[MethodRun], note: str) -> None:
+    """Parameters, tags, description and files of the experiment; its completion says that all children are complete too."""
     run_id, files, parameters = parent.info.run_id, files_of(publication), short_parameters(publication)
-    tags = {**publication.tags, "genrep.problem": publication.problem}
+    tags = {**publication.tags, "genrep.problem": publication.problem, NOTE: note}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     digest = digest_of([[child.digest for child in children], parameters, tags, digests])
     if _is_complete(parent, digest):
@@ -146,6 +148,7 @@ def _finish_parent(client: MlflowClient, parent: Run, publication: Publication, 
     new = [Param(name, value) for name, value in parameters.items() if name not in parent.data.params]
     for start in range(0, len(new), _BATCH_OTHERS):
         client.log_batch(run_id, params=new[start : start + _BATCH_OTHERS])
+    _log_metrics(client, run_id, [Metric(name, value, when, step) for name, value, step, when in publication.course])
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in {**tags, CONTENT: digest}.items()])
     with tempfile.TemporaryDirectory(prefix="genrep-artifacts-") as folder:
         for name, content in files.items():
@@ -154,6 +157,11 @@ def _finish_parent(client: MlflowClient, parent: Run, publication: Publication, 
             path.write_bytes(content)
         client.log_artifacts(run_id, folder)
     _complete(client, run_id)
+
+
+def _log_metrics(client: MlflowClient, run_id: str, metrics: Sequence[Metric], tags: Sequence[RunTag] = ()) -> None:
+    for start in range(0, len(metrics), _BATCH_METRICS):
+        client.log_batch(run_id, metrics=metrics[start : start + _BATCH_METRICS], tags=tags)
 
 
 def _complete(client: MlflowClient, run_id: str) -> None:
@@ -175,6 +183,21 @@ def _search(client: MlflowClient, experiment_id: str, tag: str, value: str) -> l
         token = page.token
         if not token:
             return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+
+
+def _note(publication: Publication, experiment_id: str, runs: Mapping[str, str], children: Sequence[MethodRun]) -> str:
+    """The description of the experiment's run: what was found, and where all methods' curves stand over each other."""
+    names = dict.fromkeys(m.name for child in children for m in child.measurements if m.name.startswith("del_"))
+    ids, experiments = (quote(json.dumps(found, separators=(",", ":"))) for found in (list(runs.values()), [experiment_id]))
+    links = [
+        f"[{name}](#/metric?runs={ids}&metric={quote(json.dumps(name))}&experiments={experiments}"
+        f"&plot_metric_keys={quote(json.dumps([name]))}&x_axis=step)"
+        for name in names
+    ]
+    curves = [f"Curves of all methods: {', '.join(links)}; `report.html` among the artifacts has the rest."] if links else []
+    # The page folds a long description: its first paragraph and the links stay in sight.
+    first, _, more = publication.description.partition("\n\n")
+    return "\n\n".join([text for text in (first, *curves, more) if text])
 
 
 def _hint(tracking_uri: str, experiment_id: str, run_id: str) -> str:

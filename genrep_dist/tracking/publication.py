@@ -33,7 +33,9 @@ class Publication:
     :mod:`genrep_dist.evaluation.statistics` returns them; ``metrics`` and ``comparisons`` as in
     :data:`genrep_dist.evaluation.judged.SCHEMAS`. ``artifacts``: path inside the run ("report.html", "figures/a.png") to
     content; ``config.yaml`` is added. ``tags``: more tags of the experiment. ``diagnostics``: method to (name, value, seed), what its
-    solvers certified.
+    solvers certified. ``description``: what was found, in sentences (Markdown). ``course``: how the run went, as metrics of the
+    experiment's own run: (name, value, step, Unix milliseconds); where and when a run went on is no part of what is compared, so it
+    alone makes no new publication.
 
     Raises StoreError for an artifact path that leaves the run's folder.
     """
@@ -51,6 +53,8 @@ class Publication:
     artifacts: Mapping[str, bytes] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     diagnostics: Mapping[str, Sequence[tuple[str, float, int]]] = field(default_factory=dict)
+    description: str = ""
+    course: Sequence[tuple[str, float, int, int]] = ()
 
     def __post_init__(self) -> None:
         for name in self.artifacts:

@@ -112,4 +112,5 @@ def test_a_job_cleans_up_tries_again_and_runs_an_experiment_that_exists() -> Non
     resources = load_experiment(experiment, overrides=sets[1::2]).resources
     assert resources.device == "cuda"
     cpus = int(pod_specs(RAYJOB)[1]["containers"][0]["resources"]["limits"]["cpu"])
+    assert resources.num_gpus is not None
     assert resources.num_gpus * cpus == 1, "as many workers on a pod's GPU as it has CPUs"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -108,7 +109,8 @@ def test_shellcheck_has_nothing_against_it() -> None:
 def test_srun_and_ray_know_what_they_are_given(allocation: Allocation) -> None:
     from ray.scripts.scripts import start
 
-    allocation.command("ray", f"printf '%s\\n' \"$@\" > {allocation.bin}/ray.said")
+    said = f'printf \'%s\\n\' "$@" > {allocation.bin}/ray.said; echo "$GENREP_RESUME_COMMAND" > {allocation.bin}/resume.said'
+    allocation.command("ray", said)
     allocation.run("my experiment.yaml", "--store", "/shared/store")
     step = allocation.said("srun")
     assert step[: step.index("ray")] == ["--nodes=1", "--ntasks=1", "--cpus-per-task=2", "--kill-on-bad-exit=1"]
@@ -119,6 +121,8 @@ def test_srun_and_ray_know_what_they_are_given(allocation: Allocation) -> None:
     known = {option for parameter in start.params for option in parameter.opts}
     assert {option for option in given[5:separator] if option.startswith("--")} <= known
     assert given[-3:] == ["my experiment.yaml", "--store", "/shared/store"], "arguments arrive as they were given"
+    (resume,) = allocation.said("resume")
+    assert shlex.split(resume) == ["sbatch", "cluster/slurm/genrep.sbatch", "my experiment.yaml", "--store", "/shared/store"]
 
 
 @pytest.mark.parametrize(("ray", "code"), [("exit 0", 1), ("exit 3", 3)])

@@ -109,6 +109,19 @@ def test_comparisons_equal_a_plain_loop() -> None:
         assert [corrected for _, corrected in ordered] == pytest.approx(running, rel=1e-12)
 
 
+def test_differences_of_shared_points_have_a_two_way_interval() -> None:
+    """Of the same boxes of differences; it says something about other points, which the clustered interval does not."""
+    points = synthetic_points(num_seeds=5, num_points=4, crossed=True)
+    for row in comparisons(points, NAMES, ["weak"], seed=2).iter_rows(named=True):
+        first, second = (np.array(list(by_loop(points, "auc_del_negative", row[name]).values())) for name in ("method", "baseline"))
+        expected = two_way_intervals((first - second)[None], seed=2)
+        assert expected is not None
+        assert (row["ci95_two_way_low"], row["ci95_two_way_high"]) == tuple(expected[0])
+        assert row["ci95_two_way_high"] - row["ci95_two_way_low"] > row["ci95_high"] - row["ci95_low"]
+    own = comparisons(synthetic_points(), NAMES, ["weak"])
+    assert own["ci95_two_way_low"].null_count() == own["ci95_two_way_high"].null_count() == own.height == 2
+
+
 def test_a_difference_is_seen_where_pairs_share_their_noise() -> None:
     base = synthetic_points(num_seeds=10, levels={"a": 0.0}, spread=5)
     ahead = base.with_columns(method=pl.lit("b"), value=pl.col("value") + 0.01 * (1 + pl.col("seed")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
 import sys
 import typing
@@ -17,6 +18,7 @@ import torch
 from genrep_dist.errors import ConfigError, MethodError, NonFiniteError
 from genrep_dist.external import LAYOUTS
 from genrep_dist.sections import ExternalSection
+from tests.experiments import ROOT
 from tests.external import files
 from tests.external.files import FORMATS, MODELS, POSITIONS, TEST_IDS, TRAIN_IDS, load, parts, scores
 
@@ -262,3 +264,14 @@ def test_the_layouts_are_those_that_can_be_declared() -> None:
 
 def test_the_examples_are_not_square() -> None:
     assert len(TRAIN_IDS) not in (len(TEST_IDS), len(POSITIONS[0])), SQUARE_FREE
+
+
+def test_every_refusal_says_what_to_do() -> None:
+    silent = [
+        f"{module.name}:{node.lineno}"
+        for module in sorted((ROOT / "genrep_dist" / "external").glob("*.py"))
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("Error") and node.keywords
+        if "remedy" not in {keyword.arg for keyword in node.keywords}
+    ]
+    assert not silent

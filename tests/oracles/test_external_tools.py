@@ -133,6 +133,24 @@ def test_captums_tracincp_is_ours(run: Run, place: Path) -> None:
         agree(phi, our_tracincp(open_exported(place / "models", seed)))
 
 
+def test_captums_recipe_for_one_logit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the two changes that the document names."""
+    pytest.importorskip("captum", reason="captum is not installed")
+    asked = experiment(options={"num_classes": 2, "train_size": 24}, methods=["tracincp"], test_points=4)
+    binary = train_originals(asked, str(tmp_path / "store"), serial=True)
+    list(export_problem(binary, tmp_path / "models"))
+    monkeypatch.chdir(tmp_path)
+    labels, loss = "problem.train.targets[:, None]", 'torch.nn.BCEWithLogitsLoss(reduction="sum")'
+    assert f"the labels are `{labels}`" in DOCUMENT
+    assert f"`{loss}`" in DOCUMENT
+    program = recipe("captum")[0].replace("problem.train.targets)", f"{labels})")
+    program = program.replace('torch.nn.CrossEntropyLoss(reduction="sum")', loss)
+    assert labels in program
+    assert loss in program
+    for seed, phi in follow(binary, "captum", program).items():
+        agree(phi, our_tracincp(open_exported(tmp_path / "models", seed)))
+
+
 def test_dattris_tracin_is_our_tracincp(run: Run, place: Path) -> None:
     pytest.importorskip("dattri", reason="dattri is not installed")
     for seed, phi in follow(run, "dattri").items():

@@ -128,3 +128,19 @@ def test_shipped_models_have_digests_of_their_own() -> None:
     assert source_digest(two) != source_digest(load_problem("mnist"))
     assert len(source_digest(two)) == 64
     assert type(build_model(two)).__name__ == "SmallCNN"
+
+
+def test_options_of_a_shipped_problem_that_are_its_defaults_are_no_difference() -> None:
+    def digest(**options: Any) -> str:
+        return source_digest(load_problem("digits", options), options)
+
+    assert digest() == digest(classes=[3, 8]) == digest(classes=[3, 8], train_size=250) == digest(learning_rate=None)
+    assert len({digest(), digest(classes=[8, 3]), digest(train_size=240), digest(classes=[3, 8], train_size=240)}) == 3
+
+
+def test_options_of_ones_own_problem_all_count(tmp_path: Path) -> None:
+    """It may have been built by a function with defaults of its own."""
+    (tmp_path / "spelled_out.py").write_text(SOURCE)
+    assert source_digest(load_problem("spelled_out:Mine", {}, [tmp_path])) != source_digest(
+        load_problem("spelled_out:Mine", {"rows": 4}, [tmp_path]), {"rows": 4}
+    )

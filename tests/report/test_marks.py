@@ -8,7 +8,7 @@ from genrep_dist.report.marks import Marks
 
 
 def marks(mean: float, p: float | None, other: str = "random", metric: str = "lds") -> Marks:
-    row = (metric, "m", other, mean, mean - 1, mean + 1, p, p, 4, 2)
+    row = (metric, "m", other, mean, mean - 1, mean + 1, None, None, p, p, 4, 2)
     return Marks(pl.DataFrame([row], schema=dict(SCHEMAS["comparisons"]), orient="row"), "random", "theirs")
 
 

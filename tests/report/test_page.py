@@ -11,6 +11,7 @@ from genrep_dist.errors import NotCommittedError
 from genrep_dist.evaluation.judged import Judged
 from genrep_dist.evaluation.statistics import summarise
 from genrep_dist.report.page import ReportData, html_page, report_verdict
+from genrep_dist.report.sections import Clock
 from tests.evaluation.examples import METHODS, Labels, synthetic_deletion
 from tests.report import synthetic
 from tests.report.test_figures import HOSTILE
@@ -263,3 +264,27 @@ def test_nothing_to_report_is_an_error() -> None:
     report = data()
     with pytest.raises(NotCommittedError):
         html_page(ReportData("empty", report.summary.filter(pl.lit(value=False)), report.deletion, {}))
+
+
+@pytest.mark.parametrize(
+    ("devices", "num_gpus", "unit", "note"),
+    [
+        (["cpu"], 0.0, "CPU-seconds", "on one core"),
+        (["cuda"], 1.0, "GPU-seconds", "one worker, on a GPU"),
+        (["cuda"], 0.25, "GPU-seconds", "with 0.25 of a GPU"),
+        (["cpu", "cuda"], 1.0, "seconds", "some on a GPU"),
+        ([], 0.0, "seconds", "Seconds of one worker"),
+    ],
+)
+def test_costs_say_whose_seconds_they_are(devices: list[str], num_gpus: float, unit: str, note: str) -> None:
+    page = html_page(replace(synthetic.report(), clock=Clock.of(devices, num_gpus)))
+    assert f'<th scope="col">retraining, {unit}</th>' in page
+    assert note in page
+
+
+def test_a_metric_about_no_point_has_a_design_of_seeds_alone() -> None:
+    page = html_page(synthetic.report(metrics=("auc_del_negative", "mislabel_auroc")))
+    mislabelled = page[page.index("Mislabelled data") :].partition("</table>")[0]
+    assert '<th scope="col">seeds</th>' in mislabelled
+    assert "<td>12</td>" in mislabelled
+    assert "<td>12 × 5</td>" in page.partition("Mislabelled data")[0]

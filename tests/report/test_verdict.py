@@ -27,7 +27,7 @@ def judged(values: dict[str, list[float]], sign: str = "negative", tables: Judge
 
 def compared(*rows: tuple[str, str, float, float, float, float], metric: str = "auc_del_negative", **tables: pl.DataFrame) -> Judged:
     """Comparisons (method, baseline, mean, low, high, p_holm)."""
-    full = [(metric, method, other, mean, low, high, p / 10, p, 20, 2) for method, other, mean, low, high, p in rows]
+    full = [(metric, method, other, mean, low, high, None, None, p / 10, p, 20, 2) for method, other, mean, low, high, p in rows]
     return Judged(comparisons=pl.DataFrame(full, schema=dict(SCHEMAS["comparisons"]), orient="row"), **tables)
 
 
@@ -153,6 +153,16 @@ def test_the_corrected_p_value_decides() -> None:
     assert "This interval includes zero, so the difference may be chance" in found.sentences[0]
 
 
+@pytest.mark.parametrize(("low", "says"), [(0.2, "not one on these points alone"), (-0.2, "on other test points there may be no lead")])
+def test_what_points_that_all_seeds_share_say_of_others(low: float, says: str) -> None:
+    tables = compared(("good", "random", 1.9, 1.5, 2.3, 0.001))
+    crossed = tables.comparisons.with_columns(ci95_two_way_low=pl.lit(low), ci95_two_way_high=pl.lit(3.6))
+    values = {"good": around(2.0), "random": around(0.1, row=2)}
+    told = judged(values, tables=Judged(comparisons=crossed)).sentences[0]
+    assert told.endswith(f"resampled too, the interval is {str(low).replace('-', '−')}0 to 3.60: {'the lead is ' * (low > 0)}{says}.")
+    assert "resampled" not in judged(values, tables=tables).sentences[0]
+
+
 def test_comparisons_of_another_metric_say_nothing() -> None:
     assert judged(FIELD, tables=compared(("good", "random", 9.0, 8.0, 9.5, 0.9), metric="lds")).sentences == judged(FIELD).sentences
 
@@ -190,7 +200,7 @@ def test_what_the_other_metrics_say() -> None:
     )
     sentences = judged(FIELD, tables=Judged(metrics=metrics)).sentences
     assert "It has the best mean of removed to flip too." in sentences
-    assert "Other metrics have another method in front: LDS fair." in sentences
+    assert "Other metrics have another method in front: fair (LDS)." in sentences
     tied = metrics.with_columns(mean=pl.when(pl.col("method") == "good").then(0.3).otherwise(0.1 + 0.2))
     assert not any("metrics" in s or "best mean" in s for s in judged(FIELD, tables=Judged(metrics=tied)).sentences)
 

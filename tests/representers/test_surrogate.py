@@ -15,9 +15,10 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from genrep_dist.errors import ConvergenceError, MethodError, NonFiniteError, ProblemError
-from genrep_dist.representers.dual_system import DualSystem, Matvec
+from genrep_dist.representers.dual_system import Columns, DualSystem, Matvec
 from genrep_dist.representers.features import outputs as model_outputs
 from genrep_dist.representers.features import per_sample_gradients
+from genrep_dist.representers.landmarks import landmark_bytes
 from genrep_dist.representers.losses import LOSSES, Loss, SquaredLoss
 from genrep_dist.representers.surrogate import solve_surrogate
 from tests.representers.models import initialise, rows
@@ -31,6 +32,10 @@ def product_with(gram: Tensor) -> Matvec:
         return result
 
     return product
+
+
+def columns_of(gram: Tensor) -> Columns:
+    return lambda chosen: gram[:, chosen]
 
 
 def random_gram(size: int, width: int, seed: int = 0) -> Tensor:
@@ -175,6 +180,75 @@ def test_few_products_with_the_gram_are_needed() -> None:
     assert certificate.efficiency_gap == pytest.approx(float((f - gram @ alpha).abs().max()), rel=1e-9)
 
 
+@pytest.mark.parametrize("lam", [1e-1, 1e-2, 1e-3, 1e-4])
+def test_with_columns_of_the_gram_fewer_products_are_needed(lam: float) -> None:
+    gram, f = digits_network(4)
+    alpha, certificate = solve_surrogate(product_with(gram), LOSSES["logistic"], f, lam=lam, columns=columns_of(gram))
+    assert certificate.converged
+    assert certificate.matvecs < 40
+    reference, without = solve_surrogate(product_with(gram), LOSSES["logistic"], f, lam=lam)
+    assert certificate.matvecs < without.matvecs
+    torch.testing.assert_close(gram @ alpha, gram @ reference, rtol=0, atol=1e-5 * float((gram @ alpha).abs().max()))
+
+
+@pytest.mark.parametrize("landmarks", [1, 7])
+@pytest.mark.parametrize(("name", "num_outputs"), [("squared", 2), ("logistic", 1), ("softmax", 3)])
+def test_whatever_the_landmarks_the_answer_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, landmarks: int, name: str, num_outputs: int
+) -> None:
+    monkeypatch.setattr("genrep_dist.representers.landmarks.MAX_LANDMARKS", landmarks)
+    gram, f = random_gram(40 * num_outputs, 60), 3 * rows(40, num_outputs, seed=1)
+    asked: list[int] = []
+
+    def columns(chosen: Tensor) -> Tensor:
+        asked.append(len(chosen))
+        return gram[:, chosen]
+
+    reference, _ = solve_surrogate(product_with(gram), LOSSES[name], f, lam=1e-3, tolerance=1e-9)
+    alpha, certificate = solve_surrogate(product_with(gram), LOSSES[name], f, lam=1e-3, tolerance=1e-9, columns=columns)
+    assert certificate.converged
+    torch.testing.assert_close(gram @ alpha.reshape(-1), gram @ reference.reshape(-1), rtol=0, atol=1e-6)
+    assert len(asked) == 1
+    assert 1 <= asked[0] <= landmarks
+
+
+def test_landmarks_take_bounded_memory_and_lie_where_the_loss_is_curved() -> None:
+    for size in (1, 12_000, 52_000, 10**9):
+        assert landmark_bytes(size) <= max(2**27, 16 * size)
+    root = torch.full((10_000, 1, 1), 1e-3, dtype=torch.float64)
+    root[5_000:5_100] = 0.5
+    found: list[Tensor] = []
+
+    def identity(chosen: Tensor) -> Tensor:
+        found.append(chosen)
+        return nn.functional.one_hot(chosen, 10_000).T.double()
+
+    system = DualSystem(lambda v: v, torch.Size((10_000, 1)), 1e-2, columns=identity)
+
+    system.solve(root, rows(10_000, 1), 1e-3)
+    inside = (found[0] >= 5_000) & (found[0] < 5_100)
+    assert int(inside.sum()) >= 95
+    assert int((~inside).sum()) >= len(found[0]) // 3
+
+
+def test_columns_of_the_wrong_form_are_refused() -> None:
+    gram, f = random_gram(20, 30), rows(20, 1)
+    with pytest.raises(ProblemError, match="columns of the gram matrix have the wrong form"):
+        solve_surrogate(product_with(gram), LOSSES["logistic"], f, lam=1e-2, columns=lambda chosen: gram[chosen].float())
+    with pytest.raises(NonFiniteError, match="columns of K"):
+        solve_surrogate(product_with(gram), LOSSES["logistic"], f, lam=1e-2, columns=lambda chosen: gram[:, chosen] / 0)
+
+
+@pytest.mark.parametrize("lam", [1e-4, 1e3])
+def test_a_start_that_is_worse_than_zero_is_not_taken(lam: float) -> None:
+    # With lambda 1000 the surrogate is near zero and far from the model: that first step may lead astray, but the answer is the same.
+    gram, f = random_gram(30, 40), 30 * rows(30, 1, seed=4)
+    alpha, certificate = solve_surrogate(product_with(gram), LOSSES["logistic"], f, lam=lam)
+    assert certificate.converged
+    expected = proposition_8(gram, LOSSES["logistic"], f, alpha, lam)
+    assert float((alpha - expected).norm()) <= 1.01e-6 * float(alpha.norm())
+
+
 def test_matvecs_counts_every_product() -> None:
     gram = random_gram(30, 40)
     calls: list[int] = []
@@ -185,6 +259,9 @@ def test_matvecs_counts_every_product() -> None:
 
     _, certificate = solve_surrogate(counted, LOSSES["logistic"], rows(30, 1), lam=1e-2)
     assert certificate.matvecs == len(calls) > 0
+    calls.clear()
+    _, certificate = solve_surrogate(counted, LOSSES["logistic"], rows(30, 1), lam=1e-2, columns=columns_of(gram))
+    assert certificate.matvecs == len(calls) + 1
 
 
 def test_earlier_products_precondition_later_systems() -> None:

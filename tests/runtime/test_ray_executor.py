@@ -1,21 +1,28 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import ray
 
 import genrep_dist as gr
-from genrep_dist.errors import NonFiniteError
+from genrep_dist.errors import NonFiniteError, PlanError
 from genrep_dist.runtime.executor import Executor
 from genrep_dist.runtime.ray_executor import RayExecutor
 from genrep_dist.runtime.serial import SerialExecutor
+from genrep_dist.sections import ResourcesSection
 from genrep_dist.stages.job import Job
 from genrep_dist.stages.prepare import prepare, publish_inputs
 from genrep_dist.store import Store
-from genrep_dist.units import GradientUnit, TrainUnit
+from genrep_dist.units import GradientUnit, TrainUnit, Unit
 from tests.experiments import ROOT, experiment
 from tests.toys import trainings
 
@@ -28,7 +35,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def ray_executor() -> Iterator[Executor]:
-    executor = RayExecutor(retries=8, workers=2)
+    executor = RayExecutor(ResourcesSection.model_validate({"retries": 8, "workers": 2}))
     yield executor
     executor.close()
 
@@ -120,4 +127,107 @@ def test_work_in_flight_is_bounded(tmp_path: Path, ray_executor: Executor) -> No
         assert outcome.error is None
         ended += 1
         assert taken - ended <= 2 * ray_executor.slots
-    assert ended == 40
+    assert ended == taken == 40
+
+
+def blocked(job: Job, unit: Unit) -> dict[str, float]:
+    """Notes its process. The first process of all waits in its first unit until a file `go` is there."""
+    folder = Path(job.store_uri)
+    (folder / "pids" / str(os.getpid())).touch()
+    try:
+        (folder / "slow").touch(exist_ok=False)
+    except FileExistsError:
+        return {"slow": 0.0, "pid": float(os.getpid())}
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+    return {"slow": 1.0, "pid": float(os.getpid())}
+
+
+def living(folder: Path) -> int:
+    return sum(psutil.pid_exists(int(path.name)) for path in (folder / "pids").iterdir())
+
+
+@pytest.mark.usefixtures("ray_executor")
+def test_a_slow_actor_holds_nobody_and_the_pool_shrinks_to_its_minimum(tmp_path: Path) -> None:
+    """Thirty rows on two actors, of which one does not come back: the other one does the rest, and is let go when nothing is left."""
+    (tmp_path / "pids").mkdir()
+    job = replace(ready(tmp_path), store_uri=str(tmp_path))
+    executor = RayExecutor(ResourcesSection.model_validate({"workers": 2}), work=blocked)
+    units = [GradientUnit(0, "ntk", 4, start, start + 1) for start in range(30)]
+    outcomes = []
+    for outcome in executor.run(job, units, actors=True):
+        outcomes.append(outcome)
+        if len(outcomes) < len(units) - 1:
+            continue
+        if len(outcomes) == len(units) - 1:
+            assert all(outcome.statistics["slow"] == 0 for outcome in outcomes)
+            assert len({outcome.statistics["pid"] for outcome in outcomes}) == 1
+            threading.Timer(1.0, (tmp_path / "go").touch).start()
+            deadline = time.monotonic() + 30
+    assert outcomes[-1].statistics["slow"] == 1
+    assert {outcome.unit for outcome in outcomes} == set(units)
+    assert len(list((tmp_path / "pids").iterdir())) == 2
+    while living(tmp_path):
+        assert time.monotonic() < deadline, "the pool is gone when its stage is"
+        time.sleep(0.05)
+
+
+def second_waits(job: Job, unit: Unit) -> dict[str, float]:
+    """The second unit waits for a file `go`."""
+    assert isinstance(unit, GradientUnit)
+    folder = Path(job.store_uri)
+    (folder / f"unit-{unit.start}").touch()
+    while unit.start == 1 and not (folder / "go").exists():
+        time.sleep(0.01)
+    return {}
+
+
+@pytest.mark.usefixtures("ray_executor")
+def test_an_actor_that_comes_when_all_units_are_taken_is_let_go(tmp_path: Path) -> None:
+    """One of two places is taken by somebody else until the first actor has both units; then the second one starts."""
+    holder: Any = ray.remote(num_cpus=1)(Holder).remote()
+    ray.get(holder.there.remote())
+    job = replace(ready(tmp_path), store_uri=str(tmp_path))
+
+    def let_go() -> None:
+        while not (tmp_path / "unit-1").exists():
+            time.sleep(0.01)
+        ray.kill(holder)
+        time.sleep(3.0)  # about as long as an actor takes to start
+        (tmp_path / "go").touch()
+
+    aside = threading.Thread(target=let_go)
+    aside.start()
+    executor = RayExecutor(ResourcesSection.model_validate({"workers": 2}), work=second_waits)
+    outcomes = list(executor.run(job, [GradientUnit(0, "ntk", 4, start, start + 1) for start in range(2)], actors=True))
+    aside.join()
+    assert [outcome.error for outcome in outcomes] == [None, None]
+
+
+class Holder:
+    """Somebody else's actor."""
+
+    def there(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("ray_executor")
+def test_no_more_actors_than_units_and_than_were_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "pids").mkdir()
+    for name in ("slow", "go"):
+        (tmp_path / name).touch()
+    job = replace(ready(tmp_path), store_uri=str(tmp_path))
+    stages = {"gradients": {"workers": 1}}
+    for most, count in ((2, 1), (1, 5)):
+        executor = RayExecutor(ResourcesSection.model_validate({"workers": 2, "stages": stages if most == 1 else {}}), work=blocked)
+        assert (executor.slots_for("gradients"), executor.slots_for("kernels"), executor.slots) == (most, 2, 2)
+        found = list(executor.run(job, [GradientUnit(0, "ntk", 4, start, start + 1) for start in range(count)], actors=True))
+        assert len({outcome.statistics["pid"] for outcome in found}) == 1
+        assert len(found) == count
+
+
+@pytest.mark.usefixtures("ray_executor")
+def test_what_the_cluster_can_never_hold_is_refused_before_it_waits(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"resources.stages.retrain.num_gpus[\s\S]*1 CPU and 3 GPU[\s\S]*at most 2 CPU and 0 GPU"):
+        gr.run(experiment(resources={"stages": {"retrain": {"num_gpus": 3}}}), store=str(tmp_path), search_path=[str(ROOT)])
+    assert not (tmp_path / "artifacts").exists()

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from genrep_dist.plan import PANEL
 from genrep_dist.stages.assembly import ArraySpec
 from genrep_dist.stages.gram import Gram
-from genrep_dist.stages.kernels import feature_products, gram_tile
+from genrep_dist.stages.kernels import feature_products, gram_tile, reads
+from genrep_dist.stages.prefetch import Ahead
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
 
@@ -59,7 +61,25 @@ def test_any_tiling_is_the_dense_product(n: int, outputs: int | None, tile: int,
                 np.testing.assert_array_equal(values, values.T)
 
 
-def test_a_tile_holds_at_most_two_blocks_at_once() -> None:
+@given(rows=st.integers(1, 30), columns=st.integers(1, 30), diagonal=st.booleans(), block=st.integers(1, 9))
+def test_what_a_tile_reads_is_known_beforehand(rows: int, columns: int, diagonal: bool, block: int) -> None:
+    features = torch.randn(70, 3, generator=torch.Generator().manual_seed(0))
+    asked: list[tuple[int, int]] = []
+
+    def read(start: int, stop: int) -> Tensor:
+        asked.append((start, stop))
+        return features[start:stop]
+
+    across = (0, rows) if diagonal else (40, 40 + columns)
+    with Ahead(read) as reader:
+        gram_tile(feature_products(reader), (0, rows), across, block)
+    assert asked == list(reads((0, rows), across, block))
+    # A panel at a time: each right block is read once for every PANEL left ones.
+    lefts, rights = -(-rows // block), -(-(rows if diagonal else columns) // block)
+    assert len(asked) <= lefts + -(-lefts // PANEL) * rights
+
+
+def test_a_tile_reads_one_block_at_a_time() -> None:
     features = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
     asked: list[int] = []
 
@@ -89,6 +109,11 @@ def test_the_stored_gram_multiplies_like_the_dense_one(tmp_path: Path, outputs: 
     batch = torch.zeros_like(alpha)
     batch[rows] = alpha[rows]
     torch.testing.assert_close(gram.columns(rows, alpha[rows]), gram.matvec(batch), rtol=1e-9, atol=1e-9)
+    entries = torch.tensor([0, 5, 6, 7, 40, 68])
+    units = torch.zeros(6, 69, dtype=torch.float64)
+    units[torch.arange(6), entries] = 1
+    expected = torch.stack([gram.matvec(unit.reshape(23, 3)).reshape(-1) for unit in units], dim=1)
+    torch.testing.assert_close(gram.sample(entries, 3), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_lower_half_is_never_written(tmp_path: Path) -> None:

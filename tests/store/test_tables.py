@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from genrep_dist.errors import CorruptError, StoreError
 from genrep_dist.store.objects import Objects
-from genrep_dist.store.tables import get_table, put_table, read_batches
+from genrep_dist.store.tables import get_table, put_frame, put_table, read_batches, scan_frame
 
 SCHEMA = pa.schema([pa.field("name", pa.string()), pa.field("number", pa.float64())], metadata={"version": "1"})
 
@@ -76,3 +77,19 @@ def test_whatever_byte_of_the_file_is_hurt_the_error_is_ours(objects: Objects, t
             noticed += 1
         (tmp_path / "table.parquet").write_bytes(whole)
     assert noticed > len(whole) / 6
+
+
+def test_a_frame_declares_what_it_is_and_where_it_may_have_nulls(objects: Objects) -> None:
+    frame = pl.DataFrame({"name": ["a", "b"], "number": [1.5, None], "count": [1, 2]})
+    put_frame(objects, "a/frame.parquet", frame, table="frames", version=3, nullable=["number"])
+    found = get_table(objects, "a/frame.parquet")
+    assert found.schema.metadata == {b"genrep.table": b"frames", b"genrep.version": b"3"}
+    assert [(field.name, field.type, field.nullable) for field in found.schema] == [
+        ("name", pa.string(), False),
+        ("number", pa.float64(), True),
+        ("count", pa.int64(), False),
+    ]
+    assert scan_frame(objects, "a/frame.parquet").collect().equals(frame)
+    with pytest.raises(CorruptError, match=r"no table frames[\s\S]*b/frame\.parquet[\s\S]*nulls in number"):
+        put_frame(objects, "b/frame.parquet", frame, table="frames")
+    assert not objects.exists("b/frame.parquet")

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import polars as pl
 import pytest
@@ -33,11 +36,17 @@ def contents(place: dict[str, Any], link: TrackingLink) -> dict[str, Any]:
         history = {
             name: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)) for name in sorted(run.data.metrics)
         }
-        tags = {name: value for name, value in run.data.tags.items() if name != "mlflow.parentRunId"}
+        tags = {name: without_ids(value) for name, value in run.data.tags.items() if name != "mlflow.parentRunId"}
+        # It covers the description, whose links hold ids.
+        tags.pop("genrep.content_digest" if "genrep.method" not in tags else "", None)
         is_child = run.data.tags.get("mlflow.parentRunId") == link.run_id
         name = f"{'child' if is_child else 'parent'} {run.info.run_name} {sum(run.info.run_name in key for key in seen)}"
         seen[name] = (run.info.status, tags, dict(run.data.params), history, files_below(client, run.info.run_id))
     return seen
+
+
+def without_ids(text: str) -> str:
+    return re.sub(r"\b[0-9a-f]{32}\b", "run", text.replace("%22", '"'))
 
 
 def files_below(client: MlflowClient, run_id: str, folder: str | None = None) -> list[str]:
@@ -73,6 +82,22 @@ def test_what_was_published_can_be_read_back(place: dict[str, Any]) -> None:
             assert logged == {(m.step, m.value) for m in expected.measurements if m.name == name}
         assert run.data.metrics.keys() == {m.name for m in expected.measurements}
     assert len(runs_of(place, link)) == 1 + len(LABELS)
+
+
+def test_the_experiments_description_says_what_was_found_and_links_the_curves(place: dict[str, Any]) -> None:
+    link = publish(publication(signs=("negative", "positive"), description="**ntk** is best.\n\nHow sure."), **place)
+    note = MlflowClient(tracking_uri=place["tracking_uri"]).get_run(link.run_id).data.tags["mlflow.note.content"]
+    assert note.startswith("**ntk** is best.\n\nCurves of all methods: [")
+    assert note.endswith("\n\nHow sure.")
+    for name in ("del_negative", "del_positive"):
+        (query,) = re.findall(rf"\[{name}\]\(#/metric\?(.*?)\)", note)
+        asked = {key: json.loads(value) for key, value in parse_qsl(query) if key != "x_axis"}
+        assert asked == {
+            "runs": list(link.runs.values()),
+            "metric": name,
+            "experiments": [link.experiment_id],
+            "plot_metric_keys": [name],
+        }
 
 
 def test_publishing_twice_adds_nothing(place: dict[str, Any]) -> None:

@@ -1,0 +1,42 @@
+"""Attributions of a finished run's models for other test points; nothing is trained. Writes phi (N, M) and the ids of its rows, .npz.
+
+ray job submit --working-dir . -- python jobs/explain.py demo ntk-final/tracking --store /shared/store --inputs new.npy --to /shared/phi.npz
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from genrep_dist.errors import GenRepError
+from genrep_dist.results import open_run
+
+
+def main(given: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("method")
+    parser.add_argument("--store", default="store")
+    parser.add_argument("--seed", type=int, default=0)
+    points = parser.add_mutually_exclusive_group(required=True)
+    points.add_argument("--inputs", type=Path, help="a .npy file (M, ...) in the form of the problem's inputs")
+    points.add_argument("--test-ids", type=int, nargs="+", help="samples of the test set")
+    parser.add_argument("--to", type=Path, required=True)
+    asked = parser.parse_args(given)
+    inputs = None if asked.inputs is None else np.load(asked.inputs, allow_pickle=False)
+    run = open_run(asked.store, asked.name)
+    phi = run.explain(asked.method, asked.seed, inputs=inputs, test_ids=asked.test_ids)
+    np.savez(asked.to, phi=phi, train_ids=run.train_ids(asked.seed))
+    print(f"{asked.to}: phi {phi.shape[0]:,} x {phi.shape[1]}, {asked.method}, seed {asked.seed}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except GenRepError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,38 @@
+"""Run several experiments, one after the other, into one store: what they have in common is trained once. Options are for all of them.
+
+ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- python jobs/sweep.py a.yaml b.yaml --store /shared/store
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from genrep_dist.cli import app
+from genrep_dist.errors import GenRepError
+from jobs.evaluate import arguments
+
+
+def main(given: list[str]) -> int:
+    """Exit code: 0 when all are done, that of the signal when stopped, else 1. One that fails does not hold the others."""
+    count = next((index for index, text in enumerate(given) if text.startswith("-")), len(given))
+    failed = []
+    for experiment in given[:count]:
+        print(f"== {experiment}", flush=True)
+        try:
+            code = app(arguments([experiment, *given[count:]])[1:], standalone_mode=False) or 0
+        except GenRepError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            code = 1
+        if code > 128:
+            return int(code)
+        if code:
+            failed.append(experiment)
+    print(f"{count - len(failed)} of {count} experiments are done" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    return 1 if failed or not count else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,165 @@
+"""How fast gram tiles are computed from stored features, beside one product of matrices in memory.
+
+Features are as wide as the gradient of the vision network (93,825 parameters) and random; a block is 64 MiB. In core: all features in
+memory, their whole gram as one matrix product with one thread, as a worker has it. Out of core: the same gram's upper half, tile by tile,
+from the store, as the stage does it, with one thread for the products and one that reads ahead, every read verified, every tile written
+and synced; and the same without reading ahead. Rates count the multiply-adds that were really done, so that doing only half of the gram
+is no advantage. Both grams must agree. Memory of either side is the high-water mark of a process of its own, less what it held before.
+Goal: at least 70% of the in-core rate at a quarter of its memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genrep_dist.stages.job import to_numpy
+from genrep_dist.stages.kernels import feature_products, gram_tile, reads
+from genrep_dist.stages.prefetch import Ahead
+from genrep_dist.store import Store
+from genrep_dist.store.artifacts import Artifact
+from tests.benchmarks import measured_on, publish, spread, table
+from tests.benchmarks.gram_memory import high_water_bytes
+
+ROOT = Path(__file__).parents[2]
+WIDTH, BLOCK = 93_825, 171
+KEY = "ab" * 32
+AGREE = 1e-3
+"""Largest difference of two float32 sums of so many terms, by the diagonal."""
+
+
+def rows(start: int, stop: int) -> Tensor:
+    """Features of rows: the same for the same rows, whoever asks."""
+    return torch.cat([torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(row)) for row in range(start, stop)])
+
+
+def spans(n: int, edge: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + edge, n)) for start in range(0, n, edge))
+
+
+def fill(store: Store, n: int) -> None:
+    artifact = store.artifact("features", KEY)
+    artifact.create("features", (n, WIDTH), (BLOCK, WIDTH), "float32", ("train", "parameter"))
+    for start, stop in spans(n, BLOCK):
+        artifact.write_part(f"rows-{start}", "features", (start, 0), to_numpy(rows(start, stop)))
+    artifact.commit({})
+
+
+def in_core(n: int) -> dict[str, Any]:
+    before = high_water_bytes(os.getpid())
+    features = torch.empty(n, WIDTH)
+    for start, stop in spans(n, BLOCK):
+        features[start:stop] = rows(start, stop)
+    features[:64] @ features[:64].T
+    began = time.perf_counter()
+    gram = features @ features.T
+    seconds = time.perf_counter() - began
+    corner = gram[: 2 * BLOCK, -BLOCK:].tolist()
+    return {"seconds": seconds, "rate": n * n * WIDTH / seconds, "bytes": high_water_bytes(os.getpid()) - before, "corner": corner}
+
+
+def out_of_core(n: int, folder: str, tile: int, *, ahead: bool) -> dict[str, Any]:
+    store = Store(folder)
+    before = high_water_bytes(os.getpid())
+    reader = store.artifact("features", KEY).reader("features")
+    gram = store.artifact("gram", ("ac" if ahead else "ad") * 32)
+    gram.create("gram", (n, n), (tile, tile), "float32", ("row", "column"))
+    torch.ones(64, WIDTH) @ torch.ones(64, WIDTH).T
+    done = 0
+    began = time.perf_counter()
+    for row, across in ((row, across) for row in spans(n, tile) for across in spans(n, tile) if across[0] >= row[0]):
+        expected = reads(row, across, BLOCK) if ahead else ()
+        with Ahead(lambda start, stop: torch.from_numpy(reader.read(slice(start, stop))), expected) as read:
+            values = gram_tile(feature_products(read), row, across, BLOCK)
+        gram.write_part(f"{row[0]}-{across[0]}", "gram", (row[0], across[0]), values)
+        blocks = [(right[1] - right[0]) * (left[1] - left[0]) for left in _blocks(row) for right in _blocks(across)]
+        done += (sum(blocks) + sum((b - a) ** 2 for a, b in _blocks(row))) // 2 if row == across else sum(blocks)
+    seconds = time.perf_counter() - began
+    peak = high_water_bytes(os.getpid()) - before
+    gram.commit({})
+    return {"seconds": seconds, "rate": done * WIDTH / seconds, "bytes": peak, "corner": corner(gram, n)}
+
+
+def _blocks(span: tuple[int, int]) -> list[tuple[int, int]]:
+    return [(start, min(start + BLOCK, span[1])) for start in range(*span, BLOCK)]
+
+
+def corner(gram: Artifact, n: int) -> Any:
+    return gram.read("gram", (slice(0, 2 * BLOCK), slice(n - BLOCK, n))).tolist()
+
+
+def in_a_fresh_process(*arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.benchmarks.gram_speed", *arguments]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=24 * BLOCK)
+    parser.add_argument("--tile", type=int, default=12 * BLOCK, help="rows along a tile's edge")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--folder", help="where the temporary store goes; default: the system's temporary folder")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/gram_speed.md")
+    parser.add_argument("--side", choices=["fill", "core", "ahead", "plain"], help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    n = asked.rows
+    if asked.side == "fill":
+        fill(Store(asked.folder), n)
+        sys.stdout.write("\n{}\n")
+        return
+    if asked.side:
+        found = in_core(n) if asked.side == "core" else out_of_core(n, asked.folder, asked.tile, ahead=asked.side == "ahead")
+        sys.stdout.write(f"\n{json.dumps(found)}\n")
+        return
+    where = measured_on("torch", "numpy", "zarr")
+    runs: dict[str, list[dict[str, Any]]] = {"core": [], "ahead": [], "plain": []}
+    for _ in range(asked.rounds):
+        with tempfile.TemporaryDirectory(prefix="genrep-benchmark-", dir=asked.folder) as folder:
+            common = ("--rows", str(n), "--tile", str(asked.tile), "--folder", folder)
+            in_a_fresh_process("--side", "fill", *common)
+            for side, all_found in runs.items():
+                all_found.append(in_a_fresh_process("--side", side, *common))
+    truth = torch.tensor(runs["core"][0]["corner"])
+    for side in ("ahead", "plain"):
+        for found in runs[side]:
+            difference = float((torch.tensor(found["corner"]) - truth).abs().max()) / WIDTH
+            if not difference < AGREE:
+                raise SystemExit(f"{side}: the grams differ by {difference:.2g} of the diagonal")
+    names = {"core": "in core", "ahead": "out of core, reading ahead", "plain": "out of core, not reading ahead"}
+    lines = [
+        (
+            names[side],
+            spread([2 * found["rate"] / 1e9 for found in all_found], "{:.0f}"),
+            spread([found["rate"] / core["rate"] for found, core in zip(all_found, runs["core"], strict=True)], "{:.2f}"),
+            spread([found["seconds"] for found in all_found], "{:.1f}"),
+            spread([found["bytes"] / 2**20 for found in all_found], "{:,.0f}"),
+            spread([found["bytes"] / core["bytes"] for found, core in zip(all_found, runs["core"], strict=True)], "{:.2f}"),
+        )
+        for side, all_found in runs.items()
+    ]
+    columns = ("side", "GF/s", "by in core", "s", "MiB", "by in core")
+    sections = [
+        " ".join(str(__doc__).split()),
+        where,
+        f"{n:,} rows, tiles of {asked.tile:,}; {asked.rounds} rounds, smallest and largest in parentheses.",
+        table(columns, lines),
+    ]
+    publish("gram_speed", "Gram tiles beside one product in memory", sections, write=asked.write)
+
+
+if __name__ == "__main__":
+    main()

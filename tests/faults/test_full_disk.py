@@ -1,0 +1,73 @@
+"""The store's disk fills up while the experiment runs. With room again the same command goes on."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genrep_dist.errors import StoreError
+from tests.faults.conftest import Undisturbed
+from tests.faults.trial import RETRIES, Trial, assert_equal, report
+
+DISK = "32m"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk of its own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(place)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip() or 'mount failed'}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+class Filler:
+    """Fills ``disk`` to the last byte when the first unit of a stage is done."""
+
+    def __init__(self, disk: Path, stage: str) -> None:
+        self.ballast, self._wanted, self._stage = disk / "ballast", stage, ""
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        self._stage = name
+
+    def advance(self, units: int, statistics: Mapping[str, float]) -> None:
+        if self._stage == self._wanted:
+            with self.ballast.open("ab", buffering=0) as file, suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+
+    def message(self, text: str) -> None:
+        pass
+
+
+def test_a_full_disk_is_told_and_costs_what_was_in_hand(tmp_path: Path, disk: Path, undisturbed: Undisturbed, record_property: Any) -> None:
+    """Where arrays are written by Zarr, where the ledger is; the message names the place and the bytes that are free."""
+    trial = Trial.make(tmp_path / "trial", store=str(disk / "store"))
+    for stage in ("train", "gradients", "attributions", "retrain"):
+        filler = Filler(disk, stage)
+        with pytest.raises(StoreError) as refused:
+            trial.run_here(filler)
+        text = str(refused.value)
+        assert str(disk) in text
+        assert "0 bytes are free" in text
+        assert "free space" in text
+        assert "same command again" in text
+        filler.ballast.unlink()
+    trial.run_here()
+    assert_equal(trial.published(), undisturbed.published)
+    repeated = trial.trainings() - undisturbed.trainings
+    report(record_property, trainings_repeated=repeated)
+    # One unit is tried as often as it may, in case the disk was full for a moment; nothing else is begun.
+    assert repeated <= 2 * (1 + RETRIES)

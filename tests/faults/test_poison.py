@@ -1,0 +1,130 @@
+"""Units that end their process in every attempt: quarantined, named with their samples, not tried for ever; the rest is done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import genrep_dist as gr
+from genrep_dist.errors import UnitError
+from genrep_dist.runtime.executor import Outcome
+from genrep_dist.runtime.quarantine import Quarantine, release, samples_of
+from genrep_dist.store import Store
+from genrep_dist.units import GradientUnit, GramUnit, KernelUnit, Retraining, RetrainUnit, TrainUnit
+from tests.faults.conftest import Undisturbed
+from tests.faults.toys import Faulty, arm, deaths, disarm, first_weight
+from tests.faults.trial import Trial, assert_equal, finish, report
+
+RESOURCES = {"task_seconds": 1.0, "memory_budget": "32KiB", "workers": 2, "retries": 1}
+ATTEMPTS = 1 + RESOURCES["retries"]  # type: ignore[operator]
+
+
+def asked(run: gr.Run) -> list[dict[str, Any]]:
+    """Every distinct removal of the experiment."""
+    rows = run.store.ledger(run.plan.keys.training).scan().select("key", "seed", "removed").unique().collect()
+    return [row for row in rows.to_dicts() if row["removed"]]
+
+
+@pytest.mark.ray
+def test_a_block_that_kills_its_process(tmp_path: Path, undisturbed: Undisturbed, record_property: Any) -> None:
+    """One sample, with one seed's model. The other seed's results are made; the second run tries nothing; a mended one is as ever."""
+    whole = gr.open_run(undisturbed.trial.store, "toy")
+    sample = whole.train_ids(1)[13]
+    trial = Trial.make(tmp_path, resources=RESOURCES)
+    arm(tmp_path, row=Faulty(str(tmp_path)).row(sample), weight=first_weight(whole.checkpoint(1, "final")))
+
+    said = finish(trial.start(), code=1)
+    assert "1 units of work are in quarantine" in said
+    assert "kernel seed=1 trap" in said
+    assert str(sample) in said
+    assert "--retry-failed" in said
+    assert deaths(tmp_path) == ATTEMPTS
+    record = json.loads((tmp_path / "store/experiments/toy/quarantine.json").read_text())
+    assert [entry["attempts"] for entry in record.values()] == [ATTEMPTS]
+    assert all(sample in entry["sample_ids"] for entry in record.values())
+    found = {row["key"] for row in asked(gr.open_run(trial.store, "toy"))}
+    assert found == {row["key"] for row in asked(whole) if row["seed"] == 0}, "all of the other seed, and nothing of this one"
+    assert not trial.recorded("results/toy/manifest.json")
+
+    # In one process: if the block were tried again, that would be the driver's end.
+    said = finish(trial.start("--serial"), code=1)
+    assert "1 units of work are in quarantine" in said
+    assert deaths(tmp_path) == ATTEMPTS
+
+    disarm(tmp_path)
+    finish(trial.start("--serial", "--retry-failed"))
+    assert_equal(trial.published(), undisturbed.published)
+    assert not trial.recorded("experiments/toy/quarantine.json")
+    report(record_property, trainings_repeated=trial.trainings() - undisturbed.trainings, attempts_repeated=deaths(tmp_path) - 1)
+    assert trial.trainings() == undisturbed.trainings
+
+
+@pytest.mark.ray
+def test_retrainings_that_kill_their_process(tmp_path: Path, undisturbed: Undisturbed, record_property: Any) -> None:
+    """Those without one sample. They share tasks with others, which are trained one by one; more attempts release them, too."""
+    whole = gr.open_run(undisturbed.trial.store, "toy")
+    removals = [set(row["removed"]) for row in asked(whole)]
+    sample = min((sample for removed in removals for sample in removed), key=lambda one: (sum(one in removed for removed in removals), one))
+    poisoned = sum(sample in removed for removed in removals)
+    assert 1 <= poisoned <= 3
+    # A single worker: four models a task.
+    trial = Trial.make(tmp_path, resources=RESOURCES | {"workers": 1})
+    arm(tmp_path, without=Faulty(str(tmp_path)).row(sample))
+
+    said = finish(trial.start(), code=1)
+    assert f"{poisoned} units of work are in quarantine" in said
+    assert "without samples" in said
+    assert str(sample) in said
+    missing = [row for row in asked(whole) if row["key"] not in {row["key"] for row in asked(gr.open_run(trial.store, "toy"))}]
+    assert len(missing) == poisoned
+    assert all(sample in row["removed"] for row in missing)
+
+    before = deaths(tmp_path)
+    disarm(tmp_path)
+    finish(trial.start("--serial"), code=1)
+    finish(trial.start("--serial", "--set", "resources.retries=5"))
+    assert deaths(tmp_path) == before
+    assert_equal(trial.published(), undisturbed.published)
+    report(record_property, trainings_repeated=trial.trainings() - undisturbed.trainings, deaths=before)
+    # A task is tried as often as it may, and then each of its models alone.
+    assert ATTEMPTS * (1 + poisoned) <= before <= ATTEMPTS * 2 * poisoned
+
+
+def test_the_record(tmp_path: Path) -> None:
+    import numpy as np
+
+    store = Store(str(tmp_path))
+    ids = np.arange(100, 120)
+    crash = RuntimeError("gone")
+    block, model = GradientUnit(0, "ntk", 4, 5, 10), RetrainUnit((Retraining("k" * 64, 1, "same", (104, 107)),))
+    quarantine = Quarantine(store, "toy", "question", allowed=3)
+    quarantine.refuse()
+    assert quarantine.admit([block, model]) == [block, model]
+    quarantine.add(Outcome(block, {}, 3, crash, crashed=True), ids)
+    quarantine.add(Outcome(model, {}, 3, crash, crashed=True), ids)
+    with pytest.raises(UnitError, match=r"2 units[\s\S]*samples 105, 106, 107, 108, 109[\s\S]*without samples 104, 107"):
+        quarantine.refuse()
+    later = Quarantine(store, "toy", "question", allowed=3)
+    later.refuse()
+    assert later.admit([block, model, TrainUnit(0)]) == [TrainUnit(0)]
+    assert later.holds("k" * 64)
+    with pytest.raises(UnitError):
+        later.refuse()
+    assert Quarantine(store, "toy", "question", allowed=4).admit([block]) == [block]
+    assert Quarantine(store, "toy", "another question", allowed=3).admit([block]) == [block]
+    assert release(store, "toy")
+    assert not release(store, "toy")
+    assert Quarantine(store, "toy", "question", allowed=3).admit([block]) == [block]
+
+
+def test_the_samples_of_a_unit() -> None:
+    import numpy as np
+
+    ids = np.arange(100, 120)
+    assert samples_of(KernelUnit(0, "ntk", 4, 18, 25, False), ids) == ("samples", [118, 119])
+    assert samples_of(GramUnit(0, "ntk", 4, 0, 2, 8, 4, True), ids) == ("samples", [*range(100, 108), *range(116, 120)])
+    assert samples_of(GramUnit(0, "ntk", 4, 1, 1, 8, 4, True), ids) == ("samples", list(range(108, 116)))
+    assert samples_of(TrainUnit(0), ids) == ("", [])

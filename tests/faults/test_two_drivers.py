@@ -1,0 +1,109 @@
+"""Two drivers on one store and one experiment at once: one works and the other waits; and where both work, no harm is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genrep_dist.errors import StoreError
+from genrep_dist.store import Store
+from tests.faults.conftest import Undisturbed
+from tests.faults.nodes import wait_until
+from tests.faults.trial import Trial, assert_equal, finish, report
+from tests.store.s3_server import BUCKET, S3Server
+
+WAITS = "another driver is at work here"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    with S3Server.running() as running:
+        for name, value in running.environment().items():
+            monkeypatch.setenv(name, value)
+        yield running
+
+
+def holder(trial: Trial) -> int:
+    """The process that has the lease."""
+    objects = Store(trial.store).objects
+    paths = objects.list("experiments/toy/lease")
+    return int(json.loads(objects.get(paths[-1]))["pid"]) if paths else 0
+
+
+def test_when_the_one_that_works_is_killed_the_other_goes_on(tmp_path: Path, undisturbed: Undisturbed, record_property: Any) -> None:
+    trial = Trial.make(tmp_path)
+    drivers = {process.pid: process for process in (trial.start("--serial"), trial.start("--serial"))}
+    wait_until(lambda: trial.parts() >= 8, seconds=120)
+    killed = holder(trial)
+    os.killpg(killed, signal.SIGKILL)
+    drivers.pop(killed).communicate()
+    ((_, other),) = drivers.items()
+    said = finish(other)
+    assert WAITS in said
+    assert_equal(trial.published(), undisturbed.published)
+    repeated = trial.trainings() - undisturbed.trainings
+    report(record_property, trainings_repeated=repeated)
+    assert repeated <= 1
+
+
+def test_in_a_bucket_one_works_and_the_other_finds_everything_done(
+    tmp_path: Path, server: S3Server, undisturbed: Undisturbed, record_property: Any
+) -> None:
+    trial = Trial.make(tmp_path, store=f"s3://{BUCKET}/two")
+    drivers = [trial.start("--serial"), trial.start("--serial")]
+    said = [finish(process) for process in drivers]
+    assert sum(WAITS in text for text in said) == 1
+    assert sum("everything is done already" in text for text in said) == 1
+    assert_equal(trial.published(), undisturbed.published)
+    report(record_property, trainings_repeated=trial.trainings() - undisturbed.trainings)
+    assert trial.trainings() == undisturbed.trainings
+
+
+def test_without_a_lease_both_work_and_come_to_the_same(tmp_path: Path, undisturbed: Undisturbed, record_property: Any) -> None:
+    """A driver may sleep through its lease and go on: what two of them write at once must be harmless by itself."""
+    trial = Trial.make(tmp_path)
+    drivers = [trial.start("--serial", "--no-lease"), trial.start("--serial", "--no-lease")]
+    for process in drivers:
+        # Whoever comes second may find results that the first is about to replace, and says so; it writes nothing wrong.
+        said, _ = process.communicate(timeout=150)
+        assert process.returncode == 0 or "this run is not finished" in said, said
+    trial.run_here()
+    assert_equal(trial.published(), undisturbed.published)
+    report(record_property, trainings_repeated=trial.trainings() - undisturbed.trainings)
+    assert trial.trainings() > undisturbed.trainings, "both did work, or nothing was shown"
+
+
+class Intruder:
+    """Writes the record of another question when retraining begins: a driver that another one has passed in its sleep finds it so."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._objects = Store(trial.store).objects
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        if name == "retrain":
+            record = self._objects.get_json("experiments/toy/record.json")
+            record["experiment"]["deletion"]["fractions"] = [0.0, 0.3]
+            self._objects.put_json("experiments/toy/record.json", record)
+
+    def advance(self, units: int, statistics: Mapping[str, float]) -> None:
+        pass
+
+    def message(self, text: str) -> None:
+        pass
+
+
+def test_results_are_never_mixed(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    """What one driver has computed is not published under what another one has asked."""
+    trial = Trial.make(tmp_path)
+    with pytest.raises(StoreError, match="another experiment under this name"):
+        trial.run_here(Intruder(trial))
+    assert not trial.recorded("results/toy/*")
+    trial.run_here()
+    assert_equal(trial.published(), undisturbed.published)
+    assert trial.trainings() == undisturbed.trainings
