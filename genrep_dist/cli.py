@@ -64,14 +64,16 @@ def plan(
     prepared = prepare(_load(experiment, set_, profile), opened, _search_path(experiment))
     laid_out = prepared.plan
     resources, nodes = laid_out.experiment.resources, _nodes(laid_out.experiment, address)
-    refuse_unschedulable(nodes, resources)
     slots = slots_of(nodes, demand_of(resources, "retrain", nodes))
     memory = int(sum(node.get("memory", 0.0) for node in nodes))
     refusal = ""
     try:
+        refuse_unschedulable(nodes, resources)
         check_room(laid_out, prepared.store, lambda stage: slots_of(nodes, demand_of(resources, stage, nodes)), memory)
-    except PlanError as error:  # a plan for a larger machine may be read on a small one
-        refusal = str(error)
+    except PlanError as error:
+        if address is not None:
+            raise
+        refusal = str(error)  # a plan for a larger machine may be read on a small one
     status = {stage.name: stage for stage in stage_status(laid_out, prepared.store, foreseen=True)}
     missing = {name: stage.missing_share for name, stage in status.items()}
     device = pick_device(laid_out.experiment.resources.device).type

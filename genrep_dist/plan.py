@@ -340,8 +340,7 @@ def _stages(plan: Plan) -> Iterator[StagePlan]:
     if diagonals:
         peak = max(_block_bytes(plan, "ntk" if kernel == "influence" else kernel) for kernel, _ in diagonals)
         if any(kernel == "influence" for kernel, _ in diagonals):
-            # Every training sample is a test point here.
-            peak = max(peak, _influence_bytes(plan) + 8 * 8 * n * c * n)
+            peak = max(peak, _influence_bytes(plan))
         written = len(diagonals) * 8 * n * c
         yield StagePlan("diagonals", f"self-influence on {len(diagonals)} kernels", seeds * len(diagonals), seeds * written, peak)
     count = plan.retrainings_at_most
@@ -370,7 +369,10 @@ def _influence_bytes(plan: Plan) -> int:
     shape = plan.shape
     if plan.experiment.influence.base_kernel is None:
         return 6 * 8 * shape.num_parameters * plan.experiment.num_test_points + 2 * _dense_bytes(plan)
-    return 3 * 8 * (shape.num_train * shape.num_outputs) ** 2
+    rows = shape.num_train * shape.num_outputs
+    # For self-influence every training sample is a test point.
+    columns = shape.num_train if any(kernel == "influence" for kernel, _ in plan.diagonals_needed()) else 0
+    return 3 * 8 * rows**2 + 8 * 8 * rows * columns
 
 
 def _block_bytes(plan: Plan, kernel: str) -> int:

@@ -14,12 +14,14 @@ import pytest
 import torch
 from scipy import stats
 from sklearn.metrics import roc_auc_score
+from torch import Tensor
 
 import genrep_dist as gr
 from genrep_dist.errors import PlanError
 from genrep_dist.evaluation.subsets import draw_left_out, draw_subsets
 from genrep_dist.runtime.progress import Silence
 from genrep_dist.runtime.serial import SerialExecutor
+from genrep_dist.stages.execute import execute
 from genrep_dist.stages.prepare import Prepared, prepare
 from genrep_dist.stages.retrain import retrain
 from genrep_dist.stages.status import StageStatus, stage_status
@@ -122,6 +124,29 @@ def test_brittleness_is_the_first_removal_that_flips_the_class(judged: gr.Run) -
             assert found["num_removed"] == smallest
             assert points(judged, "brittleness_flipped", method, seed)[m] == float(smallest is not None)
             assert points(judged, "brittleness_removed", method, seed)[m] == (0.6 if smallest is None else smallest / 40)
+
+
+def test_one_factorisation_a_seed_serves_the_influence_kernel_and_self_influence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    factor, counted = torch.linalg.cholesky_ex, []
+
+    def noted(matrix: Tensor, *arguments: Any, **options: Any) -> Any:
+        if len(matrix) == 40:  # the gram's size
+            counted.append(len(matrix))
+        return factor(matrix, *arguments, **options)
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", noted)
+    problem = {"name": "tests.toys:Blobs", "options": {}, "flip_labels": {"share": 0.2, "seed": 3}}
+    fields = {**PLAIN, "methods": ["influence-final/tracking", "influence-function", "random"]}
+    asked = gr.Experiment.model_validate({**experiment(**{**FIELDS, **fields}).resolved(), "problem": problem})
+    done = gr.run(asked, store=str(tmp_path), executor=SerialExecutor(0), search_path=[str(ROOT)])
+    assert len(counted) == len(done.plan.experiment.seeds)
+    # Lost, the diagonal is computed anew, and is the same.
+    artifact = done.store.artifact("diagonal", done.plan.keys.diagonal(0, "influence", done.plan.keys.epochs))
+    before = artifact.read("diagonal")
+    done.store.objects.delete_folder(artifact.path)
+    [lost] = [unit for unit in done.plan.diagonal_units() if unit.seed == 0]
+    execute(prepare(asked, done.store, [str(ROOT)]).job, lost)
+    np.testing.assert_allclose(artifact.read("diagonal"), before, rtol=1e-9)
 
 
 def test_flipped_labels_are_recorded_and_self_influence_ranks_them(judged: gr.Run) -> None:

@@ -45,7 +45,7 @@ def checked_layout(model: nn.Module, inputs: Tensor, output_index: Tensor | None
 
 def blocks(model: nn.Module, layout: Layout, inputs: Tensor, output_index: Tensor | None) -> Iterator[FeatureRows]:
     """The feature rows of a few samples after the other. A function of the samples alone, but for rounding."""
-    step = max(LEAST_ROWS, min(MOST_ROWS, FACTOR_NUMBERS // layout.numbers))
+    step = max(LEAST_ROWS, min(MOST_ROWS, 2 ** (FACTOR_NUMBERS // layout.numbers).bit_length() // 2))
     for start in range(0, len(inputs), step):
         at = slice(start, start + step)
         yield _block(model, layout, inputs[at], None if output_index is None else output_index[at])

@@ -17,6 +17,9 @@ from genrep_dist.errors import ProblemError
 from genrep_dist.representers.layers import Weight, in_order, patches, rows_at_once, weight_rows
 from genrep_dist.representers.tokens import TokenRows, add_token_products
 
+RIGHT_ROWS, FEW_ROWS = 64, 64
+"""Samples of a right block that are spelled out at once: enough for a matrix product, and fewer, which stay in the cache, where the left
+block has few rows itself."""
 PAIRS_AT_ONCE = 2**22
 """Numbers of products over pairs of positions that are held at once."""
 
@@ -247,7 +250,7 @@ def _right_step(weight: Weight, mine: _Ready, right: FeatureRows) -> int:
         rows, positions = mine.patches.shape[:2]
         pairs = right.num_outputs * mine.gradients.shape[1]
         return max(1, PAIRS_AT_ONCE // (rows * positions * positions * pairs))
-    return max(64, 4 * rows_at_once(weight))
+    return RIGHT_ROWS if mine.shape[0] > RIGHT_ROWS else FEW_ROWS
 
 
 def _ready(weight: Weight, factor: Factors) -> _Ready:

@@ -115,7 +115,7 @@ def forecast(prepared: Prepared, slots: int, missing: Mapping[StageName, float],
         if models == plan.retrainings_at_most:
             seconds["retrain"] *= rehearsed.distinct
     works = any(missing.get(name, 1.0) > 0 and seconds[name] > 0 for name in seconds)
-    pools = sum(any(seconds[name] > 0 for name in names) for names in (ACTOR_STAGES, set(seconds) - ACTOR_STAGES))
+    pools = sum(any(seconds.get(name, 0.0) > 0 for name in names) for names in (ACTOR_STAGES, set(seconds) - ACTOR_STAGES))
     around = START_SECONDS + (CLUSTER_SECONDS + pools * WORKER_SECONDS if works else 0.0)
     around += JUDGE_SECONDS + METHOD_SECONDS * len(plan.experiment.methods)
     return Forecast(seconds, around)

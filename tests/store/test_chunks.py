@@ -77,6 +77,26 @@ def test_any_window_is_what_zarr_reads(tmp_path_factory: pytest.TempPathFactory,
     assert ours.flags.writeable
 
 
+def test_a_mapped_chunk_is_its_readers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "MAPPED_BYTES", 10)
+    values = np.random.default_rng(0).normal(size=(40, 50))
+    write_chunk(tmp_path / "0", values)
+    read = read_chunk(tmp_path / "0", values.shape, values.dtype)
+    read[3] = 0
+    np.testing.assert_array_equal(read_chunk(tmp_path / "0", values.shape, values.dtype), values)
+    again = read_chunk(tmp_path / "0", values.shape, values.dtype)
+    write_chunk(tmp_path / "0", 2 * values)
+    (tmp_path / "0").unlink()
+    np.testing.assert_array_equal(again, values)
+    assert np.array_equal(read[4:], values[4:])
+    write_chunk(tmp_path / "0", values)
+    data = bytearray((tmp_path / "0").read_bytes())
+    data[777] ^= 1
+    (tmp_path / "0").write_bytes(data)
+    with pytest.raises(ValueError, match="checksum"):
+        read_chunk(tmp_path / "0", values.shape, values.dtype)
+
+
 def test_large_chunks_go_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(chunks, "CHECK_BYTES", 300)
