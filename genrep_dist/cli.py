@@ -55,8 +55,7 @@ def plan(
     from genrep_dist.runtime.capacity import slots as slots_of
     from genrep_dist.stages.job import pick_device
     from genrep_dist.stages.prepare import check_room, prepare
-    from genrep_dist.stages.probe import estimate, gpu_hours
-    from genrep_dist.stages.probe import probe as measure
+    from genrep_dist.stages.probe import forecast, gpu_hours
     from genrep_dist.stages.status import stage_status
     from genrep_dist.store import Store
 
@@ -65,20 +64,23 @@ def plan(
     prepared = prepare(_load(experiment, set_, profile), opened, _search_path(experiment))
     laid_out = prepared.plan
     resources, nodes = laid_out.experiment.resources, _nodes(laid_out.experiment, address)
-    refuse_unschedulable(nodes, resources)
     slots = slots_of(nodes, demand_of(resources, "retrain", nodes))
     memory = int(sum(node.get("memory", 0.0) for node in nodes))
     refusal = ""
     try:
+        refuse_unschedulable(nodes, resources)
         check_room(laid_out, prepared.store, lambda stage: slots_of(nodes, demand_of(resources, stage, nodes)), memory)
-    except PlanError as error:  # a plan for a larger machine may be read on a small one
-        refusal = str(error)
+    except PlanError as error:
+        if address is not None:
+            raise
+        refusal = str(error)  # a plan for a larger machine may be read on a small one
     status = {stage.name: stage for stage in stage_status(laid_out, prepared.store, foreseen=True)}
     missing = {name: stage.missing_share for name, stage in status.items()}
-    seconds = estimate(laid_out, measure(prepared), slots, missing) if probe else {}
     device = pick_device(laid_out.experiment.resources.device).type
     guess = gpu_hours(prepared) if device != "cuda" else None
     retrain = status["retrain"]
+    expected = forecast(prepared, slots, missing, retrain.total) if probe else None
+    seconds = expected.stages if expected else {}
     if as_json:
         stages = [
             {
@@ -98,6 +100,7 @@ def plan(
             "experiment": laid_out.experiment.name,
             "stages": stages,
             "retrainings": retrainings,
+            "seconds": expected.total if expected else None,
             "cost": cost,
             "refusal": refusal or None,
         }
@@ -140,11 +143,11 @@ def plan(
             "(not counted here)",
             highlight=False,
         )
-    if probe:
+    if expected:
         hours = sum(seconds.values()) * slots / 3600
         kind = "GPU-hours" if device == "cuda" else f"worker-hours of one CPU core each (or, as a guess, {guess:,.2g} GPU-hours)"
         console.print(
-            f"about {seconds_text(sum(seconds.values()))} on {slots} workers like this machine: {hours:,.1f} {kind}; "
+            f"about {seconds_text(expected.total)} on {slots} workers like this machine: {hours:,.1f} {kind}; "
             f"{bytes_text(sum(stage.bytes_written for stage in laid_out.stages))} written",
             highlight=False,
         )

@@ -14,12 +14,14 @@ import pytest
 import torch
 from scipy import stats
 from sklearn.metrics import roc_auc_score
+from torch import Tensor
 
 import genrep_dist as gr
 from genrep_dist.errors import PlanError
 from genrep_dist.evaluation.subsets import draw_left_out, draw_subsets
 from genrep_dist.runtime.progress import Silence
 from genrep_dist.runtime.serial import SerialExecutor
+from genrep_dist.stages.execute import execute
 from genrep_dist.stages.prepare import Prepared, prepare
 from genrep_dist.stages.retrain import retrain
 from genrep_dist.stages.status import StageStatus, stage_status
@@ -124,6 +126,29 @@ def test_brittleness_is_the_first_removal_that_flips_the_class(judged: gr.Run) -
             assert points(judged, "brittleness_removed", method, seed)[m] == (0.6 if smallest is None else smallest / 40)
 
 
+def test_one_factorisation_a_seed_serves_the_influence_kernel_and_self_influence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    factor, counted = torch.linalg.cholesky_ex, []
+
+    def noted(matrix: Tensor, *arguments: Any, **options: Any) -> Any:
+        if len(matrix) == 40:  # the gram's size
+            counted.append(len(matrix))
+        return factor(matrix, *arguments, **options)
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", noted)
+    problem = {"name": "tests.toys:Blobs", "options": {}, "flip_labels": {"share": 0.2, "seed": 3}}
+    fields = {**PLAIN, "methods": ["influence-final/tracking", "influence-function", "random"]}
+    asked = gr.Experiment.model_validate({**experiment(**{**FIELDS, **fields}).resolved(), "problem": problem})
+    done = gr.run(asked, store=str(tmp_path), executor=SerialExecutor(0), search_path=[str(ROOT)])
+    assert len(counted) == len(done.plan.experiment.seeds)
+    # Lost, the diagonal is computed anew, and is the same.
+    artifact = done.store.artifact("diagonal", done.plan.keys.diagonal(0, "influence", done.plan.keys.epochs))
+    before = artifact.read("diagonal")
+    done.store.objects.delete_folder(artifact.path)
+    [lost] = [unit for unit in done.plan.diagonal_units() if unit.seed == 0]
+    execute(prepare(asked, done.store, [str(ROOT)]).job, lost)
+    np.testing.assert_allclose(artifact.read("diagonal"), before, rtol=1e-9)
+
+
 def test_flipped_labels_are_recorded_and_self_influence_ranks_them(judged: gr.Run) -> None:
     """phi(x_i -> x_i) for the logit of i's own label, from gradients one by one; AUROC by scikit-learn."""
     clean = dict(zip(*(t.tolist() for t in judged.bench.problem.train_data()[2:0:-1]), strict=True))
@@ -220,7 +245,7 @@ def test_a_plan_knows_what_the_store_has_of_another_experiment(tmp_path: Path) -
     """Asked, distinct and done are told before the run; what is left is what the run then pays."""
 
     def planned(**fields: Any) -> tuple[Prepared, StageStatus]:
-        asked = experiment("tests.toys:Counting", {"folder": str(tmp_path)}, name="more", **{**PLAIN, **fields})
+        asked = experiment("tests.toys:Counting", {"folder": str(tmp_path)}, name="more", **{**FIELDS, **PLAIN, **fields})
         found = prepare(asked, Store(str(tmp_path / "store")), [str(ROOT)])
         (status,) = [s for s in stage_status(found.plan, found.store, foreseen=True) if s.name == "retrain"]
         return found, status
@@ -243,6 +268,14 @@ def test_a_plan_knows_what_the_store_has_of_another_experiment(tmp_path: Path) -
     assert trainings(tmp_path) - before <= status.total - status.done
     after = planned(**fields)[1]
     assert (after.done, after.exact) == (after.total, True)
+    # Scores that are damaged are made anew by the next run: a plan takes them for missing, and does not fail.
+    (tmp_path / "store/results").rename(tmp_path / "aside")
+    for asked in (tmp_path / "store/experiments").rglob("asked-*.parquet"):
+        asked.unlink()
+    for part in (tmp_path / "store/artifacts/attribution").rglob("c/*/*"):
+        part.write_bytes(part.read_bytes()[:-4])
+    damaged = planned(**fields)[1]
+    assert (damaged.exact, damaged.total >= after.total) == (False, True)
 
 
 def test_a_damaged_part_is_refused_by_name_and_only_its_rows_are_trained_again(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ class TextCNN(nn.Module):
     An embedding of 30,522 x 48, three convolutions of width 5 without bias (48-50-100-200 channels), each followed by a ReLU, the
     largest value of each channel over the sentence, and a linear layer with bias: with one output 1,602,257 parameters.
 
-    The embedding starts from a normal distribution of standard deviation 0.1, the other layers as torch has it.
+    The embedding starts from a normal distribution of standard deviation 0.1, the convolutions from He's for ReLUs, which keeps the
+    size of a signal, the linear layer as torch has it.
 
     Token 0 is padding, wherever it stands. Hidden positions of padding are set to zero after each convolution and take no part in
     the maximum, so that neither outputs nor gradients depend on how far a sentence is padded. A sentence holds at least one token
@@ -48,12 +49,15 @@ class TextCNN(nn.Module):
                 "a network cannot be built", where="TextCNN.channels", expected="three numbers of channels", got=repr(widths)
             )
         self.embedding = nn.Embedding(vocabulary_size, embedding_width, padding_idx=PADDING_ID)
-        # Unit variance, the library's own, drowns what plain SGD learns of a word in what the word was given by chance.
+        # Torch's own unit variance drowns what plain SGD learns of a word in what the word was given by chance.
         with torch.no_grad():
             self.embedding.weight.mul_(EMBEDDING_SCALE)
         self.conv1 = nn.Conv1d(embedding_width, widths[0], 5, padding=2, bias=False)
         self.conv2 = nn.Conv1d(widths[0], widths[1], 5, padding=2, bias=False)
         self.conv3 = nn.Conv1d(widths[1], widths[2], 5, padding=2, bias=False)
+        # Its own convolutions shrink a signal by half a layer, and gradients with it: many epochs pass before anything is learned.
+        for convolution in (self.conv1, self.conv2, self.conv3):
+            nn.init.kaiming_uniform_(convolution.weight, nonlinearity="relu")
         self.linear = nn.Linear(widths[2], num_outputs)
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ class Toxicity(_TextProblem):
     equal texts are never on both sides.
 
     Other options are those of all text problems: train_size, test_size, length (tokens), vocabulary (a file), split_seed; and of
-    the recipe: epochs, batch_size, learning_rate, schedule.
+    the recipe: epochs, batch_size, learning_rate, schedule ("cosine": at a constant rate the last epochs jump).
     """
 
     data = "toxicity"
@@ -143,10 +143,10 @@ class Toxicity(_TextProblem):
         length: int = 128,
         vocabulary: str | None = None,
         split_seed: int = SPLIT_SEED,
-        epochs: int = 10,
+        epochs: int = 6,
         batch_size: int = 16,
-        learning_rate: float = 0.1,
-        schedule: Schedule = "constant",
+        learning_rate: float = 0.3,
+        schedule: Schedule = "cosine",
     ) -> None:
         super().__init__(
             TOXICITY_CLASSES,
@@ -181,10 +181,10 @@ class AgNews(_TextProblem):
         length: int = 128,
         vocabulary: str | None = None,
         split_seed: int = SPLIT_SEED,
-        epochs: int = 10,
+        epochs: int = 8,
         batch_size: int = 16,
-        learning_rate: float = 0.1,
-        schedule: Schedule = "constant",
+        learning_rate: float = 0.3,
+        schedule: Schedule = "cosine",
     ) -> None:
         super().__init__(
             _check_names(AGNEWS_CLASSES if classes is None else classes, AGNEWS_CLASSES, "agnews"),
@@ -236,7 +236,7 @@ class Newsgroups(_TextProblem):
 
     def __init__(
         self,
-        classes: Sequence[str] | None = ("rec", "sci"),
+        classes: Sequence[str] | None = ("rec", "talk"),
         train_size: int | None = None,
         test_size: int | None = None,
         per_class: int | None = 6000,
@@ -244,10 +244,10 @@ class Newsgroups(_TextProblem):
         length: int = 128,
         vocabulary: str | None = None,
         split_seed: int = SPLIT_SEED,
-        epochs: int = 10,
+        epochs: int = 8,
         batch_size: int = 16,
-        learning_rate: float = 0.1,
-        schedule: Schedule = "constant",
+        learning_rate: float = 0.3,
+        schedule: Schedule = "cosine",
     ) -> None:
         names = {name: name for group in NEWSGROUPS for name in _and_above(group)}
         super().__init__(

@@ -45,7 +45,7 @@ def checked_layout(model: nn.Module, inputs: Tensor, output_index: Tensor | None
 
 def blocks(model: nn.Module, layout: Layout, inputs: Tensor, output_index: Tensor | None) -> Iterator[FeatureRows]:
     """The feature rows of a few samples after the other. A function of the samples alone, but for rounding."""
-    step = max(LEAST_ROWS, min(MOST_ROWS, FACTOR_NUMBERS // layout.numbers))
+    step = max(LEAST_ROWS, min(MOST_ROWS, 2 ** (FACTOR_NUMBERS // layout.numbers).bit_length() // 2))
     for start in range(0, len(inputs), step):
         at = slice(start, start + step)
         yield _block(model, layout, inputs[at], None if output_index is None else output_index[at])
@@ -169,7 +169,7 @@ def _looped_gradients(model: nn.Module, inputs: Tensor, output_index: Tensor | N
             for row, gradient, parameter in zip(rows, gradients, wanted, strict=True):
                 row.append(torch.zeros_like(parameter) if gradient is None else gradient.detach())
     names_in_order = [name for name in trainable(model) if name in set(names)]
-    shaped = [torch.stack(row).unflatten(0, (len(inputs), -1)) for row in rows]
+    shaped = [torch.stack(row).reshape(len(inputs), -1, *parameter.shape) for row, parameter in zip(rows, wanted, strict=True)]
     return dict(zip(names_in_order, shaped, strict=True))
 
 
@@ -215,7 +215,7 @@ def _by_hooks(model: nn.Module, layout: Layout, inputs: Tensor, names: list[str]
     dense = rows.dense()
     sizes = [torch.Size(shape).numel() for _, shape in chosen]
     parts = torch.split(dense, sizes, dim=2)
-    return {name: part.unflatten(2, shape) if shape else part for (name, shape), part in zip(chosen, parts, strict=True)}
+    return {name: part.reshape(*part.shape[:2], *shape) for (name, shape), part in zip(chosen, parts, strict=True)}
 
 
 def _check_output_index(output_index: Tensor, rows: int, num_outputs: int) -> None:

@@ -17,6 +17,9 @@ from genrep_dist.errors import ProblemError
 from genrep_dist.representers.layers import Weight, in_order, patches, rows_at_once, weight_rows
 from genrep_dist.representers.tokens import TokenRows, add_token_products
 
+RIGHT_ROWS, FEW_ROWS = 64, 64
+"""Samples of a right block that are spelled out at once: enough for a matrix product, and fewer, which stay in the cache, where the left
+block has few rows itself."""
 PAIRS_AT_ONCE = 2**22
 """Numbers of products over pairs of positions that are held at once."""
 
@@ -36,7 +39,33 @@ class PatchRows:
         return PatchRows(torch.cat([part.inputs for part in parts]), torch.cat([part.gradients for part in parts]))
 
 
-Factors = PatchRows | TokenRows
+@dataclass(frozen=True)
+class SpelledRows:
+    """Gradients (B, C, O, K) of one weight as they are, where that is smaller; K in the order of :func:`weight_rows`."""
+
+    values: Tensor
+
+    def part(self, start: int, stop: int) -> SpelledRows:
+        return SpelledRows(self.values[start:stop])
+
+    @staticmethod
+    def joined(parts: list[SpelledRows]) -> SpelledRows:
+        return SpelledRows(torch.cat([part.values for part in parts]))
+
+    @staticmethod
+    def of(weight: Weight, factor: PatchRows) -> SpelledRows:
+        """The factors multiplied out, a few samples at a time."""
+        rows, step = len(factor.inputs), rows_at_once(weight)
+        if rows <= step:
+            return SpelledRows(weight_rows(weight, factor.inputs, factor.gradients))
+        result = factor.gradients.new_empty(rows, factor.gradients.shape[1], weight.shape[0], weight.patch)
+        for start in range(0, rows, step):
+            some = factor.part(start, start + step)
+            result[start : start + step] = weight_rows(weight, some.inputs, some.gradients)
+        return SpelledRows(result)
+
+
+Factors = PatchRows | SpelledRows | TokenRows
 Names = tuple[tuple[str, tuple[int, ...]], ...]
 
 
@@ -72,14 +101,14 @@ class FeatureRows:
         first = parts[0]
         if len(parts) == 1:
             return first
-        factors = tuple(_joined([part.factors[i] for part in parts]) for i in range(len(first.factors)))
+        factors = tuple(_joined(_alike(weight, [part.factors[i] for part in parts])) for i, weight in enumerate(first.weights))
         return FeatureRows(first.weights, factors, torch.cat([part.rest for part in parts]), first.rest_names, first.order)
 
     def tensors(self) -> Iterator[Tensor]:
         """All tensors of numbers."""
         yield self.rest
         for factor in self.factors:
-            yield from (factor.values,) if isinstance(factor, TokenRows) else (factor.inputs, factor.gradients)
+            yield from (factor.inputs, factor.gradients) if isinstance(factor, PatchRows) else (factor.values,)
 
     @property
     def numbers(self) -> int:
@@ -94,7 +123,8 @@ class FeatureRows:
                 bad = ~torch.isfinite(factor.values).flatten(1).all(dim=1)
                 fine[factor.samples[bad]] = False
             else:
-                for tensor in (factor.inputs, factor.gradients):
+                tensors = (factor.inputs, factor.gradients) if isinstance(factor, PatchRows) else (factor.values,)
+                for tensor in tensors:
                     fine &= torch.isfinite(tensor).flatten(1).all(dim=1)
         return fine
 
@@ -104,6 +134,8 @@ class FeatureRows:
         def moved(factor: Factors) -> Factors:
             if isinstance(factor, TokenRows):
                 return TokenRows(factor.tokens.to(device), factor.values.to(device, dtype), factor.counts.to(device))
+            if isinstance(factor, SpelledRows):
+                return SpelledRows(factor.values.to(device, dtype))
             return PatchRows(factor.inputs.to(device, dtype), factor.gradients.to(device, dtype))
 
         factors = tuple(moved(factor) for factor in self.factors)
@@ -124,15 +156,14 @@ class FeatureRows:
             result[:, :, place[name]] = self.rest[:, :, at : at + sizes[name]]
             at += sizes[name]
         for weight, factor in zip(self.weights, self.factors, strict=True):
-            target = result[:, :, place[weight.name]].unflatten(2, weight.shape)
+            target = result[:, :, place[weight.name]].view(rows, num_outputs, *weight.shape)
             if isinstance(factor, TokenRows):
                 target.zero_()
                 factor.dense_into(target)
                 continue
             step = rows_at_once(weight)
             for start in range(0, rows, step):
-                some = factor.part(start, start + step)
-                target[start : start + step] = in_order(weight, weight_rows(weight, some.inputs, some.gradients))
+                target[start : start + step] = in_order(weight, _spelled(weight, factor.part(start, start + step)))
         return result
 
     def self_product(self, own: Tensor) -> Tensor:
@@ -145,13 +176,12 @@ class FeatureRows:
             step = rows_at_once(weight)
             for start in range(0, len(self), step):
                 at = slice(start, start + step)
-                some = factor.part(start, start + step)
-                total[at] += _own_products(weight_rows(weight, some.inputs, some.gradients).flatten(2), own[at])
+                total[at] += _own_products(_spelled(weight, factor.part(start, start + step)).flatten(2), own[at])
         return total
 
     def prepared(self) -> Prepared:
         """The block made ready to be multiplied with many others; for one it is :func:`inner_products`."""
-        return Prepared(self, tuple(_ready(w, f, self.num_outputs) for w, f in zip(self.weights, self.factors, strict=True)))
+        return Prepared(self, tuple(_ready(w, f) for w, f in zip(self.weights, self.factors, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -199,10 +229,10 @@ class Prepared:
                 assert isinstance(theirs, TokenRows)
                 add_token_products(mine, theirs, result)
                 continue
-            assert isinstance(theirs, PatchRows)
+            assert not isinstance(theirs, TokenRows)
             step = _right_step(weight, mine, right)
             for start in range(0, len(right), step):
-                some = _ready(weight, theirs.part(start, start + step), right.num_outputs)
+                some = _ready(weight, theirs.part(start, start + step))
                 _add_products(mine, some, result[:, start * right.num_outputs : (start + step) * right.num_outputs])
         return result
 
@@ -220,24 +250,25 @@ def _right_step(weight: Weight, mine: _Ready, right: FeatureRows) -> int:
         rows, positions = mine.patches.shape[:2]
         pairs = right.num_outputs * mine.gradients.shape[1]
         return max(1, PAIRS_AT_ONCE // (rows * positions * positions * pairs))
-    return max(64, 4 * rows_at_once(weight))
+    return RIGHT_ROWS if mine.shape[0] > RIGHT_ROWS else FEW_ROWS
 
 
-def _ready(weight: Weight, factor: Factors, num_outputs: int) -> _Ready:
+def _ready(weight: Weight, factor: Factors) -> _Ready:
     if isinstance(factor, TokenRows):
         return factor
-    if weight.positions == 1 and weight.groups == 1 and weight.numel > weight.shape[0] + weight.patch:
+    if isinstance(factor, SpelledRows):
+        assert weight.product == "gradients"
+        return factor.values.flatten(0, 1).flatten(1)
+    if weight.product == "vectors":
         return _Vectors(patches(weight, factor.inputs)[:, 0, 0], factor.gradients[:, :, 0])
-    if weight.by_positions(num_outputs):
+    if weight.product == "positions":
         return _Positions(patches(weight, factor.inputs)[:, 0], factor.gradients)
-    rows, step = len(factor.inputs), rows_at_once(weight)
-    if rows <= step:
-        return weight_rows(weight, factor.inputs, factor.gradients).reshape(rows * num_outputs, -1)
-    result = factor.gradients.new_empty(rows, num_outputs, weight.shape[0], weight.patch)
-    for start in range(0, rows, step):
-        some = factor.part(start, start + step)
-        result[start : start + step] = weight_rows(weight, some.inputs, some.gradients)
-    return result.reshape(rows * num_outputs, -1)
+    return SpelledRows.of(weight, factor).values.flatten(0, 1).flatten(1)
+
+
+def _spelled(weight: Weight, factor: PatchRows | SpelledRows) -> Tensor:
+    """(B, C, O, K)."""
+    return factor.values if isinstance(factor, SpelledRows) else weight_rows(weight, factor.inputs, factor.gradients)
 
 
 def _add_products(mine: _Ready, theirs: _Ready, result: Tensor) -> None:
@@ -268,8 +299,19 @@ def _own_products(rows: Tensor, own: Tensor) -> Tensor:
     return torch.einsum("bcn,bn->bc", rows, explained)
 
 
+def _alike(weight: Weight, parts: list[Factors]) -> list[Factors]:
+    """The blocks of one weight; where one is kept as gradients, all are."""
+    if not any(isinstance(part, SpelledRows) for part in parts):
+        return parts
+    return [SpelledRows.of(weight, part) if isinstance(part, PatchRows) else part for part in parts]
+
+
 def _joined(parts: list[Factors]) -> Factors:
+    """Blocks of one weight, all of one kind, one after the other."""
     tokens = [part for part in parts if isinstance(part, TokenRows)]
     if tokens:
         return TokenRows.joined(tokens)
+    spelled = [part for part in parts if isinstance(part, SpelledRows)]
+    if spelled:
+        return SpelledRows.joined(spelled)
     return PatchRows.joined([part for part in parts if isinstance(part, PatchRows)])

@@ -69,10 +69,17 @@ class Weight:
         """K / groups, the numbers of one patch that one output sees."""
         return self.shape[1] * math.prod(self.kernel)
 
-    def by_positions(self, num_outputs: int) -> bool:
-        """Whether products over pairs of positions cost fewer multiply-adds than products of whole gradients, for C outputs."""
-        pairs = num_outputs * num_outputs
-        return self.groups == 1 and self.positions**2 * (self.patch + pairs * self.shape[0]) < pairs * self.numel
+    @property
+    def product(self) -> Literal["tokens", "vectors", "positions", "gradients"]:
+        """How inner products are taken with the fewest multiply-adds: over shared tokens, as (x . x')(g . g'), over pairs of positions,
+        or from the weight's gradients themselves. The same for every block, as all of them must meet.
+        """
+        outputs, patch = self.shape[0], self.patch
+        if self.kind == "embedding":
+            return "tokens"
+        if self.groups > 1 or self.positions**2 * (patch + outputs) >= self.numel:
+            return "gradients"
+        return "vectors" if self.positions == 1 else "positions"
 
 
 def patches(weight: Weight, inputs: Tensor) -> Tensor:

@@ -71,6 +71,42 @@ class Layout:
         return tuple((name, shape) for name, shape in self.order if name not in factored)
 
 
+def slow_layers(layout: Layout) -> list[str]:
+    """A line for each layer whose gradients cannot be read off one backward pass: which, how it is treated, and why."""
+    slow = [way for way in layout.ways if way.way in ("torch.func", "one by one")]
+    return [f"{way.layer or 'the model itself'} ({way.kind}): {way.way}, as {way.reason}" for way in slow]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What one sample's features take: numbers ``held`` as factors, ``spelled`` out to be multiplied, ``products`` with another's."""
+
+    held: int
+    spelled: int
+    products: int
+
+
+def sizes_of(layout: Layout) -> Sizes:
+    """At most: repeated tokens take less."""
+    outputs = layout.num_outputs
+    rest = sum(math.prod(shape) for _, shape in layout.rest_names)
+    held = spelled = outputs * rest
+    products = outputs**2 * rest
+    for weight in layout.weights:
+        positions, patch, wide = weight.positions, weight.patch, outputs * weight.shape[-1 if weight.kind == "embedding" else 0]
+        if weight.kind == "embedding":
+            # Spelled out are no tokens; multiplied are those that both samples have.
+            held, products = held + positions * wide, products + outputs * positions * wide
+            continue
+        held += math.prod(weight.size) * weight.channels + positions * wide
+        if weight.product == "gradients":
+            spelled, products = spelled + outputs * weight.numel, products + outputs**2 * weight.numel
+        else:
+            spelled += positions * (patch + wide)
+            products += positions**2 * (patch + outputs * wide)
+    return Sizes(held, spelled, products)
+
+
 @dataclass
 class Call:
     """What a layer saw: its input, where the gradient of its output arrives, and the output's shape."""

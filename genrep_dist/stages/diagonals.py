@@ -9,11 +9,11 @@ from torch import Tensor
 
 from genrep_dist.representers.attribution import random_scores
 from genrep_dist.representers.methods import Method
-from genrep_dist.representers.self_influence import ntk_diagonal, own_outputs, scalar_diagonal, self_influence
+from genrep_dist.representers.self_influence import own_outputs, scalar_diagonal, self_influence
 from genrep_dist.seeds import derive_seed
 from genrep_dist.stages.importances import importance
-from genrep_dist.stages.influence import influence_self_kernel
-from genrep_dist.stages.job import Workbench, label_loss, to_numpy
+from genrep_dist.stages.influence import influence_self_kernel, write_diagonal
+from genrep_dist.stages.job import Workbench, label_loss
 from genrep_dist.units import DiagonalUnit
 
 OWN_KERNEL_ROWS = 64
@@ -21,15 +21,16 @@ OWN_KERNEL_ROWS = 64
 
 
 def run(unit: DiagonalUnit, bench: Workbench) -> dict[str, float]:
-    """Write K_c(x_i, x_i) (N, C) float64: how much of output c's derivative reaches the logit of sample i's own label."""
+    """Write K_c(x_i, x_i) (N, C) float64: how much of output c's derivative reaches the logit of sample i's own label.
+
+    (The influence kernel's is written with that kernel, of one factorisation; here only if it was lost.)
+    """
     own, _ = own_outputs(bench.train.targets.cpu(), label_loss(bench.loss))
     if unit.kernel == "influence":
         diagonal = influence_self_kernel(unit.seed, unit.epoch, own, bench)
     else:
         diagonal = torch.cat(list(_blocks(unit, bench, own)))
-    artifact = bench.store.artifact("diagonal", bench.keys.diagonal(unit.seed, unit.kernel, unit.epoch))
-    artifact.write("diagonal", to_numpy(diagonal.double()), ("train", "output"))
-    artifact.commit({"seed": unit.seed, "kernel": unit.kernel, "epoch": unit.epoch, "seconds": bench.elapsed()})
+    write_diagonal(bench, unit.seed, unit.kernel, unit.epoch, diagonal)
     return {"rows": float(len(diagonal))}
 
 
@@ -42,11 +43,11 @@ def _blocks(unit: DiagonalUnit, bench: Workbench, own: Tensor) -> Iterator[Tenso
             inputs = bench.train.inputs[at]
             yield scalar_diagonal(bench.own_kernel_block(unit, inputs, inputs).diagonal().cpu(), own[at], num_outputs)
             continue
-        features = bench.features(unit.seed, unit.kernel, unit.epoch, at.start, at.stop).cpu()
         if unit.kernel == "last-layer":
+            features = bench.features(unit.seed, unit.kernel, unit.epoch, at.start, at.stop).cpu()
             yield scalar_diagonal(features.double().square().sum(dim=1), own[at], num_outputs)
         else:
-            yield ntk_diagonal(features, own[at])
+            yield bench.feature_rows(unit.seed, unit.epoch, at.start, at.stop).self_product(own[at].to(bench.device)).cpu()
 
 
 def self_influence_of(method: Method, seed: int, bench: Workbench) -> Tensor:

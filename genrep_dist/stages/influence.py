@@ -11,22 +11,45 @@ from torch import Tensor
 
 from genrep_dist.representers.curvature import influence_kernel
 from genrep_dist.representers.hessian import conjugate_gradients, declare_damping, hessian_product, influence_block, lissa
-from genrep_dist.representers.self_influence import influence_diagonal
+from genrep_dist.representers.self_influence import influence_diagonal, own_outputs
 from genrep_dist.seeds import derive_seed
 from genrep_dist.stages.gram import Gram
 from genrep_dist.stages.importances import train_outputs
-from genrep_dist.stages.job import Workbench, to_numpy
+from genrep_dist.stages.job import Workbench, label_loss, to_numpy
 from genrep_dist.units import InfluenceUnit
 
 
 def run(unit: InfluenceUnit, bench: Workbench) -> dict[str, float]:
     """Compute K_inf (N, C, M) with all test points of the seed and write it with its certificate. ConvergenceError otherwise."""
-    block, certificate = influence_columns(unit, bench, lambda base: stored_cross(unit, bench, base))
+    num_test = len(bench.test_positions(unit.seed))
+    own = _own_outputs(bench)
+    if own is None:
+        block, certificate = influence_columns(unit, bench, lambda base: stored_cross(unit, bench, base))
+    else:
+        block, certificate = _dual(unit, bench, lambda base: stored_cross(unit, bench, base), own)
+        # Before the kernel is committed: a kernel that is there then has its diagonal.
+        samples = torch.arange(len(own))
+        write_diagonal(bench, unit.seed, "influence", unit.epoch, block[samples, :, num_test + samples])
+        block = block[:, :, :num_test].contiguous()
     artifact = bench.store.artifact("kernel", bench.keys.kernel(unit.seed, "influence", unit.epoch))
     artifact.write("kernel", to_numpy(block.float()), ("train", "output", "test"))
     about = {"seed": unit.seed, "kernel": "influence", "epoch": unit.epoch, "curvature": bench.experiment.influence.curvature}
     artifact.commit({**about, "certificate": certificate, "seconds": bench.elapsed()})
     return {"residual": float(certificate["residual"])}
+
+
+def _own_outputs(bench: Workbench) -> Tensor | None:
+    """The output (N,) of each sample's own label where self-influence is asked for and can be had; else None."""
+    if bench.experiment.problem.flip_labels is None or bench.experiment.influence.base_kernel is None:
+        return None
+    return own_outputs(bench.train.targets.cpu(), label_loss(bench.loss))[0]
+
+
+def write_diagonal(bench: Workbench, seed: int, kernel: str, epoch: int, diagonal: Tensor) -> None:
+    """Write K_c(x_i, x_i) (N, C) of a kernel as float64."""
+    artifact = bench.store.artifact("diagonal", bench.keys.diagonal(seed, kernel, epoch))
+    artifact.write("diagonal", to_numpy(diagonal.double()), ("train", "output"))
+    artifact.commit({"seed": seed, "kernel": kernel, "epoch": epoch, "seconds": bench.elapsed()})
 
 
 def influence_columns(unit: InfluenceUnit, bench: Workbench, cross: Callable[[str], Tensor]) -> tuple[Tensor, dict[str, Any]]:
@@ -38,10 +61,20 @@ def stored_cross(unit: InfluenceUnit, bench: Workbench, base: str) -> Tensor:
     return torch.from_numpy(bench.store.artifact("kernel", bench.keys.kernel(unit.seed, base, unit.epoch)).read("kernel"))
 
 
-def _dual(unit: InfluenceUnit, bench: Workbench, cross: Callable[[str], Tensor]) -> tuple[Tensor, dict[str, Any]]:
-    """The generalized Gauss-Newton of all parameters, or of the last layer's alone, through the n x n system."""
+def _dual(
+    unit: InfluenceUnit, bench: Workbench, cross: Callable[[str], Tensor], own: Tensor | None = None
+) -> tuple[Tensor, dict[str, Any]]:
+    """The generalized Gauss-Newton of all parameters, or of the last layer's alone, through the n x n system.
+
+    With ``own`` (N,) the training samples follow as N more test points, each with that output: one factorisation serves both.
+    """
     system = _system(unit.seed, unit.epoch, bench)
-    block, certificate = influence_kernel(system.gram, cross(system.base), system.curvature, **system.settings)
+    columns = cross(system.base)
+    if own is not None:
+        n, num_outputs = columns.shape[:2]
+        mirrored = system.gram[:, torch.arange(n) * num_outputs + own].reshape(n, num_outputs, n)
+        columns = torch.cat([columns.double(), mirrored], dim=2)
+    block, certificate = influence_kernel(system.gram, columns, system.curvature, **system.settings)
     return block, asdict(certificate)
 
 

@@ -10,18 +10,43 @@ import torch
 
 from genrep_dist.plan import Plan
 from genrep_dist.problems.protocol import Dataset
-from genrep_dist.representers.features import per_sample_gradients
+from genrep_dist.representers.capture import feature_rows
 from genrep_dist.representers.losses import get_loss
 from genrep_dist.stages.job import pick_device
 from genrep_dist.stages.prepare import Prepared
+from genrep_dist.stages.rehearsal import rehearse
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.trainer import Trainer
 from genrep_dist.units import StageName
 
 PROBE_SECONDS = 0.5
+REHEARSAL_SECONDS = 3.0
+START_SECONDS = 4.0
+"""Importing everything, reading and checking the problem, laying out the plan."""
+CLUSTER_SECONDS = 5.0
+"""Starting Ray on one machine, and ending it."""
+WORKER_SECONDS = 4.0
+"""Until the workers of a pool have imported what they need and opened the data; they start side by side."""
+JUDGE_SECONDS = 6.0
+"""Judging, tables, figures, report, and MLflow's parent run."""
+METHOD_SECONDS = 0.2
+"""What each method adds to that."""
+ACTOR_STAGES: frozenset[StageName] = frozenset({"gradients", "kernels"})
 UNIT_OVERHEAD_SECONDS = 0.02
 GPU_FLOP_PER_SECOND = 1e13
 """What a large GPU is taken to sustain in training such networks in float32, where there is none to measure: a guess."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds of a run's ``stages``, and ``around`` them: starting, judging, publishing."""
+
+    stages: dict[StageName, float]
+    around: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.stages.values()) + self.around
 
 
 @dataclass(frozen=True)
@@ -58,8 +83,7 @@ def estimate(plan: Plan, rates: Rates, slots: int, missing: Mapping[StageName, f
         cost = seeds * n * (1.0 if kernel == "ntk" else 0.2) / rates.gradient_rows_per_second
         seconds["gradients" if (kernel, epoch) in stored else "kernels"] += cost
     for kernel, _ in plan.grams_needed():
-        size, width = shape.gram_rows(kernel), shape.feature_width(kernel) * n / shape.gram_rows(kernel)
-        seconds["kernels"] += seeds * size * size / 2 * width / rates.multiply_adds_per_second
+        seconds["kernels"] += seeds * n * n / 2 * shape.products(kernel) / rates.multiply_adds_per_second
     for importance, kernel, _ in plan.solved_needed():
         products = 60 if importance == "surrogate" else (plan.experiment.descent.epochs or plan.keys.epochs)
         seconds["importances"] += seeds * products * shape.gram_rows(kernel) ** 2 / rates.multiply_adds_per_second
@@ -71,6 +95,30 @@ def estimate(plan: Plan, rates: Rates, slots: int, missing: Mapping[StageName, f
         units = stage.units if stage.name != "retrain" else 0
         seconds[stage.name] = missing.get(stage.name, 1.0) * (seconds[stage.name] + units * UNIT_OVERHEAD_SECONDS) / slots
     return seconds
+
+
+def forecast(prepared: Prepared, slots: int, missing: Mapping[StageName, float], models: int) -> Forecast:
+    """Seconds of each stage of a run, and around them; ``models`` are trained anew at most, ``missing`` is the share of units to do.
+
+    Where one seed takes no longer than REHEARSAL_SECONDS by :func:`estimate`, it is done for real (:func:`rehearse`): small units cost
+    more than their arithmetic, and only the data know how many removal sets coincide. Larger experiments are told by their arithmetic.
+    """
+    plan, rates = prepared.plan, probe(prepared)
+    seeds = len(plan.experiment.seeds)
+    seconds = estimate(plan, rates, slots, missing)
+    before = [name for name in seconds if name != "retrain"]
+    whole = estimate(plan, rates, 1, {})
+    if sum(whole[name] for name in before) <= REHEARSAL_SECONDS * seeds and any(missing.get(name, 1.0) for name in seconds):
+        rehearsed = rehearse(prepared)
+        for name in before:
+            seconds[name] = missing.get(name, 1.0) * seeds * rehearsed.seconds[name] / min(slots, seeds if name == "train" else slots)
+        if models == plan.retrainings_at_most:
+            seconds["retrain"] *= rehearsed.distinct
+    works = any(missing.get(name, 1.0) > 0 and seconds[name] > 0 for name in seconds)
+    pools = sum(any(seconds.get(name, 0.0) > 0 for name in names) for names in (ACTOR_STAGES, set(seconds) - ACTOR_STAGES))
+    around = START_SECONDS + (CLUSTER_SECONDS + pools * WORKER_SECONDS if works else 0.0)
+    around += JUDGE_SECONDS + METHOD_SECONDS * len(plan.experiment.methods)
+    return Forecast(seconds, around)
 
 
 def gpu_hours(prepared: Prepared) -> float:
@@ -109,7 +157,7 @@ def _gradients(prepared: Prepared, device: torch.device) -> float:
     rows = min(prepared.plan.block_rows.get("ntk", 32), 64, len(prepared.train.ids))
     model = Randomness(0).build(prepared.problem.model).to(device).eval()
     inputs = prepared.train.inputs[:rows].to(device)
-    return rows / _seconds(lambda: per_sample_gradients(model, inputs))
+    return rows / _seconds(lambda: feature_rows(model, inputs))
 
 
 def _products(device: torch.device) -> float:

@@ -25,7 +25,7 @@ def run(unit: RetrainUnit, bench: Workbench) -> dict[str, float]:
     Models that diverge do not hold the others: these are written, then the first one's error is raised.
     """
     began = time.perf_counter()
-    size = bench.trainer.pack_size() if len(unit.rows) > 1 else 1
+    size = bench.trainer.pack_size(len(unit.rows)) if len(unit.rows) > 1 else 1
     rows: list[LedgerRow] = []
     errors: list[NonFiniteError] = []
     packs = -(-len(unit.rows) // size)

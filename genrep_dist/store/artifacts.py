@@ -248,8 +248,15 @@ class Artifact:
                 folder = self._objects.local_path(f"{self.path}/{name}/c")
                 if folder is None or array.ndim == 0:
                     return np.asarray(array[window])
-                missing = None if isinstance(array.store, _Whole) else array.fill_value
-                return read_window(folder, array.shape, array.chunks, array.dtype, missing, window)
+                fill = None if isinstance(array.store, _Whole) else array.fill_value
+                return read_window(folder, array.shape, array.chunks, array.dtype, fill, window)
+        except OSError as error:
+            raise StoreError(
+                "a file of the store cannot be read",
+                where=f"{self._objects.uri}/{self.path}/{name}, window {window}",
+                got=str(error),
+                remedy="check the disk and permissions",
+            ) from error
         except ValueError as error:
             raise CorruptError(
                 "a file of the store is damaged",

@@ -7,6 +7,7 @@ the checksum is computed beside the disk's work.
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,8 @@ BLOCK_BYTES = 2**22
 """What one thread reads or writes while the other looks at the block before it."""
 CHECK_BYTES = 2**18
 """What is looked at in one go, small enough to stay in the processor's cache."""
+MAPPED_BYTES = 2**20
+"""What is larger is mapped when it is read: copying it would cost more than mapping."""
 CHECKSUM_BYTES = 4
 
 
@@ -60,19 +63,22 @@ def write_chunk(path: Path, values: Array) -> int:
 
 
 def read_chunk(path: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
-    """A whole chunk in memory of its own. FileNotFoundError where there is none, ValueError for damaged bytes, OSError."""
+    """A whole chunk, verified, as an array that may be written to and shares nothing. FileNotFoundError where there is none, ValueError for
+    damaged bytes, OSError.
+
+    A large one is the file's own pages, mapped, and copied only where they are written to: files of chunks are replaced and never changed.
+    """
     kept = dtype.newbyteorder("<")
     size = int(np.prod(shape)) * kept.itemsize
-    data = np.empty(size + CHECKSUM_BYTES, dtype=np.uint8)
     handle = os.open(path, os.O_RDONLY)
     try:
-        if os.fstat(handle).st_size != len(data):
-            raise ValueError(f"{path.name} has {os.fstat(handle).st_size} bytes instead of {len(data)}")
-        crc = _read_all(handle, data[:size])
-        _read_all(handle, data[size:])
+        found = os.fstat(handle).st_size
+        if found != size + CHECKSUM_BYTES:
+            raise ValueError(f"{path.name} has {found} bytes instead of {size + CHECKSUM_BYTES}")
+        data = _mapped(handle, found) if found > MAPPED_BYTES else _filled(handle, found)
     finally:
         os.close(handle)
-    stored = int.from_bytes(data[size:].tobytes(), "little")
+    crc, stored = _extend(0, data[:size]), int.from_bytes(data[size:].tobytes(), "little")
     if crc != stored:
         raise ValueError(f"stored and computed checksum do not match: {stored:#x} and {crc:#x}")
     return data[:size].view(kept).reshape(tuple(shape)).astype(dtype, copy=False)
@@ -81,7 +87,7 @@ def read_chunk(path: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
 def read_window(
     folder: Path, shape: Sequence[int], chunks: Sequence[int], dtype: np.dtype[Any], fill_value: object, window: Sequence[slice]
 ) -> Array:
-    """A window (steps of one) of the array whose chunks lie in ``folder``, in memory of its own.
+    """A window (steps of one) of the array whose chunks lie in ``folder``, writable.
 
     Where there is no chunk stands ``fill_value``; ValueError where that is None. A window within one chunk takes the memory of that
     chunk, any other its own and that of one chunk. Raises as :func:`read_chunk`.
@@ -97,7 +103,7 @@ def read_window(
             chunk = read_chunk(folder.joinpath(*map(str, block)), chunks, dtype)
         except FileNotFoundError:
             if fill_value is None:
-                raise ValueError(f"the file c/{'/'.join(map(str, block))} is not there") from None
+                raise ValueError(f"the file {folder.name}/{'/'.join(map(str, block))} is not there") from None
             chunk = np.full(tuple(chunks), fill_value, dtype=dtype)
         found = chunk[_relative(covered, corner)]
         if all(len(one) == 1 for one in blocks):
@@ -139,28 +145,22 @@ def _write_all(handle: int, block: Bytes) -> None:
         done += os.write(handle, block[done:].data)
 
 
-def _read_all(handle: int, data: Bytes) -> int:
-    """Fill ``data`` from a file; its checksum. What is large is read by a second thread while this one computes."""
-    blocks = [data[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES)]
-    if len(blocks) <= 2:
-        for block in blocks:
-            _fill(handle, block)
-        return _extend(0, data)
-    crc = 0
-    with ThreadPoolExecutor(1) as beside:
-        for filled, block in zip([beside.submit(_fill, handle, block) for block in blocks], blocks, strict=True):
-            filled.result()
-            crc = _extend(crc, block)
-    return crc
+def _mapped(handle: int, size: int) -> Bytes:
+    pages = mmap.mmap(handle, size, access=mmap.ACCESS_COPY)
+    if hasattr(mmap, "MADV_SEQUENTIAL"):
+        pages.madvise(mmap.MADV_SEQUENTIAL)
+    return np.frombuffer(pages, dtype=np.uint8)
 
 
-def _fill(handle: int, block: Bytes) -> None:
+def _filled(handle: int, size: int) -> Bytes:
+    data = np.empty(size, dtype=np.uint8)
     done = 0
-    while done < len(block):
-        count = os.readv(handle, [block[done:].data])
+    while done < size:
+        count = os.readv(handle, [data[done:].data])
         if count == 0:
             raise ValueError("the file ends too early")
         done += count
+    return data
 
 
 def _checksum_of_file(handle: int, size: int) -> tuple[int, bytes]:

@@ -22,6 +22,9 @@ ROW_MULTIPLE = 32
 """A slot's rows are filled up to a multiple of this. The end of a tensor that does not fill two vector registers is computed by other
 instructions, with other last bits, and which rows are at the end depends on how many slots there are."""
 
+TRIAL_SHIFT = 7
+"""Each slot of the trial takes rows that begin so many later: what one slot takes from another is then seen."""
+
 CODE_FAILS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError, ProblemError)
 """What a model's own code raises when it is handed something that it was not written for."""
 
@@ -60,18 +63,21 @@ class Pack:
         layers = [layer for layer in self.layers.values() for t in layer.stacked.values() if t.requires_grad]
         return [layer.of_slots(t) for layer, t in zip(layers * (len(tensors) // max(1, len(layers))), tensors, strict=True)]
 
-    def multiply_adds(self) -> int:
-        """Of one slot in the last forward pass."""
-        return sum(layer.multiply_adds for layer in self.layers.values())
 
-
-def why_not_packed(factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: Dataset) -> str | None:
+def why_not_packed(factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: Dataset, max_work: int | None = None) -> str | None:
     """Why models of ``factory`` cannot share a step; None where they can: known layers, samples apart, and a trial that agrees.
 
-    A function of the model, the loss and the recipe, so that all workers decide alike.
+    ``max_work`` is how many multiply-adds a forward pass over a batch may take for sharing to gain anything.
+
+    A function of the model, the loss and the recipe, tried on a CPU, so that all workers decide alike.
     """
-    model = Randomness(0).build(factory).to(data.inputs.device)
-    return next(_structure(model), None) or _trial(factory, loss, recipe, data)
+    rows = min(len(data.inputs), recipe.batch_size + 2 * TRIAL_SHIFT)
+    data = Dataset(data.inputs[:rows].cpu(), data.targets[:rows].cpu(), data.ids[:rows].cpu())
+    model = Randomness(0).build(factory)
+    reason = next(_structure(model), None)
+    if reason is None and max_work is not None:
+        reason = _too_large(model, recipe, data, max_work)
+    return reason or _trial(factory, loss, recipe, data)
 
 
 def filled(rows: int) -> int:
@@ -116,17 +122,35 @@ def _flow(model: nn.Module) -> Iterator[str]:
         yield "a layer is called more than once"
 
 
+def _too_large(model: nn.Module, recipe: Recipe, data: Dataset, max_work: int) -> str | None:
+    pack = Pack(model, 1, recipe)
+    pack.load(0, model)
+    try:
+        with torch.no_grad():
+            pack.module(data.inputs[:1].expand(ROW_MULTIPLE, *data.inputs.shape[1:]))
+    except CODE_FAILS as error:
+        return _failed(error)
+    layers = sum(layer.multiply_adds for layer in pack.layers.values())
+    work = layers * min(recipe.batch_size, len(data.inputs)) // ROW_MULTIPLE
+    return f"a step is {work:.1e} multiply-adds forward, more than {max_work:.1e}: alone it is faster on a CPU" if work > max_work else None
+
+
+def _failed(error: Exception) -> str:
+    first = str(error).splitlines()[0][:100] if str(error) else ""
+    return f"it fails on the rows of several models ({type(error).__name__}: {first})"
+
+
 def _trial(factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: Dataset) -> str | None:
     """Outputs and gradients of three models at once against each alone: equal to rounding, and bit for bit whatever their number."""
     rows = min(len(data.inputs), recipe.batch_size)
-    models = [Randomness(seed).build(factory).to(data.inputs.device).train() for seed in range(3)]
+    models = [Randomness(seed).build(factory).train() for seed in range(3)]
     generator = torch.get_rng_state()
     try:
-        alone = [_step([model], model, loss, data, rows, slot) for slot, model in enumerate(models)]
+        alone = [_step(model, loss, data, rows, slot) for slot, model in enumerate(models)]
         together = _packed_step(models, loss, recipe, data, rows, 0)
         single = [_packed_step([model], loss, recipe, data, rows, slot) for slot, model in enumerate(models)]
     except CODE_FAILS as error:
-        return f"it fails on the rows of several models ({type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''})"
+        return _failed(error)
     finally:
         drew = not torch.equal(generator, torch.get_rng_state())
         torch.set_rng_state(generator)
@@ -142,9 +166,8 @@ def _trial(factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: D
     return None
 
 
-def _step(models: list[nn.Module], module: nn.Module, loss: Loss, data: Dataset, rows: int, first: int) -> list[Tensor]:
+def _step(module: nn.Module, loss: Loss, data: Dataset, rows: int, first: int) -> list[Tensor]:
     """Outputs and gradients by parameter of one plain model on its own rows."""
-    del models
     index = _trial_rows(data, rows, first)
     outputs = model_outputs(module, data.inputs[index])
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -177,7 +200,7 @@ def _packed_step(models: list[nn.Module], loss: Loss, recipe: Recipe, data: Data
 
 
 def _trial_rows(data: Dataset, rows: int, first: int) -> Tensor:
-    return (torch.arange(rows, device=data.inputs.device) + 7 * first) % len(data.inputs)
+    return (torch.arange(rows, device=data.inputs.device) + TRIAL_SHIFT * first) % len(data.inputs)
 
 
 def _filled_rows(index: Tensor, size: int) -> Tensor:

@@ -14,11 +14,10 @@ from torch import nn
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.representers.features import check_model
-from genrep_dist.representers.features import outputs as model_outputs
 from genrep_dist.representers.losses import Loss
 from genrep_dist.training.loop import Observer, train
 from genrep_dist.training.packed import Run, train_pack
-from genrep_dist.training.packs import Pack, filled, why_not_packed
+from genrep_dist.training.packs import why_not_packed
 from genrep_dist.training.randomness import Randomness
 
 Arithmetic = Literal["solo", "stacked"]
@@ -27,6 +26,11 @@ MAX_STACKED_WORK = 2**24
 """Multiply-adds of a forward pass over a batch, above which a CPU trains models one by one: there the arithmetic costs more than the
 calls, and a library's own convolutions are faster than unfolded products."""
 MAX_PACK = {"cpu": 64, "cuda": 512}
+CPU_PACK_BYTES = 2**24
+"""Parameters of a pack on a CPU."""
+USUAL_PACK = 16
+WORTH_A_PROBE = 5000
+"""Steps of single models that are to come, below which no pack size is measured: the measurement is some 1,500."""
 PROBE_STEPS = 4
 WORTHWHILE = 0.97
 """A larger pack must take less than this share of the time a model, or the smaller one stays."""
@@ -47,11 +51,9 @@ class Trainer:
         self._device = data.inputs.device
         self._pack_size: int | None = None
         check_model(self.build(Randomness(0)))
-        reason = why_not_packed(factory, loss, recipe, data)
-        if reason is None and self._device.type == "cpu":
-            work = self._forward_work()
-            if work > MAX_STACKED_WORK:
-                reason = f"a step is {work:.1e} multiply-adds forward, more than {MAX_STACKED_WORK:.1e}: alone it is faster on a CPU"
+        # A GPU has room for the steps of many models however large their arithmetic.
+        max_work = MAX_STACKED_WORK if self._device.type == "cpu" else None
+        reason = why_not_packed(factory, loss, recipe, data, max_work)
         self.reason = reason
         self.arithmetic: Arithmetic = "stacked" if reason is None else "solo"
 
@@ -74,19 +76,26 @@ class Trainer:
         errors = self._train(models, runs, ())
         return [model if error is None else error for model, error in zip(models, errors, strict=True)]
 
-    def pack_size(self) -> int:
-        """How many models to train at once on this machine: measured, once, in less than a second for what is worth packing."""
+    def pack_size(self, models: int | None = None) -> int:
+        """How many models to train at once on this machine: measured once, in about a second.
+
+        Where only so few ``models`` are to come that measuring would take longer than it saves, it is a guess.
+        """
+        if self.arithmetic == "solo":
+            return 1
+        if self._pack_size is None and models is not None and models * self._num_steps() < WORTH_A_PROBE:
+            return min(USUAL_PACK, self._largest())
         if self._pack_size is None:
-            self._pack_size = 1 if self.arithmetic == "solo" else self._probe()
+            self._pack_size = self._probe()
         return self._pack_size
 
     def seconds_per_model(self, pack_size: int | None = None) -> float:
         """What one model takes here, at ``pack_size`` (default: that in force), from a few steps."""
-        return (
-            self._seconds_a_step(pack_size or self.pack_size())
-            * self._recipe.epochs
-            * -(-len(self._data.inputs) // self._recipe.batch_size)
-        )
+        return self._seconds_a_step(pack_size or self.pack_size()) * self._num_steps()
+
+    def _num_steps(self) -> int:
+        """Steps of one training."""
+        return self._recipe.epochs * -(-len(self._data.inputs) // self._recipe.batch_size)
 
     def _train(self, models: list[nn.Module], runs: Sequence[Run], observers: Sequence[Observer]) -> list[NonFiniteError | None]:
         if self.arithmetic == "stacked":
@@ -101,19 +110,9 @@ class Trainer:
                 errors.append(error)
         return errors
 
-    def _forward_work(self) -> int:
-        """Multiply-adds of a forward pass over one model's batch."""
-        model = self.build(Randomness(0))
-        pack = Pack(model, 1, self._recipe)
-        pack.load(0, model)
-        rows = min(self._recipe.batch_size, len(self._data.inputs))
-        with torch.no_grad():
-            model_outputs(pack.module, self._data.inputs[:1].expand(filled(rows), *self._data.inputs.shape[1:]))
-        return pack.multiply_adds()
-
     def _probe(self) -> int:
         best, size, seconds = 1, 1, self._seconds_a_step(1)
-        largest = min(MAX_PACK.get(self._device.type, 1), self._room())
+        largest = self._largest()
         while size * 2 <= largest:
             size *= 2
             took = self._seconds_a_step(size)
@@ -123,10 +122,14 @@ class Trainer:
                 best, seconds = size, took
         return best
 
+    def _largest(self) -> int:
+        return min(MAX_PACK.get(self._device.type, 1), self._room())
+
     def _room(self) -> int:
-        """How many models of a pack a GPU's free memory holds; on a CPU caches bind first."""
+        """How many models of a pack the memory holds: a GPU's free memory; on a CPU what its caches are good for."""
         if self._device.type != "cuda":
-            return MAX_PACK["cpu"]
+            size = sum(p.numel() * p.element_size() for p in self.build(Randomness(0)).parameters())
+            return max(1, CPU_PACK_BYTES // size)
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
         self._seconds_a_step(2)

@@ -1,11 +1,11 @@
 """How fast gram tiles are computed from stored features, beside one product of matrices in memory.
 
 Features are as wide as the gradient of the vision network (93,825 parameters) and random; a block is 64 MiB. In core: all features in
-memory, their whole gram as one matrix product with one thread, as a worker has it. Out of core: the same gram's upper half, tile by tile, from the
-store, as the stage does it, with one thread for the products and one that reads ahead, every read verified, every tile written and synced;
-and the same without reading ahead. Rates count the multiply-adds that were really done, so that doing only half of the gram is no
-advantage. Both grams must agree. Memory of either side is the high-water mark of a process of its own, less what it held before. Goal: at
-least 70% of the in-core rate at a quarter of its memory.
+memory, their whole gram as one matrix product with one thread, as a worker has it. Out of core: the same gram's upper half, tile by tile,
+from the store, as the stage does it, with one thread for the products and one that reads ahead, every read verified, every tile written
+and synced; and the same without reading ahead. Rates count the multiply-adds that were really done, so that doing only half of the gram
+is no advantage. Both grams must agree. Memory of either side is the high-water mark of a process of its own, less what it held before.
+Goal: at least 70% of the in-core rate at a quarter of its memory.
 """
 
 from __future__ import annotations

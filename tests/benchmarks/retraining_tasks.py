@@ -16,8 +16,9 @@ import time
 import polars as pl
 
 from genrep_dist.config import load_experiment
-from genrep_dist.runtime.progress import Silence
+from genrep_dist.runtime.progress import Silence, Tally
 from genrep_dist.runtime.ray_executor import RayExecutor
+from genrep_dist.sections import ResourcesSection
 from genrep_dist.stages.asked import ask
 from genrep_dist.stages.prepare import Prepared, prepare, publish_inputs
 from genrep_dist.stages.retrain import retrain_units
@@ -32,7 +33,7 @@ SIZES = (1, 4, 16)
 def asked_models(prepared: Prepared) -> list[Retraining]:
     """All retrainings of the experiment, after the stages that name them."""
     workers = Workers(prepared.plan.experiment, serial=True)
-    walk = Walk(prepared, Silence(), workers)
+    walk = Walk(prepared, Tally(Silence()), workers)
     for stage in STAGES:
         walk.run_stage(stage)
     asked = ask(prepared.plan, prepared.store, prepared.train.ids.numpy(), prepared.test.ids.numpy())
@@ -43,7 +44,7 @@ def asked_models(prepared: Prepared) -> list[Retraining]:
 def models_per_task(prepared: Prepared, models: list[Retraining], executor: RayExecutor) -> int:
     """The size that a run of the whole demo would choose: by time, as there are many more models than these."""
     many = models * 50
-    return Walk(prepared, Silence(), Workers(prepared.plan.experiment, executor=executor))._models_per_task(many)
+    return Walk(prepared, Tally(Silence()), Workers(prepared.plan.experiment, executor=executor))._models_per_task(many)
 
 
 def measure(prepared: Prepared, models: list[Retraining], size: int, executor: RayExecutor) -> tuple[float, float, int, float]:
@@ -69,7 +70,7 @@ def main() -> None:
         prepared = prepare(load_experiment("demo", ["seeds=2"]), Store(folder))
         publish_inputs(prepared)
         models = asked_models(prepared)
-        executor = RayExecutor(retries=0, workers=1)
+        executor = RayExecutor(ResourcesSection.model_validate({"retries": 0, "workers": 1}))
         try:
             measure(prepared, models[:40], 40, executor)
             chosen = models_per_task(prepared, models, executor)

@@ -1,12 +1,12 @@
 """How fast blocks of gradients go into the store and come back, beside numpy's own files.
 
-A block is 64 MiB of float32, the largest that the store makes. All sides take turns on the same values and the same disk. Written: into the
-store as a unit of work does (refused if not finite, checksummed, written aside, read back and compared, synced, renamed, folder synced,
-recorded); to a numpy memmap that is flushed to the disk, which promises less; by numpy.save with fsync, which promises still less; to a
-memmap that is not flushed and so proves nothing about the disk; and through zarr and obstore as a store without its own file path would.
-Read: warm, and cold after the system was told to drop the file from its cache. Every read through the store verifies the checksum;
-numpy.load verifies nothing. Equal values are demanded of every side. Goals: written at least as fast as the flushed memmap, read cold at
-least at 90% of numpy.load.
+A block is 64 MiB of float32, the largest that the store makes. All sides take turns on the same values and the same disk. Written: into
+the store as a unit of work does (refused if not finite, checksummed, written aside, read back and compared, synced, renamed, folder
+synced, recorded); to a numpy memmap that is flushed to the disk, which promises less; by numpy.save with fsync, which promises still
+less; to a memmap that is not flushed and so proves nothing about the disk; and through zarr and obstore as a store without its own file
+path would. Read: warm, and cold after the system was told to drop the file from its cache. Every read through the store verifies the
+checksum, and maps the file instead of copying it; numpy.load verifies nothing. Equal values are demanded of every side. Goals: written at
+least as fast as the flushed memmap, read cold at least at 90% of numpy.load.
 """
 
 from __future__ import annotations

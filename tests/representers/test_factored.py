@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from genrep_dist.representers.layout import layout_of
 from tests.representers.models import Squeezed, Tied, cnn, initialise, mlp, rows
 from tests.representers.test_features import jacobian_by_loop
 
-TOLERANCE = {"rtol": 1e-10, "atol": 1e-11}
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
 
 
 class Tail(nn.Module):
@@ -123,9 +126,9 @@ def check(model: nn.Module, inputs: Tensor) -> None:
     """All that feature rows promise, against one backward pass for each sample and output."""
     expected = jacobian_by_loop(model, inputs)
     assert expected.abs().max() > 1e-3
-    torch.testing.assert_close(per_sample_gradients(model, inputs), expected, **TOLERANCE)
+    close(per_sample_gradients(model, inputs), expected)
     found = feature_rows(model, inputs)
-    torch.testing.assert_close(found.dense(), expected, **TOLERANCE)
+    close(found.dense(), expected)
     assert bool(found.finite().all())
     flat = expected.flatten(0, 1)
     gram = flat @ flat.T
@@ -134,14 +137,14 @@ def check(model: nn.Module, inputs: Tensor) -> None:
     index = torch.arange(len(inputs)) % num_outputs
     chosen = feature_rows(model, inputs, index)
     across = expected[torch.arange(len(inputs)), index]
-    torch.testing.assert_close(chosen.dense()[:, 0], across, **TOLERANCE)
+    close(chosen.dense()[:, 0], across)
     block = flat @ across.T
     torch.testing.assert_close(found.prepared().inner(chosen), block, rtol=1e-10, atol=1e-10 * float(block.abs().max()))
     torch.testing.assert_close(
         found.self_product(index), torch.einsum("bcp,bp->bc", expected, across), rtol=1e-10, atol=1e-10 * float(gram.abs().max())
     )
     halves = [found.part(0, 2), found.part(2, len(inputs))]
-    torch.testing.assert_close(FeatureRows.joined(halves).dense(), expected, **TOLERANCE)
+    close(FeatureRows.joined(halves).dense(), expected)
     torch.testing.assert_close(inner_products(*halves), gram[: 2 * num_outputs, 2 * num_outputs :], rtol=1e-10, atol=1e-10)
 
 
@@ -314,7 +317,7 @@ def replaced_forward() -> nn.Module:
     model = mlp(2)
     layer = model.get_submodule("0")
     plain = layer.forward
-    layer.forward = lambda inputs: 3 * plain(inputs)  # type: ignore[method-assign]
+    layer.forward = lambda inputs: 3 * plain(inputs)
     return model
 
 
@@ -454,12 +457,15 @@ def networks(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     return initialise(nn.Sequential(body, nn.Linear(width, num_outputs)), draw(st.integers(0, 99))), inputs
 
 
+_MODES: tuple[Literal["zeros", "circular", "replicate"], ...] = ("zeros", "circular", "replicate")
+
+
 def _image_layers(draw: st.DrawFn) -> Iterator[nn.Module]:
     channels = 2
     for _ in range(draw(st.integers(1, 2))):
         groups = draw(st.sampled_from([1, 2]))
         wide = groups * draw(st.integers(1, 3))
-        padding, mode = draw(st.integers(0, 2)), draw(st.sampled_from(["zeros", "circular", "replicate"]))
+        padding, mode = draw(st.integers(0, 2)), draw(st.sampled_from(_MODES))
         kernel, dilation = (draw(st.integers(1, 3)), draw(st.integers(1, 2))), draw(st.integers(1, 2))
         stride = draw(st.integers(1, 2))
         bias = draw(st.booleans())

@@ -70,8 +70,31 @@ def test_any_window_is_what_zarr_reads(tmp_path_factory: pytest.TempPathFactory,
         (folder / "c" / "0" / "0").unlink()
     ours = read_window(folder / "c", array.shape, array.chunks, array.dtype, array.fill_value, window)
     np.testing.assert_array_equal(ours, array[window])
+    if missing and ours.size and np.isnan(ours).any():
+        with pytest.raises(ValueError, match="c/0/0 is not there"):
+            read_window(folder / "c", array.shape, array.chunks, array.dtype, None, window)
     assert ours.flags.c_contiguous
     assert ours.flags.writeable
+
+
+def test_a_mapped_chunk_is_its_readers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "MAPPED_BYTES", 10)
+    values = np.random.default_rng(0).normal(size=(40, 50))
+    write_chunk(tmp_path / "0", values)
+    read = read_chunk(tmp_path / "0", values.shape, values.dtype)
+    read[3] = 0
+    np.testing.assert_array_equal(read_chunk(tmp_path / "0", values.shape, values.dtype), values)
+    again = read_chunk(tmp_path / "0", values.shape, values.dtype)
+    write_chunk(tmp_path / "0", 2 * values)
+    (tmp_path / "0").unlink()
+    np.testing.assert_array_equal(again, values)
+    assert np.array_equal(read[4:], values[4:])
+    write_chunk(tmp_path / "0", values)
+    data = bytearray((tmp_path / "0").read_bytes())
+    data[777] ^= 1
+    (tmp_path / "0").write_bytes(data)
+    with pytest.raises(ValueError, match="checksum"):
+        read_chunk(tmp_path / "0", values.shape, values.dtype)
 
 
 def test_large_chunks_go_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,3 +169,16 @@ def test_what_the_disk_refuses_is_explained(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(StoreError, match="No space left"):
         artifact.write_part("rows-0", "features", (0, 0), np.ones((4, 3), dtype=np.float32))
     assert not [path for path in (tmp_path / artifact.path / "features" / "c").rglob("*") if path.is_file()]
+
+
+def test_a_file_that_cannot_be_read_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = feature_artifact(tmp_path)
+    artifact.write_part("rows-0", "features", (0, 0), np.ones((4, 3), dtype=np.float32))
+    artifact.commit({})
+
+    def broken(handle: int, buffers: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "readv", broken)
+    with pytest.raises(StoreError, match=r"cannot be read[\s\S]*Input/output error"):
+        artifact.read("features")

@@ -375,7 +375,9 @@ def test_a_small_network_shares_and_a_large_one_does_not() -> None:
     trainer = Trainer(problem.model, get_loss(problem.loss), problem.recipe, problem.train_data())
     assert trainer.arithmetic == "stacked"
     assert trainer.reason is None
+    assert trainer.pack_size(3) == 16
     assert 1 <= trainer.pack_size() <= 64
+    assert trainer.pack_size(3) == trainer.pack_size()
     assert trainer.seconds_per_model() > 0
 
     def wide() -> nn.Module:

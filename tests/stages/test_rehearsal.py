@@ -1,0 +1,51 @@
+"""What a rehearsal tells is what the run does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import genrep_dist as gr
+from genrep_dist.stages import probe
+from genrep_dist.stages.prepare import Prepared, prepare
+from genrep_dist.stages.probe import forecast
+from genrep_dist.stages.rehearsal import rehearse
+from genrep_dist.store import Store
+from tests.experiments import ROOT, experiment
+
+
+def prepared(folder: Path) -> Prepared:
+    return prepare(experiment(seeds=2), Store(str(folder)), [str(ROOT)])
+
+
+def test_a_rehearsal_tells_the_share_of_distinct_sets_and_leaves_nothing(tmp_path: Path) -> None:
+    asked = prepared(tmp_path / "store")
+    before = sorted((tmp_path / "store").rglob("*"))
+    found = rehearse(asked)
+    assert sorted((tmp_path / "store").rglob("*")) == before
+    assert set(found.seconds) == {stage.name for stage in asked.plan.stages} - {"retrain"}
+    assert min(found.seconds.values()) > 0
+    done = gr.run(experiment(seeds=1), store=str(tmp_path / "run"), serial=True, search_path=[str(ROOT)])
+    ledger = done.store.ledger(done.plan.keys.training).scan().filter(pl.col("num_removed") > 0)
+    assert found.distinct == ledger.collect()["key"].n_unique() / done.plan.retrainings_at_most
+
+
+def test_what_is_large_is_not_rehearsed_and_what_is_done_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = prepared(tmp_path)
+    names = [stage.name for stage in asked.plan.stages]
+    at_most = asked.plan.retrainings_at_most
+    whole = forecast(asked, 2, {}, at_most)
+    assert set(whole.stages) == set(names)
+    assert whole.total == pytest.approx(sum(whole.stages.values()) + whole.around)
+
+    def refused(_: Prepared) -> None:
+        raise AssertionError("rehearsed")
+
+    monkeypatch.setattr(probe, "rehearse", refused)
+    nothing = forecast(asked, 2, dict.fromkeys(names, 0.0), at_most)
+    assert sum(nothing.stages.values()) == 0
+    assert nothing.around < whole.around
+    monkeypatch.setattr(probe, "REHEARSAL_SECONDS", 0.0)
+    assert sum(forecast(asked, 2, {}, at_most).stages.values()) > 0
