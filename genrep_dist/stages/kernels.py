@@ -15,6 +15,9 @@ from genrep_dist.stages.job import Workbench, to_numpy
 from genrep_dist.store.features import RowsReader
 from genrep_dist.units import GramUnit, KernelUnit
 
+PASSING_ROWS = 64
+"""Training rows that are multiplied with the test points at once."""
+
 Rows = Tensor | FeatureRows
 Span = tuple[int, int]
 Product = Callable[[Span, Span], Tensor]
@@ -28,16 +31,29 @@ def run_kernel(unit: KernelUnit, bench: Workbench) -> dict[str, float]:
         scalar = bench.own_kernel_block(unit, bench.train.inputs[unit.start : unit.stop], bench.test.inputs[positions])
         block = per_output(scalar, bench.target_outputs(unit.seed), num_outputs)
     else:
-        rows = _feature_rows(unit, bench)(unit.start, unit.stop)
-        if isinstance(rows, FeatureRows):
-            # The few test points are spelled out and kept; the training rows pass by a few at a time.
-            block = bench.test_rows(unit.seed, unit.epoch).inner(rows).T.reshape(len(rows), num_outputs, -1)
-        else:
-            test = bench.test_features(unit.seed, unit.kernel, unit.epoch).float()
-            block = last_layer_block(rows.float(), test, bench.target_outputs(unit.seed), num_outputs)
+        block = _feature_block(unit, bench, num_outputs)
     artifact = bench.store.artifact("kernel", bench.keys.kernel(unit.seed, unit.kernel, unit.epoch))
     artifact.write_part(unit.part, "kernel", (unit.start, 0, 0), to_numpy(block.float()), seconds=bench.elapsed())
     return {"rows": float(unit.stop - unit.start)}
+
+
+def _feature_block(unit: KernelUnit, bench: Workbench, num_outputs: int) -> Tensor:
+    """K (rows, C, M) from features."""
+    rows = _feature_rows(unit, bench)
+    if unit.kernel == "last-layer":
+        train, test = rows(unit.start, unit.stop), bench.test_features(unit.seed, unit.kernel, unit.epoch)
+        assert isinstance(train, Tensor)
+        return last_layer_block(train.float(), test.float(), bench.target_outputs(unit.seed), num_outputs)
+    # The few test points are ready and kept; the training rows pass by, so that no more than a few of them are ever held. Stored or
+    # streamed, they pass in the same steps, and give the same bits.
+    points = bench.test_rows(unit.seed, unit.epoch)
+    step = unit.stop - unit.start if unit.stored else PASSING_ROWS
+    columns = []
+    for start in range(unit.start, unit.stop, step):
+        some = rows(start, min(start + step, unit.stop))
+        assert isinstance(some, FeatureRows)
+        columns += [points.inner(some.part(at, at + PASSING_ROWS)) for at in range(0, len(some), PASSING_ROWS)]
+    return torch.cat(columns, dim=1).T.reshape(unit.stop - unit.start, num_outputs, -1)
 
 
 def run_gram(unit: GramUnit, bench: Workbench) -> dict[str, float]:
