@@ -200,6 +200,8 @@ def _inspect(model: nn.Module, inputs: Tensor) -> Layout:
             reasons[full] = "it belongs to several layers"
     examples = _examples(inputs, 3)
     runs = [record(model, examples[:rows], tuple(candidates)) for rows in (2, 3)]
+    if _looks_around(model, examples, runs[1].outputs):
+        reasons = dict.fromkeys(reasons, "the model's outputs depend on the other samples of their batch")
     uses = _uses(model, runs[0].outputs)
     parameters = trainable(model)
     for name, module in candidates.items():
@@ -254,6 +256,14 @@ def _laid_out(
     functional = tuple(name for name in names if name not in hooks and name not in looped)
     seen = sum(run.calls[one.name].inputs[0].numel() + math.prod(run.calls[one.name].shape[1:]) for one in hooked)
     return Layout(order, tuple(hooked), functional, tuple(looped), tuple(ways), run.outputs.shape[1], max(1, seen))
+
+
+def _looks_around(model: nn.Module, examples: Tensor, together: Tensor) -> bool:
+    """Whether a sample's outputs alone are others than in a batch, by much more than rounding; per-sample gradients are those alone."""
+    with torch.no_grad():
+        alone = torch.cat([model_outputs(model, sample.unsqueeze(0)) for sample in examples])
+    bound = 10 * torch.finfo(alone.dtype).eps ** 0.5
+    return bool((alone - together.detach()).abs().max() > bound * alone.abs().max())
 
 
 def _examples(inputs: Tensor, count: int) -> Tensor:
