@@ -50,8 +50,8 @@ class Sentences:
 
 
 def run(store: Path, **arguments: Any) -> gr.Run:
-    fields = {"methods": METHODS, "seeds": 1, "influence": {"damping": DAMPING}, "surrogate": {"lambda": 0.05}}
-    asked = experiment("tests.test_text_features:Sentences", **fields, **arguments)
+    fields: dict[str, Any] = {"methods": METHODS, "seeds": 1, "influence": {"damping": DAMPING}, "surrogate": {"lambda": 0.05}}
+    asked = experiment("tests.test_text_features:Sentences", **{**fields, **arguments})
     return gr.run(asked, store=str(store), serial=True, search_path=[str(ROOT)])
 
 

@@ -25,6 +25,7 @@ from genrep_dist.representers.capture import feature_rows
 from genrep_dist.representers.factored import FeatureRows, Prepared
 from genrep_dist.representers.features import check_model, find_last_layer, last_layer_features, per_sample_gradients
 from genrep_dist.representers.kernels import Kernel
+from genrep_dist.representers.layout import layout_of
 from genrep_dist.representers.losses import Loss, get_loss
 from genrep_dist.representers.projection import Projection
 from genrep_dist.seeds import derive_seed
@@ -147,6 +148,10 @@ class Workbench:
         result = self._projected(feature_rows(self.model(seed, epoch), self.train.inputs[start:stop]).to(torch.float32))
         _refuse_rows(result.finite(), self.train.ids[start:stop], f"ntk features, seed {seed}, epoch {epoch}")
         return result
+
+    def rows_of_a_pass(self, seed: int, epoch: int) -> int:
+        """Training rows whose NTK features are best computed at once."""
+        return layout_of(self.model(seed, epoch), self.train.inputs[:2]).rows_of_a_pass
 
     def test_rows(self, seed: int, epoch: int) -> Prepared:
         """NTK features of the seed's test points as factors, float32, C = 1: gradients of the target's logit."""

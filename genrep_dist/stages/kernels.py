@@ -15,9 +15,6 @@ from genrep_dist.stages.job import Workbench, to_numpy
 from genrep_dist.store.features import RowsReader
 from genrep_dist.units import GramUnit, KernelUnit
 
-PASSING_ROWS = 64
-"""Training rows that are multiplied with the test points at once."""
-
 Rows = Tensor | FeatureRows
 Span = tuple[int, int]
 Product = Callable[[Span, Span], Tensor]
@@ -47,13 +44,15 @@ def _feature_block(unit: KernelUnit, bench: Workbench, num_outputs: int) -> Tens
     # The few test points are ready and kept; the training rows pass by, so that no more than a few of them are ever held. Stored or
     # streamed, they pass in the same steps, and give the same bits.
     points = bench.test_rows(unit.seed, unit.epoch)
-    step = unit.stop - unit.start if unit.stored else PASSING_ROWS
+    num_rows = unit.stop - unit.start
+    step = num_rows if unit.stored else bench.rows_of_a_pass(unit.seed, unit.epoch)
     columns = []
     for start in range(unit.start, unit.stop, step):
         some = rows(start, min(start + step, unit.stop))
         assert isinstance(some, FeatureRows)
-        columns += [points.inner(some.part(at, at + PASSING_ROWS)) for at in range(0, len(some), PASSING_ROWS)]
-    return torch.cat(columns, dim=1).T.reshape(unit.stop - unit.start, num_outputs, -1)
+        passing = bench.rows_of_a_pass(unit.seed, unit.epoch)
+        columns += [points.inner(some.part(at, min(at + passing, len(some)))) for at in range(0, len(some), passing)]
+    return torch.cat(columns, dim=1).T.reshape(num_rows, num_outputs, -1)
 
 
 def run_gram(unit: GramUnit, bench: Workbench) -> dict[str, float]:
