@@ -43,8 +43,10 @@ lint: $(STAMP)
 	$(call quietly,codespell $(wildcard *.md Makefile .ci/run) $(wildcard genrep_dist tests jobs docs cluster))
 
 test: lint
-	@$(BIN)/genrep data fetch mnist > /dev/null 2>&1 || \
-	  echo 'the MNIST files cannot be fetched here: tests on them will be skipped (genrep data fetch mnist says why)'
+	@for name in mnist cifar10 toxicity newsgroups wordpiece; do \
+	  $(BIN)/genrep data fetch $$name > /dev/null 2>&1 || \
+	    echo "$$name cannot be fetched here: tests on it will be skipped (genrep data fetch $$name says why)"; \
+	done
 	@$(BIN)/python -m pytest -q
 
 bench: $(STAMP)

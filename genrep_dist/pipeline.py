@@ -64,17 +64,17 @@ def run(
             tally.message("what was in quarantine is tried again")
         workers = Workers(experiment, serial=serial, address=address, executor=executor)
 
-        def walk() -> tuple[pl.DataFrame, Judged]:
+        def walk() -> tuple[str, pl.DataFrame, Judged]:
             write_record(declared.of(experiment.plain()))
             publish_inputs(declared)
             return _Course(declared, tally, workers).run()
 
         try:
             with Heartbeat(tally, opened, experiment.name, [workers.show]) as heartbeat:
-                deletion, judged = _mending(opened, tally, walk)
+                question, deletion, judged = _mending(opened, tally, walk)
                 workers.close()
                 lease.confirm()
-                _mending(opened, tally, lambda: publish(declared, deletion, judged, heartbeat.course()))
+                _mending(opened, tally, lambda: publish(declared, question, deletion, judged, heartbeat.course()))
         finally:
             workers.close()
         return open_run(opened, experiment.name)
@@ -118,7 +118,8 @@ class _Course:
         self._declared, self._progress, self._workers = declared, progress, workers
         self._choices: dict[str, Any] = {}
 
-    def run(self) -> tuple[pl.DataFrame, Judged]:
+    def run(self) -> tuple[str, pl.DataFrame, Judged]:
+        """The question that was answered in the end, and the answers."""
         experiment = self._tuned(self._declared.plan.experiment)
         stop = experiment.stop
         seeds = list(experiment.seeds) if stop is None else list(range(stop.min_seeds))
@@ -130,7 +131,7 @@ class _Course:
             write_record(current, self._choices)
             deletion, judged = self._judge(current)
             if stop is None:
-                return deletion, judged
+                return current.plan.keys.question, deletion, judged
             found = judge_round(judged.metrics, stop, len(seeds))
             rounds.append(asdict(found))
             self._choices["stop"] = {**stop.model_dump(), "rounds": rounds, "reached": found.half_width <= stop.half_width}
@@ -139,7 +140,7 @@ class _Course:
             width = f"{stop.metric} of {found.method} is known to ± {found.half_width:.3g} after {found.seeds} seeds"
             if following is None:
                 self._progress.message(width)
-                return deletion, judged
+                return current.plan.keys.question, deletion, judged
             self._progress.message(f"{width}, asked for ± {stop.half_width:g}: about {found.projected} seeds projected; next {following}")
             seeds = list(range(following))
 

@@ -31,23 +31,55 @@ TILES_HELD = 6
 the store's upload buffers, for what the allocator keeps, and for a process whose libraries and data take more than the other half."""
 
 
-BLOCKS_HELD = 6
-"""Blocks of features that a tile of the gram has in memory at once, the next one included."""
+PANEL = 3
+"""Left blocks of features that a tile of the gram keeps, ready to be multiplied, while the right ones pass by."""
+BLOCKS_HELD = PANEL + 3
+"""Blocks of features that a tile has in memory at once: the panel, a right block, the one that is being read, and what reading takes."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes that a plan needs. ``last_layer_width`` is L with the bias feature; 0 where the model has no last linear layer."""
+    """The sizes that a plan needs. ``last_layer_width`` is L with the bias feature; 0 where the model has no last linear layer.
+
+    Of the NTK's features for one sample: ``ntk_held`` numbers as factors, ``ntk_spelled`` when they are made ready to be multiplied,
+    ``ntk_products`` multiply-adds with those of another, ``ntk_bytes`` in the store, as measured on a few rows. 0: dense rows.
+    ``ntk_slow`` tells the layers whose gradients take a slower way.
+    """
 
     num_train: int
     num_test: int
     num_outputs: int
     num_parameters: int
     last_layer_width: int
+    ntk_held: int = 0
+    ntk_spelled: int = 0
+    ntk_products: int = 0
+    ntk_bytes: int = 0
+    ntk_slow: tuple[str, ...] = ()
 
     def feature_width(self, kernel: str) -> int:
         """Numbers that one training sample takes in the features of ``kernel``; a kernel of the user's own has none that we know."""
         return {"ntk": self.num_outputs * self.num_parameters, "last-layer": self.last_layer_width}.get(kernel, 1)
+
+    def feature_bytes(self, kernel: str) -> int:
+        """Bytes that one training sample's features take in the store."""
+        return self.ntk_bytes if kernel == "ntk" and self.ntk_bytes else FLOAT_BYTES * self.feature_width(kernel)
+
+    def kept_numbers(self, kernel: str) -> int:
+        """Numbers that one sample takes while it waits to be multiplied: its features, ready."""
+        return self.ntk_held + self.ntk_spelled if kernel == "ntk" and self.ntk_held else self.feature_width(kernel)
+
+    def block_numbers(self, kernel: str) -> int:
+        """Numbers that one row of a block takes at work: BLOCKS_HELD blocks, and what is made ready of a panel of them."""
+        if kernel == "ntk" and self.ntk_held:
+            return BLOCKS_HELD * self.ntk_held + PANEL * self.ntk_spelled
+        return BLOCKS_HELD * self.feature_width(kernel)
+
+    def products(self, kernel: str) -> int:
+        """Multiply-adds of one sample with another."""
+        if kernel == "ntk":
+            return self.ntk_products or self.num_outputs**2 * self.num_parameters
+        return self.feature_width(kernel)
 
     def gram_rows(self, kernel: str) -> int:
         """Rows of the train-by-train gram: N C for the matrix-valued NTK; N where all outputs share one scalar kernel."""
@@ -137,6 +169,10 @@ class Plan:
                     f"No self-influence is known of {', '.join(unknown)}, so these are not judged by the labels that were flipped: "
                     "scores from elsewhere have no training samples as test points, and the true Hessian would need a solve for each."
                 )
+        if self.shape.ntk_slow and any(kernel == "ntk" for kernel, _ in self.kernels_needed()):
+            found.append(
+                f"Per-sample gradients of these layers take a slower way than one batched backward pass: {'; '.join(self.shape.ntk_slow)}."
+            )
         unverified = [name for name in self.experiment.judged if self.experiment.external[name].unverified]
         if unverified:
             found.append(
@@ -219,7 +255,13 @@ class Plan:
         return (GramUnit(seed, kernel, epoch, i, j, tile, block, stored) for i in range(tiles) for j in range(i, tiles))
 
     def influence_units(self) -> Iterator[InfluenceUnit]:
-        return (InfluenceUnit(seed, epoch, self.block_rows["ntk"]) for seed in self.experiment.seeds for epoch in self.influence_epochs())
+        return (InfluenceUnit(seed, epoch, self.dense_rows) for seed in self.experiment.seeds for epoch in self.influence_epochs())
+
+    @property
+    def dense_rows(self) -> int:
+        """Training rows whose whole Jacobians are held at once, where products with a true Hessian need them; three fit half the budget."""
+        row_bytes = 3 * FLOAT_BYTES * self.shape.feature_width("ntk")
+        return max(1, min(self.block_rows["ntk"], self.experiment.resources.memory_budget // 2 // row_bytes))
 
     def importance_units(self) -> Iterator[ImportanceUnit]:
         budget = self.experiment.resources.memory_budget
@@ -266,7 +308,7 @@ def _stages(plan: Plan) -> Iterator[StagePlan]:
     yield StagePlan("train", f"{seeds} models, {saved} checkpoints each", seeds, seeds * per_model, 8 * FLOAT_BYTES * shape.num_parameters)
     if stored:
         blocks = sum(-(-n // plan.block_rows[kernel]) for kernel, _ in stored)
-        written = sum(FLOAT_BYTES * n * shape.feature_width(kernel) for kernel, _ in stored)
+        written = sum(n * shape.feature_bytes(kernel) for kernel, _ in stored)
         peak = max(_block_bytes(plan, kernel) for kernel, _ in stored)
         what = f"per-sample features of {', '.join(f'{k} (epoch {e})' for k, e in stored)}"
         yield StagePlan("gradients", what, seeds * blocks, seeds * written, peak)
@@ -326,7 +368,7 @@ def _influence_bytes(plan: Plan) -> int:
     """Three float64 matrices of the gram's size for the dual system; for the true Hessian the columns of conjugate gradients."""
     shape = plan.shape
     if plan.experiment.influence.base_kernel is None:
-        return 6 * 8 * shape.num_parameters * plan.experiment.num_test_points + 2 * _block_bytes(plan, "ntk")
+        return 6 * 8 * shape.num_parameters * plan.experiment.num_test_points + 2 * _dense_bytes(plan)
     rows = shape.num_train * shape.num_outputs
     # For self-influence every training sample is a test point.
     columns = shape.num_train if any(kernel == "influence" for kernel, _ in plan.diagonals_needed()) else 0
@@ -334,26 +376,35 @@ def _influence_bytes(plan: Plan) -> int:
 
 
 def _block_bytes(plan: Plan, kernel: str) -> int:
-    width = plan.shape.feature_width(kernel)
-    return FLOAT_BYTES * width * 3 * plan.block_rows[kernel] + FLOAT_BYTES * plan.experiment.num_test_points * width
+    rows, points = plan.block_rows[kernel], plan.experiment.num_test_points
+    return FLOAT_BYTES * (plan.shape.block_numbers(kernel) * rows + plan.shape.kept_numbers(kernel) * points)
+
+
+def _dense_bytes(plan: Plan) -> int:
+    """A block of whole Jacobians, as the true Hessian is multiplied with, and the gradients of the test points."""
+    width = plan.shape.feature_width("ntk")
+    return FLOAT_BYTES * width * (3 * plan.dense_rows + plan.experiment.num_test_points)
 
 
 def _tile_bytes(plan: Plan, kernel: str) -> int:
     shape = plan.shape
     edge = min(plan.gram_tiles[kernel], shape.num_train) * (shape.gram_rows(kernel) // shape.num_train)
-    return TILES_HELD * FLOAT_BYTES * edge * edge + BLOCKS_HELD * FLOAT_BYTES * plan.block_rows[kernel] * shape.feature_width(kernel)
+    return TILES_HELD * FLOAT_BYTES * edge * edge + FLOAT_BYTES * plan.block_rows[kernel] * shape.block_numbers(kernel)
 
 
 def _block_rows(kernel: str, shape: Shape, budget_bytes: int, test_points: int) -> int:
-    """Training rows in one block of features: BLOCKS_HELD blocks and the test rows fit half the budget, three at least."""
-    row_bytes = FLOAT_BYTES * shape.feature_width(kernel)
-    room = budget_bytes // 2 - test_points * row_bytes
-    rows = min(room // (BLOCKS_HELD * row_bytes), SHARD_BYTES // row_bytes, MAX_BLOCK_ROWS, shape.num_train)
-    if room < 3 * row_bytes:
+    """Training rows in one block of features: what is held of them at work and the test rows fit half the budget."""
+    row_bytes, test_bytes = FLOAT_BYTES * shape.block_numbers(kernel), FLOAT_BYTES * shape.kept_numbers(kernel)
+    # No more is ever stored of a sample than its factors as they are.
+    stored_bytes = FLOAT_BYTES * (shape.ntk_held if kernel == "ntk" and shape.ntk_held else shape.feature_width(kernel))
+    room = budget_bytes // 2 - test_points * test_bytes
+    rows = min(room // row_bytes, SHARD_BYTES // stored_bytes, MAX_BLOCK_ROWS, shape.num_train)
+    if room < row_bytes:
         raise PlanError(
             "the memory budget is too small for one training sample's features",
             where=f"resources.memory_budget, kernel {kernel}",
-            expected=f"at least {2 * (3 + test_points) * row_bytes:,} bytes ({3 + test_points} rows of {row_bytes:,} bytes in half of it)",
+            expected=f"at least {2 * (row_bytes + test_points * test_bytes):,} bytes (a row of {row_bytes:,} bytes and "
+            f"{test_points} test rows of {test_bytes:,} bytes in half of it)",
             got=f"{budget_bytes:,} bytes",
             remedy="raise resources.memory_budget, or explain fewer test points at once",
         )

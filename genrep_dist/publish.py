@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from genrep_dist.config import Experiment
-from genrep_dist.errors import CorruptError
+from genrep_dist.errors import CorruptError, StoreError
 from genrep_dist.evaluation.deletion import deletion_arrow
 from genrep_dist.evaluation.judged import NULLABLE, Judged
 from genrep_dist.evaluation.statistics import by_seed, curves, summarise
@@ -71,11 +71,22 @@ Numbers = Sequence[tuple[str, float, int, int]]
 """Of a run's course: (name, value, seconds since the beginning, milliseconds of the clock)."""
 
 
-def publish(declared: Prepared, deletion: pl.DataFrame, judged: Judged, course: Numbers = ()) -> None:
-    """Publish what the walk of ``declared`` has come to; the experiment that was run in the end is in the record."""
+def publish(declared: Prepared, question: str, deletion: pl.DataFrame, judged: Judged, course: Numbers = ()) -> None:
+    """Publish what the walk of ``declared`` has come to; the experiment that was run in the end is in the record.
+
+    Raises StoreError when the record is not that of ``question``: another driver has begun something else under this name.
+    """
     experiment, store = declared.plan.experiment, declared.store
     folder = results_folder(experiment.name)
     finished = open_run(store, experiment.name)
+    if finished.plan.keys.question != question:
+        raise StoreError(
+            "another driver has begun another experiment under this name",
+            where=f"{store.uri}/experiments/{experiment.name}/record.json",
+            expected=f"the question {question[:12]}",
+            got=f"the question {finished.plan.keys.question[:12]}",
+            remedy="give one of them another name, and run this one again: nothing that is computed is lost",
+        )
     summary = summarise(deletion, finished.plan.experiment.parsed_methods)
     store.objects.delete(f"{folder}/manifest.json")
     put_table(store.objects, f"{folder}/deletion.parquet", deletion_arrow(deletion))

@@ -42,7 +42,10 @@ class FlipSection(Section):
 class ProblemSection(Section):
     """What is explained: data, model, loss and recipe."""
 
-    name: str = Field(min_length=1, description="The name of a shipped problem (digits, mnist), or module:Class of your own.")
+    name: str = Field(
+        min_length=1,
+        description="The name of a shipped problem (digits, mnist, cifar10, toxicity, agnews, newsgroups), or module:Class of your own.",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of the problem's class.")
     flip_labels: FlipSection | None = Field(None, description="Give some training samples wrong labels, and see which methods find them.")
 

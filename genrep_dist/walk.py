@@ -151,9 +151,14 @@ class Walk:
                 self._work(alone, actors=False)
 
     def _models_per_task(self, missing: Sequence[Retraining]) -> int:
-        """So many that a task takes about the declared seconds, and that every slot gets several tasks. Changes no result."""
-        ledger = self._store.ledger(self._plan.keys.training).scan()
-        seconds = ledger.filter(pl.col("num_removed") == 0).select(pl.col("seconds").median()).collect().item() or 1.0
+        """So many that a task takes about the declared seconds, and that every slot gets several tasks. Changes no result.
+
+        Models that share their steps take a part of an original's seconds: where some were retrained before, theirs count.
+        """
+        removed = pl.col("num_removed") > 0
+        medians = [pl.col("seconds").filter(which).median().alias(name) for name, which in (("retrained", removed), ("original", ~removed))]
+        retrained, original = self._store.ledger(self._plan.keys.training).scan().select(medians).collect().row(0)
+        seconds = retrained or original or 1.0
         by_time = self._plan.experiment.resources.task_seconds / max(seconds, 1e-6)
         by_slots = math.ceil(len(missing) / (TASKS_PER_SLOT * self._open_executor().slots))
         return max(1, min(int(by_time), by_slots, MAX_MODELS_PER_TASK))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,6 @@ from typer.testing import CliRunner
 
 import genrep_dist as gr
 from genrep_dist import cli
-from genrep_dist.errors import PlanError
 from tests.experiments import METHODS, ROOT, experiment_file
 
 
@@ -63,8 +63,9 @@ def test_plan_before_and_after(place: Path, tmp_path: Path) -> None:
 
 def test_a_plan_that_this_machine_can_never_hold_is_refused(tmp_path: Path) -> None:
     experiment_file(tmp_path / "toy.yaml")
-    with pytest.raises(PlanError, match=r"resources.stages.influence.num_gpus[\s\S]*1 CPU and 64 GPU[\s\S]*on any of 1 nodes"):
-        call("plan", tmp_path / "toy.yaml", "--store", tmp_path / "store", "--set", "resources.stages={influence: {num_gpus: 64}}")
+    planned = call("plan", tmp_path / "toy.yaml", "--store", tmp_path / "store", "--set", "resources.stages={influence: {num_gpus: 64}}")
+    assert "here `genrep run` would refuse it: no node of the cluster can ever hold a worker" in planned.output
+    assert re.search(r"resources.stages.influence.num_gpus[\s\S]*1 CPU and 64 GPU[\s\S]*on any of 1 nodes", planned.output)
 
 
 def test_status_from_the_store_alone(place: Path) -> None:
@@ -110,7 +111,36 @@ def test_schema_is_json_schema() -> None:
 
 
 def test_data_list_names_what_is_known() -> None:
-    assert "mnist" in call("data", "list").output
+    output = call("data", "list").output
+    for name in ("digits", "mnist", "cifar10", "toxicity", "agnews", "newsgroups", "wordpiece", "huggingface"):
+        assert name in output
+
+
+def test_a_profile_is_planned_run_and_named_in_the_results(tmp_path: Path) -> None:
+    text = experiment_file(tmp_path / "toy.yaml").read_text()
+    sized = tmp_path / "sized.yaml"
+    sized.write_text(text + "profiles:\n  tiny: {seeds: [3], test_points: 1, methods: [random], blocks: {}, baseline: null}\n")
+    store = ("--store", tmp_path / "store")
+    planned = json.loads(call("plan", sized, "--profile", "tiny", "--json", *store).output)
+    assert planned["experiment"] == "toy-tiny"
+    assert planned["refusal"] is None
+    assert planned["cost"]["device"] == "cpu"
+    assert planned["cost"]["worker_hours"] > 0
+    assert planned["cost"]["gpu_hours_guess"] > 0
+    assert call("run", sized, "--profile", "tiny", "--serial", *store).exit_code == 0
+    assert "profile: tiny" in (tmp_path / "store" / "results" / "toy-tiny" / "config.yaml").read_text()
+    assert call("status", "toy-tiny", *store).exit_code == 0
+    assert call("export", "problem", sized, "--profile", "tiny", "--to", tmp_path / "out", "--serial", *store).exit_code == 0
+
+
+def test_a_plan_for_a_larger_machine_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = experiment_file(tmp_path / "toy.yaml")
+    monkeypatch.setattr("genrep_dist.stages.prepare.psutil.disk_usage", lambda _path: type("Usage", (), {"free": 1000})())
+    result = call("plan", path, "--store", tmp_path / "store")
+    assert result.exit_code == 0
+    assert "GPU-hours" in result.output
+    assert "worker-hours" in result.output
+    assert "would refuse it: the store's disk cannot hold" in result.output
 
 
 def test_errors_are_one_message_and_exit_code_one(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from genrep_dist.config import Experiment, load_experiment, shipped_experiments
+from genrep_dist.config import Experiment, load_experiment, profiles_of, shipped_experiments
 from genrep_dist.errors import ConfigError
 from genrep_dist.sections import parse_bytes
 
@@ -71,7 +71,56 @@ tune: {parameter: surrogate.lambda, values: [0.1, 1.0], seeds: 3, metric: auc_de
 
 @pytest.mark.parametrize("name", shipped_experiments())
 def test_shipped_experiments_are_valid(name: str) -> None:
-    assert load_experiment(name).name == name
+    last = name.rpartition("/")[2]
+    for profile in profiles_of(name) or (None,):
+        experiment = load_experiment(name, profile=profile)
+        assert experiment.name == (last if profile is None else f"{last}-{profile}")
+
+
+def test_the_papers_experiments_have_the_papers_size() -> None:
+    """27,500 retrainings for the images, 10,000 for each method of texts."""
+    for name in ("mnist", "cifar10", "toxicity", "agnews", "newsgroups"):
+        assert profiles_of(f"paper/{name}") == ("smoke", "cpu", "gpu", "paper")
+        experiment = load_experiment(f"paper/{name}", profile="paper")
+        seeds = 50 if name in ("mnist", "cifar10") else 200
+        assert (len(experiment.seeds), experiment.test_points, len(experiment.methods)) == (seeds, 10, 11)
+        assert experiment.deletion.fractions == (0.0, 0.02, 0.04, 0.06, 0.08, 0.10)
+
+
+PROFILES = """
+profiles:
+  small: {test_points: 1, problem: {options: {train_size: 40}}, deletion: {fractions: [0.0, 0.5]}}
+  large: {seeds: 100}
+"""
+
+
+def test_a_profile_changes_fields_and_the_name(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + PROFILES)
+    plain = load_experiment(path, profile="large").model_copy(update={"name": "mine", "seeds": (0, 1, 2)})
+    small = load_experiment(path, ["deletion.signs=[positive]"], profile="small")
+    assert (small.name, small.profile, small.test_points) == (f"{plain.name}-small", "small", 1)
+    assert small.problem.options == {**plain.problem.options, "train_size": 40}
+    assert small.deletion.fractions == (0.0, 0.5)
+    assert (small.seeds, small.methods, small.deletion.signs) == (plain.seeds, plain.methods, ("positive",))
+    assert load_experiment(path, ["name=mine"], profile="large").name == "mine"
+    assert len(load_experiment(path, profile="large").seeds) == 100
+    assert "profile: small" in small.to_yaml()
+    assert load_experiment(write(tmp_path, small.to_yaml())) == small, "the resolved experiment needs no profile"
+    moved = small.model_copy(update={"profile": None})
+    assert moved.question() == small.question(), "how the fields were chosen changes no number"
+
+
+def test_a_profile_must_be_there_and_be_chosen(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + PROFILES)
+    with pytest.raises(ConfigError, match=r"field profiles: expected one of the profiles chosen: small, large"):
+        load_experiment(path)
+    with pytest.raises(ConfigError, match=r"no such profile[\s\S]*small, large[\s\S]*'huge'"):
+        load_experiment(path, profile="huge")
+    with pytest.raises(ConfigError, match="has one size"):
+        load_experiment(write(tmp_path, GOOD), profile="small")
+    bad = PROFILES.replace("test_points: 1", "test_points: 0")
+    with pytest.raises(ConfigError, match=r"line 8: field test_points"):
+        load_experiment(write(tmp_path, GOOD + bad), profile="small")
 
 
 @pytest.mark.parametrize(

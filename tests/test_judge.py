@@ -245,7 +245,7 @@ def test_a_plan_knows_what_the_store_has_of_another_experiment(tmp_path: Path) -
     """Asked, distinct and done are told before the run; what is left is what the run then pays."""
 
     def planned(**fields: Any) -> tuple[Prepared, StageStatus]:
-        asked = experiment("tests.toys:Counting", {"folder": str(tmp_path)}, name="more", **{**PLAIN, **fields})
+        asked = experiment("tests.toys:Counting", {"folder": str(tmp_path)}, name="more", **{**FIELDS, **PLAIN, **fields})
         found = prepare(asked, Store(str(tmp_path / "store")), [str(ROOT)])
         (status,) = [s for s in stage_status(found.plan, found.store, foreseen=True) if s.name == "retrain"]
         return found, status
@@ -268,6 +268,14 @@ def test_a_plan_knows_what_the_store_has_of_another_experiment(tmp_path: Path) -
     assert trainings(tmp_path) - before <= status.total - status.done
     after = planned(**fields)[1]
     assert (after.done, after.exact) == (after.total, True)
+    # Scores that are damaged are made anew by the next run: a plan takes them for missing, and does not fail.
+    (tmp_path / "store/results").rename(tmp_path / "aside")
+    for asked in (tmp_path / "store/experiments").rglob("asked-*.parquet"):
+        asked.unlink()
+    for part in (tmp_path / "store/artifacts/attribution").rglob("c/*/*"):
+        part.write_bytes(part.read_bytes()[:-4])
+    damaged = planned(**fields)[1]
+    assert (damaged.exact, damaged.total >= after.total) == (False, True)
 
 
 def test_a_damaged_part_is_refused_by_name_and_only_its_rows_are_trained_again(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ class CountingNet(nn.Module):
         self.inner = inner
         self.log, self.every, self.how = log, every, how
         self.counted = False
+        self.trains_alone = True  # what it does beside its arithmetic is done once a model
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.training and torch.is_grad_enabled() and not self.counted:

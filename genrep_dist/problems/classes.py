@@ -44,6 +44,13 @@ def check_size(size: int | None, where: str) -> int | None:
     return size
 
 
+def check_seed(seed: int, where: str) -> int:
+    """A declared seed. ProblemError unless it is a whole number of 0 or more."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ProblemError("a seed is impossible", where=where, expected="a whole number, 0 or more", got=repr(seed))
+    return seed
+
+
 def num_logits(classes: Sequence[int]) -> int:
     """C: one logit for two classes, else one for each class."""
     return 1 if len(classes) == 2 else len(classes)
@@ -63,10 +70,10 @@ def class_targets(labels: npt.NDArray[np.integer], classes: Sequence[int]) -> Te
     return torch.from_numpy(positions[labels])
 
 
-def rows_by_class(labels: npt.NDArray[np.integer], ids: Ids, classes: Sequence[int], where: str) -> list[Ids]:
+def rows_by_class(labels: npt.NDArray[np.integer], ids: Ids, classes: Sequence[int], where: str, seed: int = SPLIT_SEED) -> list[Ids]:
     """For each class the ``ids`` of its rows, in a fixed pseudo-random order.
 
-    A row's place follows from its id alone, so that the first k rows are a subsample without replacement, a larger subsample
+    A row's place follows from ``seed`` and its id alone, so that the first k rows are a subsample without replacement, a larger subsample
     contains a smaller one, and neither depends on a library's generator. ProblemError when a class has no row.
     """
     found: list[Ids] = []
@@ -75,7 +82,7 @@ def rows_by_class(labels: npt.NDArray[np.integer], ids: Ids, classes: Sequence[i
         if not members:
             present = ", ".join(str(label) for label in np.unique(labels))
             raise ProblemError("a class has no rows", where=f"{where}.classes", expected=f"some of {present}", got=str(number))
-        found.append(np.array(sorted(members, key=lambda i: derive_seed(SPLIT_SEED, "subsample", i)), dtype=np.int64))
+        found.append(np.array(sorted(members, key=lambda i: derive_seed(seed, "subsample", i)), dtype=np.int64))
     return found
 
 

@@ -32,6 +32,10 @@ __all__ = [
 SHIPPED: Mapping[str, str] = {
     "digits": "genrep_dist.problems.digits:Digits",
     "mnist": "genrep_dist.problems.mnist:Mnist",
+    "cifar10": "genrep_dist.problems.cifar:Cifar10",
+    "toxicity": "genrep_dist.problems.texts:Toxicity",
+    "agnews": "genrep_dist.problems.texts:AgNews",
+    "newsgroups": "genrep_dist.problems.texts:Newsgroups",
 }
 """The problems that ship, imported when they are asked for."""
 
@@ -82,7 +86,7 @@ def _find(name: str, search_path: Sequence[str | Path]) -> tuple[Any, str]:
         raise ProblemError(
             "there is no such problem",
             where="problem.name",
-            expected=f"{' or '.join(SHIPPED)}, or module:Class of your own",
+            expected=f"{', '.join(SHIPPED)}, or module:Class of your own",
             got=repr(name),
             remedy=f"did you mean {near[0]}?" if near else "",
         )

@@ -21,6 +21,7 @@ class SmallCNN(nn.Module):
         self.conv1 = nn.Conv2d(1, 16, kernel_size=3, padding=1)
         self.conv2 = nn.Conv2d(16, 32, kernel_size=3, padding=1)
         self.linear = nn.Linear(128, num_outputs)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = _pool_relu(self.conv1(inputs))

@@ -70,6 +70,8 @@ class Problem(Protocol):
 
     ``loss`` names a loss of :mod:`genrep_dist.representers.losses` or is one; ``recipe`` says how to train.
     ``model()`` builds a fresh module with fresh random parameters: inputs (B, ...) -> logits (B,) or (B, C).
+    Small models train several at a time where their layers allow it; a module whose ``trains_alone`` is true does not, for instance because
+    its forward pass does something beside its arithmetic.
     ``train_data()`` and ``test_data()`` return (inputs, targets, ids), as a :class:`Dataset` or a plain tuple.
 
     A problem of texts may also have ``texts(ids: Tensor) -> Sequence[str]``, the sentences of samples by id (training and test ids then

@@ -64,7 +64,7 @@ def report_data(
 def run_clock(run: Run) -> Clock:
     """Whose seconds the run's costs are, as far as its original models tell."""
     devices = {run.store.artifact("train", run.plan.keys.train(seed)).manifest()["device"] for seed in run.plan.experiment.seeds}
-    return Clock.of(devices, run.plan.experiment.resources.num_gpus)
+    return Clock.of(devices, run.plan.experiment.resources.num_gpus or 0.0)
 
 
 def report_files(

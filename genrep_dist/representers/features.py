@@ -6,19 +6,22 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from genrep_dist.errors import ProblemError
+from genrep_dist.representers.capture import blocks, checked_layout
+from genrep_dist.representers.outputs import model_outputs as outputs
+from genrep_dist.representers.outputs import require_eval, trainable
 
-
-def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The model's outputs as (B, C) for ``inputs`` (B, ...); the caller's grad mode and the model's mode stay as they are.
-
-    The model may return (B,) or (B, 1), which both are C = 1, or (B, C); anything else is a ProblemError.
-    """
-    return _as_outputs(model(inputs), inputs.shape[0])
+__all__ = [
+    "check_model",
+    "find_last_layer",
+    "last_layer_features",
+    "outputs",
+    "parameter_vector",
+    "per_sample_gradients",
+]
 
 
 def check_model(model: nn.Module) -> None:
@@ -36,7 +39,7 @@ def check_model(model: nn.Module) -> None:
                 got=type(parameter).__name__,
                 remedy="run the model once on a batch inside model()",
             )
-    if not _trainable(model):
+    if not trainable(model):
         raise ProblemError(
             "the model has nothing to take gradients of",
             where=f"model {type(model).__name__}",
@@ -58,7 +61,7 @@ def check_model(model: nn.Module) -> None:
 def parameter_vector(model: nn.Module) -> Tensor:
     """A copy of all trainable parameters as one vector (P,), in the order of ``model.named_parameters()``."""
     check_model(model)
-    return torch.cat([parameter.detach().reshape(-1) for parameter in _trainable(model).values()])
+    return torch.cat([parameter.detach().reshape(-1) for parameter in trainable(model).values()])
 
 
 def per_sample_gradients(model: nn.Module, inputs: Tensor, output_index: Tensor | None = None) -> Tensor:
@@ -66,36 +69,21 @@ def per_sample_gradients(model: nn.Module, inputs: Tensor, output_index: Tensor 
 
     With ``output_index`` (B,) int64 only the gradient of output ``output_index[b]`` is taken: (B, P).
     Parameters are those with requires_grad, in the order of :func:`parameter_vector`; frozen parameters and buffers are constants.
-    The dtype is the parameters'. Peak memory is a few times the result, plus B times the activations of one sample.
+    The dtype is the parameters'. Memory: the result, and what a pass over a few samples takes.
+    :func:`genrep_dist.representers.capture.feature_rows` gives the same numbers as factors.
 
     Raises ProblemError for a model in train mode, an empty batch, or an ``output_index`` that does not fit.
     """
-    _require_eval(model)
-    if inputs.shape[0] == 0:
-        raise ProblemError("gradients of an empty batch", where="per_sample_gradients", expected="B of 1 or more", got="0 rows")
-    trainable = {name: parameter.detach() for name, parameter in _trainable(model).items()}
-    constant = {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers()) if name not in trainable}
-
-    def sample_outputs(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
-        raw = functional_call(model, {**constant, **parameters}, (sample.unsqueeze(0),))
-        return _as_outputs(raw, 1)[0]
-
-    # The functional transforms differentiate inside whatever the mode outside; fixing it keeps the result's bits from depending on it.
-    with torch.no_grad():
-        num_outputs = outputs(model, inputs[:1]).shape[1]
-        if output_index is not None:
-            _check_output_index(output_index, inputs.shape[0], num_outputs)
-
-            def selected(parameters: dict[str, Tensor], sample: Tensor, index: Tensor) -> Tensor:
-                return sample_outputs(parameters, sample).gather(0, index.unsqueeze(0))[0]
-
-            gradients = vmap(grad(selected), in_dims=(None, 0, 0))(trainable, inputs, output_index)
-            return _flatten(gradients, trainable, 1)
-        if num_outputs == 1:
-            # jacrev would add a level of mapping over a basis of one vector.
-            gradients = vmap(grad(lambda parameters, sample: sample_outputs(parameters, sample)[0]), in_dims=(None, 0))(trainable, inputs)
-            return _flatten(gradients, trainable, 1).unsqueeze(1)
-        return _flatten(vmap(jacrev(sample_outputs), in_dims=(None, 0))(trainable, inputs), trainable, 2)
+    layout = checked_layout(model, inputs, output_index)
+    num_outputs = 1 if output_index is not None else layout.num_outputs
+    parameters = trainable(model)
+    dtype = next(iter(parameters.values())).dtype
+    result = torch.empty(len(inputs), num_outputs, sum(p.numel() for p in parameters.values()), dtype=dtype, device=inputs.device)
+    done = 0
+    for rows in blocks(model, layout, inputs, output_index):
+        rows.dense(result[done : done + len(rows)])
+        done += len(rows)
+    return result if output_index is None else result[:, 0]
 
 
 def find_last_layer(model: nn.Module, inputs: Tensor | None = None) -> str:
@@ -156,7 +144,7 @@ class _Calls:
 
 
 def _record(model: nn.Module, inputs: Tensor, layers: list[str]) -> _Calls:
-    _require_eval(model)
+    require_eval(model)
     calls = _Calls()
     modules = dict(model.named_modules())
     handles = [modules[name].register_forward_hook(calls.hook(name)) for name in layers]
@@ -192,59 +180,3 @@ def _no_last_layer(model: nn.Module, reason: str) -> ProblemError:
         got=reason,
         remedy="return raw logits from the last nn.Linear, or choose an 'ntk' kernel instead of 'last-layer'",
     )
-
-
-def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
-
-
-def _require_eval(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if module.training:
-            raise ProblemError(
-                "features are taken in eval mode only: dropout and batch statistics would make them random",
-                where=f"model layer {name!r} ({type(module).__name__})" if name else f"model {type(model).__name__}",
-                expected="model.eval() for every layer",
-                got="training=True",
-                remedy="call model.eval() first",
-            )
-
-
-def _as_outputs(raw: object, rows: int) -> Tensor:
-    if isinstance(raw, Tensor):
-        if raw.shape == (rows,):
-            return raw.unsqueeze(1)
-        if raw.dim() == 2 and raw.shape[0] == rows and raw.shape[1] >= 1:
-            return raw
-    got = f"shape {tuple(raw.shape)}" if isinstance(raw, Tensor) else type(raw).__name__
-    raise ProblemError(
-        "the model's output has the wrong form",
-        where="model(inputs)",
-        expected=f"a tensor of shape ({rows},) or ({rows}, C) for {rows} inputs",
-        got=got,
-        remedy="name the dimension when squeezing: squeeze() also drops a batch of one, squeeze(1) does not",
-    )
-
-
-def _check_output_index(output_index: Tensor, rows: int, num_outputs: int) -> None:
-    if output_index.shape != (rows,) or output_index.dtype != torch.int64:
-        raise ProblemError(
-            "output_index does not fit the batch",
-            where="per_sample_gradients",
-            expected=f"int64 of shape ({rows},)",
-            got=f"{output_index.dtype} of shape {tuple(output_index.shape)}",
-        )
-    low, high = int(output_index.min()), int(output_index.max())
-    if low < 0 or high >= num_outputs:
-        raise ProblemError(
-            "output_index names an output that the model has not",
-            where="per_sample_gradients",
-            expected=f"0 to {num_outputs - 1}",
-            got=f"{low} to {high}",
-        )
-
-
-def _flatten(gradients: dict[str, Tensor], order: dict[str, Tensor], leading: int) -> Tensor:
-    """Gradients by name, (B, ..., *shape of the parameter), as one tensor (B, ..., P); ``leading`` dimensions are kept."""
-    parts = [gradients[name] for name in order]
-    return torch.cat([part.reshape(*part.shape[:leading], -1) for part in parts], dim=-1)

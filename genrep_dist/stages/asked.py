@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from genrep_dist.errors import StoreError
+from genrep_dist.errors import CorruptError, StoreError
 from genrep_dist.evaluation.deletion import ASKED_SCHEMA
 from genrep_dist.evaluation.subsets import draw_left_out, draw_subsets
 from genrep_dist.plan import Plan
@@ -81,18 +81,27 @@ def foresee(plan: Plan, store: Store) -> Foreseen:
     except StoreError:
         return Foreseen(frozenset(), plan.retrainings_at_most)
     desk, more = _Desk(plan, store, *ids), 0
+    originals = _original_outputs(plan, store)
     for seed in plan.experiment.seeds:
-        trained = store.artifact("train", keys.train(seed)).is_committed()
-        known = [
-            name
-            for name in methods
-            if trained and store.artifact("attribution", keys.attribution(seed, plan.experiment.method(name))).is_committed()
-        ]
-        if known:
-            desk.ask(seed, known)
+        for name in methods:
+            address = keys.attribution(seed, plan.experiment.method(name))
+            if seed not in originals or not store.artifact("attribution", address).is_committed():
+                more += plan.removals_of_a_method()
+                continue
+            try:
+                desk.ask(seed, [name], originals[seed])
+            except CorruptError:  # a run puts it aside and makes it anew
+                more += plan.removals_of_a_method()
         desk.ask_subsets(seed)
-        more += (len(methods) - len(known)) * plan.removals_of_a_method()
     return Foreseen(frozenset(desk.unique), more)
+
+
+def _original_outputs(plan: Plan, store: Store) -> dict[int, npt.NDArray[np.float64]]:
+    """Outputs (T, C) of the original models that are in the ledger, by seed: also of those that were trained for other checkpoints."""
+    seeds = {plan.keys.retraining(seed, (), "same"): seed for seed in plan.experiment.seeds}
+    ledger = store.ledger(plan.keys.training).scan().filter(pl.col("num_removed") == 0).select("key", "outputs").collect()
+    found = {seeds[key]: outputs for key, outputs in ledger.iter_rows() if key in seeds}
+    return {seed: np.asarray(outputs).reshape(-1, plan.shape.num_outputs) for seed, outputs in found.items()}
 
 
 class _Desk:
@@ -102,9 +111,11 @@ class _Desk:
         self.rows: list[Row] = []
         self.unique: dict[str, Retraining] = {}
 
-    def ask(self, seed: int, methods: Sequence[str]) -> None:
+    def ask(self, seed: int, methods: Sequence[str], outputs: npt.NDArray[np.floating[Any]] | None = None) -> None:
+        """``outputs`` (T, C) of the seed's original model; None: those of its artifact."""
         experiment = self.plan.experiment
-        outputs = self.store.artifact("train", self.keys.train(seed)).read("outputs_test")
+        if outputs is None:
+            outputs = self.store.artifact("train", self.keys.train(seed)).read("outputs_test")
         points = [Point.of(row, outputs[row], experiment.target.output) for row in self.keys.test_positions(seed)]
         for name in methods:
             artifact = self.store.artifact("attribution", self.keys.attribution(seed, experiment.method(name)))

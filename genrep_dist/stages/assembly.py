@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from genrep_dist.plan import Plan
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
+from genrep_dist.store.features import COLUMNS, TABLE
 from genrep_dist.units import GradientUnit, GramUnit, KernelUnit, StageName, Unit
 
 
@@ -19,6 +20,7 @@ class ArraySpec:
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
     dimension_names: tuple[str, ...]
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def declare(store: Store, assembly: Assembly) -> None:
     """Create the metadata of an artifact's array, once, before any worker opens it."""
     spec = assembly.array
     if spec is not None:
-        store.artifact(assembly.kind, assembly.key).create(spec.name, spec.shape, spec.chunks, "float32", spec.dimension_names)
+        store.artifact(assembly.kind, assembly.key).create(spec.name, spec.shape, spec.chunks, spec.dtype, spec.dimension_names)
 
 
 def commit(store: Store, assembly: Assembly) -> None:
@@ -103,8 +105,8 @@ def _features_array(plan: Plan, kernel: str) -> ArraySpec:
     shape, rows = plan.shape, plan.block_rows[kernel]
     if kernel == "last-layer":
         return ArraySpec("features", (shape.num_train, shape.last_layer_width), (rows, shape.last_layer_width), ("train", "feature"))
-    inner = (shape.num_outputs, shape.num_parameters)
-    return ArraySpec("features", (shape.num_train, *inner), (rows, *inner), ("train", "output", "parameter"))
+    # The blocks themselves are as long as their samples' features happen to be.
+    return ArraySpec(TABLE, (shape.num_train, len(COLUMNS)), (rows, len(COLUMNS)), ("train", "column"), "int64")
 
 
 def _kernel_array(plan: Plan, kernel: str) -> ArraySpec:

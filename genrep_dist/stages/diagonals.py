@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genrep_dist.representers.attribution import random_scores
 from genrep_dist.representers.methods import Method
-from genrep_dist.representers.self_influence import ntk_diagonal, own_outputs, scalar_diagonal, self_influence
+from genrep_dist.representers.self_influence import own_outputs, scalar_diagonal, self_influence
 from genrep_dist.seeds import derive_seed
 from genrep_dist.stages.importances import importance
 from genrep_dist.stages.influence import influence_self_kernel, write_diagonal
@@ -43,11 +43,11 @@ def _blocks(unit: DiagonalUnit, bench: Workbench, own: Tensor) -> Iterator[Tenso
             inputs = bench.train.inputs[at]
             yield scalar_diagonal(bench.own_kernel_block(unit, inputs, inputs).diagonal().cpu(), own[at], num_outputs)
             continue
-        features = bench.features(unit.seed, unit.kernel, unit.epoch, at.start, at.stop).cpu()
         if unit.kernel == "last-layer":
+            features = bench.features(unit.seed, unit.kernel, unit.epoch, at.start, at.stop).cpu()
             yield scalar_diagonal(features.double().square().sum(dim=1), own[at], num_outputs)
         else:
-            yield ntk_diagonal(features, own[at])
+            yield bench.feature_rows(unit.seed, unit.epoch, at.start, at.stop).self_product(own[at].to(bench.device)).cpu()
 
 
 def self_influence_of(method: Method, seed: int, bench: Workbench) -> Tensor:

@@ -21,6 +21,8 @@ from genrep_dist.problems.load import load_object, load_problem, object_digest, 
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.problems.tables import from_table, to_table
 from genrep_dist.representers.attribution import random_scores
+from genrep_dist.representers.capture import feature_rows
+from genrep_dist.representers.factored import FeatureRows, Prepared
 from genrep_dist.representers.features import check_model, find_last_layer, last_layer_features, per_sample_gradients
 from genrep_dist.representers.kernels import Kernel
 from genrep_dist.representers.losses import Loss, get_loss
@@ -29,6 +31,7 @@ from genrep_dist.stages.states import unpack_state
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.store.tables import get_table, put_table
+from genrep_dist.training.trainer import Trainer
 from genrep_dist.units import DiagonalUnit, GramUnit, KernelUnit
 
 T = TypeVar("T")
@@ -104,12 +107,20 @@ class Workbench:
         self.train = self._load("train")
         self.test = self._load("test")
         self._recent = Recent(4)
+        self._trainer: Trainer | None = None
         self.began = time.perf_counter()
         """When the unit of work that is running began."""
 
     @property
     def experiment(self) -> Experiment:
         return self.job.experiment
+
+    @property
+    def trainer(self) -> Trainer:
+        """What trains the models of this experiment."""
+        if self._trainer is None:
+            self._trainer = Trainer(self.problem.model, self.loss, self.recipe, self.train)
+        return self._trainer
 
     def elapsed(self) -> float:
         """Seconds that the running unit of work has taken so far."""
@@ -136,8 +147,24 @@ class Workbench:
             if kernel == "last-layer"
             else per_sample_gradients(model, inputs)
         )
-        self._check_rows(result, self.train.ids[start:stop], f"{kernel} features, seed {seed}, epoch {epoch}")
+        _refuse_rows(_finite(result), self.train.ids[start:stop], f"{kernel} features, seed {seed}, epoch {epoch}")
         return result
+
+    def feature_rows(self, seed: int, epoch: int, start: int, stop: int) -> FeatureRows:
+        """NTK features of training rows as factors, float32. NonFiniteError names sample ids."""
+        result = feature_rows(self.model(seed, epoch), self.train.inputs[start:stop]).to(torch.float32)
+        _refuse_rows(result.finite(), self.train.ids[start:stop], f"ntk features, seed {seed}, epoch {epoch}")
+        return result
+
+    def test_rows(self, seed: int, epoch: int) -> Prepared:
+        """NTK features of the seed's test points as factors, float32, C = 1: gradients of the target's logit."""
+        return self._recent.get(("test rows", seed, epoch), lambda: self._make_test_rows(seed, epoch))
+
+    def _make_test_rows(self, seed: int, epoch: int) -> Prepared:
+        positions = self.test_positions(seed)
+        result = feature_rows(self.model(seed, epoch), self.test.inputs[positions], self.target_outputs(seed)).to(torch.float32)
+        _refuse_rows(result.finite(), self.test.ids[positions], f"ntk features of test points, seed {seed}, epoch {epoch}")
+        return result.prepared()
 
     def own_kernel_block(self, unit: KernelUnit | GramUnit | DiagonalUnit, left: Tensor, right: Tensor) -> Tensor:
         """K (A, B) of a kernel of the user's own, checked: shape, floating point, finite."""
@@ -204,21 +231,25 @@ class Workbench:
             result = last_layer_features(model, inputs, self.experiment.last_layer)
         else:
             result = per_sample_gradients(model, inputs, self.target_outputs(seed))
-        self._check_rows(result, self.test.ids[positions], f"{kernel} features of test points, seed {seed}, epoch {epoch}")
+        _refuse_rows(_finite(result), self.test.ids[positions], f"{kernel} features of test points, seed {seed}, epoch {epoch}")
         return result
 
-    @staticmethod
-    def _check_rows(values: Tensor, ids: Tensor, where: str) -> None:
-        fine = torch.isfinite(values.reshape(len(values), -1)).all(dim=1).cpu()
-        if not bool(fine.all()):
-            bad = ids[~fine]
-            raise NonFiniteError(
-                "NaN or Inf in per-sample features",
-                where=f"{where}; sample ids {bad[:5].tolist()}",
-                expected="finite numbers",
-                got=f"{len(bad)} bad rows",
-                remedy="look at these samples and at the scale of the model's parameters",
-            )
+
+def _refuse_rows(fine: Tensor, ids: Tensor, where: str) -> None:
+    """NonFiniteError that names the samples whose features are not ``fine`` (B,)."""
+    if not bool(fine.all()):
+        bad = ids[~fine.to(ids.device)]
+        raise NonFiniteError(
+            "NaN or Inf in per-sample features",
+            where=f"{where}; sample ids {bad[:5].tolist()}",
+            expected="finite numbers",
+            got=f"{len(bad)} bad rows",
+            remedy="look at these samples and at the scale of the model's parameters",
+        )
+
+
+def _finite(values: Tensor) -> Tensor:
+    return torch.isfinite(values.reshape(len(values), -1)).all(dim=1)
 
 
 def load_own_kernels(experiment: Experiment, search_path: Sequence[str]) -> dict[str, Kernel]:

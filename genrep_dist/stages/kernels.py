@@ -10,16 +10,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from genrep_dist.plan import BLOCKS_HELD
-from genrep_dist.representers.kernels import last_layer_block, ntk_block, per_output
+from genrep_dist.plan import PANEL
+from genrep_dist.representers.factored import FeatureRows, Prepared
+from genrep_dist.representers.kernels import last_layer_block, per_output
 from genrep_dist.stages.job import Workbench, to_numpy
 from genrep_dist.stages.prefetch import RECENT, Ahead
+from genrep_dist.store.features import RowsReader
 from genrep_dist.units import GramUnit, KernelUnit
 
-PANEL = BLOCKS_HELD - 3
-"""Left blocks that are held at once; the others are a right block, the one that is being read, and what reading it takes."""
-
-FeatureRows = Callable[[int, int], Tensor]
+Rows = Tensor | FeatureRows
 Span = tuple[int, int]
 Product = Callable[[Span, Span], Tensor]
 
@@ -39,11 +38,12 @@ def kernel_block(unit: KernelUnit, bench: Workbench) -> Tensor:
         positions = bench.test_positions(unit.seed)
         scalar = bench.own_kernel_block(unit, bench.train.inputs[unit.start : unit.stop], bench.test.inputs[positions])
         return per_output(scalar, bench.target_outputs(unit.seed), num_outputs)
-    rows = _feature_rows(unit, bench)(unit.start, unit.stop).float()
+    rows = _feature_rows(unit, bench)(unit.start, unit.stop)
+    if isinstance(rows, FeatureRows):
+        # The few test points are spelled out and kept; the training rows pass by a few at a time.
+        return bench.test_rows(unit.seed, unit.epoch).inner(rows).T.reshape(len(rows), num_outputs, -1)
     test = bench.test_features(unit.seed, unit.kernel, unit.epoch).float()
-    if unit.kernel == "last-layer":
-        return last_layer_block(rows, test, bench.target_outputs(unit.seed), num_outputs)
-    return ntk_block(rows, test)
+    return last_layer_block(rows.float(), test, bench.target_outputs(unit.seed), num_outputs)
 
 
 def run_gram(unit: GramUnit, bench: Workbench) -> dict[str, float]:
@@ -71,18 +71,31 @@ def run_gram(unit: GramUnit, bench: Workbench) -> dict[str, float]:
     return {"numbers": float(tile.size)}
 
 
-def feature_products(rows: FeatureRows) -> Product:
-    """<Phi_i, Phi_j> of two spans of rows, from ``rows(start, stop)`` -> (rows, ..., P); it keeps the features of PANEL left spans."""
-    kept: dict[Span, Tensor] = {}
+def feature_products(rows: Callable[[int, int], Rows]) -> Product:
+    """<Phi_i, Phi_j> of two spans of rows, from ``rows(start, stop)`` -> (rows, ..., P) or factors; it keeps PANEL left spans' features."""
+    kept: dict[Span, Tensor | Prepared] = {}
 
     def product(left: Span, right: Span) -> Tensor:
         if left not in kept:
             while len(kept) >= PANEL:
                 del kept[next(iter(kept))]
-            kept[left] = _flat(rows(*left))
-        return kept[left] @ (kept[left] if right == left else _flat(rows(*right))).T
+            kept[left] = _ready(rows(*left))
+        return _inner(kept[left], None if right == left else rows(*right))
 
     return product
+
+
+def _ready(rows: Rows) -> Tensor | Prepared:
+    return rows.prepared() if isinstance(rows, FeatureRows) else _flat(rows)
+
+
+def _inner(left: Tensor | Prepared, right: Rows | None) -> Tensor:
+    """All products of two blocks; None is the left block itself."""
+    if isinstance(left, Prepared):
+        assert not isinstance(right, Tensor)
+        return left.inner(left.rows if right is None else right)
+    assert not isinstance(right, FeatureRows)
+    return left @ (left if right is None else _flat(right)).T
 
 
 def gram_tile(product: Product, row_range: Span, column_range: Span, block: int) -> npt.NDArray[np.float32]:
@@ -143,8 +156,15 @@ def _blocks(span: Span, block: int) -> Iterator[Span]:
     return ((start, min(start + block, span[1])) for start in range(span[0], span[1], block))
 
 
-def _feature_rows(unit: KernelUnit | GramUnit, bench: Workbench) -> FeatureRows:
+def _feature_rows(unit: KernelUnit | GramUnit, bench: Workbench) -> Callable[[int, int], Rows]:
+    """Features of training rows by their span: read where they are stored, else computed."""
     if not unit.stored:
+        if unit.kernel == "ntk":
+            return lambda start, stop: bench.feature_rows(unit.seed, unit.epoch, start, stop)
         return lambda start, stop: bench.features(unit.seed, unit.kernel, unit.epoch, start, stop)
-    reader = bench.store.artifact("features", bench.keys.features(unit.seed, unit.kernel, unit.epoch)).reader("features")
+    artifact = bench.store.artifact("features", bench.keys.features(unit.seed, unit.kernel, unit.epoch))
+    if unit.kernel == "ntk":
+        stored = RowsReader(artifact)
+        return lambda start, stop: stored.read(start, stop).to(torch.float32, bench.device)
+    reader = artifact.reader("features")
     return lambda start, stop: torch.from_numpy(reader.read(slice(start, stop))).to(bench.device)

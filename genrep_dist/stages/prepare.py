@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch import Tensor, nn
 
 from genrep_dist.config import Experiment
 from genrep_dist.errors import PlanError, ProblemError, StoreError
@@ -21,17 +22,22 @@ from genrep_dist.problems.flips import flip_labels
 from genrep_dist.problems.load import load_datasets, load_problem, source_digest
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.problems.tables import data_digest
+from genrep_dist.representers.capture import feature_rows
 from genrep_dist.representers.features import check_model, last_layer_features
+from genrep_dist.representers.layout import layout_of, sizes_of, slow_layers
 from genrep_dist.representers.losses import Loss, get_loss
 from genrep_dist.stages.attributions import write_attribution
 from genrep_dist.stages.job import Job, label_loss, load_own_kernels, own_kernel_digests, publish_data, recipe_in_force
 from genrep_dist.stages.status import stage_status
 from genrep_dist.store import Store
+from genrep_dist.store.packed import pack
 from genrep_dist.training.loop import predict
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.units import StageName
 
 RECORD_VERSION = 2
+MEASURED_ROWS = 16
+"""Training rows that the size of stored features is measured on."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     problem = load_problem(experiment.problem.name, experiment.problem.options, tuple(search_path))
     train, test = load_datasets(problem)
     recipe = recipe_in_force(problem, experiment)
-    shape = measure(problem, train, test, experiment.last_layer)
+    gradients = any(method.kernel in ("ntk", "influence") for method in experiment.parsed_methods)
+    shape = measure(problem, train, test, experiment.last_layer, gradients=gradients)
     _check_metrics(experiment, get_loss(problem.loss))
     train, flipped = _flip(experiment, problem, train, shape)
     keys = Keys(
@@ -158,8 +165,11 @@ def publish_inputs(prepared: Prepared) -> None:
                 write_attribution(artifact, method, seed, torch.from_numpy(scores.phi), ids, manifest)
 
 
-def measure(problem: Problem, train: Dataset, test: Dataset, last_layer: str | None = None) -> Shape:
-    """The sizes of a problem, from one model and a few rows. ProblemError when ``last_layer`` is named and is not the last."""
+def measure(problem: Problem, train: Dataset, test: Dataset, last_layer: str | None = None, *, gradients: bool = True) -> Shape:
+    """The sizes of a problem, from one model and a few rows, those of per-sample ``gradients`` only where they are wanted.
+
+    ProblemError when ``last_layer`` is named and is not the last.
+    """
     model = Randomness(0).build(problem.model)
     check_model(model)
     outputs = predict(model, train.inputs[:2])
@@ -170,7 +180,25 @@ def measure(problem: Problem, train: Dataset, test: Dataset, last_layer: str | N
             raise
         width = 0
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Shape(len(train.ids), len(test.ids), outputs.shape[1], parameters, width)
+    shape = Shape(len(train.ids), len(test.ids), outputs.shape[1], parameters, width)
+    if not gradients:
+        return shape
+    layout = layout_of(model, train.inputs[:2])
+    sizes = sizes_of(layout)
+    return replace(
+        shape,
+        ntk_held=sizes.held,
+        ntk_spelled=sizes.spelled,
+        ntk_products=sizes.products,
+        ntk_bytes=_stored_bytes(model, train.inputs),
+        ntk_slow=tuple(slow_layers(layout)),
+    )
+
+
+def _stored_bytes(model: nn.Module, inputs: Tensor) -> int:
+    """Bytes that one sample's NTK features take in the store, on average over a few rows of the data, at initial parameters."""
+    rows = torch.linspace(0, len(inputs) - 1, min(len(inputs), MEASURED_ROWS)).long()
+    return -(-pack(feature_rows(model, inputs[rows]).to(torch.float32)).num_bytes // len(rows))
 
 
 def check_room(plan: Plan, store: Store, slots_for: Callable[[StageName], int], memory_bytes: int) -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from genrep_dist.plan import Plan
 from genrep_dist.problems.protocol import Dataset
-from genrep_dist.representers.features import per_sample_gradients
+from genrep_dist.representers.capture import feature_rows
 from genrep_dist.representers.losses import get_loss
 from genrep_dist.stages.job import pick_device
 from genrep_dist.stages.prepare import Prepared
 from genrep_dist.stages.rehearsal import rehearse
-from genrep_dist.training.loop import train
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.trainer import Trainer
 from genrep_dist.units import StageName
 
 PROBE_SECONDS = 0.5
@@ -33,6 +33,8 @@ METHOD_SECONDS = 0.2
 """What each method adds to that."""
 ACTOR_STAGES: frozenset[StageName] = frozenset({"gradients", "kernels"})
 UNIT_OVERHEAD_SECONDS = 0.02
+GPU_FLOP_PER_SECOND = 1e13
+"""What a large GPU is taken to sustain in training such networks in float32, where there is none to measure: a guess."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +51,24 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured on one worker: seconds to train one model, training rows a second through gradients, multiply-adds a second."""
+    """Measured on one worker: seconds to train an original model, and a retrained one among those that share its steps; training rows a
+    second through gradients; multiply-adds a second.
+    """
 
     train_seconds: float
+    retrain_seconds: float
     gradient_rows_per_second: float
     multiply_adds_per_second: float
 
 
 def probe(prepared: Prepared) -> Rates:
-    """Measure the three rates with one thread, as a worker has it."""
+    """Measure the rates with one thread, as a worker has it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         device = pick_device(prepared.plan.experiment.resources.device)
-        return Rates(_training(prepared, device), _gradients(prepared, device), _products(device))
+        trainer = _trainer(prepared, device)
+        return Rates(trainer.seconds_per_model(1), trainer.seconds_per_model(), _gradients(prepared, device), _products(device))
     finally:
         torch.set_num_threads(threads)
 
@@ -77,15 +83,14 @@ def estimate(plan: Plan, rates: Rates, slots: int, missing: Mapping[StageName, f
         cost = seeds * n * (1.0 if kernel == "ntk" else 0.2) / rates.gradient_rows_per_second
         seconds["gradients" if (kernel, epoch) in stored else "kernels"] += cost
     for kernel, _ in plan.grams_needed():
-        size, width = shape.gram_rows(kernel), shape.feature_width(kernel) * n / shape.gram_rows(kernel)
-        seconds["kernels"] += seeds * size * size / 2 * width / rates.multiply_adds_per_second
+        seconds["kernels"] += seeds * n * n / 2 * shape.products(kernel) / rates.multiply_adds_per_second
     for importance, kernel, _ in plan.solved_needed():
         products = 60 if importance == "surrogate" else (plan.experiment.descent.epochs or plan.keys.epochs)
         seconds["importances"] += seeds * products * shape.gram_rows(kernel) ** 2 / rates.multiply_adds_per_second
     if plan.influence_epochs():
         seconds["influence"] = seeds * _influence_cost(plan, rates)
     seconds["train"] = seeds * rates.train_seconds
-    seconds["retrain"] = plan.retrainings_at_most * rates.train_seconds
+    seconds["retrain"] = plan.retrainings_at_most * rates.retrain_seconds
     for stage in plan.stages:
         units = stage.units if stage.name != "retrain" else 0
         seconds[stage.name] = missing.get(stage.name, 1.0) * (seconds[stage.name] + units * UNIT_OVERHEAD_SECONDS) / slots
@@ -110,10 +115,28 @@ def forecast(prepared: Prepared, slots: int, missing: Mapping[StageName, float],
         if models == plan.retrainings_at_most:
             seconds["retrain"] *= rehearsed.distinct
     works = any(missing.get(name, 1.0) > 0 and seconds[name] > 0 for name in seconds)
-    pools = sum(any(seconds[name] > 0 for name in names) for names in (ACTOR_STAGES, set(seconds) - ACTOR_STAGES))
+    pools = sum(any(seconds.get(name, 0.0) > 0 for name in names) for names in (ACTOR_STAGES, set(seconds) - ACTOR_STAGES))
     around = START_SECONDS + (CLUSTER_SECONDS + pools * WORKER_SECONDS if works else 0.0)
     around += JUDGE_SECONDS + METHOD_SECONDS * len(plan.experiment.methods)
     return Forecast(seconds, around)
+
+
+def gpu_hours(prepared: Prepared) -> float:
+    """GPU-hours of all the plan's training at :data:`GPU_FLOP_PER_SECOND`: a guess from the arithmetic, for a machine without a GPU."""
+    plan, recipe = prepared.plan, prepared.recipe
+    models = len(plan.experiment.seeds) + plan.retrainings_at_most
+    return models * recipe.epochs * len(prepared.train.ids) * _flop_a_row(prepared) / GPU_FLOP_PER_SECOND / 3600
+
+
+def _flop_a_row(prepared: Prepared) -> float:
+    """Floating-point operations of one row's forward and backward pass, those of convolutions and matrix products, counted."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    rows = prepared.train.inputs[: prepared.recipe.batch_size]
+    model = Randomness(0).build(prepared.problem.model)
+    with FlopCounterMode(display=False) as counter:
+        model(rows).sum().backward()
+    return float(counter.get_total_flops()) / len(rows)
 
 
 def _influence_cost(plan: Plan, rates: Rates) -> float:
@@ -124,28 +147,17 @@ def _influence_cost(plan: Plan, rates: Rates) -> float:
     return 50 * plan.experiment.num_test_points * 3 * shape.num_train / rates.gradient_rows_per_second
 
 
-def _training(prepared: Prepared, device: torch.device) -> float:
-    """Seconds for one model: a few epochs on the first rows, scaled to all steps."""
-    recipe, loss = prepared.recipe, get_loss(prepared.problem.loss)
-    rows = min(len(prepared.train.ids), 8 * recipe.batch_size)
-    data = Dataset(*(tensor[:rows] for tensor in prepared.train))
-    data = Dataset(data.inputs.to(device), data.targets.to(device), data.ids)
-    one_epoch = replace(recipe, epochs=1)
-
-    def once() -> None:
-        randomness = Randomness(0)
-        train(randomness.build(prepared.problem.model).to(device), loss, one_epoch, data, randomness)
-
-    steps = -(-rows // recipe.batch_size)
-    all_steps = recipe.epochs * -(-len(prepared.train.ids) // recipe.batch_size)
-    return _seconds(once) / steps * all_steps
+def _trainer(prepared: Prepared, device: torch.device) -> Trainer:
+    """What trains on a worker: its short runs are a few steps of the training that is to come."""
+    data = Dataset(prepared.train.inputs.to(device), prepared.train.targets.to(device), prepared.train.ids)
+    return Trainer(prepared.problem.model, get_loss(prepared.problem.loss), prepared.recipe, data)
 
 
 def _gradients(prepared: Prepared, device: torch.device) -> float:
     rows = min(prepared.plan.block_rows.get("ntk", 32), 64, len(prepared.train.ids))
     model = Randomness(0).build(prepared.problem.model).to(device).eval()
     inputs = prepared.train.inputs[:rows].to(device)
-    return rows / _seconds(lambda: per_sample_gradients(model, inputs))
+    return rows / _seconds(lambda: feature_rows(model, inputs))
 
 
 def _products(device: torch.device) -> float:

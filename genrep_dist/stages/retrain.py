@@ -3,46 +3,92 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
+from genrep_dist.errors import NonFiniteError
 from genrep_dist.keys import Keys
 from genrep_dist.stages.job import Workbench, to_numpy
 from genrep_dist.stages.train import check_outputs
 from genrep_dist.store import Store
 from genrep_dist.store.ledger import LedgerRow
-from genrep_dist.training.loop import predict, train
+from genrep_dist.training.loop import predict
+from genrep_dist.training.packed import Run
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.units import Retraining, RetrainUnit
 
 
 def run(unit: RetrainUnit, bench: Workbench) -> dict[str, float]:
-    """Train each model of the unit and write them as one part of the ledger. Returns statistics."""
+    """Train the models of the unit, some at a time, and write them as one part of the ledger. Returns statistics.
+
+    Models that diverge do not hold the others: these are written, then the first one's error is raised.
+    """
     began = time.perf_counter()
-    rows = [retrain(retraining, bench) for retraining in unit.rows]
-    bench.store.ledger(bench.keys.training).write(rows)
-    return {"models": float(len(rows)), "seconds": time.perf_counter() - began}
+    size = bench.trainer.pack_size(len(unit.rows)) if len(unit.rows) > 1 else 1
+    rows: list[LedgerRow] = []
+    errors: list[NonFiniteError] = []
+    packs = -(-len(unit.rows) // size)
+    # Equal packs: a small one at the end would cost most of what a whole one does.
+    for index in range(packs):
+        for result in _retrain_pack(unit.rows[index::packs], bench):
+            if isinstance(result, LedgerRow):
+                rows.append(result)
+            else:
+                errors.append(result)
+    if rows:
+        bench.store.ledger(bench.keys.training).write(rows)
+    if errors:
+        raise errors[0]
+    training = sum(row.seconds for row in rows)
+    return {"models": float(len(rows)), "seconds": time.perf_counter() - began, "training_seconds": training, "pack_size": float(size)}
 
 
 def retrain(retraining: Retraining, bench: Workbench) -> LedgerRow:
-    """One model, a function of (recipe, seed, removed set) alone."""
+    """One model, a function of (recipe, seed, removed set) alone. Raises NonFiniteError where it diverges."""
+    result = _retrain_pack((retraining,), bench)[0]
+    if isinstance(result, LedgerRow):
+        return result
+    raise result
+
+
+def _retrain_pack(retrainings: Sequence[Retraining], bench: Workbench) -> list[LedgerRow | NonFiniteError]:
+    """The row of each retraining, or the error of the one that diverged. Each is what it would be alone."""
     began = time.perf_counter()
+    runs = [_as_run(retraining, bench) for retraining in retrainings]
+    results: list[LedgerRow | NonFiniteError] = []
+    trained = bench.trainer.train_all(runs)
+    outputs = [model if isinstance(model, NonFiniteError) else predict(model, bench.test.inputs) for model in trained]
+    seconds = (time.perf_counter() - began) / len(retrainings)
+    for retraining, run, output in zip(retrainings, runs, outputs, strict=True):
+        if isinstance(output, NonFiniteError):
+            results.append(output)
+            continue
+        try:
+            check_outputs(output, bench.test.ids, run.what)
+        except NonFiniteError as error:
+            results.append(error)
+            continue
+        results.append(
+            LedgerRow(
+                key=retraining.key,
+                seed=retraining.seed,
+                policy=retraining.policy,
+                replicate=retraining.replicate,
+                removed=retraining.removed,
+                outputs=to_numpy(output.double()),
+                seconds=seconds,
+            )
+        )
+    return results
+
+
+def _as_run(retraining: Retraining, bench: Workbench) -> Run:
     randomness = Randomness.of_retraining(retraining.seed, retraining.policy, retraining.removed, retraining.replicate)
     kept = ~torch.isin(bench.train.ids, torch.tensor(retraining.removed, dtype=torch.int64))
-    model = randomness.build(bench.problem.model).to(bench.device)
-    train(model, bench.loss, bench.recipe, bench.train, randomness, kept=kept.to(bench.device))
-    outputs = predict(model, bench.test.inputs)
-    check_outputs(outputs, bench.test.ids, f"retraining {retraining.key[:12]}, seed {retraining.seed}")
-    return LedgerRow(
-        key=retraining.key,
-        seed=retraining.seed,
-        policy=retraining.policy,
-        replicate=retraining.replicate,
-        removed=retraining.removed,
-        outputs=to_numpy(outputs.double()),
-        seconds=time.perf_counter() - began,
-    )
+    without = ", ".join(map(str, retraining.removed[:5])) + (", ..." if len(retraining.removed) > 5 else "")
+    what = f"retraining {retraining.key[:12]}, seed {retraining.seed}, without {len(retraining.removed)} samples ({without})"
+    return Run(randomness, kept.to(bench.device), what)
 
 
 def original_row(seed: int, keys: Keys, store: Store) -> LedgerRow:

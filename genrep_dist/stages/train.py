@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from genrep_dist.errors import NonFiniteError
-from genrep_dist.representers.features import check_model
 from genrep_dist.stages.job import Workbench, to_numpy
 from genrep_dist.stages.states import pack_states
 from genrep_dist.store.ledger import LedgerRow
-from genrep_dist.training.loop import predict, train
+from genrep_dist.training.loop import predict
 from genrep_dist.training.observers import Checkpoints, TrackingImportance
+from genrep_dist.training.packed import Run
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.units import TrainUnit
 
@@ -22,12 +22,11 @@ from genrep_dist.units import TrainUnit
 def run(unit: TrainUnit, bench: Workbench) -> dict[str, float]:
     """Train, write the artifact, enter the model into the ledger as the one with nothing removed, commit. Returns statistics."""
     randomness = Randomness(unit.seed)
-    model = randomness.build(bench.problem.model).to(bench.device)
-    check_model(model)
     tracking = TrackingImportance()
     checkpoints = Checkpoints(bench.keys.saved_epochs(), bench.train, bench.recipe)
+    trainer = bench.trainer
     began = time.perf_counter()
-    train(model, bench.loss, bench.recipe, bench.train, randomness, observers=(tracking, checkpoints))
+    model = trainer.train(Run(randomness), observers=(tracking, checkpoints))
     seconds = time.perf_counter() - began
     outputs_test = predict(model, bench.test.inputs)
     check_outputs(outputs_test, bench.test.ids, f"test outputs, seed {unit.seed}")
@@ -60,6 +59,8 @@ def run(unit: TrainUnit, bench: Workbench) -> dict[str, float]:
             "test_accuracy": accuracy,
             "torch": torch.__version__,
             "device": bench.device.type,
+            "arithmetic": trainer.arithmetic,
+            "trained_alone_because": trainer.reason,
         }
     )
     return {"seconds": seconds, "models": 1.0}

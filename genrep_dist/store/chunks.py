@@ -87,11 +87,10 @@ def read_chunk(path: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
 def read_window(
     folder: Path, shape: Sequence[int], chunks: Sequence[int], dtype: np.dtype[Any], fill_value: object, window: Sequence[slice]
 ) -> Array:
-    """A window (steps of one) of the array whose chunks lie in ``folder``, writable; where there is no chunk ``fill_value``.
+    """A window (steps of one) of the array whose chunks lie in ``folder``, writable.
 
-    ValueError where there is no chunk and ``fill_value`` is None.
-
-    A window within one chunk takes the memory of that chunk, any other its own and that of one chunk. Raises as :func:`read_chunk`.
+    Where there is no chunk stands ``fill_value``; ValueError where that is None. A window within one chunk takes the memory of that
+    chunk, any other its own and that of one chunk. Raises as :func:`read_chunk`.
     """
     spans = [slice(start, max(start, stop)) for start, stop, _ in (part.indices(n) for part, n in zip(window, shape, strict=True))]
     blocks = [range(span.start // size, -(-span.stop // size)) for span, size in zip(spans, chunks, strict=True)]

@@ -48,7 +48,7 @@ class Lease:
         self,
         objects: Objects,
         folder: str,
-        waiting: Callable[[str], None] = lambda text: None,
+        waiting: Callable[[str], object] = lambda text: None,
         *,
         beat_seconds: float = BEAT_SECONDS,
         patience_seconds: float = PATIENCE_SECONDS,

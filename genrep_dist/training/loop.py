@@ -12,7 +12,9 @@ from genrep_dist.errors import NonFiniteError
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.representers.features import outputs as model_outputs
 from genrep_dist.representers.losses import Loss
+from genrep_dist.training.batches import batches
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.updates import Descent, row_wise_embeddings
 
 
 class Observer(Protocol):
@@ -37,6 +39,7 @@ def train(
     *,
     kept: Tensor | None = None,
     observers: Sequence[Observer] = (),
+    what: str = "",
 ) -> nn.Module:
     """Train ``model`` in place by mini-batch SGD and return it.
 
@@ -46,41 +49,31 @@ def train(
     that loses all its rows is no step. The gradient of the mean loss enters through dL/df, which is exact and is what Eq. 10
     accumulates.
 
-    Raises NonFiniteError at the end of the first epoch that leaves a parameter NaN or Inf.
+    Raises NonFiniteError at the end of the first epoch that leaves a parameter NaN or Inf; ``what`` is trained, for the message.
     """
     num_rows = len(data.inputs)
-    batches_per_epoch = -(-num_rows // recipe.batch_size)
-    num_steps = recipe.epochs * batches_per_epoch
+    steps_per_epoch = -(-num_rows // recipe.batch_size)
+    num_steps = recipe.epochs * steps_per_epoch
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(
-        parameters, lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
-    )
-    with randomness.scope("train"):
+    descent = Descent(parameters, recipe)
+    with randomness.scope("train"), row_wise_embeddings(model, recipe):
         for observer in observers:
             observer.start(model, num_rows, num_steps)
         model.train()
-        step = 0
         for epoch in range(1, recipe.epochs + 1):
             order = randomness.order(epoch, num_rows).to(data.inputs.device)
-            for batch in range(batches_per_epoch):
-                rows = order[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
-                if kept is not None:
-                    rows = rows[kept[rows]]
-                rate = recipe.rate(step, num_steps)
-                step += 1
-                if rows.numel() == 0:
-                    continue
-                optimizer.param_groups[0]["lr"] = rate
-                outputs = model_outputs(model, data.inputs[rows])
-                output_gradient = loss.derivative(outputs.detach(), data.targets[rows]) / len(rows)
-                optimizer.zero_grad(set_to_none=True)
-                outputs.backward(output_gradient)  # type: ignore[no-untyped-call]
-                optimizer.step()
+            for batch in batches(data, order, recipe.batch_size, kept, (epoch - 1) * steps_per_epoch):
+                rate = recipe.rate(batch.step, num_steps)
+                outputs = model_outputs(model, batch.inputs)
+                output_gradient = loss.derivative(outputs.detach(), batch.targets) / len(batch.rows)
+                descent.step(torch.autograd.grad(outputs, parameters, output_gradient, allow_unused=True), rate)
                 for observer in observers:
-                    observer.step(rows, output_gradient, rate)
-            _check_finite(model, data, randomness, epoch)
+                    observer.step(batch.rows, output_gradient, rate)
+            error = divergence(model, data, randomness, epoch, what)
+            if error is not None:
+                raise error
             for observer in observers:
-                observer.epoch_end(epoch, model, step)
+                observer.epoch_end(epoch, model, epoch * steps_per_epoch)
     return model
 
 
@@ -94,14 +87,23 @@ def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1024) -> Tens
     return result
 
 
-def _check_finite(model: nn.Module, data: Dataset, randomness: Randomness, epoch: int) -> None:
-    if all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-        return
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether no number is NaN or Inf."""
+    # The largest magnitudes first: a few calls, and one wait for a GPU, where all is well.
+    largest = torch._foreach_norm([t for t in tensors if t.numel()], float("inf"))
+    return bool(torch.isfinite(torch.stack([norm.double() for norm in largest])).all())
+
+
+def divergence(model: nn.Module, data: Dataset, randomness: Randomness, epoch: int, what: str = "") -> NonFiniteError | None:
+    """The error that tells of a parameter that is NaN or Inf after ``epoch``, with sample ids; None where all are finite."""
+    if all_finite([p.detach() for p in model.parameters()]):
+        return None
     bad = ~torch.isfinite(predict(model, data.inputs)).all(dim=1)
     ids = data.ids[bad.to(data.ids.device)][:5].tolist()
-    raise NonFiniteError(
+    of = f"{what}, " if what else ""
+    return NonFiniteError(
         "training diverged: a parameter became NaN or Inf",
-        where=f"seed {randomness.seed}, epoch {epoch}; {int(bad.sum())} training rows now have non-finite outputs, first ids {ids}",
+        where=f"{of}seed {randomness.seed}, epoch {epoch}; {int(bad.sum())} training rows now have non-finite outputs, first ids {ids}",
         expected="finite parameters",
         got="NaN or Inf",
         remedy="lower recipe.learning_rate, or look at the scale of the inputs",

@@ -144,9 +144,9 @@ def main(cpus: Sequence[int]) -> None:
     from ray.cluster_utils import Cluster
 
     common: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **common}, shutdown_at_exit=False)
+    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **common}, shutdown_at_exit=False)
     nodes = [cluster.head_node, *(cluster.add_node(num_cpus=count, wait=False, **common) for count in cpus)]
-    cluster.wait_for_nodes()  # type: ignore[no-untyped-call]
+    cluster.wait_for_nodes()
     for line in sys.stdin:
         told = json.loads(line)
         if "add" in told:
@@ -154,7 +154,6 @@ def main(cpus: Sequence[int]) -> None:
         if "forget" in told:
             nodes = [node for node in nodes if _pid(node, "raylet") != told["forget"]]
         if "restart" in told:
-            assert cluster.head_node is not None
             cluster.head_node.kill_gcs_server(check_alive=False)
             cluster.head_node.start_gcs_server()
         state = {"address": cluster.address, "gcs": _pid(nodes[0], "gcs_server"), "raylets": [_pid(node, "raylet") for node in nodes]}

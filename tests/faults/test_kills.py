@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ def test_workers_that_are_killed(tmp_path: Path, nodes: Nodes, undisturbed: Undi
     process = start(trial, nodes)
     for _ in range(2):
         strike(process, nodes.busy, lambda: kill_busy(nodes))
-    for parts in (8, 16):
-        strike(process, lambda parts=parts: trial.parts() >= parts, lambda: kill_busy(nodes))
+    strike(process, lambda: trial.parts() >= 8, lambda: kill_busy(nodes))
+    strike(process, lambda: trial.parts() >= 16, lambda: kill_busy(nodes))
     finish(process)
     assert_equal(trial.published(), undisturbed.published)
     report(record_property, trainings_repeated=trial.trainings() - undisturbed.trainings, attempts_repeated=trial.retried())
@@ -86,11 +87,11 @@ def test_a_driver_that_is_killed(tmp_path: Path, nodes: Nodes, undisturbed: Undi
     trial = Trial.make(tmp_path)
     for moment in (lambda: trial.recorded("artifacts/gram/*/*/parts/*.json"), lambda: trial.parts() >= 12):
         process = start(trial, nodes)
-        strike(process, moment, lambda process=process: os.killpg(process.pid, signal.SIGKILL))
+        strike(process, moment, partial(os.killpg, process.pid, signal.SIGKILL))
         process.communicate()
     assert not trial.recorded("results/toy/manifest.json")
     said = finish(start(trial, nodes))
-    assert "waiting" not in said
+    assert "another driver" not in said
     assert_equal(trial.published(), undisturbed.published)
     repeated = trial.trainings() - undisturbed.trainings
     report(record_property, trainings_repeated=repeated)
@@ -121,7 +122,8 @@ def test_a_head_that_is_killed(tmp_path: Path, nodes: Nodes, undisturbed: Undist
     with Nodes.running((1, 1), gcs_rpc_server_reconnect_timeout_s=RAY_WAITS_SECONDS) as another:
         finish(start(gone, another))
         process = start(back, another)
-        strike(process, lambda: back.recorded("artifacts/gram/*/*/parts/*.json"), lambda: (another.kill_gcs(), another.restart_gcs()))
+        strike(process, lambda: back.recorded("artifacts/gram/*/*/parts/*.json"), another.kill_gcs)
+        another.restart_gcs()
         said = finish(process, code=1)
         assert "same command there" in said, said
     finish(back.start("--serial"))

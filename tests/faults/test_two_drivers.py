@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from genrep_dist.errors import StoreError
 from genrep_dist.store import Store
 from tests.faults.conftest import Undisturbed
 from tests.faults.nodes import wait_until
@@ -76,3 +77,33 @@ def test_without_a_lease_both_work_and_come_to_the_same(tmp_path: Path, undistur
     assert_equal(trial.published(), undisturbed.published)
     report(record_property, trainings_repeated=trial.trainings() - undisturbed.trainings)
     assert trial.trainings() > undisturbed.trainings, "both did work, or nothing was shown"
+
+
+class Intruder:
+    """Writes the record of another question when retraining begins: a driver that another one has passed in its sleep finds it so."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._objects = Store(trial.store).objects
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        if name == "retrain":
+            record = self._objects.get_json("experiments/toy/record.json")
+            record["experiment"]["deletion"]["fractions"] = [0.0, 0.3]
+            self._objects.put_json("experiments/toy/record.json", record)
+
+    def advance(self, units: int, statistics: Mapping[str, float]) -> None:
+        pass
+
+    def message(self, text: str) -> None:
+        pass
+
+
+def test_results_are_never_mixed(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    """What one driver has computed is not published under what another one has asked."""
+    trial = Trial.make(tmp_path)
+    with pytest.raises(StoreError, match="another experiment under this name"):
+        trial.run_here(Intruder(trial))
+    assert not trial.recorded("results/toy/*")
+    trial.run_here()
+    assert_equal(trial.published(), undisturbed.published)
+    assert trial.trainings() == undisturbed.trainings

@@ -9,8 +9,11 @@ import pytest
 
 from genrep_dist.errors import ProblemError
 from genrep_dist.problems import archives
-from genrep_dist.problems.archives import KnownFile, available, cache_folder, data_list, fetch, fetch_mnist, read_cached_mnist
+from genrep_dist.problems.archives import KnownFile, fetch_mnist, read_cached_mnist
+from genrep_dist.problems.cached import cache_folder
+from genrep_dist.problems.catalogue import available, data_list, fetch
 from genrep_dist.problems.packages import Archive
+from tests.problems.fake_libraries import put_datasets, put_torchvision, take_away
 from tests.problems.idx_files import idx_bytes, small_mnist, write_folder
 from tests.problems.test_packages import make_tar, make_zip
 
@@ -151,21 +154,50 @@ def test_a_cache_that_cannot_be_written_is_named(cache: Path, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("cache")
+def test_torchvision_and_the_hub_give_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = small_mnist()
+
+    def build(root: str, train: bool, download: bool) -> None:
+        assert train
+        assert download
+        write_folder(Path(root) / "MNIST" / "raw", arrays, compressed=True)
+
+    put_torchvision(monkeypatch, "MNIST", build)
+    folder = fetch("mnist", "torchvision")
+    check_cached(folder)
+    (folder / "manifest.json").unlink()
+    parts = {"train": "train", "test": "t10k"}
+    rows = {
+        ("ylecun/mnist", split): {"image": list(arrays[f"{name}-images-idx3-ubyte"]), "label": arrays[f"{name}-labels-idx1-ubyte"].tolist()}
+        for split, name in parts.items()
+    }
+    put_datasets(monkeypatch, rows)
+    check_cached(fetch("mnist", "huggingface"))
+    (folder / "manifest.json").unlink()
+    rows["ylecun/mnist", "test"]["label"][3] = 7
+    with pytest.raises(ProblemError, match="not the canonical t10k-labels"):
+        fetch("mnist", "huggingface")
+    take_away(monkeypatch, "torchvision")
+    with pytest.raises(ProblemError, match=r"genrep-dist\[torchvision\]"):
+        fetch("mnist", "torchvision")
+
+
+@pytest.mark.usefixtures("cache")
 def test_unknown_names_and_sources_are_refused() -> None:
     for call in (lambda: fetch("mnits"), lambda: available("mnits")):
-        with pytest.raises(ProblemError, match="digits or mnist"):
+        with pytest.raises(ProblemError, match="digits, mnist, cifar10"):
             call()
-    with pytest.raises(ProblemError, match="no such source"):
+    with pytest.raises(ProblemError, match="cannot be had from there"):
         fetch("mnist", "somewhere/else")
 
 
 def test_the_list_says_what_is_cached(cache: Path, tmp_path: Path) -> None:
-    digits, mnist = data_list()
+    digits, mnist, *_ = data_list()
     assert (digits.name, digits.cached, digits.num_rows) == ("digits", True, 1797)
     assert (mnist.name, mnist.cached, mnist.num_rows) == ("mnist", False, 70_000)
     assert mnist.path == cache / "mnist"
     fetch_mnist(source=str(write_folder(tmp_path / "mine", small_mnist())))
-    assert [entry.cached for entry in data_list()] == [True, True]
+    assert [entry.cached for entry in data_list()[:3]] == [True, True, False]
     assert fetch("digits") == digits.path
 
 

@@ -96,7 +96,7 @@ def test_a_file_in_a_package_is_found(folder: Path) -> None:
     ("name", "message"),
     [
         ("digts", "did you mean digits"),
-        ("nothing", "digits or mnist, or module:Class"),
+        ("nothing", "newsgroups, or module:Class"),
         ("my_problem_file:", "module:Class"),
         ("my/problem_file.py:Mine", "module:Class"),
         ("no_such_file:Mine", "no_such_file.py in one of"),
@@ -150,14 +150,15 @@ def test_loading_leaves_the_generators_alone() -> None:
 
 def test_importing_the_loader_imports_no_heavy_library() -> None:
     code = (
-        "import sys, genrep_dist.problems.load, genrep_dist.problems.archives, genrep_dist.problems.mnist, genrep_dist.problems.digits; "
-        "print([name for name in ('sklearn', 'ray', 'mlflow', 'zarr', 'polars', 'pandas') if name in sys.modules])"
+        "import sys, genrep_dist.problems.load, genrep_dist.problems.catalogue; "
+        "from genrep_dist.problems import cifar, digits, mnist, texts; "
+        "print([name for name in ('tokenizers', 'PIL', 'sklearn', 'ray', 'mlflow', 'zarr', 'polars', 'pandas') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_the_data_command_needs_no_torch() -> None:
-    code = "import sys, genrep_dist.problems.archives; print('torch' in sys.modules)"
+    code = "import sys, genrep_dist.problems.catalogue; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from genrep_dist.errors import ProblemError
-from genrep_dist.problems.archives import available
+from genrep_dist.problems.catalogue import available
 from genrep_dist.problems.load import load_datasets, load_problem, source_digest
 from genrep_dist.problems.mnist import Mnist
 from tests.problems.idx_files import idx_bytes, small_mnist, write_folder

@@ -50,7 +50,8 @@ def jacobian_by_loop(model: nn.Module, inputs: Tensor) -> Tensor:
         per_output = []
         for c in range(len(result)):
             gradients = torch.autograd.grad(result[c], parameters, retain_graph=True, allow_unused=True)
-            flat = [(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in zip(gradients, parameters, strict=True)]
+            full = [torch.zeros_like(p) if g is None else g.to_dense() for g, p in zip(gradients, parameters, strict=True)]
+            flat = [gradient.reshape(-1) for gradient in full]
             per_output.append(torch.cat(flat))
         jacobian.append(torch.stack(per_output))
     return torch.stack(jacobian)

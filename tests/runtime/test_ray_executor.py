@@ -185,7 +185,7 @@ def second_waits(job: Job, unit: Unit) -> dict[str, float]:
 @pytest.mark.usefixtures("ray_executor")
 def test_an_actor_that_comes_when_all_units_are_taken_is_let_go(tmp_path: Path) -> None:
     """One of two places is taken by somebody else until the first actor has both units; then the second one starts."""
-    holder = ray.remote(num_cpus=1)(Holder).remote()
+    holder: Any = ray.remote(num_cpus=1)(Holder).remote()
     ray.get(holder.there.remote())
     job = replace(ready(tmp_path), store_uri=str(tmp_path))
 

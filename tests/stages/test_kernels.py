@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from genrep_dist.plan import PANEL
 from genrep_dist.stages.assembly import ArraySpec
 from genrep_dist.stages.gram import Gram
-from genrep_dist.stages.kernels import PANEL, feature_products, gram_tile, reads
+from genrep_dist.stages.kernels import feature_products, gram_tile, reads
 from genrep_dist.stages.prefetch import Ahead
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact

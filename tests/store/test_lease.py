@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from genrep_dist.store.objects import Objects
 from tests.experiments import ROOT
 from tests.store.s3_server import BUCKET, S3Server
 
-QUICK = {"beat_seconds": 0.05, "patience_seconds": 0.5}
+
+def quick(objects: Objects, waiting: Callable[[str], object] = lambda text: None) -> Lease:
+    return Lease(objects, "lease", waiting, beat_seconds=0.05, patience_seconds=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def test_one_at_a_time(objects: Objects) -> None:
 
     def work() -> None:
         for _ in range(2):
-            with Lease(objects, "lease", **QUICK) as held:
+            with quick(objects) as held:
                 inside[0] += 1
                 overlaps[0] += inside[0] > 1
                 entered[0] += 1
@@ -88,9 +90,9 @@ def test_one_at_a_time(objects: Objects) -> None:
 
 def test_a_holder_that_beats_keeps_it_however_clocks_jump(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[str] = []
-    with Lease(objects, "lease", **QUICK):
+    with quick(objects):
         monkeypatch.setattr(time, "time", lambda: 4e9)
-        waiting = threading.Thread(target=lambda: Lease(objects, "lease", waits.append, **QUICK).__enter__(), daemon=True)
+        waiting = threading.Thread(target=lambda: quick(objects, waits.append).__enter__(), daemon=True)
         waiting.start()
         time.sleep(1.5)
         assert waiting.is_alive()
@@ -103,7 +105,7 @@ def test_who_gives_no_sign_of_life_is_followed(objects: Objects) -> None:
     """Its process is on another machine, so that only its silence is known; and it is told when it comes back."""
     foreign(objects, 3, beat=17)
     began, waits = time.monotonic(), list[str]()
-    with Lease(objects, "lease", waits.append, **QUICK) as held:
+    with quick(objects, waits.append) as held:
         assert time.monotonic() - began >= 0.5
         held.confirm()
     assert waits == ["another driver is at work here, process 1 on elsewhere: waiting for its end"]
@@ -123,7 +125,7 @@ def test_a_sleeper_that_was_passed_is_told(objects: Objects) -> None:
 def test_a_number_that_others_have_passed_is_not_the_lease(objects: Objects) -> None:
     """Whoever was slow may create it, and holds nothing by it."""
     foreign(objects, 20, released=True)
-    late = Lease(objects, "lease", **QUICK)
+    late = quick(objects)
     assert not late._take(5)
     assert numbers(objects) == [20]
     with late:
@@ -133,7 +135,7 @@ def test_a_number_that_others_have_passed_is_not_the_lease(objects: Objects) -> 
 @pytest.mark.parametrize("torn", [b"", b"{", b"[]", b"\xff\xfe"])
 def test_a_torn_record_is_waited_for_and_then_followed(objects: Objects, torn: bytes) -> None:
     objects.put("lease/000000000001.json", torn)
-    with Lease(objects, "lease", **QUICK) as held:
+    with quick(objects) as held:
         held.confirm()
     assert max(numbers(objects)) == 2
 
@@ -156,8 +158,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_another_thread_of_this_process_is_waited_for(tmp_path: Path) -> None:
     objects = Objects(str(tmp_path))
-    with Lease(objects, "lease", **QUICK):
-        waiting = threading.Thread(target=lambda: Lease(objects, "lease", **QUICK).__enter__(), daemon=True)
+    with quick(objects):
+        waiting = threading.Thread(target=lambda: quick(objects).__enter__(), daemon=True)
         waiting.start()
         waiting.join(timeout=1.0)
         assert waiting.is_alive()

@@ -1,0 +1,284 @@
+"""Layers whose per-sample gradients follow from what went in and the gradient of what came out: the algebra of each kind.
+
+The gradient of a weight is a sum of outer products over positions, dW = sum_t g_t p_t^T, of output gradients g_t (O,) and input patches
+p_t (K,); a linear layer's patch is its input, a convolution's the K = kernel x I numbers under its kernel. Everything here is brought
+into one form: inputs (B, H, W, I), channels last, and gradients (B, C, T, O) for B samples, C outputs of the model and T positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Pair = tuple[int, int]
+
+PATCH_NUMBERS = 2**21
+"""Patches that are spelled out at once: so many fit a processor's cache, and memory stays flat however many rows there are."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The weight of one layer, and how its gradient is made of factors. All fields are plain data: a stored block carries them."""
+
+    name: str
+    """The parameter's full name."""
+    kind: Literal["product", "embedding"]
+    shape: tuple[int, ...]
+    """The parameter's own shape: (O, I), (O, I / groups, *kernel) or (vocabulary, D)."""
+    size: Pair = (1, 1)
+    """Height and width of the input; (1, T) for a linear layer on T vectors."""
+    kernel: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    dilation: Pair = (1, 1)
+    padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
+    """Zeros (before, after) in height and in width; other paddings are part of the input already."""
+    groups: int = 1
+    padding_index: int | None = None
+    """The token of an embedding that has no gradient."""
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def channels(self) -> int:
+        """I, the numbers at one place of the input."""
+        return self.shape[1] * self.groups
+
+    @property
+    def grid(self) -> Pair:
+        """Output positions in height and in width."""
+        padded = [size + sum(pad) for size, pad in zip(self.size, self.padding, strict=True)]
+        spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True)]
+        high, wide = ((p - span) // s + 1 for p, span, s in zip(padded, spans, self.stride, strict=True))
+        return high, wide
+
+    @property
+    def positions(self) -> int:
+        """T, over how many positions the gradient is a sum."""
+        return math.prod(self.grid)
+
+    @property
+    def patch(self) -> int:
+        """K / groups, the numbers of one patch that one output sees."""
+        return self.shape[1] * math.prod(self.kernel)
+
+    @property
+    def product(self) -> Literal["tokens", "vectors", "positions", "gradients"]:
+        """How inner products are taken with the fewest multiply-adds: over shared tokens, as (x . x')(g . g'), over pairs of positions,
+        or from the weight's gradients themselves. The same for every block, as all of them must meet.
+        """
+        outputs, patch = self.shape[0], self.patch
+        if self.kind == "embedding":
+            return "tokens"
+        if self.groups > 1 or self.positions**2 * (patch + outputs) >= self.numel:
+            return "gradients"
+        return "vectors" if self.positions == 1 else "positions"
+
+
+def patches(weight: Weight, inputs: Tensor) -> Tensor:
+    """(B, H, W, I) -> (B, groups, T, K): the numbers under the kernel at each position, tap by tap, channels together.
+
+    For a linear layer a view; else one copy, of runs of I numbers that lie together.
+    """
+    rows, channels = inputs.shape[0], inputs.shape[3]
+    if weight.kernel == (1, 1) and weight.stride == (1, 1) and weight.padding == ((0, 0), (0, 0)):
+        windows = inputs.reshape(rows, -1, 1, channels)
+    else:
+        (top, bottom), (left, right) = weight.padding
+        padded = functional.pad(inputs, (0, 0, left, right, top, bottom)) if any((top, bottom, left, right)) else inputs.contiguous()
+        per_row, high, wide, one = padded.stride()
+        (stride_h, stride_w), (dilation_h, dilation_w) = weight.stride, weight.dilation
+        windows = padded.as_strided(
+            (rows, *weight.grid, *weight.kernel, channels),
+            (per_row, stride_h * high, stride_w * wide, dilation_h * high, dilation_w * wide, one),
+        ).reshape(rows, weight.positions, -1, channels)
+    if weight.groups == 1:
+        return windows.reshape(rows, 1, weight.positions, -1)
+    grouped = windows.reshape(rows, weight.positions, windows.shape[2], weight.groups, -1)
+    return grouped.permute(0, 3, 1, 2, 4).reshape(rows, weight.groups, weight.positions, -1)
+
+
+def weight_rows(weight: Weight, inputs: Tensor, gradients: Tensor) -> Tensor:
+    """Gradients (B, C, O, K) of the weight, K tap by tap: the order in which products are taken; see :func:`in_order`."""
+    rows, num_outputs, positions, _ = gradients.shape
+    spread = patches(weight, inputs)
+    if weight.groups == 1 and num_outputs == 1:
+        return torch.bmm(gradients[:, 0].transpose(1, 2), spread[:, 0]).unsqueeze(1)
+    grouped = gradients.reshape(rows, num_outputs, positions, weight.groups, -1).permute(0, 1, 3, 4, 2)
+    return torch.matmul(grouped, spread.unsqueeze(1)).reshape(rows, num_outputs, weight.shape[0], weight.patch)
+
+
+def in_order(weight: Weight, rows: Tensor) -> Tensor:
+    """:func:`weight_rows` (B, C, O, K) as a view (B, C, *shape of the parameter)."""
+    spread = rows.reshape(*rows.shape[:3], *weight.kernel, weight.shape[1])
+    if len(weight.shape) == 4:
+        return spread.permute(0, 1, 2, 5, 3, 4)
+    if len(weight.shape) == 3:
+        return spread[:, :, :, 0].permute(0, 1, 2, 4, 3)
+    return spread[:, :, :, 0, 0]
+
+
+def rows_at_once(weight: Weight) -> int:
+    """Samples whose patches are spelled out together."""
+    return max(1, PATCH_NUMBERS // (weight.positions * weight.patch * weight.groups))
+
+
+# -- what each kind of module is made into -----------------------------------------------------------------------------------------
+
+Spatial = tuple[Tensor, Tensor]
+Small = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a kind of module is read. ``inputs_dim`` are the dimensions its input may have, the batch's included (None: any from 2 on)."""
+
+    weight: Callable[[nn.Module, str, tuple[int, ...]], Weight] | None
+    """(module, parameter name, shape of one batch's input) -> the factored weight; None where the weight's gradient is small."""
+    factors: Callable[[nn.Module, Tensor, Tensor], Spatial] | None
+    """(module, input (B, ...), output gradients (B, C, ...)) -> the factors, in the form above."""
+    small: Small
+    """Gradients (B, C, n) of the parameters that are kept as they are, by their name in the module."""
+    inputs_dim: tuple[int, ...] | None = None
+
+
+def _linear(module: nn.Module, name: str, shape: tuple[int, ...]) -> Weight:
+    assert isinstance(module, nn.Linear)
+    return Weight(name, "product", tuple(module.weight.shape), (1, math.prod(shape[1:-1])))
+
+
+def _linear_factors(_module: nn.Module, inputs: Tensor, gradients: Tensor) -> Spatial:
+    rows, num_outputs = gradients.shape[:2]
+    return (
+        inputs.reshape(rows, 1, -1, inputs.shape[-1]),
+        gradients.reshape(rows, num_outputs, -1, gradients.shape[-1]),
+    )
+
+
+def _linear_small(_module: nn.Module, _inputs: Tensor, gradients: Tensor) -> dict[str, Tensor]:
+    return {"bias": gradients.flatten(2, -2).sum(dim=2) if gradients.dim() > 3 else gradients}
+
+
+def _conv(module: nn.Module, name: str, shape: tuple[int, ...]) -> Weight:
+    assert isinstance(module, nn.Conv1d | nn.Conv2d)
+    before = _paddings(module)
+    size = tuple(shape[2:])
+    if module.padding_mode != "zeros":
+        size, before = tuple(s + sum(p) for s, p in zip(size, before, strict=True)), [(0, 0)] * len(size)
+    flat = module.weight.dim() == 3
+    kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
+    return Weight(
+        name,
+        "product",
+        tuple(module.weight.shape),
+        _pair(size, 1, flat=flat),
+        _pair(kernel, 1, flat=flat),
+        _pair(stride, 1, flat=flat),
+        _pair(dilation, 1, flat=flat),
+        ((0, 0), before[0]) if flat else (before[0], before[1]),
+        module.groups,
+    )
+
+
+def _pair(values: Sequence[int], first: int, *, flat: bool) -> Pair:
+    return (first, values[0]) if flat else (values[0], values[1])
+
+
+def _paddings(module: nn.Conv1d | nn.Conv2d) -> list[Pair]:
+    """(before, after) of each spatial dimension."""
+    if module.padding == "valid":
+        return [(0, 0) for _ in module.kernel_size]
+    if module.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return [(total // 2, total - total // 2) for total in totals]
+    return [(int(p), int(p)) for p in module.padding]
+
+
+def _conv_factors(module: nn.Module, inputs: Tensor, gradients: Tensor) -> Spatial:
+    assert isinstance(module, nn.Conv1d | nn.Conv2d)
+    if module.padding_mode != "zeros":
+        amounts = [amount for pair in reversed(_paddings(module)) for amount in pair]
+        inputs = functional.pad(inputs, amounts, mode=module.padding_mode)
+    if inputs.dim() == 3:
+        inputs = inputs.unsqueeze(2)
+    rows, num_outputs, channels = gradients.shape[:3]
+    flat = gradients.movedim(2, -1).reshape(rows, num_outputs, -1, channels)
+    return inputs.permute(0, 2, 3, 1), flat
+
+
+def _channel_bias(_module: nn.Module, _inputs: Tensor, gradients: Tensor) -> dict[str, Tensor]:
+    return {"bias": gradients.flatten(3).sum(dim=3) if gradients.dim() > 3 else gradients}
+
+
+def _embedding(module: nn.Module, name: str, shape: tuple[int, ...]) -> Weight:
+    assert isinstance(module, nn.Embedding)
+    size = (1, math.prod(shape[1:]))
+    return Weight(name, "embedding", tuple(module.weight.shape), size, padding_index=module.padding_idx)
+
+
+def _embedding_factors(_module: nn.Module, inputs: Tensor, gradients: Tensor) -> Spatial:
+    rows, num_outputs = gradients.shape[:2]
+    return inputs.reshape(rows, -1), gradients.reshape(rows, num_outputs, -1, gradients.shape[-1])
+
+
+def _nothing(_module: nn.Module, _inputs: Tensor, _gradients: Tensor) -> dict[str, Tensor]:
+    return {}
+
+
+def _channel_norm(normalise: Callable[[nn.Module, Tensor], Tensor]) -> Small:
+    def small(module: nn.Module, inputs: Tensor, gradients: Tensor) -> dict[str, Tensor]:
+        scaled = gradients * normalise(module, inputs).unsqueeze(1)
+        return {"weight": scaled.flatten(3).sum(dim=3) if scaled.dim() > 3 else scaled, **_channel_bias(module, inputs, gradients)}
+
+    return small
+
+
+def _batch_norm(module: nn.Module, inputs: Tensor) -> Tensor:
+    assert isinstance(module, nn.modules.batchnorm._BatchNorm)
+    return functional.batch_norm(inputs, module.running_mean, module.running_var, None, None, False, 0.0, module.eps)
+
+
+def _instance_norm(module: nn.Module, inputs: Tensor) -> Tensor:
+    assert isinstance(module, nn.modules.instancenorm._InstanceNorm)
+    own = module.running_mean is None or not module.track_running_stats
+    mean, variance = (None, None) if own else (module.running_mean, module.running_var)
+    return functional.instance_norm(inputs, mean, variance, None, None, own, 0.0, module.eps)
+
+
+def _group_norm(module: nn.Module, inputs: Tensor) -> Tensor:
+    assert isinstance(module, nn.GroupNorm)
+    return functional.group_norm(inputs, module.num_groups, None, None, module.eps)
+
+
+def _layer_norm(module: nn.Module, inputs: Tensor, gradients: Tensor) -> dict[str, Tensor]:
+    assert isinstance(module, nn.LayerNorm)
+    normalised = functional.layer_norm(inputs, module.normalized_shape, None, None, module.eps)
+    rows, num_outputs = gradients.shape[:2]
+    inner = (rows, num_outputs, -1, math.prod(module.normalized_shape))
+    return {
+        "weight": (gradients * normalised.unsqueeze(1)).reshape(inner).sum(dim=2),
+        "bias": gradients.reshape(inner).sum(dim=2),
+    }
+
+
+KINDS: dict[type[nn.Module], Kind] = {
+    nn.Linear: Kind(_linear, _linear_factors, _linear_small),
+    nn.Conv1d: Kind(_conv, _conv_factors, _channel_bias, (3,)),
+    nn.Conv2d: Kind(_conv, _conv_factors, _channel_bias, (4,)),
+    nn.Embedding: Kind(_embedding, _embedding_factors, _nothing, (1, 2, 3, 4)),
+    nn.BatchNorm1d: Kind(None, None, _channel_norm(_batch_norm), (2, 3)),
+    nn.BatchNorm2d: Kind(None, None, _channel_norm(_batch_norm), (4,)),
+    nn.BatchNorm3d: Kind(None, None, _channel_norm(_batch_norm), (5,)),
+    nn.InstanceNorm1d: Kind(None, None, _channel_norm(_instance_norm), (3,)),
+    nn.InstanceNorm2d: Kind(None, None, _channel_norm(_instance_norm), (4,)),
+    nn.GroupNorm: Kind(None, None, _channel_norm(_group_norm)),
+    nn.LayerNorm: Kind(None, None, _layer_norm),
+}
+"""By exact type: a subclass may compute anything."""

@@ -1,0 +1,207 @@
+"""S models of one architecture in one module, and which architectures that can be done with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from genrep_dist.errors import ProblemError
+from genrep_dist.problems.protocol import Dataset, Recipe
+from genrep_dist.representers.features import outputs as model_outputs
+from genrep_dist.representers.losses import Loss
+from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.stacked import Stacked, StackedEmbedding, stack_layer
+from genrep_dist.training.updates import MIN_SPARSE_NUMBERS
+
+ROW_MULTIPLE = 32
+"""A slot's rows are filled up to a multiple of this. The end of a tensor that does not fill two vector registers is computed by other
+instructions, with other last bits, and which rows are at the end depends on how many slots there are."""
+
+TRIAL_SHIFT = 7
+"""Each slot of the trial takes rows that begin so many later: what one slot takes from another is then seen."""
+
+CODE_FAILS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError, ProblemError)
+"""What a model's own code raises when it is handed something that it was not written for."""
+
+
+class Pack:
+    """A module that applies ``slots`` models, each to its own rows: inputs (S B, ...) -> outputs (S B, C)."""
+
+    def __init__(self, template: nn.Module, slots: int, recipe: Recipe) -> None:
+        self.slots = slots
+        self.layers: dict[str, Stacked] = {}
+        root = nn.ModuleDict({"model": copy.deepcopy(template)})
+        for path, plain in list(root.named_modules()):
+            layer = stack_layer(plain, slots) if next(plain.parameters(recurse=False), None) is not None else None
+            if layer is None:
+                continue
+            self.layers[path.removeprefix("model").removeprefix(".")] = layer
+            parent, _, name = path.rpartition(".")
+            setattr(root.get_submodule(parent), name, layer) if parent else root.update({name: layer})
+            if isinstance(layer, StackedEmbedding):
+                layer.row_wise = recipe.is_plain_sgd and layer.stacked["weight"].numel() >= slots * MIN_SPARSE_NUMBERS
+        self.module: nn.Module = root["model"].train()
+        self.parameters = [t for layer in self.layers.values() for t in layer.stacked.values() if t.requires_grad]
+
+    def load(self, slot: int, model: nn.Module) -> None:
+        """Put ``model`` into a slot."""
+        for path, layer in self.layers.items():
+            layer.load(slot, model.get_submodule(path))
+
+    def unload(self, slot: int, model: nn.Module) -> None:
+        """Write a slot's parameters into ``model``."""
+        for path, layer in self.layers.items():
+            layer.unload(slot, model.get_submodule(path))
+
+    def of_slots(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Tensors of the parameters' shapes with S as their first dimension, the same memory."""
+        layers = [layer for layer in self.layers.values() for t in layer.stacked.values() if t.requires_grad]
+        return [layer.of_slots(t) for layer, t in zip(layers * (len(tensors) // max(1, len(layers))), tensors, strict=True)]
+
+
+def why_not_packed(factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: Dataset, max_work: int | None = None) -> str | None:
+    """Why models of ``factory`` cannot share a step; None where they can: known layers, samples apart, and a trial that agrees.
+
+    ``max_work`` is how many multiply-adds a forward pass over a batch may take for sharing to gain anything.
+
+    A function of the model, the loss and the recipe, tried on a CPU, so that all workers decide alike.
+    """
+    rows = min(len(data.inputs), recipe.batch_size + 2 * TRIAL_SHIFT)
+    data = Dataset(data.inputs[:rows].cpu(), data.targets[:rows].cpu(), data.ids[:rows].cpu())
+    model = Randomness(0).build(factory)
+    reason = next(_structure(model), None)
+    if reason is None and max_work is not None:
+        reason = _too_large(model, recipe, data, max_work)
+    return reason or _trial(factory, loss, recipe, data)
+
+
+def filled(rows: int) -> int:
+    """Rows of a slot that holds ``rows``, filled up."""
+    return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def _structure(model: nn.Module) -> Iterator[str]:
+    """Reasons that can be seen without running anything but the model's own code on symbols."""
+    if getattr(model, "trains_alone", False):
+        yield "the model says so (trains_alone)"
+    for name, module in model.named_modules():
+        called = f"layer {name!r} ({type(module).__name__})" if name else type(module).__name__
+        if isinstance(module, _BatchNorm):
+            yield f"{called} mixes the samples of a batch"
+        if isinstance(module, _DropoutNd) and module.p > 0:
+            yield f"{called} draws random numbers"
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            yield f"{called} has hooks"
+        if next(module.buffers(recurse=False), None) is not None:
+            yield f"{called} has buffers"
+        if next(module.parameters(recurse=False), None) is not None and stack_layer(module, 1) is None:
+            yield f"{called} is none of the layers that are known"
+    if len(list(model.named_parameters(remove_duplicate=False))) != len(list(model.parameters())):
+        yield "layers share parameters"
+    if all(stack_layer(module, 1) is None for module in model.modules()):
+        yield "it has no layer that is known"
+    if stack_layer(model, 1) is None:
+        yield from _flow(model)
+
+
+def _flow(model: nn.Module) -> Iterator[str]:
+    try:
+        graph = fx.Tracer().trace(model)
+    except (fx.proxy.TraceError, *CODE_FAILS) as error:
+        yield f"its forward pass cannot be followed ({type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''})"
+        return
+    targets = [node.target for node in graph.nodes if node.op == "call_module"]
+    if any(node.op == "get_attr" for node in graph.nodes):
+        yield "its forward pass reads parameters or tensors besides its layers"
+    if len(set(targets)) != len(targets):
+        yield "a layer is called more than once"
+
+
+def _too_large(model: nn.Module, recipe: Recipe, data: Dataset, max_work: int) -> str | None:
+    pack = Pack(model, 1, recipe)
+    pack.load(0, model)
+    try:
+        with torch.no_grad():
+            pack.module(data.inputs[:1].expand(ROW_MULTIPLE, *data.inputs.shape[1:]))
+    except CODE_FAILS as error:
+        return _failed(error)
+    layers = sum(layer.multiply_adds for layer in pack.layers.values())
+    work = layers * min(recipe.batch_size, len(data.inputs)) // ROW_MULTIPLE
+    return f"a step is {work:.1e} multiply-adds forward, more than {max_work:.1e}: alone it is faster on a CPU" if work > max_work else None
+
+
+def _failed(error: Exception) -> str:
+    first = str(error).splitlines()[0][:100] if str(error) else ""
+    return f"it fails on the rows of several models ({type(error).__name__}: {first})"
+
+
+def _trial(factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: Dataset) -> str | None:
+    """Outputs and gradients of three models at once against each alone: equal to rounding, and bit for bit whatever their number."""
+    rows = min(len(data.inputs), recipe.batch_size)
+    models = [Randomness(seed).build(factory).train() for seed in range(3)]
+    generator = torch.get_rng_state()
+    try:
+        alone = [_step(model, loss, data, rows, slot) for slot, model in enumerate(models)]
+        together = _packed_step(models, loss, recipe, data, rows, 0)
+        single = [_packed_step([model], loss, recipe, data, rows, slot) for slot, model in enumerate(models)]
+    except CODE_FAILS as error:
+        return _failed(error)
+    finally:
+        drew = not torch.equal(generator, torch.get_rng_state())
+        torch.set_rng_state(generator)
+    if drew:
+        return "its forward pass draws random numbers"
+    for slot, (expected, one) in enumerate(zip(alone, single, strict=True)):
+        for plain, packed in zip(expected, together[slot], strict=True):
+            scale = float(plain.norm())
+            if not float((plain - packed).norm()) <= torch.finfo(plain.dtype).eps ** 0.5 * (scale or 1.0):
+                return "the rows of several models in one batch change each other's numbers"
+        if not all(torch.equal(a, b) for a, b in zip(one[0], together[slot], strict=True)):
+            return "its last bits depend on how many models share a step"
+    return None
+
+
+def _step(module: nn.Module, loss: Loss, data: Dataset, rows: int, first: int) -> list[Tensor]:
+    """Outputs and gradients by parameter of one plain model on its own rows."""
+    index = _trial_rows(data, rows, first)
+    outputs = model_outputs(module, data.inputs[index])
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    slopes = loss.derivative(outputs.detach(), data.targets[index]) / rows
+    return [outputs.detach(), *torch.autograd.grad(outputs, parameters, slopes)]
+
+
+def _packed_step(models: list[nn.Module], loss: Loss, recipe: Recipe, data: Dataset, rows: int, first: int) -> list[list[Tensor]]:
+    """The same of each slot, gradients by way of the plain model's parameters, so that shapes and order are theirs."""
+    pack = Pack(models[0], len(models), recipe)
+    for slot, model in enumerate(models):
+        pack.load(slot, model)
+    size = filled(rows)
+    index = torch.cat([_filled_rows(_trial_rows(data, rows, first + slot), size) for slot in range(len(models))])
+    outputs = model_outputs(pack.module, data.inputs[index])
+    divisors = torch.full((len(models), size, 1), float("inf"), dtype=outputs.dtype, device=outputs.device)
+    divisors[:, :rows] = rows
+    slopes = loss.derivative(outputs.detach(), data.targets[index]) / divisors.flatten(0, 1)
+    gradients = torch.autograd.grad(outputs, pack.parameters, slopes)
+    with torch.no_grad():
+        for parameter, gradient in zip(pack.parameters, gradients, strict=True):
+            parameter.copy_(gradient.to_dense() if gradient.is_sparse else gradient)
+    found = []
+    for slot, model in enumerate(models):
+        received = copy.deepcopy(model)
+        pack.unload(slot, received)
+        own = outputs.detach().view(len(models), size, -1)[slot, :rows]
+        found.append([own, *(p.detach() for p in received.parameters() if p.requires_grad)])
+    return found
+
+
+def _trial_rows(data: Dataset, rows: int, first: int) -> Tensor:
+    return (torch.arange(rows, device=data.inputs.device) + TRIAL_SHIFT * first) % len(data.inputs)
+
+
+def _filled_rows(index: Tensor, size: int) -> Tensor:
+    return torch.cat([index, index[:1].expand(size - len(index))])

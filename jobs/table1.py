@@ -1,0 +1,53 @@
+"""The paper's Table 1 beside ours, for any of its data sets at one size.
+
+python jobs/table1.py mnist cifar10 toxicity newsgroups --profile cpu --store store --to table1
+ray job submit --working-dir . -- python jobs/table1.py mnist --profile paper --store s3://bucket/store --address auto
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rich.console import Console
+
+from genrep_dist.config import load_experiment
+from genrep_dist.display import Lines
+from genrep_dist.errors import GenRepError
+from genrep_dist.pipeline import run
+from genrep_dist.report.table1 import companion, measured
+from genrep_dist.report.table1_files import write_table1
+
+
+def main(given: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="+", help="mnist, cifar10, toxicity, agnews, or newsgroups (which stands in for agnews)")
+    parser.add_argument("--profile", default="cpu", help="smoke, cpu, gpu or paper")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change a field of every experiment")
+    parser.add_argument("--store", default="store")
+    parser.add_argument("--to", type=Path, help="folder of table1.md, table1.html and table1.parquet; default: table1-PROFILE")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--serial", action="store_true")
+    where.add_argument("--address")
+    asked = parser.parse_args(given)
+    columns, progress = [], Lines(Console(width=160))
+    for name in asked.data:
+        experiment = load_experiment(f"paper/{name}", asked.set, asked.profile)
+        runs = [
+            run(one, asked.store, serial=asked.serial, address=asked.address, progress=progress)
+            for one in (experiment, companion(experiment))
+            if one is not None
+        ]
+        columns.append(measured(*runs))
+    for path in write_table1(columns, asked.to or Path(f"table1-{asked.profile}"), asked.profile):
+        print(path)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except GenRepError as error:
+        sys.exit(f"error: {error}")

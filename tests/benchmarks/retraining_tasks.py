@@ -1,0 +1,107 @@
+"""What scheduling costs: retraining tasks of the demo through Ray, by how many models a task carries.
+
+One worker. What is left of the time from the first task's submission to the last one's end, when the seconds in which models were
+built, trained and asked for their predictions are taken away, is what submitting, looking up, entering into the ledger and reporting
+cost. The models are the demo's own, of two seeds, in the removal sets that its methods name. Before the clock starts a task has brought
+the worker's process to life (imports, data, the choice of a pack size): a run pays that once a process. Goal: under 3% at the size that
+the run chooses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+
+import polars as pl
+
+from genrep_dist.config import load_experiment
+from genrep_dist.runtime.progress import Silence, Tally
+from genrep_dist.runtime.ray_executor import RayExecutor
+from genrep_dist.sections import ResourcesSection
+from genrep_dist.stages.asked import ask
+from genrep_dist.stages.prepare import Prepared, prepare, publish_inputs
+from genrep_dist.stages.retrain import retrain_units
+from genrep_dist.store import Store
+from genrep_dist.units import Retraining
+from genrep_dist.walk import STAGES, Walk, Workers
+from tests.benchmarks import measured_on, publish, spread, table
+
+SIZES = (1, 4, 16)
+
+
+def asked_models(prepared: Prepared) -> list[Retraining]:
+    """All retrainings of the experiment, after the stages that name them."""
+    workers = Workers(prepared.plan.experiment, serial=True)
+    walk = Walk(prepared, Tally(Silence()), workers)
+    for stage in STAGES:
+        walk.run_stage(stage)
+    asked = ask(prepared.plan, prepared.store, prepared.train.ids.numpy(), prepared.test.ids.numpy())
+    known = prepared.store.ledger(prepared.plan.keys.training).keys()
+    return [retraining for key, retraining in asked.unique.items() if key not in known]
+
+
+def models_per_task(prepared: Prepared, models: list[Retraining], executor: RayExecutor) -> int:
+    """The size that a run of the whole demo would choose: by time, as there are many more models than these."""
+    many = models * 50
+    return Walk(prepared, Tally(Silence()), Workers(prepared.plan.experiment, executor=executor))._models_per_task(many)
+
+
+def measure(prepared: Prepared, models: list[Retraining], size: int, executor: RayExecutor) -> tuple[float, float, int, float]:
+    """Seconds from submission to the end, seconds of training in them, tasks, and the packs' size."""
+    units = list(retrain_units(models, size))
+    trained, pack = 0.0, 0.0
+    began = time.perf_counter()
+    for outcome in executor.run(prepared.job, units):
+        if outcome.error is not None:
+            raise outcome.error
+        trained += outcome.statistics["training_seconds"]
+        pack = max(pack, outcome.statistics["pack_size"])
+    return time.perf_counter() - began, trained, len(units), pack
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="how often each size is run")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/retraining_tasks.md")
+    asked = parser.parse_args()
+    where = measured_on("torch", "ray")
+    with tempfile.TemporaryDirectory(prefix="genrep-benchmark-") as folder:
+        prepared = prepare(load_experiment("demo", ["seeds=2"]), Store(folder))
+        publish_inputs(prepared)
+        models = asked_models(prepared)
+        executor = RayExecutor(ResourcesSection.model_validate({"retries": 0, "workers": 1}))
+        try:
+            measure(prepared, models[:40], 40, executor)
+            chosen = models_per_task(prepared, models, executor)
+            sizes = [*(size for size in SIZES if size < chosen), chosen]
+            found: dict[int, list[tuple[float, float, int, float]]] = {size: [] for size in sizes}
+            for _ in range(asked.rounds):
+                for size in sizes:
+                    found[size].append(measure(prepared, models[:40] if size == 1 else models, size, executor))
+        finally:
+            executor.close()
+        bits = prepared.store.ledger(prepared.plan.keys.training).scan().group_by("key").agg(pl.col("outputs").n_unique()).collect()
+        assert bits["outputs"].max() == 1
+    rows = [
+        (
+            f"{size}" + (" (chosen)" if size == chosen else ""),
+            f"{runs[0][3]:.0f}",
+            spread([1e3 * wall / tasks for wall, _, tasks, _ in runs], "{:.0f}"),
+            spread([1e3 * (wall - trained) / tasks for wall, trained, tasks, _ in runs], "{:.0f}"),
+            spread([100 * (wall - trained) / wall for wall, trained, _, _ in runs], "{:.1f}"),
+        )
+        for size, runs in found.items()
+    ]
+    sections = [
+        " ".join(str(__doc__).split()),
+        where,
+        f"{len(models)} models (40 where a task carries one), {asked.rounds} rounds: medians, in parentheses the smallest and the largest. "
+        "Every model has the same outputs, bit for bit, in all of them.",
+        table(("models a task", "pack", "ms a task", "of them overhead", "%"), rows),
+    ]
+    publish("retraining_tasks", "The cost of scheduling retrainings", sections, write=asked.write)
+
+
+if __name__ == "__main__":
+    main()

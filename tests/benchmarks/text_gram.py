@@ -1,0 +1,196 @@
+"""The NTK gram of the paper's text network (1,602,257 parameters) from factored features, against dense rows: bytes and seconds.
+
+Factored: features of all rows are computed, written, read and multiplied as the stages do it. Dense: the same through rows of 1,602,257
+numbers, by vmap(grad), in files of 64 MiB (10 rows). What dense rows cost for all rows is measured on fewer: computing and writing grow
+with the rows, products with pairs of blocks, each of which is read and multiplied. Three dense numbers are given: with blocks of one
+file, with the largest blocks that the same memory budget holds, and the least that any dense way can take: every row written and read
+once, and one matrix product at full speed. One thread. Comments are real (the toxicity data in the cache), or tokens with Zipf's
+frequencies where there are none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genrep_dist.errors import GenRepError
+from genrep_dist.plan import SHARD_BYTES
+from genrep_dist.problems.load import load_problem
+from genrep_dist.problems.protocol import Dataset, Recipe
+from genrep_dist.problems.text_models import TextCNN
+from genrep_dist.representers.capture import feature_rows, functional_gradients
+from genrep_dist.representers.layout import layout_of, sizes_of
+from genrep_dist.representers.losses import get_loss
+from genrep_dist.representers.outputs import trainable
+from genrep_dist.stages.kernels import feature_products, gram_tile
+from genrep_dist.store import Store
+from genrep_dist.store.artifacts import Artifact
+from genrep_dist.store.features import COLUMNS, TABLE, RowsReader, write_block
+from genrep_dist.training.loop import train
+from genrep_dist.training.randomness import Randomness
+from tests.benchmarks import measured_on, publish, table
+
+ROWS, DENSE_ROWS, BUDGET_BYTES = 2000, 60, 2 * 2**30
+BLOCK = 256
+
+
+def comments(rows: int) -> tuple[Dataset, str]:
+    """Real comments, or tokens with Zipf's frequencies and lengths from 20 to 128."""
+    try:
+        problem: Any = load_problem("toxicity", {"train_size": rows}, ())
+        inputs, targets, ids = problem.train_data()
+        return Dataset(inputs, targets, ids), "real comments"
+    except GenRepError:
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.multinomial(1 / torch.arange(1, 30_522.0), rows * 128, replacement=True, generator=generator).view(rows, 128) + 1
+        lengths = torch.randint(20, 129, (rows, 1), generator=generator)
+        tokens = tokens.masked_fill(torch.arange(128) >= lengths, 0)
+        return Dataset(tokens, (torch.arange(rows) % 2).float(), torch.arange(rows)), "rows of random tokens"
+
+
+def trained(data: Dataset) -> nn.Module:
+    """One epoch, so that what is zero behind ReLUs is what a trained network has there."""
+    randomness = Randomness(0)
+    recipe = Recipe(epochs=1, batch_size=16, learning_rate=0.1)
+    return train(randomness.build(TextCNN), get_loss("logistic"), recipe, data, randomness).eval()
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    began = time.perf_counter()
+    result = work()
+    return time.perf_counter() - began, result
+
+
+def factored(model: nn.Module, inputs: Tensor, artifact: Artifact) -> dict[str, Any]:
+    """Seconds to compute and write all features and to make the gram of what was written; bytes; the gram."""
+    rows = len(inputs)
+    starts = range(0, rows, BLOCK)
+    artifact.create(TABLE, (rows, len(COLUMNS)), (BLOCK, len(COLUMNS)), "int64", ("train", "column"))
+
+    def write() -> int:
+        return sum(write_block(artifact, f"rows-{a:09d}", a, feature_rows(model, inputs[a : a + BLOCK])) for a in starts)
+
+    feature_seconds, num_bytes = timed(write)
+    artifact.commit({}, [f"rows-{a:09d}" for a in starts])
+    reader = RowsReader(artifact)
+    gram_seconds, gram = timed(lambda: gram_tile(feature_products(reader.read), (0, rows), (0, rows), BLOCK))
+    return {"features": feature_seconds, "gram": gram_seconds, "bytes": num_bytes, "result": gram}
+
+
+def dense_rows(model: nn.Module, inputs: Tensor) -> Tensor:
+    names = tuple(trainable(model))
+    found = functional_gradients(model, inputs, None, names)
+    return torch.cat([found[name].flatten(1) for name in names], dim=1)
+
+
+def dense(model: nn.Module, inputs: Tensor, artifact: Artifact, rows: int) -> dict[str, Any]:
+    """Seconds of dense rows for ``rows`` rows, from those of ``inputs``."""
+    count, width = len(inputs), sum(p.numel() for p in model.parameters())
+    block = SHARD_BYTES // (4 * width)
+    artifact.create("features", (count, width), (block, width), "float32", ("train", "parameter"))
+
+    def write() -> None:
+        for start in range(0, count, block):
+            artifact.write_part(f"rows-{start:09d}", "features", (start, 0), dense_rows(model, inputs[start : start + block]).numpy())
+
+    feature_seconds, _ = timed(write)
+    artifact.commit({})
+    reader = artifact.reader("features")
+    read: Callable[[int, int], Tensor] = lambda start, stop: torch.from_numpy(reader.read(slice(start, stop)))  # noqa: E731
+    gram_seconds, gram = timed(lambda: gram_tile(feature_products(read), (0, count), (0, count), block))
+    read_seconds, whole = timed(lambda: read(0, count))
+    product_seconds = min(timed(lambda: whole @ whole.T)[0] for _ in range(3))
+    pairs = _pairs(-(-count // block))
+    small = gram_seconds / pairs * _pairs(-(-rows // block))
+    # The largest: two blocks and what reading one takes beside it, in half the budget.
+    large_block = BUDGET_BYTES // 2 // (3 * 4 * width)
+    blocks = -(-rows // large_block)
+    per_row = read_seconds / count
+    products = product_seconds / count**2 * rows**2 / 2
+    large = _pairs(blocks) * large_block * per_row + products
+    return {
+        "features": feature_seconds * rows / count,
+        "small": small,
+        "large": large,
+        "least": rows * per_row + products,
+        "result": gram,
+        "block": block,
+        "large_block": large_block,
+    }
+
+
+def _pairs(blocks: int) -> int:
+    return blocks * (blocks + 1) // 2
+
+
+def report(data: Dataset, kind: str, folder: Path, rows: int, subset: int) -> list[str]:
+    model = trained(data)
+    inputs = data.inputs
+    few = dense(model, inputs[:subset], Store(str(folder)).artifact("features", "de" * 32), rows)
+    mine = factored(model, inputs, Store(str(folder)).artifact("features", "fa" * 32))
+    difference = float(np.abs(mine["result"][:subset, :subset] - few["result"]).max() / np.abs(few["result"]).max())
+    if difference > 1e-4:
+        raise SystemExit(f"the two grams differ: {difference:g}")
+    width = sum(p.numel() for p in model.parameters())
+    bytes_each = mine["bytes"] / rows
+    total = mine["features"] + mine["gram"]
+    lengths = (inputs != 0).sum(dim=1)
+    ways = {
+        f"dense, blocks of {few['block']} rows (one file each)": few["small"],
+        f"dense, blocks of {few['large_block']} rows (as many as the budget holds)": few["large"],
+        "dense, read once, product at full speed": few["least"],
+    }
+    lines = [["factored", f"{bytes_each / 1e3:,.0f}", f"{mine['features']:,.1f}", f"{mine['gram']:,.1f}", "1.0", "1.0"]]
+    for name, seconds in ways.items():
+        both = few["features"] + seconds
+        lines.append(
+            [
+                name,
+                f"{4 * width / 1e3:,.0f}",
+                f"{few['features']:,.0f}",
+                f"{seconds:,.0f}",
+                f"{seconds / mine['gram']:,.1f}",
+                f"{both / total:,.1f}",
+            ]
+        )
+    sizes = sizes_of(layout_of(model, inputs[:2]))
+    return [
+        f"{rows:,} {kind}, of {statistics.median(lengths.tolist()):.0f} tokens in the median (at most {inputs.shape[1]}); memory budget "
+        f"{BUDGET_BYTES / 2**30:.0f} GiB; dense rows measured on {subset}. A sample takes {4 * width / bytes_each:,.0f} times fewer bytes as "
+        f"factors, and a pair of samples at most {sizes.products:,} multiply-adds instead of {width:,}. The two grams of {subset} rows "
+        f"differ by {difference:.0e} of the largest number. In memory a sample is {_numbers(model, inputs):,.0f} numbers.",
+        table(["", "kB a sample", "seconds, features", "seconds, gram", "gram / factored", "both / factored"], lines),
+    ]
+
+
+def _numbers(model: nn.Module, inputs: Tensor) -> float:
+    found = feature_rows(model, inputs[:64])
+    return found.numbers / len(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--dense-rows", type=int, default=DENSE_ROWS, help="rows that the dense way is measured on")
+    parser.add_argument("--folder", help="where the temporary store goes; default: the system's temporary folder")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/text_gram.md")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    where = measured_on("torch", "zarr")
+    data, kind = comments(asked.rows)
+    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
+        parts = report(data, kind, Path(folder), asked.rows, asked.dense_rows)
+    publish("text_gram", "The NTK gram of the text network", [" ".join(str(__doc__).split()), where, *parts], write=asked.write)
+
+
+if __name__ == "__main__":
+    main()
