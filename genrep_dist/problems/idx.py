@@ -35,7 +35,7 @@ def read_idx(path: Path, *, dtype: npt.DTypeLike | None = None, shape: tuple[int
 def parse_idx(
     data: bytes, where: str, *, dtype: npt.DTypeLike | None = None, shape: tuple[int | None, ...] | None = None
 ) -> npt.NDArray[Any]:
-    """The array in uncompressed IDX bytes: native byte order, the shape that the file declares; of single bytes a view of ``data``, read-only.
+    """The array in uncompressed IDX bytes: native byte order, the shape that the file declares. Of single bytes a view of ``data``.
 
     ``dtype`` and ``shape`` (None: any length) say what is expected. ProblemError, with ``where``, for a wrong magic number, an
     unknown type code, a length that does not fit the dimensions, or an array other than the expected one.
