@@ -35,7 +35,7 @@ def read_idx(path: Path, *, dtype: npt.DTypeLike | None = None, shape: tuple[int
 def parse_idx(
     data: bytes, where: str, *, dtype: npt.DTypeLike | None = None, shape: tuple[int | None, ...] | None = None
 ) -> npt.NDArray[Any]:
-    """The array in uncompressed IDX bytes: native byte order, the shape that the file declares. Of single bytes a view of ``data``.
+    """The array in uncompressed IDX bytes: own memory, native byte order, the shape that the file declares.
 
     ``dtype`` and ``shape`` (None: any length) say what is expected. ProblemError, with ``where``, for a wrong magic number, an
     unknown type code, a length that does not fit the dimensions, or an array other than the expected one.
@@ -67,7 +67,7 @@ def parse_idx(
         wanted = "x".join("N" if length is None else str(length) for length in shape)
         raise ProblemError("an IDX file has another shape", where=where, expected=wanted, got="x".join(map(str, found_shape)))
     values = np.frombuffer(data, dtype=found_dtype, offset=header).reshape(found_shape)
-    return values.astype(found_dtype.newbyteorder("="), copy=False)
+    return values.astype(found_dtype.newbyteorder("="))
 
 
 def _fits(found: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
