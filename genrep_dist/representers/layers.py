@@ -152,7 +152,7 @@ LEAST_ROWS, MOST_ROWS = 32, 256
 
 def rows_of_a_pass(held: int) -> int:
     """Samples that are computed, or multiplied with a few others, at once, where each is ``held`` numbers."""
-    return max(LEAST_ROWS, min(MOST_ROWS, 2 ** (FACTOR_NUMBERS // max(1, held)).bit_length() // 2))
+    return max(LEAST_ROWS, min(MOST_ROWS, (1 << (FACTOR_NUMBERS // max(1, held)).bit_length()) // 2))
 
 
 def held_numbers(weights: Sequence[Weight], rest: int, num_outputs: int) -> int:
