@@ -1,23 +1,25 @@
-"""A watch on the head of a Ray cluster. When it is gone for good Ray ends the driver's process without a word on what to do."""
+"""A watch on the head of a Ray cluster. When it goes Ray may end the driver's process without a word on what to do."""
 
 from __future__ import annotations
 
 import os
 import socket
 import threading
+import time
 
 from genrep_dist.provenance import resume_command
 
 POLL_SECONDS = 0.5
-SILENT_SECONDS = 2.0
-RAY_GIVES_UP = "RAY_gcs_rpc_server_reconnect_timeout_s"
+RENEW_SECONDS = 30.0
+"""A connection that says nothing is closed by the head itself after two minutes; so long none is kept."""
 
 
 class HeadWatch:
-    """Tries, from a thread of its own, whether anything listens at ``address``; says so on stderr, once, when nothing does.
+    """Keeps a connection to ``address`` and says so on stderr, once, when the other end closes it or nothing listens there any more.
 
-    It has to be said before Ray gives up, which after a minute ends the process from its own threads: no exception is raised, and
-    no handler runs.
+    A head that is started again at the same address is noticed, too: it has forgotten the cluster unless it keeps its memory outside.
+    It has to be said at once, from a thread: what follows may be the end of the process in one of Ray's own threads, where no exception
+    is raised and no handler runs.
     """
 
     def __init__(self, address: str) -> None:
@@ -31,25 +33,32 @@ class HeadWatch:
         self._thread.join()
 
     def _watch(self) -> None:
-        silent = 0.0
-        while not self._over.wait(POLL_SECONDS):
-            silent = 0.0 if self._answers() else silent + POLL_SECONDS
-            if silent >= SILENT_SECONDS:
+        while not self._over.is_set():
+            if not self._stays():
                 os.write(2, self._text().encode())
                 return
 
-    def _answers(self) -> bool:
+    def _stays(self) -> bool:
+        """Whether one connection could be opened, and stayed open for its time or until this watch is over."""
         host, _, port = self.address.rpartition(":")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=30) as connection:
+                connection.setblocking(False)
+                since = time.monotonic()
+                while time.monotonic() - since < RENEW_SECONDS and not self._over.wait(POLL_SECONDS):
+                    try:
+                        if not connection.recv(4096):
+                            return False
+                    except BlockingIOError:
+                        continue
         except OSError:
             return False
         return True
 
     def _text(self) -> str:
-        seconds = os.environ.get(RAY_GIVES_UP, "60")
         return (
-            f"error: the head of the Ray cluster does not answer any more\n  where: {self.address}\n"
-            f"  what to do: if it stays away, Ray ends this driver after {seconds} seconds. What is committed is kept: start a cluster, "
-            f"and run the same command there, which goes on from here: {resume_command()}\n"
+            f"error: the head of the Ray cluster has gone\n  where: {self.address}\n"
+            "  what to do: if it keeps its memory outside (Redis) and comes back, this run goes on. Otherwise Ray ends this driver, at the "
+            "latest after RAY_gcs_rpc_server_reconnect_timeout_s (60). What is committed is kept: start a cluster, and run the same "
+            f"command there, which goes on from here: {resume_command()}\n"
         )

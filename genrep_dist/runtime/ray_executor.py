@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError, WorkerCrashedError
+from ray.experimental.internal_kv import _internal_kv_exists
 from ray.util.metrics import Gauge
 
 from genrep_dist.errors import GenRepError, UnitError
@@ -217,6 +218,8 @@ class RayExecutor:
     def _slots_now(self, demand: Demand) -> int:
         """Workers that fit on the nodes that are there: others may have joined or gone."""
         if time.monotonic() - self._counted > RECOUNT_SECONDS:
+            # Asked by a head that was started again, listing nodes would abort this process; this only raises.
+            _internal_kv_exists(b"genrep")
             self._nodes, self._counted = _living_nodes() or self._nodes, time.monotonic()
         return slots(self._nodes, demand)
 

@@ -40,13 +40,21 @@ class Place:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+HALF = 30
+"""Steps after which a training counts for one: some are also taken, a few at a time, to see what a machine can do."""
+
+
 class Net(nn.Module):
-    """``without``: a training dies that has gone through an epoch without meeting this row. ``memory``: every k-th raises MemoryError."""
+    """Half-way through a training it is counted, and may be harmed.
+
+    ``without``: a training dies that has not met this row by then. ``memory``: every k-th raises MemoryError.
+    """
 
     def __init__(self, inner: nn.Module, place: Place) -> None:
         super().__init__()
         self.inner, self.place = inner, place
         self.batches, self.met = 0, False
+        self.trains_alone = True  # what it does beside its arithmetic is done once a model
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.training and torch.is_grad_enabled():
@@ -55,15 +63,15 @@ class Net(nn.Module):
         return result
 
     def _train(self, inputs: Tensor) -> None:
-        if not self.batches:
-            count, self.harm = self.place.count(), self.place.armed()
-            if "memory" in self.harm and count % self.harm["memory"] == 0:
-                raise MemoryError("this training was made to run out of memory")
         self.batches += 1
-        if "without" in self.harm:
-            self.met = self.met or holds(inputs, self.harm["without"])
-            if self.batches > 5 and not self.met:
+        harm = self.place.armed()
+        self.met = self.met or ("without" in harm and holds(inputs, harm["without"]))
+        if self.batches == HALF:
+            count = self.place.count()
+            if "without" in harm and not self.met:
                 self.place.die()
+            if "memory" in harm and count % harm["memory"] == 0:
+                raise MemoryError("this training was made to run out of memory")
 
 
 class Faulty(Blobs):
