@@ -46,7 +46,7 @@ def plan(
     set_: SetOption = None,
     profile: ProfileOption = None,
     store: StoreOption = "store",
-    probe: Annotated[bool, typer.Option(help="Measure this machine for a second or two, to estimate the time.")] = True,
+    probe: Annotated[bool, typer.Option(help="Measure this machine for some seconds, to estimate the time.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     address: Annotated[str | None, typer.Option(help="Check against a running Ray cluster, for example auto, not this machine.")] = None,
 ) -> None:

@@ -26,6 +26,7 @@ from genrep_dist.sections import (
     LdsSection,
     LooSection,
     ProblemSection,
+    ProjectionSection,
     RecipeSection,
     ResourcesSection,
     Section,
@@ -70,6 +71,9 @@ class Experiment(Section):
     surrogate: SurrogateSection = SurrogateSection.model_validate({})
     descent: DescentSection = DescentSection.model_validate({})
     influence: InfluenceSection = InfluenceSection.model_validate({})
+    projection: ProjectionSection | None = Field(
+        None, description="Random projection of the NTK's features, where they are too large otherwise. Lossy; default: none."
+    )
     tracincp: TracInSection = TracInSection.model_validate({})
     blocks: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="How tables are divided: title -> methods, of which one may stand in several blocks."

@@ -139,8 +139,11 @@ class Keys:
 
     def _kernel_name(self, kernel: str) -> Any:
         """What tells one kernel from another: its name, the curvature that is declared for it, or the source of the user's own."""
+        projection = None if self.experiment.projection is None else self.experiment.projection.model_dump(mode="json")
         if kernel == "influence":
-            return [kernel, self.experiment.influence.model_dump(mode="json")]
+            return [kernel, self.experiment.influence.model_dump(mode="json"), *([projection] if projection else [])]
+        if kernel == "ntk" and projection:
+            return [kernel, projection]
         if kernel == "last-layer" and self.experiment.last_layer is not None:
             return [kernel, self.experiment.last_layer]
         return self.own_kernels.get(kernel, kernel)

@@ -173,6 +173,12 @@ class Plan:
             found.append(
                 f"Per-sample gradients of these layers take a slower way than one batched backward pass: {'; '.join(self.shape.ntk_slow)}."
             )
+        projection = self.experiment.projection
+        if projection is not None and any(kernel == "ntk" for kernel, _ in self.kernels_needed()):
+            found.append(
+                f"Features of the NTK are projected to {projection.dim:,} random numbers ({projection.kind}, seed {projection.seed}): its "
+                f"kernels are off by about {projection.dim**-0.5:.2g} of |g_i| |g_j|, and so is all that is made of them."
+            )
         unverified = [name for name in self.experiment.judged if self.experiment.external[name].unverified]
         if unverified:
             found.append(

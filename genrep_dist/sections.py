@@ -121,6 +121,14 @@ class InfluenceSection(Section):
         return bases.get(self.curvature)
 
 
+class ProjectionSection(Section):
+    """Random projection of the NTK's features: k numbers a sample instead of one for every parameter. Lossy."""
+
+    dim: int = Field(4096, ge=1, description="k, the numbers that are kept: products are off by about 1/sqrt(k) of |g_i| |g_j|.")
+    kind: Literal["rademacher", "sparse"] = Field("rademacher", description="Random signs, or a few of them for each parameter.")
+    seed: int = Field(0, ge=0, description="Of the projection's random numbers, the same for all models.")
+
+
 class TracInSection(Section):
     """The checkpoints of TracInCP (Eq. 14)."""
 

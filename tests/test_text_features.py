@@ -51,7 +51,7 @@ class Sentences:
 
 def run(store: Path, **arguments: Any) -> gr.Run:
     fields: dict[str, Any] = {"methods": METHODS, "seeds": 1, "influence": {"damping": DAMPING}, "surrogate": {"lambda": 0.05}}
-    asked = experiment("tests.test_text_features:Sentences", **fields, **arguments)
+    asked = experiment("tests.test_text_features:Sentences", **{**fields, **arguments})
     return gr.run(asked, store=str(store), serial=True, search_path=[str(ROOT)])
 
 

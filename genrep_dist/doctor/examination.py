@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from genrep_dist.doctor import gradients, grams, identity, influences, kernels, ledger, modes, solved, stored, training
+from genrep_dist.doctor import features, gradients, grams, identity, influences, kernels, ledger, modes, solved, stored, training
 from genrep_dist.doctor.finding import Finding
 from genrep_dist.doctor.patient import Patient
 from genrep_dist.errors import GenRepError, MethodError, NotCommittedError
@@ -58,6 +58,7 @@ _CHECKS: tuple[tuple[str, Check], ...] = (
     ("normalisation", _normalisation),
     ("dropout", _dropout),
     ("gradients", gradients.per_sample),
+    ("features", features.products),
     ("batch size", gradients.batch_size),
     ("reproduction", gradients.reproduction),
     ("kernel", kernels.kernel),

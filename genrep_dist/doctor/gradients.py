@@ -27,7 +27,7 @@ def per_sample(patient: Patient) -> list[Finding]:
         patient.rounding,
         f"largest relative difference between per-sample gradients and one-by-one backward over {len(patient.rows)} samples, at sample id "
         f"{patient.train_id(sample)}; bound: {ROUNDINGS:,} roundings of {_dtype(fast)}",
-        _LESS_PRECISE + "else the model holds something that torch.func.vmap computes differently: find the layer by removing others",
+        _LESS_PRECISE + "else the model holds something that is computed differently in a batch: find the layer by removing others",
         seed=patient.seed,
     )
     return [finding]

@@ -12,7 +12,11 @@ from genrep_dist.doctor.finding import Finding, badness, judge
 from genrep_dist.doctor.patient import ROUNDINGS, Patient, one_by_one
 from genrep_dist.representers.features import last_layer_features
 from genrep_dist.representers.kernels import last_layer_block, ntk_block, per_output
+from genrep_dist.representers.projection import Projection
 from genrep_dist.store.artifacts import Artifact
+
+DEVIATIONS = 6
+"""How far a product of projected features may lie from the true one: no two thousand million products would."""
 
 
 def kernel(patient: Patient) -> list[Finding]:
@@ -35,6 +39,14 @@ def _finding(patient: Patient, name: str, epochs: list[int]) -> Finding:
         reference = partial(_last_layer if name == "last-layer" else _ntk, patient)
         against = "features taken one by one, in units of |g_i| |g_j|"
         cause = "the stored kernel is not the model's; on a GPU set torch.backends.cudnn.allow_tf32 = False"
+    bound, lossy = ROUNDINGS * float(np.finfo(np.float32).eps), f"{ROUNDINGS:,} roundings of float32, as K is stored"
+    projection = patient.plan.experiment.projection
+    if name == "ntk" and projection is not None:
+        deviation = Projection(projection.dim, projection.kind, projection.seed).error
+        bound, lossy = (
+            DEVIATIONS * deviation,
+            f"{DEVIATIONS} standard deviations of a projection to {projection.dim:,} numbers, {deviation:.2g}",
+        )
     differences = {epoch: _difference(patient, name, epoch, *reference(epoch)) for epoch in epochs}
     epoch = max(epochs, key=lambda epoch: badness(differences[epoch][0]))
     number, sample = differences[epoch]
@@ -42,9 +54,9 @@ def _finding(patient: Patient, name: str, epochs: list[int]) -> Finding:
     return judge(
         "kernel",
         number,
-        ROUNDINGS * float(np.finfo(np.float32).eps),
+        bound,
         f"{which}: largest difference between stored K and {against}, over {len(patient.rows)} training samples; "
-        f"at sample id {patient.train_id(sample)}; bound: {ROUNDINGS:,} roundings of float32, as K is stored",
+        f"at sample id {patient.train_id(sample)}; bound: {lossy}",
         f"{cause}: delete the folder {_artifact(patient, name, epoch).path} of the store and run again",
         seed=patient.seed,
     )

@@ -13,20 +13,17 @@ import polars as pl
 from genrep_dist.config import Experiment
 from genrep_dist.evaluation.claims import MIN_SEEDS, Claim, Finding, examine, together
 from genrep_dist.evaluation.intervals import bootstrap_interval
-from genrep_dist.problems.protocol import Recipe
 from genrep_dist.report.build import facts
 from genrep_dist.report.paper import (
     BLOCKS,
     CLAIMS,
-    FRACTIONS,
     LAST_LAYER_INFLUENCE,
     LAST_LAYER_KERNEL,
     PAPER,
-    ROWS_A_CLASS,
     STANDS_FOR,
-    TEST_POINTS,
     PaperColumn,
 )
+from genrep_dist.report.table1_differences import differences
 
 if TYPE_CHECKING:
     from genrep_dist.results import Run
@@ -115,7 +112,7 @@ def measured(run: Run, last_layer: Run | None = None) -> Column:
     if last_layer is not None:
         points.append(_areas(last_layer).with_columns(pl.col("method").replace(_NAMES_OF_COMPANION)))
     experiment = run.plan.experiment
-    return Column(experiment.problem.name, run.name, pl.concat(points), _differs(run), facts(run, run.judged()))
+    return Column(experiment.problem.name, run.name, pl.concat(points), differences(run), facts(run, run.judged()))
 
 
 def cell(column: Column, method: str, *, seed: int = 0) -> Cell:
@@ -249,68 +246,3 @@ def _interval(value: tuple[float, float | None, float | None] | None) -> str:
         return "-"
     mean, low, high = value
     return f"{mean:+.2f}" if low is None or high is None else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
-def _differs(run: Run) -> list[tuple[str, str, str, str]]:
-    """What is not as in the paper, and why; what the paper does not say is said to be a choice."""
-    experiment, shape = run.plan.experiment, run.plan.shape
-    paper = PAPER[STANDS_FOR.get(experiment.problem.name, experiment.problem.name)]
-    recipe = Recipe(**run.plan.keys.recipe)
-    seeds, points = len(experiment.seeds), experiment.num_test_points
-    size = f"profile {experiment.profile}: less to compute" if experiment.profile else "less to compute"
-    rows = [
-        (
-            "training samples",
-            f"about {2 * ROWS_A_CLASS:,}",
-            f"{shape.num_train:,}",
-            size if shape.num_train < 1.5 * ROWS_A_CLASS else "all there are, at most 6,000 a class",
-        ),
-        (
-            "networks x test points",
-            f"{paper.num_seeds} x {TEST_POINTS}",
-            f"{seeds} x {points}",
-            "" if (seeds, points) == (paper.num_seeds, TEST_POINTS) else size,
-        ),
-        (
-            "removed",
-            _percent(FRACTIONS),
-            _percent(experiment.deletion.fractions),
-            "" if experiment.deletion.fractions == FRACTIONS else size,
-        ),
-        ("parameters", f"{paper.num_parameters:,}", f"{shape.num_parameters:,}", "images: a natural network of that size; texts: exact"),
-        ("classes", "two, not named", str(experiment.problem.options.get("classes", "two")), "our choice"),
-        (
-            "training",
-            "not in the text",
-            f"{recipe.epochs} epochs of SGD, batches of {recipe.batch_size}, rate {recipe.learning_rate:g} ({recipe.schedule})",
-            "plain SGD, which Eq. 10 assumes; found on seeds from 1000 on, which are not reported",
-        ),
-        ("lambda, damping", "not in the text", f"{experiment.surrogate.lam:g}, {experiment.influence.damping:g}", "our choice"),
-        ("retraining", "not in the text", "same initialisation and order", "common random numbers: less noise"),
-    ]
-    accuracy = run.training()["test_accuracy"].drop_nulls()
-    if len(accuracy):
-        rows.append(
-            ("test accuracy", "not in the text", f"{100 * sum(accuracy) / len(accuracy):.1f} % on average", "of the networks explained")
-        )
-    if experiment.problem.name in _DATA:
-        rows.insert(0, ("data", *_DATA[experiment.problem.name]))
-    return rows
-
-
-_DATA = {
-    "toxicity": (
-        "Jigsaw's comments",
-        "the data in the cache: Jigsaw's comments, with the package's file among texts of 160 characters and more a percent of tweets",
-        "the original needs an account; the test rows are an eighth, by digest, since the file has no split",
-    ),
-    "newsgroups": (
-        "AG's news",
-        "twenty newsgroups, split by date, lower case, letters only",
-        "AG's news are in no package; these stand in, and are another task",
-    ),
-}
-
-
-def _percent(fractions: Sequence[float]) -> str:
-    return ", ".join(f"{100 * fraction:g} %" for fraction in fractions)

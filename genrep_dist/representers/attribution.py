@@ -80,8 +80,10 @@ def ranking(phi: Tensor, ids: Tensor, count: int, sign: Sign) -> Tensor:
         )
     # Rows by id first, so that a stable sort leaves the lowest id in front. Adding 0 turns -0 into 0, which a sort may tell apart.
     by_id = torch.argsort(ids)
-    order = torch.sort(phi[by_id] + 0.0, dim=0, descending=sign == "positive", stable=True).indices
-    return ids[by_id][order[:count]].T.contiguous()
+    # A test point's scores lie together: sorting them where they are strewn costs several times more, and ever more with N.
+    scores = (phi[by_id] + 0.0).T.contiguous()
+    order = torch.sort(scores, dim=1, descending=sign == "positive", stable=True).indices
+    return ids[by_id][order[:, :count]]
 
 
 def _check_ranking(phi: Tensor, ids: Tensor, count: int, sign: str) -> None:

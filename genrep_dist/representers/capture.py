@@ -15,12 +15,6 @@ from genrep_dist.representers.layout import Hooked, Layout, Record, layout_of, r
 from genrep_dist.representers.outputs import as_outputs, model_outputs, require_eval, trainable
 from genrep_dist.representers.tokens import TokenRows
 
-FACTOR_NUMBERS = 2**21
-"""Numbers that the layers of one forward and backward pass see and hand on: so many stay in a processor's cache, and memory does not
-grow with the block."""
-LEAST_ROWS, MOST_ROWS = 32, 256
-"""Bounds of the samples of one pass; fewer would cost more in calls than they save in memory."""
-
 
 def feature_rows(model: nn.Module, inputs: Tensor, output_index: Tensor | None = None) -> FeatureRows:
     """The Jacobians J (B, C, P) of ``inputs`` (B, ...) as factors; with ``output_index`` (B,) int64 those of one output each, C = 1.
@@ -45,7 +39,7 @@ def checked_layout(model: nn.Module, inputs: Tensor, output_index: Tensor | None
 
 def blocks(model: nn.Module, layout: Layout, inputs: Tensor, output_index: Tensor | None) -> Iterator[FeatureRows]:
     """The feature rows of a few samples after the other. A function of the samples alone, but for rounding."""
-    step = max(LEAST_ROWS, min(MOST_ROWS, 2 ** (FACTOR_NUMBERS // layout.numbers).bit_length() // 2))
+    step = layout.rows_of_a_pass
     for start in range(0, len(inputs), step):
         at = slice(start, start + step)
         yield _block(model, layout, inputs[at], None if output_index is None else output_index[at])
@@ -177,7 +171,7 @@ def misfits(model: nn.Module, layout: Layout, inputs: Tensor) -> list[str]:
     """Parameters whose gradients by hooks are not autograd's, for each of ``inputs`` (B, ...) and up to three outputs."""
     if not layout.hooked:
         return []
-    only = Layout(layout.order, layout.hooked, (), (), layout.ways, layout.num_outputs, layout.numbers)
+    only = Layout(layout.order, layout.hooked, (), (), layout.ways, layout.num_outputs)
     names = [full for one in layout.hooked for full in (*one.small.values(), *((one.weight.name,) if one.weight else ()))]
     parameters = trainable(model)
     found = _by_hooks(model, only, inputs, names)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from genrep_dist.errors import ProblemError
-from genrep_dist.representers.layers import Weight, in_order, patches, rows_at_once, weight_rows
+from genrep_dist.representers.layers import Weight, in_order, patches, room_for, rows_at_once, weight_rows
 from genrep_dist.representers.tokens import TokenRows, add_token_products
 
-RIGHT_ROWS, FEW_ROWS = 64, 64
+RIGHT_ROWS, FEW_ROWS = 64, 8
 """Samples of a right block that are spelled out at once: enough for a matrix product, and fewer, which stay in the cache, where the left
 block has few rows itself."""
 PAIRS_AT_ONCE = 2**22
@@ -56,12 +56,11 @@ class SpelledRows:
     def of(weight: Weight, factor: PatchRows) -> SpelledRows:
         """The factors multiplied out, a few samples at a time."""
         rows, step = len(factor.inputs), rows_at_once(weight)
-        if rows <= step:
-            return SpelledRows(weight_rows(weight, factor.inputs, factor.gradients))
         result = factor.gradients.new_empty(rows, factor.gradients.shape[1], weight.shape[0], weight.patch)
+        room = room_for(weight, min(rows, step), factor.inputs)
         for start in range(0, rows, step):
             some = factor.part(start, start + step)
-            result[start : start + step] = weight_rows(weight, some.inputs, some.gradients)
+            weight_rows(weight, some.inputs, some.gradients, result[start : start + step], room)
         return SpelledRows(result)
 
 
@@ -161,9 +160,16 @@ class FeatureRows:
                 target.zero_()
                 factor.dense_into(target)
                 continue
-            step = rows_at_once(weight)
+            if isinstance(factor, SpelledRows):
+                target[:] = in_order(weight, factor.values)
+                continue
+            step = min(rows, FEW_ROWS, rows_at_once(weight))
+            room = room_for(weight, step, result)
+            spelled = result.new_empty(step, num_outputs, weight.shape[0], weight.patch)
             for start in range(0, rows, step):
-                target[start : start + step] = in_order(weight, _spelled(weight, factor.part(start, start + step)))
+                some = factor.part(start, start + step)
+                values = weight_rows(weight, some.inputs, some.gradients, spelled[: len(some.inputs)], room)
+                target[start : start + step] = in_order(weight, values)
         return result
 
     def self_product(self, own: Tensor) -> Tensor:
@@ -230,7 +236,10 @@ class Prepared:
                 add_token_products(mine, theirs, result)
                 continue
             assert not isinstance(theirs, TokenRows)
-            step = _right_step(weight, mine, right)
+            if isinstance(mine, Tensor):
+                _add_gradients(weight, mine, theirs, result)
+                continue
+            step = _right_step(mine, right)
             for start in range(0, len(right), step):
                 some = _ready(weight, theirs.part(start, start + step))
                 _add_products(mine, some, result[:, start * right.num_outputs : (start + step) * right.num_outputs])
@@ -242,15 +251,36 @@ def inner_products(left: FeatureRows, right: FeatureRows) -> Tensor:
     return left.prepared().inner(right)
 
 
-def _right_step(weight: Weight, mine: _Ready, right: FeatureRows) -> int:
-    """Samples of the right block at once: enough for a matrix product to be worth it, few enough for their gradients to stay small."""
+def _add_gradients(weight: Weight, mine: Tensor, theirs: PatchRows | SpelledRows, result: Tensor) -> None:
+    """Add the products (B C, B' C') of spelled-out gradients with those of another block, a few samples of it at a time."""
+    few = len(mine) <= RIGHT_ROWS
+    rows, num_outputs = (theirs.values if isinstance(theirs, SpelledRows) else theirs.gradients).shape[:2]
+    step = min(rows_at_once(weight), FEW_ROWS) if few else RIGHT_ROWS
+    room = spelled = mine.new_empty(0)
+    if isinstance(theirs, PatchRows):
+        room = room_for(weight, min(step, rows), mine)
+        spelled = mine.new_empty(min(step, rows), num_outputs, weight.shape[0], weight.patch)
+    for start in range(0, rows, step):
+        some = theirs.part(start, start + step)
+        if isinstance(some, SpelledRows):
+            values = some.values
+        else:
+            values = weight_rows(weight, some.inputs, some.gradients, spelled[: len(some.inputs)], room)
+        flat = values.flatten(0, 1).flatten(1)
+        columns = result[:, start * num_outputs : start * num_outputs + len(flat)]
+        if few:
+            columns += (flat @ mine.T).T
+        else:
+            columns.addmm_(mine, flat.T)
+
+
+def _right_step(mine: _Vectors | _Positions, right: FeatureRows) -> int:
+    """Samples of the right block at once."""
     if isinstance(mine, _Vectors):
         return max(1, len(right))
-    if isinstance(mine, _Positions):
-        rows, positions = mine.patches.shape[:2]
-        pairs = right.num_outputs * mine.gradients.shape[1]
-        return max(1, PAIRS_AT_ONCE // (rows * positions * positions * pairs))
-    return RIGHT_ROWS if mine.shape[0] > RIGHT_ROWS else FEW_ROWS
+    rows, positions = mine.patches.shape[:2]
+    pairs = right.num_outputs * mine.gradients.shape[1]
+    return max(1, PAIRS_AT_ONCE // (rows * positions * positions * pairs))
 
 
 def _ready(weight: Weight, factor: Factors) -> _Ready:
@@ -271,19 +301,16 @@ def _spelled(weight: Weight, factor: PatchRows | SpelledRows) -> Tensor:
     return factor.values if isinstance(factor, SpelledRows) else weight_rows(weight, factor.inputs, factor.gradients)
 
 
-def _add_products(mine: _Ready, theirs: _Ready, result: Tensor) -> None:
+def _add_products(mine: _Vectors | _Positions, theirs: _Ready, result: Tensor) -> None:
     """Add the products (B C, B' C') of one weight's part of two blocks to ``result``."""
-    if isinstance(mine, Tensor):
-        assert isinstance(theirs, Tensor)
-        result.addmm_(mine, theirs.T)
-    elif isinstance(mine, _Vectors):
+    if isinstance(mine, _Vectors):
         assert isinstance(theirs, _Vectors)
         (rows, outputs, width), (others, other_outputs, _) = mine.gradients.shape, theirs.gradients.shape
         gradients = mine.gradients.reshape(-1, width) @ theirs.gradients.reshape(-1, width).T
         inputs = mine.inputs @ theirs.inputs.T
         spread = gradients.view(rows, outputs, others, other_outputs).mul_(inputs[:, None, :, None])
         result += spread.view(rows * outputs, others * other_outputs)
-    elif isinstance(mine, _Positions):
+    else:
         assert isinstance(theirs, _Positions)
         (rows, outputs, positions, width), (others, other_outputs, _, _) = mine.gradients.shape, theirs.gradients.shape
         inputs = mine.patches.flatten(0, 1) @ theirs.patches.flatten(0, 1).T

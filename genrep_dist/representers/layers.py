@@ -82,10 +82,10 @@ class Weight:
         return "vectors" if self.positions == 1 else "positions"
 
 
-def patches(weight: Weight, inputs: Tensor) -> Tensor:
+def patches(weight: Weight, inputs: Tensor, room: Tensor | None = None) -> Tensor:
     """(B, H, W, I) -> (B, groups, T, K): the numbers under the kernel at each position, tap by tap, channels together.
 
-    For a linear layer a view; else one copy, of runs of I numbers that lie together.
+    For a linear layer a view; else one copy, into ``room`` (numbers enough) where it is given.
     """
     rows, channels = inputs.shape[0], inputs.shape[3]
     if weight.kernel == (1, 1) and weight.stride == (1, 1) and weight.padding == ((0, 0), (0, 0)):
@@ -95,24 +95,33 @@ def patches(weight: Weight, inputs: Tensor) -> Tensor:
         padded = functional.pad(inputs, (0, 0, left, right, top, bottom)) if any((top, bottom, left, right)) else inputs.contiguous()
         per_row, high, wide, one = padded.stride()
         (stride_h, stride_w), (dilation_h, dilation_w) = weight.stride, weight.dilation
-        windows = padded.as_strided(
+        overlapping = padded.as_strided(
             (rows, *weight.grid, *weight.kernel, channels),
             (per_row, stride_h * high, stride_w * wide, dilation_h * high, dilation_w * wide, one),
-        ).reshape(rows, weight.positions, -1, channels)
+        )
+        if room is not None:
+            overlapping = room[: overlapping.numel()].view(overlapping.shape).copy_(overlapping)
+        windows = overlapping.reshape(rows, weight.positions, -1, channels)
     if weight.groups == 1:
         return windows.reshape(rows, 1, weight.positions, -1)
     grouped = windows.reshape(rows, weight.positions, windows.shape[2], weight.groups, -1)
     return grouped.permute(0, 3, 1, 2, 4).reshape(rows, weight.groups, weight.positions, -1)
 
 
-def weight_rows(weight: Weight, inputs: Tensor, gradients: Tensor) -> Tensor:
-    """Gradients (B, C, O, K) of the weight, K tap by tap: the order in which products are taken; see :func:`in_order`."""
-    rows, num_outputs, positions, _ = gradients.shape
-    spread = patches(weight, inputs)
-    if weight.groups == 1 and num_outputs == 1:
-        return torch.bmm(gradients[:, 0].transpose(1, 2), spread[:, 0]).unsqueeze(1)
+def weight_rows(weight: Weight, inputs: Tensor, gradients: Tensor, out: Tensor | None = None, room: Tensor | None = None) -> Tensor:
+    """Gradients (B, C, O, K) of the weight, K tap by tap: the order in which products are taken; see :func:`in_order`.
+
+    Written into ``out``, contiguous, where it is given, with the patches in ``room``: fresh memory costs as much as the products.
+    """
+    rows, num_outputs, positions, width = gradients.shape
+    spread = patches(weight, inputs, room)
+    if weight.groups == 1:
+        first = gradients.permute(0, 1, 3, 2).reshape(rows, num_outputs * width, positions)
+        target = None if out is None else out.view(rows, num_outputs * width, weight.patch)
+        return torch.bmm(first, spread[:, 0], out=target).view(rows, num_outputs, width, weight.patch)
     grouped = gradients.reshape(rows, num_outputs, positions, weight.groups, -1).permute(0, 1, 3, 4, 2)
-    return torch.matmul(grouped, spread.unsqueeze(1)).reshape(rows, num_outputs, weight.shape[0], weight.patch)
+    found = torch.matmul(grouped, spread.unsqueeze(1)).reshape(rows, num_outputs, weight.shape[0], weight.patch)
+    return found if out is None else out.copy_(found)
 
 
 def in_order(weight: Weight, rows: Tensor) -> Tensor:
@@ -128,6 +137,33 @@ def in_order(weight: Weight, rows: Tensor) -> Tensor:
 def rows_at_once(weight: Weight) -> int:
     """Samples whose patches are spelled out together."""
     return max(1, PATCH_NUMBERS // (weight.positions * weight.patch * weight.groups))
+
+
+def room_for(weight: Weight, rows: int, like: Tensor) -> Tensor:
+    """Memory for the patches of so many samples."""
+    return like.new_empty(rows * weight.positions * weight.patch * weight.groups)
+
+
+FACTOR_NUMBERS = 2**21
+"""Numbers that the layers of one pass see and hand on: so many stay in a processor's cache, and memory does not grow with the block."""
+LEAST_ROWS, MOST_ROWS = 32, 256
+"""Bounds of the samples of one pass; fewer would cost more in calls than they save in memory."""
+
+
+def rows_of_a_pass(held: int) -> int:
+    """Samples that are computed, or multiplied with a few others, at once, where each is ``held`` numbers."""
+    return max(LEAST_ROWS, min(MOST_ROWS, (1 << (FACTOR_NUMBERS // max(1, held)).bit_length()) // 2))
+
+
+def held_numbers(weights: Sequence[Weight], rest: int, num_outputs: int) -> int:
+    """Numbers that one sample's factors are at most: of its weights, and ``rest`` gradients for each output."""
+    held = rest * num_outputs
+    for weight in weights:
+        if weight.kind == "embedding":
+            held += weight.positions * num_outputs * weight.shape[1]
+        else:
+            held += math.prod(weight.size) * weight.channels + weight.positions * num_outputs * weight.shape[0]
+    return held
 
 
 # -- what each kind of module is made into -----------------------------------------------------------------------------------------

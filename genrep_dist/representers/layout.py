@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from genrep_dist.representers.layers import KINDS, Weight
+from genrep_dist.representers.layers import KINDS, Weight, held_numbers, rows_of_a_pass
 from genrep_dist.representers.outputs import model_outputs, trainable
 
 Way = Literal["factors", "gradients", "torch.func", "one by one"]
@@ -57,8 +57,12 @@ class Layout:
     looped: tuple[str, ...]
     ways: tuple[LayerWay, ...]
     num_outputs: int = 1
-    numbers: int = 1
-    """Numbers that the layers see and hand on for one sample, at least 1."""
+
+    @property
+    def rows_of_a_pass(self) -> int:
+        """Samples of one forward and backward pass."""
+        rest = sum(math.prod(shape) for _, shape in self.rest_names)
+        return rows_of_a_pass(held_numbers(self.weights, rest, self.num_outputs))
 
     @property
     def weights(self) -> tuple[Weight, ...]:
@@ -90,15 +94,15 @@ def sizes_of(layout: Layout) -> Sizes:
     """At most: repeated tokens take less."""
     outputs = layout.num_outputs
     rest = sum(math.prod(shape) for _, shape in layout.rest_names)
-    held = spelled = outputs * rest
+    held = held_numbers(layout.weights, rest, outputs)
+    spelled = outputs * rest
     products = outputs**2 * rest
     for weight in layout.weights:
         positions, patch, wide = weight.positions, weight.patch, outputs * weight.shape[-1 if weight.kind == "embedding" else 0]
         if weight.kind == "embedding":
             # Spelled out are no tokens; multiplied are those that both samples have.
-            held, products = held + positions * wide, products + outputs * positions * wide
+            products += outputs * positions * wide
             continue
-        held += math.prod(weight.size) * weight.channels + positions * wide
         if weight.product == "gradients":
             spelled, products = spelled + outputs * weight.numel, products + outputs**2 * weight.numel
         else:
@@ -200,6 +204,8 @@ def _inspect(model: nn.Module, inputs: Tensor) -> Layout:
             reasons[full] = "it belongs to several layers"
     examples = _examples(inputs, 3)
     runs = [record(model, examples[:rows], tuple(candidates)) for rows in (2, 3)]
+    if _looks_around(model, examples, runs[1].outputs):
+        reasons = dict.fromkeys(reasons, "the model's outputs depend on the other samples of their batch")
     uses = _uses(model, runs[0].outputs)
     parameters = trainable(model)
     for name, module in candidates.items():
@@ -252,8 +258,15 @@ def _laid_out(
             ways.append(LayerWay(name, kind, tuple(slow), "one by one" if recurrent else "torch.func", why))
     hooks = {full for one in hooked for full in (*one.small.values(), *((one.weight.name,) if one.weight else ()))}
     functional = tuple(name for name in names if name not in hooks and name not in looped)
-    seen = sum(run.calls[one.name].inputs[0].numel() + math.prod(run.calls[one.name].shape[1:]) for one in hooked)
-    return Layout(order, tuple(hooked), functional, tuple(looped), tuple(ways), run.outputs.shape[1], max(1, seen))
+    return Layout(order, tuple(hooked), functional, tuple(looped), tuple(ways), run.outputs.shape[1])
+
+
+def _looks_around(model: nn.Module, examples: Tensor, together: Tensor) -> bool:
+    """Whether a sample's outputs alone are others than in a batch, by much more than rounding; per-sample gradients are those alone."""
+    with torch.no_grad():
+        alone = torch.cat([model_outputs(model, sample.unsqueeze(0)) for sample in examples])
+    bound = 10 * torch.finfo(alone.dtype).eps ** 0.5
+    return bool((alone - together.detach()).abs().max() > bound * alone.abs().max())
 
 
 def _examples(inputs: Tensor, count: int) -> Tensor:

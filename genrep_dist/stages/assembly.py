@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from genrep_dist.plan import Plan
 from genrep_dist.store import Store
@@ -32,6 +33,8 @@ class Assembly:
     seed: int
     units: tuple[Unit, ...]
     array: ArraySpec | None = None
+    projection: dict[str, Any] | None = None
+    """How its features are projected, which its manifest tells."""
 
     @property
     def parts(self) -> list[str]:
@@ -48,15 +51,19 @@ def assemblies(plan: Plan, stage: StageName) -> Iterator[Assembly]:
         for seed in plan.experiment.seeds:
             for kernel, epoch in plan.features_stored():
                 units = tuple(plan.gradient_units(seed, kernel, epoch))
-                yield Assembly("features", keys.features(seed, kernel, epoch), seed, units, _features_array(plan, kernel))
+                yield Assembly(
+                    "features", keys.features(seed, kernel, epoch), seed, units, _features_array(plan, kernel), _projection(plan, kernel)
+                )
     elif stage == "kernels":
         for seed in plan.experiment.seeds:
             for kernel, epoch in plan.kernels_needed():
                 blocks = tuple(plan.kernel_units(seed, kernel, epoch))
-                yield Assembly("kernel", keys.kernel(seed, kernel, epoch), seed, blocks, _kernel_array(plan, kernel))
+                yield Assembly(
+                    "kernel", keys.kernel(seed, kernel, epoch), seed, blocks, _kernel_array(plan, kernel), _projection(plan, kernel)
+                )
             for kernel, epoch in plan.grams_needed():
                 tiles = tuple(plan.gram_units(seed, kernel, epoch))
-                yield Assembly("gram", keys.gram(seed, kernel, epoch), seed, tiles, _gram_array(plan, kernel))
+                yield Assembly("gram", keys.gram(seed, kernel, epoch), seed, tiles, _gram_array(plan, kernel), _projection(plan, kernel))
     elif stage == "influence":
         for influence in plan.influence_units():
             yield Assembly("kernel", keys.kernel(influence.seed, "influence", influence.epoch), influence.seed, (influence,))
@@ -98,7 +105,13 @@ def commit(store: Store, assembly: Assembly) -> None:
     if assembly.array is not None and not artifact.is_committed():
         first = assembly.units[0]
         assert isinstance(first, GradientUnit | KernelUnit | GramUnit)
-        artifact.commit({"seed": assembly.seed, "kernel": first.kernel, "epoch": first.epoch}, assembly.parts)
+        about = {} if assembly.projection is None else {"projection": assembly.projection}
+        artifact.commit({"seed": assembly.seed, "kernel": first.kernel, "epoch": first.epoch, **about}, assembly.parts)
+
+
+def _projection(plan: Plan, kernel: str) -> dict[str, Any] | None:
+    asked = plan.experiment.projection
+    return asked.model_dump(mode="json") if asked is not None and kernel == "ntk" else None
 
 
 def _features_array(plan: Plan, kernel: str) -> ArraySpec:

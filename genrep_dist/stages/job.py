@@ -25,7 +25,9 @@ from genrep_dist.representers.capture import feature_rows
 from genrep_dist.representers.factored import FeatureRows, Prepared
 from genrep_dist.representers.features import check_model, find_last_layer, last_layer_features, per_sample_gradients
 from genrep_dist.representers.kernels import Kernel
+from genrep_dist.representers.layout import layout_of
 from genrep_dist.representers.losses import Loss, get_loss
+from genrep_dist.representers.projection import Projection
 from genrep_dist.seeds import derive_seed
 from genrep_dist.stages.states import unpack_state
 from genrep_dist.store import Store
@@ -152,9 +154,13 @@ class Workbench:
 
     def feature_rows(self, seed: int, epoch: int, start: int, stop: int) -> FeatureRows:
         """NTK features of training rows as factors, float32. NonFiniteError names sample ids."""
-        result = feature_rows(self.model(seed, epoch), self.train.inputs[start:stop]).to(torch.float32)
+        result = self._projected(feature_rows(self.model(seed, epoch), self.train.inputs[start:stop]).to(torch.float32))
         _refuse_rows(result.finite(), self.train.ids[start:stop], f"ntk features, seed {seed}, epoch {epoch}")
         return result
+
+    def rows_of_a_pass(self, seed: int, epoch: int) -> int:
+        """Training rows whose NTK features are best computed at once."""
+        return layout_of(self.model(seed, epoch), self.train.inputs[:2]).rows_of_a_pass
 
     def test_rows(self, seed: int, epoch: int) -> Prepared:
         """NTK features of the seed's test points as factors, float32, C = 1: gradients of the target's logit."""
@@ -162,9 +168,15 @@ class Workbench:
 
     def _make_test_rows(self, seed: int, epoch: int) -> Prepared:
         positions = self.test_positions(seed)
-        result = feature_rows(self.model(seed, epoch), self.test.inputs[positions], self.target_outputs(seed)).to(torch.float32)
+        result = feature_rows(self.model(seed, epoch), self.test.inputs[positions], self.target_outputs(seed))
+        result = self._projected(result.to(torch.float32))
         _refuse_rows(result.finite(), self.test.ids[positions], f"ntk features of test points, seed {seed}, epoch {epoch}")
         return result.prepared()
+
+    def _projected(self, rows: FeatureRows) -> FeatureRows:
+        """The rows as they are multiplied: projected where the experiment asks for that, the same way on both sides."""
+        asked = self.experiment.projection
+        return rows if asked is None else Projection(asked.dim, asked.kind, asked.seed).of(rows)
 
     def own_kernel_block(self, unit: KernelUnit | GramUnit | DiagonalUnit, left: Tensor, right: Tensor) -> Tensor:
         """K (A, B) of a kernel of the user's own, checked: shape, floating point, finite."""

@@ -38,12 +38,28 @@ def kernel_block(unit: KernelUnit, bench: Workbench) -> Tensor:
         positions = bench.test_positions(unit.seed)
         scalar = bench.own_kernel_block(unit, bench.train.inputs[unit.start : unit.stop], bench.test.inputs[positions])
         return per_output(scalar, bench.target_outputs(unit.seed), num_outputs)
-    rows = _feature_rows(unit, bench)(unit.start, unit.stop)
-    if isinstance(rows, FeatureRows):
-        # The few test points are spelled out and kept; the training rows pass by a few at a time.
-        return bench.test_rows(unit.seed, unit.epoch).inner(rows).T.reshape(len(rows), num_outputs, -1)
-    test = bench.test_features(unit.seed, unit.kernel, unit.epoch).float()
-    return last_layer_block(rows.float(), test, bench.target_outputs(unit.seed), num_outputs)
+    return _feature_block(unit, bench, num_outputs)
+
+
+def _feature_block(unit: KernelUnit, bench: Workbench, num_outputs: int) -> Tensor:
+    """K (rows, C, M) from features."""
+    rows = _feature_rows(unit, bench)
+    if unit.kernel == "last-layer":
+        train, test = rows(unit.start, unit.stop), bench.test_features(unit.seed, unit.kernel, unit.epoch)
+        assert isinstance(train, Tensor)
+        return last_layer_block(train.float(), test.float(), bench.target_outputs(unit.seed), num_outputs)
+    # The few test points are ready and kept; the training rows pass by, so that no more than a few of them are ever held. Stored or
+    # streamed, they pass in the same steps, and give the same bits.
+    points = bench.test_rows(unit.seed, unit.epoch)
+    num_rows = unit.stop - unit.start
+    step = num_rows if unit.stored else bench.rows_of_a_pass(unit.seed, unit.epoch)
+    columns = []
+    for start in range(unit.start, unit.stop, step):
+        some = rows(start, min(start + step, unit.stop))
+        assert isinstance(some, FeatureRows)
+        passing = bench.rows_of_a_pass(unit.seed, unit.epoch)
+        columns += [points.inner(some.part(at, min(at + passing, len(some)))) for at in range(0, len(some), passing)]
+    return torch.cat(columns, dim=1).T.reshape(num_rows, num_outputs, -1)
 
 
 def run_gram(unit: GramUnit, bench: Workbench) -> dict[str, float]:

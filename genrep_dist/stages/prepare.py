@@ -76,7 +76,7 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     train, test = load_datasets(problem)
     recipe = recipe_in_force(problem, experiment)
     gradients = any(method.kernel in ("ntk", "influence") for method in experiment.parsed_methods)
-    shape = measure(problem, train, test, experiment.last_layer, gradients=gradients)
+    shape = _projected(measure(problem, train, test, experiment.last_layer, gradients=gradients), experiment)
     _check_metrics(experiment, get_loss(problem.loss))
     train, flipped = _flip(experiment, problem, train, shape)
     keys = Keys(
@@ -193,6 +193,14 @@ def measure(problem: Problem, train: Dataset, test: Dataset, last_layer: str | N
         ntk_bytes=_stored_bytes(model, train.inputs),
         ntk_slow=tuple(slow_layers(layout)),
     )
+
+
+def _projected(shape: Shape, experiment: Experiment) -> Shape:
+    """The sizes where features are projected: a block is held before that, and what is kept of it are k numbers for each output."""
+    if experiment.projection is None or not shape.ntk_held:
+        return shape
+    kept = shape.num_outputs * experiment.projection.dim
+    return replace(shape, ntk_held=shape.ntk_held + kept, ntk_bytes=4 * kept, ntk_products=shape.num_outputs * kept)
 
 
 def _stored_bytes(model: nn.Module, inputs: Tensor) -> int:

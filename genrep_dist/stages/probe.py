@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 
+from genrep_dist.errors import GenRepError
 from genrep_dist.plan import Plan
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.representers.capture import feature_rows
@@ -109,11 +111,14 @@ def forecast(prepared: Prepared, slots: int, missing: Mapping[StageName, float],
     before = [name for name in seconds if name != "retrain"]
     whole = estimate(plan, rates, 1, {})
     if sum(whole[name] for name in before) <= REHEARSAL_SECONDS * seeds and any(missing.get(name, 1.0) for name in seconds):
-        rehearsed = rehearse(prepared)
-        for name in before:
-            seconds[name] = missing.get(name, 1.0) * seeds * rehearsed.seconds[name] / min(slots, seeds if name == "train" else slots)
-        if models == plan.retrainings_at_most:
-            seconds["retrain"] *= rehearsed.distinct
+        # What cannot be done cannot be timed: the run will say why, and its arithmetic stays as it is.
+        with suppress(GenRepError):
+            rehearsed = rehearse(prepared)
+            for name in before:
+                at_once = min(slots, seeds) if name == "train" else slots
+                seconds[name] = missing.get(name, 1.0) * seeds * rehearsed.seconds[name] / at_once
+            if models == plan.retrainings_at_most:
+                seconds["retrain"] *= rehearsed.distinct
     works = any(missing.get(name, 1.0) > 0 and seconds[name] > 0 for name in seconds)
     pools = sum(any(seconds.get(name, 0.0) > 0 for name in names) for names in (ACTOR_STAGES, set(seconds) - ACTOR_STAGES))
     around = START_SECONDS + (CLUSTER_SECONDS + pools * WORKER_SECONDS if works else 0.0)

@@ -13,6 +13,7 @@ from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.representers.features import outputs as model_outputs
 from genrep_dist.representers.losses import Loss
 from genrep_dist.training.batches import batches
+from genrep_dist.training.layouts import sequences_channels_last
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.updates import Descent, row_wise_embeddings
 
@@ -56,7 +57,7 @@ def train(
     num_steps = recipe.epochs * steps_per_epoch
     parameters = [p for p in model.parameters() if p.requires_grad]
     descent = Descent(parameters, recipe)
-    with randomness.scope("train"), row_wise_embeddings(model, recipe):
+    with randomness.scope("train"), row_wise_embeddings(model, recipe), sequences_channels_last(model):
         for observer in observers:
             observer.start(model, num_rows, num_steps)
         model.train()

@@ -44,7 +44,7 @@ class Scalar(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         logits: Tensor = self.body(inputs)
-        return logits.squeeze(1)
+        return logits[:, 0]
 
 
 class Logit(nn.Module):
@@ -57,10 +57,11 @@ class Logit(nn.Module):
 
 
 def ours(model: nn.Module, train: Tensor, test: Tensor, _folder: Path) -> Tensor:
-    from genrep_dist.representers.capture import feature_rows
+    from genrep_dist.representers.capture import blocks, checked_layout, feature_rows
 
     points = feature_rows(model, test).prepared()
-    return torch.cat([points.inner(feature_rows(model, block)) for block in train.split(256)], dim=1).T
+    layout = checked_layout(model, train, None)
+    return torch.cat([points.inner(rows) for rows in blocks(model, layout, train, None)], dim=1).T
 
 
 def captum(model: nn.Module, train: Tensor, test: Tensor, _folder: Path) -> Tensor:
@@ -102,7 +103,7 @@ def trak(model: nn.Module, train: Tensor, test: Tensor, folder: Path) -> Tensor:
     from trak.modelout_functions import AbstractModelOutput
     from trak.projectors import BasicProjector, ProjectionType
 
-    class Same(AbstractModelOutput):
+    class Same(AbstractModelOutput):  # type: ignore[misc]
         """The logit itself, with a weight of one."""
 
         def __init__(self) -> None:
@@ -129,7 +130,7 @@ def trak(model: nn.Module, train: Tensor, test: Tensor, folder: Path) -> Tensor:
         use_half_precision=False,
     )
     traker.load_checkpoint(model.state_dict(), model_id=0)
-    for block in train.split(BATCH):
+    for block in torch.split(train, BATCH):
         traker.featurize([block, torch.zeros(len(block))], num_samples=len(block))
     traker.finalize_features()
     traker.start_scoring_checkpoint("points", model.state_dict(), model_id=0, num_targets=len(test))

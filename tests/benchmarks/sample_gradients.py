@@ -59,9 +59,9 @@ def measure(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> dict[str, 
             raise SystemExit(f"the ways disagree: {difference:g}")
     ways: dict[str, tuple[Callable[[], object], int]] = {
         "loop": (lambda: looped(model, inputs[:LOOP_ROWS]), LOOP_ROWS),
-        "vmap": (lambda: [vmapped(model, part) for part in inputs.split(64)], ROWS),
-        "dense": (lambda: [per_sample_gradients(model, part) for part in inputs.split(64)], ROWS),
-        "factors": (lambda: [feature_rows(model, part) for part in inputs.split(64)], ROWS),
+        "vmap": (lambda: [vmapped(model, part) for part in torch.split(inputs, 64)], ROWS),
+        "dense": (lambda: [per_sample_gradients(model, part) for part in torch.split(inputs, 64)], ROWS),
+        "factors": (lambda: [feature_rows(model, part) for part in torch.split(inputs, 64)], ROWS),
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(ROUNDS + 1):

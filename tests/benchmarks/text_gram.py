@@ -165,8 +165,8 @@ def report(data: Dataset, kind: str, folder: Path, rows: int, subset: int) -> li
     sizes = sizes_of(layout_of(model, inputs[:2]))
     return [
         f"{rows:,} {kind}, of {statistics.median(lengths.tolist()):.0f} tokens in the median (at most {inputs.shape[1]}); memory budget "
-        f"{BUDGET_BYTES / 2**30:.0f} GiB; dense rows measured on {subset}. A sample takes {4 * width / bytes_each:,.0f} times fewer bytes as "
-        f"factors, and a pair of samples at most {sizes.products:,} multiply-adds instead of {width:,}. The two grams of {subset} rows "
+        f"{BUDGET_BYTES / 2**30:.0f} GiB; dense rows measured on {subset}. A sample takes {4 * width / bytes_each:,.0f} times fewer bytes "
+        f"as factors, and a pair of samples at most {sizes.products:,} multiply-adds instead of {width:,}. The two grams of {subset} rows "
         f"differ by {difference:.0e} of the largest number. In memory a sample is {_numbers(model, inputs):,.0f} numbers.",
         table(["", "kB a sample", "seconds, features", "seconds, gram", "gram / factored", "both / factored"], lines),
     ]

@@ -238,6 +238,18 @@ class Reversed(nn.Module):
         return out
 
 
+class Company(nn.Module):
+    """Its outputs depend on the other samples of their batch; a sample's gradient is that of the sample alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.head(inputs + (inputs.sum(dim=0, keepdim=True) - inputs).detach())
+        return out
+
+
 class OwnParameter(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -340,6 +352,7 @@ UNUSUAL: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str, str
     "sequence first, two long": (SequenceFirst, lambda: rows(2, 2, 4), "body.weight", "not the samples"),
     "samples and positions together": (Flattened, lambda: rows(4, 3, 4), "body.weight", "not the samples"),
     "samples in another order": (Reversed, lambda: rows(5, 4), "body.weight", "does not follow"),
+    "company": (Company, lambda: rows(5, 4), "head.weight", "depend on the other samples"),
     "own parameter": (OwnParameter, lambda: rows(5, 4), "scale", "not among the layers"),
     "keyword argument": (Keyword, lambda: rows(5, 4), "body.weight", "something else than one tensor"),
     "subclass": (subclassed, lambda: rows(5, 4), "0.weight", "Doubling is not among"),
@@ -363,8 +376,8 @@ def test_what_hooks_would_get_wrong_takes_a_slower_way(name: str) -> None:
     assert parameter in (*layout.functional, *layout.looped)
     way = next(way for way in layout.ways if parameter in way.parameters)
     assert reason in way.reason
-    # The head is fine whatever comes before it.
-    assert any(way.way == "factors" for way in layout.ways)
+    # The head is fine whatever comes before it, but for other samples.
+    assert name == "company" or any(way.way == "factors" for way in layout.ways)
     check(model, inputs())
     assert before == [(id(module), len(module._forward_hooks)) for module in model.modules()]
 

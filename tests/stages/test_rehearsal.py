@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 import genrep_dist as gr
+from genrep_dist.errors import ConvergenceError
 from genrep_dist.stages import probe
 from genrep_dist.stages.prepare import Prepared, prepare
 from genrep_dist.stages.probe import forecast
@@ -49,3 +50,13 @@ def test_what_is_large_is_not_rehearsed_and_what_is_done_costs_nothing(tmp_path:
     assert nothing.around < whole.around
     monkeypatch.setattr(probe, "REHEARSAL_SECONDS", 0.0)
     assert sum(forecast(asked, 2, {}, at_most).stages.values()) > 0
+
+
+def test_what_cannot_be_rehearsed_is_planned_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = prepared(tmp_path)
+
+    def hopeless(_: Prepared) -> None:
+        raise ConvergenceError("the surrogate's solver did not reach its tolerance", where="here", expected="1", got="2", remedy="none")
+
+    monkeypatch.setattr(probe, "rehearse", hopeless)
+    assert forecast(asked, 2, {}, asked.plan.retrainings_at_most).total > 0

@@ -12,6 +12,7 @@ from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.problems.text_models import TextCNN
 from genrep_dist.representers.losses import get_loss
 from genrep_dist.training import batches as batches_module
+from genrep_dist.training.layouts import sequences_channels_last
 from genrep_dist.training.loop import all_finite, train
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.updates import MIN_SPARSE_NUMBERS, row_wise_embeddings
@@ -90,6 +91,43 @@ def test_an_embedding_is_touched_row_by_row_and_left_as_it_was() -> None:
     assert not embedding.sparse
     with row_wise_embeddings(model, Recipe(epochs=1, batch_size=8, learning_rate=0.1, momentum=0.5)):
         assert not embedding.sparse
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_sequences_are_convolved_as_before(padding: int, groups: int) -> None:
+    """Inside and outside of the layout, outputs and gradients are equal, and the module is left as it was."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        nn.Conv1d(4, 6, 5, stride=2, padding=padding, dilation=2, groups=groups), nn.ReLU(), nn.Conv1d(6, 3, 2, bias=False)
+    )
+    for inputs in (torch.randn(7, 4, 30), torch.randn(7, 30, 4).transpose(1, 2)):
+        inputs.requires_grad_()
+        leaves = [inputs, *layers.parameters()]
+        outside = layers(inputs)
+        expected = torch.autograd.grad(outside.square().sum(), leaves)
+        with sequences_channels_last(layers):
+            inside = layers(inputs)
+            assert inside.stride()[1] == 1
+            found = torch.autograd.grad(inside.square().sum(), leaves)
+            assert layers(inputs[0]).shape == outside[0].shape
+        torch.testing.assert_close(inside, outside)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        assert not any("_conv_forward" in vars(layer) for layer in layers)
+    with pytest.raises(RuntimeError, match="out of the block"), sequences_channels_last(layers):
+        raise RuntimeError("out of the block")
+    assert not any("_conv_forward" in vars(layer) for layer in layers)
+
+
+def test_text_in_float32_is_the_plain_loop_to_rounding() -> None:
+    def text() -> nn.Module:
+        return TextCNN(vocabulary_size=WORDS, channels=(6, 5, 7))
+
+    data = sentences()
+    data = Dataset(data.inputs, data.targets.float(), data.ids)
+    for recipe in RECIPES.values():
+        expected = parameters_of(plainly_trained(text, "logistic", recipe, data, Randomness(1), {11, 14}))
+        torch.testing.assert_close(trained(text, "logistic", recipe, data, 1, {11, 14}), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_a_table_that_two_layers_share_is_trained_whole() -> None:
