@@ -224,23 +224,27 @@ class Artifact:
     def damaged_parts(self) -> dict[str, str]:
         """Of the recorded parts those whose block is gone, cannot be read, or is not what was written: part to the path of its block.
 
-        Reads everything. CorruptError when the array itself, or a record, is damaged.
+        With them those that one task made together with them, whose names go on from theirs or theirs from it. Reads everything.
+        CorruptError when an array itself, or a record, is damaged.
         """
-        found = {}
+        blocks, bad = {}, set()
         for part in sorted(self.parts_done()):
             record = self._objects.get_json(f"{self.path}/parts/{part}.json")
             name, starts = record["array"], record["starts"]
             array = self._require(name, mode="r", whole=True)
             ends = [min(start + chunk, size) for start, chunk, size in zip(starts, array.chunks, array.shape, strict=True)]
+            blocks[part] = f"{self.path}/{name}/c/" + "/".join(str(at // chunk) for at, chunk in zip(starts, array.chunks, strict=True))
             try:
                 values = self._read_window(array, name, tuple(map(slice, starts, ends)))
                 sound = checksum(_whole_chunk(array, values)) == record["crc32c"]
             except CorruptError:
                 sound = False
             if not sound:
-                block = "/".join(str(start // chunk) for start, chunk in zip(starts, array.chunks, strict=True))
-                found[part] = f"{self.path}/{name}/c/{block}"
-        return found
+                bad.add(part)
+        together = {part for part in blocks for one in bad if part.startswith(f"{one}-") or one.startswith(f"{part}-")}
+        # And what these were made with: the rest of the same task's parts.
+        together |= {part for part in blocks for one in together if part.startswith(f"{one}-")}
+        return {part: block for part, block in blocks.items() if part in bad | together}
 
     def _read_window(self, array: zarr.Array[Any], name: str, window: tuple[slice, ...]) -> Array:
         try:

@@ -70,10 +70,11 @@ def first(trial: Trial, pattern: str) -> Path:
 
 CASES: dict[str, tuple[str, tuple[str, ...], dict[str, int]]] = {
     # What is damaged; what is made from it and has gone, too; how many units of each stage both take at most.
-    "a block of features": ("artifacts/features/*/*/features/c/0/0/0", ("gram",), {"gradients": 1, "kernels": 6}),
+    "a block of features": ("artifacts/features/*/*/blocks/c/0/0", ("gram",), {"gradients": 1, "kernels": 12}),
+    "the numbers of a block": ("artifacts/features/*/*/*-numbers-*/c/0", ("gram",), {"gradients": 1, "kernels": 12}),
     "a tile of a gram": ("artifacts/gram/*/*/gram/c/0/1", ("surrogate",), {"kernels": 1, "importances": 2}),
     "a block of a kernel": ("artifacts/kernel/*/*/kernel/c/1/0/0", ("attribution",), {"kernels": 1, "attributions": 8}),
-    "the description of a gram": ("artifacts/gram/*/*/gram/zarr.json", ("surrogate",), {"kernels": 3, "importances": 2}),
+    "the description of a gram": ("artifacts/gram/*/*/gram/zarr.json", ("surrogate",), {"kernels": 6, "importances": 2}),
     "outputs of an original model": ("artifacts/train/*/*/outputs_test/c/0/0", (), {"train": 1}),
     "a manifest": ("artifacts/train/*/*/manifest.json", (), {"train": 1}),
     "a manifest of many parts": ("artifacts/gram/*/*/manifest.json", (), {"kernels": 0}),

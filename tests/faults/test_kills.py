@@ -41,7 +41,7 @@ def strike(process: subprocess.Popen[str], moment: Callable[[], Any], what: Call
         assert process.poll() is None, process.communicate()[0][-3000:]
         return moment()
 
-    wait_until(come, seconds=120)
+    wait_until(come, seconds=240)
     return what()
 
 
