@@ -147,3 +147,36 @@ def test_a_plan_fits_the_budget_that_it_was_given(tmp_path: Path) -> None:
         # The surrogate's landmarks must not depend on the budget, or else its numbers would: 4 MB for 1,000 rows.
         stages = [stage for stage in laid_out.stages if budget > 8 or stage.name != "importances"]
         assert all(stage.peak_bytes <= budget * 2**20 for stage in stages), budget
+
+
+def test_factored_features_are_planned_by_what_they_take() -> None:
+    dense = replace(SHAPE, num_parameters=1_000_000)
+    factored = replace(dense, ntk_held=30_000, ntk_spelled=100_000, ntk_products=120_000, ntk_bytes=40_000)
+    asked = ("seeds=1", "resources.memory_budget=512MiB")
+    rows, slim = plan(*asked, shape=dense), plan(*asked, shape=factored)
+    assert {stage.name: stage for stage in slim.stages}["gradients"].bytes_written == 1000 * 40_000
+    assert {stage.name: stage for stage in rows.stages}["gradients"].bytes_written == 1000 * 4_000_000
+    assert slim.block_rows["ntk"] > 10 * rows.block_rows["ntk"]
+    for stage in slim.stages:
+        if stage.name in ("gradients", "kernels"):
+            assert stage.peak_bytes <= 512 * 2**20
+    # A true Hessian is multiplied with whole Jacobians: their blocks are as small as ever.
+    assert slim.dense_rows <= 512 * 2**20 // 2 // (3 * 4 * 1_000_000)
+    assert slim.keys.gram(0, "ntk", 20) == rows.keys.gram(0, "ntk", 20)
+
+
+def test_layers_that_take_a_slower_way_are_told() -> None:
+    slow = replace(SHAPE, ntk_slow=("body (LSTM): one by one, as LSTM is not among the layers that are known",))
+    assert any("body (LSTM)" in warning for warning in plan(shape=slow).warnings)
+    assert not any("slower way" in warning for warning in plan("methods=[random]", shape=slow).warnings)
+
+
+def test_a_projection_is_in_every_key_that_it_changes_and_in_no_other() -> None:
+    plain, projected = keys(), keys("projection.dim=64")
+    for name in ("features", "kernel", "gram"):
+        assert getattr(plain, name)(0, "ntk", 20) != getattr(projected, name)(0, "ntk", 20)
+        assert getattr(plain, name)(0, "last-layer", 20) == getattr(projected, name)(0, "last-layer", 20)
+    assert plain.kernel(0, "influence", 20) != projected.kernel(0, "influence", 20)
+    assert plain.train(0) == projected.train(0)
+    assert projected.features(0, "ntk", 20) != keys("projection.dim=64", "projection.kind=sparse").features(0, "ntk", 20)
+    assert any("projected to 64" in warning for warning in plan("projection.dim=64").warnings)

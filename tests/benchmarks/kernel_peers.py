@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from genrep_dist.problems.models import VisionCNN
 from tests.benchmarks import measured_on, publish, spread, table
 
-ROWS, POINTS, WARM_UP, BATCH, ROUNDS = 1000, 10, 64, 64, 3
+ROWS, POINTS, WARM_UP, BATCH, ROUNDS = 1000, 10, 64, 64, 5
 
 Score = Callable[[nn.Module, Tensor, Tensor, Path], Tensor]
 
@@ -190,9 +190,11 @@ def main() -> None:
     runs: dict[str, list[dict[str, float]]] = {tool: [] for tool in TOOLS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for _ in range(ROUNDS):
+        for round_number in range(ROUNDS):
             for tool in TOOLS:
-                runs[tool].append(measure(tool, folder, asked.rows))
+                # TRAK's projection takes minutes on a CPU: once will do.
+                if tool != "TRAK" or not round_number:
+                    runs[tool].append(measure(tool, folder, asked.rows))
         reference = np.load(folder / "genrep_dist.npy")
         differences = {
             tool: float(np.abs(np.load(folder / f"{tool.partition(' ')[0]}.npy") - reference).max() / np.abs(reference).max())
@@ -204,7 +206,7 @@ def main() -> None:
     fastest = min((tool for tool in TOOLS if tool != "genrep_dist"), key=lambda tool: min(run["seconds"] for run in runs[tool]))
     lines = []
     for tool, found in runs.items():
-        ratios = [other["seconds"] / mine["seconds"] for other, mine in zip(found, runs["genrep_dist"], strict=True)]
+        ratios = [other["seconds"] / mine["seconds"] for other, mine in zip(found, runs["genrep_dist"], strict=False)]
         lines.append(
             [
                 tool,
@@ -215,13 +217,13 @@ def main() -> None:
                 "-" if tool not in differences else f"{differences[tool]:.0e}",
             ]
         )
-    best = [other["seconds"] / mine["seconds"] for other, mine in zip(runs[fastest], runs["genrep_dist"], strict=True)]
+    best = [other["seconds"] / mine["seconds"] for other, mine in zip(runs[fastest], runs["genrep_dist"], strict=False)]
     columns = ["tool", "rows a second", "seconds / ours", "peak MiB", "of these in the call", "largest difference of K"]
     sections = [
         " ".join(str(__doc__).split()),
         where,
-        f"{asked.rows:,} training rows, {POINTS} test points, 93,825 parameters, one checkpoint; {ROUNDS} rounds, the best for rows a "
-        f"second, all for the ratios. The fastest of the others is {fastest}; it takes {spread(best, '{:.1f}')} times as long as "
+        f"{asked.rows:,} training rows, {POINTS} test points, 93,825 parameters, one checkpoint; {ROUNDS} rounds (TRAK: one), the best for "
+        f"rows a second, all for the ratios. The fastest of the others is {fastest}; it takes {spread(best, '{:.1f}')} times as long as "
         "genrep_dist.",
         table(columns, lines),
     ]
