@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from genrep_dist.problems.models import VisionCNN
 from tests.benchmarks import measured_on, publish, spread, table
 
-ROWS, POINTS, WARM_UP, BATCH, ROUNDS = 1000, 10, 64, 64, 5
+ROWS, POINTS, WARM_UP, BATCH, ROUNDS = 1000, 10, 64, 64, 3
 
 Score = Callable[[nn.Module, Tensor, Tensor, Path], Tensor]
 
