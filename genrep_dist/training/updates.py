@@ -17,7 +17,8 @@ MIN_SPARSE_NUMBERS = 2**16
 class Descent:
     """theta <- theta - eta v with v <- mu v + (g + lambda theta), in place: what ``torch.optim.SGD`` does, without its book-keeping.
 
-    A parameter that took no part in a step (its gradient is None) is left alone. A sparse gradient changes the rows that it names.
+    A parameter that took no part in a step (its gradient is None) is left alone. A sparse gradient changes the rows that it names, unless
+    momentum or weight decay move all of them.
     """
 
     def __init__(self, parameters: Sequence[Tensor], recipe: Recipe) -> None:
@@ -48,7 +49,7 @@ class Descent:
         for index, gradient in enumerate(gradients):
             if gradient is None:
                 continue
-            if gradient.is_sparse:
+            if gradient.is_sparse and not self.moves_without_gradient:
                 # Elsewhere than on a CPU the order in which a row's duplicates are added is anyone's, unless they are summed first.
                 summed = gradient if gradient.device.type == "cpu" else gradient.coalesce()
                 self.parameters[index].add_(summed * -rate)
@@ -56,7 +57,8 @@ class Descent:
                 dense.append(index)
         if dense:
             velocity = [self._velocity[i] for i in dense] if self._velocity else []
-            self._move([self.parameters[i] for i in dense], [g for i in dense if (g := gradients[i]) is not None], rate, velocity)
+            moving = [g.to_dense() if g.is_sparse else g for i in dense if (g := gradients[i]) is not None]
+            self._move([self.parameters[i] for i in dense], moving, rate, velocity)
 
     def _move(self, parameters: list[Tensor], gradients: list[Tensor], rate: float, velocity: Sequence[Tensor] = ()) -> None:
         # Products and sums are apart: a sum with a factor is rounded once in the vectorised part of a tensor and twice in what is left

@@ -93,6 +93,20 @@ def test_an_embedding_is_touched_row_by_row_and_left_as_it_was() -> None:
         assert not embedding.sparse
 
 
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
+def test_a_table_that_asks_for_sparse_gradients_itself_takes_the_same_steps(recipe: Recipe) -> None:
+    def sparse_text() -> nn.Module:
+        model = small_text()
+        embedding = model.get_submodule("embedding")
+        assert isinstance(embedding, nn.Embedding)
+        embedding.sparse = True  # type: ignore[assignment]
+        return model
+
+    data = sentences()
+    expected = parameters_of(plainly_trained(small_text, "logistic", recipe, data, Randomness(1), {11}))
+    torch.testing.assert_close(trained(sparse_text, "logistic", recipe, data, 1, {11}), expected, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("padding", [0, 2])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_sequences_are_convolved_as_before(padding: int, groups: int) -> None:
