@@ -14,7 +14,7 @@ from genrep_dist.problems.protocol import Dataset
 from genrep_dist.representers.methods import Method
 from genrep_dist.stages.attributions import attribution
 from genrep_dist.stages.influence import influence_columns
-from genrep_dist.stages.job import Job, Recent, Workbench
+from genrep_dist.stages.job import Job, Workbench
 from genrep_dist.stages.kernels import kernel_block
 from genrep_dist.training.loop import predict
 from genrep_dist.units import InfluenceUnit, KernelUnit
@@ -26,7 +26,6 @@ class OtherPoints(Workbench):
     def __init__(self, job: Job, points: Dataset) -> None:
         super().__init__(job)
         self.test = Dataset(points.inputs.to(self.device), points.targets, points.ids)
-        self._recent = Recent(4)
 
     def test_positions(self, seed: int) -> list[int]:
         del seed
@@ -67,7 +66,7 @@ def explain(plan: Plan, bench: OtherPoints, method: Method, seed: int) -> Tensor
     def kernel(name: str, epoch: int) -> Tensor:
         if name != "influence":
             return plain(name, epoch)
-        block, _ = influence_columns(InfluenceUnit(seed, epoch, plan.block_rows["ntk"]), bench, lambda base: plain(base, epoch))
+        block, _ = influence_columns(InfluenceUnit(seed, epoch, plan.dense_rows), bench, lambda base: plain(base, epoch))
         # As it is stored: float32.
         return block.float().cpu()
 
