@@ -197,6 +197,7 @@ def status(
 
     from genrep_dist.results import open_run
     from genrep_dist.runtime.heartbeat import read_state
+    from genrep_dist.runtime.quarantine import names, read_quarantine
     from genrep_dist.stages.status import stage_status
 
     if as_json:
@@ -205,7 +206,8 @@ def status(
         rows = [{"stage": s.name, "done": s.done, "total": s.total, "exact": s.exact} for s in stage_status(opened.plan, opened.store)]
         last = None if state is None else {**state.record, "state": state.state, "silent_seconds": state.silent_seconds}
         finished = opened.manifest() is not None
-        report = {"experiment": name, "finished": finished, "stages": rows, "choices": opened.choices, "last_run": last}
+        held = [] if finished else read_quarantine(opened.store, name)
+        report = {"experiment": name, "finished": finished, "stages": rows, "choices": opened.choices, "last_run": last, "quarantine": held}
         typer.echo(json.dumps(report, indent=1))
         return
     from rich.live import Live
@@ -218,9 +220,14 @@ def status(
         state = read_state(opened.store, name)
         stop = opened.choices.get("stop")
         notes = [] if stop is None else [_stop_text(stop)]
-        notes.append(
-            "finished: results are published" if opened.manifest() is not None else "not finished: run the same command again to go on"
-        )
+        if opened.manifest() is not None:
+            notes.append("finished: results are published")
+        else:
+            # What a finished run once had in quarantine, it has done since.
+            held = read_quarantine(opened.store, name)
+            if held:
+                notes.append(f"in quarantine, not tried again without --retry-failed: {len(held):,} units: {names(held)}")
+            notes.append("not finished: run the same command again to go on")
         title = f"{name} in {opened.store.uri}"
         return status_text(title, stage_status(opened.plan, opened.store), state, notes), state is not None and state.state == "running"
 

@@ -91,7 +91,7 @@ def train_originals(
 ) -> Run:
     """Train just the models that an experiment judges, so that another tool can explain exactly these; the run `{name}.originals`.
 
-    Scores from elsewhere need not be there yet.
+    Scores from elsewhere need not be there yet. Raises as :func:`run` does.
     """
     experiment, search_path = _loaded(experiment, search_path)
     methods = [name for name in experiment.methods if name not in experiment.judged] or ["random"]
@@ -105,7 +105,7 @@ def train_originals(
         publish_inputs(prepared)
         workers = Workers(experiment, serial=serial, address=address)
         try:
-            _mending(opened, tally, lambda: Walk(prepared, tally, workers).run_stage("train"))
+            _mending(opened, tally, lambda: Walk(prepared, tally, workers).originals())
         finally:
             workers.close()
     return open_run(prepared.store, prepared.plan.experiment.name)

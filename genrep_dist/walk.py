@@ -107,6 +107,11 @@ class Walk:
         self._quarantine.refuse()
         return asked.table
 
+    def originals(self) -> None:
+        """Just the models that are explained. Raises UnitError for units in quarantine, after the others are done."""
+        self.run_stage("train")
+        self._quarantine.refuse()
+
     def run_stage(self, stage: StageName) -> None:
         everything = list(assemblies(self._plan, stage))
         if not everything:
@@ -115,16 +120,19 @@ class Walk:
         total = 0
         unfinished = []
         for assembly in everything:
+            if assembly.seed in self._hurt:
+                continue
             total += len(assembly.units)
-            if assembly.seed not in self._hurt and not self._store.artifact(assembly.kind, assembly.key).is_intact():
+            if not self._store.artifact(assembly.kind, assembly.key).is_intact():
                 # First: parts of another grid, left by a run with another memory budget, are no parts of this one.
                 declare(self._store, assembly)
                 missing.extend(missing_units(self._store, assembly))
                 unfinished.append(assembly)
         self._progress.stage(stage, total, total - len(missing))
         admitted = self._quarantine.admit(missing)
+        held = set(missing).difference(admitted)
         crashed = self._work(admitted, actors=stage in ("gradients", "kernels"))
-        self._hurt |= {_seed(unit) for unit in missing if unit not in admitted} | {_seed(unit) for unit in crashed}
+        self._hurt |= {_seed(unit) for unit in (*held, *crashed)}
         for assembly in unfinished:
             if assembly.seed not in self._hurt:
                 commit(self._store, assembly)

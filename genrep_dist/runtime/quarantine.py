@@ -63,12 +63,10 @@ class Quarantine:
         if not self._held:
             return
         entries = list(self._held.values())
-        named = [f"{entry['unit']} ({_named(entry)})" if entry["samples"] else str(entry["unit"]) for entry in entries[:MAX_NAMED]]
-        more = f"; {len(entries) - MAX_NAMED} more" if len(entries) > MAX_NAMED else ""
         raise UnitError(
             f"{len(entries)} units of work are in quarantine: each has ended its process in all of its attempts. Everything that does "
             "not need them is done and kept",
-            where="; ".join(named) + more,
+            where=names(entries),
             got=f"{entries[0]['error']} in {entries[0]['attempts']} attempts",
             remedy=f"look at these samples, mend the cause, and run the same command with --retry-failed; or give them more attempts with "
             f"--set resources.retries={max(entry['attempts'] for entry in entries)}. Until then they are not tried again "
@@ -89,6 +87,19 @@ def release(store: Store, name: str) -> bool:
     return found
 
 
+def read_quarantine(store: Store, name: str) -> list[dict[str, Any]]:
+    """What is recorded of the units in quarantine: of each ``unit``, ``samples``, ``sample_ids``, ``attempts`` and ``error``."""
+    path = quarantine_path(name)
+    return list(store.objects.get_json(path).values()) if store.objects.exists(path) else []
+
+
+def names(entries: Sequence[dict[str, Any]]) -> str:
+    """The units of some entries, with their samples; of many the first."""
+    named = [f"{entry['unit']} ({_samples(entry)})" if entry["samples"] else str(entry["unit"]) for entry in entries[:MAX_NAMED]]
+    more = f"; {len(entries) - MAX_NAMED} more" if len(entries) > MAX_NAMED else ""
+    return "; ".join(named) + more
+
+
 def quarantine_path(name: str) -> str:
     return f"experiments/{name}/quarantine.json"
 
@@ -105,7 +116,7 @@ def samples_of(unit: Unit, train_ids: Ids) -> tuple[str, list[int]]:
     return "", []
 
 
-def _named(entry: dict[str, Any]) -> str:
+def _samples(entry: dict[str, Any]) -> str:
     ids = entry["sample_ids"]
     more = f" and {len(ids) - 20} more" if len(ids) > 20 else ""
     return f"{entry['samples']} {', '.join(map(str, ids[:20]))}{more}"

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import genrep_dist as gr
+from genrep_dist import cli
 from genrep_dist.errors import UnitError
 from genrep_dist.runtime.executor import Outcome
+from genrep_dist.runtime.progress import Tally
 from genrep_dist.runtime.quarantine import Quarantine, release, samples_of
+from genrep_dist.runtime.serial import SerialExecutor
+from genrep_dist.stages.job import Job
+from genrep_dist.stages.prepare import prepare, publish_inputs
 from genrep_dist.store import Store
-from genrep_dist.units import GradientUnit, GramUnit, KernelUnit, Retraining, RetrainUnit, TrainUnit
+from genrep_dist.units import GradientUnit, GramUnit, KernelUnit, Retraining, RetrainUnit, TrainUnit, Unit
+from genrep_dist.walk import Walk, Workers
+from tests.experiments import ROOT, experiment
 from tests.faults.conftest import Undisturbed
 from tests.faults.toys import Faulty, arm, deaths, disarm, first_weight
 from tests.faults.trial import Trial, assert_equal, finish, report
@@ -26,6 +35,10 @@ def asked(run: gr.Run) -> list[dict[str, Any]]:
     """Every distinct removal of the experiment."""
     rows = run.store.ledger(run.plan.keys.training).scan().select("key", "seed", "removed").unique().collect()
     return [row for row in rows.to_dicts() if row["removed"]]
+
+
+def status(folder: Path, *options: str) -> str:
+    return CliRunner().invoke(cli.app, ["status", "toy", "--store", str(folder / "store"), *options]).output
 
 
 @pytest.mark.ray
@@ -48,6 +61,8 @@ def test_a_block_that_kills_its_process(tmp_path: Path, undisturbed: Undisturbed
     found = {row["key"] for row in asked(gr.open_run(trial.store, "toy"))}
     assert found == {row["key"] for row in asked(whole) if row["seed"] == 0}, "all of the other seed, and nothing of this one"
     assert not trial.recorded("results/toy/manifest.json")
+    assert "in quarantine, not tried again without --retry-failed: 1 units: kernel seed=1 trap" in status(tmp_path)
+    assert json.loads(status(tmp_path, "--json"))["quarantine"] == list(record.values())
 
     # In one process: if the block were tried again, that would be the driver's end.
     said = finish(trial.start("--serial"), code=1)
@@ -58,6 +73,7 @@ def test_a_block_that_kills_its_process(tmp_path: Path, undisturbed: Undisturbed
     finish(trial.start("--serial", "--retry-failed"))
     assert_equal(trial.published(), undisturbed.published)
     assert not trial.recorded("experiments/toy/quarantine.json")
+    assert "quarantine" not in status(tmp_path)
     report(record_property, trainings_repeated=trial.trainings() - undisturbed.trainings, attempts_repeated=deaths(tmp_path) - 1)
     assert trial.trainings() == undisturbed.trainings
 
@@ -91,6 +107,27 @@ def test_retrainings_that_kill_their_process(tmp_path: Path, undisturbed: Undist
     report(record_property, trainings_repeated=trial.trainings() - undisturbed.trainings, deaths=before)
     # A task is tried as often as it may, and then each of its models alone.
     assert ATTEMPTS * (1 + poisoned) <= before <= ATTEMPTS * 2 * poisoned
+
+
+class _Deadly(SerialExecutor):
+    """The process that trains seed 1 ends, so it seems."""
+
+    def run(self, job: Job, units: Iterable[Unit], *, actors: bool = False) -> Generator[Outcome, None, None]:
+        for unit in units:
+            if isinstance(unit, TrainUnit) and unit.seed == 1:
+                yield Outcome(unit, {}, 1, RuntimeError("gone"), crashed=True)
+            else:
+                yield from super().run(job, [unit], actors=actors)
+
+
+def test_an_original_that_cannot_be_trained_is_named_when_only_those_are_asked_for(tmp_path: Path) -> None:
+    asked_for = experiment(seeds=[0, 1, 2], resources={"retries": 0})
+    prepared = prepare(asked_for, Store(str(tmp_path)), [str(ROOT)])
+    publish_inputs(prepared)
+    with pytest.raises(UnitError, match="train seed=1"):
+        Walk(prepared, Tally(), Workers(asked_for, executor=_Deadly(0))).originals()
+    done = [prepared.store.artifact("train", prepared.plan.keys.train(seed)).is_committed() for seed in (0, 1, 2)]
+    assert done == [True, False, True]
 
 
 def test_the_record(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_table_that_asks_for_sparse_gradients_itself_takes_the_same_steps(reci
         model = small_text()
         embedding = model.get_submodule("embedding")
         assert isinstance(embedding, nn.Embedding)
-        embedding.sparse = True  # type: ignore[assignment]
+        embedding.sparse = True
         return model
 
     data = sentences()
