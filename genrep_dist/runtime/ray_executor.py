@@ -21,7 +21,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError, WorkerCrashed
 from ray.experimental.internal_kv import _internal_kv_exists
 from ray.util.metrics import Gauge
 
-from genrep_dist.errors import GenRepError, UnitError
+from genrep_dist.errors import ConfigError, GenRepError, UnitError
 from genrep_dist.runtime.capacity import Demand, Resources, all_demands, demand_of, slots, unschedulable
 from genrep_dist.runtime.executor import HOPELESS, Outcome
 from genrep_dist.runtime.head import HeadWatch
@@ -31,10 +31,9 @@ from genrep_dist.units import StageName, Unit
 
 IN_FLIGHT_PER_SLOT = 2
 """Tasks submitted ahead of each slot: enough that no slot waits for the driver, few enough that a sweep does not fill it."""
-
-
 RECOUNT_SECONDS = 10.0
 """How often the nodes of the cluster are counted while units run."""
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 Work = Callable[[Job, Unit], dict[str, float]]
 
@@ -236,16 +235,15 @@ class RayExecutor:
         return outcome.error is not None and not isinstance(outcome.error, HOPELESS) and outcome.attempts <= self._retries
 
     def _attach(self, address: str | None) -> None:
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         handler = signal.getsignal(signal.SIGTERM)
         if address is not None:
             # Resource arguments are an error where a cluster exists already.
-            ray.init(address=address, **quiet)
+            _connect(address)
         elif "RAY_ADDRESS" in os.environ:
-            ray.init(**quiet)
+            _connect(None)
         else:
             _private_token()
-            ray.init(address="local", num_cpus=_local_cpus(self._resources), include_dashboard=False, **quiet)
+            ray.init(address="local", num_cpus=_local_cpus(self._resources), include_dashboard=False, **_QUIET)
         self._head = HeadWatch(ray.get_runtime_context().gcs_address)
         # Ray takes SIGTERM for itself; whoever handled it before does so again.
         if callable(handler) and threading.current_thread() is threading.main_thread():
@@ -286,12 +284,26 @@ class _Gauges:
 
 
 def cluster_nodes(address: str) -> list[Resources]:
-    """What each node of a running cluster has. ConnectionError when there is none at ``address``."""
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    """What each node of a running cluster has. ConfigError when there is none at ``address``."""
+    _connect(address)
     try:
         return _living_nodes()
     finally:
         ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    """Attach to the running cluster at ``address``, or at RAY_ADDRESS. ConfigError when there is none."""
+    try:
+        ray.init(address=address, **_QUIET)
+    except (ConnectionError, ValueError) as error:
+        raise ConfigError(
+            "no Ray cluster can be reached",
+            where="RAY_ADDRESS" if address is None else "--address",
+            expected="the address of a running cluster, host:port or auto",
+            got=f"{address or os.environ.get('RAY_ADDRESS')}: {str(error).partition(chr(10))[0]}",
+            remedy="start a cluster there (ray start --head), or leave the address away to work on this machine",
+        ) from error
 
 
 def _private_token() -> None:

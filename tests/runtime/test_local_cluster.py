@@ -1,4 +1,4 @@
-"""The Ray that `genrep run` starts lets nobody in without the token, and the token is its user's alone."""
+"""The Ray that `genrep run` starts lets nobody in without its user's own token; a cluster that is not there is an error."""
 
 from __future__ import annotations
 
@@ -51,3 +51,14 @@ def test_nobody_attaches_without_the_token(tmp_path: Path) -> None:
         cluster.stdin.write("\n")
         cluster.stdin.flush()
         assert cluster.wait(timeout=60) == 0
+
+
+@pytest.mark.ray
+def test_a_cluster_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for command in (["plan", "--no-probe"], ["run"]):
+        tried = [sys.executable, "-m", "genrep_dist", command[0], "smoke", *command[1:], "--store", str(tmp_path), "--address", "nowhere"]
+        said = subprocess.run(tried, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+        assert said.returncode == 1
+        assert said.stderr.startswith("error: no Ray cluster can be reached")
+        assert "got: nowhere" in said.stderr
+        assert "Traceback" not in said.stderr
