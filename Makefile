@@ -12,7 +12,7 @@ quietly = @echo '$(1)'; output=$$($(BIN)/$(1) 2>&1) || { printf '%s\n' "$$output
 .PHONY: help venv demo test lint bench clean
 
 help:
-	@echo 'make demo    the demonstration: hundreds of retrainings, a table, a report; minutes'
+	@echo 'make demo    the demonstration: some 1,800 retrainings, a table, a report; minutes'
 	@echo 'make test    lint, then all tests'
 	@echo 'make lint    style, types, import rules, versions that fit together, spelling'
 	@echo 'make bench   what is measured: tests/benchmarks'

@@ -188,7 +188,7 @@ def run(
 def status(
     name: NameArgument,
     store: StoreOption = "store",
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Again and again, until the run has ended.")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
 ) -> None:
@@ -310,7 +310,7 @@ def doctor(
 
 
 @app.command()
-def methods(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List the attribution methods: formula, source, needs, cost."""
     from dataclasses import asdict
 

@@ -1,4 +1,4 @@
-"""How long a plan will take, from a probe of a second or two on this machine."""
+"""How long a plan will take, from a probe of some seconds on this machine."""
 
 from __future__ import annotations
 
