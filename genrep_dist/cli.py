@@ -8,18 +8,16 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from genrep_dist.errors import GenRepError, PlanError
 
 if TYPE_CHECKING:
-    from polars import DataFrame
     from rich.console import Console, Group
 
     from genrep_dist.config import Experiment
-    from genrep_dist.results import Run
     from genrep_dist.runtime.progress import Tally
 
 app = typer.Typer(
@@ -166,6 +164,7 @@ def run(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try units again that are in quarantine.")] = False,
 ) -> None:
     """Run an experiment to its end. Interrupted or killed, the same command goes on where it stopped."""
+    from genrep_dist.display import show_summary
     from genrep_dist.pipeline import run as run_experiment
 
     if serial and address:
@@ -181,7 +180,7 @@ def run(
             search_path=_search_path(experiment),
             retry_failed=retry_failed,
         )
-    _show_summary(console, finished)
+    show_summary(console, finished)
 
 
 @app.command()
@@ -212,14 +211,14 @@ def status(
         return
     from rich.live import Live
 
-    from genrep_dist.display import status_text
+    from genrep_dist.display import status_text, stop_text
 
     def look() -> tuple[Group, bool]:
         # Opened anew: a run that is tuned, or that stops by itself, changes its record.
         opened = open_run(store, name)
         state = read_state(opened.store, name)
         stop = opened.choices.get("stop")
-        notes = [] if stop is None else [_stop_text(stop)]
+        notes = [] if stop is None else [stop_text(stop)]
         if opened.manifest() is not None:
             notes.append("finished: results are published")
         else:
@@ -251,13 +250,14 @@ def status(
 @app.command()
 def report(name: NameArgument, store: StoreOption = "store") -> None:
     """Write the table, the curves and report.html of a finished run again, and show the table."""
+    from genrep_dist.display import show_summary
     from genrep_dist.publish import write_report
     from genrep_dist.results import open_run
 
     opened = open_run(store, name)
     paths = write_report(opened, opened.summary(), opened.deletion().collect(), opened.judged())
     console = _console()
-    _show_summary(console, opened)
+    show_summary(console, opened)
     for path in paths:
         console.print(f"{opened.store.uri}/{path}", markup=False, highlight=False, soft_wrap=True)
 
@@ -450,24 +450,6 @@ def _stoppable(console: Console) -> Iterator[Tally]:
     raise typer.Exit(signals.exit_code)
 
 
-def _stop_text(stop: dict[str, Any]) -> str:
-    """How far a run is on its way to the interval that was asked for."""
-    if not stop["rounds"]:
-        return (
-            f"{stop['metric']}: first round, {stop['min_seeds']} seeds; asked for ± {stop['half_width']:g}, at most {stop['max_seeds']} "
-            "seeds; how many are projected is known after it"
-        )
-    last = stop["rounds"][-1]
-    known = (
-        f"{stop['metric']}: ± {last['half_width']:.3g} ({last['method']}) after {last['seeds']} seeds, asked for ± {stop['half_width']:g}"
-    )
-    if stop["reached"]:
-        return f"{known}: reached"
-    if last["seeds"] >= stop["max_seeds"]:
-        return f"{known}: not reached with all {stop['max_seeds']} seeds"
-    return f"{known}; about {last['projected']} seeds projected, at most {stop['max_seeds']}"
-
-
 def _load(experiment: str, overrides: Sequence[str] | None, profile: str | None = None) -> Experiment:
     from genrep_dist.config import load_experiment
 
@@ -487,65 +469,6 @@ def _console(*, stderr: bool = False) -> Console:
     # A log has no width; lines in it are not folded to a terminal that is not there.
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     return Console(soft_wrap=False, stderr=stderr) if terminal else Console(width=160, stderr=stderr)
-
-
-def _show_summary(console: Console, finished: Run) -> None:
-    from genrep_dist.report.build import block_of
-
-    summary = finished.summary()
-    blocks = finished.plan.experiment.blocks
-    for title, methods_of_block in blocks.items():
-        _show_table(console, f"{finished.name}, {title}", block_of(summary, methods_of_block), ranked=False)
-    if not blocks:
-        _show_table(console, finished.name, summary, ranked=True)
-    _show_metrics(console, finished)
-    manifest = finished.manifest()
-    if manifest is not None:
-        console.print(f"report: {finished.store.uri}/results/{finished.name}/report.html", markup=False, highlight=False, soft_wrap=True)
-        console.print(f"MLflow: {manifest['tracking']['hint']}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _show_metrics(console: Console, finished: Run) -> None:
-    """The means of the metrics beside the deletion curves, a row a method; intervals are in the report."""
-    from genrep_dist.display import table
-    from genrep_dist.evaluation.metrics import METRICS
-
-    judged = finished.judged()
-    names = [name for name in judged.measured if not name.startswith("auc_del")]
-    if not names:
-        return
-    means = {(row["metric"], row["method"]): row["mean"] for row in judged.metrics.iter_rows(named=True)}
-    rows = [
-        (method, *(f"{means[name, method]:.3f}" if (name, method) in means else "-" for name in names))
-        for method in finished.plan.experiment.methods
-    ]
-    heads = [f"{METRICS[name].title} ({METRICS[name].better} is better)" for name in names]
-    console.print(table(f"{finished.name}: other metrics", ("method", *heads), rows, numeric=range(1, len(names) + 1)))
-
-
-def _show_table(console: Console, name: str, summary: DataFrame, *, ranked: bool) -> None:
-    """One table a sign; ``ranked``: best first, otherwise in the order given."""
-    from genrep_dist.display import table
-
-    def interval(low: Any, high: Any) -> str:
-        return "-" if low is None else f"[{low:+.3f}, {high:+.3f}]"
-
-    for sign, suffix in (("negative", ""), ("positive", "_positive")):
-        if f"auc_del_{sign}" not in summary.columns:
-            continue
-        rows = [
-            (
-                row["method"],
-                f"{row[f'auc_del_{sign}']:+.3f}",
-                interval(row[f"ci95_clustered_low{suffix}"], row[f"ci95_clustered_high{suffix}"]),
-                "-" if row[f"ci95_pooled{suffix}"] is None else f"± {row[f'ci95_pooled{suffix}']:.3f}",
-                f"{row['num_seeds']} x {row['num_points']}",
-            )
-            for row in (summary.sort(f"auc_del_{sign}", descending=sign == "negative") if ranked else summary).iter_rows(named=True)
-        ]
-        title = f"{name}: AUC-DEL_{'-' if sign == 'negative' else '+'} ({'larger' if sign == 'negative' else 'smaller'} is better)"
-        columns = ("method", "AUC", "95% clustered by seed", "95% pooled", "seeds x points")
-        console.print(table(title, columns, rows, numeric=(1, 2, 3, 4)))
 
 
 def main() -> None:

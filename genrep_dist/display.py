@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,6 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from polars import DataFrame
+
+    from genrep_dist.results import Run
     from genrep_dist.runtime.heartbeat import RunState
     from genrep_dist.stages.status import StageStatus
 
@@ -135,6 +138,82 @@ def state_lines(state: RunState) -> list[str]:
     if failures["retried"]:
         lines.append(f"attempts that failed and were made again: {failures['retried']:,}")
     return lines
+
+
+def stop_text(stop: dict[str, Any]) -> str:
+    """How far a run is on its way to the interval that was asked for."""
+    if not stop["rounds"]:
+        return (
+            f"{stop['metric']}: first round, {stop['min_seeds']} seeds; asked for ± {stop['half_width']:g}, at most {stop['max_seeds']} "
+            "seeds; how many are projected is known after it"
+        )
+    last = stop["rounds"][-1]
+    known = (
+        f"{stop['metric']}: ± {last['half_width']:.3g} ({last['method']}) after {last['seeds']} seeds, asked for ± {stop['half_width']:g}"
+    )
+    if stop["reached"]:
+        return f"{known}: reached"
+    if last["seeds"] >= stop["max_seeds"]:
+        return f"{known}: not reached with all {stop['max_seeds']} seeds"
+    return f"{known}; about {last['projected']} seeds projected, at most {stop['max_seeds']}"
+
+
+def show_summary(console: Console, finished: Run) -> None:
+    """The tables of a judged run, one for each of its blocks, and where its report is."""
+    from genrep_dist.report.build import block_of
+
+    summary = finished.summary()
+    blocks = finished.plan.experiment.blocks
+    for title, methods_of_block in blocks.items():
+        _show_table(console, f"{finished.name}, {title}", block_of(summary, methods_of_block), ranked=False)
+    if not blocks:
+        _show_table(console, finished.name, summary, ranked=True)
+    _show_metrics(console, finished)
+    manifest = finished.manifest()
+    if manifest is not None:
+        console.print(f"report: {finished.store.uri}/results/{finished.name}/report.html", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"MLflow: {manifest['tracking']['hint']}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_metrics(console: Console, finished: Run) -> None:
+    """The means of the metrics beside the deletion curves, a row a method; intervals are in the report."""
+    from genrep_dist.evaluation.metrics import METRICS
+
+    judged = finished.judged()
+    names = [name for name in judged.measured if not name.startswith("auc_del")]
+    if not names:
+        return
+    means = {(row["metric"], row["method"]): row["mean"] for row in judged.metrics.iter_rows(named=True)}
+    rows = [
+        (method, *(f"{means[name, method]:.3f}" if (name, method) in means else "-" for name in names))
+        for method in finished.plan.experiment.methods
+    ]
+    heads = [f"{METRICS[name].title} ({METRICS[name].better} is better)" for name in names]
+    console.print(table(f"{finished.name}: other metrics", ("method", *heads), rows, numeric=range(1, len(names) + 1)))
+
+
+def _show_table(console: Console, name: str, summary: DataFrame, *, ranked: bool) -> None:
+    """One table a sign; ``ranked``: best first, otherwise in the order given."""
+
+    def interval(low: Any, high: Any) -> str:
+        return "-" if low is None else f"[{low:+.3f}, {high:+.3f}]"
+
+    for sign, suffix in (("negative", ""), ("positive", "_positive")):
+        if f"auc_del_{sign}" not in summary.columns:
+            continue
+        rows = [
+            (
+                row["method"],
+                f"{row[f'auc_del_{sign}']:+.3f}",
+                interval(row[f"ci95_clustered_low{suffix}"], row[f"ci95_clustered_high{suffix}"]),
+                "-" if row[f"ci95_pooled{suffix}"] is None else f"± {row[f'ci95_pooled{suffix}']:.3f}",
+                f"{row['num_seeds']} x {row['num_points']}",
+            )
+            for row in (summary.sort(f"auc_del_{sign}", descending=sign == "negative") if ranked else summary).iter_rows(named=True)
+        ]
+        title = f"{name}: AUC-DEL_{'-' if sign == 'negative' else '+'} ({'larger' if sign == 'negative' else 'smaller'} is better)"
+        columns = ("method", "AUC", "95% clustered by seed", "95% pooled", "seeds x points")
+        console.print(table(title, columns, rows, numeric=(1, 2, 3, 4)))
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> Table:

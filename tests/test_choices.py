@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import genrep_dist as gr
 from genrep_dist.choices import Round, best_value, judge_round, next_round, parameter_path
-from genrep_dist.cli import _stop_text
 from genrep_dist.config import Experiment
+from genrep_dist.display import stop_text
 from genrep_dist.runtime.progress import Silence
 from genrep_dist.runtime.serial import SerialExecutor
 from genrep_dist.sections import StopSection, TuneSection
@@ -126,7 +126,7 @@ def test_status_tells_of_the_rule_from_the_first_round_on(tmp_path: Path) -> Non
 
     class Listener(Silence):
         def stage(self, name: str, total: int, done: int) -> None:
-            told.append(_stop_text(gr.open_run(str(tmp_path / "store"), "toy").choices["stop"]))
+            told.append(stop_text(gr.open_run(str(tmp_path / "store"), "toy").choices["stop"]))
 
     gr.run(
         stopping(tmp_path, 1e-9), store=str(tmp_path / "store"), executor=SerialExecutor(0), search_path=[str(ROOT)], progress=Listener()
