@@ -29,8 +29,6 @@ FLOAT_BYTES = 4
 TILES_HELD = 6
 """Tiles of a gram that fit half the budget. Three are held at once (the sum, its encoded file, what is read back); the rest is for
 the store's upload buffers, for what the allocator keeps, and for a process whose libraries and data take more than the other half."""
-
-
 PANEL = 3
 """Left blocks of features that a tile of the gram keeps, ready to be multiplied, while the right ones pass by."""
 BLOCKS_HELD = PANEL + 3

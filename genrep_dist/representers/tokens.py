@@ -42,11 +42,6 @@ class TokenRows:
         return TokenRows(keys % vocabulary, values, counts)
 
     @property
-    def offsets(self) -> Tensor:
-        """(B + 1,): where each sample's rows begin."""
-        return torch.cat([self.counts.new_zeros(1), self.counts.cumsum(0)])
-
-    @property
     def samples(self) -> Tensor:
         """(U,): the sample of each row."""
         return torch.repeat_interleave(torch.arange(len(self.counts), device=self.counts.device), self.counts)
