@@ -16,6 +16,7 @@ from genrep_dist.evaluation.deletion import IDENTITY
 from genrep_dist.stages.asked import ask, read_asked
 from genrep_dist.stages.retrain import retrain
 from genrep_dist.store.compaction import DUPLICATE_TOLERANCE
+from genrep_dist.training.threads import one_thread
 from genrep_dist.units import Retraining
 
 ULPS_PER_STEP = 4
@@ -152,12 +153,8 @@ def _differing(frame: pl.DataFrame, other: pl.DataFrame) -> int:
 def _retrain(patient: Patient, row: dict[str, Any]) -> npt.NDArray[np.float64]:
     """Outputs of the model of a ledger row, flattened; on one thread, as every unit of work runs."""
     wanted = Retraining(row["key"], row["seed"], row["policy"], tuple(row["removed"]), row["replicate"])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return retrain(wanted, patient.bench).outputs.ravel()
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _largest(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:

@@ -8,6 +8,7 @@ import torch
 
 from genrep_dist.stages import attributions, diagonals, gradients, importances, influence, kernels, retrain, train
 from genrep_dist.stages.job import Job, Workbench
+from genrep_dist.training.threads import one_thread
 from genrep_dist.units import (
     AttributionUnit,
     DiagonalUnit,
@@ -38,17 +39,13 @@ def execute(job: Job, unit: Unit) -> dict[str, float]:
     On the CPU a unit uses one thread: floating-point sums then run in one order, and a result depends neither on the machine's
     cores nor on how many workers share them.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     # On a GPU: float32 means float32. Lower precision is nobody's default here.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    try:
+    with one_thread():
         bench = workbench(job)
         bench.began = time.perf_counter()
         return _run(unit, bench)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _run(unit: Unit, bench: Workbench) -> dict[str, float]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
@@ -17,6 +14,7 @@ from genrep_dist.stages.influence import influence_columns
 from genrep_dist.stages.job import Job, Workbench
 from genrep_dist.stages.kernels import kernel_block
 from genrep_dist.training.loop import predict
+from genrep_dist.training.threads import one_thread
 from genrep_dist.units import InfluenceUnit, KernelUnit
 
 
@@ -72,14 +70,3 @@ def explain(plan: Plan, bench: OtherPoints, method: Method, seed: int) -> Tensor
 
     with one_thread():
         return attribution(method, seed, bench, kernel)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """On the CPU sums run in one order, as in a worker."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

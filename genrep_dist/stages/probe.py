@@ -18,6 +18,7 @@ from genrep_dist.stages.job import pick_device
 from genrep_dist.stages.prepare import Prepared
 from genrep_dist.stages.rehearsal import rehearse
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.threads import one_thread
 from genrep_dist.training.trainer import Trainer
 from genrep_dist.units import StageName
 
@@ -65,14 +66,10 @@ class Rates:
 
 def probe(prepared: Prepared) -> Rates:
     """Measure the rates with one thread, as a worker has it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         device = pick_device(prepared.plan.experiment.resources.device)
         trainer = _trainer(prepared, device)
         return Rates(trainer.seconds_per_model(1), trainer.seconds_per_model(), _gradients(prepared, device), _products(device))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def estimate(plan: Plan, rates: Rates, slots: int, missing: Mapping[StageName, float]) -> dict[StageName, float]:

@@ -16,6 +16,7 @@ from genrep_dist.representers.features import outputs as model_outputs
 from genrep_dist.representers.losses import Loss
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.stacked import Stacked, StackedEmbedding, stack_layer
+from genrep_dist.training.threads import one_thread
 from genrep_dist.training.updates import MIN_SPARSE_NUMBERS
 
 ROW_MULTIPLE = 32
@@ -146,9 +147,11 @@ def _trial(factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: D
     models = [Randomness(seed).build(factory).train() for seed in range(3)]
     generator = torch.get_rng_state()
     try:
-        alone = [_step(model, loss, data, rows, slot) for slot, model in enumerate(models)]
-        together = _packed_step(models, loss, recipe, data, rows, 0)
-        single = [_packed_step([model], loss, recipe, data, rows, slot) for slot, model in enumerate(models)]
+        # As units of work run: two threads would share out a batch of products by how many there are.
+        with one_thread():
+            alone = [_step(model, loss, data, rows, slot) for slot, model in enumerate(models)]
+            together = _packed_step(models, loss, recipe, data, rows, 0)
+            single = [_packed_step([model], loss, recipe, data, rows, slot) for slot, model in enumerate(models)]
     except CODE_FAILS as error:
         return _failed(error)
     finally:

@@ -251,7 +251,7 @@ def test_damaged_bytes_hide_no_other_finding(patient: gr.Run) -> None:
     # A fault is told once for all the checks that it stopped in the same place.
     assert [found.name for found in damaged] == ["surrogate residual, efficiency, scores", "finite"]
     assert "not checked: a file of the store is damaged" in damaged[0].text
-    assert "run again" in damaged[0].remedy
+    assert "run the experiment again" in damaged[0].remedy
     assert len([found for found in findings if found.colour == "green"]) > 10
 
 

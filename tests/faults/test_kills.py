@@ -124,7 +124,6 @@ def test_a_head_that_is_killed(tmp_path: Path, nodes: Nodes, undisturbed: Undist
         strike(process, lambda: back.recorded("artifacts/gram/*/*/parts/*.json"), another.kill_gcs)
         another.restart_gcs()
         said = finish(process, code=1)
-        assert "the head of the Ray cluster has gone" in said
         assert "run the same command there" in said
     finish(back.start("--serial"))
     for trial in (gone, back):
