@@ -16,7 +16,7 @@ HOPELESS = (ConfigError, MethodError, ProblemError, ConvergenceError, CorruptErr
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a unit ended: with ``statistics``, or with the ``error`` of its last attempt; ``crashed``: its process was ended by it."""
+    """How a unit ended: with ``statistics``, or with the ``error`` of its last attempt; ``crashed``: each attempt ended its process."""
 
     unit: Unit
     statistics: dict[str, float]

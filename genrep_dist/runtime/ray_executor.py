@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,8 @@ class RayExecutor:
 
     def __init__(self, resources: ResourcesSection, *, address: str | None = None, work: Work = _execute) -> None:
         self._resources, self._retries, self._work = resources, resources.retries, work
+        self._spared: set[Unit] = set()
+        """Units of which an attempt has ended otherwise than with its process."""
         self._started = False
         self._gauges: _Gauges | None = None
         self._head: HeadWatch | None = None
@@ -149,7 +152,7 @@ class RayExecutor:
                     if self._wants_retry(outcome):
                         again.append((outcome.unit, outcome.attempts + 1))
                     else:
-                        yield outcome
+                        yield self._settled(outcome)
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
@@ -209,7 +212,7 @@ class RayExecutor:
                     if self._wants_retry(outcome):
                         waiting.append((unit, attempt + 1))
                     else:
-                        yield outcome
+                        yield self._settled(outcome)
         finally:
             for one in [*starting.values(), *idle, *(entry[0] for entry in running.values())]:
                 ray.kill(one)
@@ -232,7 +235,16 @@ class RayExecutor:
             return Outcome(unit, {}, attempt, error, crashed=isinstance(error, WorkerCrashedError | ActorDiedError))
 
     def _wants_retry(self, outcome: Outcome) -> bool:
+        if outcome.error is not None and not outcome.crashed:
+            self._spared.add(outcome.unit)
         return outcome.error is not None and not isinstance(outcome.error, HOPELESS) and outcome.attempts <= self._retries
+
+    def _settled(self, outcome: Outcome) -> Outcome:
+        """The last outcome of a unit. It has crashed if each of its attempts did: one whose last attempt met a lost node is no poison."""
+        if outcome.unit not in self._spared:
+            return outcome
+        self._spared.discard(outcome.unit)
+        return replace(outcome, crashed=False)
 
     def _attach(self, address: str | None) -> None:
         handler = signal.getsignal(signal.SIGTERM)

@@ -204,6 +204,29 @@ def test_an_actor_that_comes_when_all_units_are_taken_is_let_go(tmp_path: Path) 
     assert [outcome.error for outcome in outcomes] == [None, None]
 
 
+def dies(job: Job, unit: Unit) -> dict[str, float]:
+    """Ends its process, but for the first attempt at the second unit, which raises."""
+    assert isinstance(unit, GradientUnit)
+    mark = Path(job.store_uri) / "raised"
+    if unit.start == 1 and not mark.exists():
+        mark.touch()
+        raise ValueError("not yet")
+    os._exit(1)
+
+
+@pytest.mark.usefixtures("ray_executor")
+@pytest.mark.parametrize("actors", [False, True])
+def test_a_unit_has_crashed_when_each_of_its_attempts_did(tmp_path: Path, actors: bool) -> None:
+    job = replace(ready(tmp_path), store_uri=str(tmp_path))
+    executor = RayExecutor(ResourcesSection.model_validate({"workers": 2, "retries": 1}), work=dies)
+    outcomes = list(executor.run(job, [GradientUnit(0, "ntk", 4, start, start + 1) for start in range(2)], actors=actors))
+    assert {outcome.unit.label: outcome.crashed for outcome in outcomes} == {
+        "gradients seed=0 ntk epoch=4 rows 0-1": True,
+        "gradients seed=0 ntk epoch=4 rows 1-2": False,
+    }
+    assert all(outcome.attempts == 2 and outcome.error is not None for outcome in outcomes)
+
+
 class Holder:
     """Somebody else's actor."""
 
