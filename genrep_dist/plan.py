@@ -68,9 +68,9 @@ class Shape:
         return self.ntk_held + self.ntk_spelled if kernel == "ntk" and self.ntk_held else self.feature_width(kernel)
 
     def block_numbers(self, kernel: str) -> int:
-        """Numbers that one row of a block takes at work: BLOCKS_HELD blocks, and what is made ready of a panel of them."""
+        """Numbers that one row of a block takes at work: BLOCKS_HELD blocks, and what is made ready of a panel and of the right block."""
         if kernel == "ntk" and self.ntk_held:
-            return BLOCKS_HELD * self.ntk_held + PANEL * self.ntk_spelled
+            return BLOCKS_HELD * self.ntk_held + (PANEL + 1) * self.ntk_spelled
         return BLOCKS_HELD * self.feature_width(kernel)
 
     def products(self, kernel: str) -> int:

@@ -216,12 +216,13 @@ class Prepared:
     rows: FeatureRows
     parts: tuple[_Ready, ...]
 
-    def inner(self, right: FeatureRows) -> Tensor:
+    def inner(self, other: FeatureRows | Prepared) -> Tensor:
         """The products (B C, B' C') of all rows with all of another block's of the same model; in the rows' dtype.
 
-        Memory beside the result: a few times ``PATCH_NUMBERS``, as the right block is spelled out a few samples at a time.
+        Memory beside the result: a few times ``PATCH_NUMBERS``, as a block that is not prepared is spelled out a few samples at a time.
         """
-        rows = self.rows
+        rows, right = self.rows, other.rows if isinstance(other, Prepared) else other
+        spelled = other.parts if isinstance(other, Prepared) else (None,) * len(right.factors)
         if (rows.weights, rows.rest_names) != (right.weights, right.rest_names) or rows.rest.dtype != right.rest.dtype:
             raise ProblemError(
                 "blocks of features do not fit each other",
@@ -230,7 +231,10 @@ class Prepared:
                 got=f"{[weight.name for weight in right.weights]} in {right.rest.dtype}",
             )
         result = rows.rest.flatten(0, 1) @ right.rest.flatten(0, 1).T
-        for weight, mine, theirs in zip(rows.weights, self.parts, right.factors, strict=True):
+        for weight, mine, theirs, ready in zip(rows.weights, self.parts, right.factors, spelled, strict=True):
+            if isinstance(mine, Tensor) and isinstance(ready, Tensor):
+                result.addmm_(mine, ready.T)
+                continue
             if isinstance(mine, TokenRows):
                 assert isinstance(theirs, TokenRows)
                 add_token_products(mine, theirs, result)

@@ -88,15 +88,22 @@ def run_gram(unit: GramUnit, bench: Workbench) -> dict[str, float]:
 
 
 def feature_products(rows: Callable[[int, int], Rows]) -> Product:
-    """<Phi_i, Phi_j> of two spans of rows, from ``rows(start, stop)`` -> (rows, ..., P) or factors; it keeps PANEL left spans' features."""
+    """<Phi_i, Phi_j> of two spans of rows, from ``rows(start, stop)`` -> (rows, ..., P) or factors.
+
+    It keeps the features of PANEL left spans and of the right span that passes by them, ready to be multiplied.
+    """
     kept: dict[Span, Tensor | Prepared] = {}
+    passing: dict[Span, Tensor | Prepared] = {}
 
     def product(left: Span, right: Span) -> Tensor:
         if left not in kept:
             while len(kept) >= PANEL:
                 del kept[next(iter(kept))]
-            kept[left] = _ready(rows(*left))
-        return _inner(kept[left], None if right == left else rows(*right))
+            kept[left] = passing.pop(left) if left in passing else _ready(rows(*left))
+        if right not in kept and right not in passing:
+            passing.clear()
+            passing[right] = _ready(rows(*right))
+        return _inner(kept[left], kept[right] if right in kept else passing[right])
 
     return product
 
@@ -105,13 +112,13 @@ def _ready(rows: Rows) -> Tensor | Prepared:
     return rows.prepared() if isinstance(rows, FeatureRows) else _flat(rows)
 
 
-def _inner(left: Tensor | Prepared, right: Rows | None) -> Tensor:
-    """All products of two blocks; None is the left block itself."""
+def _inner(left: Tensor | Prepared, right: Tensor | Prepared) -> Tensor:
+    """All products of two blocks."""
     if isinstance(left, Prepared):
-        assert not isinstance(right, Tensor)
-        return left.inner(left.rows if right is None else right)
-    assert not isinstance(right, FeatureRows)
-    return left @ (left if right is None else _flat(right)).T
+        assert isinstance(right, Prepared)
+        return left.inner(right)
+    assert isinstance(right, Tensor)
+    return left @ right.T
 
 
 def gram_tile(product: Product, row_range: Span, column_range: Span, block: int) -> npt.NDArray[np.float32]:
