@@ -152,7 +152,7 @@ def long_table(columns: Sequence[Column]) -> pl.DataFrame:
 def page(columns: Sequence[Column], *, profile: str, date: str, hardware: str) -> Page:
     """The page of these columns. ``date`` and ``hardware`` are shown as given."""
     intro = (
-        f"AUC-DEL_-, mean over networks and test points; larger is better. Profile {profile}, {date}, on {hardware}, "
+        f"AUC-DEL₋, mean over networks and test points; larger is better. Profile {profile}, {date}, on {hardware}, "
         f"Python {platform.python_version()}.",
         "Ours: 95% interval by the seed-clustered bootstrap. Paper: its pooled 95% interval, which takes the points of one network as "
         "independent. Difference: ours - paper; its interval adds both in squares. A dash: not measured, or not in the paper.",
