@@ -140,11 +140,12 @@ def test_a_stopped_job_says_how_to_go_on_and_goes_on(cluster: Cluster, tmp_path:
     file = experiment_file(
         tmp_path / "toy.yaml",
         "tests.toys:Counting",
-        {"folder": str(tmp_path), "epochs": 150},
+        {"folder": str(tmp_path)},
         methods=["ntk-final/target", "random"],
         resources={"task_seconds": 0.05},
     )
     store = Store(str(tmp_path / "store"))
+    (tmp_path / "slow").touch()
     submitted = submit(cluster, str(file), "--store", store.uri, options=("--no-wait", "--submission-id", "long_1"))
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     deadline = time.monotonic() + 120
@@ -164,6 +165,7 @@ def test_a_stopped_job_says_how_to_go_on_and_goes_on(cluster: Cluster, tmp_path:
     assert state is not None
     assert state.state == "stopped"
 
+    (tmp_path / "slow").unlink()
     command = re.search(r"^to go on: (.*)$", log, re.MULTILINE)
     assert command is not None, log
     assert command[1].startswith("ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- python jobs/evaluate.py ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -71,6 +72,8 @@ class CountingNet(nn.Module):
             self.counted = True
             with self.log.open("ab") as file:
                 file.write(b".")
+            if self.log.with_name("slow").exists():
+                time.sleep(4.0)
             if self.every and self.log.stat().st_size % self.every == 0:
                 if self.how == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -83,7 +86,10 @@ class CountingNet(nn.Module):
 
 
 class Counting(Blobs):
-    """Blobs whose trainings are counted in ``folder``/trainings, one byte each; every ``every``-th fails or kills its process."""
+    """Blobs whose trainings are counted in ``folder``/trainings, one byte each; every ``every``-th fails or kills its process.
+
+    Where there is a file ``folder``/slow, each takes seconds.
+    """
 
     path_options = ("folder",)
 
