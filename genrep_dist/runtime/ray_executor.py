@@ -63,7 +63,8 @@ class RayExecutor:
 
     A unit whose process, node or attempt fails is submitted again, at most ``resources.retries`` times; units are idempotent, because
     each writes one part that is whole or absent. Inside a submitted job, or with ``address``, it attaches to the running cluster;
-    otherwise it starts one on this machine and stops it in the end. What is in flight when :meth:`run` is closed is cancelled.
+    otherwise it starts one on this machine and stops it in the end. Tasks in flight when :meth:`run` is closed are abandoned: they end
+    with this driver's connection, at :meth:`close`; in a session that the caller has opened they go on to their end, and are kept.
 
     ``work`` is what a worker does with a unit. Raises PlanError when the nodes cannot hold the workers that ``resources`` declare.
     """
@@ -135,27 +136,24 @@ class RayExecutor:
             self._started = False
 
     def _run_as_tasks(self, task: Any, job: Any, pending: Iterator[Unit], demand: Demand) -> Iterator[Outcome]:
+        # None is cancelled when this is closed: a cancellation that meets the end of its task aborts the whole process of the driver.
         running: dict[Any, tuple[Unit, int]] = {}
         again: list[tuple[Unit, int]] = []
-        try:
-            while True:
-                room = max(0, self._slots_now(demand) * IN_FLIGHT_PER_SLOT - len(running) - len(again))
-                fresh = ((unit, 1) for unit in itertools.islice(pending, room))
-                for unit, attempt in itertools.chain(again, fresh):
-                    running[task.remote(job, unit)] = (unit, attempt)
-                again = []
-                if not running:
-                    return
-                done, _ = ray.wait(list(running), num_returns=1, timeout=RECOUNT_SECONDS)
-                for reference in done:
-                    outcome = self._collect(reference, *running.pop(reference))
-                    if self._wants_retry(outcome):
-                        again.append((outcome.unit, outcome.attempts + 1))
-                    else:
-                        yield self._settled(outcome)
-        finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
+        while True:
+            room = max(0, self._slots_now(demand) * IN_FLIGHT_PER_SLOT - len(running) - len(again))
+            fresh = ((unit, 1) for unit in itertools.islice(pending, room))
+            for unit, attempt in itertools.chain(again, fresh):
+                running[task.remote(job, unit)] = (unit, attempt)
+            again = []
+            if not running:
+                return
+            done, _ = ray.wait(list(running), num_returns=1, timeout=RECOUNT_SECONDS)
+            for reference in done:
+                outcome = self._collect(reference, *running.pop(reference))
+                if self._wants_retry(outcome):
+                    again.append((outcome.unit, outcome.attempts + 1))
+                else:
+                    yield self._settled(outcome)
 
     def _run_on_actors(self, actor: Any, job: Any, pending: Iterator[Unit], demand: Demand) -> Iterator[Outcome]:
         """Hand each unit to the first actor that is free; a slow one holds nobody else.
