@@ -61,11 +61,12 @@ class TextCNN(nn.Module):
         self.linear = nn.Linear(widths[2], num_outputs)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        padding = (inputs == PADDING_ID).unsqueeze(1)  # (B, 1, L)
         hidden = self.embedding(inputs).transpose(1, 2)  # (B, E, L); zero at padding
-        hidden = torch.relu(self.conv1(hidden)).masked_fill(padding, 0.0)
-        hidden = torch.relu(self.conv2(hidden)).masked_fill(padding, 0.0)
-        hidden = self.conv3(hidden).masked_fill(padding, -torch.inf)
+        # Added before a ReLU it makes zeros of padding, and costs a third of a fill of the result: a sum hands its gradient on as it is.
+        hide = torch.where(inputs == PADDING_ID, -torch.inf, 0.0).to(hidden.dtype).unsqueeze(1)  # (B, 1, L)
+        hidden = torch.relu(self.conv1(hidden) + hide)
+        hidden = torch.relu(self.conv2(hidden) + hide)
+        hidden = self.conv3(hidden) + hide
         # The largest value, then ReLU: equal to ReLU, then the largest value, without a ReLU of every position.
         logits: Tensor = self.linear(torch.relu(hidden.amax(dim=2)))
         return logits

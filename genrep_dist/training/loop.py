@@ -14,6 +14,7 @@ from genrep_dist.representers.features import outputs as model_outputs
 from genrep_dist.representers.losses import Loss
 from genrep_dist.training.batches import batches
 from genrep_dist.training.layouts import sequences_channels_last
+from genrep_dist.training.parts import gradients
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.updates import Descent, row_wise_embeddings
 
@@ -41,6 +42,7 @@ def train(
     kept: Tensor | None = None,
     observers: Sequence[Observer] = (),
     what: str = "",
+    at_once: int | None = None,
 ) -> nn.Module:
     """Train ``model`` in place by mini-batch SGD and return it.
 
@@ -48,7 +50,7 @@ def train(
     (N,) bool, rows marked False drop out of the batch they would have been in, and the mean runs over the rows that remain: the
     other rows keep their place and their step, so that a retraining shares its random numbers with the original run. A batch
     that loses all its rows is no step. The gradient of the mean loss enters through dL/df, which is exact and is what Eq. 10
-    accumulates.
+    accumulates. At most ``at_once`` rows of a batch go through the model together, which changes nothing but the order of sums.
 
     Raises NonFiniteError at the end of the first epoch that leaves a parameter NaN or Inf; ``what`` is trained, for the message.
     """
@@ -65,9 +67,8 @@ def train(
             order = randomness.order(epoch, num_rows).to(data.inputs.device)
             for batch in batches(data, order, recipe.batch_size, kept, (epoch - 1) * steps_per_epoch):
                 rate = recipe.rate(batch.step, num_steps)
-                outputs = model_outputs(model, batch.inputs)
-                output_gradient = loss.derivative(outputs.detach(), batch.targets) / len(batch.rows)
-                descent.step(torch.autograd.grad(outputs, parameters, output_gradient, allow_unused=True), rate)
+                output_gradient, found = gradients(model, loss, parameters, batch, at_once)
+                descent.step(found, rate)
                 for observer in observers:
                     observer.step(batch.rows, output_gradient, rate)
             error = divergence(model, data, randomness, epoch, what)

@@ -18,6 +18,7 @@ from genrep_dist.representers.losses import Loss
 from genrep_dist.training.loop import Observer, train
 from genrep_dist.training.packed import Run, train_pack
 from genrep_dist.training.packs import why_not_packed
+from genrep_dist.training.parts import rows_at_once
 from genrep_dist.training.randomness import Randomness
 
 Arithmetic = Literal["solo", "stacked"]
@@ -56,6 +57,7 @@ class Trainer:
         reason = why_not_packed(factory, loss, recipe, data, max_work)
         self.reason = reason
         self.arithmetic: Arithmetic = "stacked" if reason is None else "solo"
+        self._at_once = rows_at_once(factory, recipe, data) if reason else None
 
     def build(self, randomness: Randomness) -> nn.Module:
         return randomness.build(self._factory).to(self._device)
@@ -102,13 +104,16 @@ class Trainer:
             return train_pack(models, self._loss, self._recipe, self._data, runs, observers=observers)
         errors: list[NonFiniteError | None] = []
         for model, run in zip(models, runs, strict=True):
-            kept = None if run.kept is None else run.kept.to(self._device)
             try:
-                train(model, self._loss, self._recipe, self._data, run.randomness, kept=kept, observers=observers, what=run.what)
+                self._train_solo(model, run, self._recipe, self._data, observers)
                 errors.append(None)
             except NonFiniteError as error:
                 errors.append(error)
         return errors
+
+    def _train_solo(self, model: nn.Module, run: Run, recipe: Recipe, data: Dataset, observers: Sequence[Observer] = ()) -> None:
+        kept = None if run.kept is None else run.kept.to(self._device)
+        train(model, self._loss, recipe, data, run.randomness, kept=kept, observers=observers, what=run.what, at_once=self._at_once)
 
     def _probe(self) -> int:
         best, size, seconds = 1, 1, self._seconds_a_step(1)
@@ -152,7 +157,7 @@ class Trainer:
             if self.arithmetic == "stacked":
                 train_pack(models, self._loss, short, data, runs)
             else:
-                train(models[0], self._loss, short, data, runs[0].randomness)
+                self._train_solo(models[0], runs[0], short, data)
             self._synchronize()
             best = min(best, (time.perf_counter() - began) / (steps * size))
         return best
