@@ -29,7 +29,7 @@ FLOAT_BYTES = 4
 TILES_HELD = 6
 """Tiles of a gram that fit half the budget. Three are held at once (the sum, its encoded file, what is read back); the rest is for
 the store's upload buffers, for what the allocator keeps, and for a process whose libraries and data take more than the other half."""
-PANEL = 3
+PANEL = 2
 """Left blocks of features that a tile of the gram keeps, ready to be multiplied, while the right ones pass by."""
 BLOCKS_HELD = PANEL + 3
 """Blocks of features that a tile has in memory at once: the panel, a right block, the one that is being read, and what reading takes."""
@@ -68,9 +68,11 @@ class Shape:
         return self.ntk_held + self.ntk_spelled if kernel == "ntk" and self.ntk_held else self.feature_width(kernel)
 
     def block_numbers(self, kernel: str) -> int:
-        """Numbers that one row of a block takes at work: BLOCKS_HELD blocks, and what is made ready of a panel and of the right block."""
+        """Numbers that one row of a block takes at work: BLOCKS_HELD blocks; of factors a panel is held twice while its blocks are joined,
+        and what is made ready of a panel and of the right block besides.
+        """
         if kernel == "ntk" and self.ntk_held:
-            return BLOCKS_HELD * self.ntk_held + (PANEL + 1) * self.ntk_spelled
+            return (BLOCKS_HELD + PANEL) * self.ntk_held + (PANEL + 1) * self.ntk_spelled
         return BLOCKS_HELD * self.feature_width(kernel)
 
     def products(self, kernel: str) -> int:

@@ -124,7 +124,7 @@ def test_stored_or_streamed_in_blocks_of_any_size(finished: gr.Run, tmp_path: Pa
     streamed = run(tmp_path / "streamed", resources={"features": "stream"})
     for method in METHODS:
         np.testing.assert_array_equal(streamed.attributions(method, 0), plain[method])
-    small = run(tmp_path / "small", resources={"memory_budget": "100KiB", "features": "store"})
+    small = run(tmp_path / "small", resources={"memory_budget": "128KiB", "features": "store"})
     assert small.plan.block_rows["ntk"] < 10
     for method in METHODS:
         np.testing.assert_allclose(small.attributions(method, 0), plain[method], rtol=1e-3, atol=1e-5)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from genrep_dist.plan import PANEL
 from genrep_dist.representers.factored import FeatureRows, Prepared
 from genrep_dist.representers.kernels import last_layer_block, per_output
 from genrep_dist.stages.job import Workbench, to_numpy
-from genrep_dist.stages.prefetch import RECENT, Ahead
+from genrep_dist.stages.prefetch import Ahead
 from genrep_dist.store.features import RowsReader
 from genrep_dist.units import GramUnit, KernelUnit
 
@@ -63,7 +63,7 @@ def _feature_block(unit: KernelUnit, bench: Workbench, num_outputs: int) -> Tens
 
 
 def run_gram(unit: GramUnit, bench: Workbench) -> dict[str, float]:
-    """One tile of the gram, by products of blocks of training rows, with the tile and BLOCKS_HELD blocks in memory.
+    """One tile of the gram, by products of a panel of left blocks with right ones, with the tile and BLOCKS_HELD blocks in memory.
 
     Stored features are read by a thread while the block before them is multiplied.
     """
@@ -72,40 +72,57 @@ def run_gram(unit: GramUnit, bench: Workbench) -> dict[str, float]:
     # The grid counts rows of the gram, C of them for each training row where the kernel is matrix-valued.
     edge = artifact.declared_chunks("gram")
     spans, across = ((at * unit.tile, min((at + 1) * unit.tile, num_train)) for at in (unit.row, unit.column))
-    ahead = None
     if unit.kernel in bench.own_kernels:
-        product: Product = lambda left, right: bench.own_kernel_block(  # noqa: E731
+        # Of a kernel of one's own nobody knows what memory it takes for more than a block.
+        own: Product = lambda left, right: bench.own_kernel_block(  # noqa: E731
             unit, bench.train.inputs[slice(*left)], bench.train.inputs[slice(*right)]
         )
+        tile = gram_tile(own, spans, across, unit.block, panel=1)
     else:
         # Gradients that are computed have no disk to wait for.
-        ahead = Ahead(_feature_rows(unit, bench), reads(spans, across, unit.block) if unit.stored else ())
-        product = feature_products(ahead)
-    with ahead or nullcontext():
-        tile = gram_tile(product, spans, across, unit.block)
+        with Ahead(_feature_rows(unit, bench), reads(spans, across, unit.block) if unit.stored else ()) as ahead:
+            tile = gram_tile(feature_products(ahead, unit.block), spans, across, unit.block)
     artifact.write_part(unit.part, "gram", (unit.row * edge[0], unit.column * edge[1]), tile, seconds=bench.elapsed())
     return {"numbers": float(tile.size)}
 
 
-def feature_products(rows: Callable[[int, int], Rows]) -> Product:
-    """<Phi_i, Phi_j> of two spans of rows, from ``rows(start, stop)`` -> (rows, ..., P) or factors.
+def feature_products(rows: Callable[[int, int], Rows], block: int) -> Product:
+    """<Phi_i, Phi_j> of a panel with itself or with a block, from ``rows(start, stop)`` -> (rows, ..., P) or factors, a block at a time.
 
-    It keeps the features of PANEL left spans and of the right span that passes by them, ready to be multiplied.
+    It keeps the features of the latest panel, ready to be multiplied.
     """
-    kept: dict[Span, Tensor | Prepared] = {}
-    passing: dict[Span, Tensor | Prepared] = {}
+    held: tuple[Span, Tensor | Prepared] | None = None
+    room: Tensor | None = None
 
     def product(left: Span, right: Span) -> Tensor:
-        if left not in kept:
-            while len(kept) >= PANEL:
-                del kept[next(iter(kept))]
-            kept[left] = passing.pop(left) if left in passing else _ready(rows(*left))
-        if right not in kept and right not in passing:
-            passing.clear()
-            passing[right] = _ready(rows(*right))
-        return _inner(kept[left], kept[right] if right in kept else passing[right])
+        nonlocal held, room
+        if held is None or held[0] != left:
+            held = None
+            parts = (rows(*one) for one in _blocks(left, block))
+            first = next(parts)
+            if isinstance(first, FeatureRows):
+                held = left, FeatureRows.joined([first, *(part for part in parts if isinstance(part, FeatureRows))]).prepared()
+            else:
+                dense = (_flat(part) for part in itertools.chain([first], parts) if isinstance(part, Tensor))
+                # Memory that was written before is not asked of the system again.
+                room, panel = _side_by_side(dense, (left[1] - left[0]) * (_flat(first[:1]).shape[0]), room)
+                held = left, panel
+        # The few rows on the left: BLAS is a third faster so.
+        return _inner(held[1], held[1]) if right == left else _inner(_ready(rows(*right)), held[1]).T
 
     return product
+
+
+def _side_by_side(parts: Iterator[Tensor], num_rows: int, room: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``parts`` (rows, P) one after the other in ``room``, or in new memory where that is too small: the memory, and what fills it."""
+    at = 0
+    for part in parts:
+        if room is None or len(room) < num_rows:
+            room = part.new_empty(num_rows, part.shape[1])
+        room[at : at + len(part)] = part
+        at += len(part)
+    assert room is not None
+    return room, room[:at]
 
 
 def _ready(rows: Rows) -> Tensor | Prepared:
@@ -121,15 +138,16 @@ def _inner(left: Tensor | Prepared, right: Tensor | Prepared) -> Tensor:
     return left @ right.T
 
 
-def gram_tile(product: Product, row_range: Span, column_range: Span, block: int) -> npt.NDArray[np.float32]:
+def gram_tile(product: Product, row_range: Span, column_range: Span, block: int, panel: int = PANEL) -> npt.NDArray[np.float32]:
     """The gram of training rows ``row_range`` with ``column_range``, float32; a diagonal tile is exactly symmetric.
 
-    ``product(left, right)`` gives the gram of two spans of at most ``block`` rows, one or C rows of it for each training row.
+    ``product(left, right)`` gives the gram of two spans, one or C rows of it for each training row: of ``panel`` blocks of ``block`` rows
+    with themselves or with one block.
     """
     diagonal = row_range == column_range
     tile: Tensor | None = None
     per_row = 1
-    for left, right in _pairs(row_range, column_range, block):
+    for left, right in _pairs(row_range, column_range, block, panel):
         values = product(left, right).float()
         if tile is None:
             per_row = len(values) // (left[1] - left[0])
@@ -146,28 +164,23 @@ def gram_tile(product: Product, row_range: Span, column_range: Span, block: int)
 
 
 def reads(row_range: Span, column_range: Span, block: int) -> Iterator[Span]:
-    """The spans that :func:`feature_products` reads for a tile, in their order."""
-    lefts: list[Span] = []
-    recent: list[Span] = []
-    for left, right in _pairs(row_range, column_range, block):
-        asked = [right] if right != left else []
-        if left not in lefts:
-            lefts = [*lefts[1 - PANEL :], left]
-            asked.insert(0, left)
-        for span in asked:
-            if span not in recent:
-                yield span
-            recent = [*(other for other in recent if other != span), span][-RECENT:]
+    """The blocks that :func:`feature_products` reads for a tile, in their order."""
+    latest = None
+    for left, right in _pairs(row_range, column_range, block, PANEL):
+        if left != latest:
+            yield from _blocks(left, block)
+            latest = left
+        if right != left:
+            yield right
 
 
-def _pairs(row_range: Span, column_range: Span, block: int) -> Iterator[tuple[Span, Span]]:
-    """The blocks of a tile, in panels of PANEL block rows, so that a right block is read once for each panel."""
-    lefts = list(_blocks(row_range, block))
-    for start in range(0, len(lefts), PANEL):
-        for right in _blocks(column_range, block):
-            for left in lefts[start : start + PANEL]:
-                if row_range != column_range or right[0] >= left[0]:
-                    yield left, right
+def _pairs(row_range: Span, column_range: Span, block: int, panel: int) -> Iterator[tuple[Span, Span]]:
+    """A panel of a tile's rows with each block of its columns; in a diagonal tile with itself and with what comes after it."""
+    for left in _blocks(row_range, panel * block):
+        if row_range == column_range:
+            yield left, left
+        for right in _blocks((left[1] if row_range == column_range else column_range[0], column_range[1]), block):
+            yield left, right
 
 
 def _flat(features: Tensor) -> Tensor:

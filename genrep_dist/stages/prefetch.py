@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -11,33 +11,28 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 Span = tuple[int, int]
 
-RECENT = 2
-
 
 class Ahead(Generic[T]):
     """``read`` (start, stop) with the next span on its way, for whoever asks for ``spans`` in about that order.
 
-    A span that was not expected is read when it is asked for: the forecast changes the time and never the values. The two latest values
-    are kept, so asking again for one of them reads nothing. At most one span is ahead; with none in ``spans`` there is no thread.
-    What ``read`` raises for a span is raised where that span is asked for. Use it as a context: leaving it waits for the thread.
+    A span that was not expected is read when it is asked for: the forecast changes the time and never the values. At most one span is
+    ahead; with none in ``spans`` there is no thread. What ``read`` raises for a span is raised where that span is asked for. Use it as a
+    context: leaving it waits for the thread.
     """
 
     def __init__(self, read: Callable[[int, int], T], spans: Iterable[Span] = ()) -> None:
         self._read = read
         self._expected = deque(spans)
         self._coming: tuple[Span, Future[T]] | None = None
-        self._recent: OrderedDict[Span, T] = OrderedDict()
         self._thread = ThreadPoolExecutor(1) if self._expected else None
         self._send()
 
     def __call__(self, start: int, stop: int) -> T:
-        span = (start, stop)
-        if span not in self._recent:
-            while len(self._recent) >= RECENT:
-                self._recent.popitem(last=False)
-            self._recent[span] = self._next(span)
-        self._recent.move_to_end(span)
-        return self._recent[span]
+        if self._coming is None or self._coming[0] != (start, stop):
+            return self._read(start, stop)
+        value = self._coming[1].result()
+        self._send()
+        return value
 
     def __enter__(self) -> Ahead[T]:
         return self
@@ -46,14 +41,6 @@ class Ahead(Generic[T]):
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
         self._coming = None
-        self._recent.clear()
-
-    def _next(self, span: Span) -> T:
-        if self._coming is None or self._coming[0] != span:
-            return self._read(*span)
-        value = self._coming[1].result()
-        self._send()
-        return value
 
     def _send(self) -> None:
         self._coming = None

@@ -89,7 +89,7 @@ def kernel(rows: int, points: int, parameters: int) -> Work:
 
 def tile(rows: int) -> Work:
     features = normal(rows, 512)
-    return lambda: gram_tile(feature_products(lambda start, stop: features[start:stop]), (0, rows), (0, rows), 256)
+    return lambda: gram_tile(feature_products(lambda start, stop: features[start:stop], 256), (0, rows), (0, rows), 256)
 
 
 def psd(rows: int) -> torch.Tensor:

@@ -82,7 +82,7 @@ def factored(model: nn.Module, inputs: Tensor, artifact: Artifact) -> dict[str, 
     feature_seconds, num_bytes = timed(write)
     artifact.commit({}, [f"rows-{a:09d}" for a in starts])
     reader = RowsReader(artifact)
-    gram_seconds, gram = timed(lambda: gram_tile(feature_products(reader.read), (0, rows), (0, rows), BLOCK))
+    gram_seconds, gram = timed(lambda: gram_tile(feature_products(reader.read, BLOCK), (0, rows), (0, rows), BLOCK))
     return {"features": feature_seconds, "gram": gram_seconds, "bytes": num_bytes, "result": gram}
 
 
@@ -106,7 +106,7 @@ def dense(model: nn.Module, inputs: Tensor, artifact: Artifact, rows: int) -> di
     artifact.commit({})
     reader = artifact.reader("features")
     read: Callable[[int, int], Tensor] = lambda start, stop: torch.from_numpy(reader.read(slice(start, stop)))  # noqa: E731
-    gram_seconds, gram = timed(lambda: gram_tile(feature_products(read), (0, count), (0, count), block))
+    gram_seconds, gram = timed(lambda: gram_tile(feature_products(read, block), (0, count), (0, count), block))
     read_seconds, whole = timed(lambda: read(0, count))
     product_seconds = min(timed(lambda: whole @ whole.T)[0] for _ in range(3))
     pairs = _pairs(-(-count // block))

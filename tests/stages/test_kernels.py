@@ -36,7 +36,7 @@ def build_gram(store: Store, features: Tensor, tile: int, block: int) -> Artifac
     artifact.create(spec.name, spec.shape, spec.chunks, "float32", spec.dimension_names)
     for i in range(0, n, tile):
         for j in range(i, n, tile):
-            values = gram_tile(feature_products(rows_of(features)), (i, min(i + tile, n)), (j, min(j + tile, n)), block)
+            values = gram_tile(feature_products(rows_of(features), block), (i, min(i + tile, n)), (j, min(j + tile, n)), block)
             artifact.write_part(f"{i}-{j}", "gram", (i * per_row, j * per_row), values)
     artifact.commit({})
     return artifact
@@ -54,7 +54,7 @@ def test_any_tiling_is_the_dense_product(n: int, outputs: int | None, tile: int,
     for i in range(0, n, tile):
         for j in range(i, n, tile):
             span, across = (i, min(i + tile, n)), (j, min(j + tile, n))
-            values = gram_tile(feature_products(rows_of(features)), span, across, block)
+            values = gram_tile(feature_products(rows_of(features), block), span, across, block)
             window = dense[span[0] * per_row : span[1] * per_row, across[0] * per_row : across[1] * per_row]
             np.testing.assert_allclose(values, window, rtol=1e-4, atol=1e-4)
             if i == j:
@@ -72,7 +72,7 @@ def test_what_a_tile_reads_is_known_beforehand(rows: int, columns: int, diagonal
 
     across = (0, rows) if diagonal else (40, 40 + columns)
     with Ahead(read) as reader:
-        gram_tile(feature_products(reader), (0, rows), across, block)
+        gram_tile(feature_products(reader, block), (0, rows), across, block)
     assert asked == list(reads((0, rows), across, block))
     # A panel at a time: each right block is read once for every PANEL left ones.
     lefts, rights = -(-rows // block), -(-(rows if diagonal else columns) // block)
@@ -87,7 +87,7 @@ def test_a_tile_reads_one_block_at_a_time() -> None:
         asked.append(stop - start)
         return features[start:stop]
 
-    gram_tile(feature_products(rows), (0, 40), (0, 40), 8)
+    gram_tile(feature_products(rows, 8), (0, 40), (0, 40), 8)
     assert max(asked) == 8
 
 

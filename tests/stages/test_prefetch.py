@@ -33,14 +33,6 @@ def test_the_next_span_is_read_while_one_is_worked_on_and_no_more() -> None:
         assert not begun[3].is_set()
 
 
-def test_the_two_latest_are_not_read_again() -> None:
-    counted: list[int] = []
-    with Ahead(lambda start, stop: counted.append(start)) as ahead:
-        for start in (0, 1, 0, 1, 2, 1, 0):
-            ahead(start, start + 1)
-    assert counted == [0, 1, 2, 0]
-
-
 def test_what_reading_raises_comes_where_it_is_asked_for() -> None:
     def read(start: int, stop: int) -> int:
         if start == 1:
