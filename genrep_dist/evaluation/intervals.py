@@ -26,7 +26,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from genrep_dist.seeds import derive_seed
 
@@ -47,8 +47,8 @@ def pooled_half_width(values: Array) -> float | None:
 
 def expanded_levels(num_units: int) -> tuple[float, float]:
     """The two levels of the expanded 95% percentile interval, from ``num_units`` >= 2 independent units."""
-    student = stats.t.ppf((1 + CONFIDENCE) / 2, num_units - 1)
-    tail = float(stats.norm.cdf(-math.sqrt(num_units / (num_units - 1)) * student))
+    student = special.stdtrit(num_units - 1, (1 + CONFIDENCE) / 2)
+    tail = float(special.ndtr(-math.sqrt(num_units / (num_units - 1)) * student))
     return tail, 1 - tail
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from sklearn.metrics import roc_auc_score
 
 from genrep_dist.errors import NonFiniteError, StoreError
 from genrep_dist.evaluation.metrics import POINTS_SCHEMA
@@ -28,6 +27,8 @@ def mislabel_points(self_influence: Mapping[tuple[str, int], Scores], flipped: M
 
     Errors as for :func:`inspection_curve`.
     """
+    from sklearn.metrics import roc_auc_score  # a quarter of a second and 60 MB, for the runs that ask for it
+
     rows: list[tuple[str, str, int, None, float]] = []
     for (method, seed), scores in self_influence.items():
         curve = inspection_curve(scores, flipped, ids)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from genrep_dist.evaluation.intervals import Array
 from genrep_dist.seeds import derive_seed
@@ -32,6 +31,8 @@ def sign_flip_p_values(rows: Array, *, seed: int = 0) -> Array:
 
 
 def _p_values(rows: Array, batch: int, seed: int) -> Array:
+    from scipy import stats  # half a second to import: plans and workers do without
+
     result = stats.permutation_test(
         (rows,),
         _mean,
