@@ -68,6 +68,9 @@ class RecipeSection(Section):
     schedule: Literal["constant", "cosine"] | None = None
     momentum: float | None = Field(None, ge=0, lt=1)
     weight_decay: float | None = Field(None, ge=0, allow_inf_nan=False)
+    precision: Literal["full", "tf32", "bfloat16"] | None = Field(
+        None, description="Of the products in training; the explained model is always computed in its own dtype."
+    )
 
 
 class TargetSection(Section):

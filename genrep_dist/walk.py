@@ -156,6 +156,7 @@ class Walk:
             alone = [RetrainUnit((row,)) for unit in crashed if isinstance(unit, RetrainUnit) and len(unit.rows) > 1 for row in unit.rows]
             if alone:
                 self._progress.message(f"tasks have ended their processes in all attempts: {len(alone)} models are trained one by one")
+                self._progress.again(len(alone))
                 self._work(alone, actors=False)
 
     def _models_per_task(self, missing: Sequence[Retraining]) -> int:

@@ -12,7 +12,15 @@ from genrep_dist.keys import Keys, sample_test_positions
 from genrep_dist.plan import Plan, Shape, make_plan
 
 SHAPE = Shape(num_train=1000, num_test=200, num_outputs=1, num_parameters=5000, last_layer_width=33)
-RECIPE = {"epochs": 20, "batch_size": 32, "learning_rate": 0.1, "schedule": "constant", "momentum": 0.0, "weight_decay": 0.0}
+RECIPE = {
+    "epochs": 20,
+    "batch_size": 32,
+    "learning_rate": 0.1,
+    "schedule": "constant",
+    "momentum": 0.0,
+    "weight_decay": 0.0,
+    "precision": "full",
+}
 
 
 def keys(*overrides: str, recipe: dict[str, Any] = RECIPE, experiment: str = "demo") -> Keys:

@@ -72,6 +72,8 @@ def _why_not_exact(patient: Patient) -> str:
     """Why Eq. 8 need not hold exactly; empty where it must."""
     if not all(patient.plan.keys.recipe[name] == 0 for name in ("momentum", "weight_decay")):
         return "the optimiser is not plain SGD"
+    if patient.plan.keys.recipe["precision"] != "full":
+        return "the training rounds its products"
     mixing, frozen = normalising_layers(patient.model)
     if mixing or frozen or dropout_layers(patient.model):
         return "the model is another function in training than in evaluation"

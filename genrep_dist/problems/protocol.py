@@ -12,6 +12,7 @@ from genrep_dist.errors import ProblemError
 from genrep_dist.representers.losses import Loss
 
 Schedule = Literal["constant", "cosine"]
+Precision = Literal["full", "tf32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,10 @@ class Recipe:
 
     ``learning_rate`` is the rate of the first step; ``schedule`` "constant" keeps it, "cosine" lets it fall to zero over the run.
     The tracking and TracIn identities hold for plain SGD, so ``momentum`` and ``weight_decay`` default to zero.
+
+    ``precision`` is that of the products in training: "full" is the parameters' own dtype; "tf32" lets a GPU round the factors of float32
+    products to 10 bits (a CPU does not); "bfloat16" rounds them to 7. Parameters stay in their own dtype, and what is explained and
+    judged is computed in it.
     """
 
     epochs: int
@@ -28,6 +33,7 @@ class Recipe:
     schedule: Schedule = "constant"
     momentum: float = 0.0
     weight_decay: float = 0.0
+    precision: Precision = "full"
 
     def __post_init__(self) -> None:
         checks: list[tuple[str, bool, str]] = [
@@ -36,6 +42,7 @@ class Recipe:
             ("learning_rate", math.isfinite(self.learning_rate) and self.learning_rate > 0, "a finite number above 0"),
             ("schedule", self.schedule in ("constant", "cosine"), "'constant' or 'cosine'"),
             ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
+            ("precision", self.precision in ("full", "tf32", "bfloat16"), "'full', 'tf32' or 'bfloat16'"),
             ("weight_decay", math.isfinite(self.weight_decay) and self.weight_decay >= 0, "a finite number, 0 or more"),
         ]
         for name, fine, expected in checks:

@@ -156,7 +156,9 @@ def replicate_spread(replicates: pl.DataFrame) -> float | None:
 def _recipe_text(recipe: Recipe) -> str:
     extras = [f"{name.replace('_', ' ')} {value:g}" for name in ("momentum", "weight_decay") if (value := getattr(recipe, name))]
     kind = "SGD with " + " and ".join(extras) if extras else "plain SGD"
-    return f"{recipe.epochs} epochs of {kind}, batches of {recipe.batch_size}, learning rate {recipe.learning_rate:g} ({recipe.schedule})"
+    rounded = "" if recipe.precision == "full" else f", products in {recipe.precision}"
+    rate = f"learning rate {recipe.learning_rate:g} ({recipe.schedule})"
+    return f"{recipe.epochs} epochs of {kind}, batches of {recipe.batch_size}, {rate}{rounded}"
 
 
 def _target_text(run: Run) -> str:

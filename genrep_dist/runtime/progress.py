@@ -117,6 +117,10 @@ class Tally:
             self.shown.message(f"failed after {outcome.attempts} attempts: {outcome.unit.label}")
         self.check()
 
+    def again(self, units: int) -> None:
+        """``units`` that had failed together are tried anew, each by itself."""
+        self._current.failed -= units
+
     def snapshot(self) -> dict[str, Any]:
         """All counts as plain data: ``stages`` in the order in which they began, ``failures``."""
         return {"stages": {name: count.plain() for name, count in list(self.counts.items())}, "failures": self.failures.plain()}

@@ -67,7 +67,7 @@ def train(
             order = randomness.order(epoch, num_rows).to(data.inputs.device)
             for batch in batches(data, order, recipe.batch_size, kept, (epoch - 1) * steps_per_epoch):
                 rate = recipe.rate(batch.step, num_steps)
-                output_gradient, found = gradients(model, loss, parameters, batch, at_once)
+                output_gradient, found = gradients(model, loss, recipe, parameters, batch, at_once)
                 descent.step(found, rate)
                 for observer in observers:
                     observer.step(batch.rows, output_gradient, rate)

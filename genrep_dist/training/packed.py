@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.problems.protocol import Dataset, Recipe
-from genrep_dist.representers.features import outputs as model_outputs
 from genrep_dist.representers.losses import Loss
 from genrep_dist.training.batches import GATHER_BYTES
 from genrep_dist.training.loop import Observer, all_finite, divergence
 from genrep_dist.training.packs import Pack, filled
+from genrep_dist.training.precision import training_outputs
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.updates import Descent
 
@@ -133,7 +133,7 @@ def _train_steps(
         all_inputs, all_targets = data.inputs[flat], data.targets[flat]
         divisors: Tensor | None = None
         for index in range(len(rows)):
-            outputs = model_outputs(pack.module, all_inputs[index])
+            outputs = training_outputs(pack.module, all_inputs[index], recipe)
             if divisors is None:
                 # Divided by infinity, what stands in for a removed row adds exactly nothing.
                 sizes = steps.sizes[begin : begin + per_gather].unsqueeze(2).to(outputs.dtype)

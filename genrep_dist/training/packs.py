@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,6 +15,7 @@ from genrep_dist.errors import ProblemError
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.representers.features import outputs as model_outputs
 from genrep_dist.representers.losses import Loss
+from genrep_dist.training.precision import training_outputs
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.stacked import Stacked, StackedEmbedding, stack_layer
 from genrep_dist.training.threads import one_thread
@@ -142,7 +144,9 @@ def _failed(error: Exception) -> str:
 
 
 def _trial(factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: Dataset) -> str | None:
-    """Outputs and gradients of three models at once against each alone: equal to rounding, and bit for bit whatever their number."""
+    """Outputs and gradients of three models at once against each alone: equal to rounding in full precision, and bit for bit whatever
+    their number in the recipe's.
+    """
     rows = min(len(data.inputs), recipe.batch_size)
     models = [Randomness(seed).build(factory).train() for seed in range(3)]
     generator = torch.get_rng_state()
@@ -150,7 +154,8 @@ def _trial(factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: D
         # As units of work run: two threads would share out a batch of products by how many there are.
         with one_thread():
             alone = [_step(model, loss, data, rows, slot) for slot, model in enumerate(models)]
-            together = _packed_step(models, loss, recipe, data, rows, 0)
+            full = _packed_step(models, loss, replace(recipe, precision="full"), data, rows, 0)
+            together = full if recipe.precision == "full" else _packed_step(models, loss, recipe, data, rows, 0)
             single = [_packed_step([model], loss, recipe, data, rows, slot) for slot, model in enumerate(models)]
     except CODE_FAILS as error:
         return _failed(error)
@@ -160,7 +165,7 @@ def _trial(factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: D
     if drew:
         return "its forward pass draws random numbers"
     for slot, (expected, one) in enumerate(zip(alone, single, strict=True)):
-        for plain, packed in zip(expected, together[slot], strict=True):
+        for plain, packed in zip(expected, full[slot], strict=True):
             scale = float(plain.norm())
             if not float((plain - packed).norm()) <= torch.finfo(plain.dtype).eps ** 0.5 * (scale or 1.0):
                 return "the rows of several models in one batch change each other's numbers"
@@ -185,7 +190,7 @@ def _packed_step(models: list[nn.Module], loss: Loss, recipe: Recipe, data: Data
         pack.load(slot, model)
     size = filled(rows)
     index = torch.cat([_filled_rows(_trial_rows(data, rows, first + slot), size) for slot in range(len(models))])
-    outputs = model_outputs(pack.module, data.inputs[index])
+    outputs = training_outputs(pack.module, data.inputs[index], recipe)
     divisors = torch.full((len(models), size, 1), float("inf"), dtype=outputs.dtype, device=outputs.device)
     divisors[:, :rows] = rows
     slopes = loss.derivative(outputs.detach(), data.targets[index]) / divisors.flatten(0, 1)

@@ -12,6 +12,7 @@ from genrep_dist.representers.features import outputs as model_outputs
 from genrep_dist.representers.losses import Loss
 from genrep_dist.training.batches import Batch
 from genrep_dist.training.packs import CODE_FAILS
+from genrep_dist.training.precision import training_outputs
 from genrep_dist.training.randomness import Randomness
 
 CACHED_BYTES = 4 * 2**20
@@ -62,13 +63,13 @@ def rows_at_once(factory: Callable[[], nn.Module], recipe: Recipe, data: Dataset
 
 
 def gradients(
-    model: nn.Module, loss: Loss, parameters: Sequence[Tensor], batch: Batch, at_once: int | None
+    model: nn.Module, loss: Loss, recipe: Recipe, parameters: Sequence[Tensor], batch: Batch, at_once: int | None
 ) -> tuple[Tensor, list[Tensor | None]]:
     """dL/df / B (B, C) and the gradients of the batch's mean loss in ``parameters``; None for one that took no part."""
     total: list[Tensor | None] = []
     slopes: list[Tensor] = []
     for inputs, targets in zip(_parts(batch.inputs, at_once), _parts(batch.targets, at_once), strict=True):
-        outputs = model_outputs(model, inputs)
+        outputs = training_outputs(model, inputs, recipe)
         slopes.append(loss.derivative(outputs.detach(), targets) / len(batch.rows))
         found = torch.autograd.grad(outputs, parameters, slopes[-1], allow_unused=True)
         total = [_sum(one, other) for one, other in zip(total, found, strict=True)] if total else list(found)

@@ -19,6 +19,7 @@ from genrep_dist.training.loop import Observer, train
 from genrep_dist.training.packed import Run, train_pack
 from genrep_dist.training.packs import why_not_packed
 from genrep_dist.training.parts import rows_at_once
+from genrep_dist.training.precision import tf32
 from genrep_dist.training.randomness import Randomness
 
 Arithmetic = Literal["solo", "stacked"]
@@ -101,7 +102,8 @@ class Trainer:
 
     def _train(self, models: list[nn.Module], runs: Sequence[Run], observers: Sequence[Observer]) -> list[NonFiniteError | None]:
         if self.arithmetic == "stacked":
-            return train_pack(models, self._loss, self._recipe, self._data, runs, observers=observers)
+            with tf32(self._recipe):
+                return train_pack(models, self._loss, self._recipe, self._data, runs, observers=observers)
         errors: list[NonFiniteError | None] = []
         for model, run in zip(models, runs, strict=True):
             try:
@@ -113,7 +115,8 @@ class Trainer:
 
     def _train_solo(self, model: nn.Module, run: Run, recipe: Recipe, data: Dataset, observers: Sequence[Observer] = ()) -> None:
         kept = None if run.kept is None else run.kept.to(self._device)
-        train(model, self._loss, recipe, data, run.randomness, kept=kept, observers=observers, what=run.what, at_once=self._at_once)
+        with tf32(recipe):
+            train(model, self._loss, recipe, data, run.randomness, kept=kept, observers=observers, what=run.what, at_once=self._at_once)
 
     def _probe(self) -> int:
         best, size, seconds = 1, 1, self._seconds_a_step(1)
@@ -155,7 +158,8 @@ class Trainer:
             self._synchronize()
             began = time.perf_counter()
             if self.arithmetic == "stacked":
-                train_pack(models, self._loss, short, data, runs)
+                with tf32(short):
+                    train_pack(models, self._loss, short, data, runs)
             else:
                 self._train_solo(models[0], runs[0], short, data)
             self._synchronize()

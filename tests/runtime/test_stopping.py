@@ -14,6 +14,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from genrep_dist.runtime.ray_executor import IN_FLIGHT_PER_SLOT
 from tests.experiments import ROOT, experiment_file
 from tests.toys import trainings
 
@@ -21,9 +22,8 @@ METHODS = ["ntk-final/tracking", "random"]
 STOPPED_AFTER = 8
 """Trainings: two originals, and some retrainings."""
 
-
-IN_FLIGHT = 16
-"""Trainings at most that are abandoned: two tasks a slot, of a few models each."""
+IN_FLIGHT = 2 * IN_FLIGHT_PER_SLOT
+"""Trainings at most that are abandoned: on two slots, tasks of one model each."""
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:
@@ -38,7 +38,7 @@ def make(folder: Path) -> Path:
         "tests.toys:Counting",
         {"folder": str(folder), "epochs": 25},
         methods=METHODS,
-        resources={"task_seconds": 0.05, "workers": 2},
+        resources={"task_seconds": 1e-9, "workers": 2},
     )
     return folder
 

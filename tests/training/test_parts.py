@@ -72,8 +72,8 @@ def test_gradients_in_parts_are_those_of_the_whole(at_once: int) -> None:
     batch = Batch(0, data.ids, data.inputs.double(), data.targets.double())
     unused = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     parameters = [*model.parameters(), unused]
-    slopes, whole = gradients(model, LOSS, parameters, batch, None)
-    slopes_of_parts, in_parts = gradients(model, LOSS, parameters, batch, at_once)
+    slopes, whole = gradients(model, LOSS, RECIPE, parameters, batch, None)
+    slopes_of_parts, in_parts = gradients(model, LOSS, RECIPE, parameters, batch, at_once)
     torch.testing.assert_close(slopes_of_parts, slopes, rtol=1e-12, atol=0)
     assert whole[-1] is None
     assert in_parts[-1] is None

@@ -1,0 +1,106 @@
+"""Lower precision is a declared choice that changes the products of training, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genrep_dist.errors import ProblemError
+from genrep_dist.problems.digits import Digits
+from genrep_dist.problems.protocol import Dataset, Precision, Recipe
+from genrep_dist.problems.text_models import TextCNN
+from genrep_dist.representers.losses import get_loss
+from genrep_dist.training.loop import train
+from genrep_dist.training.packed import Run
+from genrep_dist.training.precision import tf32, training_outputs
+from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.trainer import Trainer
+from tests.training.reference import parameters_of
+
+LOSS = get_loss("logistic")
+
+
+def recipe(precision: Precision) -> Recipe:
+    return Recipe(3, 20, 0.1, precision=precision)
+
+
+def digits() -> Dataset:
+    data = Digits(train_size=60, test_size=20).train_data()
+    return Dataset(data.inputs, data.targets, data.ids)
+
+
+def trained(precision: Precision, seed: int = 0) -> Tensor:
+    return parameters_of(train(Randomness(seed).build(Digits().model), LOSS, recipe(precision), digits(), Randomness(seed)))
+
+
+def test_bfloat16_rounds_products_and_leaves_parameters_alone() -> None:
+    full, rounded = trained("full"), trained("bfloat16")
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(full, rounded)
+    difference, moved = (rounded - full).norm(), (full - parameters_of(Randomness(0).build(Digits().model))).norm()
+    assert difference < 0.1 * moved
+    assert torch.equal(rounded, trained("bfloat16")), "it is as repeatable as full precision"
+
+
+def test_on_a_cpu_tf32_is_full_precision() -> None:
+    assert torch.equal(trained("full"), trained("tf32"))
+
+
+def test_tf32_is_allowed_while_training_and_only_then() -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    def flags() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    class Looks(nn.Module):
+        trains_alone = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 1)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            if self.training:
+                seen.append(flags())
+            result: Tensor = self.linear(inputs.flatten(1))
+            return result
+
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    for precision, allowed in (("full", False), ("bfloat16", False), ("tf32", True)):
+        trainer = Trainer(Looks, LOSS, recipe(precision), digits())  # type: ignore[arg-type]
+        seen.clear()
+        trainer.train(Run(Randomness(0)))
+        assert set(seen) == {(allowed, allowed)}
+        assert flags() == (False, False)
+    with pytest.raises(RuntimeError, match="stopped"), tf32(recipe("tf32")):
+        raise RuntimeError("stopped")
+    assert flags() == (False, False)
+
+
+def test_float64_and_sequences_keep_what_they_have() -> None:
+    tokens = torch.randint(1, 3000, (8, 12), generator=torch.Generator().manual_seed(0))
+    model = TextCNN(vocabulary_size=3000, channels=(6, 5, 7))
+    plain = training_outputs(model, tokens, recipe("full"))
+    rounded = training_outputs(model, tokens, recipe("bfloat16"))
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(plain, rounded)
+    torch.testing.assert_close(plain, rounded, rtol=0.1, atol=0.05)
+    model.double()
+    assert torch.equal(training_outputs(model, tokens, recipe("full")), training_outputs(model, tokens, recipe("bfloat16")))
+
+
+@pytest.mark.parametrize("precision", ["full", "tf32", "bfloat16"])
+def test_packs_of_any_size_have_the_same_bits(precision: Precision) -> None:
+    trainer = Trainer(Digits().model, LOSS, recipe(precision), digits())
+    kept = torch.arange(60) % 7 != 0
+    runs = [Run(Randomness(0)), Run(Randomness(0), kept), Run(Randomness(1)), Run(Randomness(2), ~kept), Run(Randomness(1), kept)]
+    together = trainer.train_all(runs)
+    for run, model in zip(runs, together, strict=True):
+        assert isinstance(model, nn.Module)
+        assert torch.equal(parameters_of(model), parameters_of(trainer.train(run)))
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ProblemError, match="precision"):
+        recipe("float16")  # type: ignore[arg-type]
