@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 STAMP := $(VENV)/.installed
 
 # Runs a tool of the environment; shows its output only when it fails.
@@ -13,7 +14,7 @@ quietly = @echo '$(1)'; output=$$($(BIN)/$(1) 2>&1) || { printf '%s\n' "$$output
 
 help:
 	@echo 'make demo    the demonstration: some 1,800 retrainings, a table, a report; minutes'
-	@echo 'make test    lint, then all tests'
+	@echo 'make test    lint, then all tests, two files at a time; JOBS=4 for four'
 	@echo 'make lint    style, types, import rules, versions that fit together, spelling'
 	@echo 'make bench   what is measured: tests/benchmarks'
 	@echo 'make venv    only install, into $(VENV); PYTHON=python3.12 chooses the interpreter'
@@ -47,7 +48,7 @@ test: lint
 	  $(BIN)/genrep data fetch $$name > /dev/null 2>&1 || \
 	    echo "$$name cannot be fetched here: tests on it will be skipped (genrep data fetch $$name says why)"; \
 	done
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 bench: $(STAMP)
 	@for file in $(filter-out %/__init__.py,$(wildcard tests/benchmarks/*.py)); do \
