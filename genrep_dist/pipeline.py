@@ -64,17 +64,17 @@ def run(
             tally.message("what was in quarantine is tried again")
         workers = Workers(experiment, serial=serial, address=address, executor=executor)
 
-        def walk() -> tuple[str, pl.DataFrame, Judged]:
+        def walk(heartbeat: Heartbeat) -> None:
             write_record(declared.of(experiment.plain()))
             publish_inputs(declared)
-            return _Course(declared, tally, workers).run()
+            question, deletion, judged = _Course(declared, tally, workers).run()
+            workers.close()
+            lease.confirm()
+            publish(declared, question, deletion, judged, heartbeat.course())
 
         try:
             with Heartbeat(tally, opened, experiment.name, [workers.show]) as heartbeat:
-                question, deletion, judged = _mending(opened, tally, walk)
-                workers.close()
-                lease.confirm()
-                _mending(opened, tally, lambda: publish(declared, question, deletion, judged, heartbeat.course()))
+                _mending(opened, tally, lambda: walk(heartbeat))
         finally:
             workers.close()
         return open_run(opened, experiment.name)

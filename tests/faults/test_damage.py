@@ -103,6 +103,18 @@ def test_the_same_command_mends_it(finished: Trial, undisturbed: Undisturbed, re
     assert {name: units for name, units in needed.items() if units > bounds.get(name, 0)} == {}
 
 
+def test_what_is_found_damaged_while_publishing_is_mended_too(finished: Trial, undisturbed: Undisturbed) -> None:
+    """Scores themselves are read by the report alone, and only those that it shows."""
+    for victim in finished.recorded("artifacts/attribution/*/*/phi/c/0/0"):
+        flip(victim)
+    said = Said()
+    finished.run_here(said)
+    assert any("artifacts/attribution" in message and "refused/" in message for message in said.messages), said.messages
+    found, expected = finished.published(), undisturbed.published
+    assert [name for name in expected if name.startswith("results/") and found[name] != expected[name]] == []
+    assert said.missing["attributions"] == 1
+
+
 @pytest.mark.parametrize(("name", "harm"), [("deletion.parquet", truncate), ("metrics.parquet", Path.unlink), ("manifest.json", truncate)])
 def test_published_results_that_are_damaged_are_published_again(finished: Trial, undisturbed: Undisturbed, name: str, harm: Damage) -> None:
     shutil.copy(Path(undisturbed.trial.store) / "results/toy/manifest.json", Path(finished.store) / "results/toy")
