@@ -7,9 +7,11 @@ import os
 import re
 import secrets
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -56,9 +58,9 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     """A head node on loopback with token authentication."""
-    folder = tmp_path_factory.mktemp("ray")
+    folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # the paths of Ray's sockets in it must be short
     port, dashboard, metrics = free_port(), free_port(), free_port()
     address = f"http://127.0.0.1:{dashboard}"
     environment = os.environ | {
@@ -90,6 +92,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         head.terminate()
         head.wait(timeout=60)
         log.close()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def submit(cluster: Cluster, *arguments: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
