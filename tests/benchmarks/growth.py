@@ -187,9 +187,9 @@ def all_growths(folder: Path) -> Iterator[Growth]:
     yield Growth("per-sample gradients", "n", 1, (256, 512, 1024), cnn_gradients)
     # Channels twice as many: four times the parameters, and as many multiply-adds.
     yield Growth("per-sample gradients", "width (parameters grow as its square)", 2, (2, 4, 8), lambda width: cnn_gradients(128, width))
-    yield Growth("K(train, test), features given", "n", 1, (512, 1024, 2048, 4096), lambda size: kernel(size, 16, 4096))
+    yield Growth("K(train, test), features given", "n", 1, (4096, 8192, 16384), lambda size: kernel(size, 16, 4096))
     yield Growth("K(train, test), features given", "test points", 1, (16, 64, 256), lambda size: kernel(2048, size, 4096))
-    yield Growth("K(train, test), features given", "parameters", 1, (4096, 8192, 16384), lambda size: kernel(2048, 16, size))
+    yield Growth("K(train, test), features given", "parameters", 1, (16384, 32768, 65536), lambda size: kernel(2048, 16, size))
     yield Growth("gram", "n", 2, rows, tile)
     yield Growth("surrogate on a gram in memory", "n", 2, rows, surrogate)
     yield Growth("influence by the dual system", "n", 3, (1024, 2048, 3072), influence)
