@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from genrep_dist.errors import GenRepError, PlanError
+from genrep_dist.errors import GenRepError
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -49,108 +48,19 @@ def plan(
     address: Annotated[str | None, typer.Option(help="Check against a running Ray cluster, for example auto, not this machine.")] = None,
 ) -> None:
     """Show what a run would do: stages, units, bytes, retrainings, time. Computes nothing of it."""
-    from genrep_dist.runtime.capacity import demand_of, refuse_unschedulable
-    from genrep_dist.runtime.capacity import slots as slots_of
-    from genrep_dist.stages.job import pick_device
-    from genrep_dist.stages.prepare import check_room, prepare
-    from genrep_dist.stages.probe import forecast, gpu_hours
-    from genrep_dist.stages.status import stage_status
+    from genrep_dist.outlook import look_ahead
+    from genrep_dist.stages.prepare import prepare
     from genrep_dist.store import Store
 
     opened = Store(store)
     opened.objects.check_access()
-    prepared = prepare(_load(experiment, set_, profile), opened, _search_path(experiment))
-    laid_out = prepared.plan
-    resources, nodes = laid_out.experiment.resources, _nodes(laid_out.experiment, address)
-    slots = slots_of(nodes, demand_of(resources, "retrain", nodes))
-    memory = int(sum(node.get("memory", 0.0) for node in nodes))
-    refusal = ""
-    try:
-        refuse_unschedulable(nodes, resources)
-        check_room(laid_out, prepared.store, lambda stage: slots_of(nodes, demand_of(resources, stage, nodes)), memory)
-    except PlanError as error:
-        if address is not None:
-            raise
-        refusal = str(error)  # a plan for a larger machine may be read on a small one
-    status = {stage.name: stage for stage in stage_status(laid_out, prepared.store, foreseen=True)}
-    missing = {name: stage.missing_share for name, stage in status.items()}
-    device = pick_device(laid_out.experiment.resources.device).type
-    guess = gpu_hours(prepared) if device != "cuda" else None
-    retrain = status["retrain"]
-    expected = forecast(prepared, slots, missing, retrain.total) if probe else None
-    seconds = expected.stages if expected else {}
+    outlook = look_ahead(prepare(_load(experiment, set_, profile), opened, _search_path(experiment)), probe=probe, address=address)
     if as_json:
-        stages = [
-            {
-                "stage": stage.name,
-                "what": stage.what,
-                "units": status[stage.name].total,
-                "done": status[stage.name].done,
-                "bytes": stage.bytes_written,
-                "peak_bytes_per_worker": stage.peak_bytes,
-                "seconds": seconds.get(stage.name),
-            }
-            for stage in laid_out.stages
-        ]
-        retrainings = {"asked": laid_out.retrainings_asked, "unique": retrain.total, "exact": retrain.exact, "done": retrain.done}
-        cost = {"device": device, "worker_hours": sum(seconds.values()) * slots / 3600, "gpu_hours_guess": guess} if probe else None
-        shown = {
-            "experiment": laid_out.experiment.name,
-            "stages": stages,
-            "retrainings": retrainings,
-            "seconds": expected.total if expected else None,
-            "cost": cost,
-            "refusal": refusal or None,
-        }
-        typer.echo(json.dumps(shown, indent=1))
+        typer.echo(json.dumps(outlook.plain(), indent=1))
         return
-    from genrep_dist.display import bytes_text, seconds_text, table
+    from genrep_dist.display import show_outlook
 
-    rows = [
-        (
-            stage.name,
-            # The plan alone knows only a bound of the distinct ones; the store may know better.
-            f"{laid_out.retrainings_asked:,} asked" if stage.name == "retrain" else stage.what,
-            f"{status[stage.name].total:,}",
-            f"{status[stage.name].done:,}",
-            bytes_text(stage.bytes_written),
-            bytes_text(stage.peak_bytes),
-            seconds_text(seconds[stage.name]) if probe else "-",
-        )
-        for stage in laid_out.stages
-    ]
-    console = _console()
-    title = f"{laid_out.experiment.name}: {laid_out.shape.num_train:,} training samples, {laid_out.shape.num_parameters:,} parameters"
-    console.print(table(title, ("stage", "what", "units", "done", "writes", "memory", "time"), rows, numeric=(2, 3, 4, 5, 6)))
-    bound = "" if retrain.exact else "at most "
-    console.print(
-        f"retrainings: {laid_out.retrainings_asked:,} asked, {bound}{retrain.total:,} after de-duplication, {retrain.done:,} done before",
-        highlight=False,
-    )
-    stop = laid_out.experiment.stop
-    if stop is not None:
-        console.print(
-            f"this is the worst case, {stop.max_seeds} seeds: it stops from {stop.min_seeds} seeds on, when {stop.metric} of every method "
-            f"is known to ± {stop.half_width:g}",
-            highlight=False,
-        )
-    if laid_out.experiment.tune is not None:
-        tune = laid_out.experiment.tune
-        console.print(
-            f"before it, {tune.parameter} is tuned: {len(tune.values)} values on {len(tune.seeds)} seeds that are not reported "
-            "(not counted here)",
-            highlight=False,
-        )
-    if expected:
-        hours = sum(seconds.values()) * slots / 3600
-        kind = "GPU-hours" if device == "cuda" else f"worker-hours of one CPU core each (or, as a guess, {guess:,.2g} GPU-hours)"
-        console.print(
-            f"about {seconds_text(expected.total)} on {slots} workers like this machine: {hours:,.1f} {kind}; "
-            f"{bytes_text(sum(stage.bytes_written for stage in laid_out.stages))} written",
-            highlight=False,
-        )
-    if refusal:
-        console.print(f"here `genrep run` would refuse it: {refusal}", markup=False, highlight=False)
+    show_outlook(_console(), outlook)
 
 
 @app.command()
@@ -407,19 +317,6 @@ def data_fetch(
     from genrep_dist.problems.catalogue import fetch
 
     typer.echo(str(fetch(name, source)))
-
-
-def _nodes(experiment: Experiment, address: str | None) -> list[Mapping[str, float]]:
-    """What the nodes have that a run would work on: those of a cluster, or this machine as a run would use it."""
-    if address is not None:
-        from genrep_dist.runtime.ray_executor import cluster_nodes
-
-        return list(cluster_nodes(address))
-    import psutil
-    import torch
-
-    cpus = max(experiment.resources.workers or 0, os.cpu_count() or 1)
-    return [{"CPU": float(cpus), "GPU": float(torch.cuda.device_count()), "memory": float(psutil.virtual_memory().total)}]
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from polars import DataFrame
 
+    from genrep_dist.outlook import Outlook
     from genrep_dist.results import Run
     from genrep_dist.runtime.heartbeat import RunState
     from genrep_dist.stages.status import StageStatus
@@ -244,3 +245,46 @@ def seconds_text(seconds: float) -> str:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min"
+
+
+def show_outlook(console: Console, outlook: Outlook) -> None:
+    """A plan as a table, and what surrounds it in sentences."""
+    plan, status, expected = outlook.plan, outlook.status, outlook.expected
+    rows = [
+        (
+            stage.name,
+            # The plan alone knows only a bound of the distinct ones; the store may know better.
+            f"{plan.retrainings_asked:,} asked" if stage.name == "retrain" else stage.what,
+            f"{status[stage.name].total:,}",
+            f"{status[stage.name].done:,}",
+            bytes_text(stage.bytes_written),
+            bytes_text(stage.peak_bytes),
+            seconds_text(expected.stages[stage.name]) if expected else "-",
+        )
+        for stage in plan.stages
+    ]
+    title = f"{plan.experiment.name}: {plan.shape.num_train:,} training samples, {plan.shape.num_parameters:,} parameters"
+    console.print(table(title, ("stage", "what", "units", "done", "writes", "memory", "time"), rows, numeric=(2, 3, 4, 5, 6)))
+    retrain, stop, tune = status["retrain"], plan.experiment.stop, plan.experiment.tune
+    bound = "" if retrain.exact else "at most "
+    lines = [f"retrainings: {plan.retrainings_asked:,} asked, {bound}{retrain.total:,} after de-duplication, {retrain.done:,} done before"]
+    if stop is not None:
+        lines.append(
+            f"this is the worst case, {stop.max_seeds} seeds: it stops from {stop.min_seeds} seeds on, when {stop.metric} of every method "
+            f"is known to ± {stop.half_width:g}"
+        )
+    if tune is not None:
+        lines.append(
+            f"before it, {tune.parameter} is tuned: {len(tune.values)} values on {len(tune.seeds)} seeds that are not reported "
+            "(not counted here)"
+        )
+    if expected:
+        guess = "" if outlook.gpu_hours is None else f" (or, as a guess, {outlook.gpu_hours:,.2g} GPU-hours)"
+        kind = "GPU-hours" if outlook.device == "cuda" else f"worker-hours of one CPU core each{guess}"
+        written = bytes_text(sum(stage.bytes_written for stage in plan.stages))
+        about = f"about {seconds_text(expected.total)} on {outlook.slots} workers like this machine"
+        lines.append(f"{about}: {outlook.worker_hours:,.1f} {kind}; {written} written")
+    if outlook.refusal:
+        lines.append(f"here `genrep run` would refuse it: {outlook.refusal}")
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
