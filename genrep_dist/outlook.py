@@ -68,9 +68,7 @@ class Outlook:
                 "done": retrain.done,
             },
             "seconds": self.expected.total if self.expected else None,
-            "cost": {"device": self.device, "worker_hours": self.worker_hours, "gpu_hours_guess": self.gpu_hours}
-            if self.expected
-            else None,
+            "cost": cost if self.expected else None,
             "refusal": self.refusal or None,
         }
 
