@@ -132,7 +132,7 @@ class Walk:
         admitted = self._quarantine.admit(missing)
         held = set(missing).difference(admitted)
         crashed = self._work(admitted, actors=stage in ("gradients", "kernels"))
-        self._hurt |= {_seed(unit) for unit in (*held, *crashed)}
+        self._hurt |= {_seed(unit) for unit in (*held, *(outcome.unit for outcome in crashed))}
         for assembly in unfinished:
             if assembly.seed not in self._hurt:
                 commit(self._store, assembly)
@@ -153,10 +153,14 @@ class Walk:
         if missing:
             crashed = self._work(retrain_units(missing, self._models_per_task(missing)), actors=False)
             # Which of a task's models it was shows when each has a process of its own; the others are trained so.
-            alone = [RetrainUnit((row,)) for unit in crashed if isinstance(unit, RetrainUnit) and len(unit.rows) > 1 for row in unit.rows]
+            several = [
+                (outcome, outcome.unit.rows) for outcome in crashed if isinstance(outcome.unit, RetrainUnit) and len(outcome.unit.rows) > 1
+            ]
+            alone = [RetrainUnit((row,)) for _, rows in several for row in rows]
             if alone:
                 self._progress.message(f"tasks have ended their processes in all attempts: {len(alone)} models are trained one by one")
-                self._progress.again(len(alone))
+                for outcome, _ in several:
+                    self._progress.again(outcome)
                 self._work(alone, actors=False)
 
     def _models_per_task(self, missing: Sequence[Retraining]) -> int:
@@ -180,18 +184,18 @@ class Walk:
             self._checked = True
         return executor
 
-    def _work(self, units: Iterable[Unit], *, actors: bool) -> list[Unit]:
+    def _work(self, units: Iterable[Unit], *, actors: bool) -> list[Outcome]:
         """Run units to their end. One failure does not hold the others; after all have ended, the first is raised. But a store that
         refuses ends it at once.
 
-        Returns the units that have ended their process in all attempts. All but tasks of several models are in quarantine then.
+        Returns the outcomes of units that have ended their process in all attempts. All but tasks of several models are in quarantine then.
         """
         units = iter(units)
         head = next(units, None)
         if head is None:
             return []
         failures: list[Outcome] = []
-        crashed: list[Unit] = []
+        crashed: list[Outcome] = []
         ended = 0
         outcomes = self._open_executor().run(self._prepared.job, self._counted(itertools.chain([head], units)), actors=actors)
         with closing(outcomes):
@@ -199,7 +203,7 @@ class Walk:
                 ended += 1
                 self._progress.ended(outcome)
                 if outcome.crashed:
-                    crashed.append(outcome.unit)
+                    crashed.append(outcome)
                     if not isinstance(outcome.unit, RetrainUnit) or len(outcome.unit.rows) == 1:
                         self._quarantine.add(outcome, self._prepared.train.ids.numpy())
                 elif type(outcome.error) is StoreError:

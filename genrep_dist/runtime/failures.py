@@ -29,5 +29,14 @@ class Failures:
             if len(self.named) < MAX_NAMED:
                 self.named.append(outcome.unit.label)
 
+    def forget(self, outcome: Outcome) -> None:
+        """Take back a unit's failure: what it held is tried anew. Its attempts stay counted."""
+        kind = type(outcome.error).__name__
+        self.by_kind[kind] -= 1
+        if not self.by_kind[kind]:
+            del self.by_kind[kind]
+        if outcome.unit.label in self.named:
+            self.named.remove(outcome.unit.label)
+
     def plain(self) -> dict[str, Any]:
         return {"by_kind": dict(self.by_kind), "named": list(self.named), "retried": self.retried}

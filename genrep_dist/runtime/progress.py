@@ -117,9 +117,10 @@ class Tally:
             self.shown.message(f"failed after {outcome.attempts} attempts: {outcome.unit.label}")
         self.check()
 
-    def again(self, units: int) -> None:
-        """``units`` that had failed together are tried anew, each by itself."""
-        self._current.failed -= units
+    def again(self, outcome: Outcome) -> None:
+        """What a failed unit held is tried anew, by other units."""
+        self._current.failed -= weight(outcome.unit)
+        self.failures.forget(outcome)
 
     def snapshot(self) -> dict[str, Any]:
         """All counts as plain data: ``stages`` in the order in which they began, ``failures``."""

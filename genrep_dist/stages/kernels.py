@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -63,7 +62,7 @@ def _feature_block(unit: KernelUnit, bench: Workbench, num_outputs: int) -> Tens
 
 
 def run_gram(unit: GramUnit, bench: Workbench) -> dict[str, float]:
-    """One tile of the gram, by products of a panel of left blocks with right ones, with the tile and BLOCKS_HELD blocks in memory.
+    """One tile of the gram, by products of a panel of left blocks with right ones. Memory: the tile, and :meth:`Shape.block_numbers`.
 
     Stored features are read by a thread while the block before them is multiplied.
     """
@@ -91,38 +90,38 @@ def feature_products(rows: Callable[[int, int], Rows], block: int) -> Product:
 
     It keeps the features of the latest panel, ready to be multiplied.
     """
-    held: tuple[Span, Tensor | Prepared] | None = None
-    room: Tensor | None = None
+    held: dict[Span, Tensor | Prepared] = {}
+    room: list[Tensor] = []
 
     def product(left: Span, right: Span) -> Tensor:
-        nonlocal held, room
-        if held is None or held[0] != left:
-            held = None
-            parts = (rows(*one) for one in _blocks(left, block))
-            first = next(parts)
-            if isinstance(first, FeatureRows):
-                held = left, FeatureRows.joined([first, *(part for part in parts if isinstance(part, FeatureRows))]).prepared()
-            else:
-                dense = (_flat(part) for part in itertools.chain([first], parts) if isinstance(part, Tensor))
-                # Memory that was written before is not asked of the system again.
-                room, panel = _side_by_side(dense, (left[1] - left[0]) * (_flat(first[:1]).shape[0]), room)
-                held = left, panel
-        # The few rows on the left: BLAS is a third faster so.
-        return _inner(held[1], held[1]) if right == left else _inner(_ready(rows(*right)), held[1]).T
+        if left not in held:
+            held.clear()
+            held[left] = _panel((rows(*one) for one in _blocks(left, block)), left[1] - left[0], room)
+        panel = held[left]
+        # The few rows on the left: BLAS is faster so.
+        return _inner(panel, panel) if right == left else _inner(_ready(rows(*right)), panel).T
 
     return product
 
 
-def _side_by_side(parts: Iterator[Tensor], num_rows: int, room: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``parts`` (rows, P) one after the other in ``room``, or in new memory where that is too small: the memory, and what fills it."""
+def _panel(parts: Iterator[Rows], num_samples: int, room: list[Tensor]) -> Tensor | Prepared:
+    """Blocks one after the other, ready to be multiplied. Dense ones lie in ``room``, memory that is used again where it is large enough,
+    and no more than one of them is held beside it.
+    """
+    factored: list[FeatureRows] = []
     at = 0
     for part in parts:
-        if room is None or len(room) < num_rows:
-            room = part.new_empty(num_rows, part.shape[1])
-        room[at : at + len(part)] = part
-        at += len(part)
-    assert room is not None
-    return room, room[:at]
+        if isinstance(part, FeatureRows):
+            factored.append(part)
+            continue
+        flat = _flat(part)
+        num_rows = num_samples * (len(flat) // len(part))
+        if not room or len(room[0]) < num_rows:
+            room[:] = [flat.new_empty(num_rows, flat.shape[1])]
+        room[0][at : at + len(flat)] = flat
+        at += len(flat)
+        del part, flat
+    return FeatureRows.joined(factored).prepared() if factored else room[0][:at]
 
 
 def _ready(rows: Rows) -> Tensor | Prepared:

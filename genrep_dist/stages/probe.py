@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -141,7 +142,7 @@ def _flop_a_row(prepared: Prepared) -> float:
 
     def count(module: nn.Module, _inputs: object, result: Tensor) -> None:
         nonlocal multiply_adds
-        multiply_adds += result.numel() * module.get_parameter("weight")[0].numel()
+        multiply_adds += result.numel() * cast("Tensor", module.weight)[0].numel()
 
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):

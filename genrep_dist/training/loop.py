@@ -50,7 +50,8 @@ def train(
     (N,) bool, rows marked False drop out of the batch they would have been in, and the mean runs over the rows that remain: the
     other rows keep their place and their step, so that a retraining shares its random numbers with the original run. A batch
     that loses all its rows is no step. The gradient of the mean loss enters through dL/df, which is exact and is what Eq. 10
-    accumulates. At most ``at_once`` rows of a batch go through the model together, which changes nothing but the order of sums.
+    accumulates. At most ``at_once`` rows of a batch go through the model together: where rows are independent that
+    changes nothing but the order of sums.
 
     Raises NonFiniteError at the end of the first epoch that leaves a parameter NaN or Inf; ``what`` is trained, for the message.
     """

@@ -14,7 +14,7 @@ from genrep_dist.representers.losses import Loss
 from genrep_dist.training.batches import GATHER_BYTES
 from genrep_dist.training.loop import Observer, all_finite, divergence
 from genrep_dist.training.packs import Pack, filled
-from genrep_dist.training.precision import training_outputs
+from genrep_dist.training.precision import tf32, training_outputs
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.updates import Descent
 
@@ -133,15 +133,16 @@ def _train_steps(
         all_inputs, all_targets = data.inputs[flat], data.targets[flat]
         divisors: Tensor | None = None
         for index in range(len(rows)):
-            outputs = training_outputs(pack.module, all_inputs[index], recipe)
-            if divisors is None:
-                # Divided by infinity, what stands in for a removed row adds exactly nothing.
-                sizes = steps.sizes[begin : begin + per_gather].unsqueeze(2).to(outputs.dtype)
-                divisors = torch.where(marks, sizes, float("inf")).flatten(1).unsqueeze(2)
-            step = steps.first_step + begin + index
-            rate = recipe.rate(step, num_steps)
-            output_gradient = loss.derivative(outputs.detach(), all_targets[index]) / divisors[index]
-            gradients = torch.autograd.grad(outputs, pack.parameters, output_gradient, allow_unused=True)
+            with tf32(recipe):
+                outputs = training_outputs(pack.module, all_inputs[index], recipe)
+                if divisors is None:
+                    # Divided by infinity, what stands in for a removed row adds exactly nothing.
+                    sizes = steps.sizes[begin : begin + per_gather].unsqueeze(2).to(outputs.dtype)
+                    divisors = torch.where(marks, sizes, float("inf")).flatten(1).unsqueeze(2)
+                step = steps.first_step + begin + index
+                rate = recipe.rate(step, num_steps)
+                output_gradient = loss.derivative(outputs.detach(), all_targets[index]) / divisors[index]
+                gradients = torch.autograd.grad(outputs, pack.parameters, output_gradient, allow_unused=True)
             unmoved = idle.get(begin + index)
             before = [(tensor, tensor[unmoved].clone()) for tensor in state] if unmoved else []
             descent.step(gradients, rate)

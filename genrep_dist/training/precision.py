@@ -13,9 +13,10 @@ from genrep_dist.representers.features import outputs as model_outputs
 
 
 def training_outputs(model: nn.Module, inputs: Tensor, recipe: Recipe) -> Tensor:
-    """Outputs (B, C) of a training step, in the parameters' dtype; with "bfloat16" the products before them are of rounded factors.
+    """Outputs (B, C) of a training step, in the parameters' dtype.
 
-    Float64 models keep their precision: only float32 is rounded.
+    With "bfloat16" they come from torch's autocast: products, what they give, and the gradients on the way back have 8 bits of significand,
+    the outputs themselves included. Float64 models keep their precision: only float32 is rounded.
     """
     if recipe.precision != "bfloat16":
         return model_outputs(model, inputs)
@@ -26,7 +27,10 @@ def training_outputs(model: nn.Module, inputs: Tensor, recipe: Recipe) -> Tensor
 
 @contextmanager
 def tf32(recipe: Recipe) -> Iterator[None]:
-    """Inside, a GPU may round the factors of float32 products to TF32 if the recipe says "tf32"; outside, all is as before."""
+    """Inside, a GPU may round the factors of float32 products to TF32 if the recipe says "tf32"; outside, all is as before.
+
+    It is for a step's way there and back: what is looked at between steps is computed in full.
+    """
     if recipe.precision != "tf32":
         yield
         return

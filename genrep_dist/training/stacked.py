@@ -116,7 +116,12 @@ class StackedConv(Stacked):
     def forward(self, inputs: Tensor) -> Tensor:
         image = inputs.unsqueeze(2) if inputs.dim() == 3 else inputs
         height, width = self._positions(image)
-        product = cast("Tensor", _Convolution.apply(image, self.stacked["weight"], self.stacked.get("bias"), self))  # type: ignore[no-untyped-call]
+        factors = (image, self.stacked["weight"], self.stacked.get("bias"))
+        if torch.is_autocast_enabled(image.device.type):
+            # Here, as for a library's convolution: inside the function nothing casts, and on the way back nobody would.
+            dtype = torch.get_autocast_dtype(image.device.type)
+            factors = (image.to(dtype), factors[1].to(dtype), None if factors[2] is None else factors[2].to(dtype))
+        product = cast("Tensor", _Convolution.apply(*factors, self))  # type: ignore[no-untyped-call]
         result = product.view(len(image), height, width, -1).permute(0, 3, 1, 2)
         return result.squeeze(2) if inputs.dim() == 3 else result
 
@@ -130,7 +135,7 @@ class StackedConv(Stacked):
 
     def buffer(self, purpose: str, shape: Sequence[int], like: Tensor) -> Tensor:
         """Memory that every step uses again: fresh pages cost more than the arithmetic on them."""
-        key = (purpose, tuple(shape))
+        key = (purpose, tuple(shape), like.dtype)
         if key not in self.buffers_by_rows:
             self.buffers_by_rows[key] = like.new_zeros(tuple(shape))
         return self.buffers_by_rows[key]

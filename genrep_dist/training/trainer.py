@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from genrep_dist.errors import NonFiniteError
+from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.representers.features import check_model
 from genrep_dist.representers.losses import Loss
@@ -19,7 +19,6 @@ from genrep_dist.training.loop import Observer, train
 from genrep_dist.training.packed import Run, train_pack
 from genrep_dist.training.packs import why_not_packed
 from genrep_dist.training.parts import rows_at_once
-from genrep_dist.training.precision import tf32
 from genrep_dist.training.randomness import Randomness
 
 Arithmetic = Literal["solo", "stacked"]
@@ -52,13 +51,22 @@ class Trainer:
         self._factory, self._loss, self._recipe, self._data = factory, loss, recipe, data
         self._device = data.inputs.device
         self._pack_size: int | None = None
+        if recipe.precision == "tf32" and self._device.type != "cuda":
+            # It would be computed in full, under the key of what is rounded.
+            raise ProblemError(
+                "no training in tf32 without a GPU",
+                where="recipe.precision",
+                expected="'full' or 'bfloat16'",
+                got=f"'tf32' on {self._device.type}",
+                remedy="set recipe.precision, or resources.device: cuda",
+            )
         check_model(self.build(Randomness(0)))
         # A GPU has room for the steps of many models however large their arithmetic.
         max_work = MAX_STACKED_WORK if self._device.type == "cpu" else None
         reason = why_not_packed(factory, loss, recipe, data, max_work)
         self.reason = reason
         self.arithmetic: Arithmetic = "stacked" if reason is None else "solo"
-        self._at_once = rows_at_once(factory, recipe, data) if reason else None
+        self._at_once = rows_at_once(factory, loss, recipe, data) if reason else None
 
     def build(self, randomness: Randomness) -> nn.Module:
         return randomness.build(self._factory).to(self._device)
@@ -102,8 +110,7 @@ class Trainer:
 
     def _train(self, models: list[nn.Module], runs: Sequence[Run], observers: Sequence[Observer]) -> list[NonFiniteError | None]:
         if self.arithmetic == "stacked":
-            with tf32(self._recipe):
-                return train_pack(models, self._loss, self._recipe, self._data, runs, observers=observers)
+            return train_pack(models, self._loss, self._recipe, self._data, runs, observers=observers)
         errors: list[NonFiniteError | None] = []
         for model, run in zip(models, runs, strict=True):
             try:
@@ -115,8 +122,7 @@ class Trainer:
 
     def _train_solo(self, model: nn.Module, run: Run, recipe: Recipe, data: Dataset, observers: Sequence[Observer] = ()) -> None:
         kept = None if run.kept is None else run.kept.to(self._device)
-        with tf32(recipe):
-            train(model, self._loss, recipe, data, run.randomness, kept=kept, observers=observers, what=run.what, at_once=self._at_once)
+        train(model, self._loss, recipe, data, run.randomness, kept=kept, observers=observers, what=run.what, at_once=self._at_once)
 
     def _probe(self) -> int:
         best, size, seconds = 1, 1, self._seconds_a_step(1)
@@ -158,8 +164,7 @@ class Trainer:
             self._synchronize()
             began = time.perf_counter()
             if self.arithmetic == "stacked":
-                with tf32(short):
-                    train_pack(models, self._loss, short, data, runs)
+                train_pack(models, self._loss, short, data, runs)
             else:
                 self._train_solo(models[0], runs[0], short, data)
             self._synchronize()

@@ -169,7 +169,7 @@ def ours(case: Case, size: int, device: torch.device) -> tuple[Callable[[], obje
     data = Dataset(case.data.inputs.to(device), case.data.targets.to(device), case.data.ids)
     loss = get_loss("logistic")
     if size == 1 and Trainer(case.factory, loss, case.recipe, data).arithmetic == "solo":
-        at_once = rows_at_once(case.factory, case.recipe, data)
+        at_once = rows_at_once(case.factory, loss, case.recipe, data)
         return lambda: train(models[0], loss, case.recipe, data, Randomness(0), at_once=at_once), models
     return lambda: train_pack(models, loss, case.recipe, data, [Run(Randomness(seed)) for seed in range(size)]), models
 

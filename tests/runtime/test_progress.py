@@ -73,11 +73,12 @@ def test_counts_are_of_models_and_rates_of_this_run() -> None:
     assert tally.failures.plain() == {"by_kind": {"ProblemError": 1}, "named": [TASK.label], "retried": 5}
     assert tally.text() == "done and kept: train 4 of 10, retrain 25 of 40"
     assert Tally().text() == "done and kept: nothing yet"
-    tally.again(5)
-    assert retrain.failed == 0
     flat = numbers(tally.snapshot())
     assert flat["progress.retrain.units_per_second"] == 2.5
     assert flat["progress.failures.ProblemError"] == 1
+    tally.again(Outcome(TASK, {}, 4, ProblemError("it diverged")))
+    assert retrain.failed == 0
+    assert tally.failures.plain() == {"by_kind": {}, "named": [], "retried": 5}
     assert json.loads(json.dumps(tally.snapshot())) == tally.snapshot()
 
 

@@ -36,6 +36,8 @@ class Normalised(nn.Module):
         self.convolution = nn.Conv2d(1, 64, 3, padding=1)
         self.norm = nn.BatchNorm2d(64) if kind == "batch norm" else nn.Identity()
         self.drop = nn.Dropout(0.5) if kind == "dropout" else nn.Identity()
+        self.gate = nn.Parameter(torch.zeros(()))
+        self.trains_alone = kind == "says so"
         self.linear = nn.Linear(64, 1)
         self.register_buffer("calls", torch.zeros(()))
 
@@ -45,6 +47,8 @@ class Normalised(nn.Module):
         hidden = self.drop(self.norm(self.convolution(inputs))).relu().mean(dim=(2, 3))
         if self.kind == "centred":
             hidden = hidden - hidden.mean(dim=0)
+        if self.kind == "gated":
+            hidden = hidden + self.gate * (hidden - hidden.mean(dim=0))
         if self.kind == "counts":
             self.get_buffer("calls").add_(1)
         result: Tensor = self.linear(hidden)
@@ -52,17 +56,17 @@ class Normalised(nn.Module):
 
 
 def test_rows_of_a_part_are_those_whose_largest_result_the_cache_holds() -> None:
-    assert rows_at_once(VisionCNN, RECIPE, images(80)) == CACHED_BYTES // (28 * 28 * 32 * 4)
-    assert rows_at_once(VisionCNN, Recipe(1, 32, 0.1), images(80)) is None
-    assert rows_at_once(SmallCNN, RECIPE, images(80, 8)) is None
+    assert rows_at_once(VisionCNN, LOSS, RECIPE, images(80)) == CACHED_BYTES // (28 * 28 * 32 * 4)
+    assert rows_at_once(VisionCNN, LOSS, Recipe(1, 32, 0.1), images(80)) is None
+    assert rows_at_once(SmallCNN, LOSS, RECIPE, images(80, 8)) is None
 
 
-@pytest.mark.parametrize("kind", ["batch norm", "dropout", "fixed size", "centred", "counts"])
+@pytest.mark.parametrize("kind", ["batch norm", "dropout", "fixed size", "centred", "gated", "counts", "says so"])
 def test_models_that_mix_their_rows_take_whole_batches(kind: str) -> None:
     before = torch.get_rng_state()
-    assert rows_at_once(lambda: Normalised(kind), RECIPE, images(64)) is None
+    assert rows_at_once(lambda: Normalised(kind), LOSS, RECIPE, images(64)) is None
     assert torch.equal(before, torch.get_rng_state())
-    assert rows_at_once(lambda: Normalised("plain"), RECIPE, images(64)) is not None
+    assert rows_at_once(lambda: Normalised("plain"), LOSS, RECIPE, images(64)) is not None
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 16, 63])
@@ -105,7 +109,7 @@ def test_a_trainer_trains_large_steps_in_parts() -> None:
     trainer = Trainer(VisionCNN, LOSS, RECIPE, data)
     assert trainer.arithmetic == "solo"
     expected = Randomness(3).build(VisionCNN)
-    train(expected, LOSS, RECIPE, data, Randomness(3), at_once=rows_at_once(VisionCNN, RECIPE, data))
+    train(expected, LOSS, RECIPE, data, Randomness(3), at_once=rows_at_once(VisionCNN, LOSS, RECIPE, data))
     one = trainer.train(Run(Randomness(3)))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), expected.parameters(), strict=True))
     whole = Randomness(3).build(VisionCNN)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,8 @@ from genrep_dist.problems.protocol import Dataset, Precision, Recipe
 from genrep_dist.problems.text_models import TextCNN
 from genrep_dist.representers.losses import get_loss
 from genrep_dist.training.loop import train
-from genrep_dist.training.packed import Run
+from genrep_dist.training.observers import Checkpoints
+from genrep_dist.training.packed import Run, train_pack
 from genrep_dist.training.precision import tf32, training_outputs
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.trainer import Trainer
@@ -43,36 +46,55 @@ def test_bfloat16_rounds_products_and_leaves_parameters_alone() -> None:
     assert torch.equal(rounded, trained("bfloat16")), "it is as repeatable as full precision"
 
 
-def test_on_a_cpu_tf32_is_full_precision() -> None:
-    assert torch.equal(trained("full"), trained("tf32"))
+def test_tf32_is_refused_where_it_would_round_nothing() -> None:
+    with pytest.raises(ProblemError, match="tf32"):
+        Trainer(Digits().model, LOSS, recipe("tf32"), digits())
 
 
-def test_tf32_is_allowed_while_training_and_only_then() -> None:
-    seen: list[tuple[bool, bool]] = []
+class Looks(nn.Module):
+    """Notes for each forward pass whether it is one of training, and what a GPU would be allowed."""
 
-    def flags() -> tuple[bool, bool]:
-        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    seen: list[tuple[bool, tuple[bool, bool]]]
 
-    class Looks(nn.Module):
-        trains_alone = True
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 1)
+        Looks.seen = []
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(64, 1)
+    def forward(self, inputs: Tensor) -> Tensor:
+        Looks.seen.append((self.training, flags()))
+        result: Tensor = self.linear(inputs.flatten(1))
+        return result
 
-        def forward(self, inputs: Tensor) -> Tensor:
-            if self.training:
-                seen.append(flags())
-            result: Tensor = self.linear(inputs.flatten(1))
-            return result
 
+def flags() -> tuple[bool, bool]:
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.fixture
+def forbidden() -> Iterator[None]:
+    """As where units of work run."""
+    before = flags()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    for precision, allowed in (("full", False), ("bfloat16", False), ("tf32", True)):
-        trainer = Trainer(Looks, LOSS, recipe(precision), digits())  # type: ignore[arg-type]
-        seen.clear()
-        trainer.train(Run(Randomness(0)))
-        assert set(seen) == {(allowed, allowed)}
-        assert flags() == (False, False)
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("precision", "allowed"), [("full", False), ("bfloat16", False), ("tf32", True)])
+def test_tf32_is_allowed_in_steps_and_not_in_what_is_looked_at(forbidden: None, precision: Precision, allowed: bool, packed: bool) -> None:
+    model, data, chosen = Looks(), digits(), recipe(precision)
+    checkpoints = Checkpoints([0, 1, 3], data, chosen)
+    if packed:
+        train_pack([model], LOSS, chosen, data, [Run(Randomness(0))], observers=[checkpoints])
+    else:
+        train(model, LOSS, chosen, data, Randomness(0), observers=[checkpoints])
+    assert {at for training, at in Looks.seen if not training} == {(False, False)}
+    assert {at for training, at in Looks.seen if training} == {(allowed, allowed)}
+    assert flags() == (False, False)
+
+
+def test_tf32_ends_with_an_error_too(forbidden: None) -> None:
     with pytest.raises(RuntimeError, match="stopped"), tf32(recipe("tf32")):
         raise RuntimeError("stopped")
     assert flags() == (False, False)
@@ -90,15 +112,19 @@ def test_float64_and_sequences_keep_what_they_have() -> None:
     assert torch.equal(training_outputs(model, tokens, recipe("full")), training_outputs(model, tokens, recipe("bfloat16")))
 
 
-@pytest.mark.parametrize("precision", ["full", "tf32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["full", "bfloat16"])
 def test_packs_of_any_size_have_the_same_bits(precision: Precision) -> None:
     trainer = Trainer(Digits().model, LOSS, recipe(precision), digits())
+    assert trainer.arithmetic == "stacked", trainer.reason
     kept = torch.arange(60) % 7 != 0
     runs = [Run(Randomness(0)), Run(Randomness(0), kept), Run(Randomness(1)), Run(Randomness(2), ~kept), Run(Randomness(1), kept)]
     together = trainer.train_all(runs)
     for run, model in zip(runs, together, strict=True):
         assert isinstance(model, nn.Module)
         assert torch.equal(parameters_of(model), parameters_of(trainer.train(run)))
+    solo = trained(precision)
+    assert isinstance(together[0], nn.Module)
+    assert (parameters_of(together[0]) - solo).norm() < (1e-4 if precision == "full" else 0.02) * solo.norm()
 
 
 def test_an_unknown_precision_is_refused() -> None:
