@@ -162,10 +162,10 @@ class Plan:
                 f"The models are trained with momentum {momentum:g} and weight decay {decay:g}: Eq. 10's tracked importances then no "
                 "longer sum up what training did, even for a linear model, nor does TracInCP."
             )
-        if self.keys.recipe["precision"] != "full":
+        if self.keys.recipe["precision"] != "full" and (names or "tracincp" in self.experiment.methods):
             found.append(
-                f"The models are trained with products in {self.keys.recipe['precision']}, and explained and judged in their own dtype: "
-                "what Eq. 10 tracks, and the trajectory that TracInCP samples, are true to that rounding."
+                f"The models are trained in {self.keys.recipe['precision']}, and explained and judged in their own dtype: what Eq. 10 "
+                "tracks, and the trajectory that TracInCP samples, are true to that rounding."
             )
         if self.experiment.problem.flip_labels is not None:
             unknown = [name for name in self.experiment.methods if not self.has_self_influence(self.experiment.method(name))]

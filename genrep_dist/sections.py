@@ -69,7 +69,7 @@ class RecipeSection(Section):
     momentum: float | None = Field(None, ge=0, lt=1)
     weight_decay: float | None = Field(None, ge=0, allow_inf_nan=False)
     precision: Literal["full", "tf32", "bfloat16"] | None = Field(
-        None, description="Of the products in training; the explained model is always computed in its own dtype."
+        None, description="Of training: tf32 (GPU) or bfloat16 round its products. What is explained and judged is computed in full."
     )
 
 

@@ -22,9 +22,9 @@ class Recipe:
     ``learning_rate`` is the rate of the first step; ``schedule`` "constant" keeps it, "cosine" lets it fall to zero over the run.
     The tracking and TracIn identities hold for plain SGD, so ``momentum`` and ``weight_decay`` default to zero.
 
-    ``precision`` is that of the products in training: "full" is the parameters' own dtype; "tf32" lets a GPU round the factors of float32
-    products to 10 bits (a CPU does not); "bfloat16" rounds them to 7. Parameters stay in their own dtype, and what is explained and
-    judged is computed in it.
+    ``precision`` is that of training: "full" is the parameters' own dtype; "tf32" lets a GPU round the factors of float32 products to 11
+    bits (refused on a CPU); "bfloat16" is torch's autocast, 8 bits for products, for what comes of them and on the way back. Parameters
+    stay in their own dtype, and what is explained and judged is computed in it.
     """
 
     epochs: int

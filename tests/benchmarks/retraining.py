@@ -2,7 +2,8 @@
 
 The plain loop is PyTorch's textbook one, as the retraining utilities of attribution libraries have it: a DataLoader over a TensorDataset,
 contiguous convolutions with a ReLU before each pool, the loss on the batch's mean, `zero_grad`, `backward`, `torch.optim.SGD`. Both sides
-visit the same rows in the same order from the same initial parameters, and end in the same parameters up to rounding, which is checked.
+visit the same rows in the same order from the same initial parameters, and end in the same parameters up to rounding, which is checked
+against how far they moved (1 %; 10 % with products of bfloat16).
 The order of the sides turns from round to round; on a CPU their processor times are compared. The rate of arithmetic counts the
 multiply-adds of forward and backward products (the first layer takes no gradient of its inputs), by the sgemm rate of a 1024 x 1024
 product on the same core in the same minute, also by processor time.
@@ -39,6 +40,8 @@ from tests.benchmarks import measured_on, publish, spread, table
 from tests.benchmarks.tracking_cost import LargeDigits
 
 LENGTH = 40
+ALIKE = {"full": 0.01, "bfloat16": 0.1}
+"""How far apart the two loops may end, by how far they moved the parameters."""
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -185,8 +188,7 @@ def against_plain(case: Case, rounds: int, device: torch.device) -> tuple[str, .
         plain_model = case.plain(Randomness(0).build(case.factory)).to(device)
         sides: dict[str, Callable[[], object]] = {"ours": packed, "plain": partial(plain_loop, case, plain_model, Randomness(0))}
         took = {name: seconds(sides[name], device) for name in (sides if number % 2 else reversed(sides))}
-        close = (1e-2, 1e-3) if case.recipe.precision == "full" else (0.1, 1e-2)
-        torch.testing.assert_close(parameters(models[0]), parameters(plain_model), rtol=close[0], atol=close[1])
+        check_alike(parameters(models[0]), parameters(plain_model), parameters(Randomness(0).build(case.factory).to(device)), case)
         samples = len(case.data.ids) * case.recipe.epochs * size
         if number:  # the first round is to warm up
             rates.append(samples / took["ours"])
@@ -201,6 +203,13 @@ def against_plain(case: Case, rounds: int, device: torch.device) -> tuple[str, .
         spread(ratios, "{:.2f}"),
         spread(shares, "{:.0f}"),
     )
+
+
+def check_alike(mine: Tensor, plain: Tensor, initial: Tensor, case: Case) -> None:
+    """Both sides went the same way: they are apart by a small share of how far they went."""
+    share = float((mine - plain).norm() / (plain - initial).norm())
+    if not share < ALIKE[case.recipe.precision]:
+        raise SystemExit(f"{case.name}: the two loops end apart by {share:.2g} of what they moved")
 
 
 def packs(case: Case, rounds: int, device: torch.device) -> tuple[list[tuple[str, ...]], str]:

@@ -43,9 +43,14 @@ def build_gram(store: Store, features: Tensor, tile: int, block: int) -> Artifac
 
 
 @given(
-    n=st.integers(1, 17), outputs=st.sampled_from([None, 1, 3]), tile=st.integers(1, 20), block=st.integers(1, 20), seed=st.integers(0, 99)
+    n=st.integers(1, 17),
+    outputs=st.sampled_from([None, 1, 3]),
+    tile=st.integers(1, 20),
+    block=st.integers(1, 20),
+    panel=st.integers(1, 4),
+    seed=st.integers(0, 99),
 )
-def test_any_tiling_is_the_dense_product(n: int, outputs: int | None, tile: int, block: int, seed: int) -> None:
+def test_any_tiling_is_the_dense_product(n: int, outputs: int | None, tile: int, block: int, panel: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     shape = (n, 7) if outputs is None else (n, outputs, 7)
     features = torch.randn(*shape, generator=generator)
@@ -54,7 +59,7 @@ def test_any_tiling_is_the_dense_product(n: int, outputs: int | None, tile: int,
     for i in range(0, n, tile):
         for j in range(i, n, tile):
             span, across = (i, min(i + tile, n)), (j, min(j + tile, n))
-            values = gram_tile(feature_products(rows_of(features), block), span, across, block)
+            values = gram_tile(feature_products(rows_of(features), block), span, across, block, panel)
             window = dense[span[0] * per_row : span[1] * per_row, across[0] * per_row : across[1] * per_row]
             np.testing.assert_allclose(values, window, rtol=1e-4, atol=1e-4)
             if i == j:
@@ -74,9 +79,10 @@ def test_what_a_tile_reads_is_known_beforehand(rows: int, columns: int, diagonal
     with Ahead(read) as reader:
         gram_tile(feature_products(reader, block), (0, rows), across, block)
     assert asked == list(reads((0, rows), across, block))
-    # A panel at a time: each right block is read once for every PANEL left ones.
+    # A panel at a time: each right block is read once for every PANEL left ones; in a diagonal tile only those that come after the panel.
     lefts, rights = -(-rows // block), -(-(rows if diagonal else columns) // block)
-    assert len(asked) <= lefts + -(-lefts // PANEL) * rights
+    panels = [min(start + PANEL, lefts) for start in range(0, lefts, PANEL)]
+    assert len(asked) == lefts + sum(rights - stop if diagonal else rights for stop in panels)
 
 
 def test_a_tile_reads_one_block_at_a_time() -> None:
