@@ -1,6 +1,6 @@
 """How fast gram tiles are computed from stored features, beside one product of matrices in memory.
 
-Features are as wide as the gradient of the vision network (93,825 parameters) and random; a block is 92 MiB. In core: all features in
+Features are as wide as the gradient of the vision network (93,825 parameters) and random; a block is 103 MiB. In core: all features in
 memory, their whole gram as one matrix product with one thread, as a worker has it. Out of core: the same gram's upper half, tile by tile,
 from the store, as the stage does it, with one thread for the products and one that reads ahead, every read verified, every tile written
 and synced; and the same without reading ahead. Rates count the multiply-adds of the entries that are asked for, all of them in core, the
@@ -34,7 +34,7 @@ from tests.benchmarks import measured_on, publish, spread, table
 from tests.benchmarks.gram_memory import high_water_bytes
 
 ROOT = Path(__file__).parents[2]
-WIDTH, BLOCK = 93_825, 256
+WIDTH, BLOCK = 93_825, 288
 KEY = "ab" * 32
 AGREE = 1e-3
 """Largest difference of two float32 sums of so many terms, by the diagonal."""
@@ -105,8 +105,8 @@ def in_a_fresh_process(*arguments: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=20 * BLOCK)
-    parser.add_argument("--tile", type=int, default=10 * BLOCK, help="rows along a tile's edge")
+    parser.add_argument("--rows", type=int, default=18 * BLOCK)
+    parser.add_argument("--tile", type=int, default=9 * BLOCK, help="rows along a tile's edge")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--folder", help="where the temporary store goes; default: the system's temporary folder")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/gram_speed.md")
