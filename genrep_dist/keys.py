@@ -12,7 +12,7 @@ from genrep_dist.config import Experiment, json_digest
 from genrep_dist.representers.methods import SOLVED, Method
 from genrep_dist.seeds import derive_seed
 
-NUMBERS_VERSION = 4
+NUMBERS_VERSION = 5
 """Raised whenever a change to the code changes numbers for the same question; old artifacts are then not found any more."""
 
 

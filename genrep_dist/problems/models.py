@@ -48,20 +48,32 @@ class VisionCNN(nn.Module):
                 got=str(image_size),
                 remedy="use SmallCNN",
             )
-        self.conv1 = nn.Conv2d(in_channels, 32, kernel_size=3, padding=1)
-        self.conv2 = nn.Conv2d(32, 64, kernel_size=3, padding=1)
-        self.conv3 = nn.Conv2d(64, 128, kernel_size=3, padding=1)
+        self.conv1 = _convolution(in_channels, 32, image_size)
+        self.conv2 = _convolution(32, 64, image_size // 2)
+        self.conv3 = _convolution(64, 128, image_size // 4)
         self.linear = nn.Linear(128 * (image_size // 8) ** 2, num_outputs)
         # Weights stored channels-last make the convolutions run so, whatever the inputs' layout: 1.3 times faster on a CPU, in
         # training and in per-sample gradients. Shapes, values and the order of the parameter vector are the same.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, inputs: Tensor) -> Tensor:
-        hidden = _pool_relu(self.conv1(inputs))
-        hidden = _pool_relu(self.conv2(hidden))
-        hidden = _pool_relu(self.conv3(hidden))
+        hidden = _pool_relu(self.conv1(_padded(self.conv1, inputs)))
+        hidden = _pool_relu(self.conv2(_padded(self.conv2, hidden)))
+        hidden = _pool_relu(self.conv3(_padded(self.conv3, hidden)))
         logits: Tensor = self.linear(hidden.flatten(1))
         return logits
+
+
+def _convolution(in_channels: int, out_channels: int, size: int) -> nn.Conv2d:
+    """A 3x3 'same' convolution of maps of ``size``, which pads even ones itself."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1 if size % 2 == 0 else 0)
+
+
+def _padded(convolution: nn.Conv2d, hidden: Tensor) -> Tensor:
+    """The maps with zeros above and to the left where the convolution pads nothing: of an odd map the pool drops the last row and column
+    (of 28x28 images at the third layer, a quarter of its work), and they are not computed.
+    """
+    return hidden if convolution.padding == (1, 1) else nn.functional.pad(hidden, (1, 0, 1, 0))
 
 
 def _pool_relu(hidden: Tensor) -> Tensor:

@@ -68,5 +68,7 @@ class TextCNN(nn.Module):
         hidden = torch.relu(self.conv2(hidden) + hide)
         hidden = self.conv3(hidden) + hide
         # The largest value, then ReLU: equal to ReLU, then the largest value, without a ReLU of every position.
-        logits: Tensor = self.linear(torch.relu(hidden.amax(dim=2)))
+        # Of equal ones the first is taken: one position of each channel goes on, and one comes back.
+        largest = nn.functional.adaptive_max_pool1d(hidden, 1).squeeze(2)
+        logits: Tensor = self.linear(torch.relu(largest))
         return logits

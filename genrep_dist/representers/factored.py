@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from genrep_dist.errors import ProblemError
-from genrep_dist.representers.layers import Weight, in_order, patches, room_for, rows_at_once, weight_rows
+from genrep_dist.representers.layers import Weight, in_order, patches, room_for, rows_at_once, weight_rows, write_rows
 from genrep_dist.representers.tokens import TokenRows, add_token_products
 
 RIGHT_ROWS, FEW_ROWS = 64, 8
@@ -155,21 +155,19 @@ class FeatureRows:
             result[:, :, place[name]] = self.rest[:, :, at : at + sizes[name]]
             at += sizes[name]
         for weight, factor in zip(self.weights, self.factors, strict=True):
-            target = result[:, :, place[weight.name]].view(rows, num_outputs, *weight.shape)
+            target = result[:, :, place[weight.name]]
             if isinstance(factor, TokenRows):
                 target.zero_()
-                factor.dense_into(target)
+                factor.dense_into(target.view(rows, num_outputs, *weight.shape))
                 continue
             if isinstance(factor, SpelledRows):
-                target[:] = in_order(weight, factor.values)
+                target.view(rows, num_outputs, *weight.shape)[:] = in_order(weight, factor.values)
                 continue
             step = min(rows, FEW_ROWS, rows_at_once(weight))
             room = room_for(weight, step, result)
-            spelled = result.new_empty(step, num_outputs, weight.shape[0], weight.patch)
             for start in range(0, rows, step):
                 some = factor.part(start, start + step)
-                values = weight_rows(weight, some.inputs, some.gradients, spelled[: len(some.inputs)], room)
-                target[start : start + step] = in_order(weight, values)
+                write_rows(weight, some.inputs, some.gradients, target[start : start + step], room)
         return result
 
     def self_product(self, own: Tensor) -> Tensor:
@@ -292,12 +290,18 @@ def _ready(weight: Weight, factor: Factors) -> _Ready:
         return factor
     if isinstance(factor, SpelledRows):
         assert weight.product == "gradients"
-        return factor.values.flatten(0, 1).flatten(1)
+        return _flat(factor.values)
     if weight.product == "vectors":
         return _Vectors(patches(weight, factor.inputs)[:, 0, 0], factor.gradients[:, :, 0])
     if weight.product == "positions":
         return _Positions(patches(weight, factor.inputs)[:, 0], factor.gradients)
-    return SpelledRows.of(weight, factor).values.flatten(0, 1).flatten(1)
+    return _flat(SpelledRows.of(weight, factor).values)
+
+
+def _flat(values: Tensor) -> Tensor:
+    """(B, C, O, K) as (B C, O K); of few rows the numbers of all rows side by side, which a product with few others reads faster."""
+    flat = values.flatten(0, 1).flatten(1)
+    return flat.T.contiguous().T if len(flat) <= RIGHT_ROWS else flat
 
 
 def _spelled(weight: Weight, factor: PatchRows | SpelledRows) -> Tensor:

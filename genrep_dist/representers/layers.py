@@ -18,6 +18,8 @@ from torch.nn import functional
 
 Pair = tuple[int, int]
 
+FEW_CHANNELS = 8
+"""Of an input whose patches are copied channel by channel."""
 PATCH_NUMBERS = 2**21
 """Patches that are spelled out at once: so many fit a processor's cache, and memory stays flat however many rows there are."""
 
@@ -88,24 +90,67 @@ def patches(weight: Weight, inputs: Tensor, room: Tensor | None = None) -> Tenso
     For a linear layer a view; else one copy, into ``room`` (numbers enough) where it is given.
     """
     rows, channels = inputs.shape[0], inputs.shape[3]
-    if weight.kernel == (1, 1) and weight.stride == (1, 1) and weight.padding == ((0, 0), (0, 0)):
+    if _is_plain(weight):
         windows = inputs.reshape(rows, -1, 1, channels)
+    elif channels < FEW_CHANNELS and weight.groups == 1:
+        # Longer runs of memory: tap by tap, all positions of a channel together.
+        return _by_channel(weight, inputs, room, taps_first=True).unsqueeze(1)
     else:
-        (top, bottom), (left, right) = weight.padding
-        padded = functional.pad(inputs, (0, 0, left, right, top, bottom)) if any((top, bottom, left, right)) else inputs.contiguous()
+        padded = _zero_padded(weight, inputs)
         per_row, high, wide, one = padded.stride()
         (stride_h, stride_w), (dilation_h, dilation_w) = weight.stride, weight.dilation
         overlapping = padded.as_strided(
             (rows, *weight.grid, *weight.kernel, channels),
             (per_row, stride_h * high, stride_w * wide, dilation_h * high, dilation_w * wide, one),
         )
-        if room is not None:
-            overlapping = room[: overlapping.numel()].view(overlapping.shape).copy_(overlapping)
-        windows = overlapping.reshape(rows, weight.positions, -1, channels)
+        windows = _copied(overlapping, room).reshape(rows, weight.positions, -1, channels)
     if weight.groups == 1:
         return windows.reshape(rows, 1, weight.positions, -1)
     grouped = windows.reshape(rows, weight.positions, windows.shape[2], weight.groups, -1)
     return grouped.permute(0, 3, 1, 2, 4).reshape(rows, weight.groups, weight.positions, -1)
+
+
+def _is_plain(weight: Weight) -> bool:
+    """Whether a patch is the input at one place."""
+    return weight.kernel == (1, 1) and weight.stride == (1, 1) and weight.padding == ((0, 0), (0, 0))
+
+
+def _zero_padded(weight: Weight, inputs: Tensor) -> Tensor:
+    (top, bottom), (left, right) = weight.padding
+    return functional.pad(inputs, (0, 0, left, right, top, bottom)) if any((top, bottom, left, right)) else inputs.contiguous()
+
+
+def _by_channel(weight: Weight, inputs: Tensor, room: Tensor | None, *, taps_first: bool) -> Tensor:
+    """(B, H, W, I) -> (B, T, K), the numbers under the kernel at each position: tap by tap, or channel by channel as in the parameter.
+    In memory positions are last.
+    """
+    padded = _zero_padded(weight, inputs).permute(0, 3, 1, 2).contiguous()
+    per_row, per_channel, high, wide = padded.stride()
+    (stride_h, stride_w), (dilation_h, dilation_w) = weight.stride, weight.dilation
+    taps, strides = weight.kernel, (dilation_h * high, dilation_w * wide)
+    order, steps = (
+        ((*taps, padded.shape[1]), (*strides, per_channel)) if taps_first else ((padded.shape[1], *taps), (per_channel, *strides))
+    )
+    overlapping = padded.as_strided((len(inputs), *order, *weight.grid), (per_row, *steps, stride_h * high, stride_w * wide))
+    return _copied(overlapping, room).reshape(len(inputs), -1, weight.positions).transpose(1, 2)
+
+
+def _copied(windows: Tensor, room: Tensor | None) -> Tensor:
+    return windows if room is None else room[: windows.numel()].view(windows.shape).copy_(windows)
+
+
+def write_rows(weight: Weight, inputs: Tensor, gradients: Tensor, out: Tensor, room: Tensor) -> None:
+    """Gradients of the weight in the parameter's own order into ``out`` (B, C, numel), with the patches in ``room``."""
+    rows, num_outputs, positions, width = gradients.shape
+    plain = _is_plain(weight)
+    if weight.groups > 1 or not (plain or positions < width):
+        values = in_order(weight, weight_rows(weight, inputs, gradients, room=room))
+        out.view(values.shape).copy_(values)
+        return
+    # Where the gradients are more numbers than the patches, it is these that are put in order.
+    spread = patches(weight, inputs)[:, 0] if plain else _by_channel(weight, inputs, room, taps_first=False)
+    for output in range(num_outputs):
+        torch.bmm(gradients[:, output].transpose(1, 2), spread, out=out[:, output].view(rows, width, weight.patch))
 
 
 def weight_rows(weight: Weight, inputs: Tensor, gradients: Tensor, out: Tensor | None = None, room: Tensor | None = None) -> Tensor:

@@ -8,7 +8,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from genrep_dist.training.sequences import SequenceConvolution
 
 
 @contextmanager
@@ -38,9 +39,15 @@ def _is_plain(module: nn.Conv1d) -> bool:
 
 
 def _as_images(module: nn.Conv1d, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if torch.is_autocast_enabled(inputs.device.type):
+        # Here, as for a library's convolution: inside the function nothing casts, and on the way back nobody would.
+        dtype = torch.get_autocast_dtype(inputs.device.type)
+        inputs, weight, bias = inputs.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if inputs.dim() != 3 or inputs.dtype != weight.dtype:
         plain: Tensor = nn.Conv1d._conv_forward(module, inputs, weight, bias)
         return plain
     images = inputs.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-    stride, padding, dilation = ((fill, int(value[0])) for fill, value in ((1, module.stride), (0, module.padding), (1, module.dilation)))
-    return functional.conv2d(images, weight.unsqueeze(2), bias, stride, padding, dilation, module.groups).squeeze(2)
+    stride, padding, dilation = (int(value[0]) for value in (module.stride, module.padding, module.dilation))
+    factors = (images, weight.unsqueeze(2), bias, stride, padding, dilation, module.groups)
+    result: Tensor = SequenceConvolution.apply(*factors)  # type: ignore[no-untyped-call]
+    return result.squeeze(2)

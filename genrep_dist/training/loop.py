@@ -92,9 +92,9 @@ def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1024) -> Tens
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether no number is NaN or Inf."""
-    # The largest magnitudes first: a few calls, and one wait for a GPU, where all is well.
-    largest = torch._foreach_norm([t for t in tensors if t.numel()], float("inf"))
-    return bool(torch.isfinite(torch.stack([norm.double() for norm in largest])).all())
+    # The smallest and the largest of each first, which NaN is where it is there: one wait for a GPU.
+    ends = [end.double() for t in tensors if t.numel() for end in torch.aminmax(t)]
+    return not ends or bool(torch.isfinite(torch.stack(ends)).all())
 
 
 def divergence(model: nn.Module, data: Dataset, randomness: Randomness, epoch: int, what: str = "") -> NonFiniteError | None:

@@ -50,6 +50,11 @@ def conv1d(**options: object) -> tuple[nn.Module, Tensor]:
     return nn.Conv1d(4, 6, **options), rows(4, 4, 11)  # type: ignore[arg-type]
 
 
+def wide2d(outputs: int, **options: object) -> tuple[nn.Module, Tensor]:
+    """More channels than are copied one by one."""
+    return nn.Conv2d(9, outputs, **options), rows(4, 9, 7, 6)  # type: ignore[arg-type]
+
+
 def embedding(vocabulary: int = 7, **options: object) -> tuple[nn.Module, Tensor]:
     generator = torch.Generator().manual_seed(3)
     return nn.Embedding(vocabulary, 3, **options), torch.randint(0, vocabulary, (4, 6), generator=generator)  # type: ignore[arg-type]
@@ -76,6 +81,11 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "conv2d, grouped": lambda: conv2d(kernel_size=3, groups=2, padding=1),
     "conv2d, depthwise style": lambda: (nn.Conv2d(4, 8, 3, groups=4, stride=2, dilation=2), rows(4, 4, 9, 8)),
     "conv2d without bias": lambda: conv2d(kernel_size=3, bias=False),
+    "conv2d of many channels": lambda: wide2d(5, kernel_size=(3, 2), padding=(2, 1), stride=(2, 1)),
+    "conv2d of many channels, dilated": lambda: wide2d(5, kernel_size=2, dilation=(3, 2), padding=1),
+    "conv2d of more outputs than positions": lambda: wide2d(80, kernel_size=(3, 2), padding=(2, 1), stride=(2, 1)),
+    "conv2d of more outputs than positions, dilated": lambda: wide2d(80, kernel_size=2, dilation=(3, 2), padding=1),
+    "conv1d of more outputs than positions": lambda: (nn.Conv1d(9, 30, 5, padding=2, stride=2), rows(4, 9, 11)),
     "conv2d, reflected": lambda: conv2d(kernel_size=3, padding=2, padding_mode="reflect"),
     "conv2d, circular": lambda: conv2d(kernel_size=3, padding=(1, 2), padding_mode="circular", stride=2),
     "conv2d, replicated and same": lambda: conv2d(kernel_size=(3, 2), padding="same", padding_mode="replicate"),

@@ -1,0 +1,104 @@
+"""Convolutions of sequences that lie channels-last in memory, and whose way back costs what the gradient holds.
+
+A pool over all positions hands back one position of each channel. The gradients of the convolution before it are then sums over B x O
+windows instead of B x O x L: for the paper's text network half of a step's arithmetic is gone, and the rest is the same to rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+FEWEST_POSITIONS = 16
+"""Of a sequence: below, one product with everything costs less than picking windows."""
+
+
+class SequenceConvolution(torch.autograd.Function):
+    """``functional.conv2d`` of images (B, I, 1, L) with weights (O, I, 1, K); strides, paddings and dilations are along L."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int, groups: int
+    ) -> Tensor:
+        ctx.save_for_backward(images, weight)
+        ctx.stride, ctx.padding, ctx.dilation, ctx.groups, ctx.has_bias = stride, padding, dilation, groups, bias is not None
+        return functional.conv2d(images, weight, bias, (1, stride), (0, padding), (1, dilation), groups)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        images, weight = ctx.saved_tensors
+        picked = _picked(gradient.squeeze(2)) if ctx.groups == 1 and gradient.dtype == torch.float32 else None
+        if picked is None:
+            found = torch.ops.aten.convolution_backward(
+                gradient,
+                images,
+                weight,
+                [len(weight)] if ctx.has_bias else None,
+                [1, ctx.stride],
+                [0, ctx.padding],
+                [1, ctx.dilation],
+                False,
+                [0, 0],
+                ctx.groups,
+                [*ctx.needs_input_grad[:2], ctx.has_bias],
+            )
+            return (*found, None, None, None, None)
+        places, values = picked
+        to_images = _to_sequences(ctx, images, weight, places, values) if ctx.needs_input_grad[0] else None
+        to_weight = _to_weight(ctx, images, weight, places, values) if ctx.needs_input_grad[1] else None
+        return to_images, to_weight, values.sum(dim=0) if ctx.has_bias else None, None, None, None, None
+
+
+def _picked(gradient: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The place (B, O) and value (B, O) of the one number of ``gradient`` (B, O, L) along L that is not zero; None where there are more.
+
+    What is smaller than the rounding of the largest counts as zero.
+    """
+    channels, positions = gradient.shape[1:]
+    if positions < FEWEST_POSITIONS or int(torch.count_nonzero(gradient[:1])) > channels:
+        return None
+    ones = gradient.new_ones(positions)
+    # With one number, its size times its place, by its size, is its place: one product finds all.
+    total, moment = torch.matmul(torch.stack([ones, ones.cumsum(0) - 1]), gradient.abs().transpose(1, 2)).unbind(1)
+    ratio = moment / total
+    places = torch.where(torch.isfinite(ratio), ratio.round(), 0.0).long()
+    values = gradient.gather(2, places.unsqueeze(2)).squeeze(2)
+    return (places, values) if torch.equal(values.abs(), total) else None
+
+
+def _to_weight(ctx: Any, images: Tensor, weight: Tensor, places: Tensor, values: Tensor) -> Tensor:
+    """(O, I, 1, K), dW[o, :, k] = sum_b values[b, o] x[b, :, places[b, o] under tap k]."""
+    outputs, _, _, taps = weight.shape
+    padded = functional.pad(images.squeeze(2).transpose(1, 2), (0, 0, ctx.padding, ctx.padding))
+    rows, length, _ = padded.shape
+    windows = torch.arange(rows) * length + places.t() * ctx.stride
+    under = (torch.arange(taps) * ctx.dilation).view(-1, 1, 1) + windows
+    weights = values.t().expand(taps, outputs, rows)
+    sums = functional.embedding_bag(
+        under.flatten(),
+        padded.flatten(0, 1),
+        torch.arange(0, taps * outputs * rows, rows),
+        mode="sum",
+        per_sample_weights=weights.flatten(),
+    )
+    return sums.view(taps, outputs, -1).permute(1, 2, 0).unsqueeze(2).contiguous()
+
+
+def _to_sequences(ctx: Any, images: Tensor, weight: Tensor, places: Tensor, values: Tensor) -> Tensor:
+    """(B, I, 1, L): every window's share added where the window lies."""
+    rows, channels, _, length = images.shape
+    positions = (length + 2 * ctx.padding - ctx.dilation * (weight.shape[3] - 1) - 1) // ctx.stride + 1
+    in_order, outputs = places.sort(dim=1, stable=True)
+    counts = torch.bincount((in_order + torch.arange(rows).unsqueeze(1) * positions).flatten(), minlength=rows * positions)
+    starts, weights = counts.cumsum(0) - counts, values.gather(1, outputs).flatten()
+    padded = images.new_zeros(rows, length + 2 * ctx.padding, channels)
+    for tap, table in enumerate(weight.squeeze(2).permute(2, 0, 1).contiguous()):
+        sums = functional.embedding_bag(outputs.flatten(), table, starts, mode="sum", per_sample_weights=weights)
+        first = tap * ctx.dilation
+        padded[:, first : first + ctx.stride * (positions - 1) + 1 : ctx.stride] += sums.view(rows, positions, channels)
+    return padded[:, ctx.padding : ctx.padding + length].transpose(1, 2).unsqueeze(2)
