@@ -32,7 +32,8 @@ class SequenceConvolution(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, weight = ctx.saved_tensors
-        picked = _picked(gradient.squeeze(2)) if ctx.groups == 1 and gradient.dtype == torch.float32 else None
+        plain = ctx.stride == ctx.dilation == ctx.groups == 1 and gradient.dtype == torch.float32
+        picked = _picked(gradient.squeeze(2)) if plain else None
         if picked is None:
             found = torch.ops.aten.convolution_backward(
                 gradient,
@@ -72,33 +73,45 @@ def _picked(gradient: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def _to_weight(ctx: Any, images: Tensor, weight: Tensor, places: Tensor, values: Tensor) -> Tensor:
-    """(O, I, 1, K), dW[o, :, k] = sum_b values[b, o] x[b, :, places[b, o] under tap k]."""
-    outputs, _, _, taps = weight.shape
-    padded = functional.pad(images.squeeze(2).transpose(1, 2), (0, 0, ctx.padding, ctx.padding))
-    rows, length, _ = padded.shape
-    windows = torch.arange(rows) * length + places.t() * ctx.stride
-    under = (torch.arange(taps) * ctx.dilation).view(-1, 1, 1) + windows
-    weights = values.t().expand(taps, outputs, rows)
+    """(O, I, 1, K), dW[o, :, k] = sum_b values[b, o] x[b, :, places[b, o] + k - padding]."""
+    rows, channels, _, length = images.shape
+    outputs, taps = len(weight), weight.shape[3]
+    under = places.t() + torch.arange(-ctx.padding, taps - ctx.padding).view(-1, 1, 1)  # (K, O, B)
+    weights = torch.where((under >= 0) & (under < length), values.t(), 0.0)
     sums = functional.embedding_bag(
-        under.flatten(),
-        padded.flatten(0, 1),
-        torch.arange(0, taps * outputs * rows, rows),
+        (under.clamp(0, length - 1) + length * torch.arange(rows)).flatten(),
+        images.permute(0, 2, 3, 1).reshape(-1, channels),
+        torch.arange(0, weights.numel(), rows),
         mode="sum",
         per_sample_weights=weights.flatten(),
     )
-    return sums.view(taps, outputs, -1).permute(1, 2, 0).unsqueeze(2).contiguous()
+    return sums.view(taps, outputs, channels).permute(1, 2, 0).unsqueeze(2).contiguous()
 
 
 def _to_sequences(ctx: Any, images: Tensor, weight: Tensor, places: Tensor, values: Tensor) -> Tensor:
-    """(B, I, 1, L): every window's share added where the window lies."""
+    """(B, I, 1, L): each position takes its share of every window that lies on it."""
     rows, channels, _, length = images.shape
-    positions = (length + 2 * ctx.padding - ctx.dilation * (weight.shape[3] - 1) - 1) // ctx.stride + 1
-    in_order, outputs = places.sort(dim=1, stable=True)
-    counts = torch.bincount((in_order + torch.arange(rows).unsqueeze(1) * positions).flatten(), minlength=rows * positions)
-    starts, weights = counts.cumsum(0) - counts, values.gather(1, outputs).flatten()
-    padded = images.new_zeros(rows, length + 2 * ctx.padding, channels)
-    for tap, table in enumerate(weight.squeeze(2).permute(2, 0, 1).contiguous()):
-        sums = functional.embedding_bag(outputs.flatten(), table, starts, mode="sum", per_sample_weights=weights)
-        first = tap * ctx.dilation
-        padded[:, first : first + ctx.stride * (positions - 1) + 1 : ctx.stride] += sums.view(rows, positions, channels)
-    return padded[:, ctx.padding : ctx.padding + length].transpose(1, 2).unsqueeze(2)
+    outputs, taps = len(weight), weight.shape[3]
+    positions = length + 2 * ctx.padding - taps + 1
+    in_order, windows = places.sort(dim=1, stable=True)
+    by_row = torch.arange(rows).unsqueeze(1)
+    counts = torch.bincount((in_order + positions * by_row).flatten(), minlength=rows * positions).view(rows, positions)
+    # The windows that lie on a position are neighbours in that order: those at as many places as there are taps.
+    before = functional.pad(counts.cumsum(dim=1), (taps, taps - 1), mode="constant")
+    before[:, positions + taps :] = outputs
+    on_it = slice(ctx.padding, ctx.padding + length)
+    first, sizes = before[:, :-taps][:, on_it], (before[:, taps:] - before[:, :-taps])[:, on_it].flatten()
+    starts = sizes.cumsum(0) - sizes
+    which = torch.repeat_interleave((first + outputs * by_row).flatten() - starts, sizes)
+    which += torch.arange(len(which))
+    where = torch.repeat_interleave(torch.arange(ctx.padding, ctx.padding + length).repeat(rows), sizes)
+    tap = where - in_order.take(which)
+    table = weight.squeeze(2).permute(2, 0, 1).reshape(-1, channels)  # (K O, I)
+    sums = functional.embedding_bag(
+        tap * outputs + windows.take(which),
+        table,
+        starts,
+        mode="sum",
+        per_sample_weights=values.gather(1, windows).take(which),
+    )
+    return sums.view(rows, 1, length, channels).permute(0, 3, 1, 2)
