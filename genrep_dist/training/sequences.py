@@ -29,7 +29,7 @@ class SequenceConvolution(torch.autograd.Function):
         return functional.conv2d(images, weight, bias, (1, stride), (0, padding), (1, dilation), groups)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, weight = ctx.saved_tensors
         plain = ctx.stride == ctx.dilation == ctx.groups == 1 and gradient.dtype == torch.float32

@@ -65,6 +65,7 @@ class PlainCNN(nn.Module):
         super().__init__()
         self.convolutions = nn.ModuleList(m for m in ours.modules() if isinstance(m, nn.Conv2d))
         for convolution in self.convolutions:
+            assert isinstance(convolution, nn.Conv2d)
             convolution.padding = (1, 1)
         self.linear = ours.get_submodule("linear")
         self.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

@@ -65,6 +65,7 @@ def test_gradients_after_a_pool(shape: str, pool: str, monkeypatch: pytest.Monke
 
 def test_what_takes_no_gradient_gets_none() -> None:
     layer = nn.Conv1d(4, 6, 5)
+    assert layer.bias is not None
     layer.weight.requires_grad_(False)
     inputs = torch.randn(3, 4, 40, requires_grad=True)
     with sequences_channels_last(layer):
