@@ -13,7 +13,8 @@ from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.representers.losses import Loss
 from genrep_dist.training.batches import GATHER_BYTES
 from genrep_dist.training.loop import Observer, all_finite, divergence
-from genrep_dist.training.packs import Pack, filled
+from genrep_dist.training.mapped import MappedPack
+from genrep_dist.training.packs import Pack, PackKind, filled
 from genrep_dist.training.precision import tf32, training_outputs
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.updates import Descent
@@ -50,16 +51,17 @@ def train_pack(
     runs: Sequence[Run],
     *,
     observers: Sequence[Observer] = (),
+    kind: PackKind = Pack,
 ) -> list[NonFiniteError | None]:
     """Train ``models`` in place, as :func:`genrep_dist.training.loop.train` trains each, up to rounding; packed together or alone they
-    are the same, bit for bit. ``observers`` are for a single model.
+    are the same, bit for bit (of the ``kind`` MappedPack in packs of one size). ``observers`` see the first.
 
     A model that diverges is taken out at the end of its epoch and its error is returned in its place; the others go on untouched.
     """
     num_rows, slots = len(data.inputs), len(models)
     steps_per_epoch = -(-num_rows // recipe.batch_size)
     num_steps = recipe.epochs * steps_per_epoch
-    pack = Pack(models[0], slots, recipe)
+    pack = kind(models[0], slots, recipe)
     for slot, model in enumerate(models):
         pack.load(slot, model)
     descent = Descent(pack.parameters, recipe)
@@ -115,7 +117,7 @@ def _epoch(runs: Sequence[Run], kept: Tensor, epoch: int, batch_size: int, first
 
 
 def _train_steps(
-    pack: Pack,
+    pack: Pack | MappedPack,
     loss: Loss,
     recipe: Recipe,
     data: Dataset,
@@ -150,7 +152,7 @@ def _train_steps(
                 tensor[unmoved] = values
             for observer in observers:
                 mine = marks[index, 0]
-                observer.step(rows[index, 0][mine], output_gradient[mine], rate)
+                observer.step(rows[index, 0][mine], output_gradient[: len(mine)][mine], rate)
 
 
 def _idle(sizes: Tensor) -> dict[int, list[int]]:
@@ -162,7 +164,7 @@ def _idle(sizes: Tensor) -> dict[int, list[int]]:
 
 
 def _take_out(
-    pack: Pack,
+    pack: Pack | MappedPack,
     models: Sequence[nn.Module],
     data: Dataset,
     runs: Sequence[Run],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,11 +15,12 @@ from genrep_dist.errors import ProblemError
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.representers.features import outputs as model_outputs
 from genrep_dist.representers.losses import Loss
+from genrep_dist.training.mapped import MAPPED_SLOTS, MappedPack
 from genrep_dist.training.precision import training_outputs
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.stacked import Stacked, StackedEmbedding, stack_layer
 from genrep_dist.training.threads import one_thread
-from genrep_dist.training.updates import MIN_SPARSE_NUMBERS
+from genrep_dist.training.updates import MIN_SPARSE_NUMBERS, is_large_table
 
 ROW_MULTIPLE = 32
 """A slot's rows are filled up to a multiple of this. The end of a tensor that does not fill two vector registers is computed by other
@@ -67,8 +68,19 @@ class Pack:
         return [layer.of_slots(t) for layer, t in zip(layers * (len(tensors) // max(1, len(layers))), tensors, strict=True)]
 
 
-def why_not_packed(factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: Dataset, max_work: int | None = None) -> str | None:
-    """Why models of ``factory`` cannot share a step; None where they can: known layers, samples apart, and a trial that agrees.
+PackKind = type[Pack] | type[MappedPack]
+
+
+def why_not_packed(
+    factory: Callable[[], nn.Module],
+    loss: Loss,
+    recipe: Recipe,
+    data: Dataset,
+    kind: PackKind = Pack,
+    max_work: int | None = None,
+) -> str | None:
+    """Why models of ``factory`` cannot share a step in packs of ``kind``; None where they can: nothing random, samples apart, layers that
+    the kind knows, and a trial that agrees.
 
     ``max_work`` is how many multiply-adds a forward pass over a batch may take for sharing to gain anything.
 
@@ -77,10 +89,12 @@ def why_not_packed(factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe,
     rows = min(len(data.inputs), recipe.batch_size + 2 * TRIAL_SHIFT)
     data = Dataset(data.inputs[:rows].cpu(), data.targets[:rows].cpu(), data.ids[:rows].cpu())
     model = Randomness(0).build(factory)
-    reason = next(_structure(model), None)
+    reason = next(_barred(model), None) or next(_unknown(model) if kind is Pack else _costly(model, recipe), None)
     if reason is None and max_work is not None:
         reason = _too_large(model, recipe, data, max_work)
-    return reason or _trial(factory, loss, recipe, data)
+    # Where every model shares, as on a GPU, large ones do, too; there equal bits are not claimed, and three at once are enough of a trial.
+    companies = _companies(kind) if kind is Pack or max_work is not None else [(0, 1, 2)]
+    return reason or _trial(factory, loss, recipe, data, kind, companies)
 
 
 def filled(rows: int) -> int:
@@ -88,12 +102,12 @@ def filled(rows: int) -> int:
     return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
-def _structure(model: nn.Module) -> Iterator[str]:
-    """Reasons that can be seen without running anything but the model's own code on symbols."""
+def _barred(model: nn.Module) -> Iterator[str]:
+    """Reasons against any sharing that can be seen without running anything."""
     if getattr(model, "trains_alone", False):
         yield "the model says so (trains_alone)"
     for name, module in model.named_modules():
-        called = f"layer {name!r} ({type(module).__name__})" if name else type(module).__name__
+        called = _called(name, module)
         if isinstance(module, _BatchNorm):
             yield f"{called} mixes the samples of a batch"
         if isinstance(module, _DropoutNd) and module.p > 0:
@@ -102,14 +116,30 @@ def _structure(model: nn.Module) -> Iterator[str]:
             yield f"{called} has hooks"
         if next(module.buffers(recurse=False), None) is not None:
             yield f"{called} has buffers"
+
+
+def _unknown(model: nn.Module) -> Iterator[str]:
+    """What there is no stacked layer for, and ways of a forward pass that stacked layers cannot go."""
+    for name, module in model.named_modules():
         if next(module.parameters(recurse=False), None) is not None and stack_layer(module, 1) is None:
-            yield f"{called} is none of the layers that are known"
+            yield f"{_called(name, module)} is none of the layers that are known"
     if len(list(model.named_parameters(remove_duplicate=False))) != len(list(model.parameters())):
         yield "layers share parameters"
     if all(stack_layer(module, 1) is None for module in model.modules()):
         yield "it has no layer that is known"
     if stack_layer(model, 1) is None:
         yield from _flow(model)
+
+
+def _costly(model: nn.Module, recipe: Recipe) -> Iterator[str]:
+    """What mapping would compute in full where a model alone does not."""
+    for name, module in model.named_modules():
+        if recipe.is_plain_sgd and is_large_table(module):
+            yield f"{_called(name, module)} is moved row by row"
+
+
+def _called(name: str, module: nn.Module) -> str:
+    return f"layer {name!r} ({type(module).__name__})" if name else type(module).__name__
 
 
 def _flow(model: nn.Module) -> Iterator[str]:
@@ -126,15 +156,15 @@ def _flow(model: nn.Module) -> Iterator[str]:
 
 
 def _too_large(model: nn.Module, recipe: Recipe, data: Dataset, max_work: int) -> str | None:
-    pack = Pack(model, 1, recipe)
-    pack.load(0, model)
+    from torch.utils.flop_counter import FlopCounterMode
+
+    batch = data.inputs[: recipe.batch_size]
     try:
-        with torch.no_grad():
-            pack.module(data.inputs[:1].expand(ROW_MULTIPLE, *data.inputs.shape[1:]))
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(batch)
     except CODE_FAILS as error:
         return _failed(error)
-    layers = sum(layer.multiply_adds for layer in pack.layers.values())
-    work = layers * min(recipe.batch_size, len(data.inputs)) // ROW_MULTIPLE
+    work = counter.get_total_flops() // 2
     return f"a step is {work:.1e} multiply-adds forward, more than {max_work:.1e}: alone it is faster on a CPU" if work > max_work else None
 
 
@@ -143,20 +173,27 @@ def _failed(error: Exception) -> str:
     return f"it fails on the rows of several models ({type(error).__name__}: {first})"
 
 
-def _trial(factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: Dataset) -> str | None:
-    """Outputs and gradients of three models at once against each alone: equal to rounding in full precision, and bit for bit whatever
-    their number in the recipe's.
+def _trial(
+    factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: Dataset, kind: PackKind, companies: Sequence[tuple[int, ...]]
+) -> str | None:
+    """Outputs and gradients of three models at once against each alone: equal to rounding in full precision, and bit for bit in all
+    ``companies`` in the recipe's.
     """
     rows = min(len(data.inputs), recipe.batch_size)
     models = [Randomness(seed).build(factory).train() for seed in range(3)]
     generator = torch.get_rng_state()
+
+    def packed(company: Sequence[int], recipe: Recipe) -> list[tuple[int, list[Tensor]]]:
+        """Which model each slot has, and what it comes to there."""
+        step = _packed_step([models[index] for index in company], loss, recipe, data, rows, company, kind)
+        return list(zip(company, step, strict=True))
+
     try:
         # As units of work run: two threads would share out a batch of products by how many there are.
         with one_thread():
-            alone = [_step(model, loss, data, rows, slot) for slot, model in enumerate(models)]
-            full = _packed_step(models, loss, replace(recipe, precision="full"), data, rows, 0)
-            together = full if recipe.precision == "full" else _packed_step(models, loss, recipe, data, rows, 0)
-            single = [_packed_step([model], loss, recipe, data, rows, slot) for slot, model in enumerate(models)]
+            alone = [_step(model, loss, data, rows, shift) for shift, model in enumerate(models)]
+            full = packed(companies[0], replace(recipe, precision="full"))
+            found = [one for company in companies for one in packed(company, recipe)]
     except CODE_FAILS as error:
         return _failed(error)
     finally:
@@ -164,32 +201,43 @@ def _trial(factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: D
         torch.set_rng_state(generator)
     if drew:
         return "its forward pass draws random numbers"
-    for slot, (expected, one) in enumerate(zip(alone, single, strict=True)):
-        for plain, packed in zip(expected, full[slot], strict=True):
+    for index, shared in full:
+        for plain, one in zip(alone[index], shared, strict=True):
             scale = float(plain.norm())
-            if not float((plain - packed).norm()) <= torch.finfo(plain.dtype).eps ** 0.5 * (scale or 1.0):
+            if not float((plain - one).norm()) <= torch.finfo(plain.dtype).eps ** 0.5 * (scale or 1.0):
                 return "the rows of several models in one batch change each other's numbers"
-        if not all(torch.equal(a, b) for a, b in zip(one[0], together[slot], strict=True)):
-            return "its last bits depend on how many models share a step"
+    first = dict(reversed(found))
+    if not all(torch.equal(a, b) for index, one in found for a, b in zip(first[index], one, strict=True)):
+        return "its last bits depend on which models share a step"
     return None
 
 
-def _step(module: nn.Module, loss: Loss, data: Dataset, rows: int, first: int) -> list[Tensor]:
+def _companies(kind: PackKind) -> list[tuple[int, ...]]:
+    """Which of three models make up the packs of a trial."""
+    if kind is Pack:
+        return [(0, 1, 2), (0,), (1,), (2,)]
+    # Always as many, in other slots.
+    return [tuple(slot % 3 for slot in range(MAPPED_SLOTS)), tuple(slot // 11 for slot in range(MAPPED_SLOTS))]
+
+
+def _step(module: nn.Module, loss: Loss, data: Dataset, rows: int, shift: int) -> list[Tensor]:
     """Outputs and gradients by parameter of one plain model on its own rows."""
-    index = _trial_rows(data, rows, first)
+    index = _trial_rows(data, rows, shift)
     outputs = model_outputs(module, data.inputs[index])
     parameters = [p for p in module.parameters() if p.requires_grad]
     slopes = loss.derivative(outputs.detach(), data.targets[index]) / rows
     return [outputs.detach(), *torch.autograd.grad(outputs, parameters, slopes)]
 
 
-def _packed_step(models: list[nn.Module], loss: Loss, recipe: Recipe, data: Dataset, rows: int, first: int) -> list[list[Tensor]]:
+def _packed_step(
+    models: list[nn.Module], loss: Loss, recipe: Recipe, data: Dataset, rows: int, shifts: Sequence[int], kind: PackKind
+) -> list[list[Tensor]]:
     """The same of each slot, gradients by way of the plain model's parameters, so that shapes and order are theirs."""
-    pack = Pack(models[0], len(models), recipe)
+    pack = kind(models[0], len(models), recipe)
     for slot, model in enumerate(models):
         pack.load(slot, model)
     size = filled(rows)
-    index = torch.cat([_filled_rows(_trial_rows(data, rows, first + slot), size) for slot in range(len(models))])
+    index = torch.cat([_filled_rows(_trial_rows(data, rows, shift), size) for shift in shifts])
     outputs = training_outputs(pack.module, data.inputs[index], recipe)
     divisors = torch.full((len(models), size, 1), float("inf"), dtype=outputs.dtype, device=outputs.device)
     divisors[:, :rows] = rows
@@ -207,8 +255,8 @@ def _packed_step(models: list[nn.Module], loss: Loss, recipe: Recipe, data: Data
     return found
 
 
-def _trial_rows(data: Dataset, rows: int, first: int) -> Tensor:
-    return (torch.arange(rows, device=data.inputs.device) + TRIAL_SHIFT * first) % len(data.inputs)
+def _trial_rows(data: Dataset, rows: int, shift: int) -> Tensor:
+    return (torch.arange(rows, device=data.inputs.device) + TRIAL_SHIFT * shift) % len(data.inputs)
 
 
 def _filled_rows(index: Tensor, size: int) -> Tensor:

@@ -23,15 +23,11 @@ Layout = Callable[[Tensor], Tensor]
 
 
 class Stacked(nn.Module):
-    """Base: parameters by name (S, ...), with what turns a plain parameter into a slot's and back.
-
-    ``multiply_adds`` counts those of one slot's products in the last forward pass.
-    """
+    """Base: parameters by name (S, ...), with what turns a plain parameter into a slot's and back."""
 
     def __init__(self, plain: nn.Module, slots: int) -> None:
         super().__init__()
         self.slots = slots
-        self.multiply_adds = 0
         self.stacked: dict[str, Tensor] = {}
         for name, parameter in plain.named_parameters(recurse=False):
             one = self.to_slot(name, parameter.detach())
@@ -75,7 +71,6 @@ class StackedLinear(Stacked):
         weight, bias = self.stacked["weight"], self.stacked.get("bias")
         width = weight.shape[2]
         rows = inputs.reshape(self.slots, -1, inputs.shape[-1])
-        self.multiply_adds = rows[0].numel() * width
         if min(weight.shape[1:]) == 1:
             # A matrix of one row or column would be a vector, which BLAS multiplies otherwise when it comes alone.
             narrow = (0, int(width == 1), 0, int(weight.shape[1] == 1))
@@ -170,7 +165,6 @@ class _Convolution(torch.autograd.Function):
             windows = layer.buffer("windows", (rows, *out, kh, kw, channels), inputs)
             windows.copy_(padded.as_strided(windows.shape, (n, y * sh, x * sw, y * dh, x * dw, c)))
             matrix = windows.view(slots, positions, numbers)
-        layer.multiply_adds = positions * numbers * weight.shape[2]
         ctx.save_for_backward(weight)
         ctx.matrix, ctx.has_bias = matrix, bias is not None
         return torch.bmm(matrix, weight) if bias is None else torch.baddbmm(bias, matrix, weight)

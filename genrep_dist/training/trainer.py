@@ -16,16 +16,17 @@ from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.representers.features import check_model
 from genrep_dist.representers.losses import Loss
 from genrep_dist.training.loop import Observer, train
+from genrep_dist.training.mapped import MAPPED_SLOTS, MappedPack
 from genrep_dist.training.packed import Run, train_pack
-from genrep_dist.training.packs import why_not_packed
+from genrep_dist.training.packs import Pack, PackKind, why_not_packed
 from genrep_dist.training.parts import rows_at_once
 from genrep_dist.training.randomness import Randomness
 
-Arithmetic = Literal["solo", "stacked"]
+Arithmetic = Literal["solo", "stacked", "mapped"]
 
-MAX_STACKED_WORK = 2**24
+MAX_WORK: dict[PackKind, int] = {Pack: 2**24, MappedPack: 2**21}
 """Multiply-adds of a forward pass over a batch, above which a CPU trains models one by one: there the arithmetic costs more than the
-calls, and a library's own convolutions are faster than unfolded products."""
+calls, and a library's own convolutions are faster than unfolded products, or mapped ones."""
 MAX_PACK = {"cpu": 64, "cuda": 512}
 CPU_PACK_BYTES = 2**24
 """Parameters of a pack on a CPU."""
@@ -42,9 +43,10 @@ MEMORY_SHARE = 0.6
 class Trainer:
     """Trains models of one problem with one recipe.
 
-    ``arithmetic`` is "stacked" where models can share their steps and gain by it, else "solo", for the ``reason`` given. It follows
-    from the model, the loss, the recipe and the kind of device, and from nothing that is timed, so that an original model and its
-    retrainings are computed alike on all workers. :meth:`pack_size` is timed, and changes no number.
+    ``arithmetic`` is "stacked" where models can share their steps and gain by it, "mapped" where their layers are none of those that are
+    known and they share steps through torch's mapping, else "solo", for the ``reason`` given. It follows from the model, the loss, the
+    recipe and the kind of device, and from nothing that is timed, so that an original model and its retrainings are computed alike on all
+    workers. :meth:`pack_size` is timed, and changes no number.
     """
 
     def __init__(self, factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: Dataset) -> None:
@@ -61,12 +63,21 @@ class Trainer:
                 remedy="set recipe.precision, or resources.device: cuda",
             )
         check_model(self.build(Randomness(0)))
-        # A GPU has room for the steps of many models however large their arithmetic.
-        max_work = MAX_STACKED_WORK if self._device.type == "cpu" else None
-        reason = why_not_packed(factory, loss, recipe, data, max_work)
-        self.reason = reason
-        self.arithmetic: Arithmetic = "stacked" if reason is None else "solo"
-        self._at_once = rows_at_once(factory, loss, recipe, data) if reason else None
+        self.reason: str | None = None
+        self.arithmetic: Arithmetic = "solo"
+        self._kind: PackKind = Pack
+        reasons = []
+        kinds: dict[Arithmetic, PackKind] = {"stacked": Pack, "mapped": MappedPack}
+        for arithmetic, kind in kinds.items():
+            # A GPU has room for the steps of many models however large their arithmetic.
+            reason = why_not_packed(factory, loss, recipe, data, kind, MAX_WORK[kind] if self._device.type == "cpu" else None)
+            if reason is None:
+                self.arithmetic, self._kind = arithmetic, kind
+                break
+            reasons.append(reason)
+        else:
+            self.reason = "; mapped: ".join(dict.fromkeys(reasons))
+        self._at_once = rows_at_once(factory, loss, recipe, data) if self.reason else None
 
     def build(self, randomness: Randomness) -> nn.Module:
         return randomness.build(self._factory).to(self._device)
@@ -74,7 +85,7 @@ class Trainer:
     def train(self, run: Run, observers: Sequence[Observer] = ()) -> nn.Module:
         """One trained model. Raises NonFiniteError where it diverges."""
         model = self.build(run.randomness)
-        error = self._train([model], [run], observers)[0]
+        error = self.train_in_place([model], [run], observers)[0]
         if error is not None:
             raise error
         return model
@@ -84,7 +95,7 @@ class Trainer:
         # Runs with common random numbers begin alike.
         initial = {run.randomness: self.build(run.randomness) for run in runs}
         models = [copy.deepcopy(initial[run.randomness]) for run in runs]
-        errors = self._train(models, runs, ())
+        errors = self.train_in_place(models, runs)
         return [model if error is None else error for model, error in zip(models, errors, strict=True)]
 
     def pack_size(self, models: int | None = None) -> int:
@@ -94,6 +105,8 @@ class Trainer:
         """
         if self.arithmetic == "solo":
             return 1
+        if self._is_filled:
+            return MAPPED_SLOTS
         if self._pack_size is None and models is not None and models * self._num_steps() < WORTH_A_PROBE:
             return min(USUAL_PACK, self._largest())
         if self._pack_size is None:
@@ -108,9 +121,12 @@ class Trainer:
         """Steps of one training."""
         return self._recipe.epochs * -(-len(self._data.inputs) // self._recipe.batch_size)
 
-    def _train(self, models: list[nn.Module], runs: Sequence[Run], observers: Sequence[Observer]) -> list[NonFiniteError | None]:
-        if self.arithmetic == "stacked":
-            return train_pack(models, self._loss, self._recipe, self._data, runs, observers=observers)
+    def train_in_place(
+        self, models: list[nn.Module], runs: Sequence[Run], observers: Sequence[Observer] = ()
+    ) -> list[NonFiniteError | None]:
+        """Train ``models``, each built for its run; the errors of those that diverged in their places. ``observers`` are for one model."""
+        if self.arithmetic != "solo":
+            return self._train_packs(models, runs, observers)
         errors: list[NonFiniteError | None] = []
         for model, run in zip(models, runs, strict=True):
             try:
@@ -118,6 +134,23 @@ class Trainer:
                 errors.append(None)
             except NonFiniteError as error:
                 errors.append(error)
+        return errors
+
+    @property
+    def _is_filled(self) -> bool:
+        """Whether packs have one size only, and empty slots are filled."""
+        return self.arithmetic == "mapped" and self._device.type == "cpu"
+
+    def _train_packs(self, models: Sequence[nn.Module], runs: Sequence[Run], observers: Sequence[Observer]) -> list[NonFiniteError | None]:
+        size = MAPPED_SLOTS if self._is_filled else len(models)
+        errors: list[NonFiniteError | None] = []
+        for start in range(0, len(models), size):
+            some, their = list(models[start : start + size]), list(runs[start : start + size])
+            empty = size - len(some) if self._is_filled else 0
+            fill = [copy.deepcopy(some[0]) for _ in range(empty)]
+            everyone, all_runs = some + fill, their + their[:1] * empty
+            found = train_pack(everyone, self._loss, self._recipe, self._data, all_runs, observers=observers, kind=self._kind)
+            errors += found[: len(some)]
         return errors
 
     def _train_solo(self, model: nn.Module, run: Run, recipe: Recipe, data: Dataset, observers: Sequence[Observer] = ()) -> None:
@@ -163,8 +196,8 @@ class Trainer:
         for _ in range(3):
             self._synchronize()
             began = time.perf_counter()
-            if self.arithmetic == "stacked":
-                train_pack(models, self._loss, short, data, runs)
+            if self.arithmetic != "solo":
+                train_pack(models, self._loss, short, data, runs, kind=self._kind)
             else:
                 self._train_solo(models[0], runs[0], short, data)
             self._synchronize()

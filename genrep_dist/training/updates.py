@@ -79,7 +79,7 @@ def row_wise_embeddings(model: nn.Module, recipe: Recipe) -> Iterator[None]:
 
     Equal to the dense gradient to rounding, for plain SGD only: momentum and weight decay move every row in every step.
     """
-    changed = [module for module in model.modules() if recipe.is_plain_sgd and _is_large_table(module)]
+    changed = [module for module in model.modules() if recipe.is_plain_sgd and is_large_table(module)]
     for module in changed:
         module.sparse = True  # type: ignore[assignment]
     try:
@@ -89,7 +89,8 @@ def row_wise_embeddings(model: nn.Module, recipe: Recipe) -> Iterator[None]:
             module.sparse = False  # type: ignore[assignment]
 
 
-def _is_large_table(module: nn.Module) -> bool:
+def is_large_table(module: nn.Module) -> bool:
+    """Whether a module is an embedding whose rows are better moved one by one."""
     return (
         isinstance(module, nn.Embedding)
         and type(module).forward is nn.Embedding.forward

@@ -333,19 +333,29 @@ class Alone(Drops):
         return result
 
 
+UNKNOWN: dict[str, tuple[Factory, str]] = {
+    "a layer called twice": (Twice, "more than once"),
+    "a parameter of its own": (OwnParameter, "none of the layers"),
+    "a layer that is not known": (lambda: nn.Sequential(nn.Linear(5, 3), nn.PReLU(), nn.Linear(3, 1)), "none of the layers"),
+    "grouped": (lambda: nn.Sequential(nn.Unflatten(1, (5, 1)), nn.Conv1d(5, 5, 1, groups=5), nn.Flatten(), nn.Linear(5, 1)), "none of"),
+}
 REFUSED: dict[str, tuple[Factory, str]] = {
     "batch normalisation": (lambda: nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)), "mixes the samples"),
     "dropout": (lambda: nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.2), nn.Linear(3, 1)), "random numbers"),
     "functional dropout": (Drops, "random numbers"),
     "control flow": (Branches, "cannot be followed"),
     "means over the batch": (Mixes, "change each other's numbers"),
-    "a layer called twice": (Twice, "more than once"),
-    "a parameter of its own": (OwnParameter, "none of the layers"),
     "a fixed number of rows": (Fixed, "cannot be followed|fails on the rows"),
     "the model's own word": (Alone, "trains_alone"),
-    "a layer that is not known": (lambda: nn.Sequential(nn.Linear(5, 3), nn.PReLU(), nn.Linear(3, 1)), "none of the layers"),
-    "grouped": (lambda: nn.Sequential(nn.Unflatten(1, (5, 1)), nn.Conv1d(5, 5, 1, groups=5), nn.Flatten(), nn.Linear(5, 1)), "none of"),
 }
+
+
+@pytest.mark.parametrize(("factory", "reason"), UNKNOWN.values(), ids=list(UNKNOWN))
+def test_what_there_is_no_stacked_layer_for(factory: Factory, reason: str) -> None:
+    """(It is mapped, see test_mapped.py.)"""
+    found = why_not_packed(factory, get_loss("logistic"), RECIPES["plain"], blob_data())
+    assert found is not None
+    assert reason in found
 
 
 @pytest.mark.parametrize(("factory", "reason"), REFUSED.values(), ids=list(REFUSED))
