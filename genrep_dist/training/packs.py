@@ -160,7 +160,7 @@ def _too_large(model: nn.Module, recipe: Recipe, data: Dataset, max_work: int) -
 
     batch = data.inputs[: recipe.batch_size]
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
             model(batch)
     except CODE_FAILS as error:
         return _failed(error)

@@ -19,8 +19,9 @@ from genrep_dist.problems.text_models import TextCNN
 from genrep_dist.representers.losses import get_loss
 from genrep_dist.training.loop import predict, train
 from genrep_dist.training.observers import Checkpoints, TrackingImportance
+from genrep_dist.training.mapped import MappedPack
 from genrep_dist.training.packed import Run, train_pack
-from genrep_dist.training.packs import why_not_packed
+from genrep_dist.training.packs import Pack, why_not_packed
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.trainer import Trainer
 from tests.toys import Blobs
@@ -363,7 +364,9 @@ def test_what_cannot_share_its_steps_trains_alone(factory: Factory, reason: str)
     data, recipe = blob_data(), RECIPES["plain"]
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    assert why_not_packed(factory, get_loss("logistic"), recipe, data) is not None
+    for kind in (Pack, MappedPack):
+        for most in (None, 2**30):
+            assert why_not_packed(factory, get_loss("logistic"), recipe, data, kind, most) is not None
     assert torch.equal(before, torch.get_rng_state())
     if factory is Fixed:
         return
