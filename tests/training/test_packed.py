@@ -18,8 +18,8 @@ from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.problems.text_models import TextCNN
 from genrep_dist.representers.losses import get_loss
 from genrep_dist.training.loop import predict, train
-from genrep_dist.training.observers import Checkpoints, TrackingImportance
 from genrep_dist.training.mapped import MappedPack
+from genrep_dist.training.observers import Checkpoints, TrackingImportance
 from genrep_dist.training.packed import Run, train_pack
 from genrep_dist.training.packs import Pack, why_not_packed
 from genrep_dist.training.randomness import Randomness
