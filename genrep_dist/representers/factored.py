@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from genrep_dist.errors import ProblemError
-from genrep_dist.representers.layers import Weight, in_order, patches, room_for, rows_at_once, weight_rows, write_rows
+from genrep_dist.representers.layers import Weight, in_order, patches, room_for, rows_at_once, rows_spelled, weight_rows, write_rows
 from genrep_dist.representers.tokens import TokenRows, add_token_products
 
-RIGHT_ROWS, FEW_ROWS = 64, 8
-"""Samples of a right block that are spelled out at once: enough for a matrix product, and fewer, which stay in the cache, where the left
-block has few rows itself."""
+RIGHT_ROWS = 64
+"""Samples of a right block that are spelled out at once, enough for a matrix product, where the left block has many rows. Where it has at
+most so many itself, they are those that the cache holds."""
 PAIRS_AT_ONCE = 2**22
 """Numbers of products over pairs of positions that are held at once."""
 
@@ -163,7 +163,7 @@ class FeatureRows:
             if isinstance(factor, SpelledRows):
                 target.view(rows, num_outputs, *weight.shape)[:] = in_order(weight, factor.values)
                 continue
-            step = min(rows, FEW_ROWS, rows_at_once(weight))
+            step = min(rows, rows_spelled(weight, num_outputs))
             room = room_for(weight, step, result)
             for start in range(0, rows, step):
                 some = factor.part(start, start + step)
@@ -257,7 +257,7 @@ def _add_gradients(weight: Weight, mine: Tensor, theirs: PatchRows | SpelledRows
     """Add the products (B C, B' C') of spelled-out gradients with those of another block, a few samples of it at a time."""
     few = len(mine) <= RIGHT_ROWS
     rows, num_outputs = (theirs.values if isinstance(theirs, SpelledRows) else theirs.gradients).shape[:2]
-    step = min(rows_at_once(weight), FEW_ROWS) if few else RIGHT_ROWS
+    step = rows_spelled(weight, num_outputs) if few else RIGHT_ROWS
     room = spelled = mine.new_empty(0)
     if isinstance(theirs, PatchRows):
         room = room_for(weight, min(step, rows), mine)

@@ -20,8 +20,12 @@ Pair = tuple[int, int]
 
 FEW_CHANNELS = 8
 """Of an input whose patches are copied channel by channel."""
+LARGE_GRADIENT = 2**15
+"""Numbers of a gradient that is written into its place by one product a sample; below, the calls cost more than a copy."""
 PATCH_NUMBERS = 2**21
 """Patches that are spelled out at once: so many fit a processor's cache, and memory stays flat however many rows there are."""
+FEW_ROWS = 8
+"""Samples that are spelled out at once even where their gradients are more numbers than that: fewer would cost more in calls."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +153,11 @@ def write_rows(weight: Weight, inputs: Tensor, gradients: Tensor, out: Tensor, r
         return
     # Where the gradients are more numbers than the patches, it is these that are put in order.
     spread = patches(weight, inputs)[:, 0] if plain else _by_channel(weight, inputs, room, taps_first=False)
-    for output in range(num_outputs):
-        torch.bmm(gradients[:, output].transpose(1, 2), spread, out=out[:, output].view(rows, width, weight.patch))
+    first = gradients.transpose(2, 3).reshape(rows, num_outputs * width, positions)
+    if num_outputs == 1 and weight.numel >= LARGE_GRADIENT:
+        torch.bmm(first, spread, out=out.view(rows, width, weight.patch))
+    else:
+        out.copy_(torch.bmm(first, spread).view(out.shape))
 
 
 def weight_rows(weight: Weight, inputs: Tensor, gradients: Tensor, out: Tensor | None = None, room: Tensor | None = None) -> Tensor:
@@ -182,6 +189,11 @@ def in_order(weight: Weight, rows: Tensor) -> Tensor:
 def rows_at_once(weight: Weight) -> int:
     """Samples whose patches are spelled out together."""
     return max(1, PATCH_NUMBERS // (weight.positions * weight.patch * weight.groups))
+
+
+def rows_spelled(weight: Weight, num_outputs: int) -> int:
+    """Samples whose patches and gradients are spelled out together: what the cache holds, or a few."""
+    return min(rows_at_once(weight), max(FEW_ROWS, PATCH_NUMBERS // (num_outputs * weight.numel)))
 
 
 def room_for(weight: Weight, rows: int, like: Tensor) -> Tensor:
