@@ -95,7 +95,7 @@ def look_ahead(prepared: Prepared, *, probe: bool = True, address: str | None = 
     missing = {name: stage.missing_share for name, stage in status.items()}
     device = pick_device(resources.device).type
     expected = forecast(prepared, workers, missing, status["retrain"].total) if probe else None
-    guess = gpu_hours(prepared) if probe and device != "cuda" else None
+    guess = gpu_hours(plan, prepared.recipe.epochs) if probe and device != "cuda" else None
     return Outlook(plan, status, workers, device, expected, guess, refusal)
 
 

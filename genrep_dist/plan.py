@@ -25,6 +25,8 @@ from genrep_dist.units import (
 SHARD_BYTES = 64 * 2**20
 """No shard of features is larger: a unit of work that is lost costs seconds."""
 MAX_BLOCK_ROWS = 512
+GPU_FLOP_PER_SECOND, DISK_BYTES_PER_SECOND = 1e13, 1e9
+"""Guesses, for plans: float32 on one GPU, and a disk that is written to and read."""
 FLOAT_BYTES = 4
 TILES_HELD = 6
 """Tiles of a gram that fit half the budget. Three are held at once (the sum, its encoded file, what is read back); the rest is for
@@ -41,7 +43,8 @@ class Shape:
 
     Of the NTK's features for one sample: ``ntk_held`` numbers as factors, ``ntk_spelled`` when they are made ready to be multiplied,
     ``ntk_products`` multiply-adds with those of another, ``ntk_bytes`` in the store, as measured on a few rows. 0: dense rows.
-    ``ntk_slow`` tells the layers whose gradients take a slower way.
+    ``ntk_slow`` tells the layers whose gradients take a slower way. ``forward_flop`` are the floating-point operations of a sample's
+    forward pass, 0 where they are not known; ``on_gpu``: whether workers compute on GPUs.
     """
 
     num_train: int
@@ -54,6 +57,8 @@ class Shape:
     ntk_products: int = 0
     ntk_bytes: int = 0
     ntk_slow: tuple[str, ...] = ()
+    forward_flop: int = 0
+    on_gpu: bool = False
 
     def feature_width(self, kernel: str) -> int:
         """Numbers that one training sample takes in the features of ``kernel``; a kernel of the user's own has none that we know."""
@@ -74,6 +79,11 @@ class Shape:
         if kernel == "ntk" and self.ntk_held:
             return (BLOCKS_HELD + PANEL) * self.ntk_held + (PANEL + 1) * self.ntk_spelled
         return BLOCKS_HELD * self.feature_width(kernel)
+
+    @property
+    def gradient_flop(self) -> int:
+        """Floating-point operations of one sample's gradients: a pass there, and for each output one back, which takes twice as many."""
+        return self.forward_flop * (1 + 2 * self.num_outputs)
 
     def products(self, kernel: str) -> int:
         """Multiply-adds of one sample with another."""
@@ -238,14 +248,32 @@ class Plan:
     def features_stored(self) -> list[tuple[str, int]]:
         """(kernel, epoch) whose per-sample features go to the store.
 
-        A gram reads every block of features about once per tile row, so storing pays there; K(train, test) reads each once, and
-        streams.
+        K(train, test) passes over them once, and streams. A gram passes over them several times, so storing pays there, unless a GPU
+        computes them anew in less time than a disk takes to keep them and to give them back. (A CPU takes about as long as a disk, and
+        what is stored outlives a kill.)
         """
         choice = self.experiment.resources.features
         if choice == "stream":
             return []
-        pairs = self.kernels_needed() if choice == "store" else self.grams_needed()
+        pairs = self.kernels_needed() if choice == "store" else [pair for pair in self.grams_needed() if self._storing_pays(*pair)]
         return [pair for pair in pairs if pair[0] not in self.experiment.kernels]
+
+    def _storing_pays(self, kernel: str, epoch: int) -> bool:
+        computed = self.shape.gradient_flop / GPU_FLOP_PER_SECOND
+        if kernel != "ntk" or not self.shape.on_gpu or not computed:
+            return True
+        passed, passes = self.shape.feature_bytes(kernel) / DISK_BYTES_PER_SECOND, self.feature_passes(kernel, epoch)
+        return computed + (1 + passes) * passed <= passes * computed
+
+    def feature_passes(self, kernel: str, epoch: int) -> float:
+        """How often each training sample's features are asked for, on average: by K(train, test), and by the tiles of a gram."""
+        passes = float((kernel, epoch) in self.kernels_needed())
+        if (kernel, epoch) in self.grams_needed():
+            # A tile asks for its left rows once, and for its right ones once for every panel of these; on the diagonal for half of them.
+            tile = self.gram_tiles[kernel]
+            tiles, panels = -(-self.shape.num_train // tile), -(-tile // (PANEL * self.block_rows[kernel]))
+            passes += tiles * (1 + panels) / 2
+        return passes
 
     # -- units -----------------------------------------------------------------------------------------------------------------
 

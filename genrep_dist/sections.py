@@ -283,7 +283,9 @@ class ResourcesSection(Section):
     workers: int | None = Field(None, ge=1, description="Processes at once; default: as many as the cluster or the machine has slots.")
     memory_budget: Bytes = Field(2 * 2**30, description="Bytes of arrays that one process may hold, for example 512MiB.")
     features: Literal["auto", "store", "stream"] = Field(
-        "auto", description="Keep per-sample gradients in the store, or compute them where they are used; auto: store what a gram needs."
+        "auto",
+        description="Keep per-sample gradients in the store, or compute them where they are used; auto: store what a gram needs, "
+        "unless GPUs compute it anew in less time than a disk takes.",
     )
     retries: int = Field(3, ge=0, description="How often a failed unit of work is tried again.")
     task_seconds: float = Field(5.0, gt=0, description="About how long one task of retrainings should take.")

@@ -10,6 +10,7 @@ from genrep_dist.config import Experiment, load_experiment
 from genrep_dist.errors import PlanError
 from genrep_dist.keys import Keys, sample_test_positions
 from genrep_dist.plan import Plan, Shape, make_plan
+from genrep_dist.stages.kernels import reads
 
 SHAPE = Shape(num_train=1000, num_test=200, num_outputs=1, num_parameters=5000, last_layer_width=33)
 RECIPE = {
@@ -99,6 +100,30 @@ def test_only_what_a_gram_needs_is_stored() -> None:
     assert plan("methods=[ntk-final/tracking]").features_stored() == []
     assert plan("resources.features=stream").features_stored() == []
     assert ("ntk", 0) in plan("resources.features=store").features_stored()
+
+
+def test_a_gpu_computes_anew_what_a_disk_would_take_longer_to_keep() -> None:
+    """By the plan's guesses: 1e13 operations a second, and 1e9 bytes."""
+    heavy = replace(SHAPE, ntk_bytes=20_000, forward_flop=10**9, on_gpu=True)
+    light = replace(heavy, forward_flop=10**6)
+    assert plan(shape=heavy).features_stored() == [("ntk", 20)]
+    assert plan(shape=light).features_stored() == []
+    assert plan("resources.features=store", shape=light).features_stored() != []
+    assert plan("resources.features=stream", shape=heavy).features_stored() == []
+    # A CPU, and a network whose operations are not known.
+    for cautious in (replace(light, on_gpu=False), replace(light, forward_flop=0)):
+        assert plan(shape=cautious).features_stored() == [("ntk", 20)]
+    assert "gradients" not in {stage.name for stage in plan(shape=light).stages}
+
+
+@pytest.mark.parametrize("budget", ["1GiB", "6MiB", "2MiB"])
+def test_passes_over_features_are_counted_as_tiles_read_them(budget: str) -> None:
+    laid_out = plan(f"resources.memory_budget={budget}", "methods=[ntk-final/surrogate]")
+    read = 0
+    for unit in laid_out.gram_units(0, "ntk", 20):
+        rows, across = ((at * unit.tile, min((at + 1) * unit.tile, 1000)) for at in (unit.row, unit.column))
+        read += sum(stop - start for start, stop in reads(rows, across, unit.block))
+    assert laid_out.feature_passes("ntk", 20) == pytest.approx(1 + read / 1000, rel=0.35)
 
 
 def test_units_cover_every_row_and_the_upper_half_of_the_tiles() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from genrep_dist.config import Experiment
 from genrep_dist.errors import PlanError, ProblemError, StoreError
@@ -77,6 +78,9 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     recipe = recipe_in_force(problem, experiment)
     gradients = any(method.kernel in ("ntk", "influence") for method in experiment.parsed_methods)
     shape = _projected(measure(problem, train, test, experiment.last_layer, gradients=gradients), experiment)
+    # What the workers will have is not known here; the driver usually has the like.
+    device = experiment.resources.device
+    shape = replace(shape, on_gpu=device == "cuda" or (device == "auto" and torch.cuda.is_available()))
     _check_metrics(experiment, get_loss(problem.loss))
     train, flipped = _flip(experiment, problem, train, shape)
     keys = Keys(
@@ -172,7 +176,8 @@ def measure(problem: Problem, train: Dataset, test: Dataset, last_layer: str | N
     """
     model = Randomness(0).build(problem.model)
     check_model(model)
-    outputs = predict(model, train.inputs[:2])
+    with FlopCounterMode(display=False) as counter:
+        outputs = predict(model, train.inputs[:2])
     try:
         width = last_layer_features(model.eval(), train.inputs[:2], last_layer).shape[1]
     except ProblemError:
@@ -180,7 +185,8 @@ def measure(problem: Problem, train: Dataset, test: Dataset, last_layer: str | N
             raise
         width = 0
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    shape = Shape(len(train.ids), len(test.ids), outputs.shape[1], parameters, width)
+    forward = counter.get_total_flops() // len(outputs)
+    shape = Shape(len(train.ids), len(test.ids), outputs.shape[1], parameters, width, forward_flop=forward)
     if not gradients:
         return shape
     layout = layout_of(model, train.inputs[:2])

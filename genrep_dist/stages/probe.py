@@ -6,13 +6,11 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from torch import Tensor, nn
 
 from genrep_dist.errors import GenRepError
-from genrep_dist.plan import Plan
+from genrep_dist.plan import GPU_FLOP_PER_SECOND, Plan
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.representers.capture import feature_rows
 from genrep_dist.representers.losses import get_loss
@@ -38,8 +36,6 @@ METHOD_SECONDS = 0.2
 """What each method adds to that."""
 ACTOR_STAGES: frozenset[StageName] = frozenset({"gradients", "kernels"})
 UNIT_OVERHEAD_SECONDS = 0.02
-GPU_FLOP_PER_SECOND = 1e13
-"""What a large GPU is taken to sustain in training such networks in float32, where there is none to measure: a guess."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +75,13 @@ def estimate(plan: Plan, rates: Rates, slots: int, missing: Mapping[StageName, f
     shape, seeds = plan.shape, len(plan.experiment.seeds)
     n, seconds = shape.num_train, {stage.name: 0.0 for stage in plan.stages}
     stored = plan.features_stored()
-    for kernel, epoch in plan.kernels_needed():
+    for kernel, epoch in sorted({*plan.kernels_needed(), *plan.grams_needed()}):
         # The NTK costs gradients; the last layer a forward pass, which is a small part of one.
         cost = seeds * n * (1.0 if kernel == "ntk" else 0.2) / rates.gradient_rows_per_second
-        seconds["gradients" if (kernel, epoch) in stored else "kernels"] += cost
+        if (kernel, epoch) in stored:
+            seconds["gradients"] += cost
+        else:
+            seconds["kernels"] += plan.feature_passes(kernel, epoch) * cost
     for kernel, _ in plan.grams_needed():
         seconds["kernels"] += seeds * n * n / 2 * shape.products(kernel) / rates.multiply_adds_per_second
     for importance, kernel, _ in plan.solved_needed():
@@ -125,31 +124,11 @@ def forecast(prepared: Prepared, slots: int, missing: Mapping[StageName, float],
     return Forecast(seconds, around)
 
 
-def gpu_hours(prepared: Prepared) -> float:
-    """GPU-hours of all the plan's training at :data:`GPU_FLOP_PER_SECOND`: a guess from the arithmetic, for a machine without a GPU."""
-    plan, recipe = prepared.plan, prepared.recipe
+def gpu_hours(plan: Plan, epochs: int) -> float:
+    """GPU-hours of all the plan's training for ``epochs`` each: a guess from the arithmetic, for a machine without a GPU."""
     models = len(plan.experiment.seeds) + plan.retrainings_at_most
-    return models * recipe.epochs * len(prepared.train.ids) * _flop_a_row(prepared) / GPU_FLOP_PER_SECOND / 3600
-
-
-def _flop_a_row(prepared: Prepared) -> float:
-    """Floating-point operations of one row's forward and backward pass, those of convolutions and linear layers: the way back takes twice
-    what the way there takes.
-    """
-    rows = prepared.train.inputs[: prepared.recipe.batch_size]
-    model = Randomness(0).build(prepared.problem.model)
-    multiply_adds = 0
-
-    def count(module: nn.Module, _inputs: object, result: Tensor) -> None:
-        nonlocal multiply_adds
-        multiply_adds += result.numel() * cast("Tensor", module.weight)[0].numel()
-
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            module.register_forward_hook(count)
-    with torch.no_grad():
-        model(rows)
-    return 6.0 * multiply_adds / len(rows)
+    # The way back takes twice what the way there takes.
+    return models * epochs * plan.shape.num_train * 3 * plan.shape.forward_flop / GPU_FLOP_PER_SECOND / 3600
 
 
 def _influence_cost(plan: Plan, rates: Rates) -> float:
