@@ -44,7 +44,8 @@ class Shape:
     Of the NTK's features for one sample: ``ntk_held`` numbers as factors, ``ntk_spelled`` when they are made ready to be multiplied,
     ``ntk_products`` multiply-adds with those of another, ``ntk_bytes`` in the store, as measured on a few rows. 0: dense rows.
     ``ntk_slow`` tells the layers whose gradients take a slower way. ``forward_flop`` are the floating-point operations of a sample's
-    forward pass, 0 where they are not known; ``on_gpu``: whether workers compute on GPUs.
+    forward pass, 0 where they are not known; ``on_gpu``: whether workers compute on GPUs. ``step_bytes``
+    are what a training step takes beside parameters, and ``pack`` how many models share one at most.
     """
 
     num_train: int
@@ -59,6 +60,8 @@ class Shape:
     ntk_slow: tuple[str, ...] = ()
     forward_flop: int = 0
     on_gpu: bool = False
+    step_bytes: int = 0
+    pack: int = 1
 
     def feature_width(self, kernel: str) -> int:
         """Numbers that one training sample takes in the features of ``kernel``; a kernel of the user's own has none that we know."""
@@ -344,7 +347,8 @@ def _stages(plan: Plan) -> Iterator[StagePlan]:
     stored, kernels, grams = plan.features_stored(), plan.kernels_needed(), plan.grams_needed()
     saved = len(plan.keys.saved_epochs())
     per_model = FLOAT_BYTES * (saved * (shape.num_parameters + n * c) + shape.num_test * c) + 8 * n * c
-    yield StagePlan("train", f"{seeds} models, {saved} checkpoints each", seeds, seeds * per_model, 8 * FLOAT_BYTES * shape.num_parameters)
+    trained = 8 * FLOAT_BYTES * shape.num_parameters + shape.step_bytes
+    yield StagePlan("train", f"{seeds} models, {saved} checkpoints each", seeds, seeds * per_model, trained)
     if stored:
         blocks = sum(-(-n // plan.block_rows[kernel]) for kernel, _ in stored)
         written = sum(n * shape.feature_bytes(kernel) for kernel, _ in stored)
@@ -384,9 +388,7 @@ def _stages(plan: Plan) -> Iterator[StagePlan]:
         yield StagePlan("diagonals", f"self-influence on {len(diagonals)} kernels", seeds * len(diagonals), seeds * written, peak)
     count = plan.retrainings_at_most
     row = 8 * shape.num_test * c + 8 * plan.most_removed()
-    yield StagePlan(
-        "retrain", f"{plan.retrainings_asked} asked, at most {count} unique", count, count * row, 8 * FLOAT_BYTES * shape.num_parameters
-    )
+    yield StagePlan("retrain", f"{plan.retrainings_asked} asked, at most {count} unique", count, count * row, shape.pack * trained)
 
 
 def _gram_bytes(plan: Plan, kernel: str) -> int:

@@ -34,6 +34,7 @@ from genrep_dist.store import Store
 from genrep_dist.store.packed import pack
 from genrep_dist.training.loop import predict
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.trainer import most_models, step_bytes
 from genrep_dist.units import StageName
 
 RECORD_VERSION = 2
@@ -77,10 +78,11 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     train, test = load_datasets(problem)
     recipe = recipe_in_force(problem, experiment)
     gradients = any(method.kernel in ("ntk", "influence") for method in experiment.parsed_methods)
-    shape = _projected(measure(problem, train, test, experiment.last_layer, gradients=gradients), experiment)
     # What the workers will have is not known here; the driver usually has the like.
     device = experiment.resources.device
-    shape = replace(shape, on_gpu=device == "cuda" or (device == "auto" and torch.cuda.is_available()))
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    measured = measure(problem, train, test, recipe.batch_size, experiment.last_layer, gradients=gradients, on_gpu=on_gpu)
+    shape = _projected(measured, experiment)
     _check_metrics(experiment, get_loss(problem.loss))
     train, flipped = _flip(experiment, problem, train, shape)
     keys = Keys(
@@ -169,7 +171,16 @@ def publish_inputs(prepared: Prepared) -> None:
                 write_attribution(artifact, method, seed, torch.from_numpy(scores.phi), ids, manifest)
 
 
-def measure(problem: Problem, train: Dataset, test: Dataset, last_layer: str | None = None, *, gradients: bool = True) -> Shape:
+def measure(
+    problem: Problem,
+    train: Dataset,
+    test: Dataset,
+    batch_size: int,
+    last_layer: str | None = None,
+    *,
+    gradients: bool = True,
+    on_gpu: bool = False,
+) -> Shape:
     """The sizes of a problem, from one model and a few rows, those of per-sample ``gradients`` only where they are wanted.
 
     ProblemError when ``last_layer`` is named and is not the last.
@@ -178,15 +189,25 @@ def measure(problem: Problem, train: Dataset, test: Dataset, last_layer: str | N
     check_model(model)
     with FlopCounterMode(display=False) as counter:
         outputs = predict(model, train.inputs[:2])
+    forward = counter.get_total_flops() // len(outputs)
     try:
         width = last_layer_features(model.eval(), train.inputs[:2], last_layer).shape[1]
     except ProblemError:
         if last_layer is not None:
             raise
         width = 0
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    forward = counter.get_total_flops() // len(outputs)
-    shape = Shape(len(train.ids), len(test.ids), outputs.shape[1], parameters, width, forward_flop=forward)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    shape = Shape(
+        len(train.ids),
+        len(test.ids),
+        outputs.shape[1],
+        sum(p.numel() for p in parameters),
+        width,
+        forward_flop=forward,
+        on_gpu=on_gpu,
+        step_bytes=step_bytes(model, train.inputs[:batch_size]),
+        pack=1 if on_gpu else most_models(sum(p.numel() * p.element_size() for p in parameters), forward // 2 * batch_size),
+    )
     if not gradients:
         return shape
     layout = layout_of(model, train.inputs[:2])

@@ -6,14 +6,16 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.representers.features import check_model
+from genrep_dist.representers.features import outputs as model_outputs
 from genrep_dist.representers.losses import Loss
 from genrep_dist.training.loop import Observer, train
 from genrep_dist.training.mapped import MAPPED_SLOTS, MappedPack
@@ -38,6 +40,40 @@ WORTHWHILE = 0.97
 """A larger pack must take less than this share of the time a model, or the smaller one stays."""
 MEMORY_SHARE = 0.6
 """Of a GPU's free memory, for a pack."""
+
+
+def most_models(parameter_bytes: int, step_multiply_adds: int) -> int:
+    """How many models at most share a step on a CPU, by their size and a batch's forward pass. (On a GPU its free memory says it.)"""
+    return max(1, min(MAX_PACK["cpu"], CPU_PACK_BYTES // parameter_bytes)) if step_multiply_adds <= max(MAX_WORK.values()) else 1
+
+
+def step_bytes(model: nn.Module, inputs: Tensor) -> int:
+    """About what a training step on ``inputs`` (B, ...) takes beside parameters: what is kept for the way back, its gradients, and the
+    windows of convolutions, as they are spelled out where models share steps.
+    """
+    kept: dict[int, int] = {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    windows = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def unfold(module: nn.Module, _inputs: object, result: Tensor) -> None:
+        nonlocal windows
+        weight = cast("Tensor", module.weight)
+        windows += result.numel() // len(weight) * weight[0].numel() * result.element_size()
+
+    hooks = [module.register_forward_hook(unfold) for module in model.modules() if isinstance(module, nn.Conv1d | nn.Conv2d)]
+    try:
+        with torch.random.fork_rng(devices=[]), saved_tensors_hooks(keep, lambda tensor: tensor):
+            model_outputs(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return 2 * (sum(kept.values()) + windows)
 
 
 class Trainer:
@@ -175,8 +211,7 @@ class Trainer:
     def _room(self) -> int:
         """How many models of a pack the memory holds: a GPU's free memory; on a CPU what its caches are good for."""
         if self._device.type != "cuda":
-            size = sum(p.numel() * p.element_size() for p in self.build(Randomness(0)).parameters())
-            return max(1, CPU_PACK_BYTES // size)
+            return most_models(sum(p.numel() * p.element_size() for p in self.build(Randomness(0)).parameters()), 0)
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
         self._seconds_a_step(2)

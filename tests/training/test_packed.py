@@ -23,7 +23,7 @@ from genrep_dist.training.observers import Checkpoints, TrackingImportance
 from genrep_dist.training.packed import Run, train_pack
 from genrep_dist.training.packs import Pack, why_not_packed
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.trainer import Trainer
+from genrep_dist.training.trainer import Trainer, most_models, step_bytes
 from tests.toys import Blobs
 from tests.training.reference import parameters_of, plainly_trained
 from tests.training.test_solo import RECIPES, sentences
@@ -400,3 +400,17 @@ def test_a_small_network_shares_and_a_large_one_does_not() -> None:
     assert large.arithmetic == "solo"
     assert large.reason is not None
     assert "multiply-adds" in large.reason
+
+
+def test_what_a_step_takes_is_foreseen() -> None:
+    """By hand: what the way back needs of each layer, its gradient, and the windows of convolutions."""
+    inputs = torch.zeros(7, 5)
+    # The inputs, the sum before tanh is not kept, tanh's result is.
+    assert step_bytes(multilayer(), inputs) == 2 * 4 * 7 * (5 + 8)
+    images_of_one = torch.zeros(3, 2, 6, 6)
+    convolution = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten())
+    assert step_bytes(convolution, images_of_one) == 2 * 4 * 3 * (2 * 36 + 16 * 18)
+    assert most_models(4 * 5_000, 2**20) == 64
+    assert most_models(2**22, 2**20) == 4
+    assert most_models(4 * 5_000, 2**25) == 1
+    assert most_models(2**30, 2**20) == 1
