@@ -51,13 +51,18 @@ def test_outputs_are_one_row_a_sample(model: nn.Module, shape: tuple[int, ...], 
     assert model(random(4, *shape)).shape == (4, num_outputs)
 
 
-def test_pool_before_relu_is_the_network_of_the_paper() -> None:
-    model = VisionCNN()
-    inputs = random(3, 1, 28, 28)
+@pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32), (1, 30), (2, 9)])
+def test_it_is_the_network_of_the_paper(channels: int, size: int) -> None:
+    """Pool before ReLU, and rows and columns that a pool drops: outputs and gradients of every map are what they are of 'same' ones."""
+    model = VisionCNN(channels, size).double()
+    inputs = random(3, channels, size, size).double()
     hidden = inputs
     for convolution in (model.conv1, model.conv2, model.conv3):
         hidden = functional.max_pool2d(functional.relu(functional.conv2d(hidden, convolution.weight, convolution.bias, padding=1)), 2)
-    torch.testing.assert_close(model(inputs), functional.linear(hidden.flatten(1), model.linear.weight, model.linear.bias))
+    expected, found = functional.linear(hidden.flatten(1), model.linear.weight, model.linear.bias), model(inputs)
+    torch.testing.assert_close(found, expected)
+    parameters = list(model.parameters())
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), parameters), torch.autograd.grad(expected.sum(), parameters))
 
 
 @pytest.mark.parametrize(
