@@ -192,7 +192,7 @@ def rows_at_once(weight: Weight) -> int:
 
 
 def rows_spelled(weight: Weight, num_outputs: int) -> int:
-    """Samples whose patches and gradients are spelled out together: what the cache holds, or a few."""
+    """Samples whose patches and gradients are spelled out together: of either PATCH_NUMBERS, or FEW_ROWS where those are more."""
     return min(rows_at_once(weight), max(FEW_ROWS, PATCH_NUMBERS // (num_outputs * weight.numel)))
 
 
@@ -302,7 +302,8 @@ def _conv_factors(module: nn.Module, inputs: Tensor, gradients: Tensor) -> Spati
     if inputs.dim() == 3:
         inputs = inputs.unsqueeze(2)
     rows, num_outputs, channels = gradients.shape[:3]
-    flat = gradients.movedim(2, -1).reshape(rows, num_outputs, -1, channels)
+    # In one order in memory, as they come back from the store: how a product is computed may depend on it.
+    flat = gradients.movedim(2, -1).reshape(rows, num_outputs, -1, channels).contiguous()
     return inputs.permute(0, 2, 3, 1), flat
 
 

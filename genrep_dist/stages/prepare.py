@@ -11,7 +11,6 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from genrep_dist.config import Experiment
 from genrep_dist.errors import PlanError, ProblemError, StoreError
@@ -33,8 +32,10 @@ from genrep_dist.stages.status import stage_status
 from genrep_dist.store import Store
 from genrep_dist.store.packed import pack
 from genrep_dist.training.loop import predict
+from genrep_dist.training.packs import filled
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.trainer import most_models, step_bytes
+from genrep_dist.training.trainer import arithmetic_of, most_models
+from genrep_dist.training.work import forward_flop, step_bytes
 from genrep_dist.units import StageName
 
 RECORD_VERSION = 2
@@ -81,8 +82,7 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     # What the workers will have is not known here; the driver usually has the like.
     device = experiment.resources.device
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    measured = measure(problem, train, test, recipe.batch_size, experiment.last_layer, gradients=gradients, on_gpu=on_gpu)
-    shape = _projected(measured, experiment)
+    shape = _projected(measure(problem, train, test, recipe, experiment.last_layer, gradients=gradients, on_gpu=on_gpu), experiment)
     _check_metrics(experiment, get_loss(problem.loss))
     train, flipped = _flip(experiment, problem, train, shape)
     keys = Keys(
@@ -175,7 +175,7 @@ def measure(
     problem: Problem,
     train: Dataset,
     test: Dataset,
-    batch_size: int,
+    recipe: Recipe,
     last_layer: str | None = None,
     *,
     gradients: bool = True,
@@ -187,9 +187,7 @@ def measure(
     """
     model = Randomness(0).build(problem.model)
     check_model(model)
-    with FlopCounterMode(display=False) as counter:
-        outputs = predict(model, train.inputs[:2])
-    forward = counter.get_total_flops() // len(outputs)
+    outputs = predict(model, train.inputs[:2])
     try:
         width = last_layer_features(model.eval(), train.inputs[:2], last_layer).shape[1]
     except ProblemError:
@@ -197,16 +195,18 @@ def measure(
             raise
         width = 0
     parameters = [p for p in model.parameters() if p.requires_grad]
+    # A GPU's own memory says how many models it takes.
+    arithmetic = "solo" if on_gpu else arithmetic_of(problem.model, get_loss(problem.loss), recipe, train)[0]
     shape = Shape(
         len(train.ids),
         len(test.ids),
         outputs.shape[1],
         sum(p.numel() for p in parameters),
         width,
-        forward_flop=forward,
+        forward_flop=forward_flop(model, train.inputs[:2]),
         on_gpu=on_gpu,
-        step_bytes=step_bytes(model, train.inputs[:batch_size]),
-        pack=1 if on_gpu else most_models(sum(p.numel() * p.element_size() for p in parameters), forward // 2 * batch_size),
+        step_bytes=step_bytes(model, train.inputs[: filled(recipe.batch_size) if arithmetic != "solo" else recipe.batch_size]),
+        pack=most_models(arithmetic, sum(p.numel() * p.element_size() for p in parameters)),
     )
     if not gradients:
         return shape

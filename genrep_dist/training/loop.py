@@ -93,7 +93,8 @@ def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1024) -> Tens
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Whether no number is NaN or Inf."""
     # The smallest and the largest of each first, which NaN is where it is there: one wait for a GPU.
-    ends = [end.double() for t in tensors if t.numel() for end in torch.aminmax(t)]
+    real = [torch.view_as_real(t) if t.is_complex() else t for t in tensors if t.numel()]
+    ends = [end.double() for t in real for end in torch.aminmax(t)]
     return not ends or bool(torch.isfinite(torch.stack(ends)).all())
 
 

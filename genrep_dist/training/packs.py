@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -11,7 +12,6 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from genrep_dist.errors import ProblemError
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.representers.features import outputs as model_outputs
 from genrep_dist.representers.losses import Loss
@@ -21,6 +21,7 @@ from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.stacked import Stacked, StackedEmbedding, stack_layer
 from genrep_dist.training.threads import one_thread
 from genrep_dist.training.updates import MIN_SPARSE_NUMBERS, is_large_table
+from genrep_dist.training.work import CODE_FAILS, forward_flop
 
 ROW_MULTIPLE = 32
 """A slot's rows are filled up to a multiple of this. The end of a tensor that does not fill two vector registers is computed by other
@@ -28,9 +29,6 @@ instructions, with other last bits, and which rows are at the end depends on how
 
 TRIAL_SHIFT = 7
 """Each slot of the trial takes rows that begin so many later: what one slot takes from another is then seen."""
-
-CODE_FAILS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError, ProblemError)
-"""What a model's own code raises when it is handed something that it was not written for."""
 
 
 class Pack:
@@ -68,6 +66,8 @@ class Pack:
         return [layer.of_slots(t) for layer, t in zip(layers * (len(tensors) // max(1, len(layers))), tensors, strict=True)]
 
 
+MOST_MAPPED_BYTES = 2**24
+"""Parameters of a mapped pack on a CPU."""
 PackKind = type[Pack] | type[MappedPack]
 
 
@@ -80,7 +80,7 @@ def why_not_packed(
     max_work: int | None = None,
 ) -> str | None:
     """Why models of ``factory`` cannot share a step in packs of ``kind``; None where they can: nothing random, samples apart, layers that
-    the kind knows, and a trial that agrees.
+    are stacked or can be mapped, and a trial that agrees.
 
     ``max_work`` is how many multiply-adds a forward pass over a batch may take for sharing to gain anything.
 
@@ -89,9 +89,10 @@ def why_not_packed(
     rows = min(len(data.inputs), recipe.batch_size + 2 * TRIAL_SHIFT)
     data = Dataset(data.inputs[:rows].cpu(), data.targets[:rows].cpu(), data.ids[:rows].cpu())
     model = Randomness(0).build(factory)
-    reason = next(_barred(model), None) or next(_unknown(model) if kind is Pack else _costly(model, recipe), None)
+    reason = next(_barred(model), None) or next(_unknown(model) if kind is Pack else _costly(model, recipe, max_work), None)
     if reason is None and max_work is not None:
-        reason = _too_large(model, recipe, data, max_work)
+        step = min(recipe.batch_size, len(data.inputs))
+        reason = _too_large(model, data, step if kind is Pack else filled(step), max_work)
     # Where every model shares, as on a GPU, large ones do, too; there equal bits are not claimed, and three at once are enough of a trial.
     companies = _companies(kind) if kind is Pack or max_work is not None else [(0, 1, 2)]
     return reason or _trial(factory, loss, recipe, data, kind, companies)
@@ -131,8 +132,11 @@ def _unknown(model: nn.Module) -> Iterator[str]:
         yield from _flow(model)
 
 
-def _costly(model: nn.Module, recipe: Recipe) -> Iterator[str]:
-    """What mapping would compute in full where a model alone does not."""
+def _costly(model: nn.Module, recipe: Recipe, max_work: int | None) -> Iterator[str]:
+    """What mapping would compute or hold in full where a model alone does not."""
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    if max_work is not None and size * MAPPED_SLOTS > MOST_MAPPED_BYTES:
+        yield f"{MAPPED_SLOTS} models would take {size * MAPPED_SLOTS:,} bytes, more than {MOST_MAPPED_BYTES:,}"
     for name, module in model.named_modules():
         if recipe.is_plain_sgd and is_large_table(module):
             yield f"{_called(name, module)} is moved row by row"
@@ -155,16 +159,8 @@ def _flow(model: nn.Module) -> Iterator[str]:
         yield "a layer is called more than once"
 
 
-def _too_large(model: nn.Module, recipe: Recipe, data: Dataset, max_work: int) -> str | None:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    batch = data.inputs[: recipe.batch_size]
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
-            model(batch)
-    except CODE_FAILS as error:
-        return _failed(error)
-    work = counter.get_total_flops() // 2
+def _too_large(model: nn.Module, data: Dataset, rows: int, max_work: int) -> str | None:
+    work = forward_flop(model, data.inputs[:2]) * rows // 2
     return f"a step is {work:.1e} multiply-adds forward, more than {max_work:.1e}: alone it is faster on a CPU" if work > max_work else None
 
 
@@ -190,17 +186,22 @@ def _trial(
 
     try:
         # As units of work run: two threads would share out a batch of products by how many there are.
-        with one_thread():
+        with one_thread(), warnings.catch_warnings():
+            # Torch says so where it knows no way to map a layer and does it slot by slot.
+            warnings.filterwarnings("error", ".*batching rule")
+            mixes = _mixes(models[0], data)
             alone = [_step(model, loss, data, rows, shift) for shift, model in enumerate(models)]
             full = packed(companies[0], replace(recipe, precision="full"))
             found = [one for company in companies for one in packed(company, recipe)]
-    except CODE_FAILS as error:
+    except (UserWarning, *CODE_FAILS) as error:
         return _failed(error)
     finally:
         drew = not torch.equal(generator, torch.get_rng_state())
         torch.set_rng_state(generator)
     if drew:
         return "its forward pass draws random numbers"
+    if mixes:
+        return "the rows of one batch change each other's numbers"
     for index, shared in full:
         for plain, one in zip(alone[index], shared, strict=True):
             scale = float(plain.norm())
@@ -210,6 +211,15 @@ def _trial(
     if not all(torch.equal(a, b) for index, one in found for a, b in zip(first[index], one, strict=True)):
         return "its last bits depend on which models share a step"
     return None
+
+
+def _mixes(model: nn.Module, data: Dataset) -> bool:
+    """Whether outputs for all rows are others than those for each half of them."""
+    half = len(data.inputs) // 2
+    with torch.no_grad():
+        whole = model_outputs(model, data.inputs)
+        halves = torch.cat([model_outputs(model, part) for part in (data.inputs[:half], data.inputs[half:]) if len(part)])
+    return not float((whole - halves).norm()) <= torch.finfo(whole.dtype).eps ** 0.5 * (float(whole.norm()) or 1.0)
 
 
 def _companies(kind: PackKind) -> list[tuple[int, ...]]:

@@ -12,9 +12,9 @@ from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.representers.features import outputs as model_outputs
 from genrep_dist.representers.losses import Loss
 from genrep_dist.training.batches import Batch
-from genrep_dist.training.packs import CODE_FAILS
 from genrep_dist.training.precision import tf32, training_outputs
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.work import CODE_FAILS
 
 CACHED_BYTES = 4 * 2**20
 """Of the largest result of a layer for the rows of a part. It is written, read, and written again on the way back: beyond a core's cache

@@ -6,16 +6,14 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, cast
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch import nn
 
 from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.representers.features import check_model
-from genrep_dist.representers.features import outputs as model_outputs
 from genrep_dist.representers.losses import Loss
 from genrep_dist.training.loop import Observer, train
 from genrep_dist.training.mapped import MAPPED_SLOTS, MappedPack
@@ -26,7 +24,7 @@ from genrep_dist.training.randomness import Randomness
 
 Arithmetic = Literal["solo", "stacked", "mapped"]
 
-MAX_WORK: dict[PackKind, int] = {Pack: 2**24, MappedPack: 2**21}
+MAX_WORK: dict[PackKind, int] = {Pack: 2**24, MappedPack: 3 * 2**20}
 """Multiply-adds of a forward pass over a batch, above which a CPU trains models one by one: there the arithmetic costs more than the
 calls, and a library's own convolutions are faster than unfolded products, or mapped ones."""
 MAX_PACK = {"cpu": 64, "cuda": 512}
@@ -42,38 +40,26 @@ MEMORY_SHARE = 0.6
 """Of a GPU's free memory, for a pack."""
 
 
-def most_models(parameter_bytes: int, step_multiply_adds: int) -> int:
-    """How many models at most share a step on a CPU, by their size and a batch's forward pass. (On a GPU its free memory says it.)"""
-    return max(1, min(MAX_PACK["cpu"], CPU_PACK_BYTES // parameter_bytes)) if step_multiply_adds <= max(MAX_WORK.values()) else 1
+def arithmetic_of(
+    factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: Dataset
+) -> tuple[Arithmetic, PackKind | None, str | None]:
+    """How models of ``factory`` are trained on the device of ``data``, in which packs, or why alone. Nothing that is timed decides it."""
+    kinds: dict[Arithmetic, PackKind] = {"stacked": Pack, "mapped": MappedPack}
+    reasons = []
+    for arithmetic, kind in kinds.items():
+        # A GPU has room for the steps of many models however large their arithmetic.
+        reason = why_not_packed(factory, loss, recipe, data, kind, MAX_WORK[kind] if data.inputs.device.type == "cpu" else None)
+        if reason is None:
+            return arithmetic, kind, None
+        reasons.append(reason)
+    return "solo", None, "; mapped: ".join(dict.fromkeys(reasons))
 
 
-def step_bytes(model: nn.Module, inputs: Tensor) -> int:
-    """About what a training step on ``inputs`` (B, ...) takes beside parameters: what is kept for the way back, its gradients, and the
-    windows of convolutions, as they are spelled out where models share steps.
-    """
-    kept: dict[int, int] = {}
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    windows = 0
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    def unfold(module: nn.Module, _inputs: object, result: Tensor) -> None:
-        nonlocal windows
-        weight = cast("Tensor", module.weight)
-        windows += result.numel() // len(weight) * weight[0].numel() * result.element_size()
-
-    hooks = [module.register_forward_hook(unfold) for module in model.modules() if isinstance(module, nn.Conv1d | nn.Conv2d)]
-    try:
-        with torch.random.fork_rng(devices=[]), saved_tensors_hooks(keep, lambda tensor: tensor):
-            model_outputs(model, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return 2 * (sum(kept.values()) + windows)
+def most_models(arithmetic: Arithmetic, parameter_bytes: int) -> int:
+    """How many models at most share a step on a CPU."""
+    if arithmetic == "mapped":
+        return MAPPED_SLOTS
+    return max(1, min(MAX_PACK["cpu"], CPU_PACK_BYTES // parameter_bytes)) if arithmetic == "stacked" else 1
 
 
 class Trainer:
@@ -99,20 +85,8 @@ class Trainer:
                 remedy="set recipe.precision, or resources.device: cuda",
             )
         check_model(self.build(Randomness(0)))
-        self.reason: str | None = None
-        self.arithmetic: Arithmetic = "solo"
-        self._kind: PackKind = Pack
-        reasons = []
-        kinds: dict[Arithmetic, PackKind] = {"stacked": Pack, "mapped": MappedPack}
-        for arithmetic, kind in kinds.items():
-            # A GPU has room for the steps of many models however large their arithmetic.
-            reason = why_not_packed(factory, loss, recipe, data, kind, MAX_WORK[kind] if self._device.type == "cpu" else None)
-            if reason is None:
-                self.arithmetic, self._kind = arithmetic, kind
-                break
-            reasons.append(reason)
-        else:
-            self.reason = "; mapped: ".join(dict.fromkeys(reasons))
+        self.arithmetic, kind, self.reason = arithmetic_of(factory, loss, recipe, data)
+        self._kind: PackKind = kind or Pack
         self._at_once = rows_at_once(factory, loss, recipe, data) if self.reason else None
 
     def build(self, randomness: Randomness) -> nn.Module:
@@ -211,7 +185,7 @@ class Trainer:
     def _room(self) -> int:
         """How many models of a pack the memory holds: a GPU's free memory; on a CPU what its caches are good for."""
         if self._device.type != "cuda":
-            return most_models(sum(p.numel() * p.element_size() for p in self.build(Randomness(0)).parameters()), 0)
+            return most_models(self.arithmetic, sum(p.numel() * p.element_size() for p in self.build(Randomness(0)).parameters()))
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
         self._seconds_a_step(2)
@@ -225,8 +199,9 @@ class Trainer:
         data = Dataset(self._data.inputs[:rows], self._data.targets[:rows], self._data.ids[:rows])
         short = replace(self._recipe, epochs=1)
         steps = -(-rows // self._recipe.batch_size)
-        runs = [Run(Randomness(0))] * size
-        models = [self.build(Randomness(0)) for _ in range(size)]
+        slots = MAPPED_SLOTS if self._is_filled else size
+        runs = [Run(Randomness(0))] * slots
+        models = [self.build(Randomness(0)) for _ in range(slots)]
         best = float("inf")
         for _ in range(3):
             self._synchronize()

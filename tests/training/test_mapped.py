@@ -136,10 +136,24 @@ def test_what_a_model_does_better_alone() -> None:
     table = Trainer(lambda: Attention(10_000), get_loss("logistic"), RECIPES["plain"], float_text())
     assert table.arithmetic == "solo"
     assert "moved row by row" in str(table.reason)
+    # With momentum every row moves anyway, but 32 such tables would fill the memory.
+    table = Trainer(lambda: Attention(30_000), get_loss("logistic"), RECIPES["momentum"], float_text())
+    assert table.arithmetic == "solo"
+    assert "bytes" in str(table.reason)
+    # Torch maps no such layer.
+    bag = Trainer(lambda: nn.Sequential(nn.EmbeddingBag(3000, 4), nn.Linear(4, 1)), get_loss("logistic"), RECIPES["momentum"], float_text())
+    assert bag.arithmetic == "solo"
+    assert "batching rule" in str(bag.reason)
 
     def wide() -> nn.Module:
-        return nn.Sequential(nn.Flatten(), nn.Linear(64, 2048), nn.PReLU(), nn.Linear(2048, 512), nn.ReLU(), nn.Linear(512, 1))
+        return nn.Sequential(nn.Conv2d(1, 48, 3), nn.PReLU(), nn.Conv2d(48, 48, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 48, 1))
 
     large = Trainer(wide, get_loss("logistic"), RECIPES["plain"], images())
     assert large.arithmetic == "solo"
     assert "multiply-adds" in str(large.reason)
+
+
+def test_seconds_count_the_slots_that_are_filled() -> None:
+    """One model takes a whole pack."""
+    trainer = Trainer(OwnParameter, get_loss("logistic"), RECIPES["plain"], blob_data())
+    assert trainer.seconds_per_model(1) > 4 * trainer.seconds_per_model()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -23,7 +24,7 @@ from genrep_dist.training.observers import Checkpoints, TrackingImportance
 from genrep_dist.training.packed import Run, train_pack
 from genrep_dist.training.packs import Pack, why_not_packed
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.trainer import Trainer, most_models, step_bytes
+from genrep_dist.training.trainer import Trainer
 from tests.toys import Blobs
 from tests.training.reference import parameters_of, plainly_trained
 from tests.training.test_solo import RECIPES, sentences
@@ -304,6 +305,12 @@ class Mixes(Drops):
         return result
 
 
+class Largest(Drops):
+    def forward(self, inputs: Tensor) -> Tensor:
+        result: Tensor = self.linear(inputs - inputs.amax(dim=0))
+        return result
+
+
 class Twice(Drops):
     def forward(self, inputs: Tensor) -> Tensor:
         result: Tensor = self.linear(inputs) + self.linear(inputs * 2)
@@ -346,6 +353,7 @@ REFUSED: dict[str, tuple[Factory, str]] = {
     "functional dropout": (Drops, "random numbers"),
     "control flow": (Branches, "cannot be followed"),
     "means over the batch": (Mixes, "change each other's numbers"),
+    "largest values of the batch": (Largest, "change each other's numbers"),
     "a fixed number of rows": (Fixed, "cannot be followed|fails on the rows"),
     "the model's own word": (Alone, "trains_alone"),
 }
@@ -360,8 +368,9 @@ def test_what_there_is_no_stacked_layer_for(factory: Factory, reason: str) -> No
 
 
 @pytest.mark.parametrize(("factory", "reason"), REFUSED.values(), ids=list(REFUSED))
-def test_what_cannot_share_its_steps_trains_alone(factory: Factory, reason: str) -> None:
-    data, recipe = blob_data(), RECIPES["plain"]
+@pytest.mark.parametrize("batch_size", [8, 24, 32])
+def test_what_cannot_share_its_steps_trains_alone(factory: Factory, reason: str, batch_size: int) -> None:
+    data, recipe = blob_data(), replace(RECIPES["plain"], batch_size=batch_size)
     torch.manual_seed(1)
     before = torch.get_rng_state()
     for kind in (Pack, MappedPack):
@@ -400,17 +409,3 @@ def test_a_small_network_shares_and_a_large_one_does_not() -> None:
     assert large.arithmetic == "solo"
     assert large.reason is not None
     assert "multiply-adds" in large.reason
-
-
-def test_what_a_step_takes_is_foreseen() -> None:
-    """By hand: what the way back needs of each layer, its gradient, and the windows of convolutions."""
-    inputs = torch.zeros(7, 5)
-    # The inputs, the sum before tanh is not kept, tanh's result is.
-    assert step_bytes(multilayer(), inputs) == 2 * 4 * 7 * (5 + 8)
-    images_of_one = torch.zeros(3, 2, 6, 6)
-    convolution = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten())
-    assert step_bytes(convolution, images_of_one) == 2 * 4 * 3 * (2 * 36 + 16 * 18)
-    assert most_models(4 * 5_000, 2**20) == 64
-    assert most_models(2**22, 2**20) == 4
-    assert most_models(4 * 5_000, 2**25) == 1
-    assert most_models(2**30, 2**20) == 1

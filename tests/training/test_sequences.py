@@ -70,9 +70,37 @@ def test_what_takes_no_gradient_gets_none() -> None:
     inputs = torch.randn(3, 4, 40, requires_grad=True)
     with sequences_channels_last(layer):
         outputs = layer(inputs).amax(dim=2).sum()
-        to_inputs, to_weight = torch.autograd.grad(outputs, [inputs, layer.bias])
+        to_inputs, to_bias = torch.autograd.grad(outputs, [inputs, layer.bias])
     assert to_inputs.shape == inputs.shape
-    assert torch.equal(to_weight, torch.full((6,), 3.0))
+    assert torch.equal(to_bias, torch.full((6,), 3.0))
+
+
+def test_a_batch_of_no_rows() -> None:
+    layer = nn.Conv1d(4, 6, 5)
+    inputs = torch.randn(0, 4, 40, requires_grad=True)
+    with sequences_channels_last(layer):
+        found = torch.autograd.grad(layer(inputs).amax(dim=2).sum(), [inputs, layer.weight])
+    assert [part.shape for part in found] == [inputs.shape, layer.weight.shape]
+    assert found[1].abs().max() == 0
+
+
+def test_a_model_may_differentiate_on_its_way() -> None:
+    """A force is the gradient of an energy: the way back is gone twice."""
+    torch.manual_seed(0)
+    layer = nn.Conv1d(2, 3, 5, padding=2)
+    inputs = torch.randn(4, 2, 30)
+
+    def gradients(module: nn.Conv1d, values: Tensor) -> tuple[Tensor, ...]:
+        values = values.detach().requires_grad_()
+        energy = torch.tanh(module(values)).amax(dim=2).sum()
+        (force,) = torch.autograd.grad(energy, values, create_graph=True)
+        return torch.autograd.grad(force.square().sum(), [module.weight])
+
+    with sequences_channels_last(layer):
+        found = gradients(layer, inputs)
+    expected = gradients(layer.double(), inputs.double())
+    torch.testing.assert_close(found, tuple(one.float() for one in expected), rtol=1e-4, atol=1e-5)
+    assert expected[0].abs().max() > 1e-3
 
 
 @settings(max_examples=60, deadline=None)

@@ -195,7 +195,8 @@ def test_how_rows_are_gathered_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_finiteness_is_seen_wherever_it_ends() -> None:
-    fine = [torch.ones(3), torch.full((2, 2), 1e38), torch.empty(0), torch.tensor([1e300], dtype=torch.float64)]
+    fine = [torch.ones(3), torch.full((2, 2), 1e38), torch.empty(0), torch.tensor([1e300], dtype=torch.float64), torch.ones(2) * 1j]
     assert all_finite(fine)
     for bad in (float("nan"), float("inf"), -float("inf")):
         assert not all_finite([*fine, torch.tensor([1.0, bad, 2.0])])
+        assert not all_finite([*fine, torch.complex(torch.ones(1), torch.tensor([bad]))])
