@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from genrep_dist.problems.digits import Digits
 from genrep_dist.problems.models import VisionCNN
+from genrep_dist.problems.text_models import TextCNN
 from genrep_dist.representers.losses import get_loss
 from genrep_dist.training.mapped import MAPPED_SLOTS
 from genrep_dist.training.trainer import arithmetic_of, most_models
@@ -49,6 +50,8 @@ def norms() -> nn.Module:
 def test_operations_of_a_forward_pass() -> None:
     vision = 2 * (784 * 9 * 32 + 196 * 288 * 64 + 36 * 576 * 128 + 1152)
     assert forward_flop(VisionCNN(), torch.zeros(2, 1, 28, 28)) == vision
+    text = 2 * (9 * (12_000 + 25_000 + 100_000) + 200)
+    assert forward_flop(TextCNN(), torch.ones(2, 9, dtype=torch.int64)) == text
     assert forward_flop(norms().eval(), torch.zeros(2, 5)) == 2 * (40 + 8)
     assert forward_flop(Lstm().eval(), torch.zeros(2, 6, 3)) == 2 * (6 * 16 * (3 + 4) + 4)
     layer = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=True), nn.Flatten(), nn.Linear(40, 1)).eval()
