@@ -44,8 +44,9 @@ class Shape:
     Of the NTK's features for one sample: ``ntk_held`` numbers as factors, ``ntk_spelled`` when they are made ready to be multiplied,
     ``ntk_products`` multiply-adds with those of another, ``ntk_bytes`` in the store, as measured on a few rows. 0: dense rows.
     ``ntk_slow`` tells the layers whose gradients take a slower way. ``forward_flop`` are the floating-point operations of a sample's
-    forward pass, 0 where they are not known; ``on_gpu``: whether workers compute on GPUs. ``step_bytes``
-    are what a training step takes beside parameters, and ``pack`` how many models share one at most.
+    forward pass, 0 where they are not known; ``on_gpu``: whether workers compute on GPUs. ``arithmetic`` is how a CPU trains models
+    ("stacked", "mapped" or "solo"), ``step_bytes`` what a step of one takes beside its parameters, and ``pack`` how many share one: at
+    most, or always where they are mapped.
     """
 
     num_train: int
@@ -60,6 +61,7 @@ class Shape:
     ntk_slow: tuple[str, ...] = ()
     forward_flop: int = 0
     on_gpu: bool = False
+    arithmetic: str = "solo"
     step_bytes: int = 0
     pack: int = 1
 

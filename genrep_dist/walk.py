@@ -171,10 +171,13 @@ class Walk:
         removed = pl.col("num_removed") > 0
         medians = [pl.col("seconds").filter(which).median().alias(name) for name, which in (("retrained", removed), ("original", ~removed))]
         retrained, original = self._store.ledger(self._plan.keys.training).scan().select(medians).collect().row(0)
-        seconds = retrained or original or 1.0
+        shape = self._plan.shape
+        # What is mapped costs as much alone as a whole pack does: no task takes less than one.
+        pack = shape.pack if shape.arithmetic == "mapped" else 1
+        seconds = retrained or (original or 1.0) / pack
         by_time = self._plan.experiment.resources.task_seconds / max(seconds, 1e-6)
         by_slots = math.ceil(len(missing) / (TASKS_PER_SLOT * self._open_executor().slots))
-        return max(1, min(int(by_time), by_slots, MAX_MODELS_PER_TASK))
+        return max(1, min(int(by_time), by_slots, MAX_MODELS_PER_TASK) // pack) * pack
 
     def _open_executor(self) -> Executor:
         """The executor; the plan is checked against what it has before its first unit."""

@@ -16,14 +16,17 @@ from torch import Tensor, nn
 import genrep_dist as gr
 from genrep_dist.errors import ConvergenceError, MethodError, NonFiniteError, NotCommittedError, PlanError, StoreError
 from genrep_dist.publish import diagnostics
-from genrep_dist.runtime.progress import Silence
+from genrep_dist.runtime.progress import Silence, Tally
 from genrep_dist.runtime.serial import SerialExecutor
 from genrep_dist.stages.assembly import assemblies, commit, declare
 from genrep_dist.stages.execute import execute
 from genrep_dist.stages.prepare import prepare, publish_inputs, write_record
 from genrep_dist.stages.status import stage_status
 from genrep_dist.store import Store
+from genrep_dist.training.mapped import MAPPED_SLOTS
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.units import Retraining
+from genrep_dist.walk import Walk, Workers
 from tests.experiments import METHODS, ROOT, experiment
 from tests.toys import Blobs, Counting, trainings
 from tests.training.test_loop import plain_loop
@@ -460,3 +463,22 @@ def test_an_executor_of_ones_own(tmp_path: Path) -> None:
 
 def test_counting_counts() -> None:
     assert Counting.path_options == ("folder",)
+
+
+def test_models_that_are_mapped_are_retrained_by_whole_packs(tmp_path: Path) -> None:
+    """And come out as alone, to rounding."""
+    methods = ["ntk-final/tracking", "random"]
+    mapped, alone = (
+        run(tmp_path / str(way), problem="tests.toys:Sloped", options={"alone": way}, methods=methods, seeds=1) for way in (False, True)
+    )
+    for finished, arithmetic in ((mapped, "mapped"), (alone, "solo")):
+        assert finished.store.artifact("train", finished.plan.keys.train(0)).manifest()["arithmetic"] == arithmetic
+        assert finished.plan.shape.arithmetic == arithmetic
+    order = ["seed", "method", "test_id", "sign", "fraction"]
+    deltas = [finished.deletion().sort(order).select("delta").collect()["delta"].to_numpy() for finished in (mapped, alone)]
+    assert np.abs(deltas[0]).max() > 0.05
+    np.testing.assert_allclose(deltas[0], deltas[1], rtol=1e-2, atol=1e-4)
+    prepared = prepare(experiment("tests.toys:Sloped", methods=methods), Store(str(tmp_path / "False")), [str(ROOT)])
+    walk = Walk(prepared, Tally(Silence()), Workers(prepared.plan.experiment, executor=SerialExecutor(0)))
+    some = [Retraining("key", 0, "same", (row,)) for row in range(40)]
+    assert walk._models_per_task(some) == MAPPED_SLOTS

@@ -57,6 +57,30 @@ class Linear(Blobs):
         return nn.Linear(5, 1 if self.num_classes == 2 else self.num_classes)
 
 
+class Slopes(nn.Module):
+    """A network with a layer that is not known; ``alone``: it says that it trains alone."""
+
+    def __init__(self, alone: bool) -> None:
+        super().__init__()
+        self.inner, self.slopes, self.linear = nn.Linear(5, 6), nn.PReLU(6), nn.Linear(6, 1)
+        self.trains_alone = alone
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        result: Tensor = self.linear(self.slopes(self.inner(inputs)))
+        return result
+
+
+class Sloped(Blobs):
+    """Blobs for :class:`Slopes`."""
+
+    def __init__(self, alone: bool = False, **options: int) -> None:
+        super().__init__(**options)
+        self.alone = alone
+
+    def model(self) -> nn.Module:
+        return Slopes(self.alone)
+
+
 class CountingNet(nn.Module):
     """Counts trainings in a file, across processes, and can fail or die in every k-th of them."""
 

@@ -205,6 +205,7 @@ def measure(
         width,
         forward_flop=forward_flop(model, train.inputs[:2]),
         on_gpu=on_gpu,
+        arithmetic=arithmetic,
         step_bytes=step_bytes(model, train.inputs[: filled(recipe.batch_size) if arithmetic != "solo" else recipe.batch_size]),
         pack=most_models(arithmetic, sum(p.numel() * p.element_size() for p in parameters)),
     )
