@@ -27,6 +27,9 @@ ROW_MULTIPLE = 32
 """A slot's rows are filled up to a multiple of this. The end of a tensor that does not fill two vector registers is computed by other
 instructions, with other last bits, and which rows are at the end depends on how many slots there are."""
 
+CPU_PACK_BYTES = 2**24
+"""Parameters of a pack on a CPU."""
+
 TRIAL_SHIFT = 7
 """Each slot of the trial takes rows that begin so many later: what one slot takes from another is then seen."""
 
@@ -66,8 +69,6 @@ class Pack:
         return [layer.of_slots(t) for layer, t in zip(layers * (len(tensors) // max(1, len(layers))), tensors, strict=True)]
 
 
-MOST_MAPPED_BYTES = 2**24
-"""Parameters of a mapped pack on a CPU."""
 PackKind = type[Pack] | type[MappedPack]
 
 
@@ -135,8 +136,8 @@ def _unknown(model: nn.Module) -> Iterator[str]:
 def _costly(model: nn.Module, recipe: Recipe, max_work: int | None) -> Iterator[str]:
     """What mapping would compute or hold in full where a model alone does not."""
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    if max_work is not None and size * MAPPED_SLOTS > MOST_MAPPED_BYTES:
-        yield f"{MAPPED_SLOTS} models would take {size * MAPPED_SLOTS:,} bytes, more than {MOST_MAPPED_BYTES:,}"
+    if max_work is not None and size * MAPPED_SLOTS > CPU_PACK_BYTES:
+        yield f"{MAPPED_SLOTS} models would take {size * MAPPED_SLOTS:,} bytes, more than {CPU_PACK_BYTES:,}"
     for name, module in model.named_modules():
         if recipe.is_plain_sgd and is_large_table(module):
             yield f"{_called(name, module)} is moved row by row"

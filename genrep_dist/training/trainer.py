@@ -18,7 +18,7 @@ from genrep_dist.representers.losses import Loss
 from genrep_dist.training.loop import Observer, train
 from genrep_dist.training.mapped import MAPPED_SLOTS, MappedPack
 from genrep_dist.training.packed import Run, train_pack
-from genrep_dist.training.packs import Pack, PackKind, why_not_packed
+from genrep_dist.training.packs import CPU_PACK_BYTES, Pack, PackKind, why_not_packed
 from genrep_dist.training.parts import rows_at_once
 from genrep_dist.training.randomness import Randomness
 
@@ -28,8 +28,6 @@ MAX_WORK: dict[PackKind, int] = {Pack: 2**24, MappedPack: 3 * 2**20}
 """Multiply-adds of a forward pass over a batch, above which a CPU trains models one by one: there the arithmetic costs more than the
 calls, and a library's own convolutions are faster than unfolded products, or mapped ones."""
 MAX_PACK = {"cpu": 64, "cuda": 512}
-CPU_PACK_BYTES = 2**24
-"""Parameters of a pack on a CPU."""
 USUAL_PACK = 16
 WORTH_A_PROBE = 5000
 """Steps of single models that are to come, below which no pack size is measured: the measurement is some 1,500."""

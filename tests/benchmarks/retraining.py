@@ -3,7 +3,7 @@
 The plain loop is PyTorch's textbook one, as the retraining utilities of attribution libraries have it: a DataLoader over a TensorDataset,
 contiguous convolutions with a ReLU before each pool, the loss on the batch's mean, `zero_grad`, `backward`, `torch.optim.SGD`. Both sides
 visit the same rows in the same order from the same initial parameters, and end in the same parameters up to rounding, which is checked
-against how far they moved (1 %; 20 % with products of bfloat16).
+against how far they moved (1 %; with products of bfloat16 10 %, for the text network 20 %).
 The order of the sides turns from round to round; on a CPU their processor times are compared. The rate of arithmetic counts the
 multiply-adds of products forward and backward, by the sgemm rate of a 1024 x 1024 product on the same core in the same minute, also by
 processor time: those that our loop does, and those that the plain loop does for the same samples, which are more, as ours leaves out what
@@ -39,8 +39,6 @@ from genrep_dist.training.trainer import Trainer
 from tests.benchmarks import measured_on, publish, spread, table
 from tests.benchmarks.tracking_cost import LargeDigits
 
-ALIKE = {"full": 0.01, "bfloat16": 0.2}
-"""How far apart the two loops may end, by how far they moved the parameters."""
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -55,6 +53,8 @@ class Case:
     """Of one sample, forward and backward, in our loop."""
     plain_multiply_adds: int
     """In the plain loop."""
+    apart: float = 0.01
+    """How far apart the two loops may end, by how far they moved the parameters."""
 
 
 class PlainCNN(nn.Module):
@@ -171,7 +171,16 @@ def cases() -> list[Case]:
 def rounded(cases: Sequence[Case]) -> list[Case]:
     """The paper's networks with products of bfloat16."""
     chosen = [case for case in cases if "8x8" not in case.name]
-    return [replace(case, name=f"{case.name}, bfloat16", recipe=replace(case.recipe, precision="bfloat16")) for case in chosen]
+    return [
+        replace(
+            case,
+            name=f"{case.name}, bfloat16",
+            recipe=replace(case.recipe, precision="bfloat16"),
+            # With 8 bits many positions of a text share the largest value, and the first takes the gradient.
+            apart=0.2 if "TextCNN" in case.name else 0.1,
+        )
+        for case in chosen
+    ]
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -237,7 +246,7 @@ def against_plain(case: Case, rounds: int, device: torch.device) -> tuple[str, .
 def check_alike(mine: Tensor, plain: Tensor, initial: Tensor, case: Case) -> None:
     """Both sides went the same way: they are apart by a small share of how far they went."""
     share = float((mine - plain).norm() / (plain - initial).norm())
-    if not share < ALIKE[case.recipe.precision]:
+    if not share < case.apart:
         raise SystemExit(f"{case.name}: the two loops end apart by {share:.2g} of what they moved")
 
 
