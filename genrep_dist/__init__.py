@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from genrep_dist.config import load_experiment as load_experiment
     from genrep_dist.errors import GenRepError as GenRepError
     from genrep_dist.external import open_exported as open_exported
-    from genrep_dist.pipeline import run as run
     from genrep_dist.problems.load import load_problem as load_problem
     from genrep_dist.problems.protocol import Dataset as Dataset
     from genrep_dist.problems.protocol import Problem as Problem
     from genrep_dist.problems.protocol import Recipe as Recipe
     from genrep_dist.results import Run as Run
     from genrep_dist.results import open_run as open_run
+    from genrep_dist.runner.run import run as run
 
 __version__ = "0.1.0"
 
@@ -34,7 +34,7 @@ _HOMES = {
     "load_problem": "problems.load",
     "open_exported": "external",
     "open_run": "results",
-    "run": "pipeline",
+    "run": "runner.run",
 }
 
 __all__ = [

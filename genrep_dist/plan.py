@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from genrep_dist.config import Experiment
+from genrep_dist.config.keys import Keys, checkpoint_epoch
+from genrep_dist.core.methods import SOLVED, Method
+from genrep_dist.core.solvers.nystrom import landmark_bytes
 from genrep_dist.errors import PlanError
-from genrep_dist.keys import Keys, checkpoint_epoch
-from genrep_dist.representers.landmarks import landmark_bytes
-from genrep_dist.representers.methods import SOLVED, Method
 from genrep_dist.units import (
     AttributionUnit,
     DiagonalUnit,

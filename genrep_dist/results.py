@@ -13,23 +13,23 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.losses import Loss
 from genrep_dist.errors import MethodError, NonFiniteError, NotCommittedError
-from genrep_dist.evaluation.judged import Judged
+from genrep_dist.evaluation.results import Judged
 from genrep_dist.plan import Plan, named_checkpoint
 from genrep_dist.problems.protocol import Dataset
-from genrep_dist.representers.losses import Loss
-from genrep_dist.stages.asked import read_asked
-from genrep_dist.stages.costs import method_costs, model_costs
-from genrep_dist.stages.execute import workbench
-from genrep_dist.stages.explain import OtherPoints, explain
-from genrep_dist.stages.importances import importance
-from genrep_dist.stages.job import Job, Workbench, read_data
-from genrep_dist.stages.judge import judge
-from genrep_dist.stages.prepare import plan_of_record, read_record
-from genrep_dist.stages.states import unpack_state
 from genrep_dist.store import Store
 from genrep_dist.store.tables import scan_frame
 from genrep_dist.units import ImportanceUnit
+from genrep_dist.workflow.checkpoints import unpack_state
+from genrep_dist.workflow.context import Job, Workbench, read_data
+from genrep_dist.workflow.costs import method_costs, model_costs
+from genrep_dist.workflow.evaluate import judge
+from genrep_dist.workflow.execute import workbench
+from genrep_dist.workflow.explain import OtherPoints, explain
+from genrep_dist.workflow.importances import importance
+from genrep_dist.workflow.prepare import plan_of_record, read_record
+from genrep_dist.workflow.requests import read_asked
 
 Array = npt.NDArray[Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from genrep_dist.sections import StageName as StageName  # noqa: PLC0414 - others know it as a name of this module
+from genrep_dist.config.sections import StageName as StageName  # noqa: PLC0414 - others know it as a name of this module
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rich.console import Console
 
+from genrep_dist.cli.display import Lines
 from genrep_dist.config import load_experiment
-from genrep_dist.display import Lines
 from genrep_dist.errors import GenRepError
-from genrep_dist.pipeline import run
-from genrep_dist.report.table1 import companion, measured
-from genrep_dist.report.table1_files import write_table1
+from genrep_dist.paper.table1 import companion, measured
+from genrep_dist.paper.table1_files import write_table1
+from genrep_dist.runner.run import run
 
 
 def main(given: list[str] | None = None) -> None:

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from genrep_dist.config import Experiment, load_experiment, profiles_of, shipped_experiments
+from genrep_dist.config.sections import parse_bytes
 from genrep_dist.errors import ConfigError
-from genrep_dist.sections import parse_bytes
 
 GOOD = """\
 name: mine

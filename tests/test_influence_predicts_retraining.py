@@ -36,13 +36,13 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from genrep_dist.representers.attribution import attribute
-from genrep_dist.representers.curvature import influence_kernel
-from genrep_dist.representers.features import outputs, per_sample_gradients
-from genrep_dist.representers.hessian import conjugate_gradients, hessian_product, influence_block
-from genrep_dist.representers.importance import target_importance
-from genrep_dist.representers.kernels import ntk_block
-from genrep_dist.representers.losses import LOSSES, Loss
+from genrep_dist.core.attribution import attribute
+from genrep_dist.core.gradients.dense import outputs, per_sample_gradients
+from genrep_dist.core.importances.target import target_importance
+from genrep_dist.core.kernels.blocks import ntk_block
+from genrep_dist.core.losses import LOSSES, Loss
+from genrep_dist.core.solvers.gauss_newton import influence_kernel
+from genrep_dist.core.solvers.hessian import conjugate_gradients, hessian_product, influence_block
 
 Array = npt.NDArray[np.float64]
 

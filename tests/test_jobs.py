@@ -23,7 +23,7 @@ import pytest
 from mlflow import MlflowClient
 
 import genrep_dist as gr
-from genrep_dist.runtime.heartbeat import read_state
+from genrep_dist.runner.heartbeat import read_state
 from genrep_dist.store import Store
 from tests.experiments import ROOT, experiment_file
 from tests.toys import trainings

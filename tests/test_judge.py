@@ -19,16 +19,16 @@ from torch import Tensor
 import genrep_dist as gr
 from genrep_dist.errors import PlanError
 from genrep_dist.evaluation.subsets import draw_left_out, draw_subsets
-from genrep_dist.runtime.progress import Silence
-from genrep_dist.runtime.serial import SerialExecutor
-from genrep_dist.stages.execute import execute
-from genrep_dist.stages.prepare import Prepared, prepare
-from genrep_dist.stages.retrain import retrain
-from genrep_dist.stages.status import StageStatus, stage_status
+from genrep_dist.executors.serial import SerialExecutor
+from genrep_dist.runner.progress import Silence
 from genrep_dist.store import Store
 from genrep_dist.units import Retraining
+from genrep_dist.workflow.execute import execute
+from genrep_dist.workflow.prepare import Prepared, prepare
+from genrep_dist.workflow.retrain import retrain
+from genrep_dist.workflow.status import StageStatus, stage_status
 from tests.experiments import ROOT, experiment
-from tests.test_walk import explained_outputs, jacobian
+from tests.test_run import explained_outputs, jacobian
 from tests.toys import trainings
 
 METHODS = ["ntk-final/tracking", "ntk-final/target", "last-layer-final/target", "influence-function", "tracincp", "random"]
@@ -365,8 +365,8 @@ class Regression:
     ],
 )
 def test_bad_scores_are_refused_before_anything_is_trained(tmp_path: Path, harm: str, message: str) -> None:
-    from genrep_dist.export import export_problem
-    from genrep_dist.pipeline import train_originals
+    from genrep_dist.runner.export import export_problem
+    from genrep_dist.runner.run import train_originals
 
     external = {"theirs": {"path": str(tmp_path / "scores"), "positive_raises": True}}
     asked = experiment(**{**PLAIN, "methods": ["random", "theirs"]}, external=external)

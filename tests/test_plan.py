@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from genrep_dist.config import Experiment, load_experiment
+from genrep_dist.config.keys import Keys, sample_test_positions
 from genrep_dist.errors import PlanError
-from genrep_dist.keys import Keys, sample_test_positions
 from genrep_dist.plan import Plan, Shape, make_plan
-from genrep_dist.stages.kernels import reads
+from genrep_dist.workflow.kernels import reads
 
 SHAPE = Shape(num_train=1000, num_test=200, num_outputs=1, num_parameters=5000, last_layer_width=33)
 RECIPE = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import genrep_dist as gr
-from genrep_dist.doctor import examine
+from genrep_dist.diagnostics import examine
 from tests.experiments import ROOT, experiment
 
 METHODS = ["ntk-final/tracking", "ntk-final/surrogate", "influence-final/target", "last-layer-final/tracking"]

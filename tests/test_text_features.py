@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import genrep_dist as gr
+from genrep_dist.core.losses import get_loss
+from genrep_dist.core.solvers.gauss_newton import influence_kernel
+from genrep_dist.problems.datasets.text_models import TextCNN
 from genrep_dist.problems.protocol import Dataset, Recipe
-from genrep_dist.problems.text_models import TextCNN
-from genrep_dist.representers.curvature import influence_kernel
-from genrep_dist.representers.losses import get_loss
 from genrep_dist.store.features import RowsReader
+from tests.core.test_dense_gradients import jacobian_by_loop
 from tests.experiments import ROOT, experiment
-from tests.representers.test_features import jacobian_by_loop
 
 METHODS = ["ntk-final/surrogate", "ntk-final/tracking", "influence-final/tracking", "influence-final/target", "last-layer-final/target"]
 DAMPING = 0.05

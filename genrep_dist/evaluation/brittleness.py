@@ -10,7 +10,7 @@ import polars as pl
 
 from genrep_dist.errors import StoreError
 from genrep_dist.evaluation.deletion import IDENTITY, check_asked, replicate_means
-from genrep_dist.evaluation.lookup import scores
+from genrep_dist.evaluation.ledger_scores import scores
 from genrep_dist.evaluation.metrics import POINTS_SCHEMA
 
 POINT = ("seed", "method", "test_id")

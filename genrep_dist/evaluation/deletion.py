@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 
 from genrep_dist.errors import CorruptError, StoreError
-from genrep_dist.evaluation.lookup import scores
+from genrep_dist.evaluation.ledger_scores import scores
 
 DELETION_SCHEMA = pa.schema(
     [
@@ -52,7 +52,7 @@ def deletion_table(asked: pl.DataFrame, ledger: pl.LazyFrame) -> pl.DataFrame:
     the mean over the replicates.
 
     ``asked`` has the columns of :data:`ASKED_SCHEMA`, where ``output_position`` = test row * C + class points into the ledger's
-    flattened outputs; ``ledger`` is what :func:`genrep_dist.evaluation.lookup.scores` takes.
+    flattened outputs; ``ledger`` is what :func:`genrep_dist.evaluation.ledger_scores.scores` takes.
 
     Raises what that raises, and StoreError when ``asked`` is malformed (:func:`check_asked`).
     """

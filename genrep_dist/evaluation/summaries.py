@@ -21,15 +21,15 @@ import polars as pl
 from genrep_dist.errors import NotCommittedError
 from genrep_dist.evaluation.designs import Design, designs
 from genrep_dist.evaluation.intervals import Array, clustered_intervals, pooled_half_width, resampled_means, two_way_intervals
-from genrep_dist.evaluation.judged import SCHEMAS
 from genrep_dist.evaluation.metrics import METRICS
+from genrep_dist.evaluation.results import SCHEMAS
 from genrep_dist.evaluation.significance import holm, sign_flip_p_values
 
 _ROUNDING = 1e-12  # means that differ by less than this share of the largest number behind them are tied
 
 
 def metrics_table(points: pl.DataFrame, methods: Sequence[str], *, seed: int = 0) -> pl.DataFrame:
-    """One row a (metric, method), columns as in :data:`genrep_dist.evaluation.judged.SCHEMAS`.
+    """One row a (metric, method), columns as in :data:`genrep_dist.evaluation.results.SCHEMAS`.
 
     ``mean`` is over the seeds' means. The intervals are those of :mod:`genrep_dist.evaluation.intervals`; the two-way one is null unless
     all seeds have the same test points, at least two.
@@ -48,7 +48,7 @@ def metrics_table(points: pl.DataFrame, methods: Sequence[str], *, seed: int = 0
 
 
 def comparisons(points: pl.DataFrame, methods: Sequence[str], baselines: Sequence[str], *, seed: int = 0) -> pl.DataFrame:
-    """One row a (metric, method, baseline) with method != baseline, columns as in :data:`genrep_dist.evaluation.judged.SCHEMAS`.
+    """One row a (metric, method, baseline) with method != baseline, columns as in :data:`genrep_dist.evaluation.results.SCHEMAS`.
 
     ``mean`` is method minus baseline, paired over (seed, test point), in the metric's unit: whether positive is good is the metric's to
     say. Its interval is the seed-clustered one, and beside it the two-way one where all seeds have the same test points; ``p_value`` is

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from genrep_dist.config.sections import ExternalSection
 from genrep_dist.errors import ConfigError, MethodError
 from genrep_dist.external.layouts import LAYOUTS
-from genrep_dist.sections import ExternalSection
 
 Array = npt.NDArray[Any]
 Ids = npt.NDArray[np.int64]

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.losses import Loss, get_loss
 from genrep_dist.errors import ConfigError, CorruptError, MethodError, ProblemError
 from genrep_dist.problems.load import build_model, load_problem, source_digest
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.problems.tables import data_digest
-from genrep_dist.representers.losses import Loss, get_loss
 
 FORMAT = "genrep-problem/1"
 """Version of the files; stands in problem.json."""

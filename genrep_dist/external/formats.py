@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from genrep_dist.config.sections import ExternalSection
 from genrep_dist.errors import ConfigError, MethodError
 from genrep_dist.external.contents import Contents, Declared, Matrix, integer_ids
 from genrep_dist.external.locate import SUFFIXES, is_zarr
 from genrep_dist.external.parquet import MODEL, names_seeds, read_parquet
-from genrep_dist.sections import ExternalSection
-from genrep_dist.store.foreign import open_foreign
+from genrep_dist.store.zarr_reader import open_foreign
 
 Found = tuple[Contents, Any]
 """Contents, and what the file says of its model: a content address, or one for each seed."""

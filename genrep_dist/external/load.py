@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from genrep_dist.config import json_digest
+from genrep_dist.config.sections import ExternalSection
 from genrep_dist.errors import ConfigError, MethodError
 from genrep_dist.external.assemble import assemble
 from genrep_dist.external.formats import holds_all_seeds, read_scores, sidecar
 from genrep_dist.external.locate import locate
-from genrep_dist.sections import ExternalSection
 
 
 @dataclass(frozen=True)

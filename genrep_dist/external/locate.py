@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from genrep_dist.config.sections import ExternalSection
 from genrep_dist.errors import ConfigError
 from genrep_dist.external.layouts import LAYOUTS
-from genrep_dist.sections import ExternalSection
 
 SUFFIXES = (".npy", ".npz", ".pt", ".safetensors", ".parquet", ".zarr", ".mmap")
 """Endings of the files, and of Zarr's folders, that are read."""

@@ -7,11 +7,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.gradients.dense import outputs as model_outputs
+from genrep_dist.core.losses import LOSSES, Loss, get_loss
 from genrep_dist.errors import GenRepError, ProblemError
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.problems.tables import validate
-from genrep_dist.representers.features import outputs as model_outputs
-from genrep_dist.representers.losses import LOSSES, Loss, get_loss
 
 
 def check_problem(problem: object, where: str) -> None:

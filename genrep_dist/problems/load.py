@@ -14,8 +14,8 @@ from typing import Any, cast
 
 from genrep_dist.errors import GenRepError, ProblemError
 from genrep_dist.problems.checks import build_model, check_problem, load_datasets, num_outputs, user_fault
+from genrep_dist.problems.digests import object_digest, source_digest
 from genrep_dist.problems.protocol import Problem
-from genrep_dist.problems.source import object_digest, source_digest
 
 __all__ = [
     "SHIPPED",
@@ -30,12 +30,12 @@ __all__ = [
 ]
 
 SHIPPED: Mapping[str, str] = {
-    "digits": "genrep_dist.problems.digits:Digits",
-    "mnist": "genrep_dist.problems.mnist:Mnist",
-    "cifar10": "genrep_dist.problems.cifar:Cifar10",
-    "toxicity": "genrep_dist.problems.texts:Toxicity",
-    "agnews": "genrep_dist.problems.texts:AgNews",
-    "newsgroups": "genrep_dist.problems.texts:Newsgroups",
+    "digits": "genrep_dist.problems.datasets.digits:Digits",
+    "mnist": "genrep_dist.problems.datasets.mnist:Mnist",
+    "cifar10": "genrep_dist.problems.datasets.cifar:Cifar10",
+    "toxicity": "genrep_dist.problems.datasets.texts:Toxicity",
+    "agnews": "genrep_dist.problems.datasets.texts:AgNews",
+    "newsgroups": "genrep_dist.problems.datasets.texts:Newsgroups",
 }
 """The problems that ship, imported when they are asked for."""
 

@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from genrep_dist.core.losses import Loss
 from genrep_dist.errors import ProblemError
-from genrep_dist.representers.losses import Loss
 
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["full", "tf32", "bfloat16"]
@@ -75,7 +75,7 @@ class Dataset(NamedTuple):
 class Problem(Protocol):
     """The protocol of a user's own problem; nothing has to be inherited.
 
-    ``loss`` names a loss of :mod:`genrep_dist.representers.losses` or is one; ``recipe`` says how to train.
+    ``loss`` names a loss of :mod:`genrep_dist.core.losses` or is one; ``recipe`` says how to train.
     ``model()`` builds a fresh module with fresh random parameters: inputs (B, ...) -> logits (B,) or (B, C).
     Small models train several at a time where their layers allow it; a module whose ``trains_alone`` is true does not, for instance because
     its forward pass does something beside its arithmetic.

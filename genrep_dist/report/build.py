@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from genrep_dist.config import Experiment
+from genrep_dist.config.sections import BrittlenessSection, DeletionSection, LdsSection, LooSection
 from genrep_dist.evaluation.deletion import IDENTITY
-from genrep_dist.evaluation.judged import Judged
+from genrep_dist.evaluation.results import Judged
 from genrep_dist.evaluation.statistics import curves
 from genrep_dist.problems.protocol import Recipe
 from genrep_dist.report.examples import examples
@@ -23,7 +24,6 @@ from genrep_dist.report.page import ReportData, html_page
 from genrep_dist.report.sections import Clock
 from genrep_dist.report.tables import RANDOM, Table, signs_of, tables
 from genrep_dist.report.verdict import MINUS, verdict
-from genrep_dist.sections import BrittlenessSection, DeletionSection, LdsSection, LooSection
 
 if TYPE_CHECKING:
     from genrep_dist.results import Run

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from genrep_dist.core.gradients.dense import outputs as model_outputs
 from genrep_dist.errors import ProblemError
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.report.pixels import Range, are_images, png
-from genrep_dist.representers.features import outputs as model_outputs
 
 if TYPE_CHECKING:
     from genrep_dist.results import SeedProblem

@@ -63,7 +63,7 @@ def deletion_figure(
 def inspection_figure(inspection: pl.DataFrame, *, methods: Sequence[str], baseline: str = RANDOM, image: Format = "png") -> bytes:
     """Share of the flipped labels found against the share of the training set looked at, a line a method; the diagonal is chance.
 
-    ``inspection`` as in :data:`genrep_dist.evaluation.judged.SCHEMAS`. The legend is in the order of the mean found share.
+    ``inspection`` as in :data:`genrep_dist.evaluation.results.SCHEMAS`. The legend is in the order of the mean found share.
     """
     with look():
         figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
@@ -97,7 +97,7 @@ def metric_figure(
 ) -> bytes:
     """Each network's value as a dot, and below the dots the mean of all with its 95% intervals; a row a method, best on top.
 
-    ``metrics`` as in :data:`genrep_dist.evaluation.judged.SCHEMAS`: the thick bar is its clustered interval, the thin one the
+    ``metrics`` as in :data:`genrep_dist.evaluation.results.SCHEMAS`: the thick bar is its clustered interval, the thin one the
     two-way one, where there is one. ``seeds``: method, seed, value. ``ceiling`` is drawn as a line of its own.
     """
     rows = metrics.filter((pl.col("metric") == metric) & pl.col("method").is_in(list(methods)))

@@ -10,7 +10,7 @@ import jinja2
 import polars as pl
 from markupsafe import Markup
 
-from genrep_dist.evaluation.judged import Judged
+from genrep_dist.evaluation.results import Judged
 from genrep_dist.report import sections
 from genrep_dist.report.examples import Example
 from genrep_dist.report.tables import RANDOM, Table, tables

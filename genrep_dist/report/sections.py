@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import polars as pl
 from markupsafe import Markup
 
-from genrep_dist.evaluation.judged import Judged
 from genrep_dist.evaluation.metrics import METRICS
+from genrep_dist.evaluation.results import Judged
 from genrep_dist.evaluation.statistics import by_seed, curves
 from genrep_dist.report.examples import Example, Sample
 from genrep_dist.report.figures import deletion_figure, inspection_figure, metric_figure

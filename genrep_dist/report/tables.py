@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from genrep_dist.evaluation.judged import SCHEMAS, Judged
 from genrep_dist.evaluation.metrics import METRICS, Metric
-from genrep_dist.report.marks import Marks
+from genrep_dist.evaluation.results import SCHEMAS, Judged
+from genrep_dist.report.significance_marks import Marks
 
 NOT_KNOWN = "–"
 RANDOM = "random"

@@ -8,10 +8,10 @@ from typing import Any
 import polars as pl
 
 from genrep_dist.errors import NotCommittedError
-from genrep_dist.evaluation.judged import Judged
 from genrep_dist.evaluation.metrics import METRICS
+from genrep_dist.evaluation.results import Judged
 from genrep_dist.evaluation.statistics import paired_difference
-from genrep_dist.report.marks import LEVEL, comparison
+from genrep_dist.report.significance_marks import LEVEL, comparison
 from genrep_dist.report.tables import HEADINGS, RANDOM, columns_of, decimals_for, equal, number, signs_of
 
 FEW_SEEDS = 10

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genrep_dist.errors import CorruptError, StoreError
+from genrep_dist.store.ledger_parts import get_part, put_part
 from genrep_dist.store.objects import Objects
-from genrep_dist.store.parts import get_part, put_part
 
 PART_BYTES = 64 * 2**20
 """No merged part holds more uncompressed numbers, unless one task wrote more. A part of half of this is left as it is."""

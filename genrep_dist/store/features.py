@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from genrep_dist.core.gradients.factored import FeatureRows
 from genrep_dist.errors import CorruptError
-from genrep_dist.representers.factored import FeatureRows
 from genrep_dist.store.artifacts import Artifact
-from genrep_dist.store.packed import Packed, pack, unpack
+from genrep_dist.store.feature_codec import Packed, pack, unpack
 
 TABLE = "blocks"
 """The array that the driver declares, (N, 6) int64: for each training row the block that it is in."""

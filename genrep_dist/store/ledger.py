@@ -14,8 +14,8 @@ import pyarrow as pa
 from polars.io.plugins import register_io_source
 
 from genrep_dist.store.compaction import Compaction, compact
+from genrep_dist.store.ledger_parts import LEDGER_SCHEMA, fault, put_part, visit
 from genrep_dist.store.objects import Objects
-from genrep_dist.store.parts import LEDGER_SCHEMA, fault, put_part, visit
 from genrep_dist.store.tables import read_batches
 
 

@@ -14,8 +14,8 @@ from obstore.exceptions import AlreadyExistsError
 from obstore.store import LocalStore, ObjectStore
 
 from genrep_dist.errors import CorruptError, StoreError
-from genrep_dist.store.addresses import IMPATIENT, explained, open_bucket, parse_uri
 from genrep_dist.store.disk import create_file, free_text, sync_files, write_file
+from genrep_dist.store.uris import IMPATIENT, explained, open_bucket, parse_uri
 
 
 class Objects:

@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from genrep_dist.errors import NonFiniteError, StoreError
-from genrep_dist.evaluation.judged import empty
+from genrep_dist.evaluation.results import empty
 
 SIGNS = ("negative", "positive")
 RANDOM = "random"
@@ -31,7 +31,7 @@ class Publication:
     ``experiment`` its name, ``problem`` the name of its problem, ``plan_digest`` what identifies it, ``config_yaml`` the resolved
     experiment, ``parameters`` its fields flattened to text. ``summary``, ``curves`` and ``by_seed`` as
     :mod:`genrep_dist.evaluation.statistics` returns them; ``metrics`` and ``comparisons`` as in
-    :data:`genrep_dist.evaluation.judged.SCHEMAS`. ``artifacts``: path inside the run ("report.html", "figures/a.png") to
+    :data:`genrep_dist.evaluation.results.SCHEMAS`. ``artifacts``: path inside the run ("report.html", "figures/a.png") to
     content; ``config.yaml`` is added. ``tags``: more tags of the experiment. ``diagnostics``: method to (name, value, seed), what its
     solvers certified. ``description``: what was found, in sentences (Markdown). ``course``: how the run went, as metrics of the
     experiment's own run: (name, value, step, Unix milliseconds); where and when a run went on is no part of what is compared, so it

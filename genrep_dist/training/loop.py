@@ -8,15 +8,15 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.gradients.dense import outputs as model_outputs
+from genrep_dist.core.losses import Loss
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.problems.protocol import Dataset, Recipe
-from genrep_dist.representers.features import outputs as model_outputs
-from genrep_dist.representers.losses import Loss
 from genrep_dist.training.batches import batches
-from genrep_dist.training.layouts import sequences_channels_last
-from genrep_dist.training.parts import gradients
+from genrep_dist.training.memory_format import sequences_channels_last
+from genrep_dist.training.microbatches import gradients
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.updates import Descent, row_wise_embeddings
+from genrep_dist.training.sgd import Descent, row_wise_embeddings
 
 
 class Observer(Protocol):

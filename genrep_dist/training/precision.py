@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.gradients.dense import outputs as model_outputs
 from genrep_dist.problems.protocol import Recipe
-from genrep_dist.representers.features import outputs as model_outputs
 
 
 def training_outputs(model: nn.Module, inputs: Tensor, recipe: Recipe) -> Tensor:

@@ -11,16 +11,16 @@ from typing import Literal
 import torch
 from torch import nn
 
+from genrep_dist.core.gradients.dense import check_model
+from genrep_dist.core.losses import Loss
 from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.problems.protocol import Dataset, Recipe
-from genrep_dist.representers.features import check_model
-from genrep_dist.representers.losses import Loss
 from genrep_dist.training.loop import Observer, train
-from genrep_dist.training.mapped import MAPPED_SLOTS, MappedPack
-from genrep_dist.training.packed import Run, train_pack
-from genrep_dist.training.packs import CPU_PACK_BYTES, Pack, PackKind, why_not_packed
-from genrep_dist.training.parts import rows_at_once
+from genrep_dist.training.microbatches import rows_at_once
+from genrep_dist.training.pack import CPU_PACK_BYTES, Pack, PackKind, why_not_packed
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.train_pack import Run, train_pack
+from genrep_dist.training.vmap_pack import MAPPED_SLOTS, MappedPack
 
 Arithmetic = Literal["solo", "stacked", "mapped"]
 

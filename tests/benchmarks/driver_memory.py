@@ -16,15 +16,15 @@ from typing import Any
 import psutil
 import ray
 
-from genrep_dist.runtime.executor import Outcome
-from genrep_dist.runtime.progress import Tally
-from genrep_dist.runtime.ray_executor import RayExecutor
-from genrep_dist.sections import ResourcesSection
-from genrep_dist.stages.job import Job
-from genrep_dist.stages.prepare import prepare, publish_inputs
+from genrep_dist.config.sections import ResourcesSection
+from genrep_dist.executors.base import Outcome
+from genrep_dist.executors.ray_executor import RayExecutor
+from genrep_dist.runner.progress import Tally
+from genrep_dist.runner.stage_runner import Walk, Workers
 from genrep_dist.store import Store
 from genrep_dist.units import Retraining, RetrainUnit, Unit
-from genrep_dist.walk import Walk, Workers
+from genrep_dist.workflow.context import Job
+from genrep_dist.workflow.prepare import prepare, publish_inputs
 from tests.benchmarks import measured_on, publish, table
 from tests.experiments import ROOT, experiment
 

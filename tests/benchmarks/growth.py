@@ -25,23 +25,23 @@ import numpy as np
 import torch
 
 import genrep_dist as gr
-from genrep_dist.problems.models import VisionCNN
-from genrep_dist.representers.attribution import ranking
-from genrep_dist.representers.curvature import influence_kernel
-from genrep_dist.representers.features import per_sample_gradients
-from genrep_dist.representers.kernels import ntk_block
-from genrep_dist.representers.losses import get_loss
-from genrep_dist.representers.surrogate import solve_surrogate
-from genrep_dist.stages.asked import ask
-from genrep_dist.stages.assembly import assemblies
-from genrep_dist.stages.execute import execute, workbench
-from genrep_dist.stages.judge import judge
-from genrep_dist.stages.kernels import feature_products, gram_tile
-from genrep_dist.stages.prepare import prepare, publish_inputs, write_record
-from genrep_dist.stages.retrain import original_row
-from genrep_dist.stages.status import stage_status
+from genrep_dist.core.attribution import ranking
+from genrep_dist.core.gradients.dense import per_sample_gradients
+from genrep_dist.core.kernels.blocks import ntk_block
+from genrep_dist.core.losses import get_loss
+from genrep_dist.core.solvers.gauss_newton import influence_kernel
+from genrep_dist.core.solvers.surrogate import solve_surrogate
+from genrep_dist.problems.datasets.image_models import VisionCNN
 from genrep_dist.store import Store
 from genrep_dist.store.ledger import LedgerRow
+from genrep_dist.workflow.artifacts import assemblies
+from genrep_dist.workflow.evaluate import judge
+from genrep_dist.workflow.execute import execute, workbench
+from genrep_dist.workflow.kernels import feature_products, gram_tile
+from genrep_dist.workflow.prepare import prepare, publish_inputs, write_record
+from genrep_dist.workflow.requests import ask
+from genrep_dist.workflow.retrain import original_row
+from genrep_dist.workflow.status import stage_status
 from tests.benchmarks import measured_on, publish, table
 from tests.experiments import ROOT, experiment
 

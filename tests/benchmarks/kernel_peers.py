@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from genrep_dist.problems.models import VisionCNN
+from genrep_dist.problems.datasets.image_models import VisionCNN
 from tests.benchmarks import measured_on, publish, spread, table
 
 ROWS, POINTS, WARM_UP, BATCH, ROUNDS = 1000, 10, 64, 64, 3
@@ -57,7 +57,7 @@ class Logit(nn.Module):
 
 
 def ours(model: nn.Module, train: Tensor, test: Tensor, _folder: Path) -> Tensor:
-    from genrep_dist.representers.capture import blocks, checked_layout, feature_rows
+    from genrep_dist.core.gradients.hooks import blocks, checked_layout, feature_rows
 
     points = feature_rows(model, test).prepared()
     layout = checked_layout(model, train, None)

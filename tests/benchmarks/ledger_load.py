@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from genrep_dist.evaluation.deletion import ASKED_SCHEMA, deletion_table
 from genrep_dist.store import Store
 from genrep_dist.store.ledger import Ledger, LedgerRow
-from genrep_dist.store.parts import LEDGER_SCHEMA
+from genrep_dist.store.ledger_parts import LEDGER_SCHEMA
 from tests.benchmarks import measured_on, publish, spread, table
 
 NUM_TRAIN, NUM_TEST, PER_TASK = 250, 200, 25

@@ -27,14 +27,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from genrep_dist.problems.digits import Digits
+from genrep_dist.core.losses import get_loss
+from genrep_dist.problems.datasets.digits import Digits
+from genrep_dist.problems.datasets.text_models import TextCNN
 from genrep_dist.problems.protocol import Dataset, Recipe
-from genrep_dist.problems.text_models import TextCNN
-from genrep_dist.representers.losses import get_loss
 from genrep_dist.training.loop import train
-from genrep_dist.training.packed import Run, train_pack
-from genrep_dist.training.packs import why_not_packed
+from genrep_dist.training.pack import why_not_packed
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.train_pack import Run, train_pack
 from genrep_dist.training.trainer import Trainer
 from tests.benchmarks import measured_on, publish, spread, table
 from tests.benchmarks.tracking_cost import LargeDigits

@@ -16,15 +16,15 @@ import time
 import polars as pl
 
 from genrep_dist.config import load_experiment
-from genrep_dist.runtime.progress import Silence, Tally
-from genrep_dist.runtime.ray_executor import RayExecutor
-from genrep_dist.sections import ResourcesSection
-from genrep_dist.stages.asked import ask
-from genrep_dist.stages.prepare import Prepared, prepare, publish_inputs
-from genrep_dist.stages.retrain import retrain_units
+from genrep_dist.config.sections import ResourcesSection
+from genrep_dist.executors.ray_executor import RayExecutor
+from genrep_dist.runner.progress import Silence, Tally
+from genrep_dist.runner.stage_runner import STAGES, Walk, Workers
 from genrep_dist.store import Store
 from genrep_dist.units import Retraining
-from genrep_dist.walk import STAGES, Walk, Workers
+from genrep_dist.workflow.prepare import Prepared, prepare, publish_inputs
+from genrep_dist.workflow.requests import ask
+from genrep_dist.workflow.retrain import retrain_units
 from tests.benchmarks import measured_on, publish, spread, table
 
 SIZES = (1, 4, 16)

@@ -13,10 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.problems.models import SmallCNN, VisionCNN
-from genrep_dist.representers.capture import feature_rows, functional_gradients
-from genrep_dist.representers.features import per_sample_gradients
-from genrep_dist.representers.outputs import trainable
+from genrep_dist.core.gradients.dense import per_sample_gradients
+from genrep_dist.core.gradients.hooks import feature_rows, functional_gradients
+from genrep_dist.core.gradients.outputs import trainable
+from genrep_dist.problems.datasets.image_models import SmallCNN, VisionCNN
 from tests.benchmarks import measured_on, publish, spread, table
 
 ROWS, LOOP_ROWS, ROUNDS = 256, 32, 7

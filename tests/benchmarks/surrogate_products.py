@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from genrep_dist.core.gradients.dense import per_sample_gradients
+from genrep_dist.core.losses import get_loss
+from genrep_dist.core.solvers.dual_system import Columns
+from genrep_dist.core.solvers.nystrom import landmark_bytes, num_landmarks
+from genrep_dist.core.solvers.surrogate import Certificate, solve_surrogate
 from genrep_dist.errors import ProblemError
-from genrep_dist.problems.mnist import Mnist
-from genrep_dist.representers.dual_system import Columns
-from genrep_dist.representers.features import per_sample_gradients
-from genrep_dist.representers.landmarks import landmark_bytes, num_landmarks
-from genrep_dist.representers.losses import get_loss
-from genrep_dist.representers.surrogate import Certificate, solve_surrogate
+from genrep_dist.problems.datasets.mnist import Mnist
 from genrep_dist.training.loop import predict, train
 from genrep_dist.training.randomness import Randomness
 from tests.benchmarks import measured_on, publish, table

@@ -22,21 +22,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.gradients.hooks import feature_rows, functional_gradients
+from genrep_dist.core.gradients.inspection import layout_of, sizes_of
+from genrep_dist.core.gradients.outputs import trainable
+from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import GenRepError
 from genrep_dist.plan import SHARD_BYTES
+from genrep_dist.problems.datasets.text_models import TextCNN
 from genrep_dist.problems.load import load_problem
 from genrep_dist.problems.protocol import Dataset, Recipe
-from genrep_dist.problems.text_models import TextCNN
-from genrep_dist.representers.capture import feature_rows, functional_gradients
-from genrep_dist.representers.layout import layout_of, sizes_of
-from genrep_dist.representers.losses import get_loss
-from genrep_dist.representers.outputs import trainable
-from genrep_dist.stages.kernels import feature_products, gram_tile
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.store.features import COLUMNS, TABLE, RowsReader, write_block
 from genrep_dist.training.loop import train
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.workflow.kernels import feature_products, gram_tile
 from tests.benchmarks import measured_on, publish, table
 
 ROWS, DENSE_ROWS, BUDGET_BYTES = 2000, 60, 2 * 2**30

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.problems.digits import Digits
-from genrep_dist.problems.models import VisionCNN
+from genrep_dist.core.losses import get_loss
+from genrep_dist.problems.datasets.digits import Digits
+from genrep_dist.problems.datasets.image_models import VisionCNN
 from genrep_dist.problems.protocol import Dataset, Recipe
-from genrep_dist.representers.losses import get_loss
 from genrep_dist.training.loop import Observer, train
 from genrep_dist.training.observers import TrackingImportance
 from genrep_dist.training.randomness import Randomness

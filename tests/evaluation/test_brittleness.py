@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from genrep_dist.errors import NonFiniteError, NotCommittedError, StoreError
 from genrep_dist.evaluation.brittleness import brittleness_points, brittleness_table
-from genrep_dist.evaluation.judged import SCHEMAS
 from genrep_dist.evaluation.metrics import METRICS, POINTS_SCHEMA
+from genrep_dist.evaluation.results import SCHEMAS
 
 FRACTIONS = (0.0, 0.01, 0.05, 0.1)
 Rows = list[dict[str, Any]]

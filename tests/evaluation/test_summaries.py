@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from genrep_dist.errors import NotCommittedError
 from genrep_dist.evaluation.intervals import bootstrap_interval, pooled_half_width, two_way_intervals
-from genrep_dist.evaluation.judged import SCHEMAS
+from genrep_dist.evaluation.results import SCHEMAS
 from genrep_dist.evaluation.summaries import (
     best,
     comparisons,

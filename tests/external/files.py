@@ -15,8 +15,8 @@ import pytest
 import torch
 import zarr
 
+from genrep_dist.config.sections import ExternalSection
 from genrep_dist.external import ExternalScores, load_external
-from genrep_dist.sections import ExternalSection
 
 Array = npt.NDArray[Any]
 

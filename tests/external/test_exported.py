@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from genrep_dist.errors import ConfigError, CorruptError, MethodError, NotCommittedError, ProblemError
-from genrep_dist.export import export_problem
 from genrep_dist.external import Exported, load_external, open_exported
-from genrep_dist.pipeline import train_originals
 from genrep_dist.results import Run, open_run
-from genrep_dist.stages.prepare import prepare, write_record
+from genrep_dist.runner.export import export_problem
+from genrep_dist.runner.run import train_originals
 from genrep_dist.store import Store
+from genrep_dist.workflow.prepare import prepare, write_record
 from tests.experiments import experiment
 from tests.external.files import section
 
@@ -159,7 +159,7 @@ def test_only_some_seeds(run: Run, tmp_path: Path) -> None:
 def test_models_that_are_not_trained(tmp_path: Path) -> None:
     prepared = prepare(experiment(methods=["random"]), Store(str(tmp_path / "store")))
     write_record(prepared)
-    from genrep_dist.stages.prepare import publish_inputs
+    from genrep_dist.workflow.prepare import publish_inputs
 
     publish_inputs(prepared)
     with pytest.raises(NotCommittedError):

@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 from polars.testing import assert_frame_equal
 
-from genrep_dist.export import export_problem
 from genrep_dist.external import open_exported
-from genrep_dist.pipeline import run, train_originals
+from genrep_dist.runner.export import export_problem
+from genrep_dist.runner.run import run, train_originals
 from tests.experiments import experiment
 
 OURS = "ntk-final/target"

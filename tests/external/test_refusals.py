@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from genrep_dist.config.sections import ExternalSection
 from genrep_dist.errors import ConfigError, MethodError, NonFiniteError
 from genrep_dist.external import LAYOUTS
-from genrep_dist.sections import ExternalSection
 from tests.experiments import ROOT
 from tests.external import files
 from tests.external.files import FORMATS, MODELS, POSITIONS, TEST_IDS, TRAIN_IDS, load, parts, scores

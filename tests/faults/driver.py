@@ -10,7 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
-from genrep_dist import cli, pipeline, publish
+from genrep_dist import cli
+from genrep_dist.runner import publish
+from genrep_dist.runner import run as pipeline
 
 
 def no_tracking(*_arguments: Any, **_options: Any) -> Any:

@@ -15,7 +15,7 @@ from tests.faults.conftest import Undisturbed
 from tests.faults.trial import Trial, assert_equal
 
 WALL_CLOCKS = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today", "date.today", "getmtime", "st_mtime"}
-FOR_PEOPLE = {"report/table1_files.py", "runtime/heartbeat.py", "tracking/mlflow_tracker.py"}
+FOR_PEOPLE = {"paper/table1_files.py", "runner/heartbeat.py", "tracking/mlflow_tracker.py"}
 """Signs of life, MLflow's time stamps and the date of a table are shown to people; no unit, key, commit or lease depends on them."""
 
 

@@ -13,7 +13,7 @@ import pytest
 from genrep_dist.errors import CorruptError
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
-from genrep_dist.store.aside import put_aside
+from genrep_dist.store.damaged import put_aside
 from tests.faults.conftest import Undisturbed
 from tests.faults.trial import Trial, assert_equal, report
 

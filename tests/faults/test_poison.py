@@ -13,15 +13,15 @@ from typer.testing import CliRunner
 import genrep_dist as gr
 from genrep_dist import cli
 from genrep_dist.errors import UnitError
-from genrep_dist.runtime.executor import Outcome
-from genrep_dist.runtime.progress import Tally
-from genrep_dist.runtime.quarantine import Quarantine, release, samples_of
-from genrep_dist.runtime.serial import SerialExecutor
-from genrep_dist.stages.job import Job
-from genrep_dist.stages.prepare import prepare, publish_inputs
+from genrep_dist.executors.base import Outcome
+from genrep_dist.executors.serial import SerialExecutor
+from genrep_dist.runner.progress import Tally
+from genrep_dist.runner.quarantine import Quarantine, release, samples_of
+from genrep_dist.runner.stage_runner import Walk, Workers
 from genrep_dist.store import Store
 from genrep_dist.units import GradientUnit, GramUnit, KernelUnit, Retraining, RetrainUnit, TrainUnit, Unit
-from genrep_dist.walk import Walk, Workers
+from genrep_dist.workflow.context import Job
+from genrep_dist.workflow.prepare import prepare, publish_inputs
 from tests.experiments import ROOT, experiment
 from tests.faults.conftest import Undisturbed
 from tests.faults.toys import Faulty, arm, deaths, disarm, first_weight

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import genrep_dist as gr
-from genrep_dist import publish
-from genrep_dist.runtime.progress import Progress
+from genrep_dist.runner import publish
+from genrep_dist.runner.progress import Progress
 from genrep_dist.store import Store
 from tests.experiments import ROOT, experiment_file
 from tests.faults.driver import no_tracking

@@ -19,17 +19,17 @@ from captum.influence import TracInCP, TracInCPFast
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from genrep_dist.core.attribution import tracincp
+from genrep_dist.core.gradients.dense import find_last_layer, last_layer_features, outputs, per_sample_gradients
+from genrep_dist.core.importances.target import target_importance
+from genrep_dist.core.kernels.blocks import last_layer_block, ntk_block
+from genrep_dist.core.losses import LOSSES, Loss
 from genrep_dist.problems.protocol import Dataset, Recipe
-from genrep_dist.representers.attribution import tracincp
-from genrep_dist.representers.features import find_last_layer, last_layer_features, outputs, per_sample_gradients
-from genrep_dist.representers.importance import target_importance
-from genrep_dist.representers.kernels import last_layer_block, ntk_block
-from genrep_dist.representers.losses import LOSSES, Loss
 from genrep_dist.training.loop import train
 from genrep_dist.training.observers import Checkpoint, Checkpoints
 from genrep_dist.training.randomness import Randomness
+from tests.core.models import Squeezed, initialise, rows, seeded
 from tests.oracles.captum_losses import ASKS_FOR_GRADIENTS, DeclaredLogit, Reduction
-from tests.representers.models import Squeezed, initialise, rows, seeded
 
 
 class Run:

@@ -19,15 +19,15 @@ import torch
 import yaml
 from torch import Tensor
 
-from genrep_dist.export import export_problem
+from genrep_dist.config.sections import ExternalSection
+from genrep_dist.core.attribution import attribute, tracincp
+from genrep_dist.core.gradients.dense import outputs, per_sample_gradients
+from genrep_dist.core.importances.target import target_importance
+from genrep_dist.core.kernels.blocks import ntk_block
 from genrep_dist.external import LAYOUTS, Exported, load_external, open_exported
-from genrep_dist.pipeline import train_originals
-from genrep_dist.representers.attribution import attribute, tracincp
-from genrep_dist.representers.features import outputs, per_sample_gradients
-from genrep_dist.representers.importance import target_importance
-from genrep_dist.representers.kernels import ntk_block
 from genrep_dist.results import Run
-from genrep_dist.sections import ExternalSection
+from genrep_dist.runner.export import export_problem
+from genrep_dist.runner.run import train_originals
 from tests.experiments import ROOT, experiment
 
 DOCUMENT = (ROOT / "docs" / "external-scores.md").read_text()

@@ -16,14 +16,14 @@ from captum.influence import NaiveInfluenceFunction
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from genrep_dist.representers.attribution import attribute
-from genrep_dist.representers.curvature import influence_kernel
-from genrep_dist.representers.features import outputs, per_sample_gradients
-from genrep_dist.representers.importance import target_importance
-from genrep_dist.representers.kernels import ntk_block
-from genrep_dist.representers.losses import LOSSES, Loss
+from genrep_dist.core.attribution import attribute
+from genrep_dist.core.gradients.dense import outputs, per_sample_gradients
+from genrep_dist.core.importances.target import target_importance
+from genrep_dist.core.kernels.blocks import ntk_block
+from genrep_dist.core.losses import LOSSES, Loss
+from genrep_dist.core.solvers.gauss_newton import influence_kernel
+from tests.core.models import Squeezed, initialise, rows, seeded
 from tests.oracles.captum_losses import ASKS_FOR_GRADIENTS, DeclaredLogit, Reduction
-from tests.representers.models import Squeezed, initialise, rows, seeded
 
 N = 24
 

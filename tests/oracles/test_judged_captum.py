@@ -11,8 +11,8 @@ import yaml
 from polars.testing import assert_frame_equal
 
 import genrep_dist as gr
-from genrep_dist.export import export_problem
-from genrep_dist.pipeline import train_originals
+from genrep_dist.runner.export import export_problem
+from genrep_dist.runner.run import train_originals
 from tests.experiments import ROOT, experiment
 from tests.oracles.test_external_tools import recipe
 from tests.toys import trainings

@@ -19,13 +19,13 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor, nn
 from torch.nn import functional
 
-from genrep_dist.representers.attribution import attribute
-from genrep_dist.representers.features import last_layer_features, per_sample_gradients
-from genrep_dist.representers.features import outputs as model_outputs
-from genrep_dist.representers.kernels import last_layer_block, ntk_block
-from genrep_dist.representers.losses import LOSSES
-from genrep_dist.representers.surrogate import solve_surrogate
-from tests.representers.models import mlp, rows
+from genrep_dist.core.attribution import attribute
+from genrep_dist.core.gradients.dense import last_layer_features, per_sample_gradients
+from genrep_dist.core.gradients.dense import outputs as model_outputs
+from genrep_dist.core.kernels.blocks import last_layer_block, ntk_block
+from genrep_dist.core.losses import LOSSES
+from genrep_dist.core.solvers.surrogate import solve_surrogate
+from tests.core.models import mlp, rows
 
 CASES = [("squared", 1), ("squared", 2), ("logistic", 1), ("softmax", 3)]
 NumpyVector = np.ndarray[tuple[int], np.dtype[np.float64]]

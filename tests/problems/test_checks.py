@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.losses import LogisticLoss, SquaredLoss
 from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.problems.checks import check_problem, load_datasets, num_outputs
 from genrep_dist.problems.protocol import Dataset, Recipe
-from genrep_dist.representers.losses import LogisticLoss, SquaredLoss
 
 
 class Plain:

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from genrep_dist.errors import ProblemError
-from genrep_dist.problems import cifar_files
-from genrep_dist.problems.catalogue import available, fetch
-from genrep_dist.problems.cifar import Cifar10
-from genrep_dist.problems.cifar_files import CIFAR10_SHA1, TEST_BATCH, TRAIN_BATCHES, batch_bytes, read_batches
+from genrep_dist.problems.datasets import cifar_files
+from genrep_dist.problems.datasets.catalogue import available, fetch
+from genrep_dist.problems.datasets.cifar import Cifar10
+from genrep_dist.problems.datasets.cifar_files import CIFAR10_SHA1, TEST_BATCH, TRAIN_BATCHES, batch_bytes, read_batches
+from genrep_dist.problems.datasets.packages import Archive
 from genrep_dist.problems.load import load_datasets
-from genrep_dist.problems.packages import Archive
 from tests.problems.fake_libraries import put_datasets, put_torchvision, take_away
 from tests.problems.test_packages import make_tar
 

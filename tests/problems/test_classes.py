@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrep_dist.errors import ProblemError
-from genrep_dist.problems.classes import apportion, check_classes, check_size, class_targets, rows_by_class
+from genrep_dist.problems.datasets.classes import apportion, check_classes, check_size, class_targets, rows_by_class
 
 
 @settings(deadline=None, derandomize=True)

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
+from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import ProblemError
-from genrep_dist.problems.digits import Digits, _load
+from genrep_dist.problems.datasets.digits import Digits, _load
 from genrep_dist.problems.load import load_datasets, load_problem
-from genrep_dist.representers.losses import get_loss
 from genrep_dist.training.loop import predict, train
 from genrep_dist.training.randomness import Randomness
 

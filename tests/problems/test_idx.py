@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from genrep_dist.errors import ProblemError
-from genrep_dist.problems.idx import find_idx, parse_idx, read_idx
+from genrep_dist.problems.datasets.idx import find_idx, parse_idx, read_idx
 from tests.problems.idx_files import CODES, idx_bytes, small_mnist, write_folder
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from genrep_dist.errors import ConfigError, ProblemError
-from genrep_dist.problems.digits import Digits
+from genrep_dist.problems.datasets.digits import Digits
 from genrep_dist.problems.load import SHIPPED, load_datasets, load_problem, num_outputs
 from genrep_dist.problems.protocol import Problem
 
@@ -150,8 +150,8 @@ def test_loading_leaves_the_generators_alone() -> None:
 
 def test_importing_the_loader_imports_no_heavy_library() -> None:
     code = (
-        "import sys, genrep_dist.problems.load, genrep_dist.problems.catalogue; "
-        "from genrep_dist.problems import cifar, digits, mnist, texts; "
+        "import sys, genrep_dist.problems.load, genrep_dist.problems.datasets.catalogue; "
+        "from genrep_dist.problems.datasets import cifar, digits, mnist, texts; "
         "print([name for name in ('tokenizers', 'PIL', 'sklearn', 'ray', 'mlflow', 'zarr', 'polars', 'pandas') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -159,6 +159,6 @@ def test_importing_the_loader_imports_no_heavy_library() -> None:
 
 
 def test_the_data_command_needs_no_torch() -> None:
-    code = "import sys, genrep_dist.problems.catalogue; print('torch' in sys.modules)"
+    code = "import sys, genrep_dist.problems.datasets.catalogue; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from genrep_dist.errors import ProblemError
-from genrep_dist.problems.catalogue import available
+from genrep_dist.problems.datasets.catalogue import available
+from genrep_dist.problems.datasets.mnist import Mnist
 from genrep_dist.problems.load import load_datasets, load_problem, source_digest
-from genrep_dist.problems.mnist import Mnist
 from tests.problems.idx_files import idx_bytes, small_mnist, write_folder
 
 needs_files = pytest.mark.skipif(not available("mnist"), reason="the MNIST files are not in the cache: run `genrep data fetch mnist`")

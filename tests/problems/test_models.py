@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from genrep_dist.core.gradients.dense import check_model, find_last_layer, last_layer_features, outputs, per_sample_gradients
 from genrep_dist.errors import ProblemError
-from genrep_dist.problems.models import SmallCNN, VisionCNN
-from genrep_dist.representers.features import check_model, find_last_layer, last_layer_features, outputs, per_sample_gradients
+from genrep_dist.problems.datasets.image_models import SmallCNN, VisionCNN
 
 
 def count(model: nn.Module) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from genrep_dist.errors import ProblemError
-from genrep_dist.problems.packages import Archive, download, read_members, write_atomically
+from genrep_dist.problems.datasets.packages import Archive, download, read_members, write_atomically
 
 
 def make_zip(path: Path, members: dict[str, bytes]) -> Path:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from genrep_dist.core.gradients.dense import check_model, find_last_layer, last_layer_features, per_sample_gradients
 from genrep_dist.errors import ProblemError
-from genrep_dist.problems.text_models import TextCNN
-from genrep_dist.representers.features import check_model, find_last_layer, last_layer_features, per_sample_gradients
+from genrep_dist.problems.datasets.text_models import TextCNN
 
 
 def small(num_outputs: int = 1, dtype: torch.dtype = torch.float64) -> TextCNN:

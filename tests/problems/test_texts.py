@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from genrep_dist.errors import ProblemError
-from genrep_dist.problems import text_files
-from genrep_dist.problems.catalogue import available, fetch
+from genrep_dist.problems.datasets import text_files
+from genrep_dist.problems.datasets.catalogue import available, fetch
+from genrep_dist.problems.datasets.packages import Archive, sha256
+from genrep_dist.problems.datasets.text_files import JIGSAW_LABELS, read_rows
+from genrep_dist.problems.datasets.texts import AgNews, Newsgroups, Toxicity
 from genrep_dist.problems.load import load_datasets, load_problem, source_digest
-from genrep_dist.problems.packages import Archive, sha256
-from genrep_dist.problems.text_files import JIGSAW_LABELS, read_rows
-from genrep_dist.problems.texts import AgNews, Newsgroups, Toxicity
 from tests.problems.fake_libraries import put_datasets
 from tests.problems.test_packages import make_zip
 from tests.problems.test_vocabulary import PIECES

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from genrep_dist.errors import ProblemError
-from genrep_dist.problems import vocabulary
-from genrep_dist.problems.catalogue import available, fetch
-from genrep_dist.problems.packages import Archive, sha256
-from genrep_dist.problems.vocabulary import VOCABULARY_SHA256, cached_tokens, read_vocabulary, tokenize
+from genrep_dist.problems.datasets import vocabulary
+from genrep_dist.problems.datasets.catalogue import available, fetch
+from genrep_dist.problems.datasets.packages import Archive, sha256
+from genrep_dist.problems.datasets.vocabulary import VOCABULARY_SHA256, cached_tokens, read_vocabulary, tokenize
 from tests.problems.fake_libraries import take_away
 from tests.problems.test_packages import make_tar
 

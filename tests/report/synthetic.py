@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import torch
 
-from genrep_dist.evaluation.judged import SCHEMAS, Judged
 from genrep_dist.evaluation.metrics import METRICS
+from genrep_dist.evaluation.results import SCHEMAS, Judged
 from genrep_dist.evaluation.statistics import summarise
 from genrep_dist.report.examples import Example, Named, Sample
 from genrep_dist.report.page import ReportData

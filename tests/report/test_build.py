@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from genrep_dist.config import Experiment
-from genrep_dist.evaluation.judged import SCHEMAS, Judged, empty
+from genrep_dist.evaluation.results import SCHEMAS, Judged, empty
 from genrep_dist.evaluation.statistics import auc_points
 from genrep_dist.evaluation.summaries import best, comparisons, metrics_table, ranks
 from genrep_dist.report.build import _other_metrics, _removals_text, block_of, data_files, replicate_spread

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import ProblemError
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.report.examples import MAX_TEXT, Texts, examples, strongest
 from genrep_dist.report.pixels import LARGEST_SIDE, Range, are_images, png
-from genrep_dist.representers.losses import get_loss
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 
-from genrep_dist.evaluation.judged import Judged
+from genrep_dist.evaluation.results import Judged
 from genrep_dist.evaluation.statistics import by_seed, curves, summarise
 from genrep_dist.report.canvas import Format
 from genrep_dist.report.figures import deletion_figure, inspection_figure, metric_figure

@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 
 from genrep_dist.errors import StoreError
-from genrep_dist.evaluation.judged import SCHEMAS, Judged, empty
 from genrep_dist.evaluation.metrics import METRICS
+from genrep_dist.evaluation.results import SCHEMAS, Judged, empty
 from tests.report import synthetic
 
 

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from genrep_dist.errors import NotCommittedError
-from genrep_dist.evaluation.judged import Judged
+from genrep_dist.evaluation.results import Judged
 from genrep_dist.evaluation.statistics import summarise
 from genrep_dist.report.page import ReportData, html_page, report_verdict
 from genrep_dist.report.sections import Clock

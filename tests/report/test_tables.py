@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genrep_dist.evaluation.judged import Judged
 from genrep_dist.evaluation.metrics import METRICS
+from genrep_dist.evaluation.results import Judged
 from genrep_dist.evaluation.statistics import summarise, summary_schema
 from genrep_dist.report import latex as latex_module
 from genrep_dist.report.latex import latex

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from genrep_dist.errors import NotCommittedError
-from genrep_dist.evaluation.judged import SCHEMAS, Judged
+from genrep_dist.evaluation.results import SCHEMAS, Judged
 from genrep_dist.evaluation.statistics import summarise
 from genrep_dist.report.verdict import Verdict, p_text, percent, verdict
 from tests.evaluation.examples import Labels, synthetic_deletion

@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from genrep_dist.core.gradients.factored import FeatureRows, inner_products
+from genrep_dist.core.gradients.hooks import feature_rows
 from genrep_dist.errors import CorruptError
-from genrep_dist.problems.models import VisionCNN
-from genrep_dist.problems.text_models import TextCNN
-from genrep_dist.representers.capture import feature_rows
-from genrep_dist.representers.factored import FeatureRows, inner_products
+from genrep_dist.problems.datasets.image_models import VisionCNN
+from genrep_dist.problems.datasets.text_models import TextCNN
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
+from genrep_dist.store.feature_codec import Packed, pack, unpack
 from genrep_dist.store.features import COLUMNS, TABLE, RowsReader, write_block
-from genrep_dist.store.packed import Packed, pack, unpack
-from tests.representers.models import cnn, initialise, mlp, rows
+from tests.core.models import cnn, initialise, mlp, rows
 
 
 def tokens(count: int, length: int, vocabulary: int, seed: int = 0) -> Tensor:

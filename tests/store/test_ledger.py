@@ -15,7 +15,7 @@ import pytest
 from genrep_dist.errors import CorruptError
 from genrep_dist.store import Store
 from genrep_dist.store.ledger import Ledger, LedgerRow
-from genrep_dist.store.parts import LEDGER_SCHEMA, fault
+from genrep_dist.store.ledger_parts import LEDGER_SCHEMA, fault
 from genrep_dist.store.tables import get_table, put_table
 
 

@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 import genrep_dist as gr
 from genrep_dist import cli
 from genrep_dist.errors import StoreError
-from genrep_dist.store import Store, addresses, objects
-from genrep_dist.store.addresses import IMPATIENT, PATIENT
+from genrep_dist.store import Store, objects, uris
 from genrep_dist.store.ledger import LedgerRow
 from genrep_dist.store.objects import Objects
+from genrep_dist.store.uris import IMPATIENT, PATIENT
 from tests.experiments import ROOT, experiment, experiment_file
 from tests.store.s3_server import BUCKET, CuttingProxy, S3Server
 from tests.toys import trainings
@@ -58,7 +58,7 @@ def proxy(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cutting
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "open_bucket", lambda url, _retries=None: addresses.open_bucket(url, IMPATIENT))
+    monkeypatch.setattr(objects, "open_bucket", lambda url, _retries=None: uris.open_bucket(url, IMPATIENT))
 
 
 @dataclass

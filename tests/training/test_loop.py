@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.losses import LOSSES, get_loss
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.problems.protocol import Dataset, Recipe
-from genrep_dist.representers.losses import LOSSES, get_loss
 from genrep_dist.training.loop import predict, train
 from genrep_dist.training.observers import Checkpoints, TrackingImportance
 from genrep_dist.training.randomness import Randomness

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import ProblemError
-from genrep_dist.problems.digits import Digits
+from genrep_dist.problems.datasets.digits import Digits
+from genrep_dist.problems.datasets.text_models import TextCNN
 from genrep_dist.problems.protocol import Dataset, Precision, Recipe
-from genrep_dist.problems.text_models import TextCNN
-from genrep_dist.representers.losses import get_loss
 from genrep_dist.training.loop import train
 from genrep_dist.training.observers import Checkpoints
-from genrep_dist.training.packed import Run, train_pack
 from genrep_dist.training.precision import tf32, training_outputs
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.train_pack import Run, train_pack
 from genrep_dist.training.trainer import Trainer
 from tests.training.reference import parameters_of
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.losses import get_loss
+from genrep_dist.problems.datasets.text_models import TextCNN
 from genrep_dist.problems.protocol import Dataset, Recipe
-from genrep_dist.problems.text_models import TextCNN
-from genrep_dist.representers.losses import get_loss
 from genrep_dist.training import batches as batches_module
-from genrep_dist.training.layouts import sequences_channels_last
 from genrep_dist.training.loop import all_finite, train
+from genrep_dist.training.memory_format import sequences_channels_last
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.updates import MIN_SPARSE_NUMBERS, row_wise_embeddings
+from genrep_dist.training.sgd import MIN_SPARSE_NUMBERS, row_wise_embeddings
 from tests.toys import Blobs
 from tests.training.reference import parameters_of, plainly_trained
 

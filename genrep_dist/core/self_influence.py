@@ -1,0 +1,95 @@
+"""Self-influence phi(x_i -> x_i): how much a training sample raises the logit of the label that it was given.
+
+A sample with a wrong label has to push for it alone, so a large self-influence is suspicious (Koh and Liang 2017; Pruthi et al. 2020,
+"Estimating Training Data Influence by Tracing Gradient Descent"). It is Eq. 2 at x = x_i, where the target is the logit of its own label.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genrep_dist.core.attribution import attribute
+from genrep_dist.core.solvers.gauss_newton import influence_kernel
+from genrep_dist.errors import ProblemError
+
+
+def own_outputs(targets: Tensor, loss_name: str) -> tuple[Tensor, Tensor]:
+    """The output that stands for each sample's own label, int64 (N,), and which way it points, float64 (N,).
+
+    Loss "logistic" (targets (N,) or (N, 1), 0 or 1): output 0, direction +1 for label 1 and -1 for label 0. Loss "softmax" (integer targets
+    (N,)): the label's output, direction +1. ProblemError for anything else: such a sample has no label.
+    """
+    if loss_name == "logistic" and bool(((targets == 0) | (targets == 1)).all()):
+        return torch.zeros(len(targets), dtype=torch.int64), 2 * targets.reshape(len(targets)).double() - 1
+    if loss_name == "softmax" and targets.dim() == 1 and not targets.is_floating_point():
+        return targets.long(), torch.ones(len(targets), dtype=torch.float64)
+    raise ProblemError(
+        "self-influence needs samples with labels",
+        where="own_outputs",
+        expected="the loss 'logistic' with targets 0 and 1, or 'softmax' with integer class numbers",
+        got=f"loss {loss_name!r}, targets {targets.dtype} {tuple(targets.shape)}",
+    )
+
+
+def ntk_diagonal(features: Tensor, own: Tensor) -> Tensor:
+    """K (B, C), K[b, c] = <df_c(x_b)/dtheta, df_own(x_b)/dtheta>, for Jacobians ``features`` (B, C, P) and ``own`` (B,); their dtype.
+
+    It is the diagonal, j = i, of the block that :func:`genrep_dist.core.kernels.blocks.ntk_block` makes of x_i and x_j.
+    """
+    _check_own(own, features.shape[0], features.shape[1], "ntk_diagonal")
+    explained = features[torch.arange(len(own), device=own.device), own]
+    return torch.einsum("bcp,bp->bc", features, explained)
+
+
+def scalar_diagonal(values: Tensor, own: Tensor, num_outputs: int) -> Tensor:
+    """K (B, C) of a kernel k that serves each output alike: ``values`` (B,) = k(x_b, x_b) where c = ``own[b]`` and 0 elsewhere."""
+    _check_own(own, len(values), num_outputs, "scalar_diagonal")
+    diagonal = values.new_zeros(len(values), num_outputs)
+    diagonal[torch.arange(len(own), device=own.device), own] = values
+    return diagonal
+
+
+def influence_diagonal(
+    gram: Tensor,
+    curvature: Tensor,
+    own: Tensor,
+    *,
+    damping: float,
+    relative: bool,
+    num_parameters: int,
+    tolerance: float = 1e-8,
+) -> Tensor:
+    """K_inf (N, C) float64, K_inf[i, c] = <df_c(x_i), (H + delta I)^-1 df_own(x_i)> with the Gauss-Newton H.
+
+    The diagonal of :func:`genrep_dist.core.solvers.gauss_newton.influence_kernel` with each training sample's own output as its test point:
+    ``gram`` (NC, NC), ``curvature`` (N, C, C), damping, certificate and errors are explained there. One Cholesky factorisation; memory
+    is that of the kernel and about eight float64 matrices (NC, N), for N test points.
+    """
+    n, num_outputs = curvature.shape[:2]
+    _check_own(own, n, num_outputs, "influence_diagonal")
+    samples = torch.arange(n, device=own.device)
+    cross = gram[:, samples * num_outputs + own].reshape(n, num_outputs, n)
+    kernel, _ = influence_kernel(
+        gram, cross, curvature, damping=damping, relative=relative, num_parameters=num_parameters, tolerance=tolerance
+    )
+    return kernel[samples, :, samples]
+
+
+def self_influence(alpha: Tensor, diagonal: Tensor, direction: Tensor) -> Tensor:
+    """Phi(x_i -> x_i) (N,) float64 = ``direction[i]`` * sum_c ``alpha[i, c]`` ``diagonal[i, c]`` (Eq. 2), for (N, C), (N, C) and (N,)."""
+    if direction.shape != alpha.shape[:1]:
+        expected, got = f"({alpha.shape[0]},)", f"{tuple(direction.shape)}"
+        raise ProblemError("directions do not fit the importances", where="self_influence", expected=expected, got=got)
+    return direction.double() * attribute(alpha.double(), diagonal.double().unsqueeze(2))[:, 0]
+
+
+def _check_own(own: Tensor, rows: int, num_outputs: int, where: str) -> None:
+    inside = bool(((own >= 0) & (own < num_outputs)).all())
+    if own.shape != (rows,) or own.dtype != torch.int64 or not inside:
+        raise ProblemError(
+            "own outputs do not fit the samples",
+            where=where,
+            expected=f"int64 ({rows},) from 0 to {num_outputs - 1}",
+            got=f"{own.dtype} {tuple(own.shape)}" + ("" if inside else f" from {int(own.min())} to {int(own.max())}"),
+        )

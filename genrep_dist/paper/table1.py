@@ -1,0 +1,248 @@
+"""The paper's Table 1 beside ours: three blocks, the differences, the claims, and what differs and why."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from genrep_dist.config import Experiment
+from genrep_dist.evaluation.intervals import bootstrap_interval
+from genrep_dist.paper.claims import MIN_SEEDS, Claim, Finding, examine, together
+from genrep_dist.paper.differences import differences
+from genrep_dist.paper.published import (
+    BLOCKS,
+    CLAIMS,
+    LAST_LAYER_INFLUENCE,
+    LAST_LAYER_KERNEL,
+    PAPER,
+    STANDS_FOR,
+    PaperColumn,
+)
+from genrep_dist.report.build import facts
+
+if TYPE_CHECKING:
+    from genrep_dist.results import Run
+
+METRIC = "auc_del_negative"
+_NAMES_OF_COMPANION = {"influence-final/tracking": LAST_LAYER_KERNEL, "influence-function": LAST_LAYER_INFLUENCE}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One data set, measured: ``problem``, its experiment's ``name``; ``points`` method, seed, test_id, value (one area a row).
+
+    ``differs``: (what, in the paper, here, why). ``facts``: how it was measured, label to value.
+    """
+
+    problem: str
+    name: str
+    points: pl.DataFrame
+    differs: Sequence[tuple[str, str, str, str]] = ()
+    facts: Mapping[str, str] | None = None
+
+    @property
+    def paper(self) -> PaperColumn:
+        """The paper's data set that this one is, or stands in for."""
+        return PAPER[STANDS_FOR.get(self.problem, self.problem)]
+
+    @property
+    def title(self) -> str:
+        return f"{self.problem} (for {self.paper.title})" if self.problem in STANDS_FOR else self.paper.title
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Ours (mean, 95% interval clustered by seed), the paper's (mean, half-width), and the difference ours - paper with its interval.
+
+    Ours or the paper's may be missing. The two are independent, so the distances of the difference's ends add in squares.
+    """
+
+    ours: tuple[float, float | None, float | None] | None
+    paper: tuple[float, float] | None
+
+    @property
+    def difference(self) -> tuple[float, float, float] | None:
+        if self.ours is None or self.paper is None:
+            return None
+        (mean, low, high), (theirs, half) = self.ours, self.paper
+        if low is None or high is None:
+            return None
+        return mean - theirs, mean - theirs - math.hypot(mean - low, half), mean - theirs + math.hypot(high - mean, half)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts: a heading row and rows; ``notes`` stand below it."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """The whole page: a title, sentences, then sections of tables."""
+
+    title: str
+    intro: tuple[str, ...]
+    sections: tuple[tuple[str, tuple[Grid, ...]], ...]
+
+
+def companion(experiment: Experiment) -> Experiment | None:
+    """The same experiment with influence from the last layer's parameters alone, as the paper had it for texts; None for images.
+
+    It judges the influence methods only, on the same networks and test points; what they share is not computed twice.
+    """
+    methods = [name for name in _NAMES_OF_COMPANION if name in experiment.methods]
+    if not methods or not PAPER[STANDS_FOR.get(experiment.problem.name, experiment.problem.name)].text:
+        return None
+    influence = {**experiment.influence.model_dump(mode="json"), "curvature": "last-layer"}
+    return experiment.plain(name=f"{experiment.name}-last-layer", methods=methods, blocks={}, baseline=None, influence=influence)
+
+
+def measured(run: Run, last_layer: Run | None = None) -> Column:
+    """The column of a finished run and, for texts, of its companion."""
+    points = [_areas(run)]
+    if last_layer is not None:
+        points.append(_areas(last_layer).with_columns(pl.col("method").replace(_NAMES_OF_COMPANION)))
+    experiment = run.plan.experiment
+    return Column(experiment.problem.name, run.name, pl.concat(points), differences(run), facts(run, run.judged()))
+
+
+def cell(column: Column, method: str, *, seed: int = 0) -> Cell:
+    """One cell of the table; ``seed`` starts the bootstrap."""
+    rows = column.points.filter(pl.col("method") == method)
+    theirs = column.paper.cells.get(method)
+    if not rows.height:
+        return Cell(None, theirs)
+    per_seed = rows.group_by("seed").agg(pl.col("value").mean()).sort("seed")["value"].to_numpy()
+    low, high = bootstrap_interval(per_seed, seed=seed)
+    return Cell((float(per_seed.mean()), low, high), theirs)
+
+
+def long_table(columns: Sequence[Column]) -> pl.DataFrame:
+    """All cells, a row each: block, data set, method, ours and the paper's with their intervals, the difference and its interval."""
+    rows = []
+    for block, methods in BLOCKS.items():
+        for column in columns:
+            for method in methods:
+                found = cell(column, method)
+                ours, theirs, difference = found.ours or (None,) * 3, found.paper or (None,) * 2, found.difference or (None,) * 3
+                rows.append((block, column.problem, column.name, method, *ours, *theirs, *difference))
+    numbers = (
+        "auc_del_negative",
+        "ci95_clustered_low",
+        "ci95_clustered_high",
+        "paper",
+        "paper_ci95",
+        "difference",
+        "ci95_low",
+        "ci95_high",
+    )
+    texts = dict.fromkeys(("block", "problem", "experiment", "method"), pl.String)
+    return pl.DataFrame(rows, schema={**texts, **dict.fromkeys(numbers, pl.Float64)}, orient="row")
+
+
+def page(columns: Sequence[Column], *, profile: str, date: str, hardware: str) -> Page:
+    """The page of these columns. ``date`` and ``hardware`` are shown as given."""
+    intro = (
+        f"AUC-DEL₋, mean over networks and test points; larger is better. Profile {profile}, {date}, on {hardware}, "
+        f"Python {platform.python_version()}.",
+        "Ours: 95% interval by the seed-clustered bootstrap. Paper: its pooled 95% interval, which takes the points of one network as "
+        "independent. Difference: ours - paper; its interval adds both in squares. A dash: not measured, or not in the paper.",
+        "Areas are in logits, and their size follows the model, its training and its data: with other sizes than the paper's the "
+        "differences say how far apart the two set-ups are, while the order of the methods is what can be compared.",
+    )
+    return Page(
+        "The paper's Table 1, and ours",
+        intro,
+        (
+            ("The table", tuple(_block(title, methods, columns) for title, methods in BLOCKS.items())),
+            ("What the paper says of it, tested on our numbers", tuple(_claims(columns))),
+            ("What differs, and why", tuple(_difference(column) for column in columns if column.differs)),
+            ("How ours was measured", tuple(_facts(column) for column in columns if column.facts)),
+        ),
+    )
+
+
+def claim_findings(column: Column) -> list[tuple[str, list[Finding]]]:
+    """For each of the paper's claims that is about this data set: what it says, and what the comparisons found that were measured."""
+    found = []
+    measured_methods = set(column.points["method"].unique().to_list())
+    for claim in CLAIMS:
+        if claim.text_only and not column.paper.text:
+            continue
+        asked = [one for one in claim.comparisons if {one.better, one.worse} <= measured_methods]
+        found.append((claim.says, [examine(column.points, one) for one in asked]))
+    return found
+
+
+def _areas(run: Run) -> pl.DataFrame:
+    return run.points().filter(pl.col("metric") == METRIC).select("method", "seed", "test_id", "value").collect()
+
+
+def _block(title: str, methods: Mapping[str, str], columns: Sequence[Column]) -> Grid:
+    rows: list[tuple[str, ...]] = []
+    shown = {method: name for method, name in methods.items() if any(cell(c, method) != Cell(None, None) for c in columns)}
+    for column in columns:
+        cells = [cell(column, method) for method in shown]
+        rows.append((column.title, "paper", *(_plus_minus(one.paper) for one in cells)))
+        rows.append(("", "ours", *(_interval(one.ours) for one in cells)))
+        rows.append(("", "difference", *(_interval(one.difference) for one in cells)))
+    notes = ("† the last layer's parameters alone, as the paper has it for texts",) if any("†" in name for name in shown.values()) else ()
+    return Grid(title, ("data", "", *shown.values()), tuple(rows), notes)
+
+
+def _claims(columns: Sequence[Column]) -> list[Grid]:
+    findings = {column.name: dict(claim_findings(column)) for column in columns}
+    grids = []
+    for claim in CLAIMS:
+        rows: list[tuple[str, ...]] = []
+        verdicts = []
+        for column in columns:
+            if claim.says not in findings[column.name]:
+                continue
+            found = findings[column.name][claim.says]
+            verdict = together(one.verdict for one in found) if len(found) == len(claim.comparisons) else "undecided"
+            verdicts.append(verdict)
+            rows += [(column.title, _comparison(one.claim), _interval((one.mean, one.low, one.high)), one.verdict) for one in found]
+            rows.append((column.title, "all of them", "", f"{verdict}"))
+        if rows:
+            rows.append(("all data sets here", "all of them", "", together(verdicts)))
+            about = (
+                "Differences are paired over (network, test point); their 95% intervals are clustered by seed and not corrected for their "
+                f"number. Fewer than {MIN_SEEDS} networks decide nothing."
+            )
+            grids.append(Grid(claim.says, ("data", "comparison", "difference [95%]", "verdict"), tuple(rows), (claim.reading, about)))
+    return grids
+
+
+def _comparison(claim: Claim) -> str:
+    share = "" if claim.share == 1 else f"{claim.share:g} x "
+    return f"{claim.better} - {share}{claim.worse}"
+
+
+def _difference(column: Column) -> Grid:
+    return Grid(column.title, ("", "paper", "here", "why"), tuple(column.differs))
+
+
+def _facts(column: Column) -> Grid:
+    assert column.facts is not None
+    return Grid(f"{column.title}: run {column.name}", ("", ""), tuple(column.facts.items()))
+
+
+def _plus_minus(value: tuple[float, float] | None) -> str:
+    return "-" if value is None else f"{value[0]:.2f} ± {value[1]:.2f}"
+
+
+def _interval(value: tuple[float, float | None, float | None] | None) -> str:
+    if value is None:
+        return "-"
+    mean, low, high = value
+    return f"{mean:+.2f}" if low is None or high is None else f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"

@@ -1,0 +1,109 @@
+"""What a run would do, where it would work, and how long that would take, before any of it is done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from genrep_dist.config import Experiment
+from genrep_dist.errors import PlanError
+from genrep_dist.executors.capacity import demand_of, refuse_unschedulable, slots
+from genrep_dist.plan import Plan
+from genrep_dist.units import StageName
+from genrep_dist.workflow.context import pick_device
+from genrep_dist.workflow.estimates import Forecast, forecast, gpu_hours
+from genrep_dist.workflow.prepare import Prepared, check_room
+from genrep_dist.workflow.status import StageStatus, stage_status
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A ``plan`` beside the store that it meets and the workers that it would have.
+
+    ``status`` of each stage in that store; ``slots``: workers of the retrainings; ``expected`` seconds, None where nothing was measured;
+    ``gpu_hours``: a guess for a machine without a GPU; ``refusal``: why `genrep run` would not begin here, or empty.
+    """
+
+    plan: Plan
+    status: Mapping[StageName, StageStatus]
+    slots: int
+    device: str
+    expected: Forecast | None
+    gpu_hours: float | None
+    refusal: str
+
+    @property
+    def worker_hours(self) -> float:
+        """Of all stages, as measured; 0 where nothing was."""
+        return sum(self.expected.stages.values()) * self.slots / 3600 if self.expected else 0.0
+
+    def plain(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        seconds = self.expected.stages if self.expected else {}
+        retrain = self.status["retrain"]
+        cost = {"device": self.device, "worker_hours": self.worker_hours, "gpu_hours_guess": self.gpu_hours}
+        return {
+            "experiment": self.plan.experiment.name,
+            "stages": [
+                {
+                    "stage": stage.name,
+                    "what": stage.what,
+                    "units": self.status[stage.name].total,
+                    "done": self.status[stage.name].done,
+                    "bytes": stage.bytes_written,
+                    "peak_bytes_per_worker": stage.peak_bytes,
+                    "seconds": seconds.get(stage.name),
+                }
+                for stage in self.plan.stages
+            ],
+            "retrainings": {
+                "asked": self.plan.retrainings_asked,
+                "unique": retrain.total,
+                "exact": retrain.exact,
+                "done": retrain.done,
+            },
+            "seconds": self.expected.total if self.expected else None,
+            "cost": cost if self.expected else None,
+            "refusal": self.refusal or None,
+        }
+
+
+def look_ahead(prepared: Prepared, *, probe: bool = True, address: str | None = None) -> Outlook:
+    """The outlook of a prepared experiment; with ``probe`` this machine is measured for some seconds.
+
+    With ``address`` the workers are those of the Ray cluster there, and PlanError is raised for what it cannot hold; a plan for a larger
+    machine may be read on a small one.
+    """
+    plan = prepared.plan
+    resources, nodes = plan.experiment.resources, _nodes(plan.experiment, address)
+    workers = slots(nodes, demand_of(resources, "retrain", nodes))
+    memory = int(sum(node.get("memory", 0.0) for node in nodes))
+    refusal = ""
+    try:
+        refuse_unschedulable(nodes, resources)
+        check_room(plan, prepared.store, lambda stage: slots(nodes, demand_of(resources, stage, nodes)), memory)
+    except PlanError as error:
+        if address is not None:
+            raise
+        refusal = str(error)
+    status = {stage.name: stage for stage in stage_status(plan, prepared.store, foreseen=True)}
+    missing = {name: stage.missing_share for name, stage in status.items()}
+    device = pick_device(resources.device).type
+    expected = forecast(prepared, workers, missing, status["retrain"].total) if probe else None
+    guess = gpu_hours(plan, prepared.recipe.epochs) if probe and device != "cuda" else None
+    return Outlook(plan, status, workers, device, expected, guess, refusal)
+
+
+def _nodes(experiment: Experiment, address: str | None) -> list[Mapping[str, float]]:
+    """What the nodes have that a run would work on: those of a cluster, or this machine as a run would use it."""
+    if address is not None:
+        from genrep_dist.executors.ray_executor import cluster_nodes
+
+        return list(cluster_nodes(address))
+    cpus = max(experiment.resources.workers or 0, os.cpu_count() or 1)
+    return [{"CPU": float(cpus), "GPU": float(torch.cuda.device_count()), "memory": float(psutil.virtual_memory().total)}]

@@ -1,0 +1,73 @@
+"""What a run has cost, from the store: trained models, and seconds of one worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import polars as pl
+
+from genrep_dist.core.methods import SOLVED, Method
+from genrep_dist.plan import Plan
+from genrep_dist.store import Store
+
+COSTS_SCHEMA: dict[str, type[pl.DataType]] = {
+    "method": pl.String,
+    "retrainings": pl.Int64,
+    "retraining_seconds": pl.Float64,
+    "explanation_seconds": pl.Float64,
+}
+
+
+def model_costs(table: pl.DataFrame, ledger: pl.LazyFrame) -> dict[str, float]:
+    """Models ``asked`` for, distinct retrainings (``unique``) behind them, ``originals``; one worker's training ``seconds``.
+
+    ``table`` as :mod:`genrep_dist.workflow.requests` makes it.
+    """
+    originals = table.select(key="original_key", num_removed=pl.lit(0, pl.Int64))
+    models = _with_seconds(pl.concat([table.select("key", "num_removed"), originals]).unique("key"), ledger)
+    return {
+        "asked": table.height,
+        "unique": models.filter(pl.col("num_removed") > 0).height,
+        "originals": models.filter(pl.col("num_removed") == 0).height,
+        "seconds": float(models["seconds"].sum()),
+        "seconds_per_model": float(models["seconds"].mean() or 0.0),  # type: ignore[arg-type]
+    }
+
+
+def method_costs(plan: Plan, store: Store, table: pl.DataFrame, ledger: pl.LazyFrame) -> pl.DataFrame:
+    """:data:`COSTS_SCHEMA`, a row a method: the distinct retrainings that it asked for and one worker's seconds for them, and one
+    worker's seconds for its scores of all seeds. What several methods share counts for each; training the originals for none.
+    """
+    asked = table.filter(pl.col("method").is_not_null() & (pl.col("num_removed") > 0)).select("method", "key").unique()
+    seconds = _with_seconds(asked, ledger)
+    rows = []
+    for name, method in zip(plan.experiment.methods, plan.experiment.parsed_methods, strict=True):
+        mine = seconds.filter(pl.col("method") == name)["seconds"]
+        parts = [part for seed in plan.experiment.seeds for part in _artifacts(plan, method, seed)]
+        explained = sum(store.artifact(kind, key).seconds() for kind, key in parts)
+        rows.append((name, len(mine), float(mine.sum()), float(explained)))
+    return pl.DataFrame(rows, schema=COSTS_SCHEMA, orient="row")
+
+
+def _with_seconds(models: pl.DataFrame, ledger: pl.LazyFrame) -> pl.DataFrame:
+    # A model that two tasks trained has two rows; which one's seconds count must not depend on their order.
+    spent = ledger.select("key", "seconds").group_by("key").agg(pl.col("seconds").min())
+    return models.lazy().join(spent, on="key", how="left").collect()
+
+
+def _artifacts(plan: Plan, method: Method, seed: int) -> Iterator[tuple[str, str]]:
+    """(kind, key) of all that one method's scores are made from, but for the trained model."""
+    keys = plan.keys
+    yield "attribution", keys.attribution(seed, method)
+    base = plan.experiment.influence.base_kernel if method.kernel == "influence" else None
+    for epoch in keys.method_epochs(method):
+        yield "kernel", keys.kernel(seed, method.kernel, epoch)
+        if base is not None:
+            yield "kernel", keys.kernel(seed, base, epoch)
+        if method.importance in SOLVED:
+            yield method.importance, keys.solved(method.importance, seed, method.kernel, epoch)
+        kernel = base or method.kernel
+        if base is not None or method.importance in SOLVED:
+            yield "gram", keys.gram(seed, kernel, epoch)
+        if (kernel, epoch) in plan.features_stored():
+            yield "features", keys.features(seed, kernel, epoch)

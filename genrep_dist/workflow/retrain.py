@@ -1,0 +1,110 @@
+"""Stage retrain: models trained without some samples, entered into the ledger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+
+from genrep_dist.config.keys import Keys
+from genrep_dist.errors import NonFiniteError
+from genrep_dist.store import Store
+from genrep_dist.store.ledger import LedgerRow
+from genrep_dist.training.loop import predict
+from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.train_pack import Run
+from genrep_dist.units import Retraining, RetrainUnit
+from genrep_dist.workflow.context import Workbench, to_numpy
+from genrep_dist.workflow.train import check_outputs
+
+
+def run(unit: RetrainUnit, bench: Workbench) -> dict[str, float]:
+    """Train the models of the unit, some at a time, and write them as one part of the ledger. Returns statistics.
+
+    Models that diverge do not hold the others: these are written, then the first one's error is raised.
+    """
+    began = time.perf_counter()
+    size = bench.trainer.pack_size(len(unit.rows)) if len(unit.rows) > 1 else 1
+    rows: list[LedgerRow] = []
+    errors: list[NonFiniteError] = []
+    packs = -(-len(unit.rows) // size)
+    # Equal packs: a small one at the end would cost most of what a whole one does.
+    for index in range(packs):
+        for result in _retrain_pack(unit.rows[index::packs], bench):
+            if isinstance(result, LedgerRow):
+                rows.append(result)
+            else:
+                errors.append(result)
+    if rows:
+        bench.store.ledger(bench.keys.training).write(rows)
+    if errors:
+        raise errors[0]
+    training = sum(row.seconds for row in rows)
+    return {"models": float(len(rows)), "seconds": time.perf_counter() - began, "training_seconds": training, "pack_size": float(size)}
+
+
+def retrain(retraining: Retraining, bench: Workbench) -> LedgerRow:
+    """One model, a function of (recipe, seed, removed set) alone. Raises NonFiniteError where it diverges."""
+    result = _retrain_pack((retraining,), bench)[0]
+    if isinstance(result, LedgerRow):
+        return result
+    raise result
+
+
+def _retrain_pack(retrainings: Sequence[Retraining], bench: Workbench) -> list[LedgerRow | NonFiniteError]:
+    """The row of each retraining, or the error of the one that diverged. Each is what it would be alone."""
+    began = time.perf_counter()
+    runs = [_as_run(retraining, bench) for retraining in retrainings]
+    results: list[LedgerRow | NonFiniteError] = []
+    trained = bench.trainer.train_all(runs)
+    outputs = [model if isinstance(model, NonFiniteError) else predict(model, bench.test.inputs) for model in trained]
+    seconds = (time.perf_counter() - began) / len(retrainings)
+    for retraining, run, output in zip(retrainings, runs, outputs, strict=True):
+        if isinstance(output, NonFiniteError):
+            results.append(output)
+            continue
+        try:
+            check_outputs(output, bench.test.ids, run.what)
+        except NonFiniteError as error:
+            results.append(error)
+            continue
+        results.append(
+            LedgerRow(
+                key=retraining.key,
+                seed=retraining.seed,
+                policy=retraining.policy,
+                replicate=retraining.replicate,
+                removed=retraining.removed,
+                outputs=to_numpy(output.double()),
+                seconds=seconds,
+            )
+        )
+    return results
+
+
+def _as_run(retraining: Retraining, bench: Workbench) -> Run:
+    randomness = Randomness.of_retraining(retraining.seed, retraining.policy, retraining.removed, retraining.replicate)
+    kept = ~torch.isin(bench.train.ids, torch.tensor(retraining.removed, dtype=torch.int64))
+    without = ", ".join(map(str, retraining.removed[:5])) + (", ..." if len(retraining.removed) > 5 else "")
+    what = f"retraining {retraining.key[:12]}, seed {retraining.seed}, without {len(retraining.removed)} samples ({without})"
+    return Run(randomness, kept.to(bench.device), what)
+
+
+def original_row(seed: int, keys: Keys, store: Store) -> LedgerRow:
+    """The ledger's row of an original model, from its own artifact."""
+    artifact = store.artifact("train", keys.train(seed))
+    outputs, seconds = artifact.read("outputs_test"), float(artifact.manifest()["seconds"])
+    return LedgerRow(keys.retraining(seed, (), "same"), seed, "same", 0, (), outputs, seconds)
+
+
+def retrain_units(missing: Iterable[Retraining], per_task: int) -> Iterator[RetrainUnit]:
+    """Retrainings in tasks of about ``per_task``, each of one seed; in an order that depends on the keys alone."""
+    pending: list[Retraining] = []
+    for retraining in sorted(missing, key=lambda r: (r.seed, r.key)):
+        if pending and (len(pending) == per_task or pending[0].seed != retraining.seed):
+            yield RetrainUnit(tuple(pending))
+            pending = []
+        pending.append(retraining)
+    if pending:
+        yield RetrainUnit(tuple(pending))

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from genrep_dist.config import load_experiment
+from genrep_dist.paper.published import BLOCKS, CLAIMS, LAST_LAYER_INFLUENCE, LAST_LAYER_KERNEL, PAPER
+from genrep_dist.paper.table1 import Cell, Column, cell, claim_findings, companion, long_table, page
+from genrep_dist.paper.table1_files import table1_html, table1_markdown, write_table1
+
+METHODS = tuple(dict.fromkeys(method for methods in BLOCKS.values() for method in methods))
+VISION = tuple(method for method in METHODS if method not in (LAST_LAYER_KERNEL, LAST_LAYER_INFLUENCE))
+
+
+def column(problem: str, means: Mapping[str, float], num_seeds: int = 6, noise: float = 0.05) -> Column:
+    """A data set whose methods have these areas, up to noise."""
+    generator = np.random.default_rng(4)
+    rows = [
+        (method, seed, point, mean + noise * generator.normal())
+        for method, mean in means.items()
+        for seed, point in itertools.product(range(num_seeds), range(3))
+    ]
+    points = pl.DataFrame(rows, schema=["method", "seed", "test_id", "value"], orient="row")
+    differs = [("training samples", "about 12,000", "40", "less to compute")]
+    return Column(problem, f"{problem}-cpu", points, differs, {"Model": "a <small> one | indeed"})
+
+
+def as_in_the_paper(problem: str) -> Column:
+    cells = {method: mean for method, (mean, _) in PAPER[problem].cells.items()}
+    filled = {"ntk-final/surrogate": 1.0, "influence-final/tracking": 2.0, "influence-function": 1.0} if PAPER[problem].text else {}
+    return column(problem, cells | filled)
+
+
+def test_the_papers_numbers_are_all_there() -> None:
+    """42 cells of images and texts; the empty ones and the daggers are where the paper has them."""
+    assert [len(PAPER[name].cells) for name in ("mnist", "cifar10", "toxicity", "agnews")] == [11, 11, 10, 10]
+    for name in ("mnist", "cifar10"):
+        assert set(PAPER[name].cells) == set(VISION)
+    for name in ("toxicity", "agnews"):
+        assert set(METHODS) - set(PAPER[name].cells) == {"ntk-final/surrogate", "influence-final/tracking", "influence-function"}
+    # A checksum over what was read off the page: the sums of the columns.
+    sums = {name: round(sum(mean for mean, _ in paper.cells.values()), 3) for name, paper in PAPER.items()}
+    assert sums == {"mnist": 30.49, "cifar10": 25.726, "toxicity": 9.84, "agnews": 15.83}
+    halves = {name: round(sum(half for _, half in paper.cells.values()), 3) for name, paper in PAPER.items()}
+    assert halves == {"mnist": 4.23, "cifar10": 1.98, "toxicity": 2.12, "agnews": 2.66}
+
+
+def test_a_cell_holds_both_and_their_difference() -> None:
+    found = cell(column("mnist", {"ntk-final/tracking": 3.0}, noise=0.2), "ntk-final/tracking")
+    assert found.ours is not None
+    assert found.paper == (3.52, 0.48)
+    mean, low, high = found.ours
+    assert low is not None
+    assert high is not None
+    assert low < mean < high
+    assert found.difference == pytest.approx(
+        (mean - 3.52, mean - 3.52 - math.hypot(mean - low, 0.48), mean - 3.52 + math.hypot(high - mean, 0.48))
+    )
+    assert cell(column("mnist", {"random": 0.0}), "ntk-final/tracking") == Cell(None, (3.52, 0.48))
+    assert Cell(None, (1.0, 0.1)).difference is None
+    assert Cell((1.0, None, None), (1.0, 0.1)).difference is None, "one network has no interval"
+
+
+def test_the_papers_own_numbers_would_confirm_its_claims() -> None:
+    verdicts = {
+        problem: [[finding.verdict for finding in findings] for _, findings in claim_findings(as_in_the_paper(problem))]
+        for problem in PAPER
+    }
+    assert verdicts["mnist"] == [["confirmed"] * 2, ["confirmed"] * 5]
+    assert verdicts["cifar10"] == [["confirmed"] * 2, ["confirmed"] * 5]
+    assert verdicts["toxicity"] == [["confirmed"] * 2, ["confirmed"] * 5, ["confirmed"] * 2 + ["confirmed"]]
+    assert verdicts["agnews"][2] == ["confirmed"] * 3
+    turned = column("mnist", {"ntk-final/tracking": 1.0, "ntk-final/target": 2.0, "ntk-final/surrogate": 1.0})
+    (_, first), (_, second) = claim_findings(turned)
+    assert [finding.verdict for finding in first] == ["refuted", "confirmed"]
+    assert second == [], "what was not measured is not judged"
+
+
+def test_the_page_shows_paper_ours_difference_and_verdicts() -> None:
+    columns = [as_in_the_paper("mnist"), as_in_the_paper("toxicity"), as_in_the_paper("agnews")]
+    made = page(columns, profile="cpu", date="2026-01-01", hardware="two cores")
+    titles = [title for title, _ in made.sections]
+    assert len(titles) == 4
+    blocks = made.sections[0][1]
+    assert [len(grid.rows) for grid in blocks] == [9, 9, 9]
+    first = blocks[0]
+    assert first.headings == ("data", "", "surrogate derivative", "target derivative", "tracking", "random selection")
+    assert first.rows[0] == ("MNIST", "paper", "1.88 ± 0.25", "2.41 ± 0.30", "3.52 ± 0.48", "-0.50 ± 0.16")
+    assert first.rows[1][1] == "ours"
+    assert first.rows[3][2] == "-", "the paper's empty cell"
+    assert first.rows[4][2].startswith("+1.0")
+    assert first.rows[5][2] == "-"
+    assert len(made.sections[1][1]) == len(CLAIMS)
+    assert [row[0] for row in made.sections[1][1][2].rows[:1]] == ["Toxicity"], "said of texts alone"
+    images = page(columns[:1], profile="cpu", date="", hardware="")
+    assert "†" not in "".join(images.sections[0][1][1].headings), "no column that nobody has"
+
+
+def test_a_stand_in_is_named_for_what_it_is() -> None:
+    stand_in = column("newsgroups", {"random": 0.1})
+    assert stand_in.title == "newsgroups (for AGnews)"
+    assert cell(stand_in, "random").paper == (0.19, 0.26)
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tables = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "img")
+        self.tables += tag == "table"
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_files_escape_and_need_nothing_else(tmp_path: Path) -> None:
+    columns = [as_in_the_paper("mnist"), as_in_the_paper("toxicity")]
+    made = page(columns, profile="cpu", date="2026-01-01", hardware="two cores")
+    html, markdown = table1_html(made), table1_markdown(made)
+    parser = Tags()
+    parser.feed(html)
+    assert parser.open == []
+    assert parser.tables == sum(len(grids) for _, grids in made.sections)
+    assert "a &lt;small&gt; one" in html
+    assert "a &lt;small&gt; one \\| indeed" in markdown
+    paths = write_table1(columns, tmp_path / "out", "cpu")
+    assert [path.name for path in paths] == ["table1.md", "table1.html", "table1.parquet"]
+    table = pl.read_parquet(paths[2])
+    assert table.equals(long_table(columns))
+    row = table.row(by_predicate=(pl.col("problem") == "mnist") & (pl.col("method") == "tracincp"), named=True)
+    assert (row["paper"], row["paper_ci95"]) == (4.20, 0.52)
+    assert row["difference"] == pytest.approx(row["auc_del_negative"] - 4.20)
+
+
+def test_the_companion_asks_for_the_last_layers_influence_on_the_same_networks() -> None:
+    experiment = load_experiment("paper/toxicity", profile="cpu")
+    other = companion(experiment)
+    assert other is not None
+    assert other.name == "toxicity-cpu-last-layer"
+    assert other.methods == ("influence-final/tracking", "influence-function")
+    assert (other.influence.curvature, experiment.influence.curvature) == ("last-layer", "ggn")
+    assert (other.seeds, other.test_points, other.deletion) == (experiment.seeds, experiment.test_points, experiment.deletion)
+    assert companion(load_experiment("paper/mnist", profile="cpu")) is None

@@ -1,0 +1,258 @@
+"""The counts of a run, its signs of life in the store, and what `genrep status` makes of them."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import time
+import tracemalloc
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from rich.console import Console
+from typer.testing import CliRunner
+
+import genrep_dist as gr
+from genrep_dist import cli
+from genrep_dist.cli.display import Lines, status_text
+from genrep_dist.errors import ProblemError, UnitError
+from genrep_dist.executors.base import Outcome
+from genrep_dist.executors.serial import SerialExecutor
+from genrep_dist.runner.heartbeat import MAX_HISTORY, Heartbeat, History, RunState, numbers, read_state
+from genrep_dist.runner.progress import Silence, Tally
+from genrep_dist.runner.stage_runner import Walk, Workers
+from genrep_dist.store import Store
+from genrep_dist.units import Retraining, RetrainUnit, TrainUnit, Unit
+from genrep_dist.workflow.context import Job
+from genrep_dist.workflow.prepare import prepare
+from genrep_dist.workflow.status import StageStatus
+from tests.experiments import ROOT, experiment
+
+TASK = RetrainUnit(tuple(Retraining(str(index), 0, "same", (index,)) for index in range(5)))
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def told() -> tuple[Tally, Clock]:
+    """A tally of ten trainings, of which three were done before; then two tasks of five models, one of which failed."""
+    clock = Clock()
+    tally = Tally(clock=clock)
+    tally.stage("train", 10, 3)
+    tally.taken(TrainUnit(0))
+    tally.taken(TrainUnit(1))
+    clock.now += 4
+    tally.ended(Outcome(TrainUnit(0), {}, 1))
+    tally.stage("retrain", 40, 20)
+    for _ in range(3):
+        tally.taken(TASK)
+    clock.now += 2
+    tally.ended(Outcome(TASK, {"models": 5.0}, 3))
+    tally.ended(Outcome(TASK, {}, 4, ProblemError("it diverged")))
+    return tally, clock
+
+
+def test_counts_are_of_models_and_rates_of_this_run() -> None:
+    tally, _ = told()
+    train, retrain = tally.counts["train"], tally.counts["retrain"]
+    assert (train.done, train.total, train.before, train.running, train.left) == (4, 10, 3, 1, 6)
+    assert train.rate == 1 / 4
+    assert train.seconds_left == 24
+    assert (retrain.done, retrain.running, retrain.failed, retrain.rate, retrain.seconds_left) == (25, 5, 5, 2.5, 6)
+    assert tally.failures.plain() == {"by_kind": {"ProblemError": 1}, "named": [TASK.label], "retried": 5}
+    assert tally.text() == "done and kept: train 4 of 10, retrain 25 of 40"
+    assert Tally().text() == "done and kept: nothing yet"
+    flat = numbers(tally.snapshot())
+    assert flat["progress.retrain.units_per_second"] == 2.5
+    assert flat["progress.failures.ProblemError"] == 1
+    tally.again(Outcome(TASK, {}, 4, ProblemError("it diverged")))
+    assert retrain.failed == 0
+    assert tally.failures.plain() == {"by_kind": {}, "named": [], "retried": 5}
+    assert json.loads(json.dumps(tally.snapshot())) == tally.snapshot()
+
+
+def test_a_tally_asks_whether_to_go_on() -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    tally, _ = told()
+    tally.check = stop
+    with pytest.raises(KeyboardInterrupt):
+        tally.taken(TASK)
+    with pytest.raises(KeyboardInterrupt):
+        tally.ended(Outcome(TASK, {}, 1))
+    with pytest.raises(KeyboardInterrupt):
+        tally.stage("train", 1, 0)
+
+
+def test_a_heartbeat_writes_now_and_then_and_at_the_end(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    tally, _ = told()
+    seen: list[Mapping[str, Any]] = []
+    assert read_state(store, "toy") is None
+    with Heartbeat(tally, store, "toy", [seen.append], seconds=0.02):
+        first = read_state(store, "toy")
+        assert first is not None
+        assert first.state == "running"
+        assert first.record["stages"]["retrain"]["done"] == 25
+        tally.ended(Outcome(TASK, {"models": 5.0}, 1))
+        deadline = time.monotonic() + 20
+        while first.record["stages"]["retrain"]["done"] != 30:
+            assert time.monotonic() < deadline
+            first = read_state(store, "toy")
+            assert first is not None
+    last = read_state(store, "toy")
+    assert last is not None
+    assert (last.state, last.record["error"]) == ("finished", "")
+    assert seen[0]["stages"].keys() == {"train", "retrain"}
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "said"),
+    [
+        (KeyboardInterrupt(), "stopped", ""),
+        (UnitError("all units failed", got="a token"), "failed", "UnitError: all units failed"),
+        (RuntimeError("a secret"), "failed", "RuntimeError"),
+    ],
+)
+def test_how_a_run_ended(tmp_path: Path, error: BaseException, state: str, said: str) -> None:
+    store = Store(str(tmp_path))
+    with pytest.raises(type(error)), Heartbeat(Tally(), store, "toy"):
+        raise error
+    last = read_state(store, "toy")
+    assert last is not None
+    assert (last.state, last.record["error"]) == (state, said)
+
+
+def test_a_run_that_gives_no_sign_is_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    with Heartbeat(Tally(), store, "toy"):
+        record = store.objects.get_json("experiments/toy/progress.json")
+    store.objects.put_json("experiments/toy/progress.json", record)  # as if it had not said that it ends
+    now = time.time()
+    monkeypatch.setattr("genrep_dist.runner.heartbeat.time.time", lambda: now + 30)
+    assert read_state(store, "toy") is not None
+    assert read_state(store, "toy").state == "running"  # type: ignore[union-attr]
+    monkeypatch.setattr("genrep_dist.runner.heartbeat.time.time", lambda: now + 120)
+    assert read_state(store, "toy").state == "dead"  # type: ignore[union-attr]
+    monkeypatch.setattr("genrep_dist.runner.heartbeat.time.time", lambda: now - 3600)  # a clock that lags behind
+    assert read_state(store, "toy").state == "running"  # type: ignore[union-attr]
+
+
+def test_a_long_history_is_thinned_and_keeps_its_course() -> None:
+    history = History()
+    for beat in range(5000):
+        history.add(5.0 * beat, 1e9 + 5 * beat, {"done": float(beat), "constant": 1.0})
+    found = history.measurements()
+    done = [(step, value) for name, value, step, _ in found if name == "done"]
+    assert MAX_HISTORY / 2 <= len(done) <= MAX_HISTORY
+    assert all(step == 5 * value for step, value in done)
+    assert done[0] == (0, 0.0)
+    assert done[-1][1] > 4900
+    assert [value for name, value, _, _ in found if name == "constant"] == [1.0]
+
+
+def rendered(state: RunState) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(status_text("toy", [StageStatus("train", 10, 4), StageStatus("retrain", 40, 25)], state, ["a note"]))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_what_status_shows() -> None:
+    tally, _ = told()
+    record = {**tally.snapshot(), "host": "[red]node", "pid": 7, "began": 0.0, "written": 0.0, "state": "running", "error": ""}
+    text = rendered(RunState(record, 3.0))
+    assert [cell.strip() for line in text.splitlines() if "retrain" in line and "│" in line for cell in line.split("│")[1:-1]] == [
+        "retrain", "25", "40", "62 %", "5", "15", "2.5/s", "6 s",
+    ]  # fmt: skip
+    assert "running: process 7 on [red]node, last sign of life 3 s ago" in text
+    assert f"1 ProblemError; the first: {TASK.label}" in text
+    assert "a note" in text
+    dead = rendered(RunState(record, 3000.0))
+    assert "dead, or cut off from the store" in dead
+    assert "2.5/s" not in dead
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # MLflow's own models, with a newer SQLAlchemy
+def test_status_of_a_run_from_its_store_alone_and_watched_to_its_end(tmp_path: Path) -> None:
+    """The driver is watched from inside: when its first units end, somebody asks for the status."""
+    said: list[dict[str, Any]] = []
+
+    class Asks(Silence):
+        def advance(self, units: int, statistics: Mapping[str, float]) -> None:
+            del units, statistics
+            if len(said) == 3:
+                return
+            said.append(json.loads(CliRunner().invoke(cli.app, ["status", "toy", "--store", str(tmp_path), "--json"]).output))
+
+    fields: dict[str, Any] = {"methods": ["ntk-final/target", "random"], "seeds": 1, "deletion": {"fractions": [0.0, 0.1]}}
+    run = gr.run(experiment(**fields), store=str(tmp_path), executor=SerialExecutor(0), progress=Asks(), search_path=[str(ROOT)])
+    assert {look["last_run"]["state"] for look in said} == {"running"}
+    watched = CliRunner().invoke(cli.app, ["status", "toy", "--store", str(tmp_path), "--watch", "--every", "0.1"]).output
+    assert "ended 0 s ago (process" in watched
+    assert "finished: results are published" in watched
+
+    manifest = run.manifest()
+    assert manifest is not None
+    link = manifest["tracking"]
+    client = MlflowClient(tracking_uri=link["uri"])
+    assert client.get_run(link["run_id"]).data.metrics["progress.retrain.done"] == run.costs()["unique"]
+    assert client.get_run(link["run_id"]).data.tags["genrep.git_commit"] == manifest["provenance"]["git_commit"]
+
+
+def test_lines_in_a_log_have_no_control_codes() -> None:
+    console = Console(file=io.StringIO(), width=160)
+    with Lines(console) as lines:
+        lines.stage("retrain", 100, 10)
+        lines.advance(90, {})
+        lines.message("warning: [bold]not bold")
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert text.splitlines()[0] == "retrain: 10 of 100 units done before"
+    assert "[bold]not bold" in text
+    assert not any(ord(character) < 32 and character != "\n" for character in text)
+
+
+class Immediate(SerialExecutor):
+    """Every unit ends at once, well."""
+
+    def run(self, job: Job, units: Iterable[Unit], *, actors: bool = False) -> Generator[Outcome, None, None]:
+        del job, actors
+        for unit in units:
+            yield Outcome(unit, {"models": 1.0}, 1)
+
+
+def test_the_driver_holds_no_unit_that_is_not_in_flight(tmp_path: Path) -> None:
+    """Five thousand retrainings without a hundred removed samples each: as objects some 5 MB, of which the walk keeps none."""
+    prepared = prepare(experiment(), Store(str(tmp_path)), [str(ROOT)])
+    tally, most = Tally(), 0
+    walk = Walk(prepared, tally, Workers(prepared.plan.experiment, executor=Immediate(0)))
+    count = 5_000
+    tally.stage("retrain", count, 0)
+
+    def units() -> Iterator[RetrainUnit]:
+        nonlocal most
+        for index in range(count):
+            most = max(most, tally.counts["retrain"].running)
+            yield RetrainUnit((Retraining(f"{index:064x}", 0, "same", tuple(range(index, index + 100))),))
+
+    walk._work(itertools.islice(units(), 100), actors=False)  # whatever is loaded once
+    tracemalloc.start()
+    walk._work(itertools.islice(units(), count - 100), actors=False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert tally.counts["retrain"].done == count
+    assert most <= 1
+    assert peak < 1_000_000

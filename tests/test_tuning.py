@@ -1,0 +1,160 @@
+"""How many seeds are enough, and which value of a parameter is best: decided by the numbers, never on reported seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import genrep_dist as gr
+from genrep_dist.cli.display import stop_text
+from genrep_dist.config import Experiment
+from genrep_dist.config.sections import StopSection, TuneSection
+from genrep_dist.executors.serial import SerialExecutor
+from genrep_dist.runner.progress import Silence
+from genrep_dist.runner.tuning import Round, best_value, judge_round, next_round, parameter_path
+from tests.experiments import ROOT, experiment
+from tests.toys import trainings
+
+STOP = StopSection(metric="auc_del_negative", half_width=0.2, min_seeds=4, max_seeds=50)
+
+
+def metrics(**half_widths: float) -> pl.DataFrame:
+    rows = [
+        {"metric": "auc_del_negative", "method": m, "ci95_clustered_low": 1 - w, "ci95_clustered_high": 1 + w}
+        for m, w in half_widths.items()
+    ]
+    return pl.DataFrame([*rows, {"metric": "lds", "method": "a", "ci95_clustered_low": -9.0, "ci95_clustered_high": 9.0}])
+
+
+def test_the_widest_method_decides() -> None:
+    found = judge_round(metrics(a=0.1, b=0.4), STOP, 10)
+    assert (found.seeds, found.method, found.projected) == (10, "b", 40)
+    assert found.half_width == pytest.approx(0.4)
+    assert next_round(found, STOP) == 20  # no more than twice as many at once
+    assert next_round(judge_round(metrics(a=0.1, b=0.2), STOP, 10), STOP) is None
+
+
+@given(st.integers(2, 400), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3), st.integers(2, 400))
+def test_rounds_grow_and_end(seeds: int, width: float, wanted: float, most: int) -> None:
+    stop = StopSection(metric="auc_del_negative", half_width=wanted, min_seeds=2, max_seeds=most)
+    seen = [min(seeds, most)]
+    while (following := next_round(Round(seen[-1], "a", width, seen[-1]), stop)) is not None:
+        assert seen[-1] < following <= min(2 * seen[-1], most)
+        seen.append(following)
+    assert width <= wanted or seen[-1] == most
+
+
+def test_parameters_by_path_and_by_name() -> None:
+    asked = experiment()
+    assert parameter_path(asked, "influence.damping") == parameter_path(asked, "damping") == ("influence", "damping")
+    assert parameter_path(asked, "lambda") == ("surrogate", "lambda")
+    with pytest.raises(gr.GenRepError, match="several parameters"):
+        parameter_path(asked, "tolerance")
+    with pytest.raises(gr.GenRepError, match="no parameter of a method"):
+        parameter_path(asked, "recipe.learning_rate")
+
+
+def test_the_better_value_by_the_metrics_direction() -> None:
+    larger, smaller = (TuneSection(parameter="lambda", values=(1, 2, 3), seeds=(9,), metric=m) for m in ("lds", "brittleness_removed"))
+    assert best_value(larger, [0.1, 0.5, 0.5]) == 1
+    assert best_value(smaller, [0.3, 0.1, 0.2]) == 1
+
+
+def run(tmp_path: Path, **fields: Any) -> gr.Run:
+    given_fields = {"deletion": {"fractions": [0.0, 0.1, 0.2]}, **fields}
+    return gr.run(experiment(**given_fields), store=str(tmp_path), executor=SerialExecutor(0), search_path=[str(ROOT)])
+
+
+def test_tuning_uses_seeds_of_its_own_and_is_recorded(tmp_path: Path) -> None:
+    methods = ["ntk-final/surrogate", "ntk-final/target", "random"]
+    done = run(tmp_path, methods=methods, tune={"parameter": "lambda", "values": [10.0, 0.01], "seeds": [7, 8]})
+    about = done.choices["tune"]
+    assert about["parameter"] == "surrogate.lambda"
+    assert [list(tried["methods"]) for tried in about["tried"]] == [["ntk-final/surrogate"]] * 2
+    means = [tried["mean"] for tried in about["tried"]]
+    assert about["chosen"] == about["tried"][means.index(max(means))]["value"] == done.plan.experiment.surrogate.lam
+    assert set(done.deletion().collect()["seed"]) == {0, 1}
+    fixed = run(tmp_path / "fixed", methods=methods, surrogate={"lambda": about["chosen"]})
+    assert done.deletion().collect().equals(fixed.deletion().collect())
+    tried = [
+        run(tmp_path / str(v), methods=methods, seeds=[7, 8], surrogate={"lambda": v}).summary()["auc_del_negative"][0]
+        for v in (10.0, 0.01)
+    ]
+    assert means == pytest.approx(tried, abs=1e-12)
+
+
+def test_tuning_on_a_reported_seed_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"not reported; \[1\] are seeds of this experiment"):
+        experiment(tune={"parameter": "lambda", "values": [1.0, 2.0], "seeds": [1, 5]})
+
+
+def test_tuning_what_no_method_uses_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(gr.GenRepError, match="change no method"):
+        run(tmp_path, methods=["ntk-final/target", "random"], tune={"parameter": "damping", "values": [1.0, 2.0], "seeds": 2})
+
+
+def stopping(tmp_path: Path, half_width: float, **fields: Any) -> Experiment:
+    asked = {
+        "methods": ["ntk-final/tracking", "random"],
+        "deletion": {"fractions": [0.0, 0.1, 0.2]},
+        "stop": {"half_width": half_width, "min_seeds": 3, "max_seeds": 8},
+        **fields,
+    }
+    plain = experiment("tests.toys:Counting", {"folder": str(tmp_path)}, **{k: v for k, v in asked.items() if k != "stop"}).resolved()
+    del plain["seeds"]
+    return Experiment.model_validate({**plain, "stop": asked["stop"]})
+
+
+def test_it_stops_when_it_is_known_and_pays_for_no_more(tmp_path: Path) -> None:
+    asked = stopping(tmp_path, half_width=1e9)
+    done = gr.run(asked, store=str(tmp_path / "store"), executor=SerialExecutor(0), search_path=[str(ROOT)])
+    assert done.summary()["num_seeds"].to_list() == [3, 3]
+    assert done.choices["stop"]["reached"] is True
+    assert trainings(tmp_path) == 3 + done.costs()["unique"]
+    again = gr.run(asked, store=str(tmp_path / "store"), executor=SerialExecutor(0), search_path=[str(ROOT)])
+    assert again.summary().equals(done.summary())
+    assert trainings(tmp_path) == 3 + done.costs()["unique"]
+
+
+def test_status_tells_of_the_rule_from_the_first_round_on(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    class Listener(Silence):
+        def stage(self, name: str, total: int, done: int) -> None:
+            told.append(stop_text(gr.open_run(str(tmp_path / "store"), "toy").choices["stop"]))
+
+    gr.run(
+        stopping(tmp_path, 1e-9), store=str(tmp_path / "store"), executor=SerialExecutor(0), search_path=[str(ROOT)], progress=Listener()
+    )
+    assert told[0].startswith("auc_del_negative: first round, 3 seeds; asked for ± 1e-09, at most 8 seeds")
+    assert next(text for text in told if "projected, at most 8" in text).startswith("auc_del_negative: ± ")
+    assert "after 6 seeds" in told[-1]
+
+
+def test_rounds_go_on_to_the_last_seed_and_equal_a_run_of_all_at_once(tmp_path: Path) -> None:
+    done = gr.run(stopping(tmp_path, half_width=1e-9), store=str(tmp_path / "store"), executor=SerialExecutor(0), search_path=[str(ROOT)])
+    assert [found["seeds"] for found in done.choices["stop"]["rounds"]] == [3, 6, 8]
+    assert done.choices["stop"]["reached"] is False
+    assert trainings(tmp_path) == 8 + done.costs()["unique"], "a round trained again what another had"
+    (tmp_path / "all").mkdir()
+    options = {"folder": str(tmp_path / "all")}
+    asked = experiment(
+        "tests.toys:Counting", options, methods=["ntk-final/tracking", "random"], seeds=8, deletion={"fractions": [0.0, 0.1, 0.2]}
+    )
+    whole = gr.run(asked, store=str(tmp_path / "all" / "store"), executor=SerialExecutor(0), search_path=[str(ROOT)])
+    assert done.deletion().collect().equals(whole.deletion().collect())
+
+
+def test_seeds_and_stop_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="stop: or seeds:, not both"):
+        experiment(stop={"half_width": 0.1})
+
+
+def test_what_it_stops_by_must_be_measured(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"stop\.metric: a metric of this experiment"):
+        stopping(tmp_path, 0.1, stop={"half_width": 0.1, "metric": "lds"})

@@ -1,0 +1,93 @@
+"""What a network's passes are counted to cost, by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genrep_dist.core.losses import get_loss
+from genrep_dist.problems.datasets.digits import Digits
+from genrep_dist.problems.datasets.image_models import VisionCNN
+from genrep_dist.problems.datasets.text_models import TextCNN
+from genrep_dist.training.flop_count import forward_flop, step_bytes
+from genrep_dist.training.trainer import arithmetic_of, most_models
+from genrep_dist.training.vmap_pack import MAPPED_SLOTS
+from tests.training.test_packs import OwnParameter, blob_data, float_text, multilayer
+from tests.training.test_solo import RECIPES
+from tests.training.test_vmap_pack import Attention
+
+
+class Lstm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.linear = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        result: Tensor = self.linear(self.cell(inputs)[0][:, -1])
+        return result
+
+
+class Graph(nn.Module):
+    """A product with a matrix that torch keeps sparse, and has no count of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 5)
+        self.neighbours = torch.eye(5).to_sparse()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        result: Tensor = torch.sparse.mm(self.neighbours, self.linear(inputs).T).T[:, :1]
+        return result
+
+
+def norms() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+
+
+def test_operations_of_a_forward_pass() -> None:
+    vision = 2 * (784 * 9 * 32 + 196 * 288 * 64 + 36 * 576 * 128 + 1152)
+    assert forward_flop(VisionCNN(), torch.zeros(2, 1, 28, 28)) == vision
+    text = 2 * (9 * (12_000 + 25_000 + 100_000) + 200)
+    assert forward_flop(TextCNN(), torch.ones(2, 9, dtype=torch.int64)) == text
+    assert forward_flop(norms().eval(), torch.zeros(2, 5)) == 2 * (40 + 8)
+    assert forward_flop(Lstm().eval(), torch.zeros(2, 6, 3)) == 2 * (6 * 16 * (3 + 4) + 4)
+    layer = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=True), nn.Flatten(), nn.Linear(40, 1)).eval()
+    before = torch.get_rng_state()
+    found = forward_flop(layer, torch.zeros(2, 5, 8))
+    assert torch.equal(before, torch.get_rng_state())
+    assert found == 2 * (5 * (3 * 64 + 64 + 2 * 128) + 2 * 5 * 5 * 8 + 40)
+    assert not any(module.training for module in layer.modules())
+
+
+def test_memory_of_a_step() -> None:
+    """What the way back needs of each layer, as much again for its gradients, and the windows of convolutions."""
+    # The inputs; the sum before tanh is not kept, tanh's result is.
+    assert step_bytes(multilayer(), torch.zeros(7, 5)) == 2 * 4 * 7 * (5 + 8)
+    convolution = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten())
+    assert step_bytes(convolution, torch.zeros(3, 2, 6, 6)) == 2 * 4 * 3 * (2 * 36 + 16 * 18)
+
+
+def test_what_cannot_be_counted_is_no_error() -> None:
+    for model in (Graph(), VisionCNN()):
+        assert forward_flop(model, torch.zeros(2, 5)) >= 0
+        assert step_bytes(model, torch.zeros(2, 5)) >= 0
+
+
+@pytest.mark.parametrize(
+    ("factory", "most"), [(multilayer, 64), (OwnParameter, MAPPED_SLOTS), (norms, 1), (lambda: nn.Linear(5, 1).double(), 64)]
+)
+def test_how_many_models_share_a_step_at_most(factory: Callable[[], nn.Module], most: int) -> None:
+    data = blob_data(next(factory().parameters()).dtype)
+    arithmetic, _, reason = arithmetic_of(factory, get_loss("logistic"), RECIPES["plain"], data)
+    assert (arithmetic == "solo") == (reason is not None)
+    assert most_models(arithmetic, 4 * 100) == most
+
+
+def test_large_models_share_with_few() -> None:
+    assert most_models("stacked", 2**22) == 4
+    assert most_models("stacked", 2**30) == 1
+    for factory, data in ((lambda: Attention(30_000), float_text()), (VisionCNN, Digits().train_data())):
+        assert arithmetic_of(factory, get_loss("logistic"), RECIPES["momentum"], data)[0] == "solo"

@@ -1,0 +1,62 @@
+"""What a rehearsal tells is what the run does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import genrep_dist as gr
+from genrep_dist.errors import ConvergenceError
+from genrep_dist.store import Store
+from genrep_dist.workflow import estimates
+from genrep_dist.workflow.estimates import forecast
+from genrep_dist.workflow.prepare import Prepared, prepare
+from genrep_dist.workflow.trial_run import rehearse
+from tests.experiments import ROOT, experiment
+
+
+def prepared(folder: Path) -> Prepared:
+    return prepare(experiment(seeds=2), Store(str(folder)), [str(ROOT)])
+
+
+def test_a_rehearsal_tells_the_share_of_distinct_sets_and_leaves_nothing(tmp_path: Path) -> None:
+    asked = prepared(tmp_path / "store")
+    before = sorted((tmp_path / "store").rglob("*"))
+    found = rehearse(asked)
+    assert sorted((tmp_path / "store").rglob("*")) == before
+    assert set(found.seconds) == {stage.name for stage in asked.plan.stages} - {"retrain"}
+    assert min(found.seconds.values()) > 0
+    done = gr.run(experiment(seeds=1), store=str(tmp_path / "run"), serial=True, search_path=[str(ROOT)])
+    ledger = done.store.ledger(done.plan.keys.training).scan().filter(pl.col("num_removed") > 0)
+    assert found.distinct == ledger.collect()["key"].n_unique() / done.plan.retrainings_at_most
+
+
+def test_what_is_large_is_not_rehearsed_and_what_is_done_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = prepared(tmp_path)
+    names = [stage.name for stage in asked.plan.stages]
+    at_most = asked.plan.retrainings_at_most
+    whole = forecast(asked, 2, {}, at_most)
+    assert set(whole.stages) == set(names)
+    assert whole.total == pytest.approx(sum(whole.stages.values()) + whole.around)
+
+    def refused(_: Prepared) -> None:
+        raise AssertionError("rehearsed")
+
+    monkeypatch.setattr(estimates, "rehearse", refused)
+    nothing = forecast(asked, 2, dict.fromkeys(names, 0.0), at_most)
+    assert sum(nothing.stages.values()) == 0
+    assert nothing.around < whole.around
+    monkeypatch.setattr(estimates, "REHEARSAL_SECONDS", 0.0)
+    assert sum(forecast(asked, 2, {}, at_most).stages.values()) > 0
+
+
+def test_what_cannot_be_rehearsed_is_planned_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = prepared(tmp_path)
+
+    def hopeless(_: Prepared) -> None:
+        raise ConvergenceError("the surrogate's solver did not reach its tolerance", where="here", expected="1", got="2", remedy="none")
+
+    monkeypatch.setattr(estimates, "rehearse", hopeless)
+    assert forecast(asked, 2, {}, asked.plan.retrainings_at_most).total > 0
