@@ -1,35 +1,57 @@
-"""Units of work, as data: small, picklable, and all that a worker needs to be told beside the job."""
+"""Units of work, as data: small, picklable, and all that a worker needs besides the job. Each stage defines its own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from genrep_dist.config.sections import StageName as StageName  # noqa: PLC0414 - others know it as a name of this module
+import numpy as np
+import numpy.typing as npt
+
+StageName = str
 
 
 @dataclass(frozen=True)
-class TrainUnit:
-    """Train one seed's model; writes its checkpoints, tracked importances and outputs."""
+class Unit:
+    """One unit of work of one seed; ``stage`` names the stage that runs it."""
 
     seed: int
-    stage: StageName = "train"
+    stage: ClassVar[StageName]
 
     @property
     def label(self) -> str:
-        return f"train seed={self.seed}"
+        """What it computes, for people."""
+        return f"{self.stage} seed={self.seed}"
+
+    @property
+    def part(self) -> str:
+        """Name of the part that it writes; empty for a unit that writes a whole artifact."""
+        return ""
+
+    @property
+    def size(self) -> int:
+        """How many units it counts for in progress and rates: a retraining task counts its models."""
+        return 1
+
+    @property
+    def ledger_key(self) -> str | None:
+        """The ledger row that it alone writes; None for anything else."""
+        return None
+
+    def samples(self, train_ids: npt.NDArray[np.int64]) -> tuple[str, list[int]]:
+        """How it relates to which training samples, for people, and their ids; nothing where it is about all of them."""
+        del train_ids
+        return "", []
 
 
 @dataclass(frozen=True)
-class GradientUnit:
-    """Features of the training rows ``start`` to ``stop``: one shard."""
+class RowsUnit(Unit):
+    """A unit about the training rows ``start`` to ``stop``, which writes them as one part."""
 
-    seed: int
     kernel: str
     epoch: int
     start: int
     stop: int
-    stage: StageName = "gradients"
 
     @property
     def part(self) -> str:
@@ -37,109 +59,10 @@ class GradientUnit:
 
     @property
     def label(self) -> str:
-        return f"gradients seed={self.seed} {self.kernel} epoch={self.epoch} rows {self.start}-{self.stop}"
+        return f"{self.stage} seed={self.seed} {self.kernel} epoch={self.epoch} rows {self.start}-{self.stop}"
 
-
-@dataclass(frozen=True)
-class KernelUnit:
-    """K(train rows ``start`` to ``stop``, the seed's test points). ``stored``: from stored features; else gradients are streamed."""
-
-    seed: int
-    kernel: str
-    epoch: int
-    start: int
-    stop: int
-    stored: bool
-    stage: StageName = "kernels"
-
-    @property
-    def part(self) -> str:
-        return f"rows-{self.start:09d}"
-
-    @property
-    def label(self) -> str:
-        return f"kernel seed={self.seed} {self.kernel} epoch={self.epoch} rows {self.start}-{self.stop}"
-
-
-@dataclass(frozen=True)
-class GramUnit:
-    """One tile of the train-by-train gram, ``row`` <= ``column`` in tiles of ``tile`` training rows."""
-
-    seed: int
-    kernel: str
-    epoch: int
-    row: int
-    column: int
-    tile: int
-    block: int
-    stored: bool
-    stage: StageName = "kernels"
-
-    @property
-    def part(self) -> str:
-        return f"tile-{self.row:06d}-{self.column:06d}"
-
-    @property
-    def label(self) -> str:
-        return f"gram seed={self.seed} {self.kernel} epoch={self.epoch} tile ({self.row}, {self.column})"
-
-
-@dataclass(frozen=True)
-class InfluenceUnit:
-    """The influence kernel K_inf(train, test) of one seed, with the declared curvature."""
-
-    seed: int
-    epoch: int
-    block: int
-    stage: StageName = "influence"
-
-    @property
-    def label(self) -> str:
-        return f"influence kernel seed={self.seed} epoch={self.epoch}"
-
-
-@dataclass(frozen=True)
-class ImportanceUnit:
-    """Importances that are solved for on one gram: 'surrogate' or 'descent'. (Target and tracking ones fall out of training.)"""
-
-    seed: int
-    importance: str
-    kernel: str
-    epoch: int
-    memory_budget_bytes: int
-    stage: StageName = "importances"
-
-    @property
-    def label(self) -> str:
-        return f"{self.importance} seed={self.seed} {self.kernel} epoch={self.epoch}"
-
-
-@dataclass(frozen=True)
-class AttributionUnit:
-    """phi(train, test points) of one method, and what it would remove."""
-
-    seed: int
-    method: str
-    stage: StageName = "attributions"
-
-    @property
-    def label(self) -> str:
-        return f"attribution seed={self.seed} {self.method}"
-
-
-@dataclass(frozen=True)
-class DiagonalUnit:
-    """K(x_i, x_i) of every training sample with the logit of its own label (N, C): what self-influence is made of."""
-
-    seed: int
-    kernel: str
-    epoch: int
-    block: int
-    stage: StageName = "diagonals"
-
-    @property
-    def label(self) -> str:
-        return f"diagonal seed={self.seed} {self.kernel} epoch={self.epoch}"
+    def samples(self, train_ids: npt.NDArray[np.int64]) -> tuple[str, list[int]]:
+        return "samples", train_ids[self.start : self.stop].tolist()
 
 
 @dataclass(frozen=True)
@@ -151,18 +74,3 @@ class Retraining:
     policy: Literal["same", "fresh"]
     removed: tuple[int, ...]
     replicate: int = 0
-
-
-@dataclass(frozen=True)
-class RetrainUnit:
-    """Retrainings that one task does and writes as one part of the ledger."""
-
-    rows: tuple[Retraining, ...]
-    stage: StageName = "retrain"
-
-    @property
-    def label(self) -> str:
-        return f"retrain {len(self.rows)} models, seed={self.rows[0].seed}, first key {self.rows[0].key[:12]}"
-
-
-Unit = TrainUnit | GradientUnit | KernelUnit | GramUnit | InfluenceUnit | ImportanceUnit | AttributionUnit | DiagonalUnit | RetrainUnit

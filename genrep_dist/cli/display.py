@@ -254,7 +254,7 @@ def show_outlook(console: Console, outlook: Outlook) -> None:
         (
             stage.name,
             # The plan alone knows only a bound of the distinct ones; the store may know better.
-            f"{plan.retrainings_asked:,} asked" if stage.name == "retrain" else stage.what,
+            f"{plan.retrainings_requested:,} requested" if stage.name == "retrain" else stage.what,
             f"{status[stage.name].total:,}",
             f"{status[stage.name].done:,}",
             bytes_text(stage.bytes_written),
@@ -267,7 +267,7 @@ def show_outlook(console: Console, outlook: Outlook) -> None:
     console.print(table(title, ("stage", "what", "units", "done", "writes", "memory", "time"), rows, numeric=(2, 3, 4, 5, 6)))
     retrain, stop, tune = status["retrain"], plan.experiment.stop, plan.experiment.tune
     bound = "" if retrain.exact else "at most "
-    lines = [f"retrainings: {plan.retrainings_asked:,} asked, {bound}{retrain.total:,} after de-duplication, {retrain.done:,} done before"]
+    lines = [f"retrainings: {plan.retrainings_requested:,} asked, {bound}{retrain.total:,} distinct, {retrain.done:,} done before"]
     if stop is not None:
         lines.append(
             f"this is the worst case, {stop.max_seeds} seeds: it stops from {stop.min_seeds} seeds on, when {stop.metric} of every method "

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from genrep_dist.config.digests import non_default_fields
 from genrep_dist.config.sections import (
     BrittlenessSection,
     DeletionSection,
@@ -36,7 +35,11 @@ from genrep_dist.config.sections import (
     TuneSection,
     counted_seeds,
 )
-from genrep_dist.core.methods import KERNELS, NAMED_METHODS, Method, parse_method
+from genrep_dist.core.importances import IMPORTANCES
+from genrep_dist.core.importances.base import Importance
+from genrep_dist.core.kernels import KERNELS
+from genrep_dist.core.kernels.base import Kernel
+from genrep_dist.core.methods import NAMED_METHODS, Method, parse_method
 from genrep_dist.errors import ConfigError, MethodError
 
 _UNION_BRANCH = re.compile(r"constrained-\w+|tuple\[.*\]|literal\[.*\]")
@@ -184,6 +187,16 @@ class Experiment(Section):
         """The method of that name, the user's own kernels included."""
         return parse_method(name, self.kernels, self.external)
 
+    def kernel(self, name: str) -> Kernel:
+        """A registered kernel with this experiment's settings."""
+        kernel = KERNELS.get(name)
+        return kernel(**{field: getattr(self, field) for field in kernel.settings})
+
+    def importance(self, name: str) -> Importance:
+        """A registered importance with this experiment's settings."""
+        importance = IMPORTANCES.get(name)
+        return importance(**{field: getattr(self, field) for field in importance.settings})
+
     @property
     def num_test_points(self) -> int:
         """Test points of each seed."""
@@ -225,18 +238,14 @@ class Experiment(Section):
         return Experiment.model_validate(data)
 
     def question(self) -> dict[str, Any]:
-        """The part that can change a number: all but where files lie, where and how work runs and how tables look."""
-        question = {key: value for key, value in self.resolved().items() if key not in ("resources", "tracking", "blocks", "profile")}
-        question["external"] = {name: {**section, "path": None} for name, section in question["external"].items()}
+        """The fields that can change a number and differ from their defaults: all but where files lie, how work runs, how tables look."""
+        question: dict[str, Any] = non_default_fields(self, leave_out=("resources", "tracking", "blocks", "profile", "profiles"))
+        for section in question.get("external", {}).values():
+            section.pop("path", None)
         return question
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.resolved(), sort_keys=False, default_flow_style=None, width=120)
-
-
-def json_digest(value: Any) -> str:
-    """sha256 of the canonical JSON of plain data."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
 def experiment_folders() -> list[Path]:

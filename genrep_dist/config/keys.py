@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from genrep_dist.config import Experiment, json_digest
-from genrep_dist.core.methods import SOLVED, Method
+from genrep_dist.config.digests import json_digest, non_default_fields
+from genrep_dist.config.experiment import Experiment
+from genrep_dist.core.methods import Method
 from genrep_dist.seeds import derive_seed
 
-NUMBERS_VERSION = 5
-"""Raised whenever a change to the code changes numbers for the same question; old artifacts are then not found any more."""
+NUMBERS_VERSION = 6
+"""Raised whenever a change of the code, or of a default, changes numbers for the same experiment; old artifacts are then not found."""
 
 
 def middle_epoch(epochs: int) -> int:
@@ -21,8 +22,10 @@ def middle_epoch(epochs: int) -> int:
     return epochs // 2
 
 
-def checkpoint_epoch(checkpoint: str, epochs: int) -> int:
-    """Epoch number of 'initial', 'middle', 'final' or 'epoch<k>'."""
+def checkpoint_epoch(checkpoint: str | int, epochs: int) -> int:
+    """Epoch number of 'initial', 'middle', 'final', 'epoch<k>' or a number."""
+    if isinstance(checkpoint, int):
+        return checkpoint
     named = {"initial": 0, "middle": middle_epoch(epochs), "final": epochs}
     return named[checkpoint] if checkpoint in named else int(checkpoint.removeprefix("epoch"))
 
@@ -34,18 +37,32 @@ def sample_test_positions(seed: int, num_test: int, count: int) -> list[int]:
 
 
 @dataclass(frozen=True)
+class Term:
+    """One product of an attribution: ``importance_epoch`` is the model whose importance is taken, ``kernel_epoch`` the kernel's.
+
+    ``weighted``: the product counts with the learning rate at ``kernel_epoch``.
+    """
+
+    kernel_epoch: int
+    importance_epoch: int
+    weighted: bool
+
+
+@dataclass(frozen=True)
 class Keys:
     """The content addresses of one experiment.
 
-    ``data`` and ``problem`` are the digests of the samples and of the model's and loss's source; ``recipe`` is the recipe in
-    force, as plain data; ``own_kernels`` the source digests of the user's kernels, by name; ``external`` the digests of scores from
-    elsewhere, by method and seed; ``shared_points`` the rows of the test set that all seeds explain, where the experiment names them.
+    ``data`` and ``problem`` are the digests of the samples and of the model's and loss's source; ``recipe`` is the recipe in force as
+    plain data, of which ``recipe_changes`` differ from the defaults; ``own_kernels`` the source digests of the user's kernels, by name;
+    ``external`` the digests of scores from other tools, by method and seed; ``shared_points`` the rows of the test set that all seeds
+    explain, where the experiment names them.
     """
 
     experiment: Experiment
     data: str
     problem: str
     recipe: dict[str, Any]
+    recipe_changes: dict[str, Any]
     num_test: int
     own_kernels: dict[str, str] = field(default_factory=dict)
     external: dict[str, dict[int, str]] = field(default_factory=dict)
@@ -57,12 +74,12 @@ class Keys:
 
     @property
     def training(self) -> str:
-        """What every trained model depends on, apart from its seed and its removed set."""
-        return self._digest("training", self.data, self.problem, self.recipe)
+        """What every trained model depends on, apart from its seed and its removal set."""
+        return self._digest("training", self.data, self.problem, self.recipe_changes)
 
     @property
     def question(self) -> str:
-        """The whole experiment: equal questions have equal answers."""
+        """The whole experiment: equal digests have equal results."""
         external = {name: {str(seed): digest for seed, digest in by_seed.items()} for name, by_seed in self.external.items()}
         return self._digest("experiment", self.training, self.experiment.question(), self.own_kernels, external)
 
@@ -79,13 +96,22 @@ class Keys:
             return sorted({round(i * self.epochs / max(declared - 1, 1)) for i in range(declared)} if declared > 1 else {self.epochs})
         return sorted(set(declared))
 
+    def terms(self, method: Method) -> list[Term]:
+        """The products of which a method's scores are the sum; none for scores without a kernel.
+
+        Importances that are functions of the outputs are taken at the final model, which is explained, whatever the kernel's checkpoint;
+        in a sum over checkpoints each has its own.
+        """
+        if not method.has_kernel:
+            return []
+        if method.sums_checkpoints:
+            return [Term(epoch, epoch, weighted=True) for epoch in self.tracincp_epochs()]
+        epoch = checkpoint_epoch(method.checkpoint, self.epochs)
+        return [Term(epoch, self.epochs if method.importance_class.kind == "outputs" else epoch, weighted=False)]
+
     def method_epochs(self, method: Method) -> list[int]:
         """Epochs at which a method needs a kernel."""
-        if method.kernel in ("none", "external"):
-            return []
-        if method.checkpoint == "all":
-            return self.tracincp_epochs()
-        return [checkpoint_epoch(method.checkpoint, self.epochs)]
+        return [term.kernel_epoch for term in self.terms(method)]
 
     def saved_epochs(self) -> list[int]:
         """Epochs whose parameters a training run keeps."""
@@ -101,11 +127,12 @@ class Keys:
         return self._digest("train", self.model(seed), self.saved_epochs())
 
     def features(self, seed: int, kernel: str, epoch: int) -> str:
-        return self._digest("features", self.model(seed), self._kernel_name(kernel), epoch, "float32")
+        return self._digest("features", self.model(seed), self._kernel_identity(kernel), epoch)
 
     def kernel(self, seed: int, kernel: str, epoch: int) -> str:
-        target = self.experiment.target.model_dump(mode="json")
-        return self._digest("kernel", self.model(seed), self._kernel_name(kernel), epoch, "float32", self.test_positions(seed), target)
+        """K(train, test) with the seed's test points."""
+        target = non_default_fields(self.experiment.target)
+        return self._digest("kernel", self.model(seed), self._kernel_identity(kernel), epoch, self.test_positions(seed), target)
 
     def gram(self, seed: int, kernel: str, epoch: int) -> str:
         return self._digest("gram", self.features(seed, kernel, epoch))
@@ -115,19 +142,17 @@ class Keys:
         return self._digest("diagonal", self.features(seed, kernel, epoch))
 
     def solved(self, importance: str, seed: int, kernel: str, epoch: int) -> str:
-        """Importances that are solved for on a gram: 'surrogate' or 'descent'."""
-        settings = self.experiment.surrogate if importance == "surrogate" else self.experiment.descent
-        return self._digest(importance, self.gram(seed, kernel, epoch), settings.model_dump(mode="json"))
+        """Importances that are solved for on a gram."""
+        return self._digest(importance, self.gram(seed, kernel, epoch), self._settings(self.experiment.importance(importance).settings))
 
     def attribution(self, seed: int, method: Method) -> str:
-        # TracInCP over one checkpoint is not the target derivative there: its importances and its rate are that checkpoint's own.
-        importance = "tracincp" if method.checkpoint == "all" else method.importance
-        parts: list[Any] = [self.model(seed), self.test_positions(seed), importance]
-        if method.kernel == "external":
+        # A sum over one checkpoint is not the plain product there: its importances and its rate are that checkpoint's own.
+        parts: list[Any] = [self.model(seed), self.test_positions(seed), method.importance, method.sums_checkpoints]
+        if method.is_external:
             parts.append(self.external[method.name][seed])
         epochs = self.method_epochs(method)
         parts += [self.kernel(seed, method.kernel, epoch) for epoch in epochs]
-        if method.importance in SOLVED:
+        if method.needs_gram:
             parts += [self.solved(method.importance, seed, method.kernel, epoch) for epoch in epochs]
         return self._digest("attribution", *parts)
 
@@ -137,16 +162,15 @@ class Keys:
             policy, replicate = "same", 0
         return self._digest("retraining", self.training, seed, policy, replicate, sorted(int(i) for i in removed))
 
-    def _kernel_name(self, kernel: str) -> Any:
-        """What tells one kernel from another: its name, the curvature that is declared for it, or the source of the user's own."""
-        projection = None if self.experiment.projection is None else self.experiment.projection.model_dump(mode="json")
-        if kernel == "influence":
-            return [kernel, self.experiment.influence.model_dump(mode="json"), *([projection] if projection else [])]
-        if kernel == "ntk" and projection:
-            return [kernel, projection]
-        if kernel == "last-layer" and self.experiment.last_layer is not None:
-            return [kernel, self.experiment.last_layer]
-        return self.own_kernels.get(kernel, kernel)
+    def _kernel_identity(self, kernel: str) -> Any:
+        """What distinguishes one kernel from another: its name with its settings, or the source of the user's own."""
+        if kernel in self.own_kernels:
+            return [kernel, self.own_kernels[kernel]]
+        return [kernel, self._settings(self.experiment.kernel(kernel).key_settings())]
+
+    def _settings(self, names: Sequence[str]) -> dict[str, Any]:
+        chosen = non_default_fields(self.experiment)
+        return {name: chosen[name] for name in names if name in chosen}
 
     @staticmethod
     def _digest(kind: str, *parts: Any) -> str:

@@ -20,7 +20,7 @@ def parse_bytes(text: object) -> object:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-StageName = Literal["train", "gradients", "kernels", "influence", "importances", "attributions", "diagonals", "retrain"]
+StageName = str
 
 FIRST_TUNING_SEED = 1_000_000_000
 """Where the seeds of ``tune: {seeds: n}`` begin: far from any that is reported."""

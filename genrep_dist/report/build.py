@@ -54,7 +54,7 @@ def report_data(
         warnings=run.plan.warnings,
         config_yaml=experiment.to_yaml(),
         judged=judged,
-        examples=examples(run, list(dict.fromkeys(contrast)), seed=experiment.seeds[0], texts=getattr(run.bench.problem, "texts", None)),
+        examples=examples(run, list(dict.fromkeys(contrast)), seed=experiment.seeds[0], texts=getattr(run.context.problem, "texts", None)),
         blocks=experiment.blocks,
         declared=experiment.baseline,
         clock=run_clock(run),

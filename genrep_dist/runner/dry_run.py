@@ -17,7 +17,7 @@ from genrep_dist.plan import Plan
 from genrep_dist.units import StageName
 from genrep_dist.workflow.context import pick_device
 from genrep_dist.workflow.estimates import Forecast, forecast, gpu_hours
-from genrep_dist.workflow.prepare import Prepared, check_room
+from genrep_dist.workflow.prepare import PreparedExperiment, check_room
 from genrep_dist.workflow.status import StageStatus, stage_status
 
 
@@ -62,7 +62,7 @@ class Outlook:
                 for stage in self.plan.stages
             ],
             "retrainings": {
-                "asked": self.plan.retrainings_asked,
+                "asked": self.plan.retrainings_requested,
                 "unique": retrain.total,
                 "exact": retrain.exact,
                 "done": retrain.done,
@@ -73,7 +73,7 @@ class Outlook:
         }
 
 
-def look_ahead(prepared: Prepared, *, probe: bool = True, address: str | None = None) -> Outlook:
+def look_ahead(prepared: PreparedExperiment, *, probe: bool = True, address: str | None = None) -> Outlook:
     """The outlook of a prepared experiment; with ``probe`` this machine is measured for some seconds.
 
     With ``address`` the workers are those of the Ray cluster there, and PlanError is raised for what it cannot hold; a plan for a larger

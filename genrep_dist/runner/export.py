@@ -72,9 +72,9 @@ def export_problem(run: Run, folder: Path, seeds: Sequence[int] | None = None) -
 
 def _problem_record(run: Run, seed: int) -> dict[str, Any]:
     """What problem.json says of one seed."""
-    keys, experiment, bench = run.plan.keys, run.plan.experiment, run.bench
+    keys, experiment, context = run.plan.keys, run.plan.experiment, run.context
     test_ids = run.test_ids(seed).tolist()
-    epochs = bench.train_artifact(seed).read("epochs").tolist()
+    epochs = context.train_artifact(seed).read("epochs").tolist()
     return {
         "format": FORMAT,
         "experiment": run.name,
@@ -83,14 +83,14 @@ def _problem_record(run: Run, seed: int) -> dict[str, Any]:
         "data": keys.data,
         "train_ids": run.train_ids(seed).tolist(),
         "test_ids": test_ids,
-        "targets": bench.target_outputs(seed).tolist(),
-        "checkpoints": [{"epoch": epoch, "rate": bench.rate(seed, epoch), "file": f"epoch-{epoch}.pt"} for epoch in epochs],
-        "loss": bench.loss.name,
+        "targets": context.test_points(seed).outputs.tolist(),
+        "checkpoints": [{"epoch": epoch, "rate": context.learning_rate(seed, epoch), "file": f"epoch-{epoch}.pt"} for epoch in epochs],
+        "loss": context.loss.name,
         "recipe": keys.recipe,
         "problem": {
             "name": experiment.problem.name,
             "options": experiment.problem.options,
-            "search_path": [str(Path(path).resolve()) for path in bench.job.search_path],
+            "search_path": [str(Path(path).resolve()) for path in context.job.search_path],
             "source": keys.problem,
         },
     }

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from genrep_dist.executors.base import Outcome
 from genrep_dist.runner.failures import Failures
-from genrep_dist.units import RetrainUnit, Unit
+from genrep_dist.units import Unit
 
 
 class Progress(Protocol):
@@ -102,11 +102,11 @@ class Tally:
     def taken(self, unit: Unit) -> None:
         """The executor has drawn a unit."""
         self.check()
-        self._current.running += weight(unit)
+        self._current.running += unit.size
 
     def ended(self, outcome: Outcome) -> None:
         """A unit has ended, well or for good."""
-        count, units = self._current, weight(outcome.unit)
+        count, units = self._current, outcome.unit.size
         count.running -= units
         count.seconds = self.clock() - self._began
         self.failures.add(outcome)
@@ -119,7 +119,7 @@ class Tally:
 
     def again(self, outcome: Outcome) -> None:
         """What a failed unit held is tried anew, by other units."""
-        self._current.failed -= weight(outcome.unit)
+        self._current.failed -= outcome.unit.size
         self.failures.forget(outcome)
 
     def snapshot(self) -> dict[str, Any]:
@@ -130,8 +130,3 @@ class Tally:
         """What is done, in a line."""
         stages = [f"{name} {count.done:,} of {count.total:,}" for name, count in self.counts.items()]
         return "done and kept: " + (", ".join(stages) or "nothing yet")
-
-
-def weight(unit: Unit) -> int:
-    """What a unit counts for: a retraining task as many as it trains."""
-    return len(unit.rows) if isinstance(unit, RetrainUnit) else 1

@@ -22,7 +22,8 @@ from genrep_dist.results import Run, open_run
 from genrep_dist.store import Store
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.tables import put_frame, put_table
-from genrep_dist.workflow.prepare import Prepared, read_record, restore_record
+from genrep_dist.workflow.prepare import PreparedExperiment
+from genrep_dist.workflow.record import read_record, restore_record
 
 if TYPE_CHECKING:
     from genrep_dist.tracking.mlflow_tracker import TrackingLink
@@ -48,7 +49,7 @@ def results_folder(name: str) -> str:
     return f"results/{name}"
 
 
-def is_finished(declared: Prepared) -> bool:
+def is_finished(declared: PreparedExperiment) -> bool:
     """Whether this very question has been answered, published and proved so in this store, by tables of this version.
 
     If so, its record is what readers see.
@@ -71,7 +72,7 @@ Numbers = Sequence[tuple[str, float, int, int]]
 """Of a run's course: (name, value, seconds since the beginning, milliseconds of the clock)."""
 
 
-def publish(declared: Prepared, question: str, deletion: pl.DataFrame, judged: Judged, course: Numbers = ()) -> None:
+def publish(declared: PreparedExperiment, question: str, deletion: pl.DataFrame, judged: Judged, course: Numbers = ()) -> None:
     """Publish what the walk of ``declared`` has come to; the experiment that was run in the end is in the record.
 
     Raises StoreError when the record is not that of ``question``: another driver has begun something else under this name.
@@ -202,8 +203,8 @@ def diagnostics(finished: Run) -> dict[str, list[tuple[str, float, int]]]:
         method = finished.plan.experiment.method(name)
         epochs = finished.plan.keys.method_epochs(method)
         for certificate in certificates:
-            solved = (method.importance, method.kernel) if method.kernel != "influence" else ("", "influence")
-            if (certificate["importance"], certificate["kernel"]) == solved and certificate["epoch"] in epochs:
+            of_method = certificate["importance"] in ("", method.importance) and certificate["kernel"] == method.kernel
+            if of_method and certificate["epoch"] in epochs:
                 numbers = [(key, certificate.get(key)) for key in CERTIFIED]
                 found.setdefault(name, []).extend((key, float(value), certificate["seed"]) for key, value in numbers if value is not None)
     return found

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from genrep_dist.errors import UnitError
 from genrep_dist.executors.base import Outcome
 from genrep_dist.store import Store
-from genrep_dist.units import GradientUnit, GramUnit, KernelUnit, RetrainUnit, Unit
+from genrep_dist.units import Unit
 
 MAX_NAMED = 5
 Ids = npt.NDArray[np.int64]
@@ -47,7 +47,7 @@ class Quarantine:
     def add(self, outcome: Outcome, train_ids: Ids) -> None:
         """Hold the unit of ``outcome``, and record it at once; ``train_ids`` (N,) are the ids behind the rows of units."""
         identity = self._identity(outcome.unit)
-        about, samples = samples_of(outcome.unit, train_ids)
+        about, samples = outcome.unit.samples(train_ids)
         entry = {
             "unit": outcome.unit.label,
             "samples": about,
@@ -74,9 +74,7 @@ class Quarantine:
         )
 
     def _identity(self, unit: Unit) -> str:
-        if isinstance(unit, RetrainUnit) and len(unit.rows) == 1:
-            return unit.rows[0].key
-        return hashlib.sha256(f"{self._question} {unit!r}".encode()).hexdigest()
+        return unit.ledger_key or hashlib.sha256(f"{self._question} {unit!r}".encode()).hexdigest()
 
 
 def release(store: Store, name: str) -> bool:
@@ -102,18 +100,6 @@ def names(entries: Sequence[dict[str, Any]]) -> str:
 
 def quarantine_path(name: str) -> str:
     return f"experiments/{name}/quarantine.json"
-
-
-def samples_of(unit: Unit, train_ids: Ids) -> tuple[str, list[int]]:
-    """What a unit has to do with which samples, in a word, and their ids; nothing where it is about all of them."""
-    if isinstance(unit, GradientUnit | KernelUnit):
-        return "samples", train_ids[unit.start : unit.stop].tolist()
-    if isinstance(unit, GramUnit):
-        spans: Sequence[int] = sorted({unit.row, unit.column})
-        return "samples", np.concatenate([train_ids[span * unit.tile : (span + 1) * unit.tile] for span in spans]).tolist()
-    if isinstance(unit, RetrainUnit):
-        return "without samples", list(unit.rows[0].removed)
-    return "", []
 
 
 def _samples(entry: dict[str, Any]) -> str:

@@ -24,8 +24,9 @@ from genrep_dist.store import Store
 from genrep_dist.store.damaged import put_aside
 from genrep_dist.store.lease import Lease
 from genrep_dist.workflow.evaluate import judge
-from genrep_dist.workflow.execute import workbench
-from genrep_dist.workflow.prepare import Prepared, prepare, publish_inputs, write_record
+from genrep_dist.workflow.execute import worker_context
+from genrep_dist.workflow.prepare import PreparedExperiment, prepare, publish_inputs
+from genrep_dist.workflow.record import write_record
 
 T = TypeVar("T")
 
@@ -65,7 +66,7 @@ def run(
         workers = Workers(experiment, serial=serial, address=address, executor=executor)
 
         def walk(heartbeat: Heartbeat) -> None:
-            write_record(declared.of(experiment.plain()))
+            write_record(declared.with_experiment(experiment.plain()))
             publish_inputs(declared)
             question, deletion, judged = _Course(declared, tally, workers).run()
             workers.close()
@@ -114,7 +115,7 @@ def train_originals(
 class _Course:
     """From the declared experiment to its results: tuning on seeds of their own, then rounds of seeds until it is known."""
 
-    def __init__(self, declared: Prepared, progress: Tally, workers: Workers) -> None:
+    def __init__(self, declared: PreparedExperiment, progress: Tally, workers: Workers) -> None:
         self._declared, self._progress, self._workers = declared, progress, workers
         self._choices: dict[str, Any] = {}
 
@@ -127,7 +128,7 @@ class _Course:
         if stop is not None:
             self._choices["stop"] = {**stop.model_dump(), "rounds": rounds, "reached": False}
         while True:
-            current = self._declared.of(experiment.plain(seeds=seeds))
+            current = self._declared.with_experiment(experiment.plain(seeds=seeds))
             write_record(current, self._choices)
             deletion, judged = self._judge(current)
             if stop is None:
@@ -144,9 +145,9 @@ class _Course:
             self._progress.message(f"{width}, asked for ± {stop.half_width:g}: about {found.projected} seeds projected; next {following}")
             seeds = list(range(following))
 
-    def _judge(self, prepared: Prepared) -> tuple[pl.DataFrame, Judged]:
+    def _judge(self, prepared: PreparedExperiment) -> tuple[pl.DataFrame, Judged]:
         table = Walk(prepared, self._progress, self._workers).run()
-        return judge(prepared.plan, prepared.store, table, lambda: workbench(prepared.job), prepared.flipped)
+        return judge(prepared.plan, prepared.store, table, lambda: worker_context(prepared.job), prepared.flipped)
 
     def _tuned(self, experiment: Experiment) -> Experiment:
         """The experiment with the parameter's value that is best on the tuning seeds."""
@@ -157,7 +158,7 @@ class _Course:
         tried = []
         for value, candidate in candidates(experiment, self._declared.plan.keys):
             self._progress.message(f"tuning: {'.'.join(path)} = {value}, on {len(candidate.seeds)} seeds that are not reported")
-            _, judged = self._judge(self._declared.of(candidate))
+            _, judged = self._judge(self._declared.with_experiment(candidate))
             rows = judged.metrics.filter(pl.col("metric") == tune.metric)
             means = dict(zip(rows["method"], rows["mean"], strict=True))
             tried.append({"value": value, "mean": sum(means.values()) / len(means), "methods": means})

@@ -19,13 +19,13 @@ from genrep_dist.plan import Plan
 from genrep_dist.runner.progress import Tally
 from genrep_dist.runner.quarantine import Quarantine
 from genrep_dist.store.tables import put_frame
-from genrep_dist.units import Retraining, RetrainUnit, StageName, Unit
-from genrep_dist.workflow.artifacts import assemblies, commit, declare, missing_units
-from genrep_dist.workflow.prepare import Prepared, check_room
+from genrep_dist.units import Retraining, StageName, Unit
+from genrep_dist.workflow.prepare import PreparedExperiment, check_room
 from genrep_dist.workflow.requests import NULLABLE, Asked, ask, asked_path
-from genrep_dist.workflow.retrain import original_row, retrain_units
+from genrep_dist.workflow.retrain import RetrainStage, RetrainUnit, original_row, retrain_units
+from genrep_dist.workflow.stages import STAGES, artifacts_of
+from genrep_dist.workflow.train import TrainStage
 
-STAGES: tuple[StageName, ...] = ("train", "gradients", "kernels", "influence", "importances", "attributions", "diagonals")
 MAX_MODELS_PER_TASK = 256
 _MORE_MEMORY = "lower resources.workers or resources.memory_budget, or declare resources.memory for each worker,"
 TASKS_PER_SLOT = 8
@@ -75,7 +75,7 @@ def make_executor(experiment: Experiment, *, serial: bool = False, address: str 
 class Walk:
     """One prepared experiment on its way through the stages."""
 
-    def __init__(self, prepared: Prepared, progress: Tally, workers: Workers) -> None:
+    def __init__(self, prepared: PreparedExperiment, progress: Tally, workers: Workers) -> None:
         self._prepared = prepared
         self._plan = prepared.plan
         self._store = prepared.store
@@ -99,7 +99,7 @@ class Walk:
             seeds = [seed for seed in plan.experiment.seeds if seed not in self._hurt]
             if not seeds:
                 self._quarantine.refuse()
-            plan = self._prepared.of(plan.experiment.plain(seeds=seeds)).plan
+            plan = self._prepared.with_experiment(plan.experiment.plain(seeds=seeds)).plan
         asked = ask(plan, self._store, self._prepared.train.ids.numpy(), self._prepared.test.ids.numpy())
         if not self._hurt:
             put_frame(self._store.objects, asked_path(plan), asked.table, table="asked", nullable=NULLABLE)
@@ -109,33 +109,33 @@ class Walk:
 
     def originals(self) -> None:
         """Just the models that are explained. Raises UnitError for units in quarantine, after the others are done."""
-        self.run_stage("train")
+        self.run_stage(TrainStage.name)
         self._quarantine.refuse()
 
     def run_stage(self, stage: StageName) -> None:
-        everything = list(assemblies(self._plan, stage))
+        everything = list(artifacts_of(self._plan, stage))
         if not everything:
             return
         missing: list[Unit] = []
         total = 0
         unfinished = []
-        for assembly in everything:
-            if assembly.seed in self._hurt:
+        for artifact in everything:
+            if artifact.seed in self._hurt:
                 continue
-            total += len(assembly.units)
-            if not self._store.artifact(assembly.kind, assembly.key).is_intact():
+            total += len(artifact.units)
+            if not self._store.artifact(artifact.kind, artifact.key).is_intact():
                 # First: parts of another grid, left by a run with another memory budget, are no parts of this one.
-                declare(self._store, assembly)
-                missing.extend(missing_units(self._store, assembly))
-                unfinished.append(assembly)
+                artifact.declare(self._store)
+                missing.extend(artifact.missing_units(self._store))
+                unfinished.append(artifact)
         self._progress.stage(stage, total, total - len(missing))
         admitted = self._quarantine.admit(missing)
         held = set(missing).difference(admitted)
-        crashed = self._work(admitted, actors=stage in ("gradients", "kernels"))
-        self._hurt |= {_seed(unit) for unit in (*held, *(outcome.unit for outcome in crashed))}
-        for assembly in unfinished:
-            if assembly.seed not in self._hurt:
-                commit(self._store, assembly)
+        crashed = self._work(admitted, actors=STAGES.get(stage).uses_actors)
+        self._hurt |= {unit.seed for unit in (*held, *(outcome.unit for outcome in crashed))}
+        for artifact in unfinished:
+            if artifact.seed not in self._hurt:
+                artifact.commit(self._store)
 
     def _retrain(self, asked: Asked, plan: Plan) -> None:
         """Fill the ledger with what is asked for. Parts that cannot be read are put aside by name, and only their rows made anew."""
@@ -148,7 +148,7 @@ class Walk:
             rows = [original_row(seed, plan.keys, self._store) for seed in plan.experiment.seeds]
             ledger.write([row for row in rows if row.key in lost])
         missing = [retraining for key, retraining in asked.unique.items() if key not in known]
-        self._progress.stage("retrain", len(asked.unique), len(asked.unique) - len(missing))
+        self._progress.stage(RetrainStage.name, len(asked.unique), len(asked.unique) - len(missing))
         missing = [retraining for retraining in missing if not self._quarantine.holds(retraining.key)]
         if missing:
             crashed = self._work(retrain_units(missing, self._models_per_task(missing)), actors=False)
@@ -156,7 +156,7 @@ class Walk:
             several = [
                 (outcome, outcome.unit.rows) for outcome in crashed if isinstance(outcome.unit, RetrainUnit) and len(outcome.unit.rows) > 1
             ]
-            alone = [RetrainUnit((row,)) for _, rows in several for row in rows]
+            alone = [RetrainUnit(row.seed, (row,)) for _, rows in several for row in rows]
             if alone:
                 self._progress.message(f"tasks have ended their processes in all attempts: {len(alone)} models are trained one by one")
                 for outcome, _ in several:
@@ -207,7 +207,7 @@ class Walk:
                 self._progress.ended(outcome)
                 if outcome.crashed:
                     crashed.append(outcome)
-                    if not isinstance(outcome.unit, RetrainUnit) or len(outcome.unit.rows) == 1:
+                    if outcome.unit.size == 1:
                         self._quarantine.add(outcome, self._prepared.train.ids.numpy())
                 elif type(outcome.error) is StoreError:
                     # The place itself refuses, a disk that is full or a bucket that is gone: what the others make would be lost, too.
@@ -235,7 +235,3 @@ class Walk:
         for unit in units:
             self._progress.taken(unit)
             yield unit
-
-
-def _seed(unit: Unit) -> int:
-    return unit.rows[0].seed if isinstance(unit, RetrainUnit) else unit.seed

@@ -2,34 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from genrep_dist.core.attribution import Sign, attribute, ranking, tracincp
-from genrep_dist.core.methods import SOLVED, Method
+from genrep_dist.core.attribution import Sign, random_scores, ranking, tracincp
+from genrep_dist.core.methods import Method
+from genrep_dist.plan import Plan, StagePlan
+from genrep_dist.seeds import derive_seed
 from genrep_dist.store.artifacts import Artifact
-from genrep_dist.units import AttributionUnit
-from genrep_dist.workflow.context import Workbench, to_numpy
-from genrep_dist.workflow.importances import importance
-
-KernelOf = Callable[[str, int], Tensor]
+from genrep_dist.units import Unit
+from genrep_dist.workflow.base import ArtifactSpec, SampleAxis, Stage
+from genrep_dist.workflow.context import TestPoints, WorkerContext, to_numpy
+from genrep_dist.workflow.importances import alpha
 
 SIGNS: tuple[Sign, ...] = ("negative", "positive")
+ARRAYS_HELD = 3
+"""Arrays (N, M) of 8 bytes a number that one method's attributions are: scores and two orders."""
 
 
-def run(unit: AttributionUnit, bench: Workbench) -> dict[str, float]:
-    """Write phi (N, M) float64 and the full removal orders (M, N) of sample ids, most negative and most positive first."""
-    method = bench.experiment.method(unit.method)
-    phi = attribution(method, unit.seed, bench)
-    manifest: dict[str, Any] = {"test_ids": bench.test.ids[bench.test_positions(unit.seed)].tolist()}
-    if method.importance in SOLVED:
-        manifest["efficiency_gap_test"] = _efficiency_gap(phi, unit.seed, bench)
-    artifact = bench.store.artifact("attribution", bench.keys.attribution(unit.seed, method))
-    write_attribution(artifact, method, unit.seed, phi, bench.train.ids, {**manifest, "seconds": bench.elapsed()})
-    return {"scores": float(phi.numel())}
+@dataclass(frozen=True)
+class AttributionUnit(Unit):
+    """phi(train, test points) of one method, and what it would remove."""
+
+    method: str
+    stage: ClassVar[str] = "attributions"
+
+    @property
+    def label(self) -> str:
+        return f"attribution seed={self.seed} {self.method}"
+
+
+class AttributionsStage(Stage[AttributionUnit]):
+    name = "attributions"
+
+    def artifacts(self, plan: Plan) -> Iterator[ArtifactSpec]:
+        # Scores of other tools are there before any work begins.
+        methods = [method for method in plan.experiment.parsed_methods if not method.is_external]
+        for seed in plan.experiment.seeds:
+            for method in methods:
+                yield ArtifactSpec("attribution", plan.keys.attribution(seed, method), seed, (AttributionUnit(seed, method.name),))
+
+    def run(self, unit: AttributionUnit, context: WorkerContext) -> dict[str, float]:
+        """Write phi (N, M) float64 and the full removal orders (M, N) of sample ids, most negative and most positive first."""
+        method, points = context.experiment.method(unit.method), context.test_points(unit.seed)
+        phi = attribution(method, unit.seed, context, points, _stored_kernel(context, unit.seed, method))
+        manifest: dict[str, Any] = {"test_ids": points.ids.tolist()}
+        if method.needs_gram:
+            manifest["efficiency_gap_test"] = _efficiency_gap(phi, unit.seed, points, context)
+        artifact = context.store.artifact("attribution", context.keys.attribution(unit.seed, method))
+        write_attribution(artifact, method, unit.seed, phi, context.train.ids, {**manifest, "seconds": context.elapsed()})
+        return {"scores": float(phi.numel())}
+
+    def sample_axes(self, kind: str) -> dict[str, SampleAxis]:
+        del kind
+        return {"phi": ("train", 0)}
+
+    def plan(self, plan: Plan) -> StagePlan | None:
+        methods, points, external = len(plan.experiment.methods), plan.experiment.num_test_points, len(plan.experiment.judged)
+        each = ARRAYS_HELD * 8 * plan.shape.num_train * points
+        what = f"{methods} methods x {points} test points" + (f", {external} of them external scores" if external else "")
+        seeds = len(plan.experiment.seeds)
+        return StagePlan(self.name, what, seeds * (methods - external), seeds * methods * each, 2 * each)
 
 
 def write_attribution(artifact: Artifact, method: Method, seed: int, phi: Tensor, ids: Tensor, manifest: dict[str, Any]) -> None:
@@ -42,30 +79,38 @@ def write_attribution(artifact: Artifact, method: Method, seed: int, phi: Tensor
     artifact.commit({**parts, "seed": seed, **manifest})
 
 
-def _efficiency_gap(phi: Tensor, seed: int, bench: Workbench) -> float:
+def attribution(method: Method, seed: int, context: WorkerContext, points: TestPoints, kernel_at: Callable[[int], Tensor]) -> Tensor:
+    """Phi (N, M) float64 of a method for ``points``; ``kernel_at(epoch)`` (N, C, M) is its kernel with them."""
+    if method.is_random:
+        # An order of its own for every (seed, test point).
+        return random_scores([derive_seed(seed, "random", test_id) for test_id in points.ids.tolist()], len(context.train.ids), len(points))
+    # With one unweighted term this is Eq. 2 as it stands.
+    return tracincp(
+        (
+            context.learning_rate(seed, term.kernel_epoch) if term.weighted else 1.0,
+            alpha(context, method.importance, seed, method.kernel, term.importance_epoch),
+            kernel_at(term.kernel_epoch).double(),
+        )
+        for term in context.keys.terms(method)
+    )
+
+
+def _stored_kernel(context: WorkerContext, seed: int, method: Method) -> Callable[[int], Tensor]:
+    def read(epoch: int) -> Tensor:
+        artifact = context.store.artifact("kernel", context.keys.kernel(seed, method.kernel, epoch))
+        return torch.from_numpy(artifact.read("kernel"))
+
+    return read
+
+
+def stored_attribution(method: Method, seed: int, context: WorkerContext) -> Tensor:
+    """Phi (N, M) float64 of the seed's test points, from stored importances and kernels."""
+    return attribution(method, seed, context, context.test_points(seed), _stored_kernel(context, seed, method))
+
+
+def _efficiency_gap(phi: Tensor, seed: int, points: TestPoints, context: WorkerContext) -> float:
     """Max |f(x) - sum_i phi(x_i -> x)| over the seed's test points (Definition 1), f the explained output."""
-    outputs = torch.from_numpy(bench.train_artifact(seed).read("outputs_test")[bench.test_positions(seed)]).double()
-    explained = outputs.gather(1, bench.target_outputs(seed).cpu()[:, None]).squeeze(1)
+    positions = context.keys.test_positions(seed)
+    outputs = torch.from_numpy(context.train_artifact(seed).read("outputs_test")[positions]).double()
+    explained = outputs.gather(1, points.outputs.cpu()[:, None]).squeeze(1)
     return float((explained - phi.sum(dim=0)).abs().max())
-
-
-def attribution(method: Method, seed: int, bench: Workbench, kernel: KernelOf | None = None) -> Tensor:
-    """Phi (N, M) float64 of a method for the test points of ``seed``; ``kernel(name, epoch)`` (N, C, M), by default as stored."""
-    if method.importance == "random":
-        return bench.random_scores(seed).double()
-    epochs = bench.keys.method_epochs(method)
-    kernels = [(kernel(method.kernel, epoch) if kernel else _kernel(bench, seed, method.kernel, epoch)).double() for epoch in epochs]
-    if method.checkpoint == "all":
-        alphas = [importance(bench, "target", seed, method.kernel, epoch) for epoch in epochs]
-        return tracincp((bench.rate(seed, e), a, k) for e, a, k in zip(epochs, alphas, kernels, strict=True))
-    # The target derivative is taken at the model that is explained, whatever the kernel's checkpoint.
-    alpha = importance(bench, method.importance, seed, method.kernel, _alpha_epoch(method, bench, epochs[0]))
-    return attribute(alpha, kernels[0])
-
-
-def _alpha_epoch(method: Method, bench: Workbench, kernel_epoch: int) -> int:
-    return bench.keys.epochs if method.importance == "target" else kernel_epoch
-
-
-def _kernel(bench: Workbench, seed: int, kernel: str, epoch: int) -> Tensor:
-    return torch.from_numpy(bench.store.artifact("kernel", bench.keys.kernel(seed, kernel, epoch)).read("kernel"))

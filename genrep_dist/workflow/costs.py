@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from genrep_dist.core.methods import SOLVED, Method
-from genrep_dist.plan import Plan
+from genrep_dist.core.methods import Method
+from genrep_dist.plan import Plan, derived_kernel
 from genrep_dist.store import Store
 
 COSTS_SCHEMA: dict[str, type[pl.DataType]] = {
@@ -59,15 +59,16 @@ def _artifacts(plan: Plan, method: Method, seed: int) -> Iterator[tuple[str, str
     """(kind, key) of all that one method's scores are made from, but for the trained model."""
     keys = plan.keys
     yield "attribution", keys.attribution(seed, method)
-    base = plan.experiment.influence.base_kernel if method.kernel == "influence" else None
+    derived = derived_kernel(plan.experiment, method.kernel) if method.has_kernel else None
+    base = derived.base if derived is not None else None
     for epoch in keys.method_epochs(method):
         yield "kernel", keys.kernel(seed, method.kernel, epoch)
         if base is not None:
             yield "kernel", keys.kernel(seed, base, epoch)
-        if method.importance in SOLVED:
+        if method.needs_gram:
             yield method.importance, keys.solved(method.importance, seed, method.kernel, epoch)
         kernel = base or method.kernel
-        if base is not None or method.importance in SOLVED:
+        if base is not None or method.needs_gram:
             yield "gram", keys.gram(seed, kernel, epoch)
-        if (kernel, epoch) in plan.features_stored():
+        if (kernel, epoch) in plan.stored_features:
             yield "features", keys.features(seed, kernel, epoch)

@@ -12,18 +12,23 @@ import torch
 from genrep_dist.core.gradients.hooks import feature_rows
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import GenRepError
-from genrep_dist.plan import GPU_FLOP_PER_SECOND, Plan
+from genrep_dist.plan import Plan
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.threads import one_thread
 from genrep_dist.training.trainer import Trainer
 from genrep_dist.units import StageName
+from genrep_dist.workflow.base import Rates
 from genrep_dist.workflow.context import pick_device
-from genrep_dist.workflow.prepare import Prepared
-from genrep_dist.workflow.trial_run import rehearse
+from genrep_dist.workflow.gradients import GPU_FLOP_PER_SECOND
+from genrep_dist.workflow.prepare import PreparedExperiment
+from genrep_dist.workflow.retrain import RetrainStage
+from genrep_dist.workflow.stages import STAGES
+from genrep_dist.workflow.train import TrainStage
+from genrep_dist.workflow.trial_run import trial_run
 
 PROBE_SECONDS = 0.5
-REHEARSAL_SECONDS = 3.0
+TRIAL_SECONDS = 3.0
 START_SECONDS = 4.0
 """Importing everything, reading and checking the problem, laying out the plan."""
 CLUSTER_SECONDS = 5.0
@@ -34,7 +39,6 @@ JUDGE_SECONDS = 6.0
 """Judging, tables, figures, report, and MLflow's parent run."""
 METHOD_SECONDS = 0.2
 """What each method adds to that."""
-ACTOR_STAGES: frozenset[StageName] = frozenset({"gradients", "kernels"})
 UNIT_OVERHEAD_SECONDS = 0.02
 
 
@@ -50,19 +54,7 @@ class Forecast:
         return sum(self.stages.values()) + self.around
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Measured on one worker: seconds to train an original model, and a retrained one among those that share its steps; training rows a
-    second through gradients; multiply-adds a second.
-    """
-
-    train_seconds: float
-    retrain_seconds: float
-    gradient_rows_per_second: float
-    multiply_adds_per_second: float
-
-
-def probe(prepared: Prepared) -> Rates:
+def probe(prepared: PreparedExperiment) -> Rates:
     """Measure the rates with one thread, as a worker has it."""
     with one_thread():
         device = pick_device(prepared.plan.experiment.resources.device)
@@ -72,53 +64,36 @@ def probe(prepared: Prepared) -> Rates:
 
 def estimate(plan: Plan, rates: Rates, slots: int, missing: Mapping[StageName, float]) -> dict[StageName, float]:
     """Seconds for each stage; ``missing`` is the share of it that is still to do."""
-    shape, seeds = plan.shape, len(plan.experiment.seeds)
-    n, seconds = shape.num_train, {stage.name: 0.0 for stage in plan.stages}
-    stored = plan.features_stored()
-    for kernel, epoch in sorted({*plan.kernels_needed(), *plan.grams_needed()}):
-        # The NTK costs gradients; the last layer a forward pass, which is a small part of one.
-        cost = seeds * n * (1.0 if kernel == "ntk" else 0.2) / rates.gradient_rows_per_second
-        if (kernel, epoch) in stored:
-            seconds["gradients"] += cost
-        else:
-            seconds["kernels"] += plan.feature_passes(kernel, epoch) * cost
-    for kernel, _ in plan.grams_needed():
-        seconds["kernels"] += seeds * n * n / 2 * shape.products(kernel) / rates.multiply_adds_per_second
-    for importance, kernel, _ in plan.solved_needed():
-        products = 60 if importance == "surrogate" else (plan.experiment.descent.epochs or plan.keys.epochs)
-        seconds["importances"] += seeds * products * shape.gram_rows(kernel) ** 2 / rates.multiply_adds_per_second
-    if plan.influence_epochs():
-        seconds["influence"] = seeds * _influence_cost(plan, rates)
-    seconds["train"] = seeds * rates.train_seconds
-    seconds["retrain"] = plan.retrainings_at_most * rates.retrain_seconds
-    for stage in plan.stages:
-        units = stage.units if stage.name != "retrain" else 0
-        seconds[stage.name] = missing.get(stage.name, 1.0) * (seconds[stage.name] + units * UNIT_OVERHEAD_SECONDS) / slots
+    seconds = {}
+    for line in plan.stages:
+        # A retraining's rate holds its overhead already.
+        overhead = 0.0 if line.name == RetrainStage.name else line.units * UNIT_OVERHEAD_SECONDS
+        seconds[line.name] = missing.get(line.name, 1.0) * (STAGES.get(line.name).seconds(plan, rates) + overhead) / slots
     return seconds
 
 
-def forecast(prepared: Prepared, slots: int, missing: Mapping[StageName, float], models: int) -> Forecast:
+def forecast(prepared: PreparedExperiment, slots: int, missing: Mapping[StageName, float], models: int) -> Forecast:
     """Seconds of each stage of a run, and around them; ``models`` are trained anew at most, ``missing`` is the share of units to do.
 
-    Where one seed takes no longer than REHEARSAL_SECONDS by :func:`estimate`, it is done for real (:func:`rehearse`): small units cost
+    Where one seed takes no longer than TRIAL_SECONDS by :func:`estimate`, it is done for real (:func:`trial_run`): small units cost
     more than their arithmetic, and only the data know how many removal sets coincide. Larger experiments are told by their arithmetic.
     """
     plan, rates = prepared.plan, probe(prepared)
     seeds = len(plan.experiment.seeds)
     seconds = estimate(plan, rates, slots, missing)
-    before = [name for name in seconds if name != "retrain"]
+    before = [name for name in seconds if name != RetrainStage.name]
     whole = estimate(plan, rates, 1, {})
-    if sum(whole[name] for name in before) <= REHEARSAL_SECONDS * seeds and any(missing.get(name, 1.0) for name in seconds):
+    if sum(whole[name] for name in before) <= TRIAL_SECONDS * seeds and any(missing.get(name, 1.0) for name in seconds):
         # What cannot be done cannot be timed: the run will say why, and its arithmetic stays as it is.
         with suppress(GenRepError):
-            rehearsed = rehearse(prepared)
+            trial = trial_run(prepared)
             for name in before:
-                at_once = min(slots, seeds) if name == "train" else slots
-                seconds[name] = missing.get(name, 1.0) * seeds * rehearsed.seconds[name] / at_once
+                at_once = min(slots, seeds) if name == TrainStage.name else slots
+                seconds[name] = missing.get(name, 1.0) * seeds * trial.seconds[name] / at_once
             if models == plan.retrainings_at_most:
-                seconds["retrain"] *= rehearsed.distinct
+                seconds[RetrainStage.name] *= trial.distinct
     works = any(missing.get(name, 1.0) > 0 and seconds[name] > 0 for name in seconds)
-    pools = sum(any(seconds.get(name, 0.0) > 0 for name in names) for names in (ACTOR_STAGES, set(seconds) - ACTOR_STAGES))
+    pools = len({STAGES.get(name).uses_actors for name, value in seconds.items() if value > 0})
     around = START_SECONDS + (CLUSTER_SECONDS + pools * WORKER_SECONDS if works else 0.0)
     around += JUDGE_SECONDS + METHOD_SECONDS * len(plan.experiment.methods)
     return Forecast(seconds, around)
@@ -131,22 +106,14 @@ def gpu_hours(plan: Plan, epochs: int) -> float:
     return models * epochs * plan.shape.num_train * 3 * plan.shape.forward_flop / GPU_FLOP_PER_SECOND / 3600
 
 
-def _influence_cost(plan: Plan, rates: Rates) -> float:
-    """Seconds a seed: one Cholesky factorisation in float64, or some fifty Hessian-vector products for each test point."""
-    shape = plan.shape
-    if plan.experiment.influence.base_kernel is not None:
-        return 2 * (shape.num_train * shape.num_outputs) ** 3 / 3 / rates.multiply_adds_per_second
-    return 50 * plan.experiment.num_test_points * 3 * shape.num_train / rates.gradient_rows_per_second
-
-
-def _trainer(prepared: Prepared, device: torch.device) -> Trainer:
+def _trainer(prepared: PreparedExperiment, device: torch.device) -> Trainer:
     """What trains on a worker: its short runs are a few steps of the training that is to come."""
     data = Dataset(prepared.train.inputs.to(device), prepared.train.targets.to(device), prepared.train.ids)
     return Trainer(prepared.problem.model, get_loss(prepared.problem.loss), prepared.recipe, data)
 
 
-def _gradients(prepared: Prepared, device: torch.device) -> float:
-    rows = min(prepared.plan.block_rows.get("ntk", 32), 64, len(prepared.train.ids))
+def _gradients(prepared: PreparedExperiment, device: torch.device) -> float:
+    rows = min(*(prepared.plan.block_rows.values() or (32,)), 64, len(prepared.train.ids))
     model = Randomness(0).build(prepared.problem.model).to(device).eval()
     inputs = prepared.train.inputs[:rows].to(device)
     return rows / _seconds(lambda: feature_rows(model, inputs))

@@ -18,10 +18,11 @@ from genrep_dist.evaluation.results import Judged, empty
 from genrep_dist.evaluation.statistics import auc_points
 from genrep_dist.evaluation.subsets import noise_ceiling, subset_correlations
 from genrep_dist.evaluation.summaries import best, comparisons, metrics_table, ranks
-from genrep_dist.plan import Plan
+from genrep_dist.plan import Plan, has_self_influence
 from genrep_dist.store import Store
-from genrep_dist.workflow.context import Workbench, sample_ids
+from genrep_dist.workflow.context import WorkerContext
 from genrep_dist.workflow.costs import method_costs
+from genrep_dist.workflow.data import sample_ids
 from genrep_dist.workflow.diagonals import self_influence_of
 from genrep_dist.workflow.requests import Point, asked_for, subsets
 
@@ -30,7 +31,7 @@ SUBSET_METRICS = {"lds": "lds", "loo": "loo_correlation"}
 
 
 def judge(
-    plan: Plan, store: Store, table: pl.DataFrame, bench: Callable[[], Workbench], flipped_ids: Collection[int] = ()
+    plan: Plan, store: Store, table: pl.DataFrame, bench: Callable[[], WorkerContext], flipped_ids: Collection[int] = ()
 ) -> tuple[pl.DataFrame, Judged]:
     """The deletion table and everything that was judged; ``table`` is what was asked of the ledger (:mod:`genrep_dist.workflow.requests`).
 
@@ -105,14 +106,14 @@ def _subset_scores(store: Store, plan: Plan, asked: pl.DataFrame, ledger: pl.Laz
     return wanted.join(found, on=["key", "output_position"], how="left").sort("seed", "replicate", "subset", "point")
 
 
-def _mislabel(bench: Workbench, plan: Plan, flipped_ids: Collection[int]) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _mislabel(bench: WorkerContext, plan: Plan, flipped_ids: Collection[int]) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Points of the mislabel metrics, and each method's mean inspection curve over seeds."""
     ids = bench.train.ids.numpy()
     flipped = np.isin(ids, list(flipped_ids))
     found = {
         (name, seed): self_influence_of(method, seed, bench).numpy()
         for name, method in zip(plan.experiment.methods, plan.experiment.parsed_methods, strict=True)
-        if plan.has_self_influence(method)
+        if has_self_influence(plan.experiment, method)
         for seed in plan.experiment.seeds
     }
     curves = pl.concat(

@@ -18,12 +18,12 @@ STRIP_BYTES = 2**21
 
 
 class Gram:
-    """K (R, R), symmetric, from its tiles (i, j) with i <= j. R = N C for a matrix-valued kernel, else N; ``rows_per_sample`` = R/N."""
+    """K (R, R), symmetric, from its tiles (i, j) with i <= j. R = N C for a matrix-valued kernel, else N = ``num_samples``."""
 
-    def __init__(self, artifact: Artifact, memory_budget_bytes: int, rows_per_sample: int = 1) -> None:
-        self._rows_per_sample = rows_per_sample
+    def __init__(self, artifact: Artifact, memory_budget_bytes: int, num_samples: int | None = None) -> None:
         self._reader: ArrayReader = artifact.reader("gram")
         self.size = self._reader.shape[0]
+        self._rows_per_sample = self.size // (num_samples or self.size)
         self.edge = self._reader.chunks[0]
         # Half of the budget is left for the solver's vectors and for one tile on its way.
         self._dense: Tensor | None = None

@@ -1,87 +1,119 @@
-"""Stage importances: alpha solved for on a gram (Eq. 5, Eq. 9), and the importances that fall out of training."""
+"""Stage importances: alpha solved for on a gram (Eq. 5, Eq. 9). Other importances come with the trained model."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from genrep_dist.core.importances.target import target_importance
-from genrep_dist.core.solvers.kernel_descent import kernel_descent
-from genrep_dist.core.solvers.surrogate import solve_surrogate
+from genrep_dist.core.importances.base import OutputImportance, SolvedImportance, TrackedImportance
+from genrep_dist.core.losses import Loss
+from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.units import ImportanceUnit
-from genrep_dist.workflow.context import Workbench, to_numpy
+from genrep_dist.units import Unit
+from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
+from genrep_dist.workflow.blocks import tile_bytes
+from genrep_dist.workflow.context import WorkerContext, to_numpy
 from genrep_dist.workflow.gram import Gram
 
-
-def run(unit: ImportanceUnit, bench: Workbench) -> dict[str, float]:
-    """Solve for alpha (N, C) float64 and write it with its certificate. ConvergenceError instead of a bad alpha."""
-    # Whatever the kernel's checkpoint, the projected function is the final model: it is what is explained.
-    outputs = train_outputs(bench, unit.seed, bench.keys.epochs).double().cpu()
-    rows_per_sample = outputs.shape[1] if unit.kernel == "ntk" else 1
-    artifact = bench.store.artifact("gram", bench.keys.gram(unit.seed, unit.kernel, unit.epoch))
-    gram = Gram(artifact, unit.memory_budget_bytes, rows_per_sample)
-    alpha, certificate = (_surrogate if unit.importance == "surrogate" else _descent)(unit, bench, gram, outputs)
-    artifact = bench.store.artifact(unit.importance, bench.keys.solved(unit.importance, unit.seed, unit.kernel, unit.epoch))
-    artifact.write("alpha", to_numpy(alpha), ("train", "output"))
-    about = {"seed": unit.seed, "kernel": unit.kernel, "epoch": unit.epoch}
-    artifact.commit({**about, "certificate": certificate, "seconds": bench.elapsed()})
-    return {"efficiency_gap": float(certificate["efficiency_gap"])}
+VECTORS_HELD = 12
+"""Vectors (N, C) float64 that a solver holds at once."""
 
 
-def _surrogate(unit: ImportanceUnit, bench: Workbench, gram: Gram, outputs: Tensor) -> tuple[Tensor, dict[str, Any]]:
-    """The projection of Eq. 5, converged."""
-    del unit
-    asked = bench.experiment.surrogate
-    alpha, certificate = solve_surrogate(
-        gram.matvec,
-        bench.loss,
-        outputs,
-        lam=asked.lam,
-        tolerance=asked.tolerance,
-        max_iterations=asked.max_iterations,
-        allow_unconverged=asked.allow_unconverged,
-        columns=lambda rows: gram.sample(rows, outputs.shape[1]),
-    )
-    return alpha, asdict(certificate)
+@dataclass(frozen=True)
+class ImportanceUnit(Unit):
+    """An importance that is solved for on one gram, which is read within ``memory_budget_bytes``."""
+
+    importance: str
+    kernel: str
+    epoch: int
+    memory_budget_bytes: int
+    stage: ClassVar[str] = "importances"
+
+    @property
+    def label(self) -> str:
+        return f"{self.importance} seed={self.seed} {self.kernel} epoch={self.epoch}"
 
 
-def _descent(unit: ImportanceUnit, bench: Workbench, gram: Gram, outputs: Tensor) -> tuple[Tensor, dict[str, Any]]:
-    """Kernel gradient descent (Eq. 8-9), by default over the very batches and rates of the model's own run."""
-    asked = bench.experiment.descent
-    changes = {name: value for name in ("learning_rate", "epochs") if (value := getattr(asked, name)) is not None}
-    recipe = replace(bench.recipe, **changes)
-    num_rows = len(outputs)
-    batch_size = recipe.batch_size if asked.batches == "recipe" else num_rows
-    randomness = Randomness(unit.seed)
-    orders = [randomness.order(epoch, num_rows) for epoch in range(1, recipe.epochs + 1)]
-    batches = [batch for order in orders for batch in torch.split(order, batch_size)]
-    rates = [recipe.rate(step, len(batches)) for step in range(len(batches))]
-    alpha, _, certificate = kernel_descent(
-        gram.matvec,
-        bench.loss,
-        outputs,
-        rates=rates,
-        batches=batches if asked.batches == "recipe" else None,
-        columns=gram.columns if asked.batches == "recipe" else None,
-    )
-    return alpha, asdict(certificate)
+class ImportancesStage(Stage[ImportanceUnit]):
+    name = "importances"
+
+    def artifacts(self, plan: Plan) -> Iterator[ArtifactSpec]:
+        for seed in plan.experiment.seeds:
+            for importance, kernel, epoch in plan.needs.solved:
+                unit = ImportanceUnit(seed, importance, kernel, epoch, plan.budget_bytes)
+                yield ArtifactSpec(importance, plan.keys.solved(importance, seed, kernel, epoch), seed, (unit,))
+
+    def run(self, unit: ImportanceUnit, context: WorkerContext) -> dict[str, float]:
+        """Solve for alpha (N, C) float64 and write it with its certificate. ConvergenceError instead of a bad alpha."""
+        importance = solved_importance(context, unit.importance)
+        inputs = _Inputs(context, unit.seed)
+        artifact = context.store.artifact("gram", context.keys.gram(unit.seed, unit.kernel, unit.epoch))
+        alpha, certificate = importance.solve(Gram(artifact, unit.memory_budget_bytes, len(inputs.outputs)), inputs)
+        key = context.keys.solved(unit.importance, unit.seed, unit.kernel, unit.epoch)
+        artifact = context.store.artifact(unit.importance, key)
+        artifact.write("alpha", to_numpy(alpha), ("train", "output"))
+        about = {"seed": unit.seed, "kernel": unit.kernel, "epoch": unit.epoch}
+        artifact.commit({**about, "certificate": certificate, "seconds": context.elapsed()})
+        return {"efficiency_gap": float(certificate["efficiency_gap"])}
+
+    def sample_axes(self, kind: str) -> dict[str, SampleAxis]:
+        del kind
+        return {"alpha": ("train", 0)}
+
+    def plan(self, plan: Plan) -> StagePlan | None:
+        solved, seeds, values = plan.needs.solved, len(plan.experiment.seeds), plan.shape.num_train * plan.shape.num_outputs
+        if not solved:
+            return None
+        what = ", ".join(f"{importance} on {kernel} (epoch {epoch})" for importance, kernel, epoch in solved)
+        extra = max(_planned(plan, importance).extra_bytes(values) for importance, _, _ in solved)
+        peak = VECTORS_HELD * 8 * values + extra + max(tile_bytes(plan, kernel) for _, kernel, _ in solved)
+        return StagePlan(self.name, what, seeds * len(solved), seeds * len(solved) * 8 * values, peak)
+
+    def seconds(self, plan: Plan, rates: Rates) -> float:
+        multiply_adds = sum(
+            _planned(plan, importance).gram_products(plan.keys.epochs) * plan.shape.gram_rows(kernel) ** 2
+            for importance, kernel, _ in plan.needs.solved
+        )
+        return len(plan.experiment.seeds) * multiply_adds / rates.multiply_adds_per_second
 
 
-def train_outputs(bench: Workbench, seed: int, epoch: int) -> Tensor:
-    """Outputs (N, C) on the training set after ``epoch`` epochs."""
-    artifact = bench.train_artifact(seed)
-    row = artifact.read("epochs").tolist().index(epoch)
-    return torch.from_numpy(artifact.read("outputs_train")[row])
+class _Inputs:
+    """:class:`~genrep_dist.core.importances.base.SolveInputs` of one seed.
+
+    Whatever the kernel's checkpoint, the function that is projected is the final model: it is what is explained.
+    """
+
+    def __init__(self, context: WorkerContext, seed: int) -> None:
+        self.loss: Loss = context.loss
+        self.outputs: Tensor = context.train_outputs(seed, context.keys.epochs).double()
+        self.recipe: Any = context.recipe
+        self._randomness = Randomness(seed)
+
+    def epoch_orders(self, epochs: int) -> list[Tensor]:
+        return [self._randomness.order(epoch, len(self.outputs)) for epoch in range(1, epochs + 1)]
 
 
-def importance(bench: Workbench, name: str, seed: int, kernel: str, epoch: int) -> Tensor:
-    """Alpha (N, C) float64 of 'target' (at the given epoch), 'tracking' or 'surrogate' (of the given kernel)."""
-    if name == "tracking":
-        return torch.from_numpy(bench.train_artifact(seed).read("tracking"))
-    if name == "target":
-        return target_importance(bench.loss, train_outputs(bench, seed, epoch), bench.train.targets.cpu()).double()
-    return torch.from_numpy(bench.store.artifact(name, bench.keys.solved(name, seed, kernel, epoch)).read("alpha"))
+def alpha(context: WorkerContext, name: str, seed: int, kernel: str, epoch: int) -> Tensor:
+    """Alpha (N, C) float64 of an importance: of the model at ``epoch``, or solved for on the gram of ``kernel`` there."""
+    importance = context.experiment.importance(name)
+    if isinstance(importance, TrackedImportance):
+        return torch.from_numpy(context.train_artifact(seed).read(importance.array))
+    if isinstance(importance, OutputImportance):
+        return importance.compute(context.loss, context.train_outputs(seed, epoch), context.train.targets.cpu()).double()
+    return torch.from_numpy(context.store.artifact(name, context.keys.solved(name, seed, kernel, epoch)).read("alpha"))
+
+
+def solved_importance(context: WorkerContext, name: str) -> SolvedImportance:
+    importance = context.experiment.importance(name)
+    assert isinstance(importance, SolvedImportance)
+    return importance
+
+
+def _planned(plan: Plan, name: str) -> SolvedImportance:
+    importance = plan.experiment.importance(name)
+    assert isinstance(importance, SolvedImportance)
+    return importance

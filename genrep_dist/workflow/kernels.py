@@ -2,204 +2,184 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from genrep_dist.core.gradients.factored import FeatureRows, Prepared
-from genrep_dist.core.kernels.blocks import last_layer_block, per_output
-from genrep_dist.plan import PANEL
-from genrep_dist.store.features import RowsReader
-from genrep_dist.units import GramUnit, KernelUnit
-from genrep_dist.workflow.context import Workbench, to_numpy
+from genrep_dist.core.gradients.factored import FeatureRows
+from genrep_dist.core.kernels.base import FeatureKernel
+from genrep_dist.core.kernels.blocks import per_output
+from genrep_dist.plan import FLOAT_BYTES, Plan, StagePlan
+from genrep_dist.units import RowsUnit, Unit
+from genrep_dist.workflow.base import ArraySpec, ArtifactSpec, Rates, SampleAxis, Stage
+from genrep_dist.workflow.blocks import block_bytes, tile_bytes
+from genrep_dist.workflow.context import TestPoints, WorkerContext, to_numpy
+from genrep_dist.workflow.features import Rows, features_reader, pairwise_block, point_features
+from genrep_dist.workflow.gradients import feature_passes, features_seconds, kernel_manifest
+from genrep_dist.workflow.gram_tiles import feature_products, gram_tile, reads
 from genrep_dist.workflow.prefetch import Ahead
 
-Rows = Tensor | FeatureRows
-Span = tuple[int, int]
-Product = Callable[[Span, Span], Tensor]
+
+@dataclass(frozen=True)
+class KernelUnit(RowsUnit):
+    """K(train rows ``start`` to ``stop``, the seed's test points). ``stored``: from stored features; else they are computed."""
+
+    stored: bool
+    stage: ClassVar[str] = "kernels"
 
 
-def run_kernel(unit: KernelUnit, bench: Workbench) -> dict[str, float]:
+@dataclass(frozen=True)
+class GramUnit(Unit):
+    """One tile of the train-by-train gram, ``row`` <= ``column`` in tiles of ``tile`` training rows, multiplied in blocks of ``block``."""
+
+    kernel: str
+    epoch: int
+    row: int
+    column: int
+    tile: int
+    block: int
+    stored: bool
+    stage: ClassVar[str] = "kernels"
+
+    @property
+    def part(self) -> str:
+        return f"tile-{self.row:06d}-{self.column:06d}"
+
+    @property
+    def label(self) -> str:
+        return f"gram seed={self.seed} {self.kernel} epoch={self.epoch} tile ({self.row}, {self.column})"
+
+    def samples(self, train_ids: npt.NDArray[np.int64]) -> tuple[str, list[int]]:
+        tiles = sorted({self.row, self.column})
+        return "samples", np.concatenate([train_ids[at * self.tile : (at + 1) * self.tile] for at in tiles]).tolist()
+
+
+class KernelsStage(Stage[KernelUnit | GramUnit]):
+    name = "kernels"
+    uses_actors = True
+
+    def artifacts(self, plan: Plan) -> Iterator[ArtifactSpec]:
+        for seed in plan.experiment.seeds:
+            for kernel, epoch in plan.needs.cross:
+                stored = (kernel, epoch) in plan.stored_features
+                blocks = tuple(KernelUnit(seed, kernel, epoch, *block, stored) for block in plan.blocks(kernel))
+                key, manifest = plan.keys.kernel(seed, kernel, epoch), kernel_manifest(plan, kernel, epoch)
+                yield ArtifactSpec("kernel", key, seed, blocks, _cross_array(plan, kernel), manifest)
+            for kernel, epoch in plan.needs.grams:
+                tiles = tuple(gram_units(plan, seed, kernel, epoch))
+                key, manifest = plan.keys.gram(seed, kernel, epoch), kernel_manifest(plan, kernel, epoch)
+                yield ArtifactSpec("gram", key, seed, tiles, _gram_array(plan, kernel), manifest)
+
+    def run(self, unit: KernelUnit | GramUnit, context: WorkerContext) -> dict[str, float]:
+        return _run_tile(unit, context) if isinstance(unit, GramUnit) else _run_block(unit, context)
+
+    def sample_axes(self, kind: str) -> dict[str, SampleAxis]:
+        return {"kernel": ("train", 0)} if kind == "kernel" else {}
+
+    def plan(self, plan: Plan) -> StagePlan | None:
+        cross, grams, shape = plan.needs.cross, plan.needs.grams, plan.shape
+        if not cross:
+            return None
+        seeds, blocks = len(plan.experiment.seeds), sum(len(plan.blocks(kernel)) for kernel, _ in cross)
+        tiles = sum(len(plan.tiles(kernel)) for kernel, _ in grams)
+        written = len(cross) * FLOAT_BYTES * shape.num_train * shape.num_outputs * plan.experiment.num_test_points
+        written += sum(_gram_bytes(plan, kernel) for kernel, _ in grams)
+        peak = max([block_bytes(plan, kernel) for kernel, _ in cross] + [tile_bytes(plan, kernel) for kernel, _ in grams])
+        streamed = len([pair for pair in cross if pair not in plan.stored_features])
+        what = f"{len(cross)} K(train, test) ({streamed} streamed), {len(grams)} grams in {tiles} tiles"
+        return StagePlan(self.name, what, seeds * (blocks + tiles), seeds * written, peak)
+
+    def seconds(self, plan: Plan, rates: Rates) -> float:
+        streamed = sorted({*plan.needs.cross, *plan.needs.grams} - set(plan.stored_features))
+        seconds = sum(feature_passes(plan, kernel, epoch) * features_seconds(plan, kernel, rates) for kernel, epoch in streamed)
+        pairs = len(plan.experiment.seeds) * plan.shape.num_train**2 / 2
+        products = sum(plan.shape.kernels[kernel].products for kernel, _ in plan.needs.grams)
+        return seconds + pairs * products / rates.multiply_adds_per_second
+
+
+def gram_units(plan: Plan, seed: int, kernel: str, epoch: int) -> Iterator[GramUnit]:
+    """The tiles of one gram: the upper half and the diagonal."""
+    stored, tile, block = (kernel, epoch) in plan.stored_features, plan.gram_tiles[kernel], plan.block_rows[kernel]
+    return (GramUnit(seed, kernel, epoch, row, column, tile, block, stored) for row, column in plan.tiles(kernel))
+
+
+def kernel_block(
+    context: WorkerContext, kernel: str, seed: int, epoch: int, start: int, stop: int, points: TestPoints, *, stored: bool
+) -> Tensor:
+    """K (rows, C, M) of the training rows ``start`` to ``stop`` with test points."""
+    num_outputs, computed = context.num_outputs(seed), context.kernel(kernel)
+    if not isinstance(computed, FeatureKernel):
+        scalar = pairwise_block(context, kernel, seed, epoch, context.train.inputs[start:stop], points.inputs)
+        return per_output(scalar, points.outputs, num_outputs)
+    # The few test points are prepared once and kept. Training rows pass by a few at a time, stored or computed, so that only a few are
+    # ever held, and in the same steps, so that both give the same bits.
+    rows = features_reader(context, kernel, seed, epoch, stored=stored)
+    prepared = point_features(context, kernel, seed, epoch, points)
+    at_once = computed.rows_per_pass(context.model(seed, epoch), context.train.inputs) or stop - start
+    step = stop - start if stored else at_once
+    blocks = []
+    for first in range(start, stop, step):
+        some = rows(first, min(first + step, stop))
+        parts = (_part(some, at, min(at + at_once, len(some))) for at in range(0, len(some), at_once))
+        blocks += [computed.block(part, prepared, points.outputs, num_outputs) for part in parts]
+    return torch.cat(blocks)
+
+
+def _run_block(unit: KernelUnit, context: WorkerContext) -> dict[str, float]:
     """K of one block of training rows with all test points of the seed: (rows, C, M)."""
-    block = kernel_block(unit, bench)
-    artifact = bench.store.artifact("kernel", bench.keys.kernel(unit.seed, unit.kernel, unit.epoch))
-    artifact.write_part(unit.part, "kernel", (unit.start, 0, 0), to_numpy(block.float()), seconds=bench.elapsed())
+    points = context.test_points(unit.seed)
+    block = kernel_block(context, unit.kernel, unit.seed, unit.epoch, unit.start, unit.stop, points, stored=unit.stored)
+    artifact = context.store.artifact("kernel", context.keys.kernel(unit.seed, unit.kernel, unit.epoch))
+    artifact.write_part(unit.part, "kernel", (unit.start, 0, 0), to_numpy(block.float()), seconds=context.elapsed())
     return {"rows": float(unit.stop - unit.start)}
 
 
-def kernel_block(unit: KernelUnit, bench: Workbench) -> Tensor:
-    """K (rows, C, M) of the unit's training rows with the seed's test points."""
-    num_outputs = bench.train_artifact(unit.seed).read("outputs_test").shape[1]
-    if unit.kernel in bench.own_kernels:
-        positions = bench.test_positions(unit.seed)
-        scalar = bench.own_kernel_block(unit, bench.train.inputs[unit.start : unit.stop], bench.test.inputs[positions])
-        return per_output(scalar, bench.target_outputs(unit.seed), num_outputs)
-    return _feature_block(unit, bench, num_outputs)
-
-
-def _feature_block(unit: KernelUnit, bench: Workbench, num_outputs: int) -> Tensor:
-    """K (rows, C, M) from features."""
-    rows = _feature_rows(unit, bench)
-    if unit.kernel == "last-layer":
-        train, test = rows(unit.start, unit.stop), bench.test_features(unit.seed, unit.kernel, unit.epoch)
-        assert isinstance(train, Tensor)
-        return last_layer_block(train.float(), test.float(), bench.target_outputs(unit.seed), num_outputs)
-    # The few test points are ready and kept; the training rows pass by, so that no more than a few of them are ever held. Stored or
-    # streamed, they pass in the same steps, and give the same bits.
-    points = bench.test_rows(unit.seed, unit.epoch)
-    num_rows = unit.stop - unit.start
-    step = num_rows if unit.stored else bench.rows_of_a_pass(unit.seed, unit.epoch)
-    columns = []
-    for start in range(unit.start, unit.stop, step):
-        some = rows(start, min(start + step, unit.stop))
-        assert isinstance(some, FeatureRows)
-        passing = bench.rows_of_a_pass(unit.seed, unit.epoch)
-        columns += [points.inner(some.part(at, min(at + passing, len(some)))) for at in range(0, len(some), passing)]
-    return torch.cat(columns, dim=1).T.reshape(num_rows, num_outputs, -1)
-
-
-def run_gram(unit: GramUnit, bench: Workbench) -> dict[str, float]:
-    """One tile of the gram, by products of a panel of left blocks with right ones. Memory: the tile, and :meth:`Shape.block_numbers`.
+def _run_tile(unit: GramUnit, context: WorkerContext) -> dict[str, float]:
+    """One tile of the gram. Memory: :func:`~genrep_dist.workflow.blocks.tile_bytes`.
 
     Stored features are read by a thread while the block before them is multiplied.
     """
-    num_train = len(bench.train.ids)
-    artifact = bench.store.artifact("gram", bench.keys.gram(unit.seed, unit.kernel, unit.epoch))
+    num_train, inputs = len(context.train.ids), context.train.inputs
+    artifact = context.store.artifact("gram", context.keys.gram(unit.seed, unit.kernel, unit.epoch))
     # The grid counts rows of the gram, C of them for each training row where the kernel is matrix-valued.
     edge = artifact.declared_chunks("gram")
     spans, across = ((at * unit.tile, min((at + 1) * unit.tile, num_train)) for at in (unit.row, unit.column))
-    if unit.kernel in bench.own_kernels:
-        # Of a kernel of one's own nobody knows what memory it takes for more than a block.
-        own: Product = lambda left, right: bench.own_kernel_block(  # noqa: E731
-            unit, bench.train.inputs[slice(*left)], bench.train.inputs[slice(*right)]
-        )
-        tile = gram_tile(own, spans, across, unit.block, panel=1)
-    else:
-        # Gradients that are computed have no disk to wait for.
-        with Ahead(_feature_rows(unit, bench), reads(spans, across, unit.block) if unit.stored else ()) as ahead:
+    if isinstance(context.kernel(unit.kernel), FeatureKernel):
+        read = features_reader(context, unit.kernel, unit.seed, unit.epoch, stored=unit.stored)
+        # Features that are computed have no disk to wait for.
+        with Ahead(read, reads(spans, across, unit.block) if unit.stored else ()) as ahead:
             tile = gram_tile(feature_products(ahead, unit.block), spans, across, unit.block)
-    artifact.write_part(unit.part, "gram", (unit.row * edge[0], unit.column * edge[1]), tile, seconds=bench.elapsed())
+    else:
+
+        def product(left: tuple[int, int], right: tuple[int, int]) -> Tensor:
+            return pairwise_block(context, unit.kernel, unit.seed, unit.epoch, inputs[slice(*left)], inputs[slice(*right)])
+
+        # The memory that a pairwise kernel takes for more than a block is unknown.
+        tile = gram_tile(product, spans, across, unit.block, panel=1)
+    artifact.write_part(unit.part, "gram", (unit.row * edge[0], unit.column * edge[1]), tile, seconds=context.elapsed())
     return {"numbers": float(tile.size)}
 
 
-def feature_products(rows: Callable[[int, int], Rows], block: int) -> Product:
-    """<Phi_i, Phi_j> of a panel with itself or with a block, from ``rows(start, stop)`` -> (rows, ..., P) or factors, a block at a time.
-
-    It keeps the features of the latest panel, ready to be multiplied.
-    """
-    held: dict[Span, Tensor | Prepared] = {}
-    room: list[Tensor] = []
-
-    def product(left: Span, right: Span) -> Tensor:
-        if left not in held:
-            held.clear()
-            held[left] = _panel((rows(*one) for one in _blocks(left, block)), left[1] - left[0], room)
-        panel = held[left]
-        # The few rows on the left: BLAS is faster so.
-        return _inner(panel, panel) if right == left else _inner(_ready(rows(*right)), panel).T
-
-    return product
+def _part(rows: Rows, start: int, stop: int) -> Rows:
+    return rows.part(start, stop) if isinstance(rows, FeatureRows) else rows[start:stop]
 
 
-def _panel(parts: Iterator[Rows], num_samples: int, room: list[Tensor]) -> Tensor | Prepared:
-    """Blocks one after the other, ready to be multiplied. Dense ones lie in ``room``, memory that is used again where it is large enough,
-    and no more than one of them is held beside it.
-    """
-    factored: list[FeatureRows] = []
-    at = 0
-    for part in parts:
-        if isinstance(part, FeatureRows):
-            factored.append(part)
-            continue
-        flat = _flat(part)
-        num_rows = num_samples * (len(flat) // len(part))
-        if not room or len(room[0]) < num_rows:
-            room[:] = [flat.new_empty(num_rows, flat.shape[1])]
-        room[0][at : at + len(flat)] = flat
-        at += len(flat)
-        del part, flat
-    return FeatureRows.joined(factored).prepared() if factored else room[0][:at]
+def _cross_array(plan: Plan, kernel: str) -> ArraySpec:
+    inner = (plan.shape.num_outputs, plan.experiment.num_test_points)
+    return ArraySpec("kernel", (plan.shape.num_train, *inner), (plan.block_rows[kernel], *inner), ("train", "output", "test"))
 
 
-def _ready(rows: Rows) -> Tensor | Prepared:
-    return rows.prepared() if isinstance(rows, FeatureRows) else _flat(rows)
+def _gram_array(plan: Plan, kernel: str) -> ArraySpec:
+    size, edge = plan.shape.gram_rows(kernel), plan.gram_tiles[kernel] * plan.shape.kernels[kernel].gram_rows
+    return ArraySpec("gram", (size, size), (edge, edge), ("row", "column"))
 
 
-def _inner(left: Tensor | Prepared, right: Tensor | Prepared) -> Tensor:
-    """All products of two blocks."""
-    if isinstance(left, Prepared):
-        assert isinstance(right, Prepared)
-        return left.inner(right)
-    assert isinstance(right, Tensor)
-    return left @ right.T
-
-
-def gram_tile(product: Product, row_range: Span, column_range: Span, block: int, panel: int = PANEL) -> npt.NDArray[np.float32]:
-    """The gram of training rows ``row_range`` with ``column_range``, float32; a diagonal tile is exactly symmetric.
-
-    ``product(left, right)`` gives the gram of two spans, one or C rows of it for each training row: of ``panel`` blocks of ``block`` rows
-    with themselves or with one block.
-    """
-    diagonal = row_range == column_range
-    tile: Tensor | None = None
-    per_row = 1
-    for left, right in _pairs(row_range, column_range, block, panel):
-        values = product(left, right).float()
-        if tile is None:
-            per_row = len(values) // (left[1] - left[0])
-            tile = values.new_empty((row_range[1] - row_range[0]) * per_row, (column_range[1] - column_range[0]) * per_row)
-        if diagonal and left == right:
-            values = torch.triu(values) + torch.triu(values, 1).T
-        at = slice((left[0] - row_range[0]) * per_row, (left[1] - row_range[0]) * per_row)
-        across = slice((right[0] - column_range[0]) * per_row, (right[1] - column_range[0]) * per_row)
-        tile[at, across] = values
-        if diagonal and right != left:
-            tile[across, at] = values.T
-    assert tile is not None
-    return to_numpy(tile)
-
-
-def reads(row_range: Span, column_range: Span, block: int) -> Iterator[Span]:
-    """The blocks that :func:`feature_products` reads for a tile, in their order."""
-    latest = None
-    for left, right in _pairs(row_range, column_range, block, PANEL):
-        if left != latest:
-            yield from _blocks(left, block)
-            latest = left
-        if right != left:
-            yield right
-
-
-def _pairs(row_range: Span, column_range: Span, block: int, panel: int) -> Iterator[tuple[Span, Span]]:
-    """A panel of a tile's rows with each block of its columns; in a diagonal tile with itself and with what comes after it."""
-    for left in _blocks(row_range, panel * block):
-        if row_range == column_range:
-            yield left, left
-        for right in _blocks((left[1] if row_range == column_range else column_range[0], column_range[1]), block):
-            yield left, right
-
-
-def _flat(features: Tensor) -> Tensor:
-    """(rows, ..., P) -> (rows x outputs, P) float32."""
-    return features.reshape(-1, features.shape[-1]).float()
-
-
-def _blocks(span: Span, block: int) -> Iterator[Span]:
-    return ((start, min(start + block, span[1])) for start in range(span[0], span[1], block))
-
-
-def _feature_rows(unit: KernelUnit | GramUnit, bench: Workbench) -> Callable[[int, int], Rows]:
-    """Features of training rows by their span: read where they are stored, else computed."""
-    if not unit.stored:
-        if unit.kernel == "ntk":
-            return lambda start, stop: bench.feature_rows(unit.seed, unit.epoch, start, stop)
-        return lambda start, stop: bench.features(unit.seed, unit.kernel, unit.epoch, start, stop)
-    artifact = bench.store.artifact("features", bench.keys.features(unit.seed, unit.kernel, unit.epoch))
-    if unit.kernel == "ntk":
-        stored = RowsReader(artifact)
-        return lambda start, stop: stored.read(start, stop).to(torch.float32, bench.device)
-    reader = artifact.reader("features")
-    return lambda start, stop: torch.from_numpy(reader.read(slice(start, stop))).to(bench.device)
+def _gram_bytes(plan: Plan, kernel: str) -> int:
+    """Half of the tiles, and the diagonal ones."""
+    size, edge = plan.shape.gram_rows(kernel), plan.gram_tiles[kernel] * plan.shape.kernels[kernel].gram_rows
+    return FLOAT_BYTES * size * (size + edge) // 2

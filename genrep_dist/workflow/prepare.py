@@ -6,21 +6,21 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
 
 from genrep_dist.config import Experiment
+from genrep_dist.config.digests import non_default_fields
 from genrep_dist.config.keys import Keys
-from genrep_dist.core.gradients.dense import check_model, last_layer_features
-from genrep_dist.core.gradients.hooks import feature_rows
-from genrep_dist.core.gradients.inspection import layout_of, sizes_of, slow_layers
+from genrep_dist.core.gradients.dense import check_model
+from genrep_dist.core.gradients.factored import FeatureRows
+from genrep_dist.core.kernels.base import FeatureKernel, Kernel, KernelSizes
 from genrep_dist.core.losses import Loss, get_loss
-from genrep_dist.errors import PlanError, ProblemError, StoreError
+from genrep_dist.errors import PlanError
 from genrep_dist.external import ExternalScores, load_external
-from genrep_dist.plan import Plan, Shape, make_plan
+from genrep_dist.plan import Plan, Shape, derived_kernel, kernel_names
 from genrep_dist.problems.checks import is_shipped
 from genrep_dist.problems.label_flips import flip_labels
 from genrep_dist.problems.load import load_datasets, load_problem, source_digest
@@ -35,19 +35,20 @@ from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.trainer import arithmetic_of, most_models
 from genrep_dist.units import StageName
 from genrep_dist.workflow.attributions import write_attribution
-from genrep_dist.workflow.context import Job, label_loss, load_own_kernels, own_kernel_digests, publish_data, recipe_in_force
+from genrep_dist.workflow.context import Job, label_loss, load_own_kernels, recipe_in_force
+from genrep_dist.workflow.data import publish_data
+from genrep_dist.workflow.planning import make_plan
 from genrep_dist.workflow.status import stage_status
 
-RECORD_VERSION = 2
 MEASURED_ROWS = 16
 """Training rows that the size of stored features is measured on."""
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedExperiment:
     """An experiment that is ready to run.
 
-    ``train`` holds the labels that are trained on, the ``flipped`` ones included; ``external`` are scores from elsewhere, checked, by
+    ``train`` holds the labels that are trained on, the ``flipped`` ones included; ``external`` are scores from other tools, checked, by
     method and seed.
     """
 
@@ -61,7 +62,7 @@ class Prepared:
     flipped: tuple[int, ...] = ()
     external: Mapping[str, Mapping[int, ExternalScores]] = field(default_factory=dict)
 
-    def of(self, experiment: Experiment) -> Prepared:
+    def with_experiment(self, experiment: Experiment) -> PreparedExperiment:
         """The same problem and data for another experiment on them: fewer seeds, other methods, another parameter."""
         external = {name: {seed: self.external[name][seed] for seed in experiment.seeds} for name in experiment.judged}
         keys = replace(self.plan.keys, experiment=experiment, external=_digests(external))
@@ -69,8 +70,8 @@ class Prepared:
         return replace(self, plan=plan, job=replace(self.job, keys=keys), external=external)
 
 
-def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = ()) -> Prepared:
-    """Load, check and measure the problem, read scores from elsewhere and lay out the plan; nothing is computed and nothing written.
+def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = ()) -> PreparedExperiment:
+    """Load, check and measure the problem, read scores from other tools and lay out the plan; nothing is computed and nothing written.
 
     Raises ProblemError (NonFiniteError with sample ids for bad data), PlanError, ConfigError, and what
     :func:`genrep_dist.external.load_external` raises for scores that do not fit.
@@ -78,11 +79,11 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     problem = load_problem(experiment.problem.name, experiment.problem.options, tuple(search_path))
     train, test = load_datasets(problem)
     recipe = recipe_in_force(problem, experiment)
-    gradients = any(method.kernel in ("ntk", "influence") for method in experiment.parsed_methods)
-    # What the workers will have is not known here; the driver usually has the like.
+    # What the workers will have is unknown here; the driver usually has the same.
     device = experiment.resources.device
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    shape = _projected(measure(problem, train, test, recipe, experiment.last_layer, gradients=gradients, on_gpu=on_gpu), experiment)
+    own_kernels, own_digests = load_own_kernels(experiment, search_path)
+    shape = measure(problem, train, test, recipe, kernels_in_use(experiment, own_kernels), on_gpu=on_gpu)
     _check_metrics(experiment, get_loss(problem.loss))
     train, flipped = _flip(experiment, problem, train, shape)
     keys = Keys(
@@ -90,14 +91,15 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
         data_digest(train, test),
         source_digest(problem, experiment.problem.options),
         asdict(recipe),
+        non_default_fields(recipe),
         len(test.ids),
-        own_kernel_digests(experiment, load_own_kernels(experiment, search_path)),
+        own_digests,
         shared_points=_shared_points(experiment, test),
     )
     external = _read_external(keys, train, test, search_path)
     keys = replace(keys, external=_digests(external))
     job = Job(store.uri, keys, tuple(search_path))
-    return Prepared(make_plan(keys, shape), job, store, problem, recipe, train, test, flipped, external)
+    return PreparedExperiment(make_plan(keys, shape), job, store, problem, recipe, train, test, flipped, external)
 
 
 def _flip(experiment: Experiment, problem: Problem, train: Dataset, shape: Shape) -> tuple[Dataset, tuple[int, ...]]:
@@ -157,7 +159,7 @@ def _digests(external: Mapping[str, Mapping[int, ExternalScores]]) -> dict[str, 
     return {name: {seed: scores.digest for seed, scores in by_seed.items()} for name, by_seed in external.items()}
 
 
-def publish_inputs(prepared: Prepared) -> None:
+def publish_inputs(prepared: PreparedExperiment) -> None:
     """Put into the store what workers and readers take from there: the samples, and the attributions that came from elsewhere."""
     keys, store, ids = prepared.plan.keys, prepared.store, prepared.train.ids
     publish_data(store, keys.data, prepared.train, prepared.test)
@@ -172,69 +174,54 @@ def publish_inputs(prepared: Prepared) -> None:
 
 
 def measure(
-    problem: Problem,
-    train: Dataset,
-    test: Dataset,
-    recipe: Recipe,
-    last_layer: str | None = None,
-    *,
-    gradients: bool = True,
-    on_gpu: bool = False,
+    problem: Problem, train: Dataset, test: Dataset, recipe: Recipe, kernels: Mapping[str, Kernel], *, on_gpu: bool = False
 ) -> Shape:
-    """The sizes of a problem, from one model and a few rows, those of per-sample ``gradients`` only where they are wanted.
+    """The sizes of a problem and of the feature and pairwise ``kernels`` of its model, from one model and a few rows.
 
-    ProblemError when ``last_layer`` is named and is not the last.
+    ProblemError for a kernel that is not defined for the model.
     """
     model = Randomness(0).build(problem.model)
     check_model(model)
-    outputs = predict(model, train.inputs[:2])
-    try:
-        width = last_layer_features(model.eval(), train.inputs[:2], last_layer).shape[1]
-    except ProblemError:
-        if last_layer is not None:
-            raise
-        width = 0
+    num_outputs = predict(model, train.inputs[:2]).shape[1]
+    model.eval()
     parameters = [p for p in model.parameters() if p.requires_grad]
     # A GPU's own memory says how many models it takes.
     arithmetic = "solo" if on_gpu else arithmetic_of(problem.model, get_loss(problem.loss), recipe, train)[0]
-    shape = Shape(
+    step_rows = filled(recipe.batch_size) if arithmetic != "solo" else recipe.batch_size
+    return Shape(
         len(train.ids),
         len(test.ids),
-        outputs.shape[1],
+        num_outputs,
         sum(p.numel() for p in parameters),
-        width,
+        {name: kernel_sizes(kernel, model, train.inputs) for name, kernel in kernels.items()},
         forward_flop=forward_flop(model, train.inputs[:2]),
         on_gpu=on_gpu,
         arithmetic=arithmetic,
-        step_bytes=step_bytes(model, train.inputs[: filled(recipe.batch_size) if arithmetic != "solo" else recipe.batch_size]),
+        step_bytes=step_bytes(model, train.inputs[:step_rows]),
         pack=most_models(arithmetic, sum(p.numel() * p.element_size() for p in parameters)),
     )
-    if not gradients:
-        return shape
-    layout = layout_of(model, train.inputs[:2])
-    sizes = sizes_of(layout)
-    return replace(
-        shape,
-        ntk_held=sizes.held,
-        ntk_spelled=sizes.spelled,
-        ntk_products=sizes.products,
-        ntk_bytes=_stored_bytes(model, train.inputs),
-        ntk_slow=tuple(slow_layers(layout)),
-    )
 
 
-def _projected(shape: Shape, experiment: Experiment) -> Shape:
-    """The sizes where features are projected: a block is held before that, and what is kept of it are k numbers for each output."""
-    if experiment.projection is None or not shape.ntk_held:
-        return shape
-    kept = shape.num_outputs * experiment.projection.dim
-    return replace(shape, ntk_held=shape.ntk_held + kept, ntk_bytes=4 * kept, ntk_products=shape.num_outputs * kept)
-
-
-def _stored_bytes(model: nn.Module, inputs: Tensor) -> int:
-    """Bytes that one sample's NTK features take in the store, on average over a few rows of the data, at initial parameters."""
+def kernel_sizes(kernel: Kernel, model: nn.Module, inputs: Tensor) -> KernelSizes:
+    """Sizes of a feature or pairwise kernel; factored features are measured as they are stored, on average over a few rows."""
+    if not isinstance(kernel, FeatureKernel):
+        return KernelSizes(storable=False)
+    sizes = kernel.sizes(model, inputs[:2])
+    if sizes.stored_bytes:
+        return sizes
     rows = torch.linspace(0, len(inputs) - 1, min(len(inputs), MEASURED_ROWS)).long()
-    return -(-pack(feature_rows(model, inputs[rows]).to(torch.float32)).num_bytes // len(rows))
+    features = kernel.features(model, inputs[rows])
+    assert isinstance(features, FeatureRows)
+    return replace(sizes, stored_bytes=-(-pack(features).num_bytes // len(rows)))
+
+
+def kernels_in_use(experiment: Experiment, own_kernels: Mapping[str, Kernel]) -> dict[str, Kernel]:
+    """The feature and pairwise kernels that an experiment computes, by name: its methods' own, and those that derived kernels need."""
+    names = set()
+    for name in kernel_names(experiment):
+        derived = derived_kernel(experiment, name)
+        names.add(name if derived is None else derived.base)
+    return {name: own_kernels[name] if name in own_kernels else experiment.kernel(name) for name in sorted(filter(None, names))}
 
 
 def check_room(plan: Plan, store: Store, slots_for: Callable[[StageName], int], memory_bytes: int) -> None:
@@ -267,73 +254,3 @@ def check_room(plan: Plan, store: Store, slots_for: Callable[[StageName], int], 
                 got=f"{memory_bytes:,} bytes",
                 remedy="lower resources.workers or resources.memory_budget",
             )
-
-
-# -- the record: what `genrep status` and readers of a run know without loading the problem ---------------------------------------
-
-
-def write_record(prepared: Prepared, choices: Mapping[str, Any] | None = None) -> None:
-    """Record what is being run, so that its state can be read from the store alone; ``choices``: how it was come by."""
-    plan, keys = prepared.plan, prepared.plan.keys
-    record = {
-        "schema_version": RECORD_VERSION,
-        "experiment": plan.experiment.resolved(),
-        "question": keys.question,
-        "data": keys.data,
-        "problem": keys.problem,
-        "recipe": keys.recipe,
-        "shape": asdict(plan.shape),
-        "loss": get_loss(prepared.problem.loss).name,
-        "search_path": list(prepared.job.search_path),
-        "own_kernels": keys.own_kernels,
-        "external": keys.external,
-        "shared_points": keys.shared_points,
-        "flipped_ids": list(prepared.flipped),
-        "choices": dict(choices or {}),
-    }
-    prepared.store.objects.put_json(f"experiments/{plan.experiment.name}/record.json", record)
-
-
-def restore_record(store: Store, name: str, record: Mapping[str, Any]) -> None:
-    """Put back the record of a finished run, over which another experiment of the same name may have been begun."""
-    store.objects.put_json(f"experiments/{name}/record.json", dict(record))
-
-
-def read_record(store: Store, name: str) -> dict[str, Any]:
-    """The record of the experiment ``name``; StoreError lists those that the store knows."""
-    try:
-        record: dict[str, Any] = store.objects.get_json(f"experiments/{name}/record.json")
-    except FileNotFoundError:
-        known = sorted({path.split("/")[1] for path in store.objects.list("experiments")})
-        raise StoreError(
-            "this store knows no such experiment",
-            where=store.uri,
-            expected="one of " + (", ".join(known) or "(none)"),
-            got=name,
-            remedy="check --store, or run the experiment first",
-        ) from None
-    if record.get("schema_version") != RECORD_VERSION:
-        raise StoreError(
-            "this record was written by another version",
-            where=f"{store.uri}/experiments/{name}/record.json",
-            expected=f"schema_version {RECORD_VERSION}",
-            got=str(record.get("schema_version")),
-            remedy="run the experiment again with this version: what is still valid is not computed again",
-        )
-    return record
-
-
-def plan_of_record(record: dict[str, Any]) -> Plan:
-    """The plan that a record describes, without loading the problem."""
-    shape = Shape(**record["shape"])
-    keys = Keys(
-        Experiment.model_validate(record["experiment"]),
-        record["data"],
-        record["problem"],
-        record["recipe"],
-        shape.num_test,
-        record["own_kernels"],
-        {name: {int(seed): digest for seed, digest in by_seed.items()} for name, by_seed in record["external"].items()},
-        None if record["shared_points"] is None else tuple(record["shared_points"]),
-    )
-    return make_plan(keys, shape)

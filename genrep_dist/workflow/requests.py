@@ -18,7 +18,8 @@ from genrep_dist.plan import Plan
 from genrep_dist.store import Store
 from genrep_dist.store.tables import scan_frame
 from genrep_dist.units import Retraining
-from genrep_dist.workflow.context import sample_ids
+from genrep_dist.workflow.data import sample_ids
+from genrep_dist.workflow.planning import removals_of_a_method
 
 Ids = npt.NDArray[np.int64]
 Row = dict[str, Any]
@@ -86,12 +87,12 @@ def foresee(plan: Plan, store: Store) -> Foreseen:
         for name in methods:
             address = keys.attribution(seed, plan.experiment.method(name))
             if seed not in originals or not store.artifact("attribution", address).is_committed():
-                more += plan.removals_of_a_method()
+                more += removals_of_a_method(plan.keys, plan.shape)
                 continue
             try:
                 desk.ask(seed, [name], originals[seed])
             except CorruptError:  # a run puts it aside and makes it anew
-                more += plan.removals_of_a_method()
+                more += removals_of_a_method(plan.keys, plan.shape)
         desk.ask_subsets(seed)
     return Foreseen(frozenset(desk.unique), more)
 

@@ -4,68 +4,116 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from genrep_dist.config.keys import Keys
 from genrep_dist.errors import NonFiniteError
+from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.store import Store
 from genrep_dist.store.ledger import LedgerRow
 from genrep_dist.training.loop import predict
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.train_pack import Run
-from genrep_dist.units import Retraining, RetrainUnit
-from genrep_dist.workflow.context import Workbench, to_numpy
-from genrep_dist.workflow.train import check_outputs
+from genrep_dist.units import Retraining, Unit
+from genrep_dist.workflow.base import ArtifactSpec, Rates, Stage
+from genrep_dist.workflow.context import WorkerContext, to_numpy
+from genrep_dist.workflow.train import check_outputs, model_bytes
 
 
-def run(unit: RetrainUnit, bench: Workbench) -> dict[str, float]:
-    """Train the models of the unit, some at a time, and write them as one part of the ledger. Returns statistics.
+@dataclass(frozen=True)
+class RetrainUnit(Unit):
+    """Retrainings of one seed that one task does and writes as one part of the ledger."""
 
-    Models that diverge do not hold the others: these are written, then the first one's error is raised.
-    """
-    began = time.perf_counter()
-    size = bench.trainer.pack_size(len(unit.rows)) if len(unit.rows) > 1 else 1
-    rows: list[LedgerRow] = []
-    errors: list[NonFiniteError] = []
-    packs = -(-len(unit.rows) // size)
-    # Equal packs: a small one at the end would cost most of what a whole one does.
-    for index in range(packs):
-        for result in _retrain_pack(unit.rows[index::packs], bench):
-            if isinstance(result, LedgerRow):
-                rows.append(result)
-            else:
-                errors.append(result)
-    if rows:
-        bench.store.ledger(bench.keys.training).write(rows)
-    if errors:
-        raise errors[0]
-    training = sum(row.seconds for row in rows)
-    return {"models": float(len(rows)), "seconds": time.perf_counter() - began, "training_seconds": training, "pack_size": float(size)}
+    rows: tuple[Retraining, ...]
+    stage: ClassVar[str] = "retrain"
+
+    @property
+    def label(self) -> str:
+        return f"retrain {len(self.rows)} models, seed={self.seed}, first key {self.rows[0].key[:12]}"
+
+    @property
+    def size(self) -> int:
+        return len(self.rows)
+
+    @property
+    def ledger_key(self) -> str | None:
+        return self.rows[0].key if len(self.rows) == 1 else None
+
+    def samples(self, train_ids: npt.NDArray[np.int64]) -> tuple[str, list[int]]:
+        del train_ids
+        return "without samples", list(self.rows[0].removed)
 
 
-def retrain(retraining: Retraining, bench: Workbench) -> LedgerRow:
+class RetrainStage(Stage[RetrainUnit]):
+    """It fills the ledger and has no artifacts: its units follow from the removal orders, and the driver makes them."""
+
+    name = "retrain"
+
+    def artifacts(self, plan: Plan) -> Iterator[ArtifactSpec]:
+        del plan
+        return iter(())
+
+    def run(self, unit: RetrainUnit, context: WorkerContext) -> dict[str, float]:
+        """Train the models of the unit, some at a time, and write them as one part of the ledger. Returns statistics.
+
+        Models that diverge do not stop the others: these are written, then the first one's error is raised.
+        """
+        began = time.perf_counter()
+        size = context.trainer.pack_size(len(unit.rows)) if len(unit.rows) > 1 else 1
+        rows: list[LedgerRow] = []
+        errors: list[NonFiniteError] = []
+        packs = -(-len(unit.rows) // size)
+        # Equal packs: a small one at the end would cost most of what a whole one does.
+        for index in range(packs):
+            for result in _retrain_pack(unit.rows[index::packs], context):
+                if isinstance(result, LedgerRow):
+                    rows.append(result)
+                else:
+                    errors.append(result)
+        if rows:
+            context.store.ledger(context.keys.training).write(rows)
+        if errors:
+            raise errors[0]
+        training = sum(row.seconds for row in rows)
+        return {"models": float(len(rows)), "seconds": time.perf_counter() - began, "training_seconds": training, "pack_size": float(size)}
+
+    def plan(self, plan: Plan) -> StagePlan | None:
+        count, shape = plan.retrainings_at_most, plan.shape
+        row = 8 * shape.num_test * shape.num_outputs + 8 * plan.most_removed
+        what = f"{plan.retrainings_requested} requested, at most {count} distinct"
+        return StagePlan(self.name, what, count, count * row, shape.pack * model_bytes(plan))
+
+    def seconds(self, plan: Plan, rates: Rates) -> float:
+        return plan.retrainings_at_most * rates.retrain_seconds
+
+
+def retrain(retraining: Retraining, context: WorkerContext) -> LedgerRow:
     """One model, a function of (recipe, seed, removed set) alone. Raises NonFiniteError where it diverges."""
-    result = _retrain_pack((retraining,), bench)[0]
+    result = _retrain_pack((retraining,), context)[0]
     if isinstance(result, LedgerRow):
         return result
     raise result
 
 
-def _retrain_pack(retrainings: Sequence[Retraining], bench: Workbench) -> list[LedgerRow | NonFiniteError]:
+def _retrain_pack(retrainings: Sequence[Retraining], context: WorkerContext) -> list[LedgerRow | NonFiniteError]:
     """The row of each retraining, or the error of the one that diverged. Each is what it would be alone."""
     began = time.perf_counter()
-    runs = [_as_run(retraining, bench) for retraining in retrainings]
+    runs = [_as_run(retraining, context) for retraining in retrainings]
     results: list[LedgerRow | NonFiniteError] = []
-    trained = bench.trainer.train_all(runs)
-    outputs = [model if isinstance(model, NonFiniteError) else predict(model, bench.test.inputs) for model in trained]
+    trained = context.trainer.train_all(runs)
+    outputs = [model if isinstance(model, NonFiniteError) else predict(model, context.test.inputs) for model in trained]
     seconds = (time.perf_counter() - began) / len(retrainings)
     for retraining, run, output in zip(retrainings, runs, outputs, strict=True):
         if isinstance(output, NonFiniteError):
             results.append(output)
             continue
         try:
-            check_outputs(output, bench.test.ids, run.what)
+            check_outputs(output, context.test.ids, run.what)
         except NonFiniteError as error:
             results.append(error)
             continue
@@ -83,12 +131,12 @@ def _retrain_pack(retrainings: Sequence[Retraining], bench: Workbench) -> list[L
     return results
 
 
-def _as_run(retraining: Retraining, bench: Workbench) -> Run:
+def _as_run(retraining: Retraining, context: WorkerContext) -> Run:
     randomness = Randomness.of_retraining(retraining.seed, retraining.policy, retraining.removed, retraining.replicate)
-    kept = ~torch.isin(bench.train.ids, torch.tensor(retraining.removed, dtype=torch.int64))
+    kept = ~torch.isin(context.train.ids, torch.tensor(retraining.removed, dtype=torch.int64))
     without = ", ".join(map(str, retraining.removed[:5])) + (", ..." if len(retraining.removed) > 5 else "")
     what = f"retraining {retraining.key[:12]}, seed {retraining.seed}, without {len(retraining.removed)} samples ({without})"
-    return Run(randomness, kept.to(bench.device), what)
+    return Run(randomness, kept.to(context.device), what)
 
 
 def original_row(seed: int, keys: Keys, store: Store) -> LedgerRow:
@@ -103,8 +151,8 @@ def retrain_units(missing: Iterable[Retraining], per_task: int) -> Iterator[Retr
     pending: list[Retraining] = []
     for retraining in sorted(missing, key=lambda r: (r.seed, r.key)):
         if pending and (len(pending) == per_task or pending[0].seed != retraining.seed):
-            yield RetrainUnit(tuple(pending))
+            yield RetrainUnit(pending[0].seed, tuple(pending))
             pending = []
         pending.append(retraining)
     if pending:
-        yield RetrainUnit(tuple(pending))
+        yield RetrainUnit(pending[0].seed, tuple(pending))

@@ -10,8 +10,10 @@ from genrep_dist.errors import StoreError
 from genrep_dist.plan import Plan
 from genrep_dist.store import Store
 from genrep_dist.units import StageName
-from genrep_dist.workflow.artifacts import assemblies, missing_units
+from genrep_dist.workflow.attributions import AttributionsStage
 from genrep_dist.workflow.requests import foresee, read_asked
+from genrep_dist.workflow.retrain import RetrainStage
+from genrep_dist.workflow.stages import artifacts_of
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,13 @@ def stage_status(plan: Plan, store: Store, *, foreseen: bool = False) -> list[St
     """
     found = []
     for stage in plan.stages:
-        if stage.name == "retrain":
+        if stage.name == RetrainStage.name:
             found.append(_retrain_status(plan, store, foreseen=foreseen))
             continue
         total = done = 0
-        for assembly in assemblies(plan, stage.name):
-            total += len(assembly.units)
-            done += len(assembly.units) - len(missing_units(store, assembly))
+        for artifact in artifacts_of(plan, stage.name):
+            total += len(artifact.units)
+            done += len(artifact.units) - len(artifact.missing_units(store))
         found.append(StageStatus(stage.name, total, done))
     return found
 
@@ -51,16 +53,16 @@ def _retrain_status(plan: Plan, store: Store, *, foreseen: bool) -> StageStatus:
     known = store.ledger(plan.keys.training).keys()
     wanted = _asked_keys(plan, store)
     if wanted is not None:
-        return StageStatus("retrain", len(wanted), len(wanted & known))
+        return StageStatus(RetrainStage.name, len(wanted), len(wanted & known))
     if not foreseen:
-        return StageStatus("retrain", plan.retrainings_at_most, 0, exact=False)
+        return StageStatus(RetrainStage.name, plan.retrainings_at_most, 0, exact=False)
     found = foresee(plan, store)
-    return StageStatus("retrain", len(found.keys) + found.more, len(found.keys & known), exact=not found.more)
+    return StageStatus(RetrainStage.name, len(found.keys) + found.more, len(found.keys & known), exact=not found.more)
 
 
 def _asked_keys(plan: Plan, store: Store) -> set[str] | None:
     """Keys of all retrainings that the run asks for; None while it has not asked."""
-    if any(missing_units(store, assembly) for assembly in assemblies(plan, "attributions")):
+    if any(artifact.missing_units(store) for artifact in artifacts_of(plan, AttributionsStage.name)):
         return None
     try:
         return set(read_asked(plan, store).filter(pl.col("num_removed") > 0).select("key").unique().collect()["key"])

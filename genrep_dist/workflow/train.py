@@ -3,67 +3,106 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from genrep_dist.errors import NonFiniteError
+from genrep_dist.plan import FLOAT_BYTES, Plan, StagePlan
 from genrep_dist.store.ledger import LedgerRow
 from genrep_dist.training.loop import predict
 from genrep_dist.training.observers import Checkpoints, TrackingImportance
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.train_pack import Run
-from genrep_dist.units import TrainUnit
+from genrep_dist.units import Unit
+from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
 from genrep_dist.workflow.checkpoints import pack_states
-from genrep_dist.workflow.context import Workbench, to_numpy
+from genrep_dist.workflow.context import WorkerContext, to_numpy
+
+PARAMETER_COPIES = 8
+"""Copies of the parameters that training holds: themselves, gradients, optimizer state, a checkpoint on its way to the store."""
 
 
-def run(unit: TrainUnit, bench: Workbench) -> dict[str, float]:
-    """Train, write the artifact, enter the model into the ledger as the one with nothing removed, commit. Returns statistics."""
-    randomness = Randomness(unit.seed)
-    tracking = TrackingImportance()
-    checkpoints = Checkpoints(bench.keys.saved_epochs(), bench.train, bench.recipe)
-    trainer = bench.trainer
-    began = time.perf_counter()
-    model = trainer.train(Run(randomness), observers=(tracking, checkpoints))
-    seconds = time.perf_counter() - began
-    outputs_test = predict(model, bench.test.inputs)
-    check_outputs(outputs_test, bench.test.ids, f"test outputs, seed {unit.seed}")
-    assert tracking.alpha is not None
+@dataclass(frozen=True)
+class TrainUnit(Unit):
+    """Train one seed's model; writes its checkpoints, tracked importances and outputs."""
 
-    artifact = bench.train_artifact(unit.seed)
-    pack_states(artifact, checkpoints.saved)
-    outputs = torch.stack([checkpoint.outputs for checkpoint in checkpoints.saved])
-    artifact.write("outputs_train", to_numpy(outputs), ("checkpoint", "train", "output"))
-    artifact.write("outputs_test", to_numpy(outputs_test), ("test", "output"))
-    artifact.write("tracking", to_numpy(tracking.alpha), ("train", "output"))
-    row = LedgerRow(
-        key=bench.keys.retraining(unit.seed, (), "same"),
-        seed=unit.seed,
-        policy="same",
-        replicate=0,
-        removed=(),
-        outputs=to_numpy(outputs_test.double()),
-        seconds=seconds,
-    )
-    bench.store.ledger(bench.keys.training).write([row])
-    loss = bench.loss.value(checkpoints.saved[-1].outputs, bench.train.targets).mean()
-    accuracy = test_accuracy(bench.loss.name, outputs_test, bench.test.targets)
-    artifact.commit(
-        {
-            "seed": unit.seed,
-            "state_dtypes": sorted({str(v.dtype).removeprefix("torch.") for v in checkpoints.saved[0].state.values()}),
-            "train_loss": float(loss),
-            "seconds": seconds,
-            "test_accuracy": accuracy,
-            "torch": torch.__version__,
-            "device": bench.device.type,
-            "arithmetic": trainer.arithmetic,
-            "trained_alone_because": trainer.reason,
-        }
-    )
-    return {"seconds": seconds, "models": 1.0}
+    stage: ClassVar[str] = "train"
+
+
+class TrainStage(Stage[TrainUnit]):
+    name = "train"
+
+    def artifacts(self, plan: Plan) -> Iterator[ArtifactSpec]:
+        return (ArtifactSpec("train", plan.keys.train(seed), seed, (TrainUnit(seed),)) for seed in plan.experiment.seeds)
+
+    def run(self, unit: TrainUnit, context: WorkerContext) -> dict[str, float]:
+        """Train, write the artifact, enter the model into the ledger as the one with nothing removed, commit. Returns statistics."""
+        randomness = Randomness(unit.seed)
+        tracking = TrackingImportance()
+        checkpoints = Checkpoints(context.keys.saved_epochs(), context.train, context.recipe)
+        trainer = context.trainer
+        began = time.perf_counter()
+        model = trainer.train(Run(randomness), observers=(tracking, checkpoints))
+        seconds = time.perf_counter() - began
+        outputs_test = predict(model, context.test.inputs)
+        check_outputs(outputs_test, context.test.ids, f"test outputs, seed {unit.seed}")
+        assert tracking.alpha is not None
+
+        artifact = context.train_artifact(unit.seed)
+        pack_states(artifact, checkpoints.saved)
+        outputs = torch.stack([checkpoint.outputs for checkpoint in checkpoints.saved])
+        artifact.write("outputs_train", to_numpy(outputs), ("checkpoint", "train", "output"))
+        artifact.write("outputs_test", to_numpy(outputs_test), ("test", "output"))
+        artifact.write("tracking", to_numpy(tracking.alpha), ("train", "output"))
+        row = LedgerRow(
+            key=context.keys.retraining(unit.seed, (), "same"),
+            seed=unit.seed,
+            policy="same",
+            replicate=0,
+            removed=(),
+            outputs=to_numpy(outputs_test.double()),
+            seconds=seconds,
+        )
+        context.store.ledger(context.keys.training).write([row])
+        loss = context.loss.value(checkpoints.saved[-1].outputs, context.train.targets).mean()
+        accuracy = test_accuracy(context.loss.name, outputs_test, context.test.targets)
+        artifact.commit(
+            {
+                "seed": unit.seed,
+                "state_dtypes": sorted({str(v.dtype).removeprefix("torch.") for v in checkpoints.saved[0].state.values()}),
+                "train_loss": float(loss),
+                "seconds": seconds,
+                "test_accuracy": accuracy,
+                "torch": torch.__version__,
+                "device": context.device.type,
+                "arithmetic": trainer.arithmetic,
+                "trained_alone_because": trainer.reason,
+            }
+        )
+        return {"seconds": seconds, "models": 1.0}
+
+    def sample_axes(self, kind: str) -> dict[str, SampleAxis]:
+        del kind
+        return {"tracking": ("train", 0), "outputs_train": ("train", 1), "outputs_test": ("test", 0)}
+
+    def plan(self, plan: Plan) -> StagePlan | None:
+        shape, seeds, saved = plan.shape, len(plan.experiment.seeds), len(plan.keys.saved_epochs())
+        n, c = shape.num_train, shape.num_outputs
+        per_model = FLOAT_BYTES * (saved * (shape.num_parameters + n * c) + shape.num_test * c) + 8 * n * c
+        return StagePlan(self.name, f"{seeds} models, {saved} checkpoints each", seeds, seeds * per_model, model_bytes(plan))
+
+    def seconds(self, plan: Plan, rates: Rates) -> float:
+        return len(plan.experiment.seeds) * rates.train_seconds
+
+
+def model_bytes(plan: Plan) -> int:
+    """Memory of training one model: parameters, gradients and optimizer state, with room to spare, and what a step takes beside them."""
+    return PARAMETER_COPIES * FLOAT_BYTES * plan.shape.num_parameters + plan.shape.step_bytes
 
 
 def test_accuracy(loss_name: str, outputs: Tensor, targets: Tensor) -> float | None:

@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 
 from genrep_dist.store import Store
 from genrep_dist.units import StageName
-from genrep_dist.workflow.artifacts import assemblies, commit, declare
-from genrep_dist.workflow.execute import execute, workbench
-from genrep_dist.workflow.prepare import Prepared, publish_inputs, write_record
+from genrep_dist.workflow.execute import execute, worker_context
+from genrep_dist.workflow.prepare import PreparedExperiment, publish_inputs
+from genrep_dist.workflow.record import write_record
 from genrep_dist.workflow.requests import ask
 from genrep_dist.workflow.retrain import original_row
+from genrep_dist.workflow.stages import STAGES, artifacts_of
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class TrialRun:
     """Of the first seed: seconds of each stage on one worker, units and their overhead included, and of the ``distinct`` removal sets the
     share of those that were asked for. Methods that name the same samples share their models, and how often they do only the data know.
     """
@@ -26,30 +27,28 @@ class Rehearsal:
     distinct: float
 
 
-def rehearse(prepared: Prepared) -> Rehearsal:
+def trial_run(prepared: PreparedExperiment) -> TrialRun:
     """Do all stages of the first seed but the retrainings. Raises what a run would raise. Nothing stays."""
     experiment = prepared.plan.experiment
-    with tempfile.TemporaryDirectory(prefix="genrep-rehearsal-") as folder:
+    with tempfile.TemporaryDirectory(prefix="genrep-trial-") as folder:
         store = Store(folder)
         moved = replace(prepared, store=store, job=replace(prepared.job, store_uri=store.uri))
-        one = moved.of(experiment.plain(name=f"{experiment.name}.rehearsal", seeds=[experiment.seeds[0]]))
+        one = moved.with_experiment(experiment.plain(name=f"{experiment.name}.trial", seeds=[experiment.seeds[0]]))
         write_record(one)
         publish_inputs(one)
-        workbench(one.job)
+        worker_context(one.job)
         seconds: dict[StageName, float] = {}
-        for stage in one.plan.stages:
-            if stage.name == "retrain":
-                continue
+        for stage in STAGES:
             began = time.perf_counter()
-            for assembly in assemblies(one.plan, stage.name):
-                declare(store, assembly)
-                for unit in assembly.units:
+            for artifact in artifacts_of(one.plan, stage):
+                artifact.declare(store)
+                for unit in artifact.units:
                     execute(one.job, unit)
-                commit(store, assembly)
-            seconds[stage.name] = time.perf_counter() - began
+                artifact.commit(store)
+            seconds[stage] = time.perf_counter() - began
         keys = one.plan.keys
         store.ledger(keys.training).write([original_row(experiment.seeds[0], keys, store)])
         asked = ask(one.plan, store, one.train.ids.numpy(), one.test.ids.numpy())
         most = one.plan.retrainings_at_most
         distinct = sum(bool(retraining.removed) for retraining in asked.unique.values())
-        return Rehearsal(seconds, distinct / most if most else 1.0)
+        return TrialRun(seconds, distinct / most if most else 1.0)

@@ -1,0 +1,14 @@
+"""Global importances by name. A package adds one by an entry point of the group `genrep_dist.importances`, or with ``register``."""
+
+from __future__ import annotations
+
+from genrep_dist.core.importances.base import Importance
+from genrep_dist.core.importances.descent import KernelDescent
+from genrep_dist.core.importances.surrogate import SurrogateDerivative
+from genrep_dist.core.importances.target import TargetDerivative
+from genrep_dist.core.importances.tracking import TrackedDerivative
+from genrep_dist.registry import Registry
+
+IMPORTANCES: Registry[type[Importance]] = Registry("importance", "genrep_dist.importances")
+for _importance in (TargetDerivative, SurrogateDerivative, KernelDescent, TrackedDerivative):
+    IMPORTANCES.register(_importance.name, _importance)

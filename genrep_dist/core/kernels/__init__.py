@@ -1,0 +1,13 @@
+"""Kernels by name. A package adds one by an entry point of the group `genrep_dist.kernels`, or with ``KERNELS.register``."""
+
+from __future__ import annotations
+
+from genrep_dist.core.kernels.base import Kernel
+from genrep_dist.core.kernels.influence import InfluenceKernel
+from genrep_dist.core.kernels.last_layer import LastLayerKernel
+from genrep_dist.core.kernels.ntk import NeuralTangentKernel
+from genrep_dist.registry import Registry
+
+KERNELS: Registry[type[Kernel]] = Registry("kernel", "genrep_dist.kernels")
+for _kernel in (NeuralTangentKernel, LastLayerKernel, InfluenceKernel):
+    KERNELS.register(_kernel.name, _kernel)

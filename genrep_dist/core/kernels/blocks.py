@@ -1,27 +1,11 @@
-"""Blocks of kernels between training and test samples.
-
-A kernel between a training sample with C outputs and one declared output of a test sample is a vector of C numbers; the blocks
-K (B, C, M) here hold them for B training and M test samples. For a scalar model C = 1.
-"""
+"""Blocks of kernels between training and test samples from dense features."""
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from genrep_dist.errors import ProblemError
-
-
-class Kernel(Protocol):
-    """Anyone's own kernel: symmetric, positive semi-definite, continuous; the same for each of the C outputs.
-
-    ``model`` is the trained network in evaluation mode at the method's checkpoint, ``left`` (A, ...) and ``right`` (B, ...) are
-    inputs; returns K (A, B), floating point. It runs without gradients and must not change the model.
-    """
-
-    def __call__(self, model: nn.Module, left: Tensor, right: Tensor) -> Tensor: ...
 
 
 def ntk_block(train: Tensor, test: Tensor) -> Tensor:
@@ -31,7 +15,7 @@ def ntk_block(train: Tensor, test: Tensor) -> Tensor:
     which is the result's. No memory beyond the result is taken when ``train`` is contiguous.
     """
     if train.dim() != 3 or test.dim() != 2 or train.shape[2] != test.shape[1] or train.dtype != test.dtype:
-        raise _misfit("ntk_block", "train (B, C, P) and test (M, P) of one dtype", train, test)
+        raise _mismatch("ntk_block", "train (B, C, P) and test (M, P) of one dtype", train, test)
     rows, num_outputs, width = train.shape
     return (train.reshape(rows * num_outputs, width) @ test.T).reshape(rows, num_outputs, test.shape[0])
 
@@ -43,7 +27,7 @@ def last_layer_block(train: Tensor, test: Tensor, output_index: Tensor, num_outp
     output of each test sample. It is the NTK of the last layer's parameters alone, whose outputs share features but no weights.
     """
     if train.dim() != 2 or test.dim() != 2 or train.shape[1] != test.shape[1] or train.dtype != test.dtype:
-        raise _misfit("last_layer_block", "train (B, L) and test (M, L) of one dtype", train, test)
+        raise _mismatch("last_layer_block", "train (B, L) and test (M, L) of one dtype", train, test)
     if output_index.shape != test.shape[:1]:
         raise ProblemError(
             "output_index does not fit the test samples",
@@ -62,12 +46,12 @@ def last_layer_block(train: Tensor, test: Tensor, output_index: Tensor, num_outp
 
 
 def per_output(scalar: Tensor, output_index: Tensor, num_outputs: int) -> Tensor:
-    """K (B, C, M) of a scalar kernel k (B, M) that serves each output alike: k where c = ``output_index[m]``, 0 elsewhere."""
+    """K (B, C, M) of a scalar kernel k (B, M) that all outputs share: k where c = ``output_index[m]``, 0 elsewhere."""
     block = scalar.new_zeros(scalar.shape[0], num_outputs, scalar.shape[1])
     block[:, output_index, torch.arange(scalar.shape[1], device=scalar.device)] = scalar
     return block
 
 
-def _misfit(where: str, expected: str, train: Tensor, test: Tensor) -> ProblemError:
+def _mismatch(where: str, expected: str, train: Tensor, test: Tensor) -> ProblemError:
     shapes = f"train {tuple(train.shape)} {train.dtype}, test {tuple(test.shape)} {test.dtype}"
     return ProblemError("features do not fit each other", where=where, expected=expected, got=shapes)

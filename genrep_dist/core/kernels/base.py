@@ -1,0 +1,222 @@
+"""What a kernel is. Three kinds: feature kernels, pairwise kernels, and kernels derived from another one's gram.
+
+Code outside a kernel's own file asks for its kind, never for its name. This module and the kernels' files import torch inside the
+methods that compute, so that names, needs and sizes are known without it.
+
+B and N count training samples, M test points, C the model's outputs, P its parameters. A kernel between a training sample and one
+declared output of a test point is a vector of C numbers, so blocks have the shape (B, C, M). For a scalar model C = 1.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from genrep_dist.core.gradients.factored import FeatureRows
+    from genrep_dist.core.losses import Loss
+
+    Rows = Tensor | FeatureRows
+    """Features of B samples: dense, (B, L) or (B, C, P), or factored."""
+
+Kind = Literal["feature", "pairwise", "derived"]
+
+
+@dataclass(frozen=True)
+class KernelSizes:
+    """What the planner needs to know of a feature or pairwise kernel of one model, as plain data. Counts of numbers are for one sample.
+
+    - ``gram_rows``: rows of the gram, C for a matrix-valued kernel and 1 for a scalar kernel that all outputs share.
+    - ``held``: numbers of the features as computed; ``expanded``: further numbers while they are prepared for products.
+    - ``products``: multiply-adds with another sample. ``stored_bytes``: bytes in the store.
+    - ``factored``: features are stored as factors of varying length, else as ``held`` float32 numbers.
+    - ``storable``: whether there are features to store.
+    - ``gradient_passes``: cost of computing the features, in units of all per-sample gradients.
+    - ``slow_layers``: layers whose gradients need more than one batched backward pass, with the reason.
+    """
+
+    gram_rows: int = 1
+    held: int = 1
+    expanded: int = 0
+    products: int = 1
+    stored_bytes: int = 4
+    factored: bool = False
+    storable: bool = True
+    gradient_passes: float = 1.0
+    slow_layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Work:
+    """Cost of a computation: float ``multiply_adds``, and training rows whose ``gradient_rows`` are computed."""
+
+    multiply_adds: float = 0.0
+    gradient_rows: float = 0.0
+
+
+class Kernel(ABC):
+    """A kernel by its configured settings.
+
+    ``formula``, ``source`` and ``needs`` are for people (`genrep methods`). ``settings`` names the fields of an experiment that the
+    kernel is built from, which the constructor takes as keyword arguments.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[Kind]
+    formula: ClassVar[str]
+    source: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    settings: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def supports(cls, checkpoint: str, *, needs_gram: bool) -> bool:
+        """Whether the kernel exists at a checkpoint ("initial", "middle", "final", "epoch<k>") for importances that need its gram."""
+        del checkpoint, needs_gram
+        return True
+
+    def key_settings(self) -> tuple[str, ...]:
+        """Those of :attr:`settings` that change the kernel's numbers as it is configured: they enter its content address."""
+        return self.settings
+
+    def notes(self) -> list[str]:
+        """What limits the reading of the kernel's numbers as it is configured, each a sentence or two."""
+        return []
+
+
+class FeatureKernel(Kernel):
+    """K(x, z) = <Phi(x), Phi(z)>, with features of one model's samples.
+
+    ``factored``: features are :class:`~genrep_dist.core.gradients.factored.FeatureRows`, stored as factors of varying length; else they
+    are tensors (B, L), stored as they are.
+    """
+
+    kind = "feature"
+    factored: ClassVar[bool] = False
+
+    @abstractmethod
+    def sizes(self, model: nn.Module, inputs: Tensor) -> KernelSizes:
+        """The kernel's sizes for the model in evaluation mode, measured on a few ``inputs`` (B, ...).
+
+        Raises ProblemError for a model that the kernel is not defined for.
+        """
+
+    @abstractmethod
+    def num_parameters(self, model: nn.Module, inputs: Tensor) -> int:
+        """Parameters whose gradients are the features."""
+
+    @abstractmethod
+    def features(self, model: nn.Module, inputs: Tensor, outputs: Tensor | None = None) -> Rows:
+        """Features of ``inputs`` (B, ...): of all outputs, or only of output ``outputs[b]`` (B,) of each."""
+
+    def rows_per_pass(self, model: nn.Module, inputs: Tensor) -> int | None:
+        """How many rows are best computed at once; None: as many as memory allows."""
+        del model, inputs
+        return None
+
+    @abstractmethod
+    def block(self, train: Rows, test: Any, outputs: Tensor, num_outputs: int) -> Tensor:
+        """K (B, C, M) of training features with :func:`prepare_rows` of test features for the declared ``outputs`` (M,)."""
+
+    @abstractmethod
+    def diagonal(self, rows: Rows, outputs: Tensor, num_outputs: int) -> Tensor:
+        """K (B, C), K[b, c] = K_c(x_b, x_b) with the declared ``outputs`` (B,)."""
+
+    @abstractmethod
+    def reference(self, model: nn.Module, train: Tensor, test: Tensor, outputs: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
+        """K (B, C, M) float64 by the slowest plain computation, one sample at a time, and the product of the features' norms there."""
+
+    def tolerance(self) -> tuple[float, str] | None:
+        """Declared error of K relative to the product of norms, with its reason; None: rounding alone."""
+        return None
+
+
+class PairwiseKernel(Kernel):
+    """K(x, z) computed from pairs of inputs: symmetric, positive semi-definite, continuous; the same for each of the C outputs."""
+
+    kind = "pairwise"
+
+    @abstractmethod
+    def pairs(self, model: nn.Module, left: Tensor, right: Tensor) -> Tensor:
+        """K (A, B), floating point, of ``left`` (A, ...) and ``right`` (B, ...) inputs. Called without gradients."""
+
+
+class KernelFunction(Protocol):
+    """A user's own pairwise kernel: any object that is called so. It must not change the model, which is in evaluation mode."""
+
+    def __call__(self, model: nn.Module, left: Tensor, right: Tensor) -> Tensor: ...
+
+
+class DerivedInputs(Protocol):
+    """What a derived kernel is computed from: one model at one epoch with its training set, and M test points. Each call computes."""
+
+    loss: Loss
+    train_inputs: Tensor
+    targets: Tensor
+    block_rows: int
+    """Training rows whose whole Jacobians may be held at once."""
+
+    def model(self) -> nn.Module:
+        """The model in evaluation mode."""
+
+    def gram(self, kernel: str) -> Tensor:
+        """The gram of a feature kernel over the training set, (N C, N C) float64 on the CPU: scalar kernels are expanded to C outputs."""
+
+    def cross(self, kernel: str) -> Tensor:
+        """K (N, C, M) of a feature kernel with the test points."""
+
+    def outputs(self) -> Tensor:
+        """Outputs (N, C) float64 on the training set, on the CPU."""
+
+    def num_parameters(self, kernel: str) -> int:
+        """Parameters whose gradients are the kernel's features."""
+
+    def train_gradients(self, start: int, stop: int) -> Tensor:
+        """Jacobians (rows, C, P) of training rows."""
+
+    def test_gradients(self) -> Tensor:
+        """Gradients (M, P) of the explained outputs of the test points."""
+
+    def seed(self, purpose: str) -> int:
+        """A seed derived for one purpose."""
+
+
+class DerivedKernel(Kernel):
+    """A kernel computed as a whole, from the gram of a ``base`` kernel or from products with the model's Hessian."""
+
+    kind = "derived"
+
+    @property
+    @abstractmethod
+    def base(self) -> str | None:
+        """The feature kernel whose gram and K(train, test) are needed at the same epoch; None: none is."""
+
+    @property
+    def has_diagonal(self) -> bool:
+        """Whether K_c(x_i, x_i) of all training samples can be computed."""
+        return self.base is not None
+
+    @abstractmethod
+    def columns(self, inputs: DerivedInputs, own_outputs: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
+        """K (N, C, M) float64 and the solver's certificate.
+
+        With ``own_outputs`` (N,) the training samples follow as N more points, each with that output: (N, C, M + N).
+        """
+
+    @abstractmethod
+    def diagonal(self, inputs: DerivedInputs, own_outputs: Tensor) -> Tensor:
+        """K_c(x_i, x_i) (N, C) float64 with the declared ``own_outputs`` (N,)."""
+
+    @abstractmethod
+    def peak_bytes(self, num_train: int, num_outputs: int, num_parameters: int, num_test: int, dense_bytes: int, *, diagonal: bool) -> int:
+        """Memory of :meth:`columns`; ``dense_bytes``: a block of whole Jacobians and the test points' gradients."""
+
+    @abstractmethod
+    def work(self, num_train: int, num_outputs: int, num_test: int) -> Work:
+        """Cost of :meth:`columns`."""
+
+    @abstractmethod
+    def summary(self) -> str:
+        """The settings in a few words, for the plan."""

@@ -1,0 +1,115 @@
+"""The influence kernel (Eq. 15): the NTK in the metric of the inverse damped curvature of the training loss."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from genrep_dist.core.kernels.base import DerivedInputs, DerivedKernel, Work
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BASES = {"ggn": "ntk", "last-layer": "last-layer"}
+"""Curvature -> the feature kernel from whose gram its dual system is built. The true Hessian has no dual system."""
+HESSIAN_PRODUCTS = 50
+"""Hessian-vector products of a solve, for estimates."""
+
+
+class InfluenceKernel(DerivedKernel):
+    """K = J (H + delta I)^-1 g with H the exact Gauss-Newton matrix, the last layer's alone, or the true Hessian."""
+
+    name = "influence"
+    formula = "df/dtheta(x_i)^T (H + delta I)^-1 df/dtheta(x)"
+    source = "influence function kernel, Koh and Liang 2017; Tsai et al. 2023, Eq. 15"
+    needs = ("gradients", "curvature")
+    settings = ("influence", "projection", "last_layer")
+
+    def __init__(self, influence: Any, projection: Any = None, last_layer: str | None = None) -> None:
+        del projection, last_layer  # of the base kernel; here they enter the content address only
+        self.options = influence
+
+    @classmethod
+    def supports(cls, checkpoint: str, *, needs_gram: bool) -> bool:
+        """Only the final parameters: H is the curvature at the minimum, and elsewhere it need not be positive semi-definite.
+
+        Solved importances would need a train-by-train gram of the influence kernel itself.
+        """
+        return checkpoint == "final" and not needs_gram
+
+    def key_settings(self) -> tuple[str, ...]:
+        return ("influence", *{"ggn": ("projection",), "last-layer": ("last_layer",)}.get(self.options.curvature, ()))
+
+    @property
+    def base(self) -> str | None:
+        return BASES.get(self.options.curvature)
+
+    def summary(self) -> str:
+        return f"curvature {self.options.curvature}, damping {self.options.damping:g}"
+
+    def columns(self, inputs: DerivedInputs, own_outputs: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
+        import torch
+
+        from genrep_dist.core.solvers.gauss_newton import influence_kernel
+
+        if self.base is None:
+            return self._true_hessian(inputs)
+        gram, columns = inputs.gram(self.base), inputs.cross(self.base)
+        if own_outputs is not None:
+            # The training samples as further test points: one factorisation serves both.
+            n, num_outputs = columns.shape[:2]
+            mirrored = gram[:, torch.arange(n) * num_outputs + own_outputs].reshape(n, num_outputs, n)
+            columns = torch.cat([columns.double(), mirrored], dim=2)
+        block, certificate = influence_kernel(gram, columns, self._curvature(inputs), **self._damping(inputs))
+        return block, asdict(certificate)
+
+    def diagonal(self, inputs: DerivedInputs, own_outputs: Tensor) -> Tensor:
+        from genrep_dist.core.self_influence import influence_diagonal
+
+        assert self.base is not None
+        return influence_diagonal(inputs.gram(self.base), self._curvature(inputs), own_outputs, **self._damping(inputs))
+
+    def peak_bytes(self, num_train: int, num_outputs: int, num_parameters: int, num_test: int, dense_bytes: int, *, diagonal: bool) -> int:
+        """Three float64 matrices of the gram's size for the dual system; for the true Hessian the columns of conjugate gradients."""
+        if self.base is None:
+            return 6 * 8 * num_parameters * num_test + 2 * dense_bytes
+        rows = num_train * num_outputs
+        return 3 * 8 * rows**2 + 8 * 8 * rows * (num_train if diagonal else 0)
+
+    def work(self, num_train: int, num_outputs: int, num_test: int) -> Work:
+        """One Cholesky factorisation, or some Hessian-vector products for each test point."""
+        if self.base is not None:
+            return Work(multiply_adds=2 * (num_train * num_outputs) ** 3 / 3)
+        return Work(gradient_rows=HESSIAN_PRODUCTS * num_test * 3 * num_train)
+
+    def _curvature(self, inputs: DerivedInputs) -> Tensor:
+        """The loss's second derivative (N, C, C) at the training outputs."""
+        return inputs.loss.second_derivative(inputs.outputs(), inputs.targets.cpu())
+
+    def _damping(self, inputs: DerivedInputs) -> dict[str, Any]:
+        assert self.base is not None
+        relative = self.options.damping_unit == "mean-eigenvalue"
+        return {"damping": self.options.damping, "relative": relative, "num_parameters": inputs.num_parameters(self.base)}
+
+    def _true_hessian(self, inputs: DerivedInputs) -> tuple[Tensor, dict[str, Any]]:
+        """By products with the Hessian of the mean training loss: one linear system for each test point."""
+        import torch
+
+        from genrep_dist.core.solvers.hessian import hessian_product, influence_block
+        from genrep_dist.core.solvers.hessian_solvers import conjugate_gradients, declare_damping, lissa
+
+        options = self.options
+        # A product works on pairs of a row and a column; as many fit as rows of a block of gradients.
+        product = hessian_product(inputs.model(), inputs.loss, inputs.train_inputs, inputs.targets, batch_size=inputs.block_rows)
+        right = inputs.test_gradients().T.double()
+        relative = options.damping_unit == "mean-eigenvalue"
+        damping = declare_damping(product, len(right), damping=options.damping, relative=relative, seed=inputs.seed("trace"))
+        common = {"damping": damping.delta, "tolerance": options.tolerance, "allow_unconverged": options.allow_unconverged}
+        if options.solver == "cg":
+            solution, certificate = conjugate_gradients(product, right, max_iterations=options.max_iterations, **common)
+        else:
+            seed = inputs.seed("power iteration")
+            solution, certificate = lissa(product, right, scale=options.scale, depth=options.max_iterations, seed=seed, **common)
+        rows = range(0, len(inputs.targets), inputs.block_rows)
+        blocks = [influence_block(inputs.train_gradients(start, start + inputs.block_rows), solution) for start in rows]
+        return torch.cat(blocks), {**asdict(damping), **asdict(certificate)}

@@ -1,0 +1,110 @@
+"""The neural tangent kernel: inner products of gradients with respect to all trained parameters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from genrep_dist.core.kernels.base import FeatureKernel, KernelSizes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from genrep_dist.core.gradients.factored import FeatureRows
+    from genrep_dist.core.gradients.projection import Projection
+    from genrep_dist.core.kernels.base import Rows
+
+MEASURED_ROWS = 2
+"""Rows on which layers are inspected; stored bytes are measured on all rows that are given."""
+PROJECTION_DEVIATIONS = 6
+"""Standard deviations within which every one of a few thousand million projected products lies."""
+
+
+class NeuralTangentKernel(FeatureKernel):
+    """K[b, c, m] = <df_c(x_b)/dtheta, df_{c_m}(x_m)/dtheta> (Eq. 13), from factored gradients or random projections of them."""
+
+    name = "ntk"
+    formula = "<df/dtheta(x_i), df/dtheta(x)>"
+    source = "neural tangent kernel, Jacot et al. 2018; Tsai et al. 2023, Eq. 13"
+    needs = ("gradients",)
+    settings = ("projection",)
+    factored = True
+
+    def __init__(self, projection: Any = None) -> None:
+        self.projection = projection
+
+    def notes(self) -> list[str]:
+        if self.projection is None:
+            return []
+        return [
+            f"Features of the NTK are projected to {self.projection.dim:,} random numbers ({self.projection.kind}, seed "
+            f"{self.projection.seed}): kernel values are off by about {self.projection.dim**-0.5:.2g} of |g_i| |g_j|, and so is all that "
+            "is computed from them."
+        ]
+
+    def sizes(self, model: nn.Module, inputs: Tensor) -> KernelSizes:
+        from genrep_dist.core.gradients.inspection import layout_of, sizes_of, slow_layers
+
+        layout = layout_of(model, inputs[:MEASURED_ROWS])
+        sizes = sizes_of(layout)
+        held, stored, products = sizes.held, 0, sizes.products
+        if self.projection is not None:
+            kept = layout.num_outputs * self.projection.dim
+            held, stored, products = held + kept, 4 * kept, layout.num_outputs * kept
+        return KernelSizes(
+            gram_rows=layout.num_outputs,
+            held=held,
+            expanded=sizes.spelled,
+            products=products,
+            stored_bytes=stored,
+            factored=True,
+            slow_layers=tuple(slow_layers(layout)),
+        )
+
+    def num_parameters(self, model: nn.Module, inputs: Tensor) -> int:
+        del inputs
+        return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    def features(self, model: nn.Module, inputs: Tensor, outputs: Tensor | None = None) -> FeatureRows:
+        import torch
+
+        from genrep_dist.core.gradients.hooks import feature_rows
+
+        rows = feature_rows(model, inputs, outputs).to(torch.float32)
+        return rows if self.projection is None else self._projection().of(rows)
+
+    def rows_per_pass(self, model: nn.Module, inputs: Tensor) -> int | None:
+        from genrep_dist.core.gradients.inspection import layout_of
+
+        return layout_of(model, inputs[:MEASURED_ROWS]).rows_of_a_pass
+
+    def block(self, train: Rows, test: Any, outputs: Tensor, num_outputs: int) -> Tensor:
+        del outputs  # the test features are of the declared outputs already
+        products: Tensor = test.inner(train)
+        return products.T.reshape(len(train), num_outputs, -1)
+
+    def diagonal(self, rows: Rows, outputs: Tensor, num_outputs: int) -> Tensor:
+        del num_outputs
+        return rows.self_product(outputs)  # type: ignore[union-attr]
+
+    def reference(self, model: nn.Module, train: Tensor, test: Tensor, outputs: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
+        import torch
+
+        from genrep_dist.core.gradients.reference import one_by_one
+        from genrep_dist.core.kernels.blocks import ntk_block
+
+        del num_outputs
+        jacobians = torch.stack([one_by_one(model, sample) for sample in train]).double()
+        gradients = torch.stack([one_by_one(model, x, c) for x, c in zip(test, outputs.tolist(), strict=True)]).double()
+        return ntk_block(jacobians, gradients).cpu(), (jacobians.norm(dim=2)[:, :, None] * gradients.norm(dim=1)).cpu()
+
+    def tolerance(self) -> tuple[float, str] | None:
+        if self.projection is None:
+            return None
+        deviation = self._projection().error
+        reason = f"{PROJECTION_DEVIATIONS} standard deviations of a projection to {self.projection.dim:,} numbers, {deviation:.2g}"
+        return PROJECTION_DEVIATIONS * deviation, reason
+
+    def _projection(self) -> Projection:
+        from genrep_dist.core.gradients.projection import Projection
+
+        return Projection(self.projection.dim, self.projection.kind, self.projection.seed)

@@ -1,0 +1,85 @@
+"""The arrays of a run: scores, importances, kernels, checkpoints, and the solvers' certificates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from genrep_dist.config.keys import checkpoint_epoch
+from genrep_dist.core.importances import IMPORTANCES
+from genrep_dist.core.methods import Method
+from genrep_dist.errors import MethodError
+from genrep_dist.results.base import Array, OpenedRun
+from genrep_dist.workflow.checkpoints import unpack_state
+from genrep_dist.workflow.importances import alpha
+
+
+class Arrays(OpenedRun):
+    """Reading an array before it is computed raises NotCommittedError."""
+
+    def attributions(self, method: str, seed: int) -> Array:
+        """Phi (N, M) float64; positive: the training sample raises the test point's logit."""
+        self._check_seed(seed)
+        if method not in self.plan.experiment.methods:
+            raise MethodError("not a method of this run", where=self.name, expected=", ".join(self.plan.experiment.methods), got=method)
+        return self.store.artifact("attribution", self.plan.keys.attribution(seed, self.plan.experiment.method(method))).read("phi")
+
+    def importance(self, name: str, seed: int) -> Array:
+        """Alpha (N,), or (N, C) for several outputs: 'target', 'tracking', or one that is solved for on a kernel, 'ntk-final/surrogate'.
+
+        The bare name of a solved one, such as 'surrogate', is understood where the run has only one.
+        """
+        self._check_seed(seed)
+        kernel, epoch, importance = "", self.plan.keys.epochs, name
+        if name not in IMPORTANCES or IMPORTANCES.get(name).kind == "solved":
+            method = self.plan.experiment.method(name) if "/" in name else self._only_method(name)
+            kernel, epoch, importance = method.kernel, self.plan.keys.method_epochs(method)[0], method.importance
+        return _squeeze(alpha(self.context, importance, seed, kernel, epoch).numpy())
+
+    def kernel(self, kernel: str, checkpoint: str | int, seed: int) -> Array:
+        """K (N, M), or (N, C, M) for several outputs, at a checkpoint."""
+        self._check_seed(seed)
+        epoch = checkpoint_epoch(checkpoint, self.plan.keys.epochs)
+        return _squeeze(self.store.artifact("kernel", self.plan.keys.kernel(seed, kernel, epoch)).read("kernel"))
+
+    def checkpoint(self, seed: int, which: str | int) -> dict[str, Tensor]:
+        """The state dictionary at 'initial', 'middle', 'final' or an epoch number that was kept."""
+        self._check_seed(seed)
+        artifact = self.store.artifact("train", self.plan.keys.train(seed))
+        return unpack_state(artifact, checkpoint_epoch(which, self.plan.keys.epochs))
+
+    def certificates(self) -> list[dict[str, Any]]:
+        """What the solvers proved of each solved importance and derived kernel: seed, kernel, epoch, residual, and their own numbers."""
+        keys, needs = self.plan.keys, self.plan.needs
+        found = []
+        for seed in self.plan.experiment.seeds:
+            for importance, kernel, epoch in needs.solved:
+                certificate = self.store.artifact(importance, keys.solved(importance, seed, kernel, epoch)).manifest()["certificate"]
+                place = {"seed": seed, "importance": importance, "kernel": kernel, "epoch": epoch}
+                found.append({**place, **certificate, "efficiency_gap_test": self._efficiency_gap_test(seed, importance, kernel, epoch)})
+        for seed in self.plan.experiment.seeds:
+            for kernel, epoch in needs.derived:
+                certificate = self.store.artifact("kernel", keys.kernel(seed, kernel, epoch)).manifest()["certificate"]
+                found.append({"seed": seed, "importance": "", "kernel": kernel, "epoch": epoch, **certificate})
+        return found
+
+    def _efficiency_gap_test(self, seed: int, importance: str, kernel: str, epoch: int) -> float | None:
+        """Max |f - sum phi| over the seed's test points, of the method that uses these importances."""
+        for method in self.plan.experiment.parsed_methods:
+            if (method.importance, method.kernel) == (importance, kernel) and epoch in self.plan.keys.method_epochs(method):
+                manifest = self.store.artifact("attribution", self.plan.keys.attribution(seed, method)).manifest()
+                return float(manifest["efficiency_gap_test"])
+        return None
+
+    def _only_method(self, importance: str) -> Method:
+        found = [method for method in self.plan.experiment.parsed_methods if method.importance == importance]
+        if len(found) != 1:
+            names = ", ".join(method.name for method in found) or "none in this run"
+            raise MethodError(f"which {importance}?", where=self.name, expected=f"one of {names}", got=importance)
+        return found[0]
+
+
+def _squeeze(values: Array) -> Array:
+    """Without the axis of outputs where there is only one."""
+    return values.squeeze(1) if values.shape[1] == 1 else values

@@ -1,0 +1,95 @@
+"""A run's results, read from the store alone: what a user's script, notebook or another tool works with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from genrep_dist.core.losses import Loss
+from genrep_dist.errors import MethodError, NonFiniteError
+from genrep_dist.problems.protocol import Dataset
+from genrep_dist.results.arrays import Arrays
+from genrep_dist.results.base import Array
+from genrep_dist.results.tables import Tables
+from genrep_dist.store import Store
+from genrep_dist.workflow.explain import explain, other_points
+
+
+@dataclass(frozen=True)
+class SeedProblem:
+    """A problem exactly as one seed used it: the trained model and its data."""
+
+    model: nn.Module
+    loss: Loss
+    train: Dataset
+    test: Dataset
+
+
+class Run(Tables, Arrays):
+    """One experiment in one store. Reading something that is not finished raises NotCommittedError."""
+
+    def problem(self, seed: int) -> SeedProblem:
+        """The trained model in evaluation mode, the loss, and the data as that seed used them."""
+        self._check_seed(seed)
+        model = self.context.fresh_model()
+        model.load_state_dict(self.checkpoint(seed, "final"))
+        return SeedProblem(model.eval(), self.context.loss, self.train, self.test)
+
+    def explain(self, method: str, seed: int, *, inputs: Array | Tensor | None = None, test_ids: Sequence[int] | None = None) -> Array:
+        """Phi (N, M) float64 for other points, without retraining: ``inputs`` (M, ...) of any origin, or samples of the test set by id.
+
+        Any method that the run has, or whose importances it has solved for: every `.../target` and `.../tracking` of the checkpoints
+        that were kept. Random scores are drawn by a test point's id and so need ``test_ids``. Loads the problem's own code.
+
+        Raises MethodError for external scores, for a missing id and for inputs of another form, NonFiniteError for NaN or
+        Inf in them, NotCommittedError for what the run has not kept.
+        """
+        self._check_seed(seed)
+        parsed = self.plan.experiment.method(method)
+        if parsed.is_external or (parsed.is_random and test_ids is None):
+            raise MethodError(
+                "this method has scores for the test points of the run only",
+                where=method,
+                expected="a method with a formula" + ("; for random scores test_ids" if parsed.is_random else ""),
+                got="external scores" if parsed.is_external else "inputs without ids",
+            )
+        chosen, ids = self._points(inputs, test_ids)
+        points = other_points(self.context, seed, chosen, ids)
+        return explain(self.plan, self.context, parsed, seed, points).cpu().numpy()
+
+    def _points(self, inputs: Array | Tensor | None, test_ids: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+        """Inputs (M, ...) and ids (M,) of the points to be explained, checked."""
+        if (inputs is None) == (test_ids is None):
+            raise MethodError(
+                "which points?", where=self.name, expected="inputs or test_ids", got="both" if inputs is not None else "neither"
+            )
+        known = self.test
+        if test_ids is not None:
+            rows = {sample: row for row, sample in enumerate(known.ids.tolist())}
+            unknown = [sample for sample in test_ids if sample not in rows]
+            if unknown or not len(test_ids):
+                ids = f"ids of the test set, such as {known.ids[:3].tolist()}"
+                raise MethodError("no such test samples", where=self.name, expected=ids, got=str(unknown[:5]))
+            chosen = torch.tensor([rows[sample] for sample in test_ids])
+            return known.inputs[chosen], known.ids[chosen]
+        given = torch.as_tensor(inputs)
+        form = known.inputs
+        if given.shape[1:] != form.shape[1:] or not len(given) or given.is_floating_point() != form.is_floating_point():
+            raise MethodError(
+                "these inputs are not of the form of the problem's",
+                where=self.name,
+                expected=f"{form.dtype} (M, {', '.join(map(str, form.shape[1:]))})",
+                got=f"{given.dtype} {tuple(given.shape)}",
+            )
+        bad = (~torch.isfinite(given.reshape(len(given), -1)).all(dim=1)).nonzero().flatten().tolist()
+        if bad:
+            raise NonFiniteError("NaN or Inf in the inputs", where=f"rows {bad[:5]}", expected="finite numbers", got=f"{len(bad)} bad rows")
+        return given.to(form.dtype), torch.arange(len(given))
+
+
+def open_run(store: str | Store, name: str) -> Run:
+    """Open the experiment ``name`` of a store, finished or not. StoreError when the store does not know it."""
+    return Run(store if isinstance(store, Store) else Store(store), name)

@@ -1,0 +1,95 @@
+"""The tables of a run: published ones, and what can be computed from the ledger."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import polars as pl
+
+from genrep_dist.errors import NotCommittedError
+from genrep_dist.evaluation.results import Judged
+from genrep_dist.results.base import OpenedRun
+from genrep_dist.store.tables import scan_frame
+from genrep_dist.workflow.costs import method_costs, model_costs
+from genrep_dist.workflow.evaluate import judge
+from genrep_dist.workflow.requests import read_asked
+
+
+class Tables(OpenedRun):
+    """Reading a table before the run is finished raises NotCommittedError."""
+
+    def summary(self) -> pl.DataFrame:
+        """One row a method: AUC-DEL with its intervals."""
+        return self._published("summary").collect()
+
+    def deletion(self) -> pl.LazyFrame:
+        """One row a (seed, method, test point, sign, fraction)."""
+        return self._published("deletion")
+
+    def metrics(self) -> pl.DataFrame:
+        """One row a (metric, method): mean, pooled, clustered and (where points are shared by all seeds) two-way 95% intervals."""
+        return self._published("metrics").collect()
+
+    def points(self) -> pl.LazyFrame:
+        """One row a (metric, method, seed, test point): what every mean and interval is computed from."""
+        return self._published("points")
+
+    def comparisons(self) -> pl.DataFrame:
+        """One row a (metric, method, baseline): paired difference, its interval, p-value and Holm's correction."""
+        return self._published("comparisons").collect()
+
+    def ranks(self) -> pl.DataFrame:
+        """One row a (metric, method, other): in which share of bootstrap draws the method is better."""
+        return self._published("ranks").collect()
+
+    def judged(self) -> Judged:
+        """All published tables of the evaluation: points, metrics, comparisons, ranks, ceilings, costs and the metrics' own."""
+        self._published("metrics")  # raises when nothing is published
+        folder = f"results/{self.name}"
+        names = [field.name for field in fields(Judged) if self.store.objects.exists(f"{folder}/{field.name}.parquet")]
+        return Judged(**{name: scan_frame(self.store.objects, f"{folder}/{name}.parquet").collect() for name in names})
+
+    def judge(self) -> tuple[pl.DataFrame, Judged]:
+        """The deletion table and the other tables of the evaluation, computed again from the ledger."""
+        return judge(self.plan, self.store, self._requests(), lambda: self.context, self.flipped_ids())
+
+    def training(self) -> pl.DataFrame:
+        """One row a seed: final training loss and test accuracy of the original model."""
+        manifests = [self.store.artifact("train", self.plan.keys.train(seed)).manifest() for seed in self.plan.experiment.seeds]
+        rows = [(m["seed"], m["train_loss"], m["test_accuracy"]) for m in manifests]
+        return pl.DataFrame(rows, schema={"seed": pl.Int64, "train_loss": pl.Float64, "test_accuracy": pl.Float64}, orient="row")
+
+    def costs(self) -> dict[str, float]:
+        """Models ``asked`` for, distinct retrainings (``unique``) behind them, ``originals``; one worker's training ``seconds``."""
+        return model_costs(self._requests(), self._ledger())
+
+    def costs_by_method(self) -> pl.DataFrame:
+        """One row a method: the retrainings that it requested, and one worker's seconds for them and for its scores."""
+        return method_costs(self.plan, self.store, self._requests(), self._ledger())
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What was proved when the run was published: question, counts, tracking link, files; None while it is not finished."""
+        path = f"results/{self.name}/manifest.json"
+        if not self.store.objects.exists(path):
+            return None
+        manifest: dict[str, Any] = self.store.objects.get_json(path)
+        return manifest if manifest["question"] == self.plan.keys.question else None
+
+    def _published(self, table: str) -> pl.LazyFrame:
+        """A published table; one of another question under the same name is not this run's."""
+        if self.manifest() is None:
+            raise NotCommittedError(
+                "this run is not finished",
+                where=f"{self.store.uri}/results/{self.name}",
+                expected="published results of this experiment",
+                got="none",
+                remedy="run the experiment again: only what is missing is computed",
+            )
+        return scan_frame(self.store.objects, f"results/{self.name}/{table}.parquet")
+
+    def _requests(self) -> pl.DataFrame:
+        return read_asked(self.plan, self.store).collect()
+
+    def _ledger(self) -> pl.LazyFrame:
+        return self.store.ledger(self.plan.keys.training).scan()

@@ -1,0 +1,74 @@
+"""How training rows are cut into blocks of features and tiles of a gram, and the memory that they take at work."""
+
+from __future__ import annotations
+
+from genrep_dist.core.kernels.base import KernelSizes
+from genrep_dist.errors import PlanError
+from genrep_dist.plan import FLOAT_BYTES, MAX_BLOCK_ROWS, Plan
+
+SHARD_BYTES = 64 * 2**20
+"""No shard of features is larger: a unit of work that is lost costs seconds."""
+TILES_HELD = 6
+"""Tiles of a gram that fit half the budget. Three are held at once (the sum, its encoded file, what is read back); the rest is for
+the store's upload buffers, for what the allocator keeps, and for a process whose libraries and data take more than the other half."""
+PANEL = 2
+"""Left blocks of features that a tile of the gram keeps, ready to be multiplied, while the right ones are read one after the other."""
+BLOCKS_HELD = PANEL + 3
+"""Blocks of features that a tile has in memory at once: the panel, a right block, the one that is being read, and what reading takes."""
+
+
+def numbers_at_work(sizes: KernelSizes) -> int:
+    """Numbers that one row of a block takes at work: BLOCKS_HELD blocks. Of factors, a panel is held twice while its blocks are joined,
+    and what a panel and the right block are expanded to comes on top.
+    """
+    if sizes.factored:
+        return (BLOCKS_HELD + PANEL) * sizes.held + (PANEL + 1) * sizes.expanded
+    return BLOCKS_HELD * sizes.held
+
+
+def block_bytes(plan: Plan, kernel: str) -> int:
+    """Memory of a block of features at work, and of the prepared test points."""
+    sizes = plan.shape.kernels[kernel]
+    prepared = sizes.held + sizes.expanded
+    return FLOAT_BYTES * (numbers_at_work(sizes) * plan.block_rows[kernel] + prepared * plan.experiment.num_test_points)
+
+
+def tile_bytes(plan: Plan, kernel: str) -> int:
+    """Memory of one tile of the gram and of the blocks of features that are multiplied for it."""
+    sizes = plan.shape.kernels[kernel]
+    edge = min(plan.gram_tiles[kernel], plan.shape.num_train) * sizes.gram_rows
+    return TILES_HELD * FLOAT_BYTES * edge * edge + FLOAT_BYTES * plan.block_rows[kernel] * numbers_at_work(sizes)
+
+
+def block_rows(kernel: str, sizes: KernelSizes, num_train: int, budget_bytes: int, num_test: int) -> int:
+    """Training rows in one block of features: the block at work and the test rows fit half the budget. PlanError if one row does not."""
+    row_bytes, test_bytes = FLOAT_BYTES * numbers_at_work(sizes), FLOAT_BYTES * (sizes.held + sizes.expanded)
+    room = budget_bytes // 2 - num_test * test_bytes
+    if room < row_bytes:
+        raise PlanError(
+            "the memory budget is too small for one training sample's features",
+            where=f"resources.memory_budget, kernel {kernel}",
+            expected=f"at least {2 * (row_bytes + num_test * test_bytes):,} bytes (a row of {row_bytes:,} bytes and "
+            f"{num_test} test rows of {test_bytes:,} bytes in half of it)",
+            got=f"{budget_bytes:,} bytes",
+            remedy="raise resources.memory_budget, or explain fewer test points at once",
+        )
+    # No more of a sample is ever stored than its factors as they are.
+    return max(1, min(room // row_bytes, SHARD_BYTES // (FLOAT_BYTES * sizes.held), MAX_BLOCK_ROWS, num_train))
+
+
+def gram_tile_rows(kernel: str, sizes: KernelSizes, num_train: int, budget_bytes: int, rows_of_block: int) -> int:
+    """Training rows along a tile's edge, a whole number of blocks: TILES_HELD tiles fit half the budget. PlanError if none does."""
+    per_row = sizes.gram_rows
+    edge = int((budget_bytes / 2 / (TILES_HELD * FLOAT_BYTES)) ** 0.5) // per_row
+    if edge < 1:
+        raise PlanError(
+            "the memory budget is too small for one tile of the gram",
+            where=f"resources.memory_budget, kernel {kernel}",
+            expected=f"at least {2 * TILES_HELD * FLOAT_BYTES * per_row * per_row:,} bytes",
+            got=f"{budget_bytes:,} bytes",
+            remedy="raise resources.memory_budget",
+        )
+    if edge >= num_train:
+        return num_train
+    return edge // rows_of_block * rows_of_block if edge >= rows_of_block else edge

@@ -1,0 +1,166 @@
+"""Stage influence: kernels that are derived from another kernel's gram or from the Hessian, as the influence kernel is (Eq. 15)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from genrep_dist.core.kernels.base import DerivedKernel
+from genrep_dist.core.self_influence import own_outputs
+from genrep_dist.plan import FLOAT_BYTES, Plan, StagePlan, derived_kernel
+from genrep_dist.seeds import derive_seed
+from genrep_dist.units import Unit
+from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
+from genrep_dist.workflow.context import TestPoints, WorkerContext, label_loss, to_numpy
+from genrep_dist.workflow.features import feature_kernel, point_gradients, train_jacobians
+from genrep_dist.workflow.gram import Gram
+
+
+@dataclass(frozen=True)
+class DerivedUnit(Unit):
+    """A derived kernel K(train, test) of one seed; ``block``: training rows whose whole Jacobians may be held."""
+
+    kernel: str
+    epoch: int
+    block: int
+    stage: ClassVar[str] = "influence"
+
+    @property
+    def label(self) -> str:
+        return f"{self.kernel} kernel seed={self.seed} epoch={self.epoch}"
+
+
+class DerivedStage(Stage[DerivedUnit]):
+    name = "influence"
+
+    def artifacts(self, plan: Plan) -> Iterator[ArtifactSpec]:
+        for seed in plan.experiment.seeds:
+            for kernel, epoch in plan.needs.derived:
+                unit = DerivedUnit(seed, kernel, epoch, plan.dense_rows)
+                yield ArtifactSpec("kernel", plan.keys.kernel(seed, kernel, epoch), seed, (unit,))
+
+    def run(self, unit: DerivedUnit, context: WorkerContext) -> dict[str, float]:
+        """Compute K (N, C, M) with all test points of the seed and write it with its certificate. ConvergenceError otherwise."""
+        kernel, points = _kernel(context, unit.kernel), context.test_points(unit.seed)
+        inputs = Inputs(context, unit.seed, unit.epoch, unit.block, points)
+        own = _own_outputs(context) if kernel.has_diagonal else None
+        block, certificate = kernel.columns(inputs, own)
+        if own is not None:
+            # Before the kernel is committed: a kernel that is there then has its diagonal.
+            samples = torch.arange(len(own))
+            write_diagonal(context, unit.seed, unit.kernel, unit.epoch, block[samples, :, len(points) + samples])
+            block = block[:, :, : len(points)].contiguous()
+        artifact = context.store.artifact("kernel", context.keys.kernel(unit.seed, unit.kernel, unit.epoch))
+        artifact.write("kernel", to_numpy(block.float()), ("train", "output", "test"))
+        about = {"seed": unit.seed, "kernel": unit.kernel, "epoch": unit.epoch, "settings": kernel.summary()}
+        artifact.commit({**about, "certificate": certificate, "seconds": context.elapsed()})
+        return {"residual": float(certificate["residual"])}
+
+    def sample_axes(self, kind: str) -> dict[str, SampleAxis]:
+        del kind
+        return {"kernel": ("train", 0)}
+
+    def plan(self, plan: Plan) -> StagePlan | None:
+        derived, seeds = plan.needs.derived, len(plan.experiment.seeds)
+        if not derived:
+            return None
+        written = len(derived) * FLOAT_BYTES * plan.shape.num_train * plan.shape.num_outputs * plan.experiment.num_test_points
+        what = "; ".join(f"{name} kernel, {_planned(plan, name).summary()}" for name in sorted({name for name, _ in derived}))
+        peak = max(peak_bytes(plan, name) for name, _ in derived)
+        return StagePlan(self.name, what, seeds * len(derived), seeds * written, peak)
+
+    def seconds(self, plan: Plan, rates: Rates) -> float:
+        shape, points = plan.shape, plan.experiment.num_test_points
+        works = [_planned(plan, name).work(shape.num_train, shape.num_outputs, points) for name, _ in plan.needs.derived]
+        each = [w.multiply_adds / rates.multiply_adds_per_second + w.gradient_rows / rates.gradient_rows_per_second for w in works]
+        return len(plan.experiment.seeds) * sum(each)
+
+
+class Inputs:
+    """:class:`~genrep_dist.core.kernels.base.DerivedInputs` from a worker's context.
+
+    ``cross_block(kernel)`` replaces the stored K(train, test), for points that the run did not explain.
+    """
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        seed: int,
+        epoch: int,
+        block_rows: int,
+        points: TestPoints,
+        cross_block: Callable[[str], Tensor] | None = None,
+    ) -> None:
+        self._context, self._seed, self._epoch, self._points, self._cross_block = context, seed, epoch, points, cross_block
+        self.loss, self.block_rows = context.loss, block_rows
+        self.train_inputs, self.targets = context.train.inputs, context.train.targets
+
+    def model(self) -> nn.Module:
+        return self._context.model(self._seed, self._epoch)
+
+    def gram(self, kernel: str) -> Tensor:
+        # The whole matrix at once: a factorisation needs it. The plan counts its bytes.
+        artifact = self._context.store.artifact("gram", self._context.keys.gram(self._seed, kernel, self._epoch))
+        gram = torch.from_numpy(Gram(artifact, 1).dense()).double()
+        repeats = len(self.targets) * self._context.num_outputs(self._seed) // len(gram)
+        return gram if repeats == 1 else torch.kron(gram, torch.eye(repeats, dtype=gram.dtype))
+
+    def cross(self, kernel: str) -> Tensor:
+        if self._cross_block is not None:
+            return self._cross_block(kernel)
+        artifact = self._context.store.artifact("kernel", self._context.keys.kernel(self._seed, kernel, self._epoch))
+        return torch.from_numpy(artifact.read("kernel"))
+
+    def outputs(self) -> Tensor:
+        return self._context.train_outputs(self._seed, self._epoch).double()
+
+    def num_parameters(self, kernel: str) -> int:
+        return feature_kernel(self._context, kernel).num_parameters(self._context.fresh_model().eval(), self.train_inputs[:2].cpu())
+
+    def train_gradients(self, start: int, stop: int) -> Tensor:
+        return train_jacobians(self._context, self._seed, self._epoch, start, stop)
+
+    def test_gradients(self) -> Tensor:
+        return point_gradients(self._context, self._seed, self._epoch, self._points)
+
+    def seed(self, purpose: str) -> int:
+        return derive_seed(self._seed, purpose)
+
+
+def peak_bytes(plan: Plan, name: str) -> int:
+    """Memory of computing a derived kernel."""
+    shape, points = plan.shape, plan.experiment.num_test_points
+    dense = FLOAT_BYTES * shape.jacobian_numbers * (3 * plan.dense_rows + points)
+    diagonal = any(kernel == name for kernel, _ in plan.needs.diagonals)
+    kernel = _planned(plan, name)
+    return kernel.peak_bytes(shape.num_train, shape.num_outputs, shape.num_parameters, points, dense, diagonal=diagonal)
+
+
+def write_diagonal(context: WorkerContext, seed: int, kernel: str, epoch: int, diagonal: Tensor) -> None:
+    """Write K_c(x_i, x_i) (N, C) of a kernel as float64."""
+    artifact = context.store.artifact("diagonal", context.keys.diagonal(seed, kernel, epoch))
+    artifact.write("diagonal", to_numpy(diagonal.double()), ("train", "output"))
+    artifact.commit({"seed": seed, "kernel": kernel, "epoch": epoch, "seconds": context.elapsed()})
+
+
+def _own_outputs(context: WorkerContext) -> Tensor | None:
+    """The output (N,) of each sample's own label where the experiment asks for self-influence; else None."""
+    if context.experiment.problem.flip_labels is None:
+        return None
+    return own_outputs(context.train.targets.cpu(), label_loss(context.loss))[0]
+
+
+def _kernel(context: WorkerContext, name: str) -> DerivedKernel:
+    kernel = context.kernel(name)
+    assert isinstance(kernel, DerivedKernel)
+    return kernel
+
+
+def _planned(plan: Plan, name: str) -> DerivedKernel:
+    kernel = derived_kernel(plan.experiment, name)
+    assert kernel is not None
+    return kernel

@@ -1,0 +1,99 @@
+"""Features of training rows and of test points on a worker: computed or read, and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genrep_dist.core.gradients.dense import per_sample_gradients
+from genrep_dist.core.gradients.factored import FeatureRows
+from genrep_dist.core.kernels.base import FeatureKernel, PairwiseKernel
+from genrep_dist.errors import NonFiniteError, ProblemError
+from genrep_dist.store.features import RowsReader
+from genrep_dist.workflow.context import TestPoints, WorkerContext
+
+Rows = Tensor | FeatureRows
+
+
+def feature_kernel(context: WorkerContext, name: str) -> FeatureKernel:
+    kernel = context.kernel(name)
+    assert isinstance(kernel, FeatureKernel)
+    return kernel
+
+
+def train_features(context: WorkerContext, kernel: str, seed: int, epoch: int, start: int, stop: int) -> Rows:
+    """Features of training rows of a feature kernel. NonFiniteError names sample ids."""
+    rows = feature_kernel(context, kernel).features(context.model(seed, epoch), context.train.inputs[start:stop])
+    refuse_non_finite(rows, context.train.ids[start:stop], f"{kernel} features, seed {seed}, epoch {epoch}")
+    return rows
+
+
+def point_features(context: WorkerContext, kernel: str, seed: int, epoch: int, points: TestPoints) -> Any:
+    """Features of the explained outputs of test points, prepared for products with many blocks of training features."""
+
+    def make() -> Any:
+        rows = feature_kernel(context, kernel).features(context.model(seed, epoch), points.inputs, points.outputs)
+        refuse_non_finite(rows, points.ids, f"{kernel} features of test points, seed {seed}, epoch {epoch}")
+        return rows.prepared() if isinstance(rows, FeatureRows) else rows
+
+    # The points stay alive beside their features, so no other points can have the same id meanwhile.
+    return context.recent.get(("point features", kernel, seed, epoch, id(points)), lambda: (points, make()))[1]
+
+
+def train_jacobians(context: WorkerContext, seed: int, epoch: int, start: int, stop: int) -> Tensor:
+    """Whole Jacobians (rows, C, P) of training rows."""
+    rows = per_sample_gradients(context.model(seed, epoch), context.train.inputs[start:stop])
+    refuse_non_finite(rows, context.train.ids[start:stop], f"gradients, seed {seed}, epoch {epoch}")
+    return rows
+
+
+def point_gradients(context: WorkerContext, seed: int, epoch: int, points: TestPoints) -> Tensor:
+    """Whole gradients (M, P) of the explained outputs of test points."""
+    rows = per_sample_gradients(context.model(seed, epoch), points.inputs, points.outputs)
+    refuse_non_finite(rows, points.ids, f"gradients of test points, seed {seed}, epoch {epoch}")
+    return rows
+
+
+def pairwise_block(context: WorkerContext, kernel: str, seed: int, epoch: int, left: Tensor, right: Tensor) -> Tensor:
+    """K (A, B) of a pairwise kernel, checked: shape, floating point, finite."""
+    where = f"kernel {kernel}, seed {seed}, epoch {epoch}"
+    computed = context.kernel(kernel)
+    assert isinstance(computed, PairwiseKernel)
+    with torch.no_grad():
+        block: Any = computed.pairs(context.model(seed, epoch), left, right)
+    if not isinstance(block, Tensor) or block.shape != (len(left), len(right)) or not block.is_floating_point():
+        got = f"{block.dtype} {tuple(block.shape)}" if isinstance(block, Tensor) else type(block).__name__
+        expected = f"floating point ({len(left)}, {len(right)})"
+        raise ProblemError("a kernel returned something else", where=where, expected=expected, got=got)
+    if not bool(torch.isfinite(block).all()):
+        raise NonFiniteError("a kernel returned NaN or Inf", where=where, expected="finite numbers", got="NaN or Inf")
+    return block
+
+
+def features_reader(context: WorkerContext, kernel: str, seed: int, epoch: int, *, stored: bool) -> Callable[[int, int], Rows]:
+    """Features of training rows by (start, stop): read where they are stored, else computed."""
+    if not stored:
+        return lambda start, stop: train_features(context, kernel, seed, epoch, start, stop)
+    artifact = context.store.artifact("features", context.keys.features(seed, kernel, epoch))
+    if feature_kernel(context, kernel).factored:
+        factored = RowsReader(artifact)
+        return lambda start, stop: factored.read(start, stop).to(torch.float32, context.device)
+    dense = artifact.reader("features")
+    return lambda start, stop: torch.from_numpy(dense.read(slice(start, stop))).to(context.device)
+
+
+def refuse_non_finite(rows: Rows, ids: Tensor, where: str) -> None:
+    """NonFiniteError that names the samples (B,) whose features hold NaN or Inf."""
+    finite = rows.finite() if isinstance(rows, FeatureRows) else torch.isfinite(rows.reshape(len(rows), -1)).all(dim=1)
+    if not bool(finite.all()):
+        bad = ids[~finite.to(ids.device)]
+        raise NonFiniteError(
+            "NaN or Inf in per-sample features",
+            where=f"{where}; sample ids {bad[:5].tolist()}",
+            expected="finite numbers",
+            got=f"{len(bad)} bad rows",
+            remedy="look at these samples and at the scale of the model's parameters",
+        )

@@ -1,0 +1,87 @@
+"""The record of a run in the store: what status, reports and readers know without loading the problem."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from genrep_dist.config import Experiment
+from genrep_dist.config.keys import Keys
+from genrep_dist.core.losses import get_loss
+from genrep_dist.errors import StoreError
+from genrep_dist.plan import Plan, Shape
+from genrep_dist.store import Store
+from genrep_dist.workflow.planning import make_plan
+from genrep_dist.workflow.prepare import PreparedExperiment
+
+RECORD_VERSION = 3
+
+
+def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None = None) -> None:
+    """Record what is being run, so that its state can be read from the store alone; ``choices``: how it was come by."""
+    plan, keys = prepared.plan, prepared.plan.keys
+    record = {
+        "schema_version": RECORD_VERSION,
+        "experiment": plan.experiment.resolved(),
+        "question": keys.question,
+        "data": keys.data,
+        "problem": keys.problem,
+        "recipe": keys.recipe,
+        "recipe_changes": keys.recipe_changes,
+        "shape": asdict(plan.shape),
+        "loss": get_loss(prepared.problem.loss).name,
+        "search_path": list(prepared.job.search_path),
+        "own_kernels": keys.own_kernels,
+        "external": keys.external,
+        "shared_points": keys.shared_points,
+        "flipped_ids": list(prepared.flipped),
+        "choices": dict(choices or {}),
+    }
+    prepared.store.objects.put_json(f"experiments/{plan.experiment.name}/record.json", record)
+
+
+def restore_record(store: Store, name: str, record: Mapping[str, Any]) -> None:
+    """Put back the record of a finished run, over which another experiment of the same name may have been begun."""
+    store.objects.put_json(f"experiments/{name}/record.json", dict(record))
+
+
+def read_record(store: Store, name: str) -> dict[str, Any]:
+    """The record of the experiment ``name``; StoreError lists those that the store knows."""
+    try:
+        record: dict[str, Any] = store.objects.get_json(f"experiments/{name}/record.json")
+    except FileNotFoundError:
+        known = sorted({path.split("/")[1] for path in store.objects.list("experiments")})
+        raise StoreError(
+            "this store knows no such experiment",
+            where=store.uri,
+            expected="one of " + (", ".join(known) or "(none)"),
+            got=name,
+            remedy="check --store, or run the experiment first",
+        ) from None
+    if record.get("schema_version") != RECORD_VERSION:
+        raise StoreError(
+            "this record was written by another version",
+            where=f"{store.uri}/experiments/{name}/record.json",
+            expected=f"schema_version {RECORD_VERSION}",
+            got=str(record.get("schema_version")),
+            remedy="run the experiment again with this version: what is still valid is not computed again",
+        )
+    return record
+
+
+def plan_of_record(record: dict[str, Any]) -> Plan:
+    """The plan that a record describes, without loading the problem."""
+    shape = Shape.from_record(record["shape"])
+    keys = Keys(
+        Experiment.model_validate(record["experiment"]),
+        record["data"],
+        record["problem"],
+        record["recipe"],
+        record["recipe_changes"],
+        shape.num_test,
+        record["own_kernels"],
+        {name: {int(seed): digest for seed, digest in by_seed.items()} for name, by_seed in record["external"].items()},
+        None if record["shared_points"] is None else tuple(record["shared_points"]),
+    )
+    return make_plan(keys, shape)
