@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | clean | venv.  Everything happens in .venv, which is built when it is missing or out of date.
+# make demo | test | lint | bench | clean | venv.  All commands use .venv, which is built if it is missing or out of date.
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,13 +16,13 @@ help:
 	@echo 'make demo    the demonstration: some 1,800 retrainings, a table, a report; minutes'
 	@echo 'make test    lint, then all tests, two files at a time; JOBS=4 for four'
 	@echo 'make lint    style, types, import rules, versions that fit together, spelling'
-	@echo 'make bench   what is measured: tests/benchmarks'
-	@echo 'make venv    only install, into $(VENV); PYTHON=python3.12 chooses the interpreter'
-	@echo 'make clean   remove $(VENV) and caches; results in store/ stay'
+	@echo 'make bench   run the benchmarks in tests/benchmarks'
+	@echo 'make venv    install into $(VENV) and nothing else; PYTHON=python3.12 selects the interpreter'
+	@echo 'make clean   remove $(VENV) and caches; keep the results in store/'
 
 venv: $(STAMP)
 
-# The stamp is written last: an installation that was interrupted is run again.
+# The stamp is written last, so that an interrupted installation is run again.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
 	  { echo 'Python 3.11, 3.12 or 3.13 is needed; choose one with: make PYTHON=python3.11'; exit 1; }

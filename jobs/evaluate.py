@@ -14,7 +14,7 @@ from genrep_dist.cli import main
 
 
 def arguments(given: list[str]) -> list[str]:
-    """What the command line calls `run`, attached to the running cluster."""
+    """Return the command line of `genrep run`, attached to the running cluster unless ``given`` says otherwise."""
     here = [] if {"--serial", "--address"} & set(given) else ["--address", "auto"]
     return ["genrep", "run", *given, *here]
 

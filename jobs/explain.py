@@ -1,4 +1,4 @@
-"""Attributions of a finished run's models for other test points; nothing is trained. Writes phi (N, M) and the ids of its rows, .npz.
+"""Compute attributions of a finished run's models for other test points, without training. Writes phi (N, M) and its row ids (.npz).
 
 ray job submit --working-dir . -- python jobs/explain.py demo ntk-final/tracking --store /shared/store --inputs new.npy --to /shared/phi.npz
 """
@@ -24,8 +24,8 @@ def main(given: list[str]) -> None:
     parser.add_argument("--store", default="store")
     parser.add_argument("--seed", type=int, default=0)
     points = parser.add_mutually_exclusive_group(required=True)
-    points.add_argument("--inputs", type=Path, help="a .npy file (M, ...) in the form of the problem's inputs")
-    points.add_argument("--test-ids", type=int, nargs="+", help="samples of the test set")
+    points.add_argument("--inputs", type=Path, help="a .npy file (M, ...) with inputs like the problem's")
+    points.add_argument("--test-ids", type=int, nargs="+", help="ids of samples of the test set")
     parser.add_argument("--to", type=Path, required=True)
     asked = parser.parse_args(given)
     inputs = None if asked.inputs is None else np.load(asked.inputs, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""Write the tables and the report of a finished run again, where its store is seen: the options of `genrep report`.
+"""Write the tables and the report of a finished run again, on a node that sees its store. Takes the options of `genrep report`.
 
 ray job submit --working-dir . -- python jobs/report.py demo --store /shared/store
 """

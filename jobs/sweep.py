@@ -1,4 +1,4 @@
-"""Run several experiments, one after the other, into one store: what they have in common is trained once. Options are for all of them.
+"""Run several experiments in sequence, into one store. Shared networks are trained once. Options apply to all experiments.
 
 ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- python jobs/sweep.py a.yaml b.yaml --store /shared/store
 """
@@ -16,7 +16,7 @@ from jobs.evaluate import arguments
 
 
 def main(given: list[str]) -> int:
-    """Exit code: 0 when all are done, that of the signal when stopped, else 1. One that fails does not hold the others."""
+    """Return the exit code: 0 if all are done, the signal's if stopped, else 1. If an experiment fails, the others still run."""
     count = next((index for index, text in enumerate(given) if text.startswith("-")), len(given))
     failed = []
     for experiment in given[:count]:

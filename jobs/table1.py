@@ -1,4 +1,4 @@
-"""The paper's Table 1 beside ours, for any of its data sets at one size.
+"""Write the paper's Table 1 beside ours, for any of its data sets, at one size.
 
 python jobs/table1.py mnist cifar10 toxicity newsgroups --profile cpu --store store --to table1
 ray job submit --working-dir . -- python jobs/table1.py mnist --profile paper --store s3://bucket/store --address auto
@@ -24,7 +24,7 @@ from genrep_dist.runner.run import run
 
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="+", help="mnist, cifar10, toxicity, agnews, or newsgroups (which stands in for agnews)")
+    parser.add_argument("data", nargs="+", help="mnist, cifar10, toxicity, agnews, or newsgroups (a substitute for agnews)")
     parser.add_argument("--profile", default="cpu", help="smoke, cpu, gpu or paper")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change a field of every experiment")
     parser.add_argument("--store", default="store")
