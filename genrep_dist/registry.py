@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterator
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from genrep_dist.errors import ConfigError
 
@@ -16,23 +17,23 @@ class Registry(Generic[T]):
     """Objects of one ``kind`` by name, in the order of registration.
 
     A package adds one with an entry point of the ``group`` (``name = "module:Object"``). Entry points are read when a name is not
-    found among the registered ones, and when names are listed.
+    found among the registered ones, and when names are listed. A value given as text, ``module:Object``, is imported when it is used.
     """
 
     def __init__(self, kind: str, group: str) -> None:
         self.kind, self.group = kind, group
-        self._values: dict[str, T] = {}
+        self._values: dict[str, T | str] = {}
         self._entry_points_read = False
 
-    def register(self, name: str, value: T) -> T:
-        """Add ``value``. Raises ConfigError for a name that is taken."""
-        if self._values.get(name, value) is not value:
-            raise ConfigError(f"two {self.kind}s of one name", where=self.group, expected="a name that is not taken", got=repr(name))
-        self._values[name] = value
-        return value
+    def register(self, name: str, value: T | str) -> None:
+        """Add ``value``. Raises ConfigError for a name that another value has."""
+        if self._values.setdefault(name, value) != value:
+            raise ConfigError(
+                f"two {self.kind}s have the same name", where=self.group, expected="another name", got=f"{name}, which is taken"
+            )
 
     def unregister(self, name: str) -> None:
-        """Remove a registered name; nothing happens if it is not there."""
+        """Remove a name; nothing happens if it is not there."""
         self._values.pop(name, None)
 
     def get(self, name: str) -> T:
@@ -46,7 +47,14 @@ class Registry(Generic[T]):
                 got=repr(name),
                 remedy=f"did you mean {' or '.join(near)}?" if near else f"register it, or install the package that has it ({self.group})",
             )
-        return self._values[name]
+        value = self._values[name]
+        if isinstance(value, str):
+            module, _, path = value.partition(":")
+            found: object = importlib.import_module(module)
+            for attribute in path.split("."):
+                found = getattr(found, attribute)
+            self._values[name] = value = cast("T", found)
+        return value
 
     def __contains__(self, name: object) -> bool:
         if name not in self._values:
@@ -58,11 +66,11 @@ class Registry(Generic[T]):
         return iter(tuple(self._values))
 
     def values(self) -> list[T]:
-        return [self._values[name] for name in self]
+        """All objects, in the order of registration."""
+        return [self.get(name) for name in self]
 
     def _read_entry_points(self) -> None:
         if not self._entry_points_read:
             self._entry_points_read = True
             for found in entry_points(group=self.group):
-                if found.name not in self._values:
-                    self._values[found.name] = found.load()
+                self._values.setdefault(found.name, found.value)

@@ -24,8 +24,10 @@ from genrep_dist.runner.progress import Silence
 from genrep_dist.store import Store
 from genrep_dist.units import Retraining
 from genrep_dist.workflow.execute import execute
-from genrep_dist.workflow.prepare import Prepared, prepare
+from genrep_dist.workflow.planning import removals_of_a_method
+from genrep_dist.workflow.prepare import PreparedExperiment, prepare
 from genrep_dist.workflow.retrain import retrain
+from genrep_dist.workflow.stages import artifacts_of
 from genrep_dist.workflow.status import StageStatus, stage_status
 from tests.experiments import ROOT, experiment
 from tests.test_run import explained_outputs, jacobian
@@ -64,7 +66,7 @@ def outputs_without(done: gr.Run, seed: int, removed: list[int], policy: str = "
         problem = done.problem(seed)
         with torch.no_grad():
             return np.asarray(problem.model(problem.test.inputs).double())
-    row = retrain(Retraining(key, seed, policy, tuple(sorted(removed)), replicate), done.bench)  # type: ignore[arg-type]
+    row = retrain(Retraining(key, seed, policy, tuple(sorted(removed)), replicate), done.context)  # type: ignore[arg-type]
     return np.asarray(row.outputs, dtype=np.float64)
 
 
@@ -144,14 +146,14 @@ def test_one_factorisation_a_seed_serves_the_influence_kernel_and_self_influence
     artifact = done.store.artifact("diagonal", done.plan.keys.diagonal(0, "influence", done.plan.keys.epochs))
     before = artifact.read("diagonal")
     done.store.objects.delete_folder(artifact.path)
-    [lost] = [unit for unit in done.plan.diagonal_units() if unit.seed == 0]
+    [(lost, _)] = [(unit, a) for a in artifacts_of(done.plan, "diagonals") for unit in a.units if unit.seed == 0]
     execute(prepare(asked, done.store, [str(ROOT)]).job, lost)
     np.testing.assert_allclose(artifact.read("diagonal"), before, rtol=1e-9)
 
 
 def test_flipped_labels_are_recorded_and_self_influence_ranks_them(judged: gr.Run) -> None:
     """phi(x_i -> x_i) for the logit of i's own label, from gradients one by one; AUROC by scikit-learn."""
-    clean = dict(zip(*(t.tolist() for t in judged.bench.problem.train_data()[2:0:-1]), strict=True))
+    clean = dict(zip(*(t.tolist() for t in judged.context.problem.train_data()[2:0:-1]), strict=True))
     given = dict(zip(judged.train.ids.tolist(), judged.train.targets.tolist(), strict=True))
     assert judged.flipped_ids() == {sample for sample in given if given[sample] != clean[sample]}
     assert len(judged.flipped_ids()) == 8
@@ -244,7 +246,7 @@ def test_another_metric_pays_only_for_its_new_sets(tmp_path: Path) -> None:
 def test_a_plan_knows_what_the_store_has_of_another_experiment(tmp_path: Path) -> None:
     """Asked, distinct and done are told before the run; what is left is what the run then pays."""
 
-    def planned(**fields: Any) -> tuple[Prepared, StageStatus]:
+    def planned(**fields: Any) -> tuple[PreparedExperiment, StageStatus]:
         asked = experiment("tests.toys:Counting", {"folder": str(tmp_path)}, name="more", **{**FIELDS, **PLAIN, **fields})
         found = prepare(asked, Store(str(tmp_path / "store")), [str(ROOT)])
         (status,) = [s for s in stage_status(found.plan, found.store, foreseen=True) if s.name == "retrain"]
@@ -258,7 +260,7 @@ def test_a_plan_knows_what_the_store_has_of_another_experiment(tmp_path: Path) -
     assert (same.total, same.done, same.exact) == (unique, unique, True)
     fields: dict[str, Any] = {"methods": ["ntk-final/tracking", "tracincp", "random"], "loo": {"samples": 7}}
     more, status = planned(**fields)
-    a_method = 2 * more.plan.removals_of_a_method()
+    a_method = 2 * removals_of_a_method(more.plan.keys, more.plan.shape)
     # Six of seven: one sample's deletion may be among those that were made already.
     assert unique + a_method + 2 * 7 >= status.total > unique + a_method
     assert unique <= status.done <= unique + 2 * 7

@@ -1,18 +1,29 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel, create_model
 
 from genrep_dist.config import Experiment, load_experiment
+from genrep_dist.config.digests import non_default_fields
 from genrep_dist.config.keys import Keys, sample_test_positions
+from genrep_dist.core.kernels.base import KernelSizes
 from genrep_dist.errors import PlanError
-from genrep_dist.plan import Plan, Shape, make_plan
-from genrep_dist.workflow.kernels import reads
+from genrep_dist.plan import Plan, Shape
+from genrep_dist.problems.protocol import Recipe
+from genrep_dist.units import RowsUnit
+from genrep_dist.workflow.gradients import feature_passes
+from genrep_dist.workflow.gram_tiles import reads
+from genrep_dist.workflow.kernels import gram_units
+from genrep_dist.workflow.planning import make_plan
+from genrep_dist.workflow.stages import artifacts_of
 
-SHAPE = Shape(num_train=1000, num_test=200, num_outputs=1, num_parameters=5000, last_layer_width=33)
+NTK = KernelSizes(held=5000, products=5000, stored_bytes=4 * 5000, factored=True)
+LAST_LAYER = KernelSizes(held=33, products=33, stored_bytes=4 * 33, gradient_passes=0.2)
+SHAPE = Shape(num_train=1000, num_test=200, num_outputs=1, num_parameters=5000, kernels={"ntk": NTK, "last-layer": LAST_LAYER})
 RECIPE = {
     "epochs": 20,
     "batch_size": 32,
@@ -25,7 +36,11 @@ RECIPE = {
 
 
 def keys(*overrides: str, recipe: dict[str, Any] = RECIPE, experiment: str = "demo") -> Keys:
-    return Keys(load_experiment(experiment, overrides), "data", "problem", recipe, SHAPE.num_test)
+    return Keys(load_experiment(experiment, overrides), "data", "problem", recipe, recipe, SHAPE.num_test)
+
+
+def shape_with(ntk: KernelSizes, **changes: Any) -> Shape:
+    return replace(SHAPE, kernels={**SHAPE.kernels, "ntk": ntk}, **changes)
 
 
 def plan(*overrides: str, shape: Shape = SHAPE) -> Plan:
@@ -96,23 +111,23 @@ def test_checkpoints_of_tracincp() -> None:
 
 
 def test_only_what_a_gram_needs_is_stored() -> None:
-    assert plan().features_stored() == [("ntk", 20)]
-    assert plan("methods=[ntk-final/tracking]").features_stored() == []
-    assert plan("resources.features=stream").features_stored() == []
-    assert ("ntk", 0) in plan("resources.features=store").features_stored()
+    assert plan().stored_features == (("ntk", 20),)
+    assert plan("methods=[ntk-final/tracking]").stored_features == ()
+    assert plan("resources.features=stream").stored_features == ()
+    assert ("ntk", 0) in plan("resources.features=store").stored_features
 
 
 def test_a_gpu_computes_anew_what_a_disk_would_take_longer_to_keep() -> None:
     """By the plan's guesses: 1e13 operations a second, and 1e9 bytes."""
-    heavy = replace(SHAPE, ntk_bytes=20_000, forward_flop=10**9, on_gpu=True)
+    heavy = shape_with(replace(NTK, stored_bytes=20_000), forward_flop=10**9, on_gpu=True)
     light = replace(heavy, forward_flop=10**6)
-    assert plan(shape=heavy).features_stored() == [("ntk", 20)]
-    assert plan(shape=light).features_stored() == []
-    assert plan("resources.features=store", shape=light).features_stored() != []
-    assert plan("resources.features=stream", shape=heavy).features_stored() == []
+    assert plan(shape=heavy).stored_features == (("ntk", 20),)
+    assert plan(shape=light).stored_features == ()
+    assert plan("resources.features=store", shape=light).stored_features != ()
+    assert plan("resources.features=stream", shape=heavy).stored_features == ()
     # A CPU, and a network whose operations are not known.
     for cautious in (replace(light, on_gpu=False), replace(light, forward_flop=0)):
-        assert plan(shape=cautious).features_stored() == [("ntk", 20)]
+        assert plan(shape=cautious).stored_features == (("ntk", 20),)
     assert "gradients" not in {stage.name for stage in plan(shape=light).stages}
 
 
@@ -120,25 +135,26 @@ def test_a_gpu_computes_anew_what_a_disk_would_take_longer_to_keep() -> None:
 def test_passes_over_features_are_counted_as_tiles_read_them(budget: str) -> None:
     laid_out = plan(f"resources.memory_budget={budget}", "methods=[ntk-final/surrogate]")
     read = 0
-    for unit in laid_out.gram_units(0, "ntk", 20):
+    for unit in gram_units(laid_out, 0, "ntk", 20):
         rows, across = ((at * unit.tile, min((at + 1) * unit.tile, 1000)) for at in (unit.row, unit.column))
         read += sum(stop - start for start, stop in reads(rows, across, unit.block))
-    assert laid_out.feature_passes("ntk", 20) == pytest.approx(1 + read / 1000, rel=0.1)
+    assert feature_passes(laid_out, "ntk", 20) == pytest.approx(1 + read / 1000, rel=0.1)
 
 
 def test_units_cover_every_row_and_the_upper_half_of_the_tiles() -> None:
     laid_out = plan("resources.memory_budget=4MiB")
-    rows = [row for unit in laid_out.gradient_units(0, "ntk", 20) for row in range(unit.start, unit.stop)]
+    features = next(artifacts_of(laid_out, "gradients"))
+    rows = [row for unit in features.units if isinstance(unit, RowsUnit) for row in range(unit.start, unit.stop)]
     assert rows == list(range(1000))
-    tiles = [(unit.row, unit.column) for unit in laid_out.gram_units(0, "ntk", 20)]
+    tiles = [(unit.row, unit.column) for unit in gram_units(laid_out, 0, "ntk", 20)]
     count = max(row for row, _ in tiles) + 1
     assert count > 1
     assert sorted(tiles) == [(i, j) for i in range(count) for j in range(i, count)]
 
 
-def test_retrainings_are_counted_asked_and_unique() -> None:
+def test_retrainings_are_counted_as_requested_and_as_distinct() -> None:
     laid_out = plan("seeds=2", "test_points=3", "methods=[ntk-final/tracking, random]", "deletion.signs=[negative, positive]")
-    assert laid_out.retrainings_asked == 2 * 3 * 2 * 2 * 6
+    assert laid_out.retrainings_requested == 2 * 3 * 2 * 2 * 6
     assert laid_out.retrainings_at_most == 2 * 3 * 2 * 2 * 5
 
 
@@ -164,11 +180,6 @@ def test_the_impossible_is_refused_before_the_first_task(override: str, message:
         plan(override)
 
 
-def test_a_last_layer_method_needs_a_last_layer() -> None:
-    with pytest.raises(PlanError, match=r"torch\.nn\.Linear[\s\S]*last-layer-final/tracking"):
-        plan(shape=replace(SHAPE, last_layer_width=0))
-
-
 def test_experiments_resolve_to_plain_data() -> None:
     experiment = load_experiment("demo")
     assert Experiment.model_validate(experiment.resolved()) == experiment
@@ -183,8 +194,10 @@ def test_a_plan_fits_the_budget_that_it_was_given(tmp_path: Path) -> None:
 
 
 def test_factored_features_are_planned_by_what_they_take() -> None:
-    dense = replace(SHAPE, num_parameters=1_000_000)
-    factored = replace(dense, ntk_held=30_000, ntk_spelled=100_000, ntk_products=120_000, ntk_bytes=40_000)
+    large = replace(NTK, held=1_000_000, products=1_000_000, stored_bytes=4_000_000, factored=False)
+    dense = shape_with(large, num_parameters=1_000_000)
+    small = KernelSizes(held=30_000, expanded=100_000, products=120_000, stored_bytes=40_000, factored=True)
+    factored = shape_with(small, num_parameters=1_000_000)
     asked = ("seeds=1", "resources.memory_budget=512MiB")
     rows, slim = plan(*asked, shape=dense), plan(*asked, shape=factored)
     assert {stage.name: stage for stage in slim.stages}["gradients"].bytes_written == 1000 * 40_000
@@ -198,10 +211,10 @@ def test_factored_features_are_planned_by_what_they_take() -> None:
     assert slim.keys.gram(0, "ntk", 20) == rows.keys.gram(0, "ntk", 20)
 
 
-def test_layers_that_take_a_slower_way_are_told() -> None:
-    slow = replace(SHAPE, ntk_slow=("body (LSTM): one by one, as LSTM is not among the layers that are known",))
+def test_layers_that_need_more_than_one_backward_pass_are_named() -> None:
+    slow = shape_with(replace(NTK, slow_layers=("body (LSTM): one by one, as LSTM is not among the layers that are known",)))
     assert any("body (LSTM)" in warning for warning in plan(shape=slow).warnings)
-    assert not any("slower way" in warning for warning in plan("methods=[random]", shape=slow).warnings)
+    assert not any("body (LSTM)" in warning for warning in plan().warnings)
 
 
 def test_a_projection_is_in_every_key_that_it_changes_and_in_no_other() -> None:
@@ -213,3 +226,39 @@ def test_a_projection_is_in_every_key_that_it_changes_and_in_no_other() -> None:
     assert plain.train(0) == projected.train(0)
     assert projected.features(0, "ntk", 20) != keys("projection.dim=64", "projection.kind=sparse").features(0, "ntk", 20)
     assert any("projected to 64" in warning for warning in plan("projection.dim=64").warnings)
+
+
+def test_a_new_field_with_a_neutral_default_changes_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every section of an experiment, in the experiment itself, and in a recipe."""
+    before, question = everything(keys()), keys().question
+    sections = sections_of(Experiment)
+    assert len(sections) > 10
+    for section in sections:
+        extended = create_model(f"{section.__name__}Extended", __base__=section, dummy=(int, 7))
+        monkeypatch.setattr(section, "model_fields", extended.model_fields, raising=False)
+        monkeypatch.setattr(section, "dummy", 7, raising=False)
+    assert "dummy" in Experiment.model_fields
+    assert everything(keys()) == before
+    assert keys().question == question
+    monkeypatch.setattr(Experiment, "dummy", 8)
+    assert keys().question != question, "the test does not reach the digests"
+
+
+def sections_of(model: type[BaseModel]) -> set[type[BaseModel]]:
+    """A pydantic model and all those that stand in its fields."""
+    found = {model}
+    for field in model.model_fields.values():
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                found |= sections_of(part)
+    return found
+
+
+def test_a_new_recipe_field_with_a_neutral_default_changes_no_key() -> None:
+    @dataclass(frozen=True)
+    class Longer(Recipe):
+        dummy: int = 7
+
+    plain, longer = Recipe(20, 32, 0.1), Longer(20, 32, 0.1)
+    assert non_default_fields(plain) == non_default_fields(longer) == {"epochs": 20, "batch_size": 32, "learning_rate": 0.1}
+    assert non_default_fields(Longer(20, 32, 0.1, dummy=8))["dummy"] == 8

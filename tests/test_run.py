@@ -23,9 +23,10 @@ from genrep_dist.store import Store
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.vmap_pack import MAPPED_SLOTS
 from genrep_dist.units import Retraining
-from genrep_dist.workflow.artifacts import assemblies, commit, declare
 from genrep_dist.workflow.execute import execute
-from genrep_dist.workflow.prepare import prepare, publish_inputs, write_record
+from genrep_dist.workflow.prepare import prepare, publish_inputs
+from genrep_dist.workflow.record import write_record
+from genrep_dist.workflow.stages import artifacts_of
 from genrep_dist.workflow.status import stage_status
 from tests.experiments import METHODS, ROOT, experiment
 from tests.toys import Blobs, Counting, trainings
@@ -285,7 +286,7 @@ def test_momentum_is_tagged_and_warned_about(tmp_path: Path) -> None:
     gr.run(experiment(recipe={"momentum": 0.5}, **fields), str(tmp_path), executor=executor, progress=Listener(), search_path=[str(ROOT)])
     assert any("momentum 0.5" in text and "no longer sum up" in text for text in said)
     assert "momentum 0.5" in (tmp_path / "results/toy/report.html").read_text()
-    assert run(tmp_path / "plain", **fields).plan.warnings == []
+    assert run(tmp_path / "plain", **fields).plan.warnings == ()
 
 
 def test_tables_in_blocks(tmp_path: Path) -> None:
@@ -347,7 +348,7 @@ def test_a_resource_setting_changes_no_result(tmp_path: Path) -> None:
     small = run(tmp_path / "small", resources={"memory_budget": "8KiB", "features": "stream"}, test_points=2)
     stored = run(tmp_path / "stored", resources={"memory_budget": "1GiB", "features": "store"})
     assert small.plan.block_rows["ntk"] < 40 <= stored.plan.block_rows["ntk"]
-    assert len(list(small.plan.gram_units(0, "ntk", 4))) > 1
+    assert len(small.plan.tiles("ntk")) > 1
     for other in (small, stored):
         for method in METHODS:
             np.testing.assert_allclose(other.attributions(method, 1), plain.attributions(method, 1), rtol=1e-4, atol=1e-6)
@@ -421,14 +422,14 @@ def test_a_stopped_run_goes_on_with_another_memory_budget(tmp_path: Path) -> Non
     prepared = prepare(experiment(resources={"memory_budget": "16KiB"}), Store(str(tmp_path / "store")), [str(ROOT)])
     publish_inputs(prepared)
     for stage in ("train", "gradients", "kernels"):
-        for assembly in assemblies(prepared.plan, stage):
-            declare(prepared.store, assembly)
-            for unit in assembly.units[:1]:
+        for artifact in artifacts_of(prepared.plan, stage):
+            artifact.declare(prepared.store)
+            for unit in artifact.units[:1]:
                 execute(prepared.job, unit)
             if stage == "gradients":
-                for unit in assembly.units:
+                for unit in artifact.units:
                     execute(prepared.job, unit)
-                commit(prepared.store, assembly)
+                artifact.commit(prepared.store)
     done = run(tmp_path / "store", resources={"memory_budget": "1GiB"})
     assert done.deletion().collect().equals(whole.deletion().collect())
 

@@ -83,9 +83,9 @@ def test_the_stored_features_are_factors_and_smaller_than_rows(finished: gr.Run)
     train, _ = jacobians(finished)
     torch.testing.assert_close(rows.dense()[:, 0].double(), train, rtol=1e-4, atol=1e-6)
     assert [weight.product for weight in rows.weights] == ["tokens", "gradients", "gradients", "gradients", "gradients"]
-    assert 0 < shape.ntk_bytes < 4 * shape.num_parameters
+    assert 0 < shape.kernels["ntk"].stored_bytes < 4 * shape.num_parameters
     written = next(stage for stage in finished.plan.stages if stage.name == "gradients").bytes_written
-    assert written == shape.num_train * shape.ntk_bytes
+    assert written == shape.num_train * shape.kernels["ntk"].stored_bytes
 
 
 def test_the_surrogate_on_text_projects_the_model(finished: gr.Run) -> None:

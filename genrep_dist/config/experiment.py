@@ -40,6 +40,7 @@ from genrep_dist.core.importances.base import Importance
 from genrep_dist.core.kernels import KERNELS
 from genrep_dist.core.kernels.base import Kernel
 from genrep_dist.core.methods import NAMED_METHODS, Method, parse_method
+from genrep_dist.core.targets import TARGETS, Target
 from genrep_dist.errors import ConfigError, MethodError
 
 _UNION_BRANCH = re.compile(r"constrained-\w+|tuple\[.*\]|literal\[.*\]")
@@ -196,6 +197,10 @@ class Experiment(Section):
         """A registered importance with this experiment's settings."""
         importance = IMPORTANCES.get(name)
         return importance(**{field: getattr(self, field) for field in importance.settings})
+
+    def make_target(self) -> Target:
+        """What is explained."""
+        return TARGETS.get(self.target.kind)(self.target.output)
 
     @property
     def num_test_points(self) -> int:

@@ -76,6 +76,7 @@ class RecipeSection(Section):
 class TargetSection(Section):
     """The explained number f(x): a raw logit, the same for explainer and judge."""
 
+    kind: str = Field("logit", min_length=1, description="What is explained; logit: one of the model's outputs as it is.")
     output: Literal["predicted"] | Annotated[int, Field(ge=0)] = Field(
         "predicted",
         description="Which output's logit: the class that the original model predicts, or a fixed class number.",

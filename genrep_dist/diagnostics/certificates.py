@@ -74,7 +74,7 @@ def rate(patient: Patient) -> list[Finding]:
 def efficiency(patient: Patient) -> list[Finding]:
     """The efficiency gap max |f - K alpha| over training samples and over test points, as a share of the outputs' range."""
     findings = []
-    softmax = patient.bench.loss.name == "softmax"
+    softmax = patient.context.loss.name == "softmax"
     note = "; it includes each sample's mean logit, which a softmax loss cannot see" if softmax else ""
     seeds = counted(len(patient.seeds), "seed")
     spread = {seed: float(np.ptp(patient.train_outputs(seed, patient.plan.keys.epochs))) for seed in patient.seeds}
@@ -110,7 +110,7 @@ def _certificate(patient: Patient, importance: str, seed: int, kernel: str, epoc
 
 
 def _residual_again(patient: Patient, kernel: str, epoch: int) -> float:
-    loss = patient.bench.loss
+    loss = patient.context.loss
     alpha: npt.NDArray[np.float64] = _artifact(patient, "surrogate", patient.seed, kernel, epoch).read("alpha")
     lam = float(_certificate(patient, "surrogate", patient.seed, kernel, epoch)["lam"])
     # Whatever the kernel's checkpoint, the final model is what is projected, onto its own soft predictions.
@@ -128,5 +128,5 @@ def _gap_on_test(patient: Patient, importance: str, seed: int, kernel: str, epoc
     stored = patient.store.artifact("kernel", keys.kernel(seed, kernel, epoch)).read("kernel").astype(np.float64)
     positions = keys.test_positions(seed)
     outputs = patient.train_artifact(seed).read("outputs_test")[positions].astype(np.float64)
-    explained = outputs[np.arange(len(positions)), patient.bench.target_outputs(seed).cpu().numpy()]
+    explained = outputs[np.arange(len(positions)), patient.context.target_outputs(seed).cpu().numpy()]
     return float(np.abs(explained - np.einsum("nc,ncm->m", alpha, stored)).max())

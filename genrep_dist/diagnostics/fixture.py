@@ -47,7 +47,7 @@ class Patient:
     @cached_property
     def bench(self) -> Workbench:
         """The problem and its data, on the device that the experiment asks for."""
-        return self.run.bench
+        return self.run.context
 
     @cached_property
     def model(self) -> nn.Module:
@@ -57,23 +57,23 @@ class Patient:
     def model_at(self, epoch: int) -> nn.Module:
         """The first seed's model after ``epoch`` epochs, in evaluation mode; unlike the stages' own, unchecked."""
         with torch.random.fork_rng(devices=[]):
-            model = self.bench.problem.model()
+            model = self.context.problem.model()
         model.load_state_dict(self.run.checkpoint(self.seed, epoch))
-        return model.to(self.bench.device).eval()
+        return model.to(self.context.device).eval()
 
     @property
     def inputs(self) -> Tensor:
         """Inputs of the sampled training rows (S, ...)."""
-        return self.bench.train.inputs[self.rows]
+        return self.context.train.inputs[self.rows]
 
     @property
     def test_inputs(self) -> Tensor:
         """Inputs of the first seed's test points (M, ...)."""
-        return self.bench.test.inputs[self.plan.keys.test_positions(self.seed)]
+        return self.context.test.inputs[self.plan.keys.test_positions(self.seed)]
 
     def train_id(self, sample: int) -> int:
         """The sample id of the ``sample``-th of the sampled rows."""
-        return int(self.bench.train.ids[self.rows[sample]])
+        return int(self.context.train.ids[self.rows[sample]])
 
     def train_artifact(self, seed: int) -> Artifact:
         return self.store.artifact("train", self.plan.keys.train(seed))

@@ -48,7 +48,7 @@ def batch_size(patient: Patient) -> list[Finding]:
 def reproduction(patient: Patient) -> list[Finding]:
     """The final checkpoint, loaded again, gives the test outputs that the run stored."""
     stored = torch.from_numpy(patient.train_artifact(patient.seed).read("outputs_test")).double()
-    found = predict(patient.model, patient.bench.test.inputs).cpu()
+    found = predict(patient.model, patient.context.test.inputs).cpu()
     gap = (found.double() - stored).abs()
     number = float(gap.max() / _or_one(stored.abs().max()))
     worst = int(gap.amax(dim=1).argmax())
@@ -57,7 +57,7 @@ def reproduction(patient: Patient) -> list[Finding]:
         number,
         patient.rounding,
         "largest difference between the loaded model's test outputs and the stored ones, relative to the largest output, "
-        f"at test sample id {int(patient.bench.test.ids[worst])}; bound: {ROUNDINGS:,} roundings of {_dtype(found)}",
+        f"at test sample id {int(patient.context.test.ids[worst])}; bound: {ROUNDINGS:,} roundings of {_dtype(found)}",
         "the checkpoint or the outputs were changed, or the model's code draws random numbers: "
         f"delete the folder {patient.train_artifact(patient.seed).path} of the store and run again",
         seed=patient.seed,

@@ -57,8 +57,8 @@ def _weighted_gradient(patient: Patient) -> Tensor:
     Its product with a gradient is sum_i alpha_i K(x_i, .), without any kernel: one backward pass over the training set.
     """
     alpha = torch.from_numpy(patient.train_artifact(patient.seed).read("tracking"))
-    parameters, inputs = trainable(patient.model), patient.bench.train.inputs
-    total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=patient.bench.device)
+    parameters, inputs = trainable(patient.model), patient.context.train.inputs
+    total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=patient.context.device)
     for start in range(0, len(inputs), _BATCH):
         values = model_outputs(patient.model, inputs[start : start + _BATCH])
         weights = alpha[start : start + _BATCH].to(values)

@@ -79,7 +79,7 @@ def _ntk(patient: Patient, epoch: int) -> tuple[Tensor, Tensor]:
     """K (S, C, M) at the sampled rows and |g_i| |g_j| of the same shape, float64, by one backward pass for each output."""
     model = patient.model_at(epoch)
     train = torch.stack([one_by_one(model, sample) for sample in patient.inputs]).double()
-    targets = patient.bench.target_outputs(patient.seed).tolist()
+    targets = patient.context.target_outputs(patient.seed).tolist()
     columns, scales = [], []
     for sample, output in zip(patient.test_inputs, targets, strict=True):
         gradient = one_by_one(model, sample, output).double()
@@ -93,16 +93,16 @@ def _last_layer(patient: Patient, epoch: int) -> tuple[Tensor, Tensor]:
     model = patient.model_at(epoch)
     samples = patient.inputs, patient.test_inputs
     train, test = (torch.cat([last_layer_features(model, sample[None]) for sample in inputs]).double() for inputs in samples)
-    block = last_layer_block(train, test, patient.bench.target_outputs(patient.seed), patient.plan.shape.num_outputs)
+    block = last_layer_block(train, test, patient.context.target_outputs(patient.seed), patient.plan.shape.num_outputs)
     scale = (train.norm(dim=1)[:, None] * test.norm(dim=1)[None, :]).unsqueeze(1).expand_as(block)
     return block.cpu(), scale.cpu()
 
 
 def _own(patient: Patient, name: str, epoch: int) -> tuple[Tensor, Tensor]:
     """The same for a kernel of the user's own, with its arguments exchanged, as it must be symmetric; the scale is its largest value."""
-    model, compute = patient.model_at(epoch), patient.bench.own_kernels[name]
+    model, compute = patient.model_at(epoch), patient.context.own_kernels[name]
     with torch.no_grad():
         rows = [torch.cat([compute(model, right[None], left[None]) for right in patient.test_inputs], dim=1) for left in patient.inputs]
     block = torch.cat(rows).double()
-    block = per_output(block, patient.bench.target_outputs(patient.seed), patient.plan.shape.num_outputs).cpu()
+    block = per_output(block, patient.context.target_outputs(patient.seed), patient.plan.shape.num_outputs).cpu()
     return block, torch.full_like(block, float(block.abs().max()))

@@ -112,7 +112,7 @@ def retraining(patient: Patient) -> list[Finding]:
     again = _retrain(patient, row)
     stored = np.asarray(row["outputs"], dtype=np.float64)
     scale = float(np.abs(stored).max()) or 1.0
-    bench, manifest = patient.bench, patient.train_artifact(row["seed"]).manifest()
+    bench, manifest = patient.context, patient.train_artifact(row["seed"]).manifest()
     then, now = (f"torch {v} on {d}" for v, d in ((manifest["torch"], manifest["device"]), (torch.__version__, bench.device.type)))
     place = f"both with {now}" if then == now else f"then {then}, now {now}, which may round otherwise"
     finding = judge(
@@ -154,7 +154,7 @@ def _retrain(patient: Patient, row: dict[str, Any]) -> npt.NDArray[np.float64]:
     """Outputs of the model of a ledger row, flattened; on one thread, as every unit of work runs."""
     wanted = Retraining(row["key"], row["seed"], row["policy"], tuple(row["removed"]), row["replicate"])
     with one_thread():
-        return retrain(wanted, patient.bench).outputs.ravel()
+        return retrain(wanted, patient.context).outputs.ravel()
 
 
 def _largest(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:

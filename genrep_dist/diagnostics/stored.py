@@ -63,13 +63,13 @@ def scores(patient: Patient) -> list[Finding]:
 
     Scores from elsewhere have nothing in the store that they could be held against; their orders have.
     """
-    ids = patient.bench.train.ids
+    ids = patient.context.train.ids
     names, methods = patient.plan.experiment.methods, patient.plan.experiment.parsed_methods
     differences: dict[str, float] = {}
     for name, method in zip(names, methods, strict=True):
         artifact = patient.store.artifact("attribution", patient.plan.keys.attribution(patient.seed, method))
         phi = torch.from_numpy(artifact.read("phi"))
-        expected = phi if method.kernel == "external" else attribution(method, patient.seed, patient.bench)
+        expected = phi if method.kernel == "external" else attribution(method, patient.seed, patient.context)
         differences[name] = float((phi - expected).abs().max() / expected.abs().max().clamp(min=torch.finfo(torch.float64).tiny))
         if differences[name] <= _FLOAT64_ROUNDING:
             orders = {sign: artifact.read(f"order_{sign}") for sign in ("negative", "positive")}

@@ -51,9 +51,9 @@ def optimiser(patient: Patient) -> list[Finding]:
 
 def learning(patient: Patient) -> list[Finding]:
     """Test accuracy of the original models against the majority class; without classes, the training loss against the initial one."""
-    if patient.bench.loss.name not in ("logistic", "softmax"):
+    if patient.context.loss.name not in ("logistic", "softmax"):
         return [_loss_fell(patient)]
-    targets = patient.bench.test.targets.cpu().numpy()
+    targets = patient.context.test.targets.cpu().numpy()
     accuracies = {seed: _accuracy(patient.train_artifact(seed).read("outputs_test"), targets) for seed in patient.seeds}
     rate = float(np.bincount(_classes(targets)).max() / len(targets))
     margin = max(2 * math.sqrt(rate * (1 - rate) / len(targets)), 1 / len(targets))
@@ -104,7 +104,7 @@ def _classes(targets: Array) -> Array:
 
 
 def _loss_fell(patient: Patient) -> Finding:
-    loss, targets = patient.bench.loss, patient.bench.train.targets.cpu()
+    loss, targets = patient.context.loss, patient.context.train.targets.cpu()
 
     def mean(seed: int, epoch: int) -> float:
         return float(loss.value(torch.from_numpy(patient.train_outputs(seed, epoch)), targets).mean())

@@ -126,12 +126,8 @@ class WorkerContext:
 
     def _make_test_points(self, seed: int) -> TestPoints:
         positions = self.keys.test_positions(seed)
-        declared = self.experiment.target.output
-        if isinstance(declared, int):
-            outputs = torch.full((len(positions),), declared, dtype=torch.int64, device=self.device)
-        else:
-            predictions = self.train_artifact(seed).read("outputs_test")[positions]
-            outputs = torch.as_tensor(predictions.argmax(axis=1), device=self.device)
+        chosen = self.experiment.make_target().choose(self.train_artifact(seed).read("outputs_test")[positions])
+        outputs = torch.as_tensor(chosen, device=self.device)
         return TestPoints(self.test.inputs[positions], self.test.ids[positions], outputs)
 
     def _load(self, name: str) -> Dataset:

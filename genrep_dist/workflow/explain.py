@@ -18,14 +18,11 @@ from genrep_dist.workflow.kernels import kernel_block
 
 
 def other_points(context: WorkerContext, seed: int, inputs: Tensor, ids: Tensor) -> TestPoints:
-    """``inputs`` (M, ...) with ``ids`` (M,) as test points: the declared output is explained, else the class that the model predicts."""
+    """``inputs`` (M, ...) with ``ids`` (M,) as test points; the original model's outputs choose what is explained."""
     inputs = inputs.to(context.device)
-    declared = context.experiment.target.output
-    if isinstance(declared, int):
-        outputs = torch.full((len(ids),), declared, dtype=torch.int64, device=context.device)
-    else:
-        outputs = predict(context.model(seed, context.keys.epochs), inputs).argmax(dim=1)
-    return TestPoints(inputs, ids, outputs)
+    predictions = predict(context.model(seed, context.keys.epochs), inputs)
+    chosen = context.experiment.make_target().choose(predictions.cpu().numpy())
+    return TestPoints(inputs, ids, torch.as_tensor(chosen, device=context.device))
 
 
 def explain(plan: Plan, context: WorkerContext, method: Method, seed: int, points: TestPoints) -> Tensor:

@@ -141,14 +141,7 @@ def _refuse_impossible(keys: Keys, shape: Shape) -> None:
             expected=f"at most {shape.num_train}",
             got=str(experiment.loo.samples),
         )
-    output = experiment.target.output
-    if isinstance(output, int) and output >= shape.num_outputs:
-        raise PlanError(
-            "the declared target is not an output of the model",
-            where="target.output",
-            expected=f"0 to {shape.num_outputs - 1}",
-            got=str(output),
-        )
+    experiment.make_target().check(shape.num_outputs)
     for method in experiment.parsed_methods:
         beyond = [epoch for epoch in keys.method_epochs(method) if epoch > keys.epochs]
         if beyond:

@@ -22,9 +22,10 @@ from genrep_dist.executors.ray_executor import RayExecutor
 from genrep_dist.runner.progress import Tally
 from genrep_dist.runner.stage_runner import Walk, Workers
 from genrep_dist.store import Store
-from genrep_dist.units import Retraining, RetrainUnit, Unit
+from genrep_dist.units import Retraining, Unit
 from genrep_dist.workflow.context import Job
 from genrep_dist.workflow.prepare import prepare, publish_inputs
+from genrep_dist.workflow.retrain import RetrainUnit
 from tests.benchmarks import measured_on, publish, table
 from tests.experiments import ROOT, experiment
 
@@ -41,7 +42,7 @@ def nothing(job: Job, unit: Unit) -> dict[str, float]:
 def units(count: int) -> Iterator[RetrainUnit]:
     """Tasks of one retraining each, with as many removed samples as the paper's largest removal of 1,000."""
     removed = tuple(range(100))
-    return (RetrainUnit((Retraining(f"{index:064x}", 0, "same", removed),)) for index in range(count))
+    return (RetrainUnit(0, (Retraining(f"{index:064x}", 0, "same", removed),)) for index in range(count))
 
 
 def memory() -> dict[str, float]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.workflow.context import to_numpy
-from genrep_dist.workflow.kernels import feature_products, gram_tile, reads
+from genrep_dist.workflow.gram_tiles import feature_products, gram_tile, reads
 from genrep_dist.workflow.prefetch import Ahead
 from tests.benchmarks import measured_on, publish, spread, table
 from tests.benchmarks.gram_memory import high_water_bytes

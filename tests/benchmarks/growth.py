@@ -34,13 +34,14 @@ from genrep_dist.core.solvers.surrogate import solve_surrogate
 from genrep_dist.problems.datasets.image_models import VisionCNN
 from genrep_dist.store import Store
 from genrep_dist.store.ledger import LedgerRow
-from genrep_dist.workflow.artifacts import assemblies
 from genrep_dist.workflow.evaluate import judge
-from genrep_dist.workflow.execute import execute, workbench
-from genrep_dist.workflow.kernels import feature_products, gram_tile
-from genrep_dist.workflow.prepare import prepare, publish_inputs, write_record
+from genrep_dist.workflow.execute import execute, worker_context
+from genrep_dist.workflow.gram_tiles import feature_products, gram_tile
+from genrep_dist.workflow.prepare import prepare, publish_inputs
+from genrep_dist.workflow.record import write_record
 from genrep_dist.workflow.requests import ask
 from genrep_dist.workflow.retrain import original_row
+from genrep_dist.workflow.stages import artifacts_of
 from genrep_dist.workflow.status import stage_status
 from tests.benchmarks import measured_on, publish, table
 from tests.experiments import ROOT, experiment
@@ -142,8 +143,8 @@ class Driver:
         publish_inputs(self.prepared)
         plan, keys = self.prepared.plan, self.prepared.plan.keys
         for stage in ("train", "attributions"):
-            for assembly in assemblies(plan, stage):
-                for unit in assembly.units:
+            for artifact in artifacts_of(plan, stage):
+                for unit in artifact.units:
                     execute(self.prepared.job, unit)
         self.table = self.ask()
         draw = np.random.default_rng(0)
@@ -164,7 +165,7 @@ class Driver:
         return self.asked.table
 
     def judge(self) -> object:
-        return judge(self.prepared.plan, self.store, self.table, lambda: workbench(self.prepared.job))
+        return judge(self.prepared.plan, self.store, self.table, lambda: worker_context(self.prepared.job))
 
     def keys(self) -> object:
         return self.store.ledger(self.prepared.plan.keys.training).keys()

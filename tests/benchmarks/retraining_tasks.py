@@ -19,18 +19,19 @@ from genrep_dist.config import load_experiment
 from genrep_dist.config.sections import ResourcesSection
 from genrep_dist.executors.ray_executor import RayExecutor
 from genrep_dist.runner.progress import Silence, Tally
-from genrep_dist.runner.stage_runner import STAGES, Walk, Workers
+from genrep_dist.runner.stage_runner import Walk, Workers
 from genrep_dist.store import Store
 from genrep_dist.units import Retraining
-from genrep_dist.workflow.prepare import Prepared, prepare, publish_inputs
+from genrep_dist.workflow.prepare import PreparedExperiment, prepare, publish_inputs
 from genrep_dist.workflow.requests import ask
 from genrep_dist.workflow.retrain import retrain_units
+from genrep_dist.workflow.stages import STAGES
 from tests.benchmarks import measured_on, publish, spread, table
 
 SIZES = (1, 4, 16)
 
 
-def asked_models(prepared: Prepared) -> list[Retraining]:
+def asked_models(prepared: PreparedExperiment) -> list[Retraining]:
     """All retrainings of the experiment, after the stages that name them."""
     workers = Workers(prepared.plan.experiment, serial=True)
     walk = Walk(prepared, Tally(Silence()), workers)
@@ -41,13 +42,13 @@ def asked_models(prepared: Prepared) -> list[Retraining]:
     return [retraining for key, retraining in asked.unique.items() if key not in known]
 
 
-def models_per_task(prepared: Prepared, models: list[Retraining], executor: RayExecutor) -> int:
+def models_per_task(prepared: PreparedExperiment, models: list[Retraining], executor: RayExecutor) -> int:
     """The size that a run of the whole demo would choose: by time, as there are many more models than these."""
     many = models * 50
     return Walk(prepared, Tally(Silence()), Workers(prepared.plan.experiment, executor=executor))._models_per_task(many)
 
 
-def measure(prepared: Prepared, models: list[Retraining], size: int, executor: RayExecutor) -> tuple[float, float, int, float]:
+def measure(prepared: PreparedExperiment, models: list[Retraining], size: int, executor: RayExecutor) -> tuple[float, float, int, float]:
     """Seconds from submission to the end, seconds of training in them, tasks, and the packs' size."""
     units = list(retrain_units(models, size))
     trained, pack = 0.0, 0.0

@@ -27,7 +27,6 @@ from genrep_dist.core.gradients.inspection import layout_of, sizes_of
 from genrep_dist.core.gradients.outputs import trainable
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import GenRepError
-from genrep_dist.plan import SHARD_BYTES
 from genrep_dist.problems.datasets.text_models import TextCNN
 from genrep_dist.problems.load import load_problem
 from genrep_dist.problems.protocol import Dataset, Recipe
@@ -36,7 +35,8 @@ from genrep_dist.store.artifacts import Artifact
 from genrep_dist.store.features import COLUMNS, TABLE, RowsReader, write_block
 from genrep_dist.training.loop import train
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.workflow.kernels import feature_products, gram_tile
+from genrep_dist.workflow.blocks import SHARD_BYTES
+from genrep_dist.workflow.gram_tiles import feature_products, gram_tile
 from tests.benchmarks import measured_on, publish, table
 
 ROWS, DENSE_ROWS, BUDGET_BYTES = 2000, 60, 2 * 2**30

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genrep_dist.core.methods import CHECKPOINTS, IMPORTANCES, KERNELS, Method, catalogue, describe, parse_method
+from genrep_dist.core.importances import IMPORTANCES
+from genrep_dist.core.kernels import KERNELS
+from genrep_dist.core.methods import CHECKPOINTS, Method, catalogue, describe, parse_method
 from genrep_dist.errors import MethodError
 
 
@@ -94,7 +96,7 @@ def test_what_is_no_name_is_refused(name: str) -> None:
 def test_the_catalogue_describes_every_method_once() -> None:
     entries = catalogue()
     names = [entry.name for entry in entries]
-    assert len(names) == len(set(names)) == 2 * len(CHECKPOINTS) * len(IMPORTANCES) + 2 + 4
+    assert len(names) == len(set(names)) == 2 * len(CHECKPOINTS) * len(list(IMPORTANCES)) + 2 + 4
     for entry in entries:
         assert describe(parse_method(entry.name)) == entry
         assert entry.formula

@@ -20,9 +20,11 @@ from genrep_dist.executors.base import Executor
 from genrep_dist.executors.ray_executor import RayExecutor
 from genrep_dist.executors.serial import SerialExecutor
 from genrep_dist.store import Store
-from genrep_dist.units import GradientUnit, TrainUnit, Unit
+from genrep_dist.units import Unit
 from genrep_dist.workflow.context import Job
+from genrep_dist.workflow.gradients import GradientUnit
 from genrep_dist.workflow.prepare import prepare, publish_inputs
+from genrep_dist.workflow.train import TrainUnit
 from tests.experiments import ROOT, experiment
 from tests.toys import trainings
 

@@ -18,7 +18,8 @@ from genrep_dist.results import Run, open_run
 from genrep_dist.runner.export import export_problem
 from genrep_dist.runner.run import train_originals
 from genrep_dist.store import Store
-from genrep_dist.workflow.prepare import prepare, write_record
+from genrep_dist.workflow.prepare import prepare
+from genrep_dist.workflow.record import write_record
 from tests.experiments import experiment
 from tests.external.files import section
 
@@ -49,7 +50,7 @@ def logits(exported: Exported, inputs: Tensor) -> Tensor:
 def test_a_run_that_is_not_finished_is_exported(run: Run, folder: Path) -> None:
     assert run.manifest() is None
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    epochs = run.bench.train_artifact(0).read("epochs").tolist()
+    epochs = run.context.train_artifact(0).read("epochs").tolist()
     assert names == sorted(
         ["data/test.npz", "data/train.npz"]
         + [f"seed-{seed}/{name}" for seed in (0, 1) for name in ["final.pt", "problem.json", *(f"epoch-{epoch}.pt" for epoch in epochs)]]
@@ -68,18 +69,18 @@ def test_what_is_opened_is_exactly_what_is_judged(run: Run, folder: Path, seed: 
     positions = run.plan.keys.test_positions(seed)
     assert torch.equal(exported.test_points.inputs, run.test.inputs[positions])
     assert torch.equal(exported.test_points.targets, run.test.targets[positions])
-    judged = torch.from_numpy(run.bench.train_artifact(seed).read("outputs_test"))
+    judged = torch.from_numpy(run.context.train_artifact(seed).read("outputs_test"))
     assert torch.equal(logits(exported, exported.test.inputs), judged)
     assert torch.equal(exported.targets, judged[positions].argmax(dim=1))
-    assert exported.recipe == run.bench.recipe
-    assert exported.loss.name == run.bench.loss.name
+    assert exported.recipe == run.context.recipe
+    assert exported.loss.name == run.context.loss.name
 
 
 def test_checkpoints_and_their_rates(run: Run, folder: Path) -> None:
     exported = open_exported(folder, 1)
     assert [checkpoint.epoch for checkpoint in exported.checkpoints] == run.plan.keys.saved_epochs()
     for epoch, rate, state in exported.checkpoints:
-        assert rate == run.bench.rate(1, epoch)
+        assert rate == run.context.learning_rate(1, epoch)
         assert all(torch.equal(value, state[name]) for name, value in run.checkpoint(1, epoch).items())
     final = exported.checkpoints[-1].state
     assert all(torch.equal(value, final[name]) for name, value in exported.model.state_dict().items())

@@ -16,12 +16,16 @@ from genrep_dist.errors import UnitError
 from genrep_dist.executors.base import Outcome
 from genrep_dist.executors.serial import SerialExecutor
 from genrep_dist.runner.progress import Tally
-from genrep_dist.runner.quarantine import Quarantine, release, samples_of
+from genrep_dist.runner.quarantine import Quarantine, release
 from genrep_dist.runner.stage_runner import Walk, Workers
 from genrep_dist.store import Store
-from genrep_dist.units import GradientUnit, GramUnit, KernelUnit, Retraining, RetrainUnit, TrainUnit, Unit
+from genrep_dist.units import Retraining, Unit
 from genrep_dist.workflow.context import Job
+from genrep_dist.workflow.gradients import GradientUnit
+from genrep_dist.workflow.kernels import GramUnit, KernelUnit
 from genrep_dist.workflow.prepare import prepare, publish_inputs
+from genrep_dist.workflow.retrain import RetrainUnit
+from genrep_dist.workflow.train import TrainUnit
 from tests.experiments import ROOT, experiment
 from tests.faults.conftest import Undisturbed
 from tests.faults.toys import Faulty, arm, deaths, disarm, first_weight
@@ -136,7 +140,7 @@ def test_the_record(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     ids = np.arange(100, 120)
     crash = RuntimeError("gone")
-    block, model = GradientUnit(0, "ntk", 4, 5, 10), RetrainUnit((Retraining("k" * 64, 1, "same", (104, 107)),))
+    block, model = GradientUnit(0, "ntk", 4, 5, 10), RetrainUnit(1, (Retraining("k" * 64, 1, "same", (104, 107)),))
     quarantine = Quarantine(store, "toy", "question", allowed=3)
     quarantine.refuse()
     assert quarantine.admit([block, model]) == [block, model]
@@ -161,7 +165,7 @@ def test_the_samples_of_a_unit() -> None:
     import numpy as np
 
     ids = np.arange(100, 120)
-    assert samples_of(KernelUnit(0, "ntk", 4, 18, 25, False), ids) == ("samples", [118, 119])
-    assert samples_of(GramUnit(0, "ntk", 4, 0, 2, 8, 4, True), ids) == ("samples", [*range(100, 108), *range(116, 120)])
-    assert samples_of(GramUnit(0, "ntk", 4, 1, 1, 8, 4, True), ids) == ("samples", list(range(108, 116)))
-    assert samples_of(TrainUnit(0), ids) == ("", [])
+    assert KernelUnit(0, "ntk", 4, 18, 25, False).samples(ids) == ("samples", [118, 119])
+    assert GramUnit(0, "ntk", 4, 0, 2, 8, 4, True).samples(ids) == ("samples", [*range(100, 108), *range(116, 120)])
+    assert GramUnit(0, "ntk", 4, 1, 1, 8, 4, True).samples(ids) == ("samples", list(range(108, 116)))
+    assert TrainUnit(0).samples(ids) == ("", [])

@@ -26,13 +26,15 @@ from genrep_dist.runner.heartbeat import MAX_HISTORY, Heartbeat, History, RunSta
 from genrep_dist.runner.progress import Silence, Tally
 from genrep_dist.runner.stage_runner import Walk, Workers
 from genrep_dist.store import Store
-from genrep_dist.units import Retraining, RetrainUnit, TrainUnit, Unit
+from genrep_dist.units import Retraining, Unit
 from genrep_dist.workflow.context import Job
 from genrep_dist.workflow.prepare import prepare
+from genrep_dist.workflow.retrain import RetrainUnit
 from genrep_dist.workflow.status import StageStatus
+from genrep_dist.workflow.train import TrainUnit
 from tests.experiments import ROOT, experiment
 
-TASK = RetrainUnit(tuple(Retraining(str(index), 0, "same", (index,)) for index in range(5)))
+TASK = RetrainUnit(0, tuple(Retraining(str(index), 0, "same", (index,)) for index in range(5)))
 
 
 class Clock:
@@ -246,7 +248,7 @@ def test_the_driver_holds_no_unit_that_is_not_in_flight(tmp_path: Path) -> None:
         nonlocal most
         for index in range(count):
             most = max(most, tally.counts["retrain"].running)
-            yield RetrainUnit((Retraining(f"{index:064x}", 0, "same", tuple(range(index, index + 100))),))
+            yield RetrainUnit(0, (Retraining(f"{index:064x}", 0, "same", tuple(range(index, index + 100))),))
 
     walk._work(itertools.islice(units(), 100), actors=False)  # whatever is loaded once
     tracemalloc.start()

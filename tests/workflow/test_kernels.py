@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from genrep_dist.plan import PANEL
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
-from genrep_dist.workflow.artifacts import ArraySpec
+from genrep_dist.workflow.base import ArraySpec
+from genrep_dist.workflow.blocks import PANEL
 from genrep_dist.workflow.gram import Gram
-from genrep_dist.workflow.kernels import feature_products, gram_tile, reads
+from genrep_dist.workflow.gram_tiles import feature_products, gram_tile, reads
 from genrep_dist.workflow.prefetch import Ahead
 
 
@@ -104,7 +104,7 @@ def test_the_stored_gram_multiplies_like_the_dense_one(tmp_path: Path, outputs: 
     """Budget 1 byte: tile by tile from disk. A large one: the dense matrix in memory. Only the upper half is stored either way."""
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(23, 6, generator=generator) if outputs is None else torch.randn(23, outputs, 6, generator=generator)
-    gram = Gram(build_gram(Store(str(tmp_path)), features, tile, block), budget, outputs or 1)
+    gram = Gram(build_gram(Store(str(tmp_path)), features, tile, block), budget, len(features))
     dense = flat(features) @ flat(features).T
     np.testing.assert_allclose(gram.dense(), dense.numpy(), rtol=1e-5, atol=1e-5)
     alpha = torch.randn(23, 3, generator=generator, dtype=torch.float64)

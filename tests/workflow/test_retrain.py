@@ -14,10 +14,11 @@ from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.runner import stage_runner
 from genrep_dist.store import Store
 from genrep_dist.training.trainer import Trainer
-from genrep_dist.units import Retraining, RetrainUnit
+from genrep_dist.units import Retraining
 from genrep_dist.workflow import retrain
-from genrep_dist.workflow.execute import workbench
+from genrep_dist.workflow.execute import worker_context
 from genrep_dist.workflow.prepare import prepare, publish_inputs
+from genrep_dist.workflow.retrain import RetrainStage, RetrainUnit
 from tests.experiments import ROOT, experiment
 from tests.toys import Blobs
 
@@ -68,14 +69,14 @@ def test_one_model_that_diverges_holds_no_other(tmp_path: Path) -> None:
     asked = experiment("tests.workflow.test_retrain:Explosive", methods=METHODS)
     prepared = prepare(asked, Store(str(tmp_path)), [str(ROOT)])
     publish_inputs(prepared)
-    bench = workbench(prepared.job)
+    bench = worker_context(prepared.job)
     bad = int(prepared.train.ids[6])
     others = [int(i) for i in prepared.train.ids[:4]]
     sets = [(bad,), (others[0],), tuple(sorted((bad, others[1]))), tuple(sorted((bad, *others)))]
     keys = prepared.plan.keys
     rows = tuple(Retraining(keys.retraining(0, removed, "same"), 0, "same", removed) for removed in sets)
     with pytest.raises(NonFiniteError) as raised:
-        retrain.run(RetrainUnit(rows), bench)
+        RetrainStage().run(RetrainUnit(0, rows), bench)
     assert rows[1].key[:12] in str(raised.value)
     assert f"seed 0, without 1 samples ({others[0]})" in str(raised.value)
     ledger = prepared.store.ledger(keys.training)
@@ -90,9 +91,11 @@ def test_one_model_that_diverges_holds_no_other(tmp_path: Path) -> None:
 def test_what_a_unit_reports(tmp_path: Path) -> None:
     prepared = prepare(experiment(methods=METHODS), Store(str(tmp_path)), [str(ROOT)])
     publish_inputs(prepared)
-    bench = workbench(prepared.job)
+    bench = worker_context(prepared.job)
     removed = tuple(sorted(int(i) for i in prepared.train.ids[:2]))
-    statistics = retrain.run(RetrainUnit((Retraining(prepared.plan.keys.retraining(0, removed, "same"), 0, "same", removed),)), bench)
+    statistics = RetrainStage().run(
+        RetrainUnit(0, (Retraining(prepared.plan.keys.retraining(0, removed, "same"), 0, "same", removed),)), bench
+    )
     assert statistics["models"] == 1
     assert statistics["pack_size"] == 1
     assert 0 < statistics["training_seconds"] <= statistics["seconds"]

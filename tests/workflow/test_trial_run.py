@@ -12,19 +12,19 @@ from genrep_dist.errors import ConvergenceError
 from genrep_dist.store import Store
 from genrep_dist.workflow import estimates
 from genrep_dist.workflow.estimates import forecast
-from genrep_dist.workflow.prepare import Prepared, prepare
-from genrep_dist.workflow.trial_run import rehearse
+from genrep_dist.workflow.prepare import PreparedExperiment, prepare
+from genrep_dist.workflow.trial_run import trial_run
 from tests.experiments import ROOT, experiment
 
 
-def prepared(folder: Path) -> Prepared:
+def prepared(folder: Path) -> PreparedExperiment:
     return prepare(experiment(seeds=2), Store(str(folder)), [str(ROOT)])
 
 
 def test_a_rehearsal_tells_the_share_of_distinct_sets_and_leaves_nothing(tmp_path: Path) -> None:
     asked = prepared(tmp_path / "store")
     before = sorted((tmp_path / "store").rglob("*"))
-    found = rehearse(asked)
+    found = trial_run(asked)
     assert sorted((tmp_path / "store").rglob("*")) == before
     assert set(found.seconds) == {stage.name for stage in asked.plan.stages} - {"retrain"}
     assert min(found.seconds.values()) > 0
@@ -41,7 +41,7 @@ def test_what_is_large_is_not_rehearsed_and_what_is_done_costs_nothing(tmp_path:
     assert set(whole.stages) == set(names)
     assert whole.total == pytest.approx(sum(whole.stages.values()) + whole.around)
 
-    def refused(_: Prepared) -> None:
+    def refused(_: PreparedExperiment) -> None:
         raise AssertionError("rehearsed")
 
     monkeypatch.setattr(estimates, "rehearse", refused)
@@ -55,7 +55,7 @@ def test_what_is_large_is_not_rehearsed_and_what_is_done_costs_nothing(tmp_path:
 def test_what_cannot_be_rehearsed_is_planned_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = prepared(tmp_path)
 
-    def hopeless(_: Prepared) -> None:
+    def hopeless(_: PreparedExperiment) -> None:
         raise ConvergenceError("the surrogate's solver did not reach its tolerance", where="here", expected="1", got="2", remedy="none")
 
     monkeypatch.setattr(estimates, "rehearse", hopeless)

@@ -1,0 +1,73 @@
+"""Every kernel that ships runs through the conformance suite that third parties use."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from genrep_dist.config.sections import InfluenceSection, ProjectionSection
+from genrep_dist.core.kernels.influence import InfluenceKernel
+from genrep_dist.core.kernels.last_layer import LastLayerKernel
+from genrep_dist.core.kernels.ntk import NeuralTangentKernel
+from genrep_dist.core.kernels.user import UserKernel
+from genrep_dist.testing.kernels import DerivedKernelTests, FeatureKernelTests, PairwiseKernelTests
+
+
+class TestNeuralTangentKernel(FeatureKernelTests):
+    def make_kernel(self) -> NeuralTangentKernel:
+        return NeuralTangentKernel()
+
+
+class TestNeuralTangentKernelOfAConvolutionalNetwork(TestNeuralTangentKernel):
+    def make_model(self, num_outputs: int) -> nn.Module:
+        torch.manual_seed(0)
+        layers = nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, num_outputs)
+        return nn.Sequential(*layers).eval()
+
+    def inputs(self, rows: int, seed: int) -> Tensor:
+        return torch.randn(rows, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+class TestProjectedNeuralTangentKernel(FeatureKernelTests):
+    def make_kernel(self) -> NeuralTangentKernel:
+        return NeuralTangentKernel(projection=ProjectionSection(dim=256))
+
+
+class TestLastLayerKernel(FeatureKernelTests):
+    def make_kernel(self) -> LastLayerKernel:
+        return LastLayerKernel()
+
+
+class TestNamedLastLayerKernel(FeatureKernelTests):
+    def make_kernel(self) -> LastLayerKernel:
+        return LastLayerKernel(last_layer="2")
+
+
+def cosine(model: nn.Module, left: Tensor, right: Tensor) -> Tensor:
+    del model
+    return nn.functional.normalize(left, dim=1) @ nn.functional.normalize(right, dim=1).T
+
+
+class TestUserKernel(PairwiseKernelTests):
+    def make_kernel(self) -> UserKernel:
+        return UserKernel(cosine)
+
+
+class TestGaussNewtonInfluence(DerivedKernelTests):
+    def make_kernel(self) -> InfluenceKernel:
+        return InfluenceKernel(InfluenceSection())
+
+
+class TestLastLayerInfluence(DerivedKernelTests):
+    def make_kernel(self) -> InfluenceKernel:
+        return InfluenceKernel(InfluenceSection(curvature="last-layer"))
+
+
+class TestHessianInfluence(DerivedKernelTests):
+    def make_kernel(self) -> InfluenceKernel:
+        return InfluenceKernel(InfluenceSection(curvature="hessian", damping=1.0))
+
+
+class TestLissaInfluence(DerivedKernelTests):
+    def make_kernel(self) -> InfluenceKernel:
+        return InfluenceKernel(InfluenceSection(curvature="hessian", solver="lissa", damping=1.0))

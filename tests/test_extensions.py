@@ -1,0 +1,182 @@
+"""What a user adds from outside the package: each is one class and one registration, and takes part in a whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor, nn
+
+import genrep_dist as gr
+from genrep_dist.core.importances import IMPORTANCES
+from genrep_dist.core.importances.base import OutputImportance
+from genrep_dist.core.kernels import KERNELS
+from genrep_dist.core.kernels.base import FeatureKernel, KernelSizes
+from genrep_dist.core.losses import Loss
+from genrep_dist.core.targets import TARGETS, Target
+from genrep_dist.plan import Plan, StagePlan
+from genrep_dist.registry import Registry
+from genrep_dist.testing.kernels import FeatureKernelTests
+from genrep_dist.units import Unit
+from genrep_dist.workflow.base import ArtifactSpec, Stage
+from genrep_dist.workflow.context import WorkerContext
+from genrep_dist.workflow.stages import STAGES
+from tests.experiments import ROOT, experiment
+
+
+@contextmanager
+def registered(registry: Registry[Any], name: str, value: Any) -> Iterator[None]:
+    """What one line at the end of the extension's file does, taken back afterwards."""
+    registry.register(name, value)
+    try:
+        yield
+    finally:
+        registry.unregister(name)
+
+
+def run(folder: Path, **fields: Any) -> gr.Run:
+    return gr.run(experiment(**fields), store=str(folder), serial=True, search_path=[str(ROOT)])
+
+
+class InputKernel(FeatureKernel):
+    """Inner products of the inputs themselves, the same for each output."""
+
+    name = "inputs"
+    formula, source = "<x_i, x>", "linear kernel"
+
+    def sizes(self, model: nn.Module, inputs: Tensor) -> KernelSizes:
+        width = inputs[0].numel()
+        return KernelSizes(held=width, products=width, stored_bytes=4 * width, gradient_passes=0.0)
+
+    def num_parameters(self, model: nn.Module, inputs: Tensor) -> int:
+        return inputs[0].numel()
+
+    def features(self, model: nn.Module, inputs: Tensor, outputs: Tensor | None = None) -> Tensor:
+        return inputs.flatten(1).float()
+
+    def block(self, train: Any, test: Any, outputs: Tensor, num_outputs: int) -> Tensor:
+        block = torch.zeros(len(train), num_outputs, len(test))
+        block[:, outputs, torch.arange(len(test))] = train @ test.T
+        return block
+
+    def diagonal(self, rows: Any, outputs: Tensor, num_outputs: int) -> Tensor:
+        diagonal = torch.zeros(len(rows), num_outputs)
+        diagonal[torch.arange(len(rows)), outputs] = rows.square().sum(dim=1)
+        return diagonal
+
+    def reference(self, model: nn.Module, train: Tensor, test: Tensor, outputs: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
+        block = torch.zeros(len(train), num_outputs, len(test), dtype=torch.float64)
+        for row, left in enumerate(train):
+            for column, right in enumerate(test):
+                block[row, outputs[column], column] = (left.double() * right.double()).sum()
+        scale = train.flatten(1).norm(dim=1)[:, None, None] * test.flatten(1).norm(dim=1)[None, None, :]
+        return block, scale.double().expand_as(block)
+
+
+class TestInputKernel(FeatureKernelTests):
+    """The conformance suite, as a package of kernels would run it."""
+
+    def make_kernel(self) -> InputKernel:
+        return InputKernel()
+
+
+@pytest.mark.parametrize("features", ["store", "stream"])
+def test_a_kernel(tmp_path: Path, features: str) -> None:
+    methods = ["inputs-final/target", "inputs-final/surrogate", "ntk-final/target", "random"]
+    with registered(KERNELS, "inputs", InputKernel):
+        done = run(tmp_path, methods=methods, resources={"features": features})
+        inputs, problem = done.problem(0).train.inputs, done.problem(0)
+        points = problem.test.inputs[done.plan.keys.test_positions(0)]
+        np.testing.assert_allclose(done.kernel("inputs", "final", 0), (inputs @ points.T).numpy(), rtol=1e-5, atol=1e-5)
+        phi = done.importance("target", 0)[:, None] * done.kernel("inputs", "final", 0)
+        np.testing.assert_allclose(done.attributions("inputs-final/target", 0), phi, rtol=1e-5, atol=1e-6)
+        again = done.explain("inputs-final/surrogate", 0, test_ids=done.test_ids(0).tolist())
+        np.testing.assert_allclose(again, done.attributions("inputs-final/surrogate", 0), rtol=1e-5, atol=1e-8)
+    with pytest.raises(ValueError, match="unknown method 'inputs-final/target'"):
+        experiment(methods=methods)
+
+
+class SignImportance(OutputImportance):
+    """Only the sign of the target derivative."""
+
+    name = "sign"
+    formula, source = "sign(-dL/df(f(x_i), y_i))", "this test"
+
+    def compute(self, loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+        return -loss.derivative(outputs, targets).sign()
+
+
+def test_an_importance(tmp_path: Path) -> None:
+    with registered(IMPORTANCES, "sign", SignImportance):
+        done = run(tmp_path, methods=["ntk-final/sign", "last-layer-middle/sign", "ntk-final/target", "random"])
+        sign = np.sign(done.importance("target", 1))
+        np.testing.assert_array_equal(done.importance("sign", 1), sign)
+        np.testing.assert_allclose(done.attributions("ntk-final/sign", 1), sign[:, None] * done.kernel("ntk", "final", 1), rtol=1e-6)
+        assert set(done.summary()["method"]) == {"ntk-final/sign", "last-layer-middle/sign", "ntk-final/target", "random"}
+
+
+class RunnerUp(Target):
+    """The logit of the class that comes second."""
+
+    name = "runner-up"
+
+    def choose(self, outputs: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
+        return np.argsort(outputs, axis=1)[:, -2].astype(np.int64)
+
+
+def test_a_target(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"options": {"num_classes": 3}, "methods": ["ntk-final/target", "random"], "seeds": 1}
+    with registered(TARGETS, "runner-up", RunnerUp):
+        done = run(tmp_path, target={"kind": "runner-up"}, **fields)
+        outputs = done.store.artifact("train", done.plan.keys.train(0)).read("outputs_test")[done.plan.keys.test_positions(0)]
+        second = np.sort(outputs, axis=1)[:, -2]
+        table = done.deletion().collect().unique(["test_id"]).sort("test_id")
+        order = np.argsort(done.test_ids(0))
+        np.testing.assert_allclose(table["score_original"].to_numpy(), second[order], rtol=1e-6)
+        plain = run(tmp_path, name="plain", **fields)
+        assert plain.plan.keys.train(0) == done.plan.keys.train(0), "another target trains other models"
+        assert plain.plan.keys.kernel(0, "ntk", 4) != done.plan.keys.kernel(0, "ntk", 4)
+
+
+@dataclass(frozen=True)
+class NormUnit(Unit):
+    """Norm of one seed's final parameters."""
+
+    stage: ClassVar[str] = "norms"
+
+
+class NormStage(Stage[NormUnit]):
+    """Writes the norm of each original model's final parameters."""
+
+    name = "norms"
+
+    def artifacts(self, plan: Plan) -> Iterator[ArtifactSpec]:
+        return (ArtifactSpec("norm", plan.keys.train(seed), seed, (NormUnit(seed),)) for seed in plan.experiment.seeds)
+
+    def run(self, unit: NormUnit, context: WorkerContext) -> dict[str, float]:
+        parameters = context.model(unit.seed, context.keys.epochs).parameters()
+        norm = float(torch.cat([p.detach().flatten() for p in parameters]).norm())
+        artifact = context.store.artifact("norm", context.keys.train(unit.seed))
+        artifact.write("norm", np.array([norm]), ("value",))
+        artifact.commit({"seed": unit.seed})
+        return {"norm": norm}
+
+    def plan(self, plan: Plan) -> StagePlan | None:
+        seeds = len(plan.experiment.seeds)
+        return StagePlan(self.name, f"{seeds} norms", seeds, 8 * seeds, 8)
+
+
+def test_a_stage(tmp_path: Path) -> None:
+    with registered(STAGES, "norms", NormStage()):
+        done = run(tmp_path, methods=["random"])
+        assert [line.units for line in done.plan.stages if line.name == "norms"] == [2]
+        state = done.checkpoint(1, "final")
+        expected = float(torch.cat([value.flatten() for value in state.values()]).norm())
+        assert done.store.artifact("norm", done.plan.keys.train(1)).read("norm")[0] == pytest.approx(expected)
