@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from polars import DataFrame
 
     from genrep_dist.results import Run
-    from genrep_dist.runner.dry_run import Outlook
+    from genrep_dist.runner.dry_run import DryRun
     from genrep_dist.runner.heartbeat import RunState
     from genrep_dist.workflow.status import StageStatus
 
@@ -247,7 +247,7 @@ def seconds_text(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
-def show_outlook(console: Console, outlook: Outlook) -> None:
+def show_dry_run(console: Console, outlook: DryRun) -> None:
     """A plan as a table, and what surrounds it in sentences."""
     plan, status, expected = outlook.plan, outlook.status, outlook.expected
     rows = [

@@ -48,19 +48,19 @@ def plan(
     address: Annotated[str | None, typer.Option(help="Check against a running Ray cluster, for example auto, not this machine.")] = None,
 ) -> None:
     """Show what a run would do: stages, units, bytes, retrainings, time. Computes nothing of it."""
-    from genrep_dist.runner.dry_run import look_ahead
+    from genrep_dist.runner.dry_run import dry_run
     from genrep_dist.store import Store
     from genrep_dist.workflow.prepare import prepare
 
     opened = Store(store)
     opened.objects.check_access()
-    outlook = look_ahead(prepare(_load(experiment, set_, profile), opened, _search_path(experiment)), probe=probe, address=address)
+    outlook = dry_run(prepare(_load(experiment, set_, profile), opened, _search_path(experiment)), probe=probe, address=address)
     if as_json:
         typer.echo(json.dumps(outlook.plain(), indent=1))
         return
-    from genrep_dist.cli.display import show_outlook
+    from genrep_dist.cli.display import show_dry_run
 
-    show_outlook(_console(), outlook)
+    show_dry_run(_console(), outlook)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What a run would do, where it would work, and how long that would take, before any of it is done."""
+"""What a run would do, where, and how long it would take; nothing is computed."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from genrep_dist.executors.capacity import demand_of, refuse_unschedulable, slot
 from genrep_dist.plan import Plan
 from genrep_dist.units import StageName
 from genrep_dist.workflow.context import pick_device
-from genrep_dist.workflow.estimates import Forecast, forecast, gpu_hours
+from genrep_dist.workflow.estimates import TimeEstimate, estimate_run, gpu_hours
 from genrep_dist.workflow.prepare import PreparedExperiment, check_room
 from genrep_dist.workflow.status import StageStatus, stage_status
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """A ``plan`` beside the store that it meets and the workers that it would have.
+class DryRun:
+    """A ``plan``, the state of the store, and the workers that a run would have.
 
-    ``status`` of each stage in that store; ``slots``: workers of the retrainings; ``expected`` seconds, None where nothing was measured;
-    ``gpu_hours``: a guess for a machine without a GPU; ``refusal``: why `genrep run` would not begin here, or empty.
+    ``status``: of each stage in the store. ``slots``: workers of the retrainings. ``expected``: seconds, None if nothing was measured.
+    ``gpu_hours``: a guess for a machine without a GPU. ``refusal``: why `genrep run` would refuse to start here, or empty.
     """
 
     plan: Plan
     status: Mapping[StageName, StageStatus]
     slots: int
     device: str
-    expected: Forecast | None
+    expected: TimeEstimate | None
     gpu_hours: float | None
     refusal: str
 
     @property
     def worker_hours(self) -> float:
-        """Of all stages, as measured; 0 where nothing was."""
+        """Of all stages, as estimated; 0 if nothing was measured."""
         return sum(self.expected.stages.values()) * self.slots / 3600 if self.expected else 0.0
 
     def plain(self) -> dict[str, Any]:
@@ -73,11 +73,11 @@ class Outlook:
         }
 
 
-def look_ahead(prepared: PreparedExperiment, *, probe: bool = True, address: str | None = None) -> Outlook:
-    """The outlook of a prepared experiment; with ``probe`` this machine is measured for some seconds.
+def dry_run(prepared: PreparedExperiment, *, probe: bool = True, address: str | None = None) -> DryRun:
+    """The dry run of a prepared experiment; with ``probe``, this machine is measured for some seconds.
 
-    With ``address`` the workers are those of the Ray cluster there, and PlanError is raised for what it cannot hold; a plan for a larger
-    machine may be read on a small one.
+    With ``address``, the workers are those of the Ray cluster there, and PlanError is raised for what it cannot hold. Without it, what
+    does not fit is reported in ``refusal``, so that a plan for a larger machine can be read on a small one.
     """
     plan = prepared.plan
     resources, nodes = plan.experiment.resources, _nodes(plan.experiment, address)
@@ -94,13 +94,13 @@ def look_ahead(prepared: PreparedExperiment, *, probe: bool = True, address: str
     status = {stage.name: stage for stage in stage_status(plan, prepared.store, foreseen=True)}
     missing = {name: stage.missing_share for name, stage in status.items()}
     device = pick_device(resources.device).type
-    expected = forecast(prepared, workers, missing, status["retrain"].total) if probe else None
+    expected = estimate_run(prepared, workers, missing, status["retrain"].total) if probe else None
     guess = gpu_hours(plan, prepared.recipe.epochs) if probe and device != "cuda" else None
-    return Outlook(plan, status, workers, device, expected, guess, refusal)
+    return DryRun(plan, status, workers, device, expected, guess, refusal)
 
 
 def _nodes(experiment: Experiment, address: str | None) -> list[Mapping[str, float]]:
-    """What the nodes have that a run would work on: those of a cluster, or this machine as a run would use it."""
+    """Resources of the nodes that a run would use: those of a cluster, or this machine."""
     if address is not None:
         from genrep_dist.executors.ray_executor import cluster_nodes
 

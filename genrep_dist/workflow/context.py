@@ -1,4 +1,4 @@
-"""What a worker is told about an experiment, and what it opens from that, once per process."""
+"""What a worker receives about an experiment, and what it opens from that, once per process."""
 
 from __future__ import annotations
 

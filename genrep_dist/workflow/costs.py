@@ -35,11 +35,12 @@ def model_costs(table: pl.DataFrame, ledger: pl.LazyFrame) -> dict[str, float]:
 
 
 def method_costs(plan: Plan, store: Store, table: pl.DataFrame, ledger: pl.LazyFrame) -> pl.DataFrame:
-    """:data:`COSTS_SCHEMA`, a row a method: the distinct retrainings that it asked for and one worker's seconds for them, and one
-    worker's seconds for its scores of all seeds. What several methods share counts for each; training the originals for none.
+    """:data:`COSTS_SCHEMA`, one row a method: its distinct retrainings, one worker's seconds for them, and for its scores of all seeds.
+
+    What several methods share counts for each; training the originals counts for none.
     """
-    asked = table.filter(pl.col("method").is_not_null() & (pl.col("num_removed") > 0)).select("method", "key").unique()
-    seconds = _with_seconds(asked, ledger)
+    requested = table.filter(pl.col("method").is_not_null() & (pl.col("num_removed") > 0)).select("method", "key").unique()
+    seconds = _with_seconds(requested, ledger)
     rows = []
     for name, method in zip(plan.experiment.methods, plan.experiment.parsed_methods, strict=True):
         mine = seconds.filter(pl.col("method") == name)["seconds"]
@@ -56,7 +57,7 @@ def _with_seconds(models: pl.DataFrame, ledger: pl.LazyFrame) -> pl.DataFrame:
 
 
 def _artifacts(plan: Plan, method: Method, seed: int) -> Iterator[tuple[str, str]]:
-    """(kind, key) of all that one method's scores are made from, but for the trained model."""
+    """(kind, key) of the artifacts that one method's scores are computed from, without the trained model."""
     keys = plan.keys
     yield "attribution", keys.attribution(seed, method)
     derived = derived_kernel(plan.experiment, method.kernel) if method.has_kernel else None

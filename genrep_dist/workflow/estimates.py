@@ -1,4 +1,4 @@
-"""How long a plan will take, from a probe of some seconds on this machine."""
+"""How long a plan will take, estimated from measurements of some seconds on this machine."""
 
 from __future__ import annotations
 
@@ -27,64 +27,64 @@ from genrep_dist.workflow.stages import STAGES
 from genrep_dist.workflow.train import TrainStage
 from genrep_dist.workflow.trial_run import trial_run
 
-PROBE_SECONDS = 0.5
+MEASURED_SECONDS = 0.5
 TRIAL_SECONDS = 3.0
 START_SECONDS = 4.0
-"""Importing everything, reading and checking the problem, laying out the plan."""
+"""Importing libraries, reading and checking the problem, making the plan."""
 CLUSTER_SECONDS = 5.0
-"""Starting Ray on one machine, and ending it."""
+"""Starting and stopping Ray on one machine."""
 WORKER_SECONDS = 4.0
-"""Until the workers of a pool have imported what they need and opened the data; they start side by side."""
-JUDGE_SECONDS = 6.0
-"""Judging, tables, figures, report, and MLflow's parent run."""
+"""Until the workers of a pool have imported libraries and opened the data; they start at the same time."""
+EVALUATION_SECONDS = 6.0
+"""Metrics, tables, figures, report, and MLflow's parent run."""
 METHOD_SECONDS = 0.2
 """What each method adds to that."""
 UNIT_OVERHEAD_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """Seconds of a run's ``stages``, and ``around`` them: starting, judging, publishing."""
+class TimeEstimate:
+    """Seconds of a run's ``stages``, and its ``overhead_seconds``: starting, evaluation, publication."""
 
     stages: dict[StageName, float]
-    around: float
+    overhead_seconds: float
 
     @property
     def total(self) -> float:
-        return sum(self.stages.values()) + self.around
+        return sum(self.stages.values()) + self.overhead_seconds
 
 
-def probe(prepared: PreparedExperiment) -> Rates:
-    """Measure the rates with one thread, as a worker has it."""
+def measure_rates(prepared: PreparedExperiment) -> Rates:
+    """Measure the rates with one thread, as workers run."""
     with one_thread():
         device = pick_device(prepared.plan.experiment.resources.device)
         trainer = _trainer(prepared, device)
         return Rates(trainer.seconds_per_model(1), trainer.seconds_per_model(), _gradients(prepared, device), _products(device))
 
 
-def estimate(plan: Plan, rates: Rates, slots: int, missing: Mapping[StageName, float]) -> dict[StageName, float]:
-    """Seconds for each stage; ``missing`` is the share of it that is still to do."""
+def estimate_stages(plan: Plan, rates: Rates, slots: int, missing: Mapping[StageName, float]) -> dict[StageName, float]:
+    """Seconds of each stage on ``slots`` workers; ``missing`` is the share of its units that is still to do."""
     seconds = {}
     for line in plan.stages:
-        # A retraining's rate holds its overhead already.
+        # The measured seconds of a retraining contain its overhead.
         overhead = 0.0 if line.name == RetrainStage.name else line.units * UNIT_OVERHEAD_SECONDS
         seconds[line.name] = missing.get(line.name, 1.0) * (STAGES.get(line.name).seconds(plan, rates) + overhead) / slots
     return seconds
 
 
-def forecast(prepared: PreparedExperiment, slots: int, missing: Mapping[StageName, float], models: int) -> Forecast:
-    """Seconds of each stage of a run, and around them; ``models`` are trained anew at most, ``missing`` is the share of units to do.
+def estimate_run(prepared: PreparedExperiment, slots: int, missing: Mapping[StageName, float], models: int) -> TimeEstimate:
+    """Seconds of a run: ``models`` are retrained at most, ``missing`` is the share of units to do.
 
-    Where one seed takes no longer than TRIAL_SECONDS by :func:`estimate`, it is done for real (:func:`trial_run`): small units cost
-    more than their arithmetic, and only the data know how many removal sets coincide. Larger experiments are told by their arithmetic.
+    If :func:`estimate_stages` predicts at most TRIAL_SECONDS for one seed, that seed is run (:func:`trial_run`): small units cost more
+    than their arithmetic, and only a run shows how many removal sets coincide. Larger experiments are estimated from their arithmetic.
     """
-    plan, rates = prepared.plan, probe(prepared)
+    plan, rates = prepared.plan, measure_rates(prepared)
     seeds = len(plan.experiment.seeds)
-    seconds = estimate(plan, rates, slots, missing)
+    seconds = estimate_stages(plan, rates, slots, missing)
     before = [name for name in seconds if name != RetrainStage.name]
-    whole = estimate(plan, rates, 1, {})
+    whole = estimate_stages(plan, rates, 1, {})
     if sum(whole[name] for name in before) <= TRIAL_SECONDS * seeds and any(missing.get(name, 1.0) for name in seconds):
-        # What cannot be done cannot be timed: the run will say why, and its arithmetic stays as it is.
+        # If the trial fails, the run will raise the same error; the estimate from arithmetic stays.
         with suppress(GenRepError):
             trial = trial_run(prepared)
             for name in before:
@@ -94,20 +94,20 @@ def forecast(prepared: PreparedExperiment, slots: int, missing: Mapping[StageNam
                 seconds[RetrainStage.name] *= trial.distinct
     works = any(missing.get(name, 1.0) > 0 and seconds[name] > 0 for name in seconds)
     pools = len({STAGES.get(name).uses_actors for name, value in seconds.items() if value > 0})
-    around = START_SECONDS + (CLUSTER_SECONDS + pools * WORKER_SECONDS if works else 0.0)
-    around += JUDGE_SECONDS + METHOD_SECONDS * len(plan.experiment.methods)
-    return Forecast(seconds, around)
+    overhead = START_SECONDS + (CLUSTER_SECONDS + pools * WORKER_SECONDS if works else 0.0)
+    overhead += EVALUATION_SECONDS + METHOD_SECONDS * len(plan.experiment.methods)
+    return TimeEstimate(seconds, overhead)
 
 
 def gpu_hours(plan: Plan, epochs: int) -> float:
-    """GPU-hours of all the plan's training for ``epochs`` each: a guess from the arithmetic, for a machine without a GPU."""
+    """GPU-hours of all the plan's training for ``epochs`` each, guessed from the arithmetic, for a machine without a GPU."""
     models = len(plan.experiment.seeds) + plan.retrainings_at_most
-    # The way back takes twice what the way there takes.
+    # A backward pass takes twice the operations of a forward pass.
     return models * epochs * plan.shape.num_train * 3 * plan.shape.forward_flop / GPU_FLOP_PER_SECOND / 3600
 
 
 def _trainer(prepared: PreparedExperiment, device: torch.device) -> Trainer:
-    """What trains on a worker: its short runs are a few steps of the training that is to come."""
+    """A trainer as workers have it; its short runs are a few steps of the real training."""
     data = Dataset(prepared.train.inputs.to(device), prepared.train.targets.to(device), prepared.train.ids)
     return Trainer(prepared.problem.model, get_loss(prepared.problem.loss), prepared.recipe, data)
 
@@ -125,10 +125,10 @@ def _products(device: torch.device) -> float:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Shortest time of a few runs after a warm-up; other work on the machine can only lengthen it."""
+    """Shortest time of a few runs after a warm-up, since other work on the machine can only lengthen it."""
     work()
     best, spent, runs = float("inf"), 0.0, 0
-    while spent < PROBE_SECONDS and runs < 50:
+    while spent < MEASURED_SECONDS and runs < 50:
         began = time.perf_counter()
         work()
         if torch.cuda.is_available():

@@ -29,7 +29,7 @@ def execute(job: Job, unit: Unit) -> dict[str, float]:
     On the CPU a unit uses one thread: floating-point sums then run in one order, and a result depends neither on the machine's
     cores nor on how many workers share them.
     """
-    # On a GPU float32 means float32. Lower precision is nobody's default here.
+    # On a GPU, float32 products are computed in float32: lower precision is used only where it is declared.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     with one_thread():

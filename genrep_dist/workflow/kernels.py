@@ -22,7 +22,7 @@ from genrep_dist.workflow.context import TestPoints, WorkerContext, to_numpy
 from genrep_dist.workflow.features import Rows, features_reader, pairwise_block, point_features
 from genrep_dist.workflow.gradients import feature_passes, features_seconds, kernel_manifest
 from genrep_dist.workflow.gram_tiles import feature_products, gram_tile, reads
-from genrep_dist.workflow.prefetch import Ahead
+from genrep_dist.workflow.prefetch import Prefetcher
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ def _run_tile(unit: GramUnit, context: WorkerContext) -> dict[str, float]:
     if isinstance(context.kernel(unit.kernel), FeatureKernel):
         read = features_reader(context, unit.kernel, unit.seed, unit.epoch, stored=unit.stored)
         # Features that are computed have no disk to wait for.
-        with Ahead(read, reads(spans, across, unit.block) if unit.stored else ()) as ahead:
-            tile = gram_tile(feature_products(ahead, unit.block), spans, across, unit.block)
+        with Prefetcher(read, reads(spans, across, unit.block) if unit.stored else ()) as rows:
+            tile = gram_tile(feature_products(rows, unit.block), spans, across, unit.block)
     else:
 
         def product(left: tuple[int, int], right: tuple[int, int]) -> Tensor:

@@ -103,11 +103,11 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
 
 
 def _flip(experiment: Experiment, problem: Problem, train: Dataset, shape: Shape) -> tuple[Dataset, tuple[int, ...]]:
-    """The training data with wrong labels where the experiment asks for them, and the ids of those."""
-    asked = experiment.problem.flip_labels
-    if asked is None:
+    """The training data, with wrong labels if the experiment declares them, and the ids of those."""
+    flips = experiment.problem.flip_labels
+    if flips is None:
         return train, ()
-    changed, flipped = flip_labels(train, label_loss(get_loss(problem.loss)), shape.num_outputs, asked.share, asked.seed)
+    changed, flipped = flip_labels(train, label_loss(get_loss(problem.loss)), shape.num_outputs, flips.share, flips.seed)
     return changed, tuple(sorted(train.ids[flipped].tolist()))
 
 
@@ -160,7 +160,7 @@ def _digests(external: Mapping[str, Mapping[int, ExternalScores]]) -> dict[str, 
 
 
 def publish_inputs(prepared: PreparedExperiment) -> None:
-    """Put into the store what workers and readers take from there: the samples, and the attributions that came from elsewhere."""
+    """Write what workers and readers take from the store: the samples, and the attributions of other tools."""
     keys, store, ids = prepared.plan.keys, prepared.store, prepared.train.ids
     publish_data(store, keys.data, prepared.train, prepared.test)
     for name, by_seed in prepared.external.items():

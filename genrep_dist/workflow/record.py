@@ -19,7 +19,7 @@ RECORD_VERSION = 3
 
 
 def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None = None) -> None:
-    """Record what is being run, so that its state can be read from the store alone; ``choices``: how it was come by."""
+    """Record what is being run, so that its state can be read from the store alone; ``choices``: results of tuning and stopping."""
     plan, keys = prepared.plan, prepared.plan.keys
     record = {
         "schema_version": RECORD_VERSION,
@@ -42,18 +42,18 @@ def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None
 
 
 def restore_record(store: Store, name: str, record: Mapping[str, Any]) -> None:
-    """Put back the record of a finished run, over which another experiment of the same name may have been begun."""
+    """Write the record of a finished run again; another experiment of the same name may have replaced it."""
     store.objects.put_json(f"experiments/{name}/record.json", dict(record))
 
 
 def read_record(store: Store, name: str) -> dict[str, Any]:
-    """The record of the experiment ``name``; StoreError lists those that the store knows."""
+    """The record of the experiment ``name``; StoreError lists those that the store has."""
     try:
         record: dict[str, Any] = store.objects.get_json(f"experiments/{name}/record.json")
     except FileNotFoundError:
         known = sorted({path.split("/")[1] for path in store.objects.list("experiments")})
         raise StoreError(
-            "this store knows no such experiment",
+            "the store has no such experiment",
             where=store.uri,
             expected="one of " + (", ".join(known) or "(none)"),
             got=name,

@@ -1,4 +1,4 @@
-"""One seed of an experiment done for real, up to its removal sets, in a store that is thrown away: what the others will cost."""
+"""One seed of an experiment run up to its removal sets, in a temporary store, to measure what the others will cost."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from genrep_dist.workflow.stages import STAGES, artifacts_of
 
 @dataclass(frozen=True)
 class TrialRun:
-    """Of the first seed: seconds of each stage on one worker, units and their overhead included, and of the ``distinct`` removal sets the
-    share of those that were asked for. Methods that name the same samples share their models, and how often they do only the data know.
+    """Of the first seed: ``seconds`` of each stage on one worker, with the overhead of units, and the share of requested retrainings
+    that are ``distinct``. Methods that remove the same samples share their retrained models.
     """
 
     seconds: Mapping[StageName, float]
@@ -28,7 +28,7 @@ class TrialRun:
 
 
 def trial_run(prepared: PreparedExperiment) -> TrialRun:
-    """Do all stages of the first seed but the retrainings. Raises what a run would raise. Nothing stays."""
+    """Run all stages of the first seed except the retrainings. Raises what a run would raise. The store is deleted."""
     experiment = prepared.plan.experiment
     with tempfile.TemporaryDirectory(prefix="genrep-trial-") as folder:
         store = Store(folder)

@@ -29,7 +29,7 @@ from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.workflow.context import to_numpy
 from genrep_dist.workflow.gram_tiles import feature_products, gram_tile, reads
-from genrep_dist.workflow.prefetch import Ahead
+from genrep_dist.workflow.prefetch import Prefetcher
 from tests.benchmarks import measured_on, publish, spread, table
 from tests.benchmarks.gram_memory import high_water_bytes
 
@@ -81,7 +81,7 @@ def out_of_core(n: int, folder: str, tile: int, *, ahead: bool) -> dict[str, Any
     began = time.perf_counter()
     for row, across in ((row, across) for row in spans(n, tile) for across in spans(n, tile) if across[0] >= row[0]):
         expected = reads(row, across, BLOCK) if ahead else ()
-        with Ahead(lambda start, stop: torch.from_numpy(reader.read(slice(start, stop))), expected) as read:
+        with Prefetcher(lambda start, stop: torch.from_numpy(reader.read(slice(start, stop))), expected) as read:
             values = gram_tile(feature_products(read, BLOCK), row, across, BLOCK)
         gram.write_part(f"{row[0]}-{across[0]}", "gram", (row[0], across[0]), values)
         edges = (row[1] - row[0], across[1] - across[0])

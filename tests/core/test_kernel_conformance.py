@@ -30,7 +30,7 @@ class TestNeuralTangentKernelOfAConvolutionalNetwork(TestNeuralTangentKernel):
 
 class TestProjectedNeuralTangentKernel(FeatureKernelTests):
     def make_kernel(self) -> NeuralTangentKernel:
-        return NeuralTangentKernel(projection=ProjectionSection(dim=256))
+        return NeuralTangentKernel(projection=ProjectionSection.model_validate({"dim": 256}))
 
 
 class TestLastLayerKernel(FeatureKernelTests):
@@ -55,19 +55,19 @@ class TestUserKernel(PairwiseKernelTests):
 
 class TestGaussNewtonInfluence(DerivedKernelTests):
     def make_kernel(self) -> InfluenceKernel:
-        return InfluenceKernel(InfluenceSection())
+        return InfluenceKernel(InfluenceSection.model_validate({}))
 
 
 class TestLastLayerInfluence(DerivedKernelTests):
     def make_kernel(self) -> InfluenceKernel:
-        return InfluenceKernel(InfluenceSection(curvature="last-layer"))
+        return InfluenceKernel(InfluenceSection.model_validate({"curvature": "last-layer"}))
 
 
 class TestHessianInfluence(DerivedKernelTests):
     def make_kernel(self) -> InfluenceKernel:
-        return InfluenceKernel(InfluenceSection(curvature="hessian", damping=1.0))
+        return InfluenceKernel(InfluenceSection.model_validate({"curvature": "hessian", "damping": 1.0}))
 
 
 class TestLissaInfluence(DerivedKernelTests):
     def make_kernel(self) -> InfluenceKernel:
-        return InfluenceKernel(InfluenceSection(curvature="hessian", solver="lissa", damping=1.0))
+        return InfluenceKernel(InfluenceSection.model_validate({"curvature": "hessian", "solver": "lissa", "damping": 1.0}))

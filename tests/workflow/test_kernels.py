@@ -16,7 +16,7 @@ from genrep_dist.workflow.base import ArraySpec
 from genrep_dist.workflow.blocks import PANEL
 from genrep_dist.workflow.gram import Gram
 from genrep_dist.workflow.gram_tiles import feature_products, gram_tile, reads
-from genrep_dist.workflow.prefetch import Ahead
+from genrep_dist.workflow.prefetch import Prefetcher
 
 
 def rows_of(features: Tensor) -> Callable[[int, int], Tensor]:
@@ -76,7 +76,7 @@ def test_what_a_tile_reads_is_known_beforehand(rows: int, columns: int, diagonal
         return features[start:stop]
 
     across = (0, rows) if diagonal else (40, 40 + columns)
-    with Ahead(read) as reader:
+    with Prefetcher(read) as reader:
         gram_tile(feature_products(reader, block), (0, rows), across, block)
     assert asked == list(reads((0, rows), across, block))
     # A panel at a time: each right block is read once for every PANEL left ones; in a diagonal tile only those that come after the panel.

@@ -11,7 +11,7 @@ import genrep_dist as gr
 from genrep_dist.errors import ConvergenceError
 from genrep_dist.store import Store
 from genrep_dist.workflow import estimates
-from genrep_dist.workflow.estimates import forecast
+from genrep_dist.workflow.estimates import estimate_run
 from genrep_dist.workflow.prepare import PreparedExperiment, prepare
 from genrep_dist.workflow.trial_run import trial_run
 from tests.experiments import ROOT, experiment
@@ -37,19 +37,19 @@ def test_what_is_large_is_not_rehearsed_and_what_is_done_costs_nothing(tmp_path:
     asked = prepared(tmp_path)
     names = [stage.name for stage in asked.plan.stages]
     at_most = asked.plan.retrainings_at_most
-    whole = forecast(asked, 2, {}, at_most)
+    whole = estimate_run(asked, 2, {}, at_most)
     assert set(whole.stages) == set(names)
-    assert whole.total == pytest.approx(sum(whole.stages.values()) + whole.around)
+    assert whole.total == pytest.approx(sum(whole.stages.values()) + whole.overhead_seconds)
 
     def refused(_: PreparedExperiment) -> None:
         raise AssertionError("rehearsed")
 
     monkeypatch.setattr(estimates, "rehearse", refused)
-    nothing = forecast(asked, 2, dict.fromkeys(names, 0.0), at_most)
+    nothing = estimate_run(asked, 2, dict.fromkeys(names, 0.0), at_most)
     assert sum(nothing.stages.values()) == 0
-    assert nothing.around < whole.around
+    assert nothing.overhead_seconds < whole.overhead_seconds
     monkeypatch.setattr(estimates, "REHEARSAL_SECONDS", 0.0)
-    assert sum(forecast(asked, 2, {}, at_most).stages.values()) > 0
+    assert sum(estimate_run(asked, 2, {}, at_most).stages.values()) > 0
 
 
 def test_what_cannot_be_rehearsed_is_planned_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,4 +59,4 @@ def test_what_cannot_be_rehearsed_is_planned_all_the_same(tmp_path: Path, monkey
         raise ConvergenceError("the surrogate's solver did not reach its tolerance", where="here", expected="1", got="2", remedy="none")
 
     monkeypatch.setattr(estimates, "rehearse", hopeless)
-    assert forecast(asked, 2, {}, asked.plan.retrainings_at_most).total > 0
+    assert estimate_run(asked, 2, {}, asked.plan.retrainings_at_most).total > 0
