@@ -44,7 +44,7 @@ def test_what_is_large_is_not_rehearsed_and_what_is_done_costs_nothing(tmp_path:
     def refused(_: PreparedExperiment) -> None:
         raise AssertionError("rehearsed")
 
-    monkeypatch.setattr(estimates, "rehearse", refused)
+    monkeypatch.setattr(estimates, "trial_run", refused)
     nothing = estimate_run(asked, 2, dict.fromkeys(names, 0.0), at_most)
     assert sum(nothing.stages.values()) == 0
     assert nothing.overhead_seconds < whole.overhead_seconds
@@ -58,5 +58,5 @@ def test_what_cannot_be_rehearsed_is_planned_all_the_same(tmp_path: Path, monkey
     def hopeless(_: PreparedExperiment) -> None:
         raise ConvergenceError("the surrogate's solver did not reach its tolerance", where="here", expected="1", got="2", remedy="none")
 
-    monkeypatch.setattr(estimates, "rehearse", hopeless)
+    monkeypatch.setattr(estimates, "trial_run", hopeless)
     assert estimate_run(asked, 2, {}, asked.plan.retrainings_at_most).total > 0
