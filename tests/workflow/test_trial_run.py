@@ -1,4 +1,4 @@
-"""What a rehearsal tells is what the run does."""
+"""The trial run measures what the run does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def prepared(folder: Path) -> PreparedExperiment:
     return prepare(experiment(seeds=2), Store(str(folder)), [str(ROOT)])
 
 
-def test_a_rehearsal_tells_the_share_of_distinct_sets_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_trial_run_measures_the_share_of_distinct_sets_and_leaves_nothing(tmp_path: Path) -> None:
     asked = prepared(tmp_path / "store")
     before = sorted((tmp_path / "store").rglob("*"))
     found = trial_run(asked)
@@ -33,7 +33,7 @@ def test_a_rehearsal_tells_the_share_of_distinct_sets_and_leaves_nothing(tmp_pat
     assert found.distinct == ledger.collect()["key"].n_unique() / done.plan.retrainings_at_most
 
 
-def test_what_is_large_is_not_rehearsed_and_what_is_done_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_experiments_have_no_trial_run_and_finished_ones_cost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = prepared(tmp_path)
     names = [stage.name for stage in asked.plan.stages]
     at_most = asked.plan.retrainings_at_most
@@ -42,21 +42,21 @@ def test_what_is_large_is_not_rehearsed_and_what_is_done_costs_nothing(tmp_path:
     assert whole.total == pytest.approx(sum(whole.stages.values()) + whole.overhead_seconds)
 
     def refused(_: PreparedExperiment) -> None:
-        raise AssertionError("rehearsed")
+        raise AssertionError("a trial run was made")
 
     monkeypatch.setattr(estimates, "trial_run", refused)
     nothing = estimate_run(asked, 2, dict.fromkeys(names, 0.0), at_most)
     assert sum(nothing.stages.values()) == 0
     assert nothing.overhead_seconds < whole.overhead_seconds
-    monkeypatch.setattr(estimates, "REHEARSAL_SECONDS", 0.0)
+    monkeypatch.setattr(estimates, "TRIAL_SECONDS", 0.0)
     assert sum(estimate_run(asked, 2, {}, at_most).stages.values()) > 0
 
 
-def test_what_cannot_be_rehearsed_is_planned_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_trial_run_leaves_the_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = prepared(tmp_path)
 
-    def hopeless(_: PreparedExperiment) -> None:
+    def failing(_: PreparedExperiment) -> None:
         raise ConvergenceError("the surrogate's solver did not reach its tolerance", where="here", expected="1", got="2", remedy="none")
 
-    monkeypatch.setattr(estimates, "trial_run", hopeless)
+    monkeypatch.setattr(estimates, "trial_run", failing)
     assert estimate_run(asked, 2, {}, asked.plan.retrainings_at_most).total > 0
