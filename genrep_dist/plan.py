@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys, checkpoint_epoch
+from genrep_dist.config.metrics import check_feasible, largest_removal, metric_warnings, needs_self_influence, requested_retrainings
 from genrep_dist.core.methods import SOLVED, Method
 from genrep_dist.core.solvers.nystrom import landmark_bytes
 from genrep_dist.errors import PlanError
@@ -129,42 +130,15 @@ class Plan:
 
     @property
     def retrainings_asked(self) -> int:
-        """Models that the metrics ask for, the originals (nothing removed) and every repetition included."""
-        return self._retrainings(originals=True)
+        """Models that the metrics request, the originals (nothing removed) and every repetition included."""
+        count = requested_retrainings(self.experiment, self.shape.num_train)
+        return len(self.experiment.seeds) * (len(self.experiment.methods) * (count.per_method + count.originals_per_method) + count.shared)
 
     @property
     def retrainings_at_most(self) -> int:
         """Retrainings when no two removal sets coincide; one original model per seed is trained by the first stage anyway."""
-        return self._retrainings(originals=False)
-
-    def removals_of_a_method(self, *, originals: bool = False) -> int:
-        """Retrainings that one method asks for with one seed, and with ``originals`` the originals that it is compared with."""
-        experiment = self.experiment
-        count = 0
-        for section, signs in ((experiment.deletion, len(experiment.deletion.signs)), (experiment.brittleness, 1)):
-            if section is not None:
-                removals = section.removals(self.shape.num_train)
-                removing = sum(removed > 0 for _, removed in removals)
-                count += experiment.num_test_points * signs * removing * section.replicates
-                count += experiment.num_test_points * signs * (len(removals) - removing) * originals
-        return count
-
-    def _retrainings(self, *, originals: bool) -> int:
-        experiment = self.experiment
-        count = len(experiment.methods) * self.removals_of_a_method(originals=originals)
-        if experiment.lds is not None:
-            count += experiment.lds.subsets * experiment.lds.replicates
-        if experiment.loo is not None:
-            count += experiment.loo.samples * experiment.loo.replicates
-        return len(experiment.seeds) * count
-
-    def most_removed(self) -> int:
-        """Samples in the largest removed set."""
-        experiment, num_train = self.experiment, self.shape.num_train
-        counts = [count for section in (experiment.deletion, experiment.brittleness) if section for _, count in section.removals(num_train)]
-        if experiment.lds is not None:
-            counts.append(num_train - round(experiment.lds.fraction * num_train))
-        return max(counts)
+        count = requested_retrainings(self.experiment, self.shape.num_train)
+        return len(self.experiment.seeds) * (len(self.experiment.methods) * count.per_method + count.shared)
 
     @property
     def warnings(self) -> list[str]:
@@ -182,7 +156,7 @@ class Plan:
                 f"The models are trained in {self.keys.recipe['precision']}, and explained and judged in their own dtype: what Eq. 10 "
                 "tracks, and the trajectory that TracInCP samples, are true to that rounding."
             )
-        if self.experiment.problem.flip_labels is not None:
+        if needs_self_influence(self.experiment):
             unknown = [name for name in self.experiment.methods if not self.has_self_influence(self.experiment.method(name))]
             if unknown:
                 found.append(
@@ -205,11 +179,7 @@ class Plan:
                 f"The scores of {', '.join(unverified)} need not say which models they were computed for (unverified: true): nothing "
                 "here can tell whether they are scores of the models that are judged."
             )
-        if self.experiment.deletion.retrain == "fresh":
-            found.append(
-                "Retrained models draw fresh random numbers (retrain: fresh): every difference holds the noise of two trainings, so "
-                "intervals are several times wider than with common random numbers (retrain: same)."
-            )
+        found += metric_warnings(self.experiment)
         return found
 
     # -- what is needed --------------------------------------------------------------------------------------------------------
@@ -240,7 +210,7 @@ class Plan:
 
     def diagonals_needed(self) -> list[tuple[str, int]]:
         """(kernel, epoch) of every K(x_i, x_i): only self-influence asks for them, and only flipped labels for that."""
-        if self.experiment.problem.flip_labels is None:
+        if not needs_self_influence(self.experiment):
             return []
         methods = [method for method in self.experiment.parsed_methods if self.has_self_influence(method)]
         return sorted({(method.kernel, epoch) for method in methods for epoch in self.keys.method_epochs(method)})
@@ -389,7 +359,7 @@ def _stages(plan: Plan) -> Iterator[StagePlan]:
         written = len(diagonals) * 8 * n * c
         yield StagePlan("diagonals", f"self-influence on {len(diagonals)} kernels", seeds * len(diagonals), seeds * written, peak)
     count = plan.retrainings_at_most
-    row = 8 * shape.num_test * c + 8 * plan.most_removed()
+    row = 8 * shape.num_test * c + 8 * largest_removal(experiment, shape.num_train)
     yield StagePlan("retrain", f"{plan.retrainings_asked} asked, at most {count} unique", count, count * row, shape.pack * trained)
 
 
@@ -480,22 +450,7 @@ def _refuse_impossible(keys: Keys, shape: Shape) -> None:
             expected=f"at most {shape.num_test}",
             got=str(experiment.num_test_points),
         )
-    for name, section in (("deletion", experiment.deletion), ("brittleness", experiment.brittleness)):
-        largest = max((count for _, count in section.removals(shape.num_train)), default=0) if section is not None else 0
-        if largest >= shape.num_train:
-            raise PlanError(
-                "a removal would take the whole training set",
-                where=f"{name}.fractions or {name}.counts",
-                expected=f"fewer than {shape.num_train} samples removed",
-                got=f"{largest} of {shape.num_train}",
-            )
-    if experiment.loo is not None and experiment.loo.samples > shape.num_train:
-        raise PlanError(
-            "more samples are to be left out than there are",
-            where="loo.samples",
-            expected=f"at most {shape.num_train}",
-            got=str(experiment.loo.samples),
-        )
+    check_feasible(experiment, shape.num_train)
     output = experiment.target.output
     if isinstance(output, int) and output >= shape.num_outputs:
         raise PlanError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from genrep_dist.core.losses import Loss
 from genrep_dist.errors import MethodError, NonFiniteError, NotCommittedError
-from genrep_dist.evaluation.results import Judged
+from genrep_dist.evaluation.tables import EvaluationTables, table_specs
 from genrep_dist.plan import Plan, named_checkpoint
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.store import Store
@@ -24,12 +24,12 @@ from genrep_dist.units import ImportanceUnit
 from genrep_dist.workflow.checkpoints import unpack_state
 from genrep_dist.workflow.context import Job, Workbench, read_data
 from genrep_dist.workflow.costs import method_costs, model_costs
-from genrep_dist.workflow.evaluate import judge
+from genrep_dist.workflow.evaluate import evaluate
 from genrep_dist.workflow.execute import workbench
 from genrep_dist.workflow.explain import OtherPoints, explain
 from genrep_dist.workflow.importances import importance
 from genrep_dist.workflow.prepare import plan_of_record, read_record
-from genrep_dist.workflow.requests import read_asked
+from genrep_dist.workflow.requests import read_requests
 
 Array = npt.NDArray[Any]
 
@@ -185,16 +185,16 @@ class Run:
         """One row a method: the retrainings that it asked for, and one worker's seconds for them and for its scores."""
         return method_costs(self.plan, self.store, self._asked, self._ledger)
 
-    def judged(self) -> Judged:
+    def judged(self) -> EvaluationTables:
         """Everything that was judged, as published: points, metrics, comparisons, ranks, ceilings, costs and the metrics' own tables."""
         self._result("metrics")  # raises when nothing is published
         folder = f"results/{self.name}"
-        names = [field.name for field in fields(Judged) if self.store.objects.exists(f"{folder}/{field.name}.parquet")]
-        return Judged(**{name: scan_frame(self.store.objects, f"{folder}/{name}.parquet").collect() for name in names})
+        names = [name for name in table_specs() if self.store.objects.exists(f"{folder}/{name}.parquet")]
+        return EvaluationTables(**{name: scan_frame(self.store.objects, f"{folder}/{name}.parquet").collect() for name in names})
 
-    def judge(self) -> tuple[pl.DataFrame, Judged]:
-        """The deletion table and everything else that the metrics say, computed anew from the ledger."""
-        return judge(self.plan, self.store, self._asked, lambda: self.bench, self.flipped_ids())
+    def judge(self) -> EvaluationTables:
+        """All tables of the evaluation, computed again from the ledger."""
+        return evaluate(self.plan, self.store, self._asked, lambda: self.bench, self.flipped_ids())
 
     def flipped_ids(self) -> frozenset[int]:
         """Ids of the training samples whose labels were flipped on purpose."""
@@ -208,7 +208,7 @@ class Run:
 
     @property
     def _asked(self) -> pl.DataFrame:
-        return read_asked(self.plan, self.store).collect()
+        return read_requests(self.plan, self.store).collect()
 
     @property
     def _ledger(self) -> pl.LazyFrame:

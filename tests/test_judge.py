@@ -89,7 +89,7 @@ def test_subset_metrics_are_spearman_of_sums_with_retrained_outputs(judged: gr.R
             predicted = [-phi[mask, m].sum() for mask in masks]
             expected = stats.spearmanr(predicted, real[:, :, row, output].mean(axis=0)).statistic
             assert found[m] == pytest.approx(expected, abs=1e-9), (method, m)
-    ceilings = judged.judged().ceilings.filter(metric=metric, seed=seed)
+    ceilings = judged.judged()["ceilings"].filter(metric=metric, seed=seed)
     if metric == "lds":
         row, output = rows[0], classes[0]
         agreement = stats.spearmanr(real[0, :, row, output], real[1, :, row, output]).statistic
@@ -104,7 +104,7 @@ def test_brittleness_is_the_first_removal_that_flips_the_class(judged: gr.Run) -
     seed = 1
     rows, classes = explained_outputs(judged, seed)
     outputs = outputs_without(judged, seed, [])
-    table = judged.judged().brittleness
+    table = judged.judged()["brittleness"]
 
     def predicted(all_outputs: npt.NDArray[np.float64], row: int) -> int:
         return int(all_outputs[row, 0] > 0) if all_outputs.shape[1] == 1 else int(all_outputs[row].argmax())
@@ -180,7 +180,7 @@ def test_flipped_labels_are_recorded_and_self_influence_ranks_them(judged: gr.Ru
         found = judged.points().filter(metric="mislabel_auroc", method=method, seed=0).collect()
         assert found["test_id"].null_count() == 1
         assert found["value"][0] == pytest.approx(roc_auc_score(flipped, scores.numpy()), abs=1e-12), method
-    curve = judged.judged().inspection.filter(method="tracincp")
+    curve = judged.judged()["inspection"].filter(method="tracincp")
     assert curve["found"].is_sorted()
     assert (curve["found"][0], curve["found"][-1]) == (0.0, 1.0)
 
@@ -217,7 +217,7 @@ def test_named_test_points_are_shared_by_all_seeds(tmp_path: Path) -> None:
 def test_replicates_are_averaged_and_kept(tmp_path: Path) -> None:
     deletion = {"fractions": [0.0, 0.2], "retrain": "fresh", "replicates": 3}
     done = run(tmp_path, **{**PLAIN, "deletion": deletion})
-    kept = done.judged().replicates.filter(pl.col("num_removed") > 0)
+    kept = done.judged()["replicates"].filter(pl.col("num_removed") > 0)
     assert kept.height == 3 * 2 * 2 * 2
     row = kept.row(0, named=True)
     place = {name: row[name] for name in ("seed", "method", "test_id", "fraction")}
@@ -270,7 +270,7 @@ def test_a_plan_knows_what_the_store_has_of_another_experiment(tmp_path: Path) -
     assert (after.done, after.exact) == (after.total, True)
     # Scores that are damaged are made anew by the next run: a plan takes them for missing, and does not fail.
     (tmp_path / "store/results").rename(tmp_path / "aside")
-    for asked in (tmp_path / "store/experiments").rglob("asked-*.parquet"):
+    for asked in (tmp_path / "store/experiments").rglob("requests-*.parquet"):
         asked.unlink()
     for part in (tmp_path / "store/artifacts/attribution").rglob("c/*/*"):
         part.write_bytes(part.read_bytes()[:-4])

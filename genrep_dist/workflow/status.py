@@ -11,7 +11,7 @@ from genrep_dist.plan import Plan
 from genrep_dist.store import Store
 from genrep_dist.units import StageName
 from genrep_dist.workflow.artifacts import assemblies, missing_units
-from genrep_dist.workflow.requests import foresee, read_asked
+from genrep_dist.workflow.requests import count_retrainings, read_requests
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def _retrain_status(plan: Plan, store: Store, *, foreseen: bool) -> StageStatus:
         return StageStatus("retrain", len(wanted), len(wanted & known))
     if not foreseen:
         return StageStatus("retrain", plan.retrainings_at_most, 0, exact=False)
-    found = foresee(plan, store)
+    found = count_retrainings(plan, store)
     return StageStatus("retrain", len(found.keys) + found.more, len(found.keys & known), exact=not found.more)
 
 
@@ -63,6 +63,6 @@ def _asked_keys(plan: Plan, store: Store) -> set[str] | None:
     if any(missing_units(store, assembly) for assembly in assemblies(plan, "attributions")):
         return None
     try:
-        return set(read_asked(plan, store).filter(pl.col("num_removed") > 0).select("key").unique().collect()["key"])
+        return set(read_requests(plan, store).filter(pl.col("num_removed") > 0).select("key").unique().collect()["key"])
     except StoreError:
         return None

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genrep_dist.errors import NonFiniteError, NotCommittedError, StoreError
-from genrep_dist.evaluation.brittleness import brittleness_points, brittleness_table
-from genrep_dist.evaluation.metrics import METRICS, POINTS_SCHEMA
-from genrep_dist.evaluation.results import SCHEMAS
+from genrep_dist.evaluation.metrics.brittleness import brittleness_points, brittleness_table
+from genrep_dist.evaluation.metrics.base import POINTS_SCHEMA, metric_infos
+from genrep_dist.evaluation.tables import table_specs
 
 FRACTIONS = (0.0, 0.01, 0.05, 0.1)
 Rows = list[dict[str, Any]]
@@ -81,7 +81,7 @@ def test_equals_a_plain_loop_whatever_the_order_of_rows(draw_seed: int, num_outp
     random.shuffle(asked)
     table = brittleness_table(pl.DataFrame(asked), frame(ledger), num_outputs)
     assert table.rows() == expected
-    assert dict(table.schema) == dict(SCHEMAS["brittleness"])
+    assert dict(table.schema) == dict(table_specs()["brittleness"].columns)
 
 
 def single(outputs: list[list[float]], original: list[float], removed: tuple[int, ...] = (0, 1, 2, 3)) -> pl.DataFrame:
@@ -127,7 +127,7 @@ def test_points_of_both_metrics() -> None:
     points = brittleness_points(table, max(FRACTIONS))
     assert dict(points.schema) == POINTS_SCHEMA
     assert points.equals(points.sort(list(POINTS_SCHEMA)[:-1]))
-    assert set(points["metric"]) == {"brittleness_flipped", "brittleness_removed"} <= set(METRICS)
+    assert set(points["metric"]) == {"brittleness_flipped", "brittleness_removed"} <= set(metric_infos())
     values = {(metric, seed, method, test_id): value for metric, method, seed, test_id, value in points.rows()}
     for seed, method, test_id, _, fraction, flipped in table.rows():
         assert values["brittleness_flipped", seed, method, test_id] == float(flipped)
@@ -139,7 +139,7 @@ def test_points_of_both_metrics() -> None:
 def test_nothing_asked_gives_empty_tables() -> None:
     asked, ledger = example(2)
     table = brittleness_table(pl.DataFrame(asked).clear(), frame(ledger), 2)
-    assert table.equals(pl.DataFrame(schema=SCHEMAS["brittleness"]))
+    assert table.equals(pl.DataFrame(schema=table_specs()["brittleness"].columns))
     assert brittleness_points(table, 0.1).equals(pl.DataFrame(schema=POINTS_SCHEMA))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from genrep_dist.errors import NonFiniteError, NotCommittedError, StoreError
 from genrep_dist.evaluation.designs import designs
-from genrep_dist.evaluation.summaries import best, comparisons, metrics_table, ranks
+from genrep_dist.evaluation.statistics import best, comparisons, metrics_table, ranks
 from tests.evaluation.points import synthetic_points
 
 NAMES = ["weak", "strong"]

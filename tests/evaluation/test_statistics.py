@@ -15,9 +15,9 @@ from scipy import stats
 
 from genrep_dist.errors import NonFiniteError, NotCommittedError, StoreError
 from genrep_dist.evaluation.intervals import bootstrap_interval, pooled_half_width
-from genrep_dist.evaluation.metrics import POINTS_SCHEMA
+from genrep_dist.evaluation.metrics.base import POINTS_SCHEMA
 from genrep_dist.evaluation.statistics import auc_by_point, auc_points, by_seed, curves, paired_difference, summarise, summary_schema
-from genrep_dist.evaluation.summaries import comparisons, metrics_table
+from genrep_dist.evaluation.statistics import comparisons, metrics_table
 from tests.evaluation.examples import METHODS, Labels, synthetic_deletion
 
 SMALL = (("up", 1.0), ("random", 0.1))

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from genrep_dist.errors import NotCommittedError
 from genrep_dist.evaluation.intervals import bootstrap_interval, pooled_half_width, two_way_intervals
-from genrep_dist.evaluation.results import SCHEMAS
-from genrep_dist.evaluation.summaries import (
+from genrep_dist.evaluation.tables import table_specs
+from genrep_dist.evaluation.statistics import (
     best,
     comparisons,
     metrics_table,
@@ -214,7 +214,7 @@ def test_one_seed_says_nothing_about_others(name: str) -> None:
     points = synthetic_points(num_seeds=1, crossed=True)
     found = TABLES[name](points, NAMES)
     assert found.height
-    assert found.schema == pl.Schema(SCHEMAS[name])
+    assert found.schema == pl.Schema(table_specs()[name].columns)
     known = {"metric", "method", "baseline", "other", "mean", "num_seeds", "num_points"}
     for column in found.columns:
         assert found[column].null_count() == (0 if column in known else found.height)
@@ -228,9 +228,9 @@ def test_one_method_leads_alone() -> None:
 
 @pytest.mark.parametrize("name", TABLES)
 def test_schema_and_order_hold_for_empty_tables_too(name: str) -> None:
-    assert TABLES[name](several(), NAMES).schema == pl.Schema(SCHEMAS[name])
+    assert TABLES[name](several(), NAMES).schema == pl.Schema(table_specs()[name].columns)
     empty = TABLES[name](several().clear(), NAMES)
-    assert empty.schema == pl.Schema(SCHEMAS[name])
+    assert empty.schema == pl.Schema(table_specs()[name].columns)
     assert empty.height == 0
 
 

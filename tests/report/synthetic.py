@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import torch
 
-from genrep_dist.evaluation.metrics import METRICS
-from genrep_dist.evaluation.results import SCHEMAS, Judged
+from genrep_dist.evaluation.metrics.base import metric_info, metric_infos
+from genrep_dist.evaluation.tables import EvaluationTables, table_specs
 from genrep_dist.evaluation.statistics import summarise
 from genrep_dist.report.examples import Example, Named, Sample
 from genrep_dist.report.page import ReportData
@@ -30,7 +30,7 @@ BEST = {"auc_del_positive": -2.4, "lds": 0.42, "loo_correlation": 0.21, "brittle
 WORST = {"auc_del_positive": 0.0, "brittleness_removed": 0.1, "mislabel_auroc": 0.5, "mislabel_inspection_area": 0.5}
 
 
-def judged(num_seeds: int = 12, metrics: Sequence[str] = tuple(METRICS), *, two_way: bool = True, names: Sequence[str] = NAMES) -> Judged:
+def judged(num_seeds: int = 12, metrics: Sequence[str] = tuple(metric_infos()), *, two_way: bool = True, names: Sequence[str] = NAMES) -> EvaluationTables:
     """Invented numbers of the right form; they do not agree with any points, which the report never compares."""
     draw = np.random.default_rng(3)
     tables: dict[str, list[dict[str, object]]] = {name: [] for name in SCHEMAS}
@@ -64,7 +64,7 @@ def judged(num_seeds: int = 12, metrics: Sequence[str] = tuple(METRICS), *, two_
                 }
             )
         for name, other in itertools.permutations(chosen, 2):
-            better = 1 if METRICS[metric].better == "larger" else -1
+            better = 1 if metric_info(metric).better == "larger" else -1
             z = better * (mean[name] - mean[other]) / width
             tables["ranks"].append(
                 {"metric": metric, "method": name, "other": other, "share": float(1 / (1 + np.exp(-2 * z))) if known else None}
@@ -85,7 +85,7 @@ def judged(num_seeds: int = 12, metrics: Sequence[str] = tuple(METRICS), *, two_
                         **design,
                     }
                 )
-        ordered = sorted(chosen, key=lambda name: (-mean[name] if METRICS[metric].better == "larger" else mean[name], name))
+        ordered = sorted(chosen, key=lambda name: (-mean[name] if metric_info(metric).better == "larger" else mean[name], name))
         tables["best"] += [
             {"metric": metric, "method": name, "mean_rank": ordered.index(name) + 1.2, "share_best": 0.5 ** ordered.index(name) * 0.51}
             for name in ordered
@@ -122,7 +122,7 @@ def judged(num_seeds: int = 12, metrics: Sequence[str] = tuple(METRICS), *, two_
             }
             for replicate in range(2)
         ]
-    return Judged(**{name: pl.DataFrame(rows, schema=SCHEMAS[name]) for name, rows in tables.items()})
+    return EvaluationTables(**{name: pl.DataFrame(rows, schema=table_specs()[name].columns) for name, rows in tables.items()})
 
 
 def pictures(count: int, channels: int = 1) -> list[bytes]:
@@ -156,7 +156,7 @@ def shown(*, sentences: Sequence[str] = ()) -> tuple[Example, ...]:
     )
 
 
-def report(num_seeds: int = 12, metrics: Sequence[str] = tuple(METRICS), *, sentences: Sequence[str] = ()) -> ReportData:
+def report(num_seeds: int = 12, metrics: Sequence[str] = tuple(metric_infos()), *, sentences: Sequence[str] = ()) -> ReportData:
     signs = tuple(sign for sign in ("negative", "positive") if f"auc_del_{sign}" in metrics)
     deletion = synthetic_deletion(num_seeds=num_seeds, num_points=5, strengths=tuple(STRENGTHS.items()), signs=signs)
     facts = {"Problem": "digits", "Data": "250 training samples", "Stopping": "After 12 of at most 200 seeds the widest interval was 0.04."}

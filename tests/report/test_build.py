@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 
 from genrep_dist.config import Experiment
-from genrep_dist.evaluation.results import SCHEMAS, Judged, empty
+from genrep_dist.evaluation.tables import EvaluationTables, table_specs
 from genrep_dist.evaluation.statistics import auc_points
-from genrep_dist.evaluation.summaries import best, comparisons, metrics_table, ranks
+from genrep_dist.evaluation.statistics import best, comparisons, metrics_table, ranks
 from genrep_dist.report.build import _other_metrics, _removals_text, block_of, data_files, replicate_spread
 from tests.report import synthetic
 
@@ -41,7 +41,7 @@ def test_what_the_statistics_make_of_real_points_can_be_drawn(num_seeds: int, tw
         # Every seed gets the same ids: a crossed design.
         deletion = deletion.with_columns(test_id=pl.col("test_id").rank("dense").over("seed", "method", "sign").cast(pl.Int64))
     points, names = auc_points(deletion), synthetic.NAMES
-    judged = Judged(
+    judged = EvaluationTables(
         points=points,
         metrics=metrics_table(points, names),
         comparisons=comparisons(points, names, ["influence-function", "random"]),
@@ -69,7 +69,7 @@ def replicates(deltas: list[list[float]]) -> pl.DataFrame:
         for seed, values in enumerate(deltas)
         for replicate, delta in enumerate(values)
     ]
-    return pl.DataFrame(rows, schema=dict(SCHEMAS["replicates"]), orient="row")
+    return pl.DataFrame(rows, schema=dict(table_specs()["replicates"].columns), orient="row")
 
 
 def test_the_spread_of_replicates_is_the_pooled_deviation() -> None:
@@ -107,4 +107,4 @@ def test_how_the_other_metrics_were_measured() -> None:
 
 def test_without_replicates_there_is_no_spread() -> None:
     assert replicate_spread(replicates([[1.0], [2.0]])) is None
-    assert replicate_spread(empty("replicates")) is None
+    assert replicate_spread(table_specs()["replicates"].empty()) is None

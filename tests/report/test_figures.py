@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 
-from genrep_dist.evaluation.results import Judged
+from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.evaluation.statistics import by_seed, curves, summarise
 from genrep_dist.report.canvas import Format
 from genrep_dist.report.figures import deletion_figure, inspection_figure, metric_figure
@@ -37,7 +37,7 @@ def both(image: Format, num_seeds: int = 4, names: list[str] | None = None, sign
     return (
         deletion_figure(curves(deletion), methods=names, sign=sign, image=image),
         metric_figure(
-            all_metrics(summary, Judged()),
+            all_metrics(summary, EvaluationTables()),
             by_seed(deletion).select("method", "seed", value="auc"),
             metric=f"auc_del_{sign}",
             methods=names,

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from genrep_dist.errors import NotCommittedError
-from genrep_dist.evaluation.results import Judged
+from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.evaluation.statistics import summarise
 from genrep_dist.report.page import ReportData, html_page, report_verdict
 from genrep_dist.report.sections import Clock
@@ -244,7 +244,7 @@ def test_rows_of_the_judged_tables_in_any_order_give_the_same_page(full: str) ->
         name: getattr(report.judged, name)
         for name in ("points", "metrics", "comparisons", "ranks", "best", "ceilings", "costs", "inspection")
     }
-    shuffled = Judged(**{name: table.sample(fraction=1, shuffle=True, seed=2) for name, table in tables.items()})
+    shuffled = EvaluationTables(**{name: table.sample(fraction=1, shuffle=True, seed=2) for name, table in tables.items()})
     assert html_page(replace(report, judged=shuffled)) == full
 
 

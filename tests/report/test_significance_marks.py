@@ -3,13 +3,13 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from genrep_dist.evaluation.results import SCHEMAS
+from genrep_dist.evaluation.tables import table_specs
 from genrep_dist.report.significance_marks import Marks
 
 
 def marks(mean: float, p: float | None, other: str = "random", metric: str = "lds") -> Marks:
     row = (metric, "m", other, mean, mean - 1, mean + 1, None, None, p, p, 4, 2)
-    return Marks(pl.DataFrame([row], schema=dict(SCHEMAS["comparisons"]), orient="row"), "random", "theirs")
+    return Marks(pl.DataFrame([row], schema=dict(table_specs()["comparisons"].columns), orient="row"), "random", "theirs")
 
 
 @pytest.mark.parametrize(("p", "shown"), [(0.0009, "***"), (0.001, "**"), (0.009, "**"), (0.01, "*"), (0.049, "*"), (0.05, ""), (1.0, "")])

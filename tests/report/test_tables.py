@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genrep_dist.evaluation.metrics import METRICS
-from genrep_dist.evaluation.results import Judged
+from genrep_dist.evaluation.metrics.base import metric_info, metric_infos
+from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.evaluation.statistics import summarise, summary_schema
 from genrep_dist.report import latex as latex_module
 from genrep_dist.report.latex import latex
@@ -24,7 +24,7 @@ def made_summary(*areas: float, name: str = "m", low: float | None = None) -> pl
 
 
 def markdown_table(summary: pl.DataFrame) -> str:
-    return markdown(tables(summary, Judged()))
+    return markdown(tables(summary, EvaluationTables()))
 
 
 def cells_of(text: str) -> list[list[str]]:
@@ -66,7 +66,7 @@ def test_of_positive_removals_the_most_negative_is_best() -> None:
 
 
 def test_what_is_not_known_is_a_dash() -> None:
-    (table,) = tables(summarise(synthetic_deletion(num_seeds=1, strengths=(("a", 1.0),)), [Labels("a")]), Judged())
+    (table,) = tables(summarise(synthetic_deletion(num_seeds=1, strengths=(("a", 1.0),)), [Labels("a")]), EvaluationTables())
     ((_, (row,)),) = table.blocks
     assert (row.cells[0].interval, row.cells[0].pooled) == ("–", "–")
     assert "nan" not in markdown_table(made_summary(1.0)).lower()
@@ -92,7 +92,7 @@ def test_numbers_have_no_negative_zero() -> None:
     assert number(None, 2) == "–"
 
 
-def everything(num_seeds: int = 12, *, two_way: bool = True) -> tuple[pl.DataFrame, Judged]:
+def everything(num_seeds: int = 12, *, two_way: bool = True) -> tuple[pl.DataFrame, EvaluationTables]:
     deletion = synthetic_deletion(
         num_seeds=num_seeds, num_points=2, strengths=tuple(synthetic.STRENGTHS.items()), signs=("negative", "positive")
     )
@@ -100,15 +100,15 @@ def everything(num_seeds: int = 12, *, two_way: bool = True) -> tuple[pl.DataFra
 
 
 def test_every_metric_stands_in_one_family() -> None:
-    assert sorted(name for names in FAMILIES.values() for name in names) == sorted(METRICS)
+    assert sorted(name for names in FAMILIES.values() for name in names) == sorted(metric_infos())
 
 
 def test_a_table_a_family_in_order_of_the_registry() -> None:
     summary, judged = everything()
     made = tables(summary, judged)
     assert [table.title for table in made] == list(FAMILIES)
-    assert [metric.name for table in made for metric in table.metrics] == list(METRICS)
-    only_lds = Judged(metrics=judged.metrics.filter(pl.col("metric") == "lds"))
+    assert [metric.name for table in made for metric in table.metrics] == list(metric_infos())
+    only_lds = EvaluationTables(metrics=judged.metrics.filter(pl.col("metric") == "lds"))
     assert [table.title for table in tables(summary, only_lds)] == ["Deletion", "Linear datamodeling"]
 
 
@@ -124,7 +124,7 @@ def test_each_metrics_better_end_is_best() -> None:
 def test_the_judged_numbers_stand_for_the_summarys() -> None:
     summary, judged = everything()
     assert all_metrics(summary, judged).equals(judged.metrics)
-    plain = all_metrics(summary, Judged())
+    plain = all_metrics(summary, EvaluationTables())
     assert plain["mean"].to_list() == [*summary["auc_del_negative"], *summary["auc_del_positive"]]
     assert plain.schema == judged.metrics.schema
 
@@ -188,7 +188,7 @@ def test_the_noise_ceiling_is_the_last_row() -> None:
 
 def test_order_of_rows_changes_nothing() -> None:
     summary, judged = everything()
-    shuffled = Judged(
+    shuffled = EvaluationTables(
         **{
             name: getattr(judged, name).sample(fraction=1, shuffle=True, seed=1)
             for name in ("metrics", "comparisons", "ceilings", "ranks", "best")
@@ -217,7 +217,7 @@ def test_latex_has_every_number_and_balanced_groups() -> None:
 
 
 def test_latex_names_are_shown_and_not_obeyed() -> None:
-    text = latex(tables(made_summary(1.0, name=r"50% \input{x} $a_b^c$ & # ~ -- [2]" + "\n"), Judged(), minus="\N{MINUS SIGN}"))
+    text = latex(tables(made_summary(1.0, name=r"50% \input{x} $a_b^c$ & # ~ -- [2]" + "\n"), EvaluationTables(), minus="\N{MINUS SIGN}"))
     assert r"50\% \textbackslash{}input\{x\} \$a\_b\textasciicircum{}c\$ \& \# \textasciitilde{} -{}- {[}2{]}" in text
 
 

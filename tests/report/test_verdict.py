@@ -7,13 +7,13 @@ import polars as pl
 import pytest
 
 from genrep_dist.errors import NotCommittedError
-from genrep_dist.evaluation.results import SCHEMAS, Judged
+from genrep_dist.evaluation.tables import EvaluationTables, table_specs
 from genrep_dist.evaluation.statistics import summarise
 from genrep_dist.report.verdict import Verdict, p_text, percent, verdict
 from tests.evaluation.examples import Labels, synthetic_deletion
 
 
-def judged(values: dict[str, list[float]], sign: str = "negative", tables: Judged | None = None, declared: str | None = None) -> Verdict:
+def judged(values: dict[str, list[float]], sign: str = "negative", tables: EvaluationTables | None = None, declared: str | None = None) -> Verdict:
     """The verdict on methods whose AUC in each network (two points each) is given."""
     rows = [
         (seed, method, point, sign, 0.1, 1, 0.0, value, value)
@@ -25,10 +25,10 @@ def judged(values: dict[str, list[float]], sign: str = "negative", tables: Judge
     return verdict(summarise(deletion, [Labels(method) for method in values]), deletion, tables, declared=declared)
 
 
-def compared(*rows: tuple[str, str, float, float, float, float], metric: str = "auc_del_negative", **tables: pl.DataFrame) -> Judged:
+def compared(*rows: tuple[str, str, float, float, float, float], metric: str = "auc_del_negative", **tables: pl.DataFrame) -> EvaluationTables:
     """Comparisons (method, baseline, mean, low, high, p_holm)."""
     full = [(metric, method, other, mean, low, high, None, None, p / 10, p, 20, 2) for method, other, mean, low, high, p in rows]
-    return Judged(comparisons=pl.DataFrame(full, schema=dict(SCHEMAS["comparisons"]), orient="row"), **tables)
+    return EvaluationTables(comparisons=pl.DataFrame(full, schema=dict(table_specs()["comparisons"].columns), orient="row"), **tables)
 
 
 NOISE = np.random.default_rng(5).normal(size=(3, 20))
@@ -158,7 +158,7 @@ def test_what_points_that_all_seeds_share_say_of_others(low: float, says: str) -
     tables = compared(("good", "random", 1.9, 1.5, 2.3, 0.001))
     crossed = tables.comparisons.with_columns(ci95_two_way_low=pl.lit(low), ci95_two_way_high=pl.lit(3.6))
     values = {"good": around(2.0), "random": around(0.1, row=2)}
-    told = judged(values, tables=Judged(comparisons=crossed)).sentences[0]
+    told = judged(values, tables=EvaluationTables(comparisons=crossed)).sentences[0]
     assert told.endswith(f"resampled too, the interval is {str(low).replace('-', '−')}0 to 3.60: {'the lead is ' * (low > 0)}{says}.")
     assert "resampled" not in judged(values, tables=tables).sentences[0]
 
@@ -183,11 +183,11 @@ def test_the_declared_baseline() -> None:
 
 
 def test_the_bootstraps_order() -> None:
-    ranks = pl.DataFrame([("auc_del_negative", "good", "fair", 0.93)], schema=dict(SCHEMAS["ranks"]), orient="row")
-    best = pl.DataFrame([("auc_del_negative", "good", 1.2, 0.999)], schema=dict(SCHEMAS["best"]), orient="row")
-    sentence = next(s for s in judged(FIELD, tables=Judged(ranks=ranks)).sentences if "runner-up" in s)
+    ranks = pl.DataFrame([("auc_del_negative", "good", "fair", 0.93)], schema=dict(table_specs()["ranks"].columns), orient="row")
+    best = pl.DataFrame([("auc_del_negative", "good", 1.2, 0.999)], schema=dict(table_specs()["best"].columns), orient="row")
+    sentence = next(s for s in judged(FIELD, tables=EvaluationTables(ranks=ranks)).sentences if "runner-up" in s)
     assert sentence.endswith("good beats fair in 93\N{NO-BREAK SPACE}% of bootstrap draws over seeds.")
-    sentence = next(s for s in judged(FIELD, tables=Judged(ranks=ranks, best=best)).sentences if "runner-up" in s)
+    sentence = next(s for s in judged(FIELD, tables=EvaluationTables(ranks=ranks, best=best)).sentences if "runner-up" in s)
     assert sentence.endswith("draws over seeds, and all methods in more than 99\N{NO-BREAK SPACE}%.")
 
 
@@ -195,14 +195,14 @@ def test_what_the_other_metrics_say() -> None:
     means = [("lds", "good", 0.1), ("lds", "fair", 0.3), ("brittleness_removed", "good", 0.02), ("brittleness_removed", "fair", 0.05)]
     metrics = pl.DataFrame(
         [(metric, method, mean, None, None, None, None, None, 20, 2) for metric, method, mean in means],
-        schema=dict(SCHEMAS["metrics"]),
+        schema=dict(table_specs()["metrics"].columns),
         orient="row",
     )
-    sentences = judged(FIELD, tables=Judged(metrics=metrics)).sentences
+    sentences = judged(FIELD, tables=EvaluationTables(metrics=metrics)).sentences
     assert "It has the best mean of removed to flip too." in sentences
     assert "Other metrics have another method in front: fair (LDS)." in sentences
     tied = metrics.with_columns(mean=pl.when(pl.col("method") == "good").then(0.3).otherwise(0.1 + 0.2))
-    assert not any("metrics" in s or "best mean" in s for s in judged(FIELD, tables=Judged(metrics=tied)).sentences)
+    assert not any("metrics" in s or "best mean" in s for s in judged(FIELD, tables=EvaluationTables(metrics=tied)).sentences)
 
 
 def test_seeds_too_few_for_any_p_value_are_said_to_be() -> None:
