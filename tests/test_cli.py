@@ -25,7 +25,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = call("run", folder / "toy.yaml", "--store", folder / "store", "--serial", "--set", "seeds=[0, 3]")
     assert result.exit_code == 0, result.output
     assert "retrain: 0 of" in result.output
-    assert "AUC-DEL_-" in result.output
+    assert "AUC-DEL₋" in result.output
     assert "mlflow" in result.output
     return folder
 

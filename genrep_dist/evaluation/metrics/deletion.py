@@ -183,7 +183,7 @@ def summary_table(metrics: pl.DataFrame, methods: Sequence[MethodLabels]) -> pl.
     ci95_clustered_high, num_seeds, num_points (test points of each seed); then auc_del_positive, ci95_pooled_positive,
     ci95_clustered_low_positive, ci95_clustered_high_positive. The columns of a sign exist if ``metrics`` has that sign.
 
-    Raises NotCommittedError for a method without AUC-DEL.
+    Raises NotCommittedError for a method without AUC-DEL, or whose signs were measured on different test points.
     """
     rows = {(row["metric"], row["method"]): row for row in metrics.iter_rows(named=True)}
     measured = [sign for sign in SIGNS if any(metric == f"auc_del_{sign}" for metric, _ in rows)]
@@ -201,6 +201,16 @@ def summary_table(metrics: pl.DataFrame, methods: Sequence[MethodLabels]) -> pl.
             got=", ".join(sorted({method for metric, method in rows if metric.startswith("auc_del_")})) or "none",
             remedy="run the experiment again with this method",
         )
+    for name in frame["method"]:
+        designs = {(rows[f"auc_del_{sign}", name]["num_seeds"], rows[f"auc_del_{sign}", name]["num_points"]) for sign in measured}
+        if len(designs) > 1:
+            raise NotCommittedError(
+                "the signs were measured on different test points",
+                where=f"the metrics table, method {name}",
+                expected="one number of seeds and of points",
+                got=str(sorted(designs)),
+                remedy="run the experiment to its end",
+            )
     renamed: dict[str, tuple[str, str]] = {}
     for sign in SIGNS:
         suffix = "" if sign == "negative" else "_positive"

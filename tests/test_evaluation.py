@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 import genrep_dist as gr
+from genrep_dist.config.metrics import requested_retrainings
 from genrep_dist.errors import PlanError
 from genrep_dist.evaluation.subsets import draw_left_out, draw_subsets
 from genrep_dist.executors.serial import SerialExecutor
@@ -258,7 +259,7 @@ def test_a_plan_knows_what_the_store_has_of_another_experiment(tmp_path: Path) -
     assert (same.total, same.done, same.exact) == (unique, unique, True)
     fields: dict[str, Any] = {"methods": ["ntk-final/tracking", "tracincp", "random"], "loo": {"samples": 7}}
     more, status = planned(**fields)
-    a_method = 2 * more.plan.removals_of_a_method()
+    a_method = 2 * requested_retrainings(more.plan.experiment, more.plan.shape.num_train).per_method
     # Six of seven: one sample's deletion may be among those that were made already.
     assert unique + a_method + 2 * 7 >= status.total > unique + a_method
     assert unique <= status.done <= unique + 2 * 7
@@ -313,7 +314,19 @@ def test_every_table_declares_its_schema(judged: gr.Run) -> None:
     assert root is not None
     found = {path: pq.read_schema(path) for place in ("results", "experiments", "ledger") for path in (root / place).rglob("*.parquet")}
     names = {path.stem.partition("-")[0] for path in found}
-    assert {"deletion", "summary", "points", "metrics", "comparisons", "ranks", "best", "ceilings", "brittleness", "asked", "part"} <= names
+    assert {
+        "deletion",
+        "summary",
+        "points",
+        "metrics",
+        "comparisons",
+        "ranks",
+        "best",
+        "ceilings",
+        "brittleness",
+        "requests",
+        "part",
+    } <= names
     for path, schema in found.items():
         table = (schema.metadata or {}).get(b"genrep.table", b"").decode()
         assert table == {"part": "ledger"}.get(name := path.stem.partition("-")[0], name), path
@@ -337,7 +350,7 @@ def test_results_of_another_version_are_published_anew_and_nothing_is_trained(tm
 
 def test_brittleness_needs_classes(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="no classes"):
-        run(tmp_path, "tests.test_judge:Regression")
+        run(tmp_path, "tests.test_evaluation:Regression")
 
 
 class Regression:
