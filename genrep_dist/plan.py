@@ -7,6 +7,7 @@ from typing import Any
 
 from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys
+from genrep_dist.config.metrics import needs_self_influence
 from genrep_dist.core.kernels.base import DerivedKernel, KernelSizes
 from genrep_dist.core.methods import Method
 from genrep_dist.units import StageName
@@ -82,8 +83,8 @@ class Needs:
         derived = {pair for pair in pairs if pair[0] in derived_kernels}
         bases = {(base, epoch) for name, epoch in derived if (base := _base(experiment, name)) is not None}
         solved = {(method.importance, method.kernel, epoch) for method, epoch in methods if method.needs_gram}
-        # Self-influence alone needs diagonals, and flipped labels alone need self-influence.
-        wanted = {(m.kernel, e) for m, e in methods if has_self_influence(experiment, m)} if experiment.problem.flip_labels else set()
+        # Diagonals serve self-influence alone.
+        wanted = {(m.kernel, e) for m, e in methods if has_self_influence(experiment, m)} if needs_self_influence(experiment) else set()
         return cls(
             cross=tuple(sorted((pairs - derived) | bases)),
             grams=tuple(sorted({(kernel, epoch) for _, kernel, epoch in solved} | bases)),

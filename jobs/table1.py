@@ -17,14 +17,14 @@ from rich.console import Console
 from genrep_dist.cli.display import Lines
 from genrep_dist.config import load_experiment
 from genrep_dist.errors import GenRepError
-from genrep_dist.paper.table1 import companion, measured
+from genrep_dist.paper.table1 import last_layer_experiment, measured_column
 from genrep_dist.paper.table1_files import write_table1
 from genrep_dist.runner.run import run
 
 
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="+", help="mnist, cifar10, toxicity, agnews, or newsgroups (a substitute for agnews)")
+    parser.add_argument("data", nargs="+", help="mnist, cifar10, toxicity, agnews, or newsgroups (which replaces agnews)")
     parser.add_argument("--profile", default="cpu", help="smoke, cpu, gpu or paper")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change a field of every experiment")
     parser.add_argument("--store", default="store")
@@ -32,17 +32,17 @@ def main(given: list[str] | None = None) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--serial", action="store_true")
     where.add_argument("--address")
-    asked = parser.parse_args(given)
+    options = parser.parse_args(given)
     columns, progress = [], Lines(Console(width=160))
-    for name in asked.data:
-        experiment = load_experiment(f"paper/{name}", asked.set, asked.profile)
+    for name in options.data:
+        experiment = load_experiment(f"paper/{name}", options.set, options.profile)
         runs = [
-            run(one, asked.store, serial=asked.serial, address=asked.address, progress=progress)
-            for one in (experiment, companion(experiment))
+            run(one, options.store, serial=options.serial, address=options.address, progress=progress)
+            for one in (experiment, last_layer_experiment(experiment))
             if one is not None
         ]
-        columns.append(measured(*runs))
-    for path in write_table1(columns, asked.to or Path(f"table1-{asked.profile}"), asked.profile):
+        columns.append(measured_column(*runs))
+    for path in write_table1(columns, options.to or Path(f"table1-{options.profile}"), options.profile):
         print(path)
 
 

@@ -119,7 +119,7 @@ def test_what_the_judges_document_prints_is_an_experiment(tmp_path: Path) -> Non
     for number, more in enumerate(({}, yaml.safe_load(stop), yaml.safe_load(tune))):
         path = tmp_path / f"{number}.yaml"
         path.write_text(yaml.safe_dump({k: v for k, v in fields.items() if k != "seeds" or "stop" not in more} | more))
-        assert load_experiment(path).metrics
+        assert load_experiment(path).metric_names
 
 
 @BY_NAME

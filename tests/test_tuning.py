@@ -16,7 +16,7 @@ from genrep_dist.config import Experiment
 from genrep_dist.config.sections import StopSection, TuneSection
 from genrep_dist.executors.serial import SerialExecutor
 from genrep_dist.runner.progress import Silence
-from genrep_dist.runner.tuning import Round, best_value, judge_round, next_round, parameter_path
+from genrep_dist.runner.tuning import Precision, best_value, measure_precision, next_num_seeds, parameter_path
 from tests.experiments import ROOT, experiment
 from tests.toys import trainings
 
@@ -32,18 +32,18 @@ def metrics(**half_widths: float) -> pl.DataFrame:
 
 
 def test_the_widest_method_decides() -> None:
-    found = judge_round(metrics(a=0.1, b=0.4), STOP, 10)
+    found = measure_precision(metrics(a=0.1, b=0.4), STOP, 10)
     assert (found.seeds, found.method, found.projected) == (10, "b", 40)
     assert found.half_width == pytest.approx(0.4)
-    assert next_round(found, STOP) == 20  # no more than twice as many at once
-    assert next_round(judge_round(metrics(a=0.1, b=0.2), STOP, 10), STOP) is None
+    assert next_num_seeds(found, STOP) == 20  # no more than twice as many at once
+    assert next_num_seeds(measure_precision(metrics(a=0.1, b=0.2), STOP, 10), STOP) is None
 
 
 @given(st.integers(2, 400), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3), st.integers(2, 400))
 def test_rounds_grow_and_end(seeds: int, width: float, wanted: float, most: int) -> None:
     stop = StopSection(metric="auc_del_negative", half_width=wanted, min_seeds=2, max_seeds=most)
     seen = [min(seeds, most)]
-    while (following := next_round(Round(seen[-1], "a", width, seen[-1]), stop)) is not None:
+    while (following := next_num_seeds(Precision(seen[-1], "a", width, seen[-1]), stop)) is not None:
         assert seen[-1] < following <= min(2 * seen[-1], most)
         seen.append(following)
     assert width <= wanted or seen[-1] == most

@@ -13,8 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from polars import DataFrame
-
+    from genrep_dist.evaluation.metrics.base import MetricInfo
     from genrep_dist.results import Run
     from genrep_dist.runner.dry_run import DryRun
     from genrep_dist.runner.heartbeat import RunState
@@ -160,15 +159,19 @@ def stop_text(stop: dict[str, Any]) -> str:
 
 
 def show_summary(console: Console, finished: Run) -> None:
-    """The tables of a judged run, one for each of its blocks, and where its report is."""
-    from genrep_dist.report.build import block_of
+    """The tables of a finished run, one for each of its blocks, and where its report is."""
+    from genrep_dist.evaluation.metrics.base import metric_infos
 
-    summary = finished.summary()
-    blocks = finished.plan.experiment.blocks
-    for title, methods_of_block in blocks.items():
-        _show_table(console, f"{finished.name}, {title}", block_of(summary, methods_of_block), ranked=False)
-    if not blocks:
-        _show_table(console, finished.name, summary, ranked=True)
+    experiment, metrics = finished.plan.experiment, finished.metrics()
+    mains = [info for info in metric_infos().values() if info.is_main]
+    for title, methods in (experiment.blocks or {"": experiment.methods}).items():
+        for info in mains:
+            rows = {row["method"]: row for row in metrics.filter(metric=info.name).iter_rows(named=True)}
+            ordered = [rows[method] for method in methods if method in rows]
+            if not title:
+                ordered.sort(key=lambda row: -info.direction * row["mean"])
+            if ordered:
+                _show_table(console, ", ".join(filter(None, (finished.name, title))), info, ordered)
     _show_metrics(console, finished)
     manifest = finished.manifest()
     if manifest is not None:
@@ -177,44 +180,35 @@ def show_summary(console: Console, finished: Run) -> None:
 
 
 def _show_metrics(console: Console, finished: Run) -> None:
-    """The means of the metrics beside the deletion curves, a row a method; intervals are in the report."""
-    from genrep_dist.evaluation.metrics import METRICS
+    """The means of the metrics that have no table of their own, a row a method; intervals are in the report."""
+    from genrep_dist.evaluation.metrics.base import metric_infos
 
-    judged = finished.judged()
-    names = [name for name in judged.measured if not name.startswith("auc_del")]
-    if not names:
+    means = {(row["metric"], row["method"]): row["mean"] for row in finished.metrics().iter_rows(named=True)}
+    infos = [info for name, info in metric_infos().items() if not info.is_main and any(metric == name for metric, _ in means)]
+    if not infos:
         return
-    means = {(row["metric"], row["method"]): row["mean"] for row in judged.metrics.iter_rows(named=True)}
     rows = [
-        (method, *(f"{means[name, method]:.3f}" if (name, method) in means else "-" for name in names))
+        (method, *(f"{means[info.name, method]:.3f}" if (info.name, method) in means else "-" for info in infos))
         for method in finished.plan.experiment.methods
     ]
-    heads = [f"{METRICS[name].title} ({METRICS[name].better} is better)" for name in names]
-    console.print(table(f"{finished.name}: other metrics", ("method", *heads), rows, numeric=range(1, len(names) + 1)))
+    heads = [f"{info.title} ({info.better} is better)" for info in infos]
+    console.print(table(f"{finished.name}: other metrics", ("method", *heads), rows, numeric=range(1, len(infos) + 1)))
 
 
-def _show_table(console: Console, name: str, summary: DataFrame, *, ranked: bool) -> None:
-    """One table a sign; ``ranked``: best first, otherwise in the order given."""
-
-    def interval(low: Any, high: Any) -> str:
-        return "-" if low is None else f"[{low:+.3f}, {high:+.3f}]"
-
-    for sign, suffix in (("negative", ""), ("positive", "_positive")):
-        if f"auc_del_{sign}" not in summary.columns:
-            continue
-        rows = [
-            (
-                row["method"],
-                f"{row[f'auc_del_{sign}']:+.3f}",
-                interval(row[f"ci95_clustered_low{suffix}"], row[f"ci95_clustered_high{suffix}"]),
-                "-" if row[f"ci95_pooled{suffix}"] is None else f"± {row[f'ci95_pooled{suffix}']:.3f}",
-                f"{row['num_seeds']} x {row['num_points']}",
-            )
-            for row in (summary.sort(f"auc_del_{sign}", descending=sign == "negative") if ranked else summary).iter_rows(named=True)
-        ]
-        title = f"{name}: AUC-DEL_{'-' if sign == 'negative' else '+'} ({'larger' if sign == 'negative' else 'smaller'} is better)"
-        columns = ("method", "AUC", "95% clustered by seed", "95% pooled", "seeds x points")
-        console.print(table(title, columns, rows, numeric=(1, 2, 3, 4)))
+def _show_table(console: Console, title: str, info: MetricInfo, rows: Sequence[dict[str, Any]]) -> None:
+    """One metric with its intervals, a row a method, in the given order."""
+    shown = [
+        (
+            row["method"],
+            f"{row['mean']:+.3f}",
+            "-" if row["ci95_clustered_low"] is None else f"[{row['ci95_clustered_low']:+.3f}, {row['ci95_clustered_high']:+.3f}]",
+            "-" if row["ci95_pooled"] is None else f"± {row['ci95_pooled']:.3f}",
+            f"{row['num_seeds']} x {row['num_points']}",
+        )
+        for row in rows
+    ]
+    columns = ("method", "mean", "95% clustered by seed", "95% pooled", "seeds x points")
+    console.print(table(f"{title}: {info.title} ({info.better} is better)", columns, shown, numeric=(1, 2, 3, 4)))
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> Table:

@@ -165,7 +165,7 @@ def report(name: NameArgument, store: StoreOption = "store") -> None:
     from genrep_dist.runner.publish import write_report
 
     opened = open_run(store, name)
-    paths = write_report(opened, opened.summary(), opened.deletion().collect(), opened.judged())
+    paths = write_report(opened, opened.judged())
     console = _console()
     show_summary(console, opened)
     for path in paths:

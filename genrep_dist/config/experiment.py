@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 from pydantic_core import ErrorDetails
 
 from genrep_dist.config.digests import non_default_fields
+from genrep_dist.config.metrics import METRICS, complete_settings
 from genrep_dist.config.sections import (
     BrittlenessSection,
     DeletionSection,
@@ -86,6 +87,10 @@ class Experiment(Section):
     lds: LdsSection | None = None
     loo: LooSection | None = None
     brittleness: BrittlenessSection | None = None
+    metrics: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Metrics of other packages: name -> settings. `class: module:Class` among them names a metric that is not registered.",
+    )
     stop: StopSection | None = None
     tune: TuneSection | None = None
     resources: ResourcesSection = ResourcesSection.model_validate({})
@@ -157,6 +162,11 @@ class Experiment(Section):
                 raise ValueError(f"a name that is not taken ({', '.join(NAMED_METHODS)} are)")
         return value
 
+    @field_validator("metrics")
+    @classmethod
+    def _settings_of_known_metrics(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return complete_settings(value)
+
     @field_validator("tune")
     @classmethod
     def _tuned_on_other_seeds(cls, value: TuneSection | None, info: ValidationInfo) -> TuneSection | None:
@@ -168,8 +178,8 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _metrics_of_this_experiment(self) -> Self:
         for name, section in (("stop", self.stop), ("tune", self.tune)):
-            if section is not None and section.metric not in self.metrics:
-                raise ValueError(f"{name}.metric: a metric of this experiment ({', '.join(self.metrics)}), not {section.metric!r}")
+            if section is not None and section.metric not in self.metric_names:
+                raise ValueError(f"{name}.metric: a metric of this experiment ({', '.join(self.metric_names)}), not {section.metric!r}")
         return self
 
     @field_validator("kernels")
@@ -208,18 +218,9 @@ class Experiment(Section):
         return self.test_points if isinstance(self.test_points, int) else len(self.test_points)
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics that this experiment measures."""
-        asked = {
-            **{f"auc_del_{sign}": True for sign in ("negative", "positive") if sign in self.deletion.signs},
-            "lds": self.lds is not None,
-            "loo_correlation": self.loo is not None,
-            "brittleness_flipped": self.brittleness is not None,
-            "brittleness_removed": self.brittleness is not None,
-            "mislabel_auroc": self.problem.flip_labels is not None,
-            "mislabel_inspection_area": self.problem.flip_labels is not None,
-        }
-        return tuple(name for name, wanted in asked.items() if wanted)
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the numbers that the metrics of this experiment measure."""
+        return tuple(name for metric in METRICS.values() for name in metric.measured(self))
 
     @property
     def judged(self) -> tuple[str, ...]:
@@ -235,6 +236,8 @@ class Experiment(Section):
                 del removals["fractions"]
         if data["stop"] is not None:
             del data["seeds"]
+        if not data["metrics"]:
+            del data["metrics"]
         return data
 
     def plain(self, **changes: Any) -> Experiment:
@@ -247,6 +250,8 @@ class Experiment(Section):
         question: dict[str, Any] = non_default_fields(self, leave_out=("resources", "tracking", "blocks", "profile", "profiles"))
         for section in question.get("external", {}).values():
             section.pop("path", None)
+        if "metrics" in question:
+            question["metrics"] = {name: [METRICS[name].version, section] for name, section in question["metrics"].items()}
         return question
 
     def to_yaml(self) -> str:

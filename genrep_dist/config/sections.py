@@ -141,7 +141,7 @@ class TracInSection(Section):
     )
 
 
-class _RetrainSection(Section):
+class RetrainSection(Section):
     """How models are retrained for one metric."""
 
     retrain: Literal["same", "fresh"] = Field(
@@ -157,7 +157,7 @@ class _RetrainSection(Section):
         return self
 
 
-class _RemovalSection(_RetrainSection):
+class RemovalSection(RetrainSection):
     """How many samples are removed, in an order that a method gives."""
 
     fractions: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
@@ -188,7 +188,7 @@ class _RemovalSection(_RetrainSection):
         return [(fraction, round(fraction * num_train)) for fraction in self.fractions]
 
 
-class DeletionSection(_RemovalSection):
+class DeletionSection(RemovalSection):
     """Case-deletion diagnostics: the AUC is the mean of DEL over all the removals."""
 
     signs: tuple[Literal["negative", "positive"], ...] = Field(("negative",), min_length=1)
@@ -201,20 +201,20 @@ class DeletionSection(_RemovalSection):
         return value
 
 
-class LdsSection(_RetrainSection):
+class LdsSection(RetrainSection):
     """Linear datamodeling score: models trained on random subsets, against sums of scores."""
 
     subsets: int = Field(64, ge=2, description="Subsets for each seed.")
     fraction: float = Field(0.5, gt=0, lt=1, description="Share of the training set that each subset keeps.")
 
 
-class LooSection(_RetrainSection):
+class LooSection(RetrainSection):
     """Leave-one-out: models trained without one sample each, against that sample's score."""
 
     samples: int = Field(32, ge=2, description="Training samples for each seed, drawn uniformly, each left out once.")
 
 
-class BrittlenessSection(_RemovalSection):
+class BrittlenessSection(RemovalSection):
     """The smallest removal, in a method's order, that flips the predicted class."""
 
 

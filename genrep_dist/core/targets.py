@@ -55,7 +55,7 @@ class LogitTarget(Target):
     def choose(self, outputs: Outputs) -> npt.NDArray[np.int64]:
         if isinstance(self.output, int):
             return np.full(len(outputs), self.output, dtype=np.int64)
-        return outputs.argmax(axis=1).astype(np.int64)
+        return np.asarray(outputs.argmax(axis=1), dtype=np.int64)
 
 
 TARGETS: Registry[type[Target]] = Registry("target", "genrep_dist.targets")

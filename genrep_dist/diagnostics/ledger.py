@@ -12,11 +12,11 @@ import torch
 from genrep_dist.diagnostics.finding import Finding, badness, counted, green, judge
 from genrep_dist.diagnostics.fixture import Patient
 from genrep_dist.errors import NotCommittedError
-from genrep_dist.evaluation.deletion import IDENTITY
+from genrep_dist.evaluation.removals import REMOVAL_COLUMNS
 from genrep_dist.store.compaction import DUPLICATE_TOLERANCE
 from genrep_dist.training.threads import one_thread
 from genrep_dist.units import Retraining
-from genrep_dist.workflow.requests import ask, read_asked
+from genrep_dist.workflow.requests import read_requests, retrain_requests
 from genrep_dist.workflow.retrain import retrain
 
 ULPS_PER_STEP = 4
@@ -26,7 +26,7 @@ ULPS_PER_STEP = 4
 def completeness(patient: Patient) -> list[Finding]:
     """Every removal that the stored scores ask for is recorded as asked, has a row, and that row removes what its key says."""
     asked = _asked(patient)
-    expected = ask(patient.plan, patient.store, patient.run.train.ids.numpy(), patient.run.test.ids.numpy()).table
+    expected = retrain_requests(patient.plan, patient.store, patient.run.train.ids.numpy(), patient.run.test.ids.numpy()).table
     strange = asked.height if asked.height != expected.height else _differing(asked, expected)
     wanted = wanted_keys(patient)
     rows = _rows(patient, wanted, "key", "seed", "policy", "replicate", "removed")
@@ -74,13 +74,14 @@ def originals(patient: Patient) -> list[Finding]:
 
 def judgement(patient: Patient) -> list[Finding]:
     """The published deletion table, and every published point of every metric, are what the ledger and the stored scores give now."""
-    published = patient.run.deletion().collect().sort(IDENTITY)
-    now, judged = patient.run.judge()
+    published = patient.run.deletion().collect().sort(REMOVAL_COLUMNS)
+    judged = patient.run.judge()
+    now = judged["deletion"]
     points = patient.run.points().collect()
     places = [name for name in points.columns if name != "value"]
-    if published.select(*IDENTITY, "num_removed").equals(now.select(*IDENTITY, "num_removed")) and points.select(places).equals(
-        judged.points.select(places)
-    ):
+    if published.select(*REMOVAL_COLUMNS, "num_removed").equals(now.select(*REMOVAL_COLUMNS, "num_removed")) and points.select(
+        places
+    ).equals(judged.points.select(places)):
         pairs = [(published[name].to_numpy(), now[name].to_numpy()) for name in ("score_original", "score_retrained", "delta")]
         size = 1 + now["score_retrained"].abs().to_numpy()
         number = max((_largest(then / size, again / size) for then, again in pairs), key=badness)
@@ -92,8 +93,8 @@ def judgement(patient: Patient) -> list[Finding]:
         number,
         DUPLICATE_TOLERANCE,
         f"largest difference between what was published and what the ledger gives now, of {now.height:,} deletions (relative to "
-        f"1 + |score|) and {points.height:,} points of {len(patient.plan.experiment.metrics)} metrics; bound: what two trainings of one "
-        "removed set on different machines may differ by",
+        f"1 + |score|) and {points.height:,} points of {len(patient.plan.experiment.metric_names)} metrics; bound: what two trainings of "
+        "one removed set on different machines may differ by",
         "the ledger or the tables were changed after the run: run the experiment again into a new store, or find the changed part",
     )
     return [finding]
@@ -136,7 +137,7 @@ def wanted_keys(patient: Patient) -> pl.DataFrame:
 
 
 def _asked(patient: Patient) -> pl.DataFrame:
-    return read_asked(patient.plan, patient.store).collect()
+    return read_requests(patient.plan, patient.store).collect()
 
 
 def _rows(patient: Patient, keys: pl.DataFrame, *columns: str) -> pl.DataFrame:

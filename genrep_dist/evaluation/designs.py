@@ -1,7 +1,7 @@
-"""The points table as full boxes of numbers: one box a (metric, method), its rows the seeds, its columns their test points.
+"""The points table as full arrays: one array a (metric, method), its rows the seeds, its columns their test points.
 
-Means, intervals, differences and ranks are made from these boxes, so this is where holes, duplicates and numbers that are none are
-refused: a mean over other points would be another number under the same name.
+Means, intervals, differences and ranks are computed from these arrays. Holes, duplicates and values that are not finite are refused here,
+because means over different points would not be comparable.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import polars as pl
 
 from genrep_dist.errors import NonFiniteError, NotCommittedError, StoreError
 from genrep_dist.evaluation.intervals import Array
-from genrep_dist.evaluation.metrics import METRICS
+from genrep_dist.evaluation.metrics.base import metric_infos
 
 _CELL = ("metric", "method", "seed", "test_id")
 
@@ -43,33 +43,34 @@ class Design:
 
 
 def designs(points: pl.DataFrame, methods: Sequence[str]) -> dict[str, dict[str, Design]]:
-    """Designs by metric and method; metrics in the order of METRICS, methods in that of ``methods``, whatever the order of the rows.
+    """Designs by metric and method; metrics in the order of the registry, methods in that of ``methods``. Row order does not matter.
 
-    ``points`` as in :data:`~genrep_dist.evaluation.metrics.POINTS_SCHEMA`. A method without any row of a metric has no design there, and
-    a metric that none of ``methods`` has is left out. All methods of a metric, also those that are not asked for, must have the same
-    seeds and test points: the designs of one metric are paired.
+    ``points`` as in :data:`~genrep_dist.evaluation.metrics.base.POINTS_SCHEMA`. A method without any row of a metric has no design there,
+    and a metric that none of ``methods`` has is left out. All methods of a metric, also those that are not in ``methods``, must have the
+    same seeds and test points: the designs of one metric are paired.
 
-    Raises NonFiniteError for a value that is no number; NotCommittedError when a method lacks some of the seeds or test points of a
-    metric, or the seeds have different numbers of points; StoreError for a cell that is there twice, a metric that METRICS lacks and
-    one that is about test points in some rows only.
+    Raises NonFiniteError for a value that is not finite; NotCommittedError if a method lacks some of the seeds or test points of a
+    metric, or if the seeds have different numbers of points; StoreError for a repeated row, a metric that is not registered and one that
+    has a test id in some rows only.
     """
     _check_values(points)
-    unknown = sorted(set(points["metric"].unique()) - set(METRICS))
+    known = metric_infos()
+    unknown = sorted(set(points["metric"].unique()) - set(known))
     if unknown:
-        raise StoreError("an unknown metric", where="the points table", expected=", ".join(METRICS), got=", ".join(unknown))
+        raise StoreError("an unknown metric", where="the points table", expected=", ".join(known), got=", ".join(unknown))
     ordered = points.sort(_CELL)
     _check_twice(ordered)
     split = ordered.partition_by("metric", maintain_order=True, as_dict=True)
     found: dict[str, dict[str, Design]] = {}
-    for metric in METRICS:
+    for metric in known:
         if (metric,) not in split:
             continue
         rows = split[(metric,)]
         shape = _shape(metric, rows)
         parts = rows.partition_by("method", maintain_order=True, as_dict=True)
-        boxes = {method: _design(parts[(method,)], shape) for method in dict.fromkeys(methods) if (method,) in parts}
-        if boxes:
-            found[metric] = boxes
+        complete = {method: _design(parts[(method,)], shape) for method in dict.fromkeys(methods) if (method,) in parts}
+        if complete:
+            found[metric] = complete
     return found
 
 
@@ -87,14 +88,14 @@ def _check_values(points: pl.DataFrame) -> None:
 def _check_twice(ordered: pl.DataFrame) -> None:
     twice = ordered.filter(ordered.select(_CELL).is_duplicated())
     if twice.height:
-        raise StoreError("a number is there twice", where=f"the points table, {_named(twice)}", got=f"{twice.height} such rows")
+        raise StoreError("a value is there twice", where=f"the points table, {_named(twice)}", got=f"{twice.height} such rows")
 
 
 def _shape(metric: str, rows: pl.DataFrame) -> tuple[int, int]:
-    """(S, P) that all methods of a metric share; refuses all else."""
+    """(S, P), which all methods of a metric must share."""
     if rows["test_id"].null_count() not in {0, rows.height}:
         raise StoreError(
-            "a metric is about test points in some rows only",
+            "a metric has test ids in some rows only",
             where=f"the points table, metric {metric}",
             got=f"{rows['test_id'].null_count()} of {rows.height} rows without a test id",
         )
@@ -107,14 +108,14 @@ def _shape(metric: str, rows: pl.DataFrame) -> tuple[int, int]:
                 where=f"metric {metric}, method {method}",
                 expected=f"the {cells.height} seeds and test points that any method has",
                 got=f"{part.height}; the first that is missing: seed {lacking['seed'][0]}, test id {lacking['test_id'][0]}",
-                remedy="run the experiment to its end; judge methods that were measured on other points on their own",
+                remedy="run the experiment to its end; evaluate methods that were measured on other points by themselves",
             )
     sizes = cells.group_by("seed", maintain_order=True).len()
     if sizes["len"].n_unique() > 1:
         raise NotCommittedError(
             "the points table has holes",
             where=f"metric {metric}",
-            expected="as many test points in each seed",
+            expected="equally many test points in each seed",
             got=", ".join(f"seed {seed}: {size}" for seed, size in sizes.iter_rows()),
             remedy="run the experiment to its end",
         )

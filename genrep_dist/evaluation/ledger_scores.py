@@ -1,4 +1,4 @@
-"""The one question put to the ledger: what did these models say at these places?"""
+"""Outputs of trained models, read from the ledger."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from genrep_dist.errors import CorruptError, NonFiniteError, NotCommittedError, 
 from genrep_dist.store.compaction import DUPLICATE_TOLERANCE
 
 
-def scores(wanted: pl.DataFrame, ledger: pl.LazyFrame) -> pl.DataFrame:
+def ledger_scores(wanted: pl.DataFrame, ledger: pl.LazyFrame) -> pl.DataFrame:
     """One row (key, output_position, score float64) for each distinct row (key, output_position) of ``wanted``, in no order.
 
     ``output_position`` = test row * C + class points into the ledger's flattened outputs. ``ledger`` has ``key`` and ``outputs`` (list of
-    floats, (all test rows, C) row-major); other columns are ignored and duplicated rows are harmless. Only the wanted numbers are kept
-    in memory, never the outputs of all models: the join streams through the ledger.
+    floats, (all test rows, C) row-major); other columns are ignored, duplicated rows are allowed. The join streams through the ledger: only
+    the wanted numbers are held in memory.
 
     Raises NotCommittedError when a key is not in the ledger (missing is never zero), CorruptError when rows of one key disagree or are
     too short, NonFiniteError for a NaN or Inf, and StoreError for a null or a negative position in ``wanted``.
@@ -31,7 +31,7 @@ def scores(wanted: pl.DataFrame, ledger: pl.LazyFrame) -> pl.DataFrame:
         .explode("output_position", "score")
         .group_by("key", "output_position")
         .agg(
-            # Which of several equal rows is kept must not depend on their order: the smallest.
+            # Of several rows the smallest value is kept, so that the result does not depend on their order.
             pl.col("score").min(),
             pl.col("score").max().alias("largest"),
             pl.col("score").is_null().any().alias("absent"),
@@ -44,11 +44,11 @@ def scores(wanted: pl.DataFrame, ledger: pl.LazyFrame) -> pl.DataFrame:
         raise NotCommittedError(
             f"{len(missing)} of {places.height} retrained models are not in the ledger",
             where=where,
-            expected="a row for every removed set that a method asks for",
+            expected="a row for every requested model",
             got=f"none for key {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
             remedy="run the experiment again: only what is missing is trained",
         )
-    _refuse(found.filter("absent"), CorruptError, "a model has no output where one is asked for", where, "a number at the asked position")
+    _refuse(found.filter("absent"), CorruptError, "a model has no output at a requested position", where, "a number at this position")
     _refuse(found.filter(~pl.col("finite")), NonFiniteError, "a retrained model's output is not finite", where, "a finite number")
     apart = (pl.col("largest") - pl.col("score")) > DUPLICATE_TOLERANCE * (1 + pl.col("largest").abs())
     _refuse(found.filter(apart), CorruptError, "two trainings of one removed set disagree", where, f"equal to {DUPLICATE_TOLERANCE}")
@@ -57,12 +57,12 @@ def scores(wanted: pl.DataFrame, ledger: pl.LazyFrame) -> pl.DataFrame:
 
 def _places(wanted: pl.DataFrame) -> pl.DataFrame:
     """(key, list of its distinct positions), one row a key: a model with many wanted outputs is read once."""
-    where = "the outputs asked for"
+    where = "the requested outputs"
     pairs = wanted.select(pl.col("key").cast(pl.String), pl.col("output_position").cast(pl.Int64)).unique()
     nulls = [column.name for column in pairs if column.null_count()]
     if nulls:
         raise StoreError("values are missing", where=where, expected="no null", got=f"nulls in {', '.join(nulls)}")
-    # A negative position would be counted from the end.
+    # A negative position would index from the end.
     outside = pairs.filter(pl.col("output_position") < 0)
     if outside.height:
         lowest = outside["output_position"].min()
@@ -79,5 +79,5 @@ def _refuse(rows: pl.DataFrame, kind: type[StoreError | NonFiniteError], what: s
             where=where,
             expected=expected,
             got=f"{values} at output position {position} of key {key} ({rows.height} such outputs)",
-            remedy="the ledger part that holds this key is damaged or foreign: move it away and run again",
+            remedy="the ledger part that holds this key is damaged or of another run: move it away and run again",
         )

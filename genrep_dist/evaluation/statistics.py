@@ -1,255 +1,176 @@
-"""Areas under the deletion curves and how sure they are (see :mod:`genrep_dist.evaluation.intervals`).
+"""Statistics of the points table: means with intervals, paired comparisons, ranks.
 
-Row order never matters: rows are sorted first, and only full designs are accepted, in which every seed has as many test points
-and every curve the same fractions.
+Every function takes the points table (:data:`~genrep_dist.evaluation.metrics.base.POINTS_SCHEMA`) and the methods to evaluate. It returns
+a table whose metrics are in the order of the registry and whose methods are in the given order. A method without any row of a metric is
+absent from that metric's rows; one that lacks some of its seeds or points is refused (:func:`~genrep_dist.evaluation.designs.designs`).
+With one seed, intervals, p-values, shares and ranks are null.
+
+``seed`` starts the bootstrap and the permutation test. All methods share the draws, so that the numbers of a method, or of a pair, do not
+depend on the other methods; ``p_holm``, ``mean_rank`` and ``share_best`` are about all methods and do.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from itertools import combinations
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-from genrep_dist.errors import NonFiniteError, NotCommittedError, StoreError
-from genrep_dist.evaluation.deletion import SIGNS
-from genrep_dist.evaluation.intervals import Array, bootstrap_interval, clustered_intervals, pooled_half_width
-from genrep_dist.evaluation.metrics import POINTS_SCHEMA
+from genrep_dist.errors import NotCommittedError
+from genrep_dist.evaluation.designs import Design, designs
+from genrep_dist.evaluation.intervals import Array, clustered_intervals, pooled_half_width, resampled_means, two_way_intervals
+from genrep_dist.evaluation.metrics.base import metric_info
+from genrep_dist.evaluation.significance import holm, sign_flip_p_values
+from genrep_dist.evaluation.tables import STATISTICS
+
+_ROUNDING = 1e-12  # means that differ by less than this share of the largest number behind them are tied
 
 
-class MethodLabels(Protocol):
-    """The four words that name an attribution method in a table."""
+def metrics_table(points: pl.DataFrame, methods: Sequence[str], *, seed: int = 0) -> pl.DataFrame:
+    """One row a (metric, method), columns as in :data:`genrep_dist.evaluation.tables.STATISTICS`.
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def kernel(self) -> str: ...
-    @property
-    def checkpoint(self) -> str: ...
-    @property
-    def importance(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class Difference:
-    """AUC of ``method`` minus AUC of ``baseline``, averaged over the same networks and test points.
-
-    ``low`` and ``high`` bound the seed-clustered 95% interval; both are None with one seed.
+    ``mean`` is over the seeds' means. The intervals are those of :mod:`genrep_dist.evaluation.intervals`; the two-way one is null unless
+    all seeds have the same test points, at least two.
     """
-
-    method: str
-    baseline: str
-    sign: str
-    mean: float
-    low: float | None
-    high: float | None
-    num_seeds: int
-    num_points: int
-
-
-@dataclass(frozen=True)
-class _Curves:
-    """All deletion curves of one method and sign: delta (S, P, F), seeds (S,), test_ids (S, P), fractions (F,)."""
-
-    seeds: npt.NDArray[np.int64]
-    test_ids: npt.NDArray[np.int64]
-    fractions: Array
-    delta: Array
-
-    @property
-    def auc(self) -> Array:
-        """AUC of every curve, (S, P): the mean of DEL over the declared fractions."""
-        return np.asarray(self.delta.mean(axis=2), dtype=np.float64)
-
-    @property
-    def auc_by_seed(self) -> Array:
-        """(S,): the mean over the test points of each seed."""
-        return np.asarray(self.auc.mean(axis=1), dtype=np.float64)
+    rows: list[tuple[object, ...]] = []
+    for metric, by_method in designs(points, methods).items():
+        per_seed = np.stack([design.per_seed for design in by_method.values()])
+        clustered = _ends(clustered_intervals(per_seed, seed=seed), len(by_method))
+        crossed = next(iter(by_method.values())).is_crossed
+        boxes = np.stack([design.values for design in by_method.values()])
+        two_way = _ends(two_way_intervals(boxes, seed=seed) if crossed else None, len(by_method))
+        for row, (method, design) in enumerate(by_method.items()):
+            half_width = pooled_half_width(design.values)
+            rows.append((metric, method, float(per_seed[row].mean()), half_width, *clustered[row], *two_way[row], *design.values.shape))
+    return pl.DataFrame(rows, schema=dict(STATISTICS["metrics"].columns), orient="row")
 
 
-def summarise(deletion: pl.DataFrame, methods: Sequence[MethodLabels], *, seed: int = 0) -> pl.DataFrame:
-    """One row a method, in the order of ``methods``.
-
-    Columns: method, kernel, checkpoint, importance, auc_del_negative, ci95_pooled (a half-width), ci95_clustered_low,
-    ci95_clustered_high, num_seeds, num_points (test points of each seed); then auc_del_positive, ci95_pooled_positive,
-    ci95_clustered_low_positive, ci95_clustered_high_positive. The columns of a sign exist where ``deletion`` has that sign.
-    Intervals are null with one seed. ``seed`` starts the bootstrap; all methods share its draws, so that a method's numbers do
-    not depend on which others are there. Methods of ``deletion`` that are not in ``methods`` are left out.
-
-    Raises NotCommittedError when ``deletion`` has no, or not all, rows of a method.
-    """
-    curves_of = _split(deletion)
-    signs = [sign for sign in SIGNS if any(found == sign for _, found in curves_of)]
-    rows: list[dict[str, object]] = []
-    for method in methods:
-        row: dict[str, object] = {
-            "method": method.name,
-            "kernel": method.kernel,
-            "checkpoint": method.checkpoint,
-            "importance": method.importance,
-        }
-        for sign in signs:
-            curve = _of(curves_of, method.name, sign)
-            # The names of the public table: the main sign's intervals carry no suffix.
-            suffix = "" if sign == "negative" else "_positive"
-            low, high = bootstrap_interval(curve.auc_by_seed, seed=seed)
-            row |= {
-                f"auc_del_{sign}": float(curve.auc_by_seed.mean()),
-                f"ci95_pooled{suffix}": pooled_half_width(curve.auc),
-                f"ci95_clustered_low{suffix}": low,
-                f"ci95_clustered_high{suffix}": high,
-            }
-            design = {"num_seeds": len(curve.seeds), "num_points": curve.test_ids.shape[1]}
-            if any(row.setdefault(name, size) != size for name, size in design.items()):
-                raise NotCommittedError(
-                    "the signs were measured on different test points", where=f"the deletion table, method {method.name}", got=str(design)
-                )
-        rows.append(row)
-    return pl.DataFrame(rows, schema=summary_schema(signs), orient="row")
-
-
-def summary_schema(signs: Sequence[str] = ("negative",)) -> pl.Schema:
-    """Names and types of the summary's columns, in their order."""
-    columns: dict[str, type[pl.DataType]] = dict.fromkeys(("method", "kernel", "checkpoint", "importance"), pl.String)
-    for sign in SIGNS:
-        if sign in signs:
-            suffix = "" if sign == "negative" else "_positive"
-            names = (f"auc_del_{sign}", f"ci95_pooled{suffix}", f"ci95_clustered_low{suffix}", f"ci95_clustered_high{suffix}")
-            columns |= dict.fromkeys(names, pl.Float64)
-        if sign == "negative":
-            columns |= dict.fromkeys(("num_seeds", "num_points"), pl.Int64)
-    return pl.Schema(columns)
-
-
-def auc_by_point(deletion: pl.DataFrame) -> pl.DataFrame:
-    """AUC of every curve: seed, method, test_id, sign, auc; sorted by the first four."""
+def seed_means(points: pl.DataFrame, methods: Sequence[str]) -> pl.DataFrame:
+    """The mean over the test points of each seed: metric, method, seed, value."""
     frames = [
-        pl.DataFrame(
-            {
-                "seed": np.repeat(curve.seeds, curve.test_ids.shape[1]),
-                "method": [method] * curve.auc.size,
-                "test_id": curve.test_ids.ravel(),
-                "sign": [sign] * curve.auc.size,
-                "auc": curve.auc.ravel(),
-            }
-        )
-        for (method, sign), curve in _split(deletion).items()
+        pl.DataFrame({"metric": metric, "method": method, "seed": design.seeds, "value": design.per_seed})
+        for metric, by_method in designs(points, methods).items()
+        for method, design in by_method.items()
     ]
-    return pl.concat(frames).sort("seed", "method", "test_id", "sign")
+    schema = {"metric": pl.String, "method": pl.String, "seed": pl.Int64, "value": pl.Float64}
+    return pl.concat([pl.DataFrame(schema=schema), *frames])
 
 
-def auc_points(deletion: pl.DataFrame) -> pl.DataFrame:
-    """AUC of every curve as rows of the points table: metric auc_del_negative or auc_del_positive, sorted as POINTS_SCHEMA says."""
-    named = auc_by_point(deletion).with_columns(metric=pl.lit("auc_del_") + pl.col("sign")).rename({"auc": "value"})
-    return named.select(pl.col(name).cast(kind) for name, kind in POINTS_SCHEMA.items()).sort("metric", "method", "seed", "test_id")
+def comparisons(points: pl.DataFrame, methods: Sequence[str], baselines: Sequence[str], *, seed: int = 0) -> pl.DataFrame:
+    """One row a (metric, method, baseline) with method != baseline, columns as in :data:`genrep_dist.evaluation.tables.STATISTICS`.
 
+    ``mean`` is method minus baseline, paired over (seed, test point), in the metric's unit; the metric says whether positive is good. The
+    interval is the seed-clustered one, with the two-way one beside it if all seeds have the same test points. ``p_value`` is
+    :func:`~genrep_dist.evaluation.significance.sign_flip_p_values` of the seeds' mean differences, at least 2 / 2^S; it does not cover
+    other test points. ``p_holm`` is corrected for all rows of its metric. Interval and test make different assumptions and can disagree
+    at the edge. A baseline without a metric has no rows there.
 
-def by_seed(deletion: pl.DataFrame) -> pl.DataFrame:
-    """Mean AUC of each network: method, sign, seed, auc; sorted by the first three."""
-    frames = [
-        pl.DataFrame({"method": [method] * len(c.seeds), "sign": [sign] * len(c.seeds), "seed": c.seeds, "auc": c.auc_by_seed})
-        for (method, sign), c in _split(deletion).items()
-    ]
-    return pl.concat(frames).sort("method", "sign", "seed")
-
-
-def curves(deletion: pl.DataFrame, *, seed: int = 0) -> pl.DataFrame:
-    """Mean deletion curves: method, sign, fraction, mean, low, high; sorted by the first three.
-
-    ``low`` and ``high`` are the seed-clustered 95% interval of each fraction by itself (not of the whole curve); null with one
-    seed.
+    Raises NotCommittedError for a baseline that is neither one of ``methods`` nor in ``points``.
     """
-    frames = []
-    for (method, sign), curve in _split(deletion).items():
-        means = np.ascontiguousarray(curve.delta.mean(axis=1).T, dtype=np.float64)  # (F, S)
-        found = clustered_intervals(means, seed=seed)
-        bands = [(None, None)] * len(means) if found is None else found.tolist()
-        frames.append(
-            pl.DataFrame(
-                {
-                    "method": [method] * len(bands),
-                    "sign": [sign] * len(bands),
-                    "fraction": curve.fractions,
-                    "mean": means.mean(axis=1),
-                    "low": [low for low, _ in bands],
-                    "high": [high for _, high in bands],
-                },
-                schema_overrides={"low": pl.Float64, "high": pl.Float64},
-            )
-        )
-    return pl.concat(frames).sort("method", "sign", "fraction")
-
-
-def paired_difference(deletion: pl.DataFrame, method: str, baseline: str, *, sign: str = "negative", seed: int = 0) -> Difference:
-    """AUC of ``method`` minus AUC of ``baseline``, paired over (seed, test point), with its seed-clustered interval.
-
-    Raises NotCommittedError when one of them is not there, StoreError when they were not measured on the same points.
-    """
-    split = _split(deletion)
-    first, second = _of(split, method, sign), _of(split, baseline, sign)
-    if not (np.array_equal(first.seeds, second.seeds) and np.array_equal(first.test_ids, second.test_ids)):
-        raise StoreError(
-            "a paired difference needs the same seeds and test points on both sides",
-            where="the deletion table",
-            got=", ".join(f"{name}: {c.test_ids.size} points of {len(c.seeds)} seeds" for name, c in ((method, first), (baseline, second))),
-        )
-    per_seed = np.asarray((first.auc - second.auc).mean(axis=1), dtype=np.float64)
-    low, high = bootstrap_interval(per_seed, seed=seed)
-    return Difference(method, baseline, sign, float(per_seed.mean()), low, high, len(first.seeds), first.test_ids.shape[1])
-
-
-def _of(split: Mapping[tuple[str, str], _Curves], method: str, sign: str) -> _Curves:
-    if (method, sign) not in split:
-        raise NotCommittedError(
-            f"no {sign} deletions of method {method}",
-            where="the deletion table",
-            expected="a method that was judged",
-            got=", ".join(sorted({name for name, found in split if found == sign})) or "none",
-            remedy="run the experiment again with this method",
-        )
-    return split[method, sign]
-
-
-def _split(deletion: pl.DataFrame) -> dict[tuple[str, str], _Curves]:
-    """The curves of every (method, sign), sorted. Refuses holes: every point of every seed has all fractions of its sign."""
-    ordered = deletion.sort("method", "sign", "seed", "test_id", "fraction")
-    wrong = ordered.filter(~pl.col("delta").is_finite() | pl.col("delta").is_null())
-    if wrong.height:
-        seed, method, test_id = wrong.select("seed", "method", "test_id").row(0)
-        raise NonFiniteError(
-            "a deletion is not a finite number",
-            where=f"the deletion table, seed {seed}, method {method}, test id {test_id}",
-            expected="a finite delta",
-            got=str(wrong["delta"][0]),
-        )
-    if not deletion.height:
-        raise NotCommittedError("the deletion table is empty", remedy="run the experiment to its end")
-    grids = {sign: ordered.filter(pl.col("sign") == sign)["fraction"].unique().sort().to_numpy() for sign in ordered["sign"].unique()}
-    split: dict[tuple[str, str], _Curves] = {}
-    for (method, sign), rows in ordered.partition_by("method", "sign", maintain_order=True, as_dict=True).items():
-        grid = grids[sign]
-        seeds = rows["seed"].unique().sort().to_numpy()
-        num_points, rest = divmod(rows.height, len(seeds) * len(grid))
-        shape = (len(seeds), num_points, len(grid))
-        # Sorted rows of a full design are this box exactly; an area over other fractions, or a mean over other points, would be
-        # another number under the same name.
-        columns = {name: rows[name].to_numpy() for name in ("seed", "test_id", "fraction", "delta")}
-        box = {name: column.reshape(shape) for name, column in columns.items()} if rest == 0 else {}
-        if not (
-            box
-            and (box["seed"] == seeds[:, None, None]).all()
-            and (box["test_id"] == box["test_id"][:, :, :1]).all()
-            and (box["fraction"] == grid).all()
-        ):
+    known = dict.fromkeys([*methods, *sorted(points["method"].unique())])
+    for baseline in baselines:
+        if baseline not in known:
             raise NotCommittedError(
-                "the deletion table has holes",
-                where=f"method {method}, sign {sign}",
-                expected=f"as many test points in each of {len(seeds)} seeds, each with the {len(grid)} fractions {grid.tolist()} once",
-                got=f"{rows.height} rows",
-                remedy="run the experiment to its end; judge each set of fractions on its own",
+                f"no method {baseline} to compare with",
+                where="the points table",
+                expected="a method of this evaluation",
+                got=", ".join(known) or "none",
+                remedy="run the experiment again with this method",
             )
-        split[method, sign] = _Curves(seeds, box["test_id"][:, :, 0], grid, box["delta"])
-    return split
+    rows: list[tuple[object, ...]] = []
+    for metric, by_method in designs(points, list(known)).items():
+        pairs = [(m, b) for m in dict.fromkeys(methods) for b in dict.fromkeys(baselines) if m != b and m in by_method and b in by_method]
+        if not pairs:
+            continue
+        boxes = np.stack([by_method[m].values - by_method[b].values for m, b in pairs])
+        differences = np.stack([box.mean(axis=1) for box in boxes])
+        ends = _ends(clustered_intervals(differences, seed=seed), len(pairs))
+        first = by_method[pairs[0][0]]
+        two_way = _ends(two_way_intervals(boxes, seed=seed) if first.is_crossed else None, len(pairs))
+        p_values, corrected = _significance(differences, seed)
+        rows.extend(
+            (metric, *pair, float(differences[row].mean()), *ends[row], *two_way[row], p_values[row], corrected[row], *first.values.shape)
+            for row, pair in enumerate(pairs)
+        )
+    return pl.DataFrame(rows, schema=dict(STATISTICS["comparisons"].columns), orient="row")
+
+
+def ranks(points: pl.DataFrame, methods: Sequence[str], *, seed: int = 0) -> pl.DataFrame:
+    """One row a (metric, method, other) with method != other: metric, method, other, share.
+
+    ``share``: the share of bootstrap draws of seeds in which ``method`` is better than ``other``; ties count half. The shares of a pair
+    add up to 1. It is not a p-value: it measures how stable the order is under another draw of networks.
+    """
+    rows: list[tuple[object, ...]] = []
+    for metric, by_method in designs(points, methods).items():
+        shares = _shares(metric, by_method, seed)
+        rows.extend((metric, method, other, shares.get((method, other))) for method in by_method for other in by_method if method != other)
+    return pl.DataFrame(rows, schema=dict(STATISTICS["ranks"].columns), orient="row")
+
+
+def best(points: pl.DataFrame, methods: Sequence[str], *, seed: int = 0) -> pl.DataFrame:
+    """One row a (metric, method): metric, method, mean_rank, share_best, from the draws of :func:`ranks`.
+
+    ``mean_rank``: average over the draws of the method's rank, 1 is best; ties share their average rank. ``share_best``: share of the
+    draws in which it is best of all; a tie of k methods counts 1/k for each.
+    """
+    rows: list[tuple[object, ...]] = []
+    for metric, by_method in designs(points, methods).items():
+        shares = _shares(metric, by_method, seed)
+        leading = _leading(metric, by_method, seed)
+        for method in by_method:
+            lost = [1 - shares[method, other] for other in by_method if other != method and shares]
+            rows.append((metric, method, 1 + math.fsum(lost) if leading else None, leading.get(method)))
+    return pl.DataFrame(rows, schema=dict(STATISTICS["best"].columns), orient="row")
+
+
+def _ends(intervals: Array | None, num_rows: int) -> list[tuple[float | None, float | None]]:
+    if intervals is None:
+        return [(None, None)] * num_rows
+    return [(float(low), float(high)) for low, high in intervals]
+
+
+def _significance(differences: Array, seed: int) -> tuple[list[float | None], list[float | None]]:
+    if differences.shape[1] < 2:
+        return [None] * len(differences), [None] * len(differences)
+    p_values = sign_flip_p_values(differences, seed=seed)
+    return p_values.tolist(), holm(p_values).tolist()
+
+
+def _better(metric: str, by_method: Mapping[str, Design]) -> dict[str, Array]:
+    """Each method's per-seed means (S,), signed so that larger is better; empty with one seed."""
+    direction = metric_info(metric).direction
+    return {method: direction * design.per_seed for method, design in by_method.items() if len(design.seeds) > 1}
+
+
+def _shares(metric: str, by_method: Mapping[str, Design], seed: int) -> dict[tuple[str, str], float]:
+    """The share of draws in which a method is better than another, by (method, other).
+
+    Computed from each pair's own difference, so that no third method matters; empty with one seed.
+    """
+    per_seed = _better(metric, by_method)
+    pairs = list(combinations(sorted(per_seed), 2))
+    if not pairs:
+        return {}
+    differences = np.stack([per_seed[first] - per_seed[second] for first, second in pairs])
+    rounding = [_ROUNDING * max(np.abs(per_seed[first]).max(), np.abs(per_seed[second]).max()) for first, second in pairs]
+    shares: dict[tuple[str, str], float] = {}
+    drawn = (draws for block in resampled_means(differences, seed=seed) for draws in block)
+    for (first, second), draws, limit in zip(pairs, drawn, rounding, strict=True):
+        share = float(((draws > limit).sum() + (draws >= -limit).sum()) / (2 * len(draws)))
+        shares[first, second], shares[second, first] = share, 1 - share
+    return shares
+
+
+def _leading(metric: str, by_method: Mapping[str, Design], seed: int) -> dict[str, float]:
+    """The share of draws in which each method is best of all, by method."""
+    per_seed = _better(metric, by_method)
+    if not per_seed:
+        return {}
+    names = sorted(per_seed)
+    rows = np.stack([per_seed[name] for name in names])
+    means = np.concatenate(list(resampled_means(rows, seed=seed)))
+    ahead = means >= means.max(axis=0) - _ROUNDING * np.abs(rows).max()
+    return dict(zip(names, (ahead / ahead.sum(axis=0)).mean(axis=1).tolist(), strict=True))

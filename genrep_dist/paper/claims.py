@@ -1,4 +1,4 @@
-"""Claims that one method is at least as good as another, put to the test on measured areas under deletion curves."""
+"""Claims that one method is at least as good as another, tested on measured areas under deletion curves."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from genrep_dist.evaluation.intervals import bootstrap_interval
 
 MIN_SEEDS = 5
 
-Verdict = Literal["confirmed", "refuted", "undecided"]
+ClaimStatus = Literal["confirmed", "refuted", "undecided"]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """AUC-DEL_- of ``better`` is at least ``share`` of that of ``worse`` (1: it is no smaller); ``strict``: it is larger."""
+    """AUC-DEL_- of ``better`` is at least ``share`` times that of ``worse``; ``strict``: it is larger."""
 
     better: str
     worse: str
@@ -28,11 +28,11 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Finding:
+class ClaimResult:
     """AUC(better) - share AUC(worse), averaged over the same networks and test points, with its seed-clustered 95% interval.
 
-    ``verdict``: confirmed where the interval lies above zero (at or above, for a claim that is not strict), refuted where it lies below
-    (at or below, for a strict one), else undecided. Fewer than :data:`MIN_SEEDS` networks decide nothing: their interval is their range.
+    ``status``: confirmed if the interval lies above zero (at or above, for a claim that is not strict), refuted if it lies below (at or
+    below, for a strict one), else undecided. With fewer than :data:`MIN_SEEDS` networks it is undecided: their interval is their range.
     """
 
     claim: Claim
@@ -41,13 +41,13 @@ class Finding:
     high: float | None
     num_seeds: int
     num_points: int
-    verdict: Verdict
+    status: ClaimStatus
 
 
-def examine(points: pl.DataFrame, claim: Claim, *, seed: int = 0) -> Finding:
-    """What ``points`` (method, seed, test_id, value: one row an area) say of a claim; ``seed`` starts the bootstrap.
+def check_claim(points: pl.DataFrame, claim: Claim, *, seed: int = 0) -> ClaimResult:
+    """Test a claim on ``points`` (method, seed, test_id, value: one row an area); ``seed`` starts the bootstrap.
 
-    NotCommittedError when one of the two methods has no rows, StoreError when they were not measured on the same points.
+    NotCommittedError if one of the two methods has no rows, StoreError if they were not measured on the same points.
     """
     sides = [points.filter(pl.col("method") == name).sort("seed", "test_id") for name in (claim.better, claim.worse)]
     for name, side in zip((claim.better, claim.worse), sides, strict=True):
@@ -66,18 +66,18 @@ def examine(points: pl.DataFrame, claim: Claim, *, seed: int = 0) -> Finding:
     by_seed = pl.DataFrame({"seed": first["seed"], "difference": difference}).group_by("seed", maintain_order=True).mean()
     per_seed = by_seed["difference"].to_numpy().astype(np.float64)
     low, high = bootstrap_interval(per_seed, seed=seed)
-    return Finding(claim, float(per_seed.mean()), low, high, len(per_seed), first.height, _verdict(claim, low, high, len(per_seed)))
+    return ClaimResult(claim, float(per_seed.mean()), low, high, len(per_seed), first.height, _status(claim, low, high, len(per_seed)))
 
 
-def together(verdicts: Iterable[Verdict]) -> Verdict:
-    """Of a claim that is about several comparisons: confirmed where all are, refuted where one is, else undecided."""
-    found: Sequence[Verdict] = list(verdicts)
+def combined_status(statuses: Iterable[ClaimStatus]) -> ClaimStatus:
+    """Of a claim about several comparisons: confirmed if all are, refuted if any is, else undecided."""
+    found: Sequence[ClaimStatus] = list(statuses)
     if "refuted" in found:
         return "refuted"
     return "confirmed" if found and set(found) == {"confirmed"} else "undecided"
 
 
-def _verdict(claim: Claim, low: float | None, high: float | None, num_seeds: int) -> Verdict:
+def _status(claim: Claim, low: float | None, high: float | None, num_seeds: int) -> ClaimStatus:
     if low is None or high is None or num_seeds < MIN_SEEDS:
         return "undecided"
     if low > 0 or (low == 0 and not claim.strict):

@@ -1,11 +1,11 @@
-"""What is not as in the paper in a run of one of its data sets, and why."""
+"""The differences between the paper's set-up and a run of one of its data sets, with the reasons."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from genrep_dist.paper.published import FRACTIONS, PAPER, ROWS_A_CLASS, STANDS_FOR, TEST_POINTS
+from genrep_dist.paper.published import FRACTIONS, PAPER, REPLACES, ROWS_A_CLASS, TEST_POINTS
 from genrep_dist.problems.protocol import Recipe
 
 if TYPE_CHECKING:
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 
 def differences(run: Run) -> list[tuple[str, str, str, str]]:
-    """(What, in the paper, here, why); what the paper does not say is said to be a choice."""
+    """(What, in the paper, here, why) for each difference, including choices that the paper leaves open."""
     experiment, shape = run.plan.experiment, run.plan.shape
-    paper = PAPER[STANDS_FOR.get(experiment.problem.name, experiment.problem.name)]
+    paper = PAPER[REPLACES.get(experiment.problem.name, experiment.problem.name)]
     recipe = Recipe(**run.plan.keys.recipe)
     seeds, points = len(experiment.seeds), experiment.num_test_points
-    size = f"profile {experiment.profile}: less to compute" if experiment.profile else "less to compute"
+    size = f"profile {experiment.profile}: less computation" if experiment.profile else "less computation"
     rows = [
         (
             "training samples",
             f"about {2 * ROWS_A_CLASS:,}",
             f"{shape.num_train:,}",
-            size if experiment.problem.options.get("train_size") else f"all there are, at most {ROWS_A_CLASS:,} a class",
+            size if experiment.problem.options.get("train_size") else f"all samples, at most {ROWS_A_CLASS:,} a class",
         ),
         (
             "networks x test points",
@@ -38,13 +38,13 @@ def differences(run: Run) -> list[tuple[str, str, str, str]]:
             _percent(experiment.deletion.fractions),
             "" if experiment.deletion.fractions == FRACTIONS else size,
         ),
-        ("parameters", f"{paper.num_parameters:,}", f"{shape.num_parameters:,}", "images: a natural network of that size; texts: exact"),
+        ("parameters", f"{paper.num_parameters:,}", f"{shape.num_parameters:,}", "images: a usual network of that size; texts: exact"),
         ("classes", "two, not named", str(experiment.problem.options.get("classes", "two")), "our choice"),
         (
             "training",
             "not in the text",
             f"{recipe.epochs} epochs of SGD, batches of {recipe.batch_size}, rate {recipe.learning_rate:g} ({recipe.schedule})",
-            "plain SGD, which Eq. 10 assumes; found on seeds from 1000 on, which are not reported",
+            "plain SGD, which Eq. 10 assumes; tuned on seeds from 1000 on, which are not reported",
         ),
         ("lambda, damping", "not in the text", f"{experiment.surrogate.lam:g}, {experiment.influence.damping:g}", "our choice"),
         ("retraining", "not in the text", "same initialisation and order", "common random numbers: less noise"),
@@ -64,13 +64,13 @@ def differences(run: Run) -> list[tuple[str, str, str, str]]:
 _DATA = {
     "toxicity": (
         "Jigsaw's comments",
-        "the data in the cache: Jigsaw's comments, with the package's file among texts of 160 characters and more a percent of tweets",
-        "the original needs an account; the test rows are an eighth, by digest, since the file has no split",
+        "the data in the cache: Jigsaw's comments; in the package's file, one percent of the texts of 160 characters or more are tweets",
+        "the original needs an account; an eighth of the rows, chosen by digest, is the test set, since the file has no split",
     ),
     "newsgroups": (
         "AG's news",
         "twenty newsgroups, split by date, lower case, letters only",
-        "AG's news are in no package; these stand in, and are another task",
+        "AG's news are in no package; these replace them, and are another task",
     ),
 }
 

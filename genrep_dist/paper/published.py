@@ -1,4 +1,4 @@
-"""The paper's Table 1 as numbers, what it claims of them, and how its problems were set up (Tsai, Yeh and Ravikumar 2023, section 6)."""
+"""The numbers of the paper's Table 1, its claims about them, and the set-up of its problems (Tsai, Yeh and Ravikumar 2023, section 6)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from genrep_dist.paper.claims import Claim
 
 LAST_LAYER_KERNEL = "influence-last-layer-final/tracking"
 LAST_LAYER_INFLUENCE = "influence-last-layer-final/target"
-"""Our names in the table for influence with the last layer's parameters alone, which the paper marks with a dagger."""
+"""Names in this table for influence with the last layer's parameters alone, which the paper marks with a dagger."""
 
 BLOCKS: Mapping[str, Mapping[str, str]] = {
     "Experiment I: global importances, kernel NTK-final": {
@@ -127,8 +127,8 @@ PAPER: Mapping[str, PaperColumn] = {
     ),
 }
 
-STANDS_FOR: Mapping[str, str] = {"newsgroups": "agnews"}
-"""A problem that stands in for one of the paper's -> the paper's."""
+REPLACES: Mapping[str, str] = {"newsgroups": "agnews"}
+"""A problem that replaces one of the paper's -> the paper's problem."""
 
 ROWS_A_CLASS = 6_000
 TEST_POINTS = 10
@@ -137,10 +137,10 @@ FRACTIONS = (0.0, 0.02, 0.04, 0.06, 0.08, 0.10)
 
 @dataclass(frozen=True)
 class PaperClaim:
-    """What the paper says of its table, as comparisons that can come out either way; ``text_only``: said of texts alone."""
+    """A statement of the paper about its table, as testable comparisons. ``text_only``: it is about texts alone."""
 
-    says: str
-    reading: str
+    statement: str
+    interpretation: str
     comparisons: tuple[Claim, ...]
     text_only: bool = False
 

@@ -1,4 +1,4 @@
-"""The paper's Table 1 beside ours: three blocks, the differences, the claims, and what differs and why."""
+"""The paper's Table 1 beside ours: three blocks with differences, the paper's claims tested, and the differences of the set-ups."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import polars as pl
 
 from genrep_dist.config import Experiment
 from genrep_dist.evaluation.intervals import bootstrap_interval
-from genrep_dist.paper.claims import MIN_SEEDS, Claim, Finding, examine, together
+from genrep_dist.paper.claims import MIN_SEEDS, Claim, ClaimResult, check_claim, combined_status
 from genrep_dist.paper.differences import differences
 from genrep_dist.paper.published import (
     BLOCKS,
@@ -20,7 +20,7 @@ from genrep_dist.paper.published import (
     LAST_LAYER_INFLUENCE,
     LAST_LAYER_KERNEL,
     PAPER,
-    STANDS_FOR,
+    REPLACES,
     PaperColumn,
 )
 from genrep_dist.report.build import facts
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from genrep_dist.results import Run
 
 METRIC = "auc_del_negative"
-_NAMES_OF_COMPANION = {"influence-final/tracking": LAST_LAYER_KERNEL, "influence-function": LAST_LAYER_INFLUENCE}
+_LAST_LAYER_NAMES = {"influence-final/tracking": LAST_LAYER_KERNEL, "influence-function": LAST_LAYER_INFLUENCE}
 
 
 @dataclass(frozen=True)
-class Column:
+class DataColumn:
     """One data set, measured: ``problem``, its experiment's ``name``; ``points`` method, seed, test_id, value (one area a row).
 
     ``differs``: (what, in the paper, here, why). ``facts``: how it was measured, label to value.
@@ -47,19 +47,19 @@ class Column:
 
     @property
     def paper(self) -> PaperColumn:
-        """The paper's data set that this one is, or stands in for."""
-        return PAPER[STANDS_FOR.get(self.problem, self.problem)]
+        """The paper's data set that this one is, or replaces."""
+        return PAPER[REPLACES.get(self.problem, self.problem)]
 
     @property
     def title(self) -> str:
-        return f"{self.problem} (for {self.paper.title})" if self.problem in STANDS_FOR else self.paper.title
+        return f"{self.problem} (for {self.paper.title})" if self.problem in REPLACES else self.paper.title
 
 
 @dataclass(frozen=True)
-class Cell:
+class CellComparison:
     """Ours (mean, 95% interval clustered by seed), the paper's (mean, half-width), and the difference ours - paper with its interval.
 
-    Ours or the paper's may be missing. The two are independent, so the distances of the difference's ends add in squares.
+    Either may be missing. The two are independent, so the half-widths of their intervals add in squares.
     """
 
     ours: tuple[float, float | None, float | None] | None
@@ -76,8 +76,8 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A table of texts: a heading row and rows; ``notes`` stand below it."""
+class TextTable:
+    """A table of texts: a heading row and rows; ``notes`` are shown below it."""
 
     title: str
     headings: tuple[str, ...]
@@ -86,53 +86,53 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Page:
+class Table1Page:
     """The whole page: a title, sentences, then sections of tables."""
 
     title: str
     intro: tuple[str, ...]
-    sections: tuple[tuple[str, tuple[Grid, ...]], ...]
+    sections: tuple[tuple[str, tuple[TextTable, ...]], ...]
 
 
-def companion(experiment: Experiment) -> Experiment | None:
+def last_layer_experiment(experiment: Experiment) -> Experiment | None:
     """The same experiment with influence from the last layer's parameters alone, as the paper had it for texts; None for images.
 
-    It judges the influence methods only, on the same networks and test points; what they share is not computed twice.
+    It evaluates only the influence methods, on the same networks and test points; what the two share is computed once.
     """
-    methods = [name for name in _NAMES_OF_COMPANION if name in experiment.methods]
-    if not methods or not PAPER[STANDS_FOR.get(experiment.problem.name, experiment.problem.name)].text:
+    methods = [name for name in _LAST_LAYER_NAMES if name in experiment.methods]
+    if not methods or not PAPER[REPLACES.get(experiment.problem.name, experiment.problem.name)].text:
         return None
     influence = {**experiment.influence.model_dump(mode="json"), "curvature": "last-layer"}
     return experiment.plain(name=f"{experiment.name}-last-layer", methods=methods, blocks={}, baseline=None, influence=influence)
 
 
-def measured(run: Run, last_layer: Run | None = None) -> Column:
-    """The column of a finished run and, for texts, of its companion."""
+def measured_column(run: Run, last_layer: Run | None = None) -> DataColumn:
+    """The column of a finished run and, for texts, of its :func:`last_layer_experiment`."""
     points = [_areas(run)]
     if last_layer is not None:
-        points.append(_areas(last_layer).with_columns(pl.col("method").replace(_NAMES_OF_COMPANION)))
+        points.append(_areas(last_layer).with_columns(pl.col("method").replace(_LAST_LAYER_NAMES)))
     experiment = run.plan.experiment
-    return Column(experiment.problem.name, run.name, pl.concat(points), differences(run), facts(run, run.judged()))
+    return DataColumn(experiment.problem.name, run.name, pl.concat(points), differences(run), facts(run, run.judged()))
 
 
-def cell(column: Column, method: str, *, seed: int = 0) -> Cell:
+def compared_cell(column: DataColumn, method: str, *, seed: int = 0) -> CellComparison:
     """One cell of the table; ``seed`` starts the bootstrap."""
     rows = column.points.filter(pl.col("method") == method)
     theirs = column.paper.cells.get(method)
     if not rows.height:
-        return Cell(None, theirs)
+        return CellComparison(None, theirs)
     per_seed = rows.group_by("seed").agg(pl.col("value").mean()).sort("seed")["value"].to_numpy()
     low, high = bootstrap_interval(per_seed, seed=seed)
-    return Cell((float(per_seed.mean()), low, high), theirs)
+    return CellComparison((float(per_seed.mean()), low, high), theirs)
 
 
-def long_table(columns: Sequence[Column]) -> pl.DataFrame:
+def long_table(columns: Sequence[DataColumn]) -> pl.DataFrame:
     """All cells, a row each: block, data set, method, ours and the paper's with their intervals, the difference and its interval."""
     rows = []
     for block, methods in BLOCKS.items():
         for column in columns:
             for method in methods:
-                found = cell(column, method)
+                found = compared_cell(column, method)
                 ours, theirs, difference = found.ours or (None,) * 3, found.paper or (None,) * 2, found.difference or (None,) * 3
                 rows.append((block, column.problem, column.name, method, *ours, *theirs, *difference))
     numbers = (
@@ -149,37 +149,37 @@ def long_table(columns: Sequence[Column]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={**texts, **dict.fromkeys(numbers, pl.Float64)}, orient="row")
 
 
-def page(columns: Sequence[Column], *, profile: str, date: str, hardware: str) -> Page:
-    """The page of these columns. ``date`` and ``hardware`` are shown as given."""
+def table1_page(columns: Sequence[DataColumn], *, profile: str, date: str, hardware: str) -> Table1Page:
+    """The page of these columns. ``date`` and ``hardware`` are shown unchanged."""
     intro = (
         f"AUC-DEL₋, mean over networks and test points; larger is better. Profile {profile}, {date}, on {hardware}, "
         f"Python {platform.python_version()}.",
         "Ours: 95% interval by the seed-clustered bootstrap. Paper: its pooled 95% interval, which takes the points of one network as "
         "independent. Difference: ours - paper; its interval adds both in squares. A dash: not measured, or not in the paper.",
-        "Areas are in logits, and their size follows the model, its training and its data: with other sizes than the paper's the "
-        "differences say how far apart the two set-ups are, while the order of the methods is what can be compared.",
+        "Areas are in logits. Their size depends on the model, its training and its data: with other sizes than the paper's, compare the "
+        "order of the methods; the differences show how far apart the two set-ups are.",
     )
-    return Page(
+    return Table1Page(
         "The paper's Table 1, and ours",
         intro,
         (
             ("The table", tuple(_block(title, methods, columns) for title, methods in BLOCKS.items())),
-            ("What the paper says of it, tested on our numbers", tuple(_claims(columns))),
-            ("What differs, and why", tuple(_difference(column) for column in columns if column.differs)),
-            ("How ours was measured", tuple(_facts(column) for column in columns if column.facts)),
+            ("The paper's statements, tested on our numbers", tuple(_claim_tables(columns))),
+            ("Differences of the set-ups, and their reasons", tuple(_difference_table(column) for column in columns if column.differs)),
+            ("How ours was measured", tuple(_fact_table(column) for column in columns if column.facts)),
         ),
     )
 
 
-def claim_findings(column: Column) -> list[tuple[str, list[Finding]]]:
-    """For each of the paper's claims that is about this data set: what it says, and what the comparisons found that were measured."""
+def claim_results(column: DataColumn) -> list[tuple[str, list[ClaimResult]]]:
+    """For each of the paper's claims about this data set: its statement, and the results of the comparisons that were measured."""
     found = []
     measured_methods = set(column.points["method"].unique().to_list())
     for claim in CLAIMS:
         if claim.text_only and not column.paper.text:
             continue
-        asked = [one for one in claim.comparisons if {one.better, one.worse} <= measured_methods]
-        found.append((claim.says, [examine(column.points, one) for one in asked]))
+        known = [one for one in claim.comparisons if {one.better, one.worse} <= measured_methods]
+        found.append((claim.statement, [check_claim(column.points, one) for one in known]))
     return found
 
 
@@ -187,40 +187,44 @@ def _areas(run: Run) -> pl.DataFrame:
     return run.points().filter(pl.col("metric") == METRIC).select("method", "seed", "test_id", "value").collect()
 
 
-def _block(title: str, methods: Mapping[str, str], columns: Sequence[Column]) -> Grid:
+def _block(title: str, methods: Mapping[str, str], columns: Sequence[DataColumn]) -> TextTable:
     rows: list[tuple[str, ...]] = []
-    shown = {method: name for method, name in methods.items() if any(cell(c, method) != Cell(None, None) for c in columns)}
+    shown = {
+        method: name for method, name in methods.items() if any(compared_cell(c, method) != CellComparison(None, None) for c in columns)
+    }
     for column in columns:
-        cells = [cell(column, method) for method in shown]
+        cells = [compared_cell(column, method) for method in shown]
         rows.append((column.title, "paper", *(_plus_minus(one.paper) for one in cells)))
         rows.append(("", "ours", *(_interval(one.ours) for one in cells)))
         rows.append(("", "difference", *(_interval(one.difference) for one in cells)))
     notes = ("† the last layer's parameters alone, as the paper has it for texts",) if any("†" in name for name in shown.values()) else ()
-    return Grid(title, ("data", "", *shown.values()), tuple(rows), notes)
+    return TextTable(title, ("data", "", *shown.values()), tuple(rows), notes)
 
 
-def _claims(columns: Sequence[Column]) -> list[Grid]:
-    findings = {column.name: dict(claim_findings(column)) for column in columns}
-    grids = []
+def _claim_tables(columns: Sequence[DataColumn]) -> list[TextTable]:
+    results = {column.name: dict(claim_results(column)) for column in columns}
+    tables = []
     for claim in CLAIMS:
         rows: list[tuple[str, ...]] = []
-        verdicts = []
+        statuses = []
         for column in columns:
-            if claim.says not in findings[column.name]:
+            if claim.statement not in results[column.name]:
                 continue
-            found = findings[column.name][claim.says]
-            verdict = together(one.verdict for one in found) if len(found) == len(claim.comparisons) else "undecided"
-            verdicts.append(verdict)
-            rows += [(column.title, _comparison(one.claim), _interval((one.mean, one.low, one.high)), one.verdict) for one in found]
-            rows.append((column.title, "all of them", "", f"{verdict}"))
+            found = results[column.name][claim.statement]
+            status = combined_status(one.status for one in found) if len(found) == len(claim.comparisons) else "undecided"
+            statuses.append(status)
+            rows += [(column.title, _comparison(one.claim), _interval((one.mean, one.low, one.high)), one.status) for one in found]
+            rows.append((column.title, "all of them", "", status))
         if rows:
-            rows.append(("all data sets here", "all of them", "", together(verdicts)))
+            rows.append(("all data sets here", "all of them", "", combined_status(statuses)))
             about = (
                 "Differences are paired over (network, test point); their 95% intervals are clustered by seed and not corrected for their "
-                f"number. Fewer than {MIN_SEEDS} networks decide nothing."
+                f"number. With fewer than {MIN_SEEDS} networks every claim is undecided."
             )
-            grids.append(Grid(claim.says, ("data", "comparison", "difference [95%]", "verdict"), tuple(rows), (claim.reading, about)))
-    return grids
+            tables.append(
+                TextTable(claim.statement, ("data", "comparison", "difference [95%]", "status"), tuple(rows), (claim.interpretation, about))
+            )
+    return tables
 
 
 def _comparison(claim: Claim) -> str:
@@ -228,13 +232,13 @@ def _comparison(claim: Claim) -> str:
     return f"{claim.better} - {share}{claim.worse}"
 
 
-def _difference(column: Column) -> Grid:
-    return Grid(column.title, ("", "paper", "here", "why"), tuple(column.differs))
+def _difference_table(column: DataColumn) -> TextTable:
+    return TextTable(column.title, ("", "paper", "here", "why"), tuple(column.differs))
 
 
-def _facts(column: Column) -> Grid:
+def _fact_table(column: DataColumn) -> TextTable:
     assert column.facts is not None
-    return Grid(f"{column.title}: run {column.name}", ("", ""), tuple(column.facts.items()))
+    return TextTable(f"{column.title}: run {column.name}", ("", ""), tuple(column.facts.items()))
 
 
 def _plus_minus(value: tuple[float, float] | None) -> str:

@@ -1,29 +1,23 @@
-"""From a finished run to the files of its report."""
+"""The files of a finished run's report."""
 
 from __future__ import annotations
 
-import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-import polars as pl
-
-from genrep_dist.config import Experiment
-from genrep_dist.config.sections import BrittlenessSection, DeletionSection, LdsSection, LooSection
-from genrep_dist.evaluation.deletion import IDENTITY
-from genrep_dist.evaluation.results import Judged
-from genrep_dist.evaluation.statistics import curves
+from genrep_dist.evaluation.metrics.base import registered_metrics
+from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.problems.protocol import Recipe
 from genrep_dist.report.examples import examples
-from genrep_dist.report.figures import deletion_figure, inspection_figure
+from genrep_dist.report.figures import curve_figure
 from genrep_dist.report.latex import latex
 from genrep_dist.report.markdown import markdown
 from genrep_dist.report.page import ReportData, html_page
-from genrep_dist.report.sections import Clock
-from genrep_dist.report.tables import RANDOM, Table, signs_of, tables
-from genrep_dist.report.verdict import MINUS, verdict
+from genrep_dist.report.sections import TimeUnit
+from genrep_dist.report.tables import MINUS, RANDOM
+from genrep_dist.report.verdict import verdict
 
 if TYPE_CHECKING:
     from genrep_dist.results import Run
@@ -31,102 +25,73 @@ if TYPE_CHECKING:
 LIBRARIES = ("genrep-dist", "torch", "numpy", "ray", "zarr", "polars")
 
 
-def report_data(
-    run: Run,
-    summary: pl.DataFrame,
-    deletion: pl.DataFrame,
-    judged: Judged | None = None,
-    *,
-    more_facts: Mapping[str, str] | None = None,
-) -> ReportData:
-    """Everything that the report of ``run`` shows: its results, and from the store how they were measured.
+def report_files(run: Run, tables: EvaluationTables, *, more_facts: Mapping[str, str] | None = None) -> dict[str, bytes]:
+    """File name -> content of the whole report: table.md, table.tex, report.html and the curves as PNG.
 
-    ``more_facts``: what the walk decided on its way (stopping, tuning), label to plain text.
+    ``more_facts``: what was decided while the experiment ran (stopping, tuning), label to plain text.
     """
-    experiment, judged = run.plan.experiment, judged or Judged()
-    found = verdict(summary, deletion, judged, declared=experiment.baseline)
-    contrast = [name for name in (found.best, RANDOM) if name in experiment.methods]
+    return data_files(report_data(run, tables, more_facts=more_facts))
+
+
+def report_data(run: Run, tables: EvaluationTables, *, more_facts: Mapping[str, str] | None = None) -> ReportData:
+    """Everything that the report of ``run`` shows: its tables, and from the store how they were measured."""
+    experiment = run.plan.experiment
+    best = verdict(tables, declared=experiment.baseline).best
+    contrast = [name for name in dict.fromkeys((best, RANDOM)) if name in experiment.methods]
     return ReportData(
         title=f"{run.name}: which attributions survive retraining",
-        summary=summary,
-        deletion=deletion,
-        facts=facts(run, judged, more_facts),
+        methods=experiment.methods,
+        tables=tables,
+        facts=facts(run, tables, more_facts),
         warnings=run.plan.warnings,
         config_yaml=experiment.to_yaml(),
-        judged=judged,
-        examples=examples(run, list(dict.fromkeys(contrast)), seed=experiment.seeds[0], texts=getattr(run.context.problem, "texts", None)),
+        examples=examples(run, contrast, seed=experiment.seeds[0], texts=getattr(run.context.problem, "texts", None)),
         blocks=experiment.blocks,
-        declared=experiment.baseline,
-        clock=run_clock(run),
+        baseline=experiment.baseline,
+        time_unit=time_unit(run),
     )
 
 
-def run_clock(run: Run) -> Clock:
-    """Whose seconds the run's costs are, as far as its original models tell."""
+def time_unit(run: Run) -> TimeUnit:
+    """The unit of the run's seconds, from the devices of its original models."""
     devices = {run.store.artifact("train", run.plan.keys.train(seed)).manifest()["device"] for seed in run.plan.experiment.seeds}
-    return Clock.of(devices, run.plan.experiment.resources.num_gpus or 0.0)
-
-
-def report_files(
-    run: Run,
-    summary: pl.DataFrame,
-    deletion: pl.DataFrame,
-    judged: Judged | None = None,
-    *,
-    more_facts: Mapping[str, str] | None = None,
-) -> dict[str, bytes]:
-    """File name -> content of all that a reader gets: table.md, table.tex, report.html and the curves as PNG.
-
-    ``judged``: all that was measured beside the deletion curves; None: nothing. ``more_facts`` as in :func:`report_data`.
-    """
-    return data_files(report_data(run, summary, deletion, judged, more_facts=more_facts))
+    return TimeUnit.for_devices(devices, run.plan.experiment.resources.num_gpus or 0.0)
 
 
 def data_files(data: ReportData) -> dict[str, bytes]:
     """The files of :func:`report_files`, from the data that they show."""
-
-    def made(minus: str) -> list[Table]:
-        return tables(data.summary, data.judged, blocks=data.blocks, baseline=data.declared, random=data.baseline, minus=minus)
-
-    methods = data.summary["method"].to_list()
-    files = {"table.md": markdown(made("-")).encode(), "table.tex": latex(made(MINUS)).encode(), "report.html": html_page(data).encode()}
-    means = curves(data.deletion, seed=data.bootstrap_seed)
-    for sign in signs_of(data.summary):
-        files[f"curves_{sign}.png"] = deletion_figure(means, methods=methods, sign=sign, baseline=data.baseline, image="png")
-    if data.judged.inspection.height:
-        files["inspection.png"] = inspection_figure(data.judged.inspection, methods=methods, baseline=data.baseline, image="png")
+    files = {
+        "table.md": markdown(data.result_tables()).encode(),
+        "table.tex": latex(data.result_tables(MINUS)).encode(),
+        "report.html": html_page(data).encode(),
+    }
+    for metric in registered_metrics():
+        for curve in metric.curves(data.tables):
+            files[f"{curve.name}.png"] = curve_figure(curve, methods=data.methods, random=data.random, image="png")
     return files
 
 
-def block_of(summary: pl.DataFrame, methods: Sequence[str]) -> pl.DataFrame:
-    """The rows of ``methods``, in that order."""
-    return pl.DataFrame({"method": methods}).join(summary, on="method", how="left", maintain_order="left").select(summary.columns)
-
-
-def facts(run: Run, judged: Judged, more_facts: Mapping[str, str] | None = None) -> dict[str, str]:
+def facts(run: Run, tables: EvaluationTables, more_facts: Mapping[str, str] | None = None) -> dict[str, str]:
     """How the numbers were measured, label to value, in the order shown."""
     plan, experiment = run.plan, run.plan.experiment
-    recipe, shape, deletion = Recipe(**plan.keys.recipe), plan.shape, experiment.deletion
-    costs = run.costs()
-    training = run.training()
+    shape, costs = plan.shape, run.costs()
     found = {
         "Problem": f"{experiment.problem.name} {experiment.problem.options or ''}".strip(),
         "Data": f"{shape.num_train:,} training samples, {shape.num_test:,} test samples",
         "Model": f"{shape.num_parameters:,} parameters, {shape.num_outputs} output{'s' if shape.num_outputs > 1 else ''}",
-        "Recipe": _recipe_text(recipe),
+        "Recipe": _recipe_text(Recipe(**plan.keys.recipe)),
         "Explained number": _target_text(run),
         "Networks × test points": f"{len(experiment.seeds)} × {experiment.num_test_points}",
-        "Removed": _removals_text(deletion) + "; the AUC is their mean",
-        "Retrain policy": _policy_text(deletion),
-        **_other_metrics(experiment, len(run.flipped_ids())),
-        "Models trained": f"{costs['originals']:,} originals, {costs['unique']:,} retrainings for {costs['asked']:,} removals asked for",
-        "Training time": f"{costs['seconds']:,.0f} {run_clock(run).unit} in all, {costs['seconds_per_model']:.2g} a model",
     }
-    spread = replicate_spread(judged.replicates)
-    if spread is not None:
-        found["Replicates"] = f"the change of one retrained prediction has a standard deviation of {spread:.3g} around its set's mean"
-    found |= more_facts or {}
-    accuracy = training["test_accuracy"].drop_nulls()
+    for metric in registered_metrics():
+        if metric.measured(experiment):
+            found |= metric.facts(experiment, shape.num_train, tables)
+    found |= {
+        "Models trained": f"{costs['originals']:,} originals, {costs['unique']:,} distinct retrainings for {costs['asked']:,} requests",
+        "Training time": f"{costs['seconds']:,.0f} {time_unit(run).name} in total, {costs['seconds_per_model']:.2g} a model",
+        **(more_facts or {}),
+    }
+    accuracy = run.training()["test_accuracy"].drop_nulls()
     if len(accuracy):
         found["Test accuracy of the originals"] = f"mean {100 * float(accuracy.mean()):.1f} %, lowest {100 * float(accuracy.min()):.1f} %"  # type: ignore[arg-type]
     certificates = [certificate for certificate in run.certificates() if certificate["importance"] == "surrogate"]
@@ -143,16 +108,6 @@ def facts(run: Run, judged: Judged, more_facts: Mapping[str, str] | None = None)
     return found
 
 
-def replicate_spread(replicates: pl.DataFrame) -> float | None:
-    """Pooled standard deviation of ``delta`` over the replicates of one removal, in logits; None without two replicates of any."""
-    groups = replicates.sort(*IDENTITY, "replicate").group_by(IDENTITY, maintain_order=True)
-    variances = groups.agg(degrees=pl.len().cast(pl.Int64) - 1, variance=pl.col("delta").var()).filter(pl.col("degrees") > 0)
-    if not variances.height:
-        return None
-    squares = math.fsum((variances["variance"] * variances["degrees"]).to_list())
-    return math.sqrt(squares / int(variances["degrees"].sum()))
-
-
 def _recipe_text(recipe: Recipe) -> str:
     extras = [f"{name.replace('_', ' ')} {value:g}" for name in ("momentum", "weight_decay") if (value := getattr(recipe, name))]
     kind = "SGD with " + " and ".join(extras) if extras else "plain SGD"
@@ -166,31 +121,3 @@ def _target_text(run: Run) -> str:
         return "the model's raw logit"
     output = run.plan.experiment.target.output
     return "the raw logit of the class that the original model predicts" if output == "predicted" else f"the raw logit of class {output}"
-
-
-def _other_metrics(experiment: Experiment, num_flipped: int) -> dict[str, str]:
-    """How each metric beside the deletion curves was measured."""
-    found = {}
-    lds, loo, brittleness, flips = experiment.lds, experiment.loo, experiment.brittleness, experiment.problem.flip_labels
-    if lds is not None:
-        found["LDS"] = f"{lds.subsets} subsets a network, each {100 * lds.fraction:g} % of the training set; {_policy_text(lds)}"
-    if loo is not None:
-        found["LOO correlation"] = f"{loo.samples} samples a network, each left out once; {_policy_text(loo)}"
-    if brittleness is not None:
-        found["Brittleness"] = f"removed: {_removals_text(brittleness)}; {_policy_text(brittleness)}"
-    if flips is not None:
-        found["Flipped labels"] = f"{num_flipped:,} training samples ({100 * flips.share:g} %), the same for all networks"
-    return found
-
-
-def _removals_text(section: DeletionSection | BrittlenessSection) -> str:
-    if section.counts is not None:
-        return ", ".join(f"{count:,}" for count in section.counts) + " samples"
-    return ", ".join(f"{100 * fraction:g} %" for fraction in section.fractions) + " of the training set"
-
-
-def _policy_text(section: DeletionSection | BrittlenessSection | LdsSection | LooSection) -> str:
-    if section.retrain == "same":
-        return "same initialisation and order (common random numbers)"
-    times = f", {section.replicates} times; their mean counts" if section.replicates > 1 else ""
-    return f"fresh initialisation and order{times}"

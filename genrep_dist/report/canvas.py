@@ -1,6 +1,6 @@
-"""What all figures share: one look, whatever the user's matplotlib is set to, and bytes that depend on the data alone.
+"""The common style and rendering of all figures. It does not depend on the user's matplotlib settings; equal data give equal bytes.
 
-Drawn with matplotlib's objects alone: no pyplot, no state.
+Uses matplotlib's objects without pyplot, so that there is no global state.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WIDTH = 7.4  # inches
 PNG_DPI = 160
 _FONT = "DejaVu Sans"  # ships with matplotlib: the figure looks the same everywhere
 
-_LOOK: Any = {
+_RC_PARAMS: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": [_FONT],
     "font.size": 9,
@@ -49,15 +49,14 @@ _LOOK: Any = {
 
 
 @contextmanager
-def look() -> Iterator[None]:
-    """Figures drawn inside look like all others of the report."""
-    # A user's own matplotlibrc must not change the figure.
-    with mpl_style.context("default"), mpl.rc_context(_LOOK):
+def figure_style() -> Iterator[None]:
+    """Draw figures in the style of the report, whatever the user's matplotlibrc says."""
+    with mpl_style.context("default"), mpl.rc_context(_RC_PARAMS):
         yield
 
 
 def render(figure: Figure, image: Format) -> bytes:
-    """The figure as a white PNG, or as an SVG without ground."""
+    """The figure as a white PNG, or as an SVG with a transparent background."""
     buffer = io.BytesIO()
     if image == "png":
         FigureCanvasAgg(figure)
@@ -69,7 +68,7 @@ def render(figure: Figure, image: Format) -> bytes:
 
 
 def drawable(text: str) -> str:
-    """``text`` on one line, with a box for every character that the font lacks, and no longer than a label may be."""
+    """``text`` on one line, with a box for every character that the font lacks, cut to 40 characters."""
     known = get_font(findfont(FontProperties(family=_FONT))).get_charmap()
     text = "".join(letter if ord(letter) in known else "\N{WHITE SQUARE}" for letter in " ".join(text.split()))
     text = text if len(text) <= 40 else text[:38] + "…"

@@ -1,4 +1,4 @@
-"""A few test points with the training samples that a method names for them, as plain data."""
+"""A few test points with the training samples that have the strongest scores for them, as plain data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from genrep_dist.core.gradients.dense import outputs as model_outputs
 from genrep_dist.errors import ProblemError
 from genrep_dist.problems.protocol import Dataset
-from genrep_dist.report.pixels import Range, are_images, png
+from genrep_dist.report.pixels import PixelRange, are_images, png
 
 if TYPE_CHECKING:
     from genrep_dist.results import SeedProblem
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NUM_POINTS = 2
 NUM_SAMPLES = 5
 MAX_TEXT = 300
-"""Characters of a sentence that are shown."""
+"""Longer sentences are cut."""
 
 Texts = Callable[[Tensor], Sequence[str]]
 
@@ -40,8 +40,8 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Named:
-    """What a method names for a test point, strongest first: samples that raise the explained number, and that lower it."""
+class SelectedSamples:
+    """The samples with the strongest scores for a test point: those that raise the explained output, and those that lower it."""
 
     method: str
     raising: tuple[Sample, ...]
@@ -50,16 +50,16 @@ class Named:
 
 @dataclass(frozen=True)
 class Example:
-    """``prediction`` is what the original model of ``seed`` says of the test point."""
+    """``prediction`` is the output of the original model of ``seed`` for the test point, as text."""
 
     seed: int
     point: Sample
     prediction: str
-    methods: tuple[Named, ...]
+    methods: tuple[SelectedSamples, ...]
 
 
-class Explained(Protocol):
-    """What examples need of a run (see :class:`genrep_dist.results.Run`)."""
+class ExamplesSource(Protocol):
+    """The part of :class:`genrep_dist.results.Run` that examples read."""
 
     @property
     def train(self) -> Dataset: ...
@@ -73,7 +73,7 @@ class Explained(Protocol):
 
 
 def examples(
-    run: Explained,
+    run: ExamplesSource,
     methods: Sequence[str],
     *,
     seed: int,
@@ -81,13 +81,13 @@ def examples(
     num_points: int = NUM_POINTS,
     num_samples: int = NUM_SAMPLES,
 ) -> tuple[Example, ...]:
-    """The first ``num_points`` test points of ``seed``, so that nobody chose them, each with what ``methods`` name for it.
+    """The first ``num_points`` test points of ``seed`` (so that they are not hand-picked), each with the strongest samples of ``methods``.
 
-    ``texts``: ids of samples -> their sentences, the problem's own; where there are none, samples of the form of images become
-    pictures. Ties go to the lowest id. ProblemError when ``texts`` gives anything but one string an id, or cannot tell a shown
-    test point from a training sample of the same id.
+    ``texts``: the problem's function from ids of samples to their sentences; without it, samples with the shape of images become
+    pictures. Of equal scores the lowest id comes first. ProblemError if ``texts`` returns anything but one string for each id, or if a
+    test point and a training sample share an id, so that their texts cannot be told apart.
     """
-    drawer = _Drawer(run.train, run.test, texts, frozenset(run.flipped_ids()))
+    reader = _SampleReader(run.train, run.test, texts, frozenset(run.flipped_ids()))
     model, loss = run.problem(seed).model, run.problem(seed).loss.name
     train_ids, test_ids = run.train_ids(seed), run.test_ids(seed)[:num_points]
     phis = {method: run.attributions(method, seed)[:, : len(test_ids)] for method in methods}
@@ -96,9 +96,9 @@ def examples(
         named = []
         for method, phi in phis.items():
             raising, lowering = strongest(phi[:, column], train_ids, num_samples)
-            shown = [tuple(drawer.training(int(row), float(phi[row, column])) for row in rows) for rows in (raising, lowering)]
-            named.append(Named(method, *shown))
-        point, row = drawer.test(test_id)
+            shown = [tuple(reader.training(int(row), float(phi[row, column])) for row in rows) for rows in (raising, lowering)]
+            named.append(SelectedSamples(method, *shown))
+        point, row = reader.test(test_id)
         found.append(Example(seed, point, _prediction(model, run.test.inputs[row : row + 1], loss), tuple(named)))
     return tuple(found)
 
@@ -109,12 +109,12 @@ def strongest(phi: npt.NDArray[Any], ids: npt.NDArray[np.int64], count: int) -> 
     return falling[phi[falling] > 0], rising[phi[rising] < 0]
 
 
-class _Drawer:
-    """Turns rows of the datasets into samples to be shown."""
+class _SampleReader:
+    """Reads rows of the datasets as samples for the report."""
 
     def __init__(self, train: Dataset, test: Dataset, texts: Texts | None, flipped: frozenset[int]) -> None:
         self.train_data, self.test_data, self.texts, self.flipped = train, test, texts, flipped
-        self.bounds = Range.of(train.inputs) if texts is None and are_images(train.inputs) else None
+        self.bounds = PixelRange.from_images(train.inputs) if texts is None and are_images(train.inputs) else None
 
     def training(self, row: int, phi: float) -> Sample:
         return self._sample(self.train_data, row, phi, int(self.train_data.ids[row]) in self.flipped)
@@ -123,7 +123,7 @@ class _Drawer:
         """The test point and its row."""
         if self.texts is not None and bool((self.train_data.ids == test_id).any()):
             raise ProblemError(
-                "a sentence cannot be found by its id",
+                "a sentence cannot be looked up by its id",
                 where=f"problem.texts, id {test_id}",
                 expected="ids that differ between training and test set",
                 got="a training sample and a test point of this id",
@@ -141,7 +141,10 @@ class _Drawer:
         found: object = texts(ids)
         if isinstance(found, str) or not isinstance(found, Sequence) or [type(text) for text in found] != [str]:
             raise ProblemError(
-                "the problem's texts are of another form", where="problem.texts", expected="one string for each id", got=repr(found)[:80]
+                "the problem's texts() returned something else",
+                where="problem.texts",
+                expected="one string for each id",
+                got=repr(found)[:80],
             )
         text = " ".join(str(found[0]).split())
         return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"

@@ -1,4 +1,4 @@
-"""Curves of methods, and seeds as dots beside their mean. PNG for readers of files and MLflow, SVG to go into a page."""
+"""The figures of the report: curves of methods, and the values of each network beside their mean. PNG for files, SVG for the page."""
 
 from __future__ import annotations
 
@@ -11,35 +11,37 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from genrep_dist.evaluation.metrics import METRICS
-from genrep_dist.report.canvas import WIDTH, Format, drawable, look, render
+from genrep_dist.evaluation.metrics.base import CurvePlot, metric_info
+from genrep_dist.report.canvas import WIDTH, Format, drawable, figure_style, render
 from genrep_dist.report.styles import INK, QUIET, styles
 from genrep_dist.report.tables import RANDOM
 
-CHANCE = {"mislabel_auroc": 0.5, "mislabel_inspection_area": 0.5}
-"""What a metric is by chance, where that is not zero."""
+MAX_MARKERS = 20
+"""Curves with more points than this have no markers."""
 
 
-def deletion_figure(
-    curves: pl.DataFrame, *, methods: Sequence[str], sign: str = "negative", baseline: str = RANDOM, image: Format = "png"
-) -> bytes:
-    """Mean DEL against percent removed, a line a method, with its clustered 95% band where there is one.
+def curve_figure(plot: CurvePlot, *, methods: Sequence[str], random: str = RANDOM, image: Format = "png") -> bytes:
+    """The curves of ``plot``, a line a method, with its 95% band if it has one.
 
-    ``curves`` as :func:`genrep_dist.evaluation.statistics.curves` returns it. ``methods`` fixes the styles; the legend is in the
-    order in which the lines end, top first.
+    ``methods`` fixes the styles. The legend is in the order in which the lines end, top first; with a diagonal, where all lines end at
+    the same point, in the order of their areas.
     """
-    with look():
+    with figure_style():
         figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
         axes = figure.add_subplot()
-        axes.axhline(0, color=INK, linewidth=0.8)
-        style_of = styles(methods, baseline=baseline)
+        if plot.reference == "zero":
+            axes.axhline(0, color=INK, linewidth=0.8)
+        else:
+            axes.plot([0, 100], [0, 100], color=QUIET, linestyle=(0, (3, 2)), linewidth=1)
+            axes.set_xlim(0, 100)
+            axes.set_ylim(0, 102)
+        style_of = styles(methods, random=random)
         lines: list[tuple[float, str, Line2D]] = []
         for method in methods:
-            rows = curves.filter((pl.col("method") == method) & (pl.col("sign") == sign)).sort("fraction")
+            rows = plot.frame.filter(pl.col("method") == method).sort("share")
             if not rows.height:
                 continue
-            percent, mean, style = 100 * rows["fraction"].to_numpy(), rows["mean"].to_numpy(), style_of[method]
-            front = 1 if method == baseline else 2
+            percent, mean, style = 100 * rows["share"].to_numpy(), rows["mean"].to_numpy(), style_of[method]
             if not rows["low"].null_count():
                 axes.fill_between(percent, rows["low"].to_numpy(), rows["high"].to_numpy(), color=style.colour, alpha=0.13, linewidth=0)
             (line,) = axes.plot(
@@ -47,40 +49,15 @@ def deletion_figure(
                 mean,
                 color=style.colour,
                 linestyle=style.line,
-                marker=style.marker,
+                marker=style.marker if rows.height <= MAX_MARKERS else None,
                 markersize=4.5,
                 linewidth=1.6,
-                zorder=front + 1,
-                clip_on=False,
+                zorder=2 if method == random else 3,
+                clip_on=plot.reference == "diagonal",
             )
-            lines.append((float(mean[-1]), method, line))
-        axes.set_xlabel(f"most {sign} training samples removed (%)")
-        axes.set_ylabel("change of the prediction (DEL)")
-        _legend(axes, lines)
-        return render(figure, image)
-
-
-def inspection_figure(inspection: pl.DataFrame, *, methods: Sequence[str], baseline: str = RANDOM, image: Format = "png") -> bytes:
-    """Share of the flipped labels found against the share of the training set looked at, a line a method; the diagonal is chance.
-
-    ``inspection`` as in :data:`genrep_dist.evaluation.results.SCHEMAS`. The legend is in the order of the mean found share.
-    """
-    with look():
-        figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
-        axes = figure.add_subplot()
-        axes.plot([0, 100], [0, 100], color=QUIET, linestyle=(0, (3, 2)), linewidth=1)
-        style_of = styles(methods, baseline=baseline)
-        lines: list[tuple[float, str, Line2D]] = []
-        for method in methods:
-            rows = inspection.filter(pl.col("method") == method).sort("inspected")
-            if rows.height:
-                inspected, found, style = 100 * rows["inspected"].to_numpy(), 100 * rows["found"].to_numpy(), style_of[method]
-                (line,) = axes.plot(inspected, found, color=style.colour, linestyle=style.line, linewidth=1.6)
-                lines.append((float(np.trapezoid(found, inspected)), method, line))
-        axes.set_xlim(0, 100)
-        axes.set_ylim(0, 102)
-        axes.set_xlabel("training samples looked at, largest self-influence first (%)")
-        axes.set_ylabel("flipped labels found (%)")
+            lines.append((float(mean[-1] if plot.reference == "zero" else np.trapezoid(mean, percent)), method, line))
+        axes.set_xlabel(plot.x_label)
+        axes.set_ylabel(plot.y_label)
         _legend(axes, lines)
         return render(figure, image)
 
@@ -91,25 +68,26 @@ def metric_figure(
     *,
     metric: str,
     methods: Sequence[str],
-    baseline: str = RANDOM,
+    random: str = RANDOM,
     ceiling: float | None = None,
     image: Format = "png",
 ) -> bytes:
-    """Each network's value as a dot, and below the dots the mean of all with its 95% intervals; a row a method, best on top.
+    """Each network's value as a dot, and below the dots their mean with its 95% intervals; a row a method, best on top.
 
-    ``metrics`` as in :data:`genrep_dist.evaluation.results.SCHEMAS`: the thick bar is its clustered interval, the thin one the
-    two-way one, where there is one. ``seeds``: method, seed, value. ``ceiling`` is drawn as a line of its own.
+    ``metrics`` is the metrics table: the thick bar is the clustered interval, the thin one the two-way interval, if there is one.
+    ``seeds``: metric, method, seed, value. ``ceiling`` is drawn as a line.
     """
+    info = metric_info(metric)
     rows = metrics.filter((pl.col("metric") == metric) & pl.col("method").is_in(list(methods)))
-    ordered = rows.sort(["mean", "method"], descending=[METRICS[metric].better == "larger", False])
-    style_of = styles(methods, baseline=baseline)
-    with look():
+    ordered = rows.sort(["mean", "method"], descending=[info.better == "larger", False])
+    style_of = styles(methods, random=random)
+    with figure_style():
         figure = Figure(figsize=(WIDTH, 0.9 + 0.4 * ordered.height), layout="constrained")
         axes = figure.add_subplot()
-        axes.axvline(CHANCE.get(metric, 0), color=INK, linewidth=0.8)
+        axes.axvline(info.chance, color=INK, linewidth=0.8)
         for place, row in enumerate(ordered.iter_rows(named=True)):
             style = style_of[row["method"]]
-            dots = seeds.filter(pl.col("method") == row["method"]).sort("seed")["value"].to_numpy()
+            dots = seeds.filter((pl.col("metric") == metric) & (pl.col("method") == row["method"])).sort("seed")["value"].to_numpy()
             axes.scatter(
                 dots,
                 place - 0.16 + _spread(len(dots)),
@@ -132,7 +110,7 @@ def metric_figure(
         axes.set_ylim(ordered.height - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel(f"{METRICS[metric].title} ({METRICS[metric].better} is better)")
+        axes.set_xlabel(f"{info.title} ({info.better} is better)")
         return render(figure, image)
 
 
@@ -142,7 +120,7 @@ def _interval(axes: Axes, low: float | None, high: float | None, height: float, 
 
 
 def _legend(axes: Axes, lines: list[tuple[float, str, Line2D]]) -> None:
-    """Names beside the axes, the line with the largest number first."""
+    """Names beside the axes, the line with the largest key first."""
     lines = sorted(lines, key=lambda entry: (-entry[0], entry[1]))
     axes.legend(
         [line for _, _, line in lines],
@@ -155,5 +133,5 @@ def _legend(axes: Axes, lines: list[tuple[float, str, Line2D]]) -> None:
 
 
 def _spread(count: int) -> npt.NDArray[np.float64]:
-    """Small fixed offsets that keep dots of near values apart: the golden ratio's fractions, within a tenth."""
+    """Small fixed offsets that keep dots of similar values apart: fractions of multiples of the golden ratio, within a tenth."""
     return np.asarray((np.arange(count) * 0.618034 % 1.0 - 0.5) * 0.2, dtype=np.float64)

@@ -8,10 +8,10 @@ from genrep_dist.report.tables import Row, Table
 
 
 def markdown(tables: Sequence[Table]) -> str:
-    """All tables, best in bold, each with the lines that say what its numbers and marks are.
+    """All tables, the best value in bold, each with notes that define its numbers and marks.
 
-    A table gets a heading where there are several, and a heading for each of its blocks. Names are escaped, so that a pipe or a tag
-    in one is shown and not obeyed. Ends with a newline.
+    Several tables have headings, and so have the blocks of a table. Names are escaped, so that a pipe or a tag in one is shown as text.
+    Ends with a newline.
     """
     return "\n".join(_table(table, headed=len(tables) > 1) for table in tables)
 

@@ -1,4 +1,4 @@
-"""How a method looks in every figure: a colour, a line and a marker of its own, so that print without colour tells them apart too."""
+"""The style of each method in all figures: a colour, a line and a marker, so that methods can be told apart without colour too."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 INK = "#1f2430"
-"""Text and axes. In a page this very colour is replaced by the page's own text colour."""
+"""Text and axes. The page replaces this colour by its own text colour."""
 QUIET = "#8b93a1"
-"""Grid and the baseline: legible on white and on near-black."""
+"""Grid and random removal: legible on white and on near-black."""
 
 # Okabe and Ito's colours for all kinds of colour vision, without black (the ink) and yellow (too pale on paper), the blue a little
 # lighter so that it shows on near-black too; then a violet and a brown that differ from all of them in lightness.
@@ -25,15 +25,15 @@ class Style:
     marker: str
 
 
-def styles(methods: Sequence[str], *, baseline: str = "random") -> dict[str, Style]:
-    """A style for each method by its place in ``methods``; the baseline is always the grey dashed line.
+def styles(methods: Sequence[str], *, random: str = "random") -> dict[str, Style]:
+    """A style for each method by its place in ``methods``; random removal is always the grey dashed line.
 
     Colours, lines and markers repeat after 8, 4 and 7: 56 methods differ, and 28 without their colour.
     """
-    others = [method for method in methods if method != baseline]
+    others = [method for method in methods if method != random]
     found = {
         method: Style(COLOURS[place % len(COLOURS)], LINES[place % len(LINES)], MARKERS[place % len(MARKERS)])
         for place, method in enumerate(others)
     }
-    found[baseline] = Style(QUIET, (0, (3, 2)), "x")
+    found[random] = Style(QUIET, (0, (3, 2)), "x")
     return found

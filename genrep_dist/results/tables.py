@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import polars as pl
 
 from genrep_dist.errors import NotCommittedError
-from genrep_dist.evaluation.results import Judged
+from genrep_dist.evaluation.tables import EvaluationTables, table_specs
 from genrep_dist.results.base import OpenedRun
 from genrep_dist.store.tables import scan_frame
 from genrep_dist.workflow.costs import method_costs, model_costs
-from genrep_dist.workflow.evaluate import judge
-from genrep_dist.workflow.requests import read_asked
+from genrep_dist.workflow.evaluate import evaluate
+from genrep_dist.workflow.requests import read_requests
 
 
 class Tables(OpenedRun):
@@ -43,16 +42,16 @@ class Tables(OpenedRun):
         """One row a (metric, method, other): in which share of bootstrap draws the method is better."""
         return self._published("ranks").collect()
 
-    def judged(self) -> Judged:
+    def judged(self) -> EvaluationTables:
         """All published tables of the evaluation: points, metrics, comparisons, ranks, ceilings, costs and the metrics' own."""
         self._published("metrics")  # raises when nothing is published
         folder = f"results/{self.name}"
-        names = [field.name for field in fields(Judged) if self.store.objects.exists(f"{folder}/{field.name}.parquet")]
-        return Judged(**{name: scan_frame(self.store.objects, f"{folder}/{name}.parquet").collect() for name in names})
+        names = [name for name in table_specs() if self.store.objects.exists(f"{folder}/{name}.parquet")]
+        return EvaluationTables(**{name: scan_frame(self.store.objects, f"{folder}/{name}.parquet").collect() for name in names})
 
-    def judge(self) -> tuple[pl.DataFrame, Judged]:
-        """The deletion table and the other tables of the evaluation, computed again from the ledger."""
-        return judge(self.plan, self.store, self._requests(), lambda: self.context, self.flipped_ids())
+    def judge(self) -> EvaluationTables:
+        """All tables of the evaluation, computed again from the ledger."""
+        return evaluate(self.plan, self.store, self._requests(), lambda: self.context, self.flipped_ids())
 
     def training(self) -> pl.DataFrame:
         """One row a seed: final training loss and test accuracy of the original model."""
@@ -89,7 +88,7 @@ class Tables(OpenedRun):
         return scan_frame(self.store.objects, f"results/{self.name}/{table}.parquet")
 
     def _requests(self) -> pl.DataFrame:
-        return read_asked(self.plan, self.store).collect()
+        return read_requests(self.plan, self.store).collect()
 
     def _ledger(self) -> pl.LazyFrame:
         return self.store.ledger(self.plan.keys.training).scan()

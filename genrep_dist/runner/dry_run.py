@@ -91,7 +91,7 @@ def dry_run(prepared: PreparedExperiment, *, probe: bool = True, address: str | 
         if address is not None:
             raise
         refusal = str(error)
-    status = {stage.name: stage for stage in stage_status(plan, prepared.store, foreseen=True)}
+    status = {stage.name: stage for stage in stage_status(plan, prepared.store, look_up=True)}
     missing = {name: stage.missing_share for name, stage in status.items()}
     device = pick_device(resources.device).type
     expected = estimate_run(prepared, workers, missing, status["retrain"].total) if probe else None

@@ -1,27 +1,25 @@
-"""Results, report and MLflow of a finished walk; the manifest, which says that all of it is there, comes last."""
+"""Publishes the results, the report and the MLflow runs of a finished experiment. The manifest is written last: it proves completeness."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
-
 from genrep_dist.config import Experiment
 from genrep_dist.errors import CorruptError, StoreError
-from genrep_dist.evaluation.deletion import deletion_arrow
-from genrep_dist.evaluation.results import NULLABLE, Judged
-from genrep_dist.evaluation.statistics import by_seed, curves, summarise
+from genrep_dist.evaluation.metrics.base import RESULTS_VERSION, registered_metrics
+from genrep_dist.evaluation.metrics.deletion import summary_table
+from genrep_dist.evaluation.statistics import seed_means
+from genrep_dist.evaluation.tables import EvaluationTables, table_specs
 from genrep_dist.provenance import provenance
 from genrep_dist.results import Run, open_run
 from genrep_dist.store import Store
 from genrep_dist.store.objects import Objects
-from genrep_dist.store.tables import put_frame, put_table
+from genrep_dist.store.tables import put_frame
 from genrep_dist.workflow.prepare import PreparedExperiment
 from genrep_dist.workflow.record import read_record, restore_record
 
@@ -38,11 +36,10 @@ CERTIFIED = (
     "negative_curvature",
     "damping",
 )
-"""What goes to MLflow of the solvers' certificates, over seeds."""
+"""The numbers of the solvers' certificates that are logged to MLflow, by seed."""
 
-
-RESULTS_VERSION = 2
-"""Of the published tables of the judge. Results of another version are published anew from the ledger when the run is asked for again."""
+Progress = Sequence[tuple[str, float, int, int]]
+"""Progress of a run: (name, value, seconds since its start, Unix milliseconds)."""
 
 
 def results_folder(name: str) -> str:
@@ -50,9 +47,9 @@ def results_folder(name: str) -> str:
 
 
 def is_finished(declared: PreparedExperiment) -> bool:
-    """Whether this very question has been answered, published and proved so in this store, by tables of this version.
+    """Whether this question was answered in this store and its tables are complete, intact and of this version.
 
-    If so, its record is what readers see.
+    If so, its record is restored for readers.
     """
     experiment, objects = declared.plan.experiment, declared.store.objects
     path = f"{results_folder(experiment.name)}/manifest.json"
@@ -63,19 +60,15 @@ def is_finished(declared: PreparedExperiment) -> bool:
         if any(_digest(objects, f"{results_folder(experiment.name)}/{name}") != digest for name, digest in manifest["tables"].items()):
             return False
     except (CorruptError, FileNotFoundError):
-        return False  # and what is damaged or gone is published anew
+        return False  # damaged or missing tables are published again
     restore_record(declared.store, experiment.name, manifest["record"])
     return True
 
 
-Numbers = Sequence[tuple[str, float, int, int]]
-"""Of a run's course: (name, value, seconds since the beginning, milliseconds of the clock)."""
+def publish(declared: PreparedExperiment, question: str, tables: EvaluationTables, progress: Progress = ()) -> None:
+    """Publish the results of ``declared``. The experiment that was run in the end, after tuning and stopping, is in the record.
 
-
-def publish(declared: PreparedExperiment, question: str, deletion: pl.DataFrame, judged: Judged, course: Numbers = ()) -> None:
-    """Publish what the walk of ``declared`` has come to; the experiment that was run in the end is in the record.
-
-    Raises StoreError when the record is not that of ``question``: another driver has begun something else under this name.
+    Raises StoreError if the record is not that of ``question``: another driver has begun something else under this name.
     """
     experiment, store = declared.plan.experiment, declared.store
     folder = results_folder(experiment.name)
@@ -88,15 +81,14 @@ def publish(declared: PreparedExperiment, question: str, deletion: pl.DataFrame,
             got=f"the question {finished.plan.keys.question[:12]}",
             remedy="give one of them another name, and run this one again: nothing that is computed is lost",
         )
-    summary = summarise(deletion, finished.plan.experiment.parsed_methods)
+    summary = summary_table(tables.metrics, finished.plan.experiment.parsed_methods)
     store.objects.delete(f"{folder}/manifest.json")
-    put_table(store.objects, f"{folder}/deletion.parquet", deletion_arrow(deletion))
     intervals = [column for column in summary.columns if column.startswith("ci95_")]
     put_frame(store.objects, f"{folder}/summary.parquet", summary, table="summary", nullable=intervals)
     store.objects.put(f"{folder}/config.yaml", experiment.to_yaml().encode())
-    tables = ["deletion", "summary", *_put_judged(store, folder, judged)]
-    files = [*(f"{folder}/{name}.parquet" for name in tables), *write_report(finished, summary, deletion, judged)]
-    link = _track(finished, deletion, summary, judged, files, course)
+    names = ["summary", *_put_tables(store, folder, tables)]
+    files = [*(f"{folder}/{name}.parquet" for name in names), *write_report(finished, tables)]
+    link = _track(finished, tables, files, progress)
     manifest = {
         "question": finished.plan.keys.question,
         "declared": declared.plan.keys.question,
@@ -106,7 +98,7 @@ def publish(declared: PreparedExperiment, question: str, deletion: pl.DataFrame,
         "tracking": {"uri": link.tracking_uri, "experiment_id": link.experiment_id, "run_id": link.run_id, "hint": link.hint},
         "provenance": provenance(),
         "record": read_record(store, experiment.name),
-        "tables": {f"{name}.parquet": _digest(store.objects, f"{folder}/{name}.parquet") for name in tables},
+        "tables": {f"{name}.parquet": _digest(store.objects, f"{folder}/{name}.parquet") for name in names},
     }
     store.objects.put_json(f"{folder}/manifest.json", manifest)
 
@@ -116,12 +108,12 @@ def _digest(objects: Objects, path: str) -> str:
 
 
 def choice_facts(finished: Run) -> dict[str, str]:
-    """What was chosen while the experiment ran, label to text: a tuned parameter, the number of seeds."""
+    """What was decided while the experiment ran, label to text: a tuned parameter, the number of seeds."""
     facts = {}
     tune, stop = finished.choices.get("tune"), finished.choices.get("stop")
     if tune is not None:
         tried = ", ".join(f"{one['value']} ({one['mean']:.3g})" for one in tune["tried"])
-        facts["Tuned apart"] = (
+        facts["Tuned on other seeds"] = (
             f"{tune['parameter']} = {tune['chosen']}, best in {tune['metric']} of {', '.join(tune['tried'][0]['methods'])} on the seeds "
             f"{', '.join(map(str, tune['seeds']))}, which are not reported; tried: {tried}"
         )
@@ -130,68 +122,67 @@ def choice_facts(finished: Run) -> dict[str, str]:
         outcome = "reached" if stop["reached"] else f"not reached with all {stop['max_seeds']} seeds"
         facts["Stopping rule"] = (
             f"seeds in rounds ({', '.join(str(one['seeds']) for one in stop['rounds'])}) until {stop['metric']} of every method is known "
-            f"to ± {stop['half_width']:g}: {outcome}; the widest is ± {last['half_width']:.3g} ({last['method']})"
+            f"to ± {stop['half_width']:g}: {outcome}; the widest interval is ± {last['half_width']:.3g} ({last['method']})"
         )
     return facts
 
 
-def _put_judged(store: Store, folder: str, judged: Judged) -> Iterator[str]:
-    """Write the tables that have rows, and remove those that an earlier question under this name has left."""
-    for field in fields(judged):
-        path, table = f"{folder}/{field.name}.parquet", getattr(judged, field.name)
+def _put_tables(store: Store, folder: str, tables: EvaluationTables) -> Iterator[str]:
+    """Write the tables that have rows, and remove those of an earlier question under this name."""
+    for name, spec in table_specs().items():
+        path, table = f"{folder}/{name}.parquet", tables[name]
         if table.height:
-            put_frame(store.objects, path, table, table=field.name, version=RESULTS_VERSION, nullable=NULLABLE.get(field.name, ()))
-            yield field.name
+            put_frame(store.objects, path, table, table=name, version=spec.version, nullable=spec.nullable)
+            yield name
         elif store.objects.exists(path):
             store.objects.delete(path)
 
 
-def write_report(finished: Run, summary: pl.DataFrame, deletion: pl.DataFrame, judged: Judged) -> list[str]:
-    """Write table.md, report.html and the curves of a judged run; the paths below the store."""
+def write_report(finished: Run, tables: EvaluationTables) -> list[str]:
+    """Write table.md, table.tex, report.html and the figures of a finished run. Returns their paths below the store."""
     from genrep_dist.report.build import report_files
 
     paths = []
-    for name, content in report_files(finished, summary, deletion, judged, more_facts=choice_facts(finished)).items():
+    for name, content in report_files(finished, tables, more_facts=choice_facts(finished)).items():
         paths.append(f"{results_folder(finished.name)}/{name}")
         finished.store.objects.put(paths[-1], content)
     return paths
 
 
-def _track(
-    finished: Run, deletion: pl.DataFrame, summary: pl.DataFrame, judged: Judged, files: Sequence[str], course: Numbers
-) -> TrackingLink:
+def _track(finished: Run, tables: EvaluationTables, files: Sequence[str], progress: Progress) -> TrackingLink:
     from genrep_dist.tracking.mlflow_tracker import publish as publish_to_mlflow
     from genrep_dist.tracking.publication import Publication
 
     experiment = finished.plan.experiment
+    curves = [curve for metric in registered_metrics() for curve in metric.curves(tables)]
     publication = Publication(
         experiment=experiment.name,
         problem=experiment.problem.name,
         plan_digest=finished.plan.keys.question,
         config_yaml=experiment.to_yaml(),
         parameters=dict(_flat(experiment.question())) | {f"recipe_in_force.{k}": str(v) for k, v in finished.plan.keys.recipe.items()},
-        summary=summary,
-        curves=curves(deletion),
-        by_seed=by_seed(deletion),
-        metrics=judged.metrics,
-        comparisons=judged.comparisons,
+        methods=experiment.parsed_methods,
+        metrics=tables.metrics,
+        comparisons=tables.comparisons,
+        seed_means=seed_means(tables.points, experiment.methods),
+        curves={curve.logged_as: curve.frame for curve in curves if curve.logged_as},
         artifacts={Path(path).name: finished.store.objects.get(path) for path in files},
         tags=_recipe_tags(finished),
         diagnostics=diagnostics(finished),
-        course=course,
-        description=description(summary, deletion, judged, experiment.baseline),
+        progress=progress,
+        description=description(tables, experiment.baseline),
     )
     uri, artifacts = tracking_uri(experiment, finished.store)
     return publish_to_mlflow(publication, tracking_uri=uri, artifact_location=artifacts)
 
 
-def description(summary: pl.DataFrame, deletion: pl.DataFrame, judged: Judged, declared: str | None) -> str:
-    """What the report opens with, in Markdown."""
+def description(tables: EvaluationTables, declared: str | None) -> str:
+    """The opening sentences of the report, as Markdown."""
     from genrep_dist.report.verdict import verdict
 
-    found = verdict(summary, deletion, judged, declared=declared)
-    lines = (found.headline, "", *(f"- {sentence}" for sentence in found.sentences))  # the first paragraph on its own
-    # Names are text: no mark-up of theirs.
+    found = verdict(tables, declared=declared)
+    lines = (found.headline, "", *(f"- {sentence}" for sentence in found.sentences))  # the first paragraph by itself
+    # Names are text: mark-up in them is escaped.
     return "\n".join(line.replace("*", "\\*").replace("_", "\\_").replace("[", "\\[").replace("<", "&lt;") for line in lines)
 
 
@@ -203,8 +194,8 @@ def diagnostics(finished: Run) -> dict[str, list[tuple[str, float, int]]]:
         method = finished.plan.experiment.method(name)
         epochs = finished.plan.keys.method_epochs(method)
         for certificate in certificates:
-            of_method = certificate["importance"] in ("", method.importance) and certificate["kernel"] == method.kernel
-            if of_method and certificate["epoch"] in epochs:
+            solved = (method.importance, method.kernel) if method.kernel != "influence" else ("", "influence")
+            if (certificate["importance"], certificate["kernel"]) == solved and certificate["epoch"] in epochs:
                 numbers = [(key, certificate.get(key)) for key in CERTIFIED]
                 found.setdefault(name, []).extend((key, float(value), certificate["seed"]) for key, value in numbers if value is not None)
     return found
@@ -220,7 +211,7 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _recipe_tags(finished: Run) -> dict[str, str]:
-    """What limits the tracking identities and where the results came from, as tags that MLflow can be searched by."""
+    """Whether the tracking identities hold, and where the results were computed, as tags that MLflow can search."""
     recipe = finished.plan.keys.recipe
     plain = not recipe["momentum"] and not recipe["weight_decay"]
     return {
@@ -231,7 +222,7 @@ def _recipe_tags(finished: Run) -> dict[str, str]:
 
 
 def tracking_uri(experiment: Experiment, store: Store) -> tuple[str, str | None]:
-    """Where results are compared, and where MLflow shall put files: as declared, as MLFLOW_TRACKING_URI says, or in the store."""
+    """MLflow's tracking URI and the URI of its artifacts: as declared, else MLFLOW_TRACKING_URI, else a database in the store."""
     declared = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if declared:
         return declared, None

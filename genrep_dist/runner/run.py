@@ -11,7 +11,7 @@ import polars as pl
 
 from genrep_dist.config import Experiment, load_experiment
 from genrep_dist.errors import CorruptError
-from genrep_dist.evaluation.results import Judged
+from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.executors.base import Executor
 from genrep_dist.results import Run, open_run
 from genrep_dist.runner.heartbeat import Heartbeat
@@ -19,11 +19,11 @@ from genrep_dist.runner.progress import Progress, Silence, Tally
 from genrep_dist.runner.publish import is_finished, publish
 from genrep_dist.runner.quarantine import release
 from genrep_dist.runner.stage_runner import Walk, Workers
-from genrep_dist.runner.tuning import best_value, candidates, chosen, judge_round, next_round, parameter_path
+from genrep_dist.runner.tuning import best_value, candidates, measure_precision, next_num_seeds, parameter_path, with_parameter
 from genrep_dist.store import Store
 from genrep_dist.store.damaged import put_aside
 from genrep_dist.store.lease import Lease
-from genrep_dist.workflow.evaluate import judge
+from genrep_dist.workflow.evaluate import evaluate
 from genrep_dist.workflow.execute import worker_context
 from genrep_dist.workflow.prepare import PreparedExperiment, prepare, publish_inputs
 from genrep_dist.workflow.record import write_record
@@ -68,10 +68,10 @@ def run(
         def walk(heartbeat: Heartbeat) -> None:
             write_record(declared.with_experiment(experiment.plain()))
             publish_inputs(declared)
-            question, deletion, judged = _Course(declared, tally, workers).run()
+            question, tables = _Course(declared, tally, workers).run()
             workers.close()
             lease.confirm()
-            publish(declared, question, deletion, judged, heartbeat.course())
+            publish(declared, question, tables, heartbeat.course())
 
         try:
             with Heartbeat(tally, opened, experiment.name, [workers.show]) as heartbeat:
@@ -119,7 +119,7 @@ class _Course:
         self._declared, self._progress, self._workers = declared, progress, workers
         self._choices: dict[str, Any] = {}
 
-    def run(self) -> tuple[str, pl.DataFrame, Judged]:
+    def run(self) -> tuple[str, EvaluationTables]:
         """The question that was answered in the end, and the answers."""
         experiment = self._tuned(self._declared.plan.experiment)
         stop = experiment.stop
@@ -130,24 +130,24 @@ class _Course:
         while True:
             current = self._declared.with_experiment(experiment.plain(seeds=seeds))
             write_record(current, self._choices)
-            deletion, judged = self._judge(current)
+            tables = self._evaluate(current)
             if stop is None:
-                return current.plan.keys.question, deletion, judged
-            found = judge_round(judged.metrics, stop, len(seeds))
+                return current.plan.keys.question, tables
+            found = measure_precision(tables.metrics, stop, len(seeds))
             rounds.append(asdict(found))
             self._choices["stop"] = {**stop.model_dump(), "rounds": rounds, "reached": found.half_width <= stop.half_width}
             write_record(current, self._choices)
-            following = next_round(found, stop)
+            following = next_num_seeds(found, stop)
             width = f"{stop.metric} of {found.method} is known to ± {found.half_width:.3g} after {found.seeds} seeds"
             if following is None:
                 self._progress.message(width)
-                return current.plan.keys.question, deletion, judged
+                return current.plan.keys.question, tables
             self._progress.message(f"{width}, asked for ± {stop.half_width:g}: about {found.projected} seeds projected; next {following}")
             seeds = list(range(following))
 
-    def _judge(self, prepared: PreparedExperiment) -> tuple[pl.DataFrame, Judged]:
-        table = Walk(prepared, self._progress, self._workers).run()
-        return judge(prepared.plan, prepared.store, table, lambda: worker_context(prepared.job), prepared.flipped)
+    def _evaluate(self, prepared: PreparedExperiment) -> EvaluationTables:
+        requests = Walk(prepared, self._progress, self._workers).run()
+        return evaluate(prepared.plan, prepared.store, requests, lambda: worker_context(prepared.job), prepared.flipped)
 
     def _tuned(self, experiment: Experiment) -> Experiment:
         """The experiment with the parameter's value that is best on the tuning seeds."""
@@ -158,15 +158,15 @@ class _Course:
         tried = []
         for value, candidate in candidates(experiment, self._declared.plan.keys):
             self._progress.message(f"tuning: {'.'.join(path)} = {value}, on {len(candidate.seeds)} seeds that are not reported")
-            _, judged = self._judge(self._declared.with_experiment(candidate))
-            rows = judged.metrics.filter(pl.col("metric") == tune.metric)
+            tables = self._evaluate(self._declared.with_experiment(candidate))
+            rows = tables.metrics.filter(pl.col("metric") == tune.metric)
             means = dict(zip(rows["method"], rows["mean"], strict=True))
             tried.append({"value": value, "mean": sum(means.values()) / len(means), "methods": means})
         best = tried[best_value(tune, [one["mean"] for one in tried])]["value"]
         self._progress.message(f"tuning: {'.'.join(path)} = {best} is best in {tune.metric}")
         about = {"parameter": ".".join(path), "metric": tune.metric, "seeds": list(tune.seeds), "chosen": best, "tried": tried}
         self._choices["tune"] = about
-        return chosen(experiment, path, best).model_copy(update={"stop": experiment.stop})
+        return with_parameter(experiment, path, best).model_copy(update={"stop": experiment.stop})
 
 
 def _lease(store: Store, name: str, progress: Tally) -> Lease:

@@ -13,6 +13,7 @@ import polars as pl
 
 from genrep_dist.config import Experiment
 from genrep_dist.errors import CorruptError, GenRepError, StoreError, UnitError
+from genrep_dist.evaluation.metrics.base import REQUEST_NULLABLE
 from genrep_dist.executors.base import Display, Executor, Outcome
 from genrep_dist.executors.serial import SerialExecutor
 from genrep_dist.plan import Plan
@@ -21,7 +22,7 @@ from genrep_dist.runner.quarantine import Quarantine
 from genrep_dist.store.tables import put_frame
 from genrep_dist.units import Retraining, StageName, Unit
 from genrep_dist.workflow.prepare import PreparedExperiment, check_room
-from genrep_dist.workflow.requests import NULLABLE, Asked, ask, asked_path
+from genrep_dist.workflow.requests import RetrainRequests, requests_path, retrain_requests
 from genrep_dist.workflow.retrain import RetrainStage, RetrainUnit, original_row, retrain_units
 from genrep_dist.workflow.stages import STAGES, artifacts_of
 from genrep_dist.workflow.train import TrainStage
@@ -100,12 +101,12 @@ class Walk:
             if not seeds:
                 self._quarantine.refuse()
             plan = self._prepared.with_experiment(plan.experiment.plain(seeds=seeds)).plan
-        asked = ask(plan, self._store, self._prepared.train.ids.numpy(), self._prepared.test.ids.numpy())
+        requests = retrain_requests(plan, self._store, self._prepared.train.ids.numpy(), self._prepared.test.ids.numpy())
         if not self._hurt:
-            put_frame(self._store.objects, asked_path(plan), asked.table, table="asked", nullable=NULLABLE)
-        self._retrain(asked, plan)
+            put_frame(self._store.objects, requests_path(plan), requests.table, table="requests", nullable=REQUEST_NULLABLE)
+        self._retrain(requests, plan)
         self._quarantine.refuse()
-        return asked.table
+        return requests.table
 
     def originals(self) -> None:
         """Just the models that are explained. Raises UnitError for units in quarantine, after the others are done."""
@@ -137,18 +138,18 @@ class Walk:
             if artifact.seed not in self._hurt:
                 artifact.commit(self._store)
 
-    def _retrain(self, asked: Asked, plan: Plan) -> None:
+    def _retrain(self, requests: RetrainRequests, plan: Plan) -> None:
         """Fill the ledger with what is asked for. Parts that cannot be read are put aside by name, and only their rows made anew."""
         ledger = self._store.ledger(self._plan.keys.training)
         for refused in ledger.refuse_damaged():
             self._progress.message(f"a part of the ledger was put aside, its models are trained again: {refused}")
         known = ledger.keys()
-        lost = set(asked.table["original_key"]) - known
+        lost = set(requests.table["original_key"]) - known
         if lost:
             rows = [original_row(seed, plan.keys, self._store) for seed in plan.experiment.seeds]
             ledger.write([row for row in rows if row.key in lost])
-        missing = [retraining for key, retraining in asked.unique.items() if key not in known]
-        self._progress.stage(RetrainStage.name, len(asked.unique), len(asked.unique) - len(missing))
+        missing = [retraining for key, retraining in requests.retrainings.items() if key not in known]
+        self._progress.stage(RetrainStage.name, len(requests.retrainings), len(requests.retrainings) - len(missing))
         missing = [retraining for retraining in missing if not self._quarantine.holds(retraining.key)]
         if missing:
             crashed = self._work(retrain_units(missing, self._models_per_task(missing)), actors=False)

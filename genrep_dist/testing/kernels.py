@@ -205,8 +205,8 @@ class DenseInputs:
         return self._model
 
     def gram(self, kernel: str) -> Tensor:
-        rows = self._features(kernel, self.train_inputs)
-        return rows.flatten(0, 1) @ rows.flatten(0, 1).T
+        rows = self._features(kernel, self.train_inputs).flatten(0, 1)
+        return rows @ rows.T
 
     def cross(self, kernel: str) -> Tensor:
         test = self._features(kernel, self._test)[torch.arange(len(self._test)), self._outputs]
@@ -216,7 +216,7 @@ class DenseInputs:
         return self._predictions
 
     def num_parameters(self, kernel: str) -> int:
-        return self._features(kernel, self.train_inputs).shape[2]
+        return int(self._features(kernel, self.train_inputs).shape[2])
 
     def train_gradients(self, start: int, stop: int) -> Tensor:
         return per_sample_gradients(self._model, self.train_inputs[start:stop])

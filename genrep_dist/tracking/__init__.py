@@ -1,1 +1,1 @@
-"""Where results are compared. Importing this package imports no tracking library; :mod:`.mlflow_tracker` does."""
+"""Publishes results to MLflow. Importing this package imports no tracking library; :mod:`.mlflow_tracker` does."""

@@ -1,4 +1,4 @@
-"""A new SQLite database for tracking, made whole or not at all."""
+"""Creates a SQLite database for tracking, completely or not at all."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def sqlite_path(tracking_uri: str) -> Path | None:
 
 
 def create_database(tracking_uri: str, initialise: Callable[[str], object]) -> None:
-    """Make the SQLite database of ``tracking_uri`` where there is none; do nothing for every other address.
+    """Create the SQLite database of ``tracking_uri`` if it does not exist; do nothing for any other URI.
 
-    ``initialise`` is given the URI of a database beside it and must create its tables. That takes seconds, and a process killed in
-    between would leave half the tables, on which every later run fails. So the finished database is moved into place in one step.
+    ``initialise`` gets the URI of a temporary database and must create its tables. That takes seconds; a process killed meanwhile would
+    leave half of the tables, and every later run would fail. So the finished database is moved into place in one step.
     """
     path = sqlite_path(tracking_uri)
     if path is None or path.exists():
@@ -31,14 +31,14 @@ def create_database(tracking_uri: str, initialise: Callable[[str], object]) -> N
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
         begun, finished = Path(folder, "begun.db"), Path(folder, "finished.db")
         initialise(f"sqlite:///{begun.resolve()}")
-        # A copy, because whoever initialised may still hold a connection to the original.
+        # A copy, because ``initialise`` may still hold a connection to the original.
         with closing(sqlite3.connect(begun)) as connection:
             connection.execute("VACUUM INTO ?", (str(finished),))
         _place(finished, path)
 
 
 def _place(finished: Path, path: Path) -> None:
-    """Give ``finished`` the name ``path``, unless another process has made that file by now."""
+    """Give ``finished`` the name ``path``, unless another process has created that file meanwhile."""
     try:
         os.link(finished, path)
     except FileExistsError:

@@ -1,9 +1,9 @@
 """Publishes a finished experiment to MLflow. The only file that imports it.
 
-Experiment ``genrep/<problem>``; one parent run an experiment, found again by the tag ``genrep.plan_digest``; one child run a method.
+Experiment ``genrep/<problem>``; one parent run an experiment, identified by the tag ``genrep.plan_digest``; one child run a method.
 
-Crash-safe: a run's last write is the tag ``genrep.complete``. A child without it is deleted and written anew, a complete one that
-holds the same numbers is left, so publishing twice adds nothing. Only the driver calls this; workers never log.
+Crash-safe: the last write of a run is the tag ``genrep.complete``. A child without it is deleted and written again; a complete one with
+the same numbers is kept, so publishing twice adds nothing. Only the driver calls this; workers never log.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from urllib.parse import quote
 
 from genrep_dist.errors import StoreError
 from genrep_dist.tracking.database import create_database
-from genrep_dist.tracking.publication import MethodRun, Publication, digest_of, files_of, method_runs, short_parameters
+from genrep_dist.tracking.publication import MethodRun, Publication, json_digest, method_runs, run_files, short_parameters
 from genrep_dist.tracking.server import check_server, is_server, without_user
 
-# Read when MLflow is imported or used: no usage statistics leave the machine, nothing is written into the terminal's progress.
-# Whoever sets them otherwise keeps their choice.
+# Read when MLflow is imported or used: no usage statistics are sent, and nothing is printed into the progress display. A user's own
+# values are kept.
 for _setting, _value in (
     ("MLFLOW_DISABLE_TELEMETRY", "true"),
     ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
@@ -46,16 +46,16 @@ COMPLETE = "genrep.complete"
 CONTENT = "genrep.content_digest"
 METHOD = "genrep.method"
 NOTE = "mlflow.note.content"
-"""What MLflow shows as a run's description, in Markdown."""
+"""The tag that MLflow shows as a run's description, in Markdown."""
 _PARENT = "mlflow.parentRunId"
 
 _BATCH_METRICS = 1000
-_BATCH_OTHERS = 100  # of parameters or tags; MLflow's own limits for one request
+_BATCH_OTHERS = 100  # of parameters; both are MLflow's limits for one request
 
 
 @dataclass(frozen=True)
 class TrackingLink:
-    """Where an experiment was published. ``runs``: method to its child run; ``hint``: how to look at it, one line."""
+    """Where an experiment was published. ``runs``: method to its child run; ``hint``: how to open it, one line."""
 
     tracking_uri: str
     experiment_id: str
@@ -65,12 +65,12 @@ class TrackingLink:
 
 
 def publish(publication: Publication, *, tracking_uri: str, artifact_location: str | None = None) -> TrackingLink:
-    """Write ``publication`` to the MLflow at ``tracking_uri`` (SQLite or a server), whatever an earlier try has left there.
+    """Write ``publication`` to the MLflow at ``tracking_uri`` (SQLite or a server), or complete an earlier, interrupted publication.
 
-    A missing SQLite database is created first, whole. ``artifact_location`` (a URI) holds the files of a new MLflow experiment;
-    None leaves the choice to the server. An experiment that exists keeps its place.
+    A missing SQLite database is created first. ``artifact_location`` (a URI) is for the files of a new MLflow experiment; None leaves
+    the choice to the server. An existing experiment keeps its location.
 
-    Raises NonFiniteError for a NaN or Inf before anything is written, StoreError when MLflow cannot be reached or refuses.
+    Raises NonFiniteError for NaN or Inf before anything is written, StoreError if MLflow cannot be reached or refuses.
     """
     children = method_runs(publication)
     with _quiet(), _as_store_error(tracking_uri):
@@ -92,7 +92,7 @@ def _experiment(client: MlflowClient, name: str, artifact_location: str | None) 
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(name)  # another driver was faster
+            found = client.get_experiment_by_name(name)  # another driver has created it meanwhile
     if found is None or found.lifecycle_stage != "active":
         raise StoreError(
             "the MLflow experiment was deleted",
@@ -104,7 +104,7 @@ def _experiment(client: MlflowClient, name: str, artifact_location: str | None) 
 
 
 def _parent(client: MlflowClient, experiment_id: str, publication: Publication) -> Run:
-    """The run of this plan, found or begun. Of several, which concurrent drivers may have begun, the oldest."""
+    """The run of this plan, existing or new. Of several, which concurrent drivers may have created, the oldest."""
     found = _search(client, experiment_id, PLAN_DIGEST, publication.plan_digest)
     if found:
         return found[0]
@@ -113,7 +113,7 @@ def _parent(client: MlflowClient, experiment_id: str, publication: Publication) 
 
 
 def _children(client: MlflowClient, experiment_id: str, parent_id: str, children: Sequence[MethodRun]) -> dict[str, str]:
-    """Method to run id. Runs that are incomplete, outdated or doubled are deleted."""
+    """Method to run id. Incomplete, outdated and duplicate runs are deleted."""
     found = _search(client, experiment_id, _PARENT, parent_id)
     runs: dict[str, str] = {}
     for child in children:
@@ -135,20 +135,20 @@ def _write_child(client: MlflowClient, experiment_id: str, parent_id: str, child
 
 
 def _finish_parent(client: MlflowClient, parent: Run, publication: Publication, children: Sequence[MethodRun], note: str) -> None:
-    """Parameters, tags, description and files of the experiment; its completion says that all children are complete too."""
-    run_id, files, parameters = parent.info.run_id, files_of(publication), short_parameters(publication)
+    """Write parameters, tags, description and files of the experiment. It is marked complete after all children are."""
+    run_id, files, parameters = parent.info.run_id, run_files(publication), short_parameters(publication)
     tags = {**publication.tags, "genrep.problem": publication.problem, NOTE: note}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    digest = digest_of([[child.digest for child in children], parameters, tags, digests])
+    digest = json_digest([[child.digest for child in children], parameters, tags, digests])
     if _is_complete(parent, digest):
         return
     if COMPLETE in parent.data.tags:
         client.delete_tag(run_id, COMPLETE)
-    # A parameter can be written once only: what an interrupted or earlier publication wrote stays.
+    # MLflow allows a parameter to be written only once: parameters of an earlier publication stay.
     new = [Param(name, value) for name, value in parameters.items() if name not in parent.data.params]
     for start in range(0, len(new), _BATCH_OTHERS):
         client.log_batch(run_id, params=new[start : start + _BATCH_OTHERS])
-    _log_metrics(client, run_id, [Metric(name, value, when, step) for name, value, step, when in publication.course])
+    _log_metrics(client, run_id, [Metric(name, value, when, step) for name, value, step, when in publication.progress])
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in {**tags, CONTENT: digest}.items()])
     with tempfile.TemporaryDirectory(prefix="genrep-artifacts-") as folder:
         for name, content in files.items():
@@ -166,7 +166,7 @@ def _log_metrics(client: MlflowClient, run_id: str, metrics: Sequence[Metric], t
 
 def _complete(client: MlflowClient, run_id: str) -> None:
     client.set_terminated(run_id)
-    client.set_tag(run_id, COMPLETE, "true")  # last of all: it says that everything before was written
+    client.set_tag(run_id, COMPLETE, "true")  # the last write: everything before it is complete
 
 
 def _is_complete(run: Run, digest: str) -> bool:
@@ -174,7 +174,7 @@ def _is_complete(run: Run, digest: str) -> bool:
 
 
 def _search(client: MlflowClient, experiment_id: str, tag: str, value: str) -> list[Run]:
-    """Runs of an experiment that carry a tag, oldest first; deleted ones are not found."""
+    """Active runs of an experiment with this tag, oldest first."""
     found: list[Run] = []
     token = None
     while True:
@@ -186,7 +186,7 @@ def _search(client: MlflowClient, experiment_id: str, tag: str, value: str) -> l
 
 
 def _note(publication: Publication, experiment_id: str, runs: Mapping[str, str], children: Sequence[MethodRun]) -> str:
-    """The description of the experiment's run: what was found, and where all methods' curves stand over each other."""
+    """The description of the experiment's run: what was found, and links to plots with the curves of all methods."""
     names = dict.fromkeys(m.name for child in children for m in child.measurements if m.name.startswith("del_"))
     ids, experiments = (quote(json.dumps(found, separators=(",", ":"))) for found in (list(runs.values()), [experiment_id]))
     links = [
@@ -195,7 +195,7 @@ def _note(publication: Publication, experiment_id: str, runs: Mapping[str, str],
         for name in names
     ]
     curves = [f"Curves of all methods: {', '.join(links)}; `report.html` among the artifacts has the rest."] if links else []
-    # The page folds a long description: its first paragraph and the links stay in sight.
+    # MLflow folds a long description: the first paragraph and the links come first.
     first, _, more = publication.description.partition("\n\n")
     return "\n\n".join([text for text in (first, *curves, more) if text])
 
@@ -209,11 +209,11 @@ def _hint(tracking_uri: str, experiment_id: str, run_id: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """MLflow's notes about its own tables are no news of an experiment; its warnings and errors still show."""
+    """Hide MLflow's messages about its own tables; its warnings and errors are still shown."""
     loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
-        # MLflow's own models use what a newer SQLAlchemy calls deprecated; nobody here can change that.
+        # MLflow's own models use an interface that newer versions of SQLAlchemy deprecate.
         warnings.filterwarnings("ignore", message="The ``noload`` loader strategy is deprecated")
         for logger in loggers:
             logger.setLevel(max(logger.level, logging.WARNING))
@@ -233,5 +233,5 @@ def _as_store_error(tracking_uri: str) -> Iterator[None]:
             "MLflow refused the publication",
             where=without_user(tracking_uri),
             got=f"{type(error).__name__}: {error}".strip().splitlines()[0],
-            remedy="results lie in the store; mend this and run again: only what is missing is published",
+            remedy="the results are in the store: correct this and run again, which publishes only what is missing",
         ) from error

@@ -1,4 +1,4 @@
-"""Whether a tracking server answers, asked before the tracking library spends minutes on retries."""
+"""Checks that a tracking server answers, before the tracking library spends minutes on retries."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ TIMEOUT_SECONDS = 5.0
 
 
 def check_server(tracking_uri: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-    """Return when ``tracking_uri`` is no http(s) address, or something answers there, be it a refusal; StoreError otherwise."""
+    """Raise StoreError if ``tracking_uri`` is an http(s) address and nothing answers there. Any HTTP status counts as an answer."""
     if not is_server(tracking_uri):
         return
     try:
         with urllib.request.urlopen(f"{without_user(tracking_uri).rstrip('/')}/health", timeout=timeout_seconds):  # noqa: S310 - http(s)
             return
     except urllib.error.HTTPError as answer:
-        answer.close()  # a status is an answer; whether it is the right one, the first real request tells
+        answer.close()  # any status is an answer; the first real request shows whether it is the right server
     except (OSError, ValueError) as error:
         raise StoreError(
             "the tracking server does not answer",
             where=without_user(tracking_uri),
             expected=f"an answer within {timeout_seconds:g} s",
             got=str(error),
-            remedy="start it, or correct tracking.uri; results lie in the store, and running again only publishes them",
+            remedy="start it, or correct tracking.uri; the results are in the store, and running again only publishes them",
         ) from error
 
 
@@ -35,7 +35,7 @@ def is_server(tracking_uri: str) -> bool:
 
 
 def without_user(uri: str) -> str:
-    """``uri`` as it may be shown: without user name and password."""
+    """``uri`` without user name and password, for messages."""
     parts = urlsplit(uri)
     if "@" not in parts.netloc:
         return uri

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterator
 
 from genrep_dist.config.keys import Keys
+from genrep_dist.config.metrics import check_feasible, largest_removal, metric_warnings, needs_self_influence, requested_retrainings
 from genrep_dist.errors import ConfigError, PlanError
 from genrep_dist.plan import Needs, Plan, Shape, has_self_influence
 from genrep_dist.workflow.blocks import block_rows, gram_tile_rows
@@ -33,34 +34,13 @@ def make_plan(keys: Keys, shape: Shape) -> Plan:
 
 def _retrainings(keys: Keys, shape: Shape) -> dict[str, int]:
     """Counts of retrainings: all that the metrics request, those at most if no two removal sets coincide, and the largest removal."""
-    experiment, num_train = keys.experiment, shape.num_train
-
-    def requested(*, originals: bool) -> int:
-        count = len(experiment.methods) * removals_of_a_method(keys, shape, originals=originals)
-        for section, sets in ((experiment.lds, "subsets"), (experiment.loo, "samples")):
-            count += getattr(section, sets) * section.replicates if section is not None else 0
-        return len(experiment.seeds) * count
-
-    removed = [count for section in (experiment.deletion, experiment.brittleness) if section for _, count in section.removals(num_train)]
-    if experiment.lds is not None:
-        removed.append(num_train - round(experiment.lds.fraction * num_train))
+    experiment, seeds, methods = keys.experiment, len(keys.experiment.seeds), len(keys.experiment.methods)
+    count = requested_retrainings(experiment, shape.num_train)
     return {
-        "retrainings_requested": requested(originals=True),
-        "retrainings_at_most": requested(originals=False),
-        "most_removed": max(removed),
+        "retrainings_requested": seeds * (methods * (count.per_method + count.originals_per_method) + count.shared),
+        "retrainings_at_most": seeds * (methods * count.per_method + count.shared),
+        "most_removed": largest_removal(experiment, shape.num_train),
     }
-
-
-def removals_of_a_method(keys: Keys, shape: Shape, *, originals: bool = False) -> int:
-    """Retrainings that one method requests with one seed, and with ``originals`` the originals that it is compared with."""
-    experiment, count = keys.experiment, 0
-    for section, signs in ((experiment.deletion, len(experiment.deletion.signs)), (experiment.brittleness, 1)):
-        if section is not None:
-            removals = section.removals(shape.num_train)
-            removing = sum(removed > 0 for _, removed in removals)
-            count += experiment.num_test_points * signs * removing * section.replicates
-            count += experiment.num_test_points * signs * (len(removals) - removing) * originals
-    return count
 
 
 def _warnings(plan: Plan) -> Iterator[str]:
@@ -78,7 +58,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
             f"The models are trained in {recipe['precision']}, and explained and judged in their own dtype: what Eq. 10 "
             "tracks, and the trajectory that TracInCP samples, are true to that rounding."
         )
-    if experiment.problem.flip_labels is not None:
+    if needs_self_influence(experiment):
         unknown = [method.name for method in experiment.parsed_methods if not has_self_influence(experiment, method)]
         if unknown:
             yield (
@@ -99,11 +79,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
             f"The scores of {', '.join(unverified)} need not say which models they were computed for (unverified: true): nothing "
             "here can verify that they are scores of the models that are judged."
         )
-    if experiment.deletion.retrain == "fresh":
-        yield (
-            "Retrained models draw fresh random numbers (retrain: fresh): every difference holds the noise of two trainings, so "
-            "intervals are several times wider than with common random numbers (retrain: same)."
-        )
+    yield from metric_warnings(experiment)
 
 
 def _refuse_impossible(keys: Keys, shape: Shape) -> None:
@@ -125,22 +101,7 @@ def _refuse_impossible(keys: Keys, shape: Shape) -> None:
             expected=f"at most {shape.num_test}",
             got=str(experiment.num_test_points),
         )
-    for name, section in (("deletion", experiment.deletion), ("brittleness", experiment.brittleness)):
-        largest = max((count for _, count in section.removals(shape.num_train)), default=0) if section is not None else 0
-        if largest >= shape.num_train:
-            raise PlanError(
-                "a removal would take the whole training set",
-                where=f"{name}.fractions or {name}.counts",
-                expected=f"fewer than {shape.num_train} samples removed",
-                got=f"{largest} of {shape.num_train}",
-            )
-    if experiment.loo is not None and experiment.loo.samples > shape.num_train:
-        raise PlanError(
-            "more samples are to be left out than there are",
-            where="loo.samples",
-            expected=f"at most {shape.num_train}",
-            got=str(experiment.loo.samples),
-        )
+    check_feasible(experiment, shape.num_train)
     experiment.make_target().check(shape.num_outputs)
     for method in experiment.parsed_methods:
         beyond = [epoch for epoch in keys.method_epochs(method) if epoch > keys.epochs]

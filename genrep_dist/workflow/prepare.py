@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from genrep_dist.config import Experiment
 from genrep_dist.config.digests import non_default_fields
 from genrep_dist.config.keys import Keys
+from genrep_dist.config.metrics import check_loss
 from genrep_dist.core.gradients.dense import check_model
 from genrep_dist.core.gradients.factored import FeatureRows
 from genrep_dist.core.kernels.base import FeatureKernel, Kernel, KernelSizes
-from genrep_dist.core.losses import Loss, get_loss
+from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import PlanError
 from genrep_dist.external import ExternalScores, load_external
 from genrep_dist.plan import Plan, Shape, derived_kernel, kernel_names
@@ -84,7 +85,8 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     own_kernels, own_digests = load_own_kernels(experiment, search_path)
     shape = measure(problem, train, test, recipe, kernels_in_use(experiment, own_kernels), on_gpu=on_gpu)
-    _check_metrics(experiment, get_loss(problem.loss))
+    loss = get_loss(problem.loss)
+    check_loss(experiment, loss.name if is_shipped(loss) else f"{loss.name}, which is the problem's own", bool(label_loss(loss)))
     train, flipped = _flip(experiment, problem, train, shape)
     keys = Keys(
         experiment,
@@ -125,17 +127,6 @@ def _shared_points(experiment: Experiment, test: Dataset) -> tuple[int, ...] | N
             got=f"{unknown[:5]}" + (" ..." if len(unknown) > 5 else ""),
         )
     return tuple(sorted(rows[sample] for sample in experiment.test_points))
-
-
-def _check_metrics(experiment: Experiment, loss: Loss) -> None:
-    """PlanError for a metric that needs a predicted class where there is none."""
-    if experiment.brittleness is not None and not label_loss(loss):
-        raise PlanError(
-            "brittleness asks when the predicted class flips, and this loss has no classes",
-            where="brittleness",
-            expected="the loss 'logistic' or 'softmax'",
-            got=f"{loss.name}, which is the problem's own" if not is_shipped(loss) else loss.name,
-        )
 
 
 def _read_external(keys: Keys, train: Dataset, test: Dataset, folders: Sequence[str]) -> dict[str, dict[int, ExternalScores]]:

@@ -1,182 +1,231 @@
-"""What the metrics ask of the ledger: one row for every trained model and what it is asked for."""
+"""The retrain requests of all metrics: one row for every model that a metric needs, and the distinct retrainings behind them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from genrep_dist.config.sections import BrittlenessSection, DeletionSection
-from genrep_dist.errors import CorruptError, StoreError
-from genrep_dist.evaluation.deletion import ASKED_SCHEMA
-from genrep_dist.evaluation.subsets import draw_left_out, draw_subsets
-from genrep_dist.plan import Plan
+from genrep_dist.config.metrics import requested_retrainings
+from genrep_dist.errors import CorruptError, PlanError, StoreError
+from genrep_dist.evaluation.metrics.base import (
+    REQUEST_SCHEMA,
+    Array,
+    Ids,
+    Metric,
+    RetrainRequest,
+    Sign,
+    TestPoint,
+    registered_metrics,
+)
+from genrep_dist.plan import Plan, has_self_influence
 from genrep_dist.store import Store
 from genrep_dist.store.tables import scan_frame
 from genrep_dist.units import Retraining
+from genrep_dist.workflow.context import WorkerContext
 from genrep_dist.workflow.data import sample_ids
-from genrep_dist.workflow.planning import removals_of_a_method
-
-Ids = npt.NDArray[np.int64]
-Row = dict[str, Any]
-
-TABLE_SCHEMA: dict[str, type[pl.DataType]] = {"metric": pl.String, **ASKED_SCHEMA, "subset": pl.Int64}
-"""``metric`` is "deletion", "brittleness", "lds" or "loo". The first two ask for a removal by a method for a test point; the last two
-for the model of a subset, whose number is ``subset``, and leave method, test_id, output_position, sign and fraction null."""
-NULLABLE = ("method", "test_id", "output_position", "sign", "fraction", "subset")
+from genrep_dist.workflow.diagonals import self_influence_of
 
 
 @dataclass(frozen=True)
-class Asked:
-    """``table`` by :data:`TABLE_SCHEMA`, and the distinct retrainings behind it, by key; originals are not among them."""
+class RetrainRequests:
+    """``table`` by :data:`~genrep_dist.evaluation.metrics.base.REQUEST_SCHEMA`; ``retrainings``: the distinct ones by key."""
 
     table: pl.DataFrame
-    unique: dict[str, Retraining]
-
-    def of(self, metric: str) -> pl.DataFrame:
-        return asked_for(self.table, metric)
-
-
-def asked_for(table: pl.DataFrame, metric: str) -> pl.DataFrame:
-    """The rows of one metric, with the columns that :mod:`genrep_dist.evaluation` takes."""
-    rows = table.filter(pl.col("metric") == metric)
-    return rows.select("seed", "subset", "replicate", "num_removed", "key") if metric in ("lds", "loo") else rows.select(list(ASKED_SCHEMA))
-
-
-def asked_path(plan: Plan) -> str:
-    """Where the table of everything asked lies; another question has another table."""
-    return f"experiments/{plan.experiment.name}/asked-{plan.keys.question}.parquet"
-
-
-def read_asked(plan: Plan, store: Store) -> pl.LazyFrame:
-    """The table that the run has written; StoreError before it got so far."""
-    return scan_frame(store.objects, asked_path(plan))
-
-
-def ask(plan: Plan, store: Store, train_ids: Ids, test_ids: Ids) -> Asked:
-    """Read off the committed attributions, and draw, what the metrics need; ``train_ids`` (N,), ``test_ids`` (T,) of all samples."""
-    desk = _Desk(plan, store, train_ids, test_ids)
-    for seed in plan.experiment.seeds:
-        desk.ask(seed, plan.experiment.methods)
-        desk.ask_subsets(seed)
-    return Asked(pl.DataFrame(desk.rows, schema=TABLE_SCHEMA, orient="row"), desk.unique)
+    retrainings: dict[str, Retraining]
 
 
 @dataclass(frozen=True)
-class Foreseen:
-    """``keys`` of the distinct retrainings that the store can tell already; ``more``: at most so many of what it cannot tell yet."""
+class StoredSeed:
+    """One seed's data, read from the store when a metric asks for it (:class:`~genrep_dist.evaluation.metrics.base.SeedData`).
+
+    ``test_ids``: ids of all test samples (T,). ``outputs`` (T, C) of the original model; None: those of its artifact. ``open_context``
+    loads the problem's own code, which only self-influence needs.
+    """
+
+    plan: Plan
+    store: Store
+    seed: int
+    train_ids: Ids
+    test_ids: Ids
+    outputs: npt.NDArray[np.floating[Any]] | None = None
+    open_context: Callable[[], WorkerContext] | None = None
+    _orders: dict[tuple[str, Sign], Ids] = field(default_factory=dict)
+
+    @property
+    def num_outputs(self) -> int:
+        return self.plan.shape.num_outputs
+
+    @cached_property
+    def points(self) -> list[TestPoint]:
+        outputs = self.outputs
+        if outputs is None:
+            outputs = self.store.artifact("train", self.plan.keys.train(self.seed)).read("outputs_test")
+        return [self._point(row, outputs[row]) for row in self.plan.keys.test_positions(self.seed)]
+
+    def scores(self, method: str) -> Array:
+        """Phi (N, M)."""
+        phi: Array = self._attribution(method, "phi")
+        return phi
+
+    def removal_order(self, method: str, sign: Sign) -> Ids:
+        """Ids (M, N) of training samples."""
+        if (method, sign) not in self._orders:
+            # One method at a time: the orders of all methods together can be larger than memory.
+            for key in [key for key in self._orders if key[0] != method]:
+                del self._orders[key]
+            self._orders[method, sign] = self._attribution(method, f"order_{sign}")
+        return self._orders[method, sign]
+
+    def self_influence(self, method: str) -> Array | None:
+        """phi(x_i -> x_i) (N,)."""
+        parsed = self.plan.experiment.method(method)
+        if self.open_context is None or not has_self_influence(self.plan.experiment, parsed):
+            return None
+        values: Array = self_influence_of(parsed, self.seed, self.open_context()).numpy()
+        return values
+
+    def _attribution(self, method: str, name: str) -> npt.NDArray[Any]:
+        key = self.plan.keys.attribution(self.seed, self.plan.experiment.method(method))
+        return self.store.artifact("attribution", key).read(name)
+
+    def _point(self, row: int, outputs: npt.NDArray[np.floating[Any]]) -> TestPoint:
+        """``outputs`` (C,) of the original model. One output is the logit of class 1 against class 0."""
+        output = int(self.plan.experiment.make_target().choose(outputs[None])[0])
+        is_supported = bool(outputs[0] > 0) if len(outputs) == 1 else output == int(outputs.argmax())
+        position = row * self.num_outputs + output
+        return TestPoint(row, int(self.test_ids[row]), position, "positive" if is_supported else "negative")
+
+
+def retrain_requests(plan: Plan, store: Store, train_ids: Ids, test_ids: Ids) -> RetrainRequests:
+    """The requests of all metrics, from committed attributions; ``train_ids`` (N,) and ``test_ids`` (T,) of all samples.
+
+    Raises PlanError if a metric requests more models than it declared to the planner.
+    """
+    collected = _Requests(plan)
+    for seed in plan.experiment.seeds:
+        data = StoredSeed(plan, store, seed, train_ids, test_ids)
+        for method in plan.experiment.methods:
+            collected.add_method(data, method)
+        collected.add_shared(data)
+    return RetrainRequests(pl.DataFrame(collected.rows, schema=REQUEST_SCHEMA, orient="row"), collected.retrainings)
+
+
+def requests_path(plan: Plan) -> str:
+    """Where the request table is stored; every question has its own."""
+    return f"experiments/{plan.experiment.name}/requests-{plan.keys.question}.parquet"
+
+
+def read_requests(plan: Plan, store: Store) -> pl.LazyFrame:
+    """The request table that the run has written. StoreError before it is written."""
+    return scan_frame(store.objects, requests_path(plan))
+
+
+@dataclass(frozen=True)
+class RetrainingCount:
+    """``keys`` of the distinct retrainings that are known before a run; ``more``: an upper bound of those that are not known yet."""
 
     keys: frozenset[str]
     more: int
 
 
-def foresee(plan: Plan, store: Store) -> Foreseen:
-    """Before a run: what will be asked for, as far as the store holds data and scores of it. Nothing is computed."""
-    keys, methods = plan.keys, plan.experiment.methods
+def count_retrainings(plan: Plan, store: Store) -> RetrainingCount:
+    """The retrainings of a run that has not begun, from the data and scores in the store. Nothing is computed."""
+    keys = plan.keys
     try:
         ids = sample_ids(store, keys.data, "train"), sample_ids(store, keys.data, "test")
     except StoreError:
-        return Foreseen(frozenset(), plan.retrainings_at_most)
-    desk, more = _Desk(plan, store, *ids), 0
+        return RetrainingCount(frozenset(), plan.retrainings_at_most)
+    collected, more = _Requests(plan), 0
+    per_method = requested_retrainings(plan.experiment, plan.shape.num_train).per_method
     originals = _original_outputs(plan, store)
     for seed in plan.experiment.seeds:
-        for name in methods:
-            address = keys.attribution(seed, plan.experiment.method(name))
+        data = StoredSeed(plan, store, seed, *ids, originals.get(seed))
+        for method in plan.experiment.methods:
+            address = keys.attribution(seed, plan.experiment.method(method))
             if seed not in originals or not store.artifact("attribution", address).is_committed():
-                more += removals_of_a_method(plan.keys, plan.shape)
+                more += per_method
                 continue
             try:
-                desk.ask(seed, [name], originals[seed])
-            except CorruptError:  # a run puts it aside and makes it anew
-                more += removals_of_a_method(plan.keys, plan.shape)
-        desk.ask_subsets(seed)
-    return Foreseen(frozenset(desk.unique), more)
+                collected.add_method(data, method)
+            except CorruptError:  # the run computes it again
+                more += per_method
+        collected.add_shared(data)
+    return RetrainingCount(frozenset(collected.retrainings), more)
 
 
-def _original_outputs(plan: Plan, store: Store) -> dict[int, npt.NDArray[np.float64]]:
-    """Outputs (T, C) of the original models that are in the ledger, by seed: also of those that were trained for other checkpoints."""
+def _original_outputs(plan: Plan, store: Store) -> Mapping[int, npt.NDArray[np.float64]]:
+    """Outputs (T, C) of the original models in the ledger, by seed; also of those that were trained for other checkpoints."""
     seeds = {plan.keys.retraining(seed, (), "same"): seed for seed in plan.experiment.seeds}
     ledger = store.ledger(plan.keys.training).scan().filter(pl.col("num_removed") == 0).select("key", "outputs").collect()
     found = {seeds[key]: outputs for key, outputs in ledger.iter_rows() if key in seeds}
     return {seed: np.asarray(outputs).reshape(-1, plan.shape.num_outputs) for seed, outputs in found.items()}
 
 
-class _Desk:
-    def __init__(self, plan: Plan, store: Store, train_ids: Ids, test_ids: Ids) -> None:
-        self.plan, self.store, self.keys = plan, store, plan.keys
-        self.train_ids, self.test_ids = train_ids, test_ids
-        self.rows: list[Row] = []
-        self.unique: dict[str, Retraining] = {}
+class _Requests:
+    """Collects rows of the request table and distinct retrainings."""
 
-    def ask(self, seed: int, methods: Sequence[str], outputs: npt.NDArray[np.floating[Any]] | None = None) -> None:
-        """``outputs`` (T, C) of the seed's original model; None: those of its artifact."""
-        experiment = self.plan.experiment
-        if outputs is None:
-            outputs = self.store.artifact("train", self.keys.train(seed)).read("outputs_test")
-        points = [Point.of(row, outputs[row], experiment.target.output) for row in self.keys.test_positions(seed)]
-        for name in methods:
-            artifact = self.store.artifact("attribution", self.keys.attribution(seed, experiment.method(name)))
-            orders = {sign: artifact.read(f"order_{sign}") for sign in self._signs()}
-            for number, point in enumerate(points):
-                for sign in experiment.deletion.signs:
-                    self._removals("deletion", experiment.deletion, seed, name, point, sign, orders[sign][number])
-                if experiment.brittleness is not None:
-                    sign = point.supports
-                    self._removals("brittleness", experiment.brittleness, seed, name, point, sign, orders[sign][number])
+    def __init__(self, plan: Plan) -> None:
+        self._keys = plan.keys
+        self._experiment = plan.experiment
+        self._num_train = plan.shape.num_train
+        self._metrics = [metric for metric in registered_metrics() if metric.measured(plan.experiment)]
+        self.rows: list[dict[str, Any]] = []
+        self.retrainings: dict[str, Retraining] = {}
 
-    def ask_subsets(self, seed: int) -> None:
-        for metric, section, masks in subsets(self.plan, seed):
-            for subset, mask in enumerate(masks):
-                for replicate in range(section.replicates):
-                    row = {"metric": metric, "seed": seed, "subset": subset}
-                    self._enter(row, seed, self.train_ids[mask], section.retrain, replicate)
+    def add_method(self, data: StoredSeed, method: str) -> None:
+        requests: list[tuple[str, RetrainRequest]] = []
+        for metric in self._metrics:
+            count = metric.count_requests(self._experiment, self._num_train)
+            found = list(metric.method_requests(self._experiment, data, method))
+            _check_count(metric, found, count.per_method + count.originals_per_method)
+            requests += [(metric.name, request) for request in found]
+        # The requests of one test point are adjacent, so that one task trains models that remove similar sets.
+        rank: dict[int | None, int] = {point.test_id: number for number, point in enumerate(data.points)}
+        for name, request in sorted(requests, key=lambda named: rank.get(named[1].test_id, len(rank))):
+            self._add(name, data.seed, request)
 
-    def _signs(self) -> tuple[str, ...]:
-        return ("negative", "positive") if self.plan.experiment.brittleness is not None else self.plan.experiment.deletion.signs
+    def add_shared(self, data: StoredSeed) -> None:
+        for metric in self._metrics:
+            found = list(metric.shared_requests(self._experiment, data))
+            _check_count(metric, found, metric.count_requests(self._experiment, self._num_train).shared)
+            for request in found:
+                self._add(metric.name, data.seed, request)
 
-    def _removals(
-        self, metric: str, section: DeletionSection | BrittlenessSection, seed: int, method: str, point: Point, sign: str, order: Ids
-    ) -> None:
-        row = {"metric": metric, "seed": seed, "method": method, "test_id": int(self.test_ids[point.row]), "sign": sign}
-        cell = point.row * self.plan.shape.num_outputs + point.output
-        for fraction, count in section.removals(self.plan.shape.num_train):
-            for replicate in range(section.replicates if count else 1):
-                place = {**row, "output_position": cell, "fraction": fraction}
-                self._enter(place, seed, order[:count], section.retrain, replicate)
-
-    def _enter(self, row: Row, seed: int, removed_ids: Ids, policy: Literal["same", "fresh"], replicate: int) -> None:
-        removed = tuple(sorted(removed_ids.tolist()))
-        key = self.keys.retraining(seed, removed, policy, replicate)
-        if removed and key not in self.unique:
-            self.unique[key] = Retraining(key, seed, policy, removed, replicate)
-        original = self.keys.retraining(seed, (), policy)
-        self.rows.append({**row, "replicate": replicate, "num_removed": len(removed), "key": key, "original_key": original})
-
-
-def subsets(plan: Plan, seed: int) -> Iterator[tuple[str, Any, npt.NDArray[np.bool_]]]:
-    """(metric, its section, what each subset leaves out (J, N)) of the metrics that train on subsets."""
-    experiment, num_train = plan.experiment, plan.shape.num_train
-    if experiment.lds is not None:
-        yield "lds", experiment.lds, draw_subsets(seed, num_train, experiment.lds.subsets, experiment.lds.fraction)
-    if experiment.loo is not None:
-        yield "loo", experiment.loo, draw_left_out(seed, num_train, experiment.loo.samples)
+    def _add(self, metric: str, seed: int, request: RetrainRequest) -> None:
+        removed = tuple(sorted(request.removed.tolist()))
+        key = self._keys.retraining(seed, removed, request.policy, request.replicate)
+        if removed and key not in self.retrainings:
+            self.retrainings[key] = Retraining(key, seed, request.policy, removed, request.replicate)
+        self.rows.append(
+            {
+                "metric": metric,
+                "seed": seed,
+                "method": request.method,
+                "test_id": request.test_id,
+                "output_position": request.output_position,
+                "sign": request.sign,
+                "fraction": request.fraction,
+                "replicate": request.replicate,
+                "num_removed": len(removed),
+                "key": key,
+                "original_key": self._keys.retraining(seed, (), request.policy),
+                "subset": request.subset,
+            }
+        )
 
 
-@dataclass(frozen=True)
-class Point:
-    """A test point: its row in the test set, the output that is explained, and which samples hold its predicted class up."""
-
-    row: int
-    output: int
-    supports: Literal["negative", "positive"]
-
-    @classmethod
-    def of(cls, row: int, outputs: npt.NDArray[np.floating[Any]], declared: int | str) -> Point:
-        """``outputs`` (C,) of the original model. One output is the logit of class 1 against class 0."""
-        output = declared if isinstance(declared, int) else int(outputs.argmax())
-        explained_is_predicted = bool(outputs[0] > 0) if len(outputs) == 1 else output == int(outputs.argmax())
-        return cls(row, output, "positive" if explained_is_predicted else "negative")
+def _check_count(metric: Metric, found: Sequence[RetrainRequest], declared: int) -> None:
+    if len(found) > declared:
+        raise PlanError(
+            "a metric requests more models than it declared",
+            where=f"metric {metric.name}, count_requests",
+            expected=f"at most {declared} requests",
+            got=str(len(found)),
+            remedy="correct the metric's count_requests: the plan's memory and time are computed from it",
+        )

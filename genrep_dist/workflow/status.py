@@ -11,7 +11,7 @@ from genrep_dist.plan import Plan
 from genrep_dist.store import Store
 from genrep_dist.units import StageName
 from genrep_dist.workflow.attributions import AttributionsStage
-from genrep_dist.workflow.requests import foresee, read_asked
+from genrep_dist.workflow.requests import count_retrainings, read_requests
 from genrep_dist.workflow.retrain import RetrainStage
 from genrep_dist.workflow.stages import artifacts_of
 
@@ -30,16 +30,16 @@ class StageStatus:
         return (self.total - self.done) / self.total if self.total else 0.0
 
 
-def stage_status(plan: Plan, store: Store, *, foreseen: bool = False) -> list[StageStatus]:
+def stage_status(plan: Plan, store: Store, *, look_up: bool = False) -> list[StageStatus]:
     """Every stage of the plan, in order. Nothing is computed and no problem is loaded.
 
-    ``foreseen``: before a run has asked, look up which of its retrainings the store can tell already, and which of those are there.
-    That reads all scores; without it only the largest possible number is told.
+    ``look_up``: before a run has requested retrainings, find those that follow from the scores in the store, and which of them are
+    done. That reads all scores; without it, only the largest possible number is given.
     """
     found = []
     for stage in plan.stages:
         if stage.name == RetrainStage.name:
-            found.append(_retrain_status(plan, store, foreseen=foreseen))
+            found.append(_retrain_status(plan, store, look_up=look_up))
             continue
         total = done = 0
         for artifact in artifacts_of(plan, stage.name):
@@ -49,22 +49,22 @@ def stage_status(plan: Plan, store: Store, *, foreseen: bool = False) -> list[St
     return found
 
 
-def _retrain_status(plan: Plan, store: Store, *, foreseen: bool) -> StageStatus:
+def _retrain_status(plan: Plan, store: Store, *, look_up: bool) -> StageStatus:
     known = store.ledger(plan.keys.training).keys()
-    wanted = _asked_keys(plan, store)
+    wanted = _requested_keys(plan, store)
     if wanted is not None:
         return StageStatus(RetrainStage.name, len(wanted), len(wanted & known))
-    if not foreseen:
+    if not look_up:
         return StageStatus(RetrainStage.name, plan.retrainings_at_most, 0, exact=False)
-    found = foresee(plan, store)
+    found = count_retrainings(plan, store)
     return StageStatus(RetrainStage.name, len(found.keys) + found.more, len(found.keys & known), exact=not found.more)
 
 
-def _asked_keys(plan: Plan, store: Store) -> set[str] | None:
-    """Keys of all retrainings that the run asks for; None while it has not asked."""
+def _requested_keys(plan: Plan, store: Store) -> set[str] | None:
+    """Keys of all retrainings that the run requests; None before it has written its requests."""
     if any(artifact.missing_units(store) for artifact in artifacts_of(plan, AttributionsStage.name)):
         return None
     try:
-        return set(read_asked(plan, store).filter(pl.col("num_removed") > 0).select("key").unique().collect()["key"])
+        return set(read_requests(plan, store).filter(pl.col("num_removed") > 0).select("key").unique().collect()["key"])
     except StoreError:
         return None

@@ -12,7 +12,7 @@ from genrep_dist.units import StageName
 from genrep_dist.workflow.execute import execute, worker_context
 from genrep_dist.workflow.prepare import PreparedExperiment, publish_inputs
 from genrep_dist.workflow.record import write_record
-from genrep_dist.workflow.requests import ask
+from genrep_dist.workflow.requests import retrain_requests
 from genrep_dist.workflow.retrain import RetrainStage, original_row
 from genrep_dist.workflow.stages import artifacts_of
 
@@ -50,7 +50,7 @@ def trial_run(prepared: PreparedExperiment) -> TrialRun:
             seconds[stage.name] = time.perf_counter() - began
         keys = one.plan.keys
         store.ledger(keys.training).write([original_row(experiment.seeds[0], keys, store)])
-        asked = ask(one.plan, store, one.train.ids.numpy(), one.test.ids.numpy())
+        requests = retrain_requests(one.plan, store, one.train.ids.numpy(), one.test.ids.numpy())
         most = one.plan.retrainings_at_most
-        distinct = sum(bool(retraining.removed) for retraining in asked.unique.values())
+        distinct = sum(bool(retraining.removed) for retraining in requests.retrainings.values())
         return TrialRun(seconds, distinct / most if most else 1.0)

@@ -34,12 +34,12 @@ from genrep_dist.core.solvers.surrogate import solve_surrogate
 from genrep_dist.problems.datasets.image_models import VisionCNN
 from genrep_dist.store import Store
 from genrep_dist.store.ledger import LedgerRow
-from genrep_dist.workflow.evaluate import judge
+from genrep_dist.workflow.evaluate import evaluate
 from genrep_dist.workflow.execute import execute, worker_context
 from genrep_dist.workflow.gram_tiles import feature_products, gram_tile
 from genrep_dist.workflow.prepare import prepare, publish_inputs
 from genrep_dist.workflow.record import write_record
-from genrep_dist.workflow.requests import ask
+from genrep_dist.workflow.requests import retrain_requests
 from genrep_dist.workflow.retrain import original_row
 from genrep_dist.workflow.stages import artifacts_of
 from genrep_dist.workflow.status import stage_status
@@ -151,7 +151,7 @@ class Driver:
         made = [original_row(seed, keys, self.store) for seed in asked.seeds]
         made += [
             LedgerRow(one.key, one.seed, one.policy, one.replicate, one.removed, draw.normal(size=(200, 1)), 0.1)
-            for one in self.asked.unique.values()
+            for one in self.asked.retrainings.values()
         ]
         for start in range(0, len(made), 250):
             self.store.ledger(keys.training).write(made[start : start + 250])
@@ -161,11 +161,11 @@ class Driver:
 
     def ask(self) -> Any:
         prepared = self.prepared
-        self.asked = ask(prepared.plan, self.store, prepared.train.ids.numpy(), prepared.test.ids.numpy())
+        self.asked = retrain_requests(prepared.plan, self.store, prepared.train.ids.numpy(), prepared.test.ids.numpy())
         return self.asked.table
 
     def judge(self) -> object:
-        return judge(self.prepared.plan, self.store, self.table, lambda: worker_context(self.prepared.job))
+        return evaluate(self.prepared.plan, self.store, self.table, lambda: worker_context(self.prepared.job))
 
     def keys(self) -> object:
         return self.store.ledger(self.prepared.plan.keys.training).keys()

@@ -21,7 +21,7 @@ import polars as pl
 
 from genrep_dist.evaluation.designs import designs
 from genrep_dist.evaluation.intervals import CONFIDENCE, Array, expanded_levels, pooled_half_width, resampled_means, two_way_means
-from genrep_dist.evaluation.statistics import auc_points
+from genrep_dist.evaluation.metrics.deletion import auc_points
 from genrep_dist.seeds import derive_seed
 from tests.benchmarks import measured_on, publish, table
 

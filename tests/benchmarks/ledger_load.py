@@ -25,7 +25,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genrep_dist.evaluation.deletion import ASKED_SCHEMA, deletion_table
+from genrep_dist.evaluation.removals import REMOVAL_REQUESTS, deletion_table
 from genrep_dist.store import Store
 from genrep_dist.store.ledger import Ledger, LedgerRow
 from genrep_dist.store.ledger_parts import LEDGER_SCHEMA
@@ -57,7 +57,7 @@ def make_asked() -> pl.DataFrame:
         (s, f"method {m}", p, p, "negative", c / NUM_TRAIN, 0, c, key(s, m, p, c), key(s))
         for s, m, p, c in itertools.product(SEEDS, METHODS, POINTS, COUNTS)
     ]
-    return pl.DataFrame(rows, schema=ASKED_SCHEMA, orient="row")
+    return pl.DataFrame(rows, schema=REMOVAL_REQUESTS, orient="row")
 
 
 def float32(values: Array) -> Array:

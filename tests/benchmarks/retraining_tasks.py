@@ -23,7 +23,7 @@ from genrep_dist.runner.stage_runner import Walk, Workers
 from genrep_dist.store import Store
 from genrep_dist.units import Retraining
 from genrep_dist.workflow.prepare import PreparedExperiment, prepare, publish_inputs
-from genrep_dist.workflow.requests import ask
+from genrep_dist.workflow.requests import retrain_requests
 from genrep_dist.workflow.retrain import retrain_units
 from genrep_dist.workflow.stages import STAGES
 from tests.benchmarks import measured_on, publish, spread, table
@@ -37,9 +37,9 @@ def asked_models(prepared: PreparedExperiment) -> list[Retraining]:
     walk = Walk(prepared, Tally(Silence()), workers)
     for stage in STAGES:
         walk.run_stage(stage)
-    asked = ask(prepared.plan, prepared.store, prepared.train.ids.numpy(), prepared.test.ids.numpy())
+    requests = retrain_requests(prepared.plan, prepared.store, prepared.train.ids.numpy(), prepared.test.ids.numpy())
     known = prepared.store.ledger(prepared.plan.keys.training).keys()
-    return [retraining for key, retraining in asked.unique.items() if key not in known]
+    return [retraining for key, retraining in requests.retrainings.items() if key not in known]
 
 
 def models_per_task(prepared: PreparedExperiment, models: list[Retraining], executor: RayExecutor) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from genrep_dist.evaluation.metrics import POINTS_SCHEMA
+from genrep_dist.evaluation.metrics.base import POINTS_SCHEMA
 
 LEVELS = {"strong": 1.0, "middle": 0.7, "weak": 0.1}
 

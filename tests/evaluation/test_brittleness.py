@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genrep_dist.errors import NonFiniteError, NotCommittedError, StoreError
-from genrep_dist.evaluation.brittleness import brittleness_points, brittleness_table
-from genrep_dist.evaluation.metrics import METRICS, POINTS_SCHEMA
-from genrep_dist.evaluation.results import SCHEMAS
+from genrep_dist.evaluation.metrics.base import POINTS_SCHEMA, metric_infos
+from genrep_dist.evaluation.metrics.brittleness import brittleness_points, brittleness_table
+from genrep_dist.evaluation.tables import table_specs
 
 FRACTIONS = (0.0, 0.01, 0.05, 0.1)
 Rows = list[dict[str, Any]]
@@ -31,7 +31,7 @@ def example(num_outputs: int, num_replicates: int = 1, draw_seed: int = 0) -> tu
         values: list[float] = np.rint(1.5 * draw.normal(size=5 * num_outputs)).tolist()
         return values
 
-    asked, ledger = [], {}
+    requests, ledger = [], {}
     for seed in (4, 1):
         ledger[f"original-{seed}"] = model()
         for method in ("b", "a"):
@@ -46,11 +46,11 @@ def example(num_outputs: int, num_replicates: int = 1, draw_seed: int = 0) -> tu
                         row |= {"replicate": replicate, "num_removed": count, "key": key}
                         # The explained class need not be the predicted one.
                         position = test_row * num_outputs + (seed + test_row) % num_outputs
-                        asked.append(row | {"original_key": f"original-{seed}", "output_position": position})
-    return asked, ledger
+                        requests.append(row | {"original_key": f"original-{seed}", "output_position": position})
+    return requests, ledger
 
 
-def by_loop(asked: Rows, ledger: Ledger, num_outputs: int) -> list[tuple[Any, ...]]:
+def by_loop(requests: Rows, ledger: Ledger, num_outputs: int) -> list[tuple[Any, ...]]:
     """Point by point, removal by removal from the smallest; stop at the first that flips."""
 
     def predicted(models: list[list[float]], test_row: int) -> int:
@@ -59,8 +59,8 @@ def by_loop(asked: Rows, ledger: Ledger, num_outputs: int) -> list[tuple[Any, ..
         return int(mean[0] > 0) if num_outputs == 1 else mean.index(max(mean))
 
     answers = []
-    for point in sorted({(row["seed"], row["method"], row["test_id"]) for row in asked}):
-        rows = [row for row in asked if (row["seed"], row["method"], row["test_id"]) == point]
+    for point in sorted({(row["seed"], row["method"], row["test_id"]) for row in requests}):
+        rows = [row for row in requests if (row["seed"], row["method"], row["test_id"]) == point]
         test_row = point[2] - 100
         answer: tuple[Any, ...] = (*point, None, None, False)
         for fraction in sorted({row["fraction"] for row in rows}):
@@ -76,20 +76,20 @@ def by_loop(asked: Rows, ledger: Ledger, num_outputs: int) -> list[tuple[Any, ..
 
 @given(st.integers(0, 200), st.sampled_from([1, 2, 3]), st.integers(1, 3), st.randoms(use_true_random=False))
 def test_equals_a_plain_loop_whatever_the_order_of_rows(draw_seed: int, num_outputs: int, num_replicates: int, random: Any) -> None:
-    asked, ledger = example(num_outputs, num_replicates, draw_seed)
-    expected = by_loop(asked, ledger, num_outputs)
-    random.shuffle(asked)
-    table = brittleness_table(pl.DataFrame(asked), frame(ledger), num_outputs)
+    requests, ledger = example(num_outputs, num_replicates, draw_seed)
+    expected = by_loop(requests, ledger, num_outputs)
+    random.shuffle(requests)
+    table = brittleness_table(pl.DataFrame(requests), frame(ledger), num_outputs)
     assert table.rows() == expected
-    assert dict(table.schema) == dict(SCHEMAS["brittleness"])
+    assert dict(table.schema) == dict(table_specs()["brittleness"].columns)
 
 
 def single(outputs: list[list[float]], original: list[float], removed: tuple[int, ...] = (0, 1, 2, 3)) -> pl.DataFrame:
     """The table of one test point with C = len(original) whose removals are these models."""
     ledger = {"original": original, **{str(number): values for number, values in enumerate(outputs)}}
     row = {"seed": 0, "method": "a", "test_id": 7, "sign": "positive", "replicate": 0, "original_key": "original", "output_position": 0}
-    asked = [row | {"fraction": number / 10, "num_removed": k, "key": str(number)} for number, k in enumerate(removed)]
-    return brittleness_table(pl.DataFrame(asked), frame(ledger), len(original))
+    requests = [row | {"fraction": number / 10, "num_removed": k, "key": str(number)} for number, k in enumerate(removed)]
+    return brittleness_table(pl.DataFrame(requests), frame(ledger), len(original))
 
 
 def test_the_smallest_removal_counts_even_where_a_larger_one_flips_back() -> None:
@@ -112,22 +112,24 @@ def test_a_logit_of_zero_is_the_class_below() -> None:
 
 
 def test_the_class_is_that_of_the_mean_of_the_replicates() -> None:
-    asked, ledger = example(1, num_replicates=2)
-    asked = [row for row in asked if row["fraction"] in {0.0, 0.1} and row["test_id"] == 103 and row["method"] == "a" and row["seed"] == 1]
+    requests, ledger = example(1, num_replicates=2)
+    requests = [
+        row for row in requests if row["fraction"] in {0.0, 0.1} and row["test_id"] == 103 and row["method"] == "a" and row["seed"] == 1
+    ]
     ledger["original-1"][3] = 1.0
-    keys = [row["key"] for row in asked if row["fraction"]]
+    keys = [row["key"] for row in requests if row["fraction"]]
     for other, flips in ((-2.0, False), (-4.0, True)):
         ledger[keys[0]][3], ledger[keys[1]][3] = 3.0, other
-        assert brittleness_table(pl.DataFrame(asked), frame(ledger), 1)["flipped"].to_list() == [flips]
+        assert brittleness_table(pl.DataFrame(requests), frame(ledger), 1)["flipped"].to_list() == [flips]
 
 
 def test_points_of_both_metrics() -> None:
-    asked, ledger = example(1)
-    table = brittleness_table(pl.DataFrame(asked), frame(ledger), 1)
+    requests, ledger = example(1)
+    table = brittleness_table(pl.DataFrame(requests), frame(ledger), 1)
     points = brittleness_points(table, max(FRACTIONS))
     assert dict(points.schema) == POINTS_SCHEMA
     assert points.equals(points.sort(list(POINTS_SCHEMA)[:-1]))
-    assert set(points["metric"]) == {"brittleness_flipped", "brittleness_removed"} <= set(METRICS)
+    assert set(points["metric"]) == {"brittleness_flipped", "brittleness_removed"} <= set(metric_infos())
     values = {(metric, seed, method, test_id): value for metric, method, seed, test_id, value in points.rows()}
     for seed, method, test_id, _, fraction, flipped in table.rows():
         assert values["brittleness_flipped", seed, method, test_id] == float(flipped)
@@ -137,9 +139,9 @@ def test_points_of_both_metrics() -> None:
 
 
 def test_nothing_asked_gives_empty_tables() -> None:
-    asked, ledger = example(2)
-    table = brittleness_table(pl.DataFrame(asked).clear(), frame(ledger), 2)
-    assert table.equals(pl.DataFrame(schema=SCHEMAS["brittleness"]))
+    requests, ledger = example(2)
+    table = brittleness_table(pl.DataFrame(requests).clear(), frame(ledger), 2)
+    assert table.equals(pl.DataFrame(schema=table_specs()["brittleness"].columns))
     assert brittleness_points(table, 0.1).equals(pl.DataFrame(schema=POINTS_SCHEMA))
 
 
@@ -150,22 +152,22 @@ def test_nothing_asked_gives_empty_tables() -> None:
         (lambda rows: rows[:-1], r"the fractions \[0.0, 0.01, 0.05, 0.1\]"),
         (lambda rows: [*rows[:-1], rows[-1] | {"fraction": 0.2}], "removals are not those of the others"),
         (lambda rows: [rows[0] | {"sign": "up"}, *rows[1:]], "unknown sign"),
-        (lambda rows: [*rows, rows[0]], "asked for twice"),
+        (lambda rows: [*rows, rows[0]], "requested twice"),
     ],
 )
-def test_malformed_questions_are_refused(change: Any, says: str) -> None:
-    asked, ledger = example(2)
+def test_malformed_requests_are_refused(change: Any, says: str) -> None:
+    requests, ledger = example(2)
     with pytest.raises(StoreError, match=says):
-        brittleness_table(pl.DataFrame(change(asked)), frame(ledger), 2)
+        brittleness_table(pl.DataFrame(change(requests)), frame(ledger), 2)
 
 
 def test_all_classes_of_a_model_are_needed() -> None:
-    asked, ledger = example(3)
-    key, position = asked[2]["key"], asked[2]["output_position"]
+    requests, ledger = example(3)
+    key, position = requests[2]["key"], requests[2]["output_position"]
     other = position + 1 if position % 3 == 0 else position - 1
     ledger[key][other] = float("nan")
     with pytest.raises(NonFiniteError, match=f"position {other} of key {key}"):
-        brittleness_table(pl.DataFrame(asked), frame(ledger), 3)
+        brittleness_table(pl.DataFrame(requests), frame(ledger), 3)
     del ledger[key]
     with pytest.raises(NotCommittedError, match=key):
-        brittleness_table(pl.DataFrame(asked), frame(ledger), 3)
+        brittleness_table(pl.DataFrame(requests), frame(ledger), 3)

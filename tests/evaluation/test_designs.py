@@ -8,7 +8,7 @@ import pytest
 
 from genrep_dist.errors import NonFiniteError, NotCommittedError, StoreError
 from genrep_dist.evaluation.designs import designs
-from genrep_dist.evaluation.summaries import best, comparisons, metrics_table, ranks
+from genrep_dist.evaluation.statistics import best, comparisons, metrics_table, ranks
 from tests.evaluation.points import synthetic_points
 
 NAMES = ["weak", "strong"]
@@ -18,7 +18,7 @@ def test_boxes_hold_each_number_in_its_place() -> None:
     points = synthetic_points(num_seeds=4, num_points=3, metrics=("brittleness_removed", "lds"))
     found = designs(points.sample(fraction=1, shuffle=True, seed=2), NAMES)
     in_order = [(metric, list(of_method)) for metric, of_method in found.items()]
-    assert in_order == [("lds", NAMES), ("brittleness_removed", NAMES)]  # as in METRICS, as asked for
+    assert in_order == [("lds", NAMES), ("brittleness_removed", NAMES)]  # as in the registry, as asked for
     for metric, of_method in found.items():
         for method, design in of_method.items():
             assert design.test_ids is not None

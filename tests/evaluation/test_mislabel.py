@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genrep_dist.errors import NonFiniteError, StoreError
-from genrep_dist.evaluation.metrics import METRICS, POINTS_SCHEMA
-from genrep_dist.evaluation.mislabel import inspection_curve, mislabel_points
+from genrep_dist.evaluation.metrics.base import POINTS_SCHEMA, metric_infos
+from genrep_dist.evaluation.metrics.mislabel import inspection_curve, mislabel_points
 
 Scores = npt.NDArray[np.float64]
 
@@ -102,7 +102,7 @@ def test_points_of_several_methods_and_seeds_are_sorted() -> None:
     assert points.select("metric", "method", "seed").rows() == [
         (metric, method, seed) for metric in ("mislabel_auroc", "mislabel_inspection_area") for method in ("a", "b") for seed in (2, 5)
     ]
-    assert set(points["metric"]) <= set(METRICS)
+    assert set(points["metric"]) <= set(metric_infos())
     assert points["test_id"].null_count() == points.height
     assert points.filter(pl.col("seed") == 5, pl.col("method") == "a")["value"].to_list() == list(metrics(found["a", 5], flipped, ids))
     assert mislabel_points({}, flipped, ids).equals(pl.DataFrame(schema=POINTS_SCHEMA))

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import io
-import math
 import statistics as plain
 from collections import defaultdict
+from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,274 +11,264 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
-from genrep_dist.errors import NonFiniteError, NotCommittedError, StoreError
-from genrep_dist.evaluation.intervals import bootstrap_interval, pooled_half_width
-from genrep_dist.evaluation.metrics import POINTS_SCHEMA
-from genrep_dist.evaluation.statistics import auc_by_point, auc_points, by_seed, curves, paired_difference, summarise, summary_schema
-from genrep_dist.evaluation.summaries import comparisons, metrics_table
-from tests.evaluation.examples import METHODS, Labels, synthetic_deletion
+from genrep_dist.errors import NotCommittedError
+from genrep_dist.evaluation.intervals import bootstrap_interval, pooled_half_width, two_way_intervals
+from genrep_dist.evaluation.statistics import (
+    best,
+    comparisons,
+    metrics_table,
+    ranks,
+)
+from genrep_dist.evaluation.tables import table_specs
+from genrep_dist.seeds import derive_seed
+from tests.evaluation.points import synthetic_points
 
-SMALL = (("up", 1.0), ("random", 0.1))
-LABELS = (Labels("up"), Labels("random", "none", "none", "random"))
-
-
-def auc_by_loop(deletion: pl.DataFrame) -> dict[tuple[str, str], dict[int, list[float]]]:
-    """(method, sign) -> seed -> AUC of each test point."""
-    deltas: dict[tuple[str, str, int, int], list[float]] = defaultdict(list)
-    for row in deletion.iter_rows(named=True):
-        deltas[row["method"], row["sign"], row["seed"], row["test_id"]].append(row["delta"])
-    areas: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for (method, sign, seed, _), values in sorted(deltas.items()):
-        areas[method, sign][seed].append(sum(values) / len(values))
-    return areas
+NAMES = ["middle", "strong", "weak"]
+TABLES: dict[str, Callable[..., pl.DataFrame]] = {
+    "metrics": metrics_table,
+    "comparisons": lambda points, methods, **rest: comparisons(points, methods, ["weak", "strong"], **rest),
+    "ranks": ranks,
+    "best": best,
+}
 
 
-def test_area_and_pooled_interval_equal_a_plain_loop() -> None:
-    deletion = synthetic_deletion(num_seeds=4, num_points=3, strengths=SMALL, signs=("negative", "positive"))
-    summary = summarise(deletion, LABELS)
-    for (method, sign), areas in auc_by_loop(deletion).items():
-        row = summary.row(by_predicate=pl.col("method") == method, named=True)
-        pooled = [area for seed in areas.values() for area in seed]
-        suffix = "_positive" if sign == "positive" else ""
-        assert row[f"auc_del_{sign}"] == pytest.approx(plain.fmean(pooled), rel=1e-12)
-        assert row[f"ci95_pooled{suffix}"] == pytest.approx(1.96 * plain.stdev(pooled) / math.sqrt(4 * 3), rel=1e-12)
-        assert (row["num_seeds"], row["num_points"]) == (4, 3)
-        found = auc_by_point(deletion).filter((pl.col("method") == method) & (pl.col("sign") == sign))
-        assert found["auc"].to_list() == pytest.approx(pooled, rel=1e-12)
+def by_loop(points: pl.DataFrame, metric: str, method: str) -> dict[int, list[float]]:
+    """seed -> value of each test point."""
+    values: dict[int, list[float]] = defaultdict(list)
+    for row in points.sort("seed", "test_id").iter_rows(named=True):
+        if (row["metric"], row["method"]) == (metric, method):
+            values[row["seed"]].append(row["value"])
+    return values
 
 
-def test_clustered_interval_is_the_expanded_percentile_bootstrap_over_seeds() -> None:
-    deletion = synthetic_deletion(num_seeds=12, num_points=4, strengths=SMALL)
-    summary = summarise(deletion, LABELS)
-    draw = np.random.default_rng(99)
-    # Hesterberg's level for 12 seeds, from a printed t table: 1.0% instead of 2.5%.
-    tail = 100 * float(stats.norm.cdf(-2.200985 * math.sqrt(12 / 11)))
-    for method in ("up", "random"):
-        per_seed = np.array([np.mean(points) for points in auc_by_loop(deletion)[method, "negative"].values()])
-        means = [np.mean([per_seed[int(i)] for i in draw.integers(0, 12, 12)]) for _ in range(20_000)]
-        row = summary.row(by_predicate=pl.col("method") == method, named=True)
-        error = 0.18 * np.std(means)  # four times what such a percentile of 10,000 draws moves by with another generator
-        assert row["ci95_clustered_low"] == pytest.approx(np.percentile(means, tail), abs=error)
-        assert row["ci95_clustered_high"] == pytest.approx(np.percentile(means, 100 - tail), abs=error)
-        direct = stats.bootstrap(
-            (per_seed,),
-            np.mean,
-            n_resamples=20_000,
-            confidence_level=1 - tail / 50,
-            method="percentile",
-            rng=np.random.default_rng(3),
-        )
-        assert row["ci95_clustered_low"] == pytest.approx(direct.confidence_interval.low, abs=error)
-        assert row["ci95_clustered_high"] == pytest.approx(direct.confidence_interval.high, abs=error)
-        assert row["ci95_clustered_high"] - row["ci95_clustered_low"] > 1.1 * np.diff(np.percentile(means, [2.5, 97.5]))[0]
+def resamples(num_seeds: int, seed: int = 0) -> list[list[int]]:
+    """The draws that all methods share, as lists of positions."""
+    generator = np.random.default_rng(derive_seed(seed, "bootstrap", "clustered"))
+    counts = generator.multinomial(num_seeds, [1 / num_seeds] * num_seeds, size=10_000)
+    return [[position for position, times in enumerate(row) for _ in range(times)] for row in counts.tolist()]
 
 
-def test_clustered_interval_is_wider_where_points_share_their_network() -> None:
-    rows = [
-        (seed, "m", point, "negative", 0.1, 1, 0.0, float(seed % 5), float(seed % 5)) for seed in range(20) for point in range(25)
-    ]  # all variation lies between networks
-    deletion = pl.DataFrame(rows, schema=synthetic_deletion(num_seeds=1, strengths=SMALL).columns, orient="row")
-    row = summarise(deletion, [Labels("m")]).row(0, named=True)
-    assert (row["ci95_clustered_high"] - row["ci95_clustered_low"]) / 2 > 3 * row["ci95_pooled"]
+def several() -> pl.DataFrame:
+    """Metrics of both directions, with and without test points."""
+    with_points = synthetic_points(metrics=("brittleness_removed", "auc_del_negative"))
+    return pl.concat([synthetic_points(num_points=None, metrics=("mislabel_auroc",)), with_points])
 
 
-def test_summary_has_the_published_columns_in_the_order_of_the_methods() -> None:
-    summary = summarise(synthetic_deletion(num_seeds=2, num_points=2), METHODS)
-    published = (
-        "method kernel checkpoint importance auc_del_negative ci95_pooled ci95_clustered_low ci95_clustered_high num_seeds num_points"
+def test_metrics_equal_a_plain_loop() -> None:
+    points = several()
+    found = metrics_table(points, NAMES)
+    expected = [(metric, method) for metric in ("auc_del_negative", "brittleness_removed", "mislabel_auroc") for method in NAMES]
+    assert found.select("metric", "method").rows() == expected  # in the order of the registry, not of the alphabet or the rows
+    for row in found.iter_rows(named=True):
+        values = by_loop(points, row["metric"], row["method"])
+        flat = [value for seed in values.values() for value in seed]
+        assert row["mean"] == pytest.approx(plain.fmean(flat), rel=1e-12)
+        assert row["ci95_pooled"] == pytest.approx(1.96 * plain.stdev(flat) / len(flat) ** 0.5, rel=1e-12)
+        ends = bootstrap_interval(np.array([plain.fmean(seed) for seed in values.values()]))
+        assert (row["ci95_clustered_low"], row["ci95_clustered_high"]) == pytest.approx(ends, rel=1e-12)
+        assert (row["ci95_two_way_low"], row["ci95_two_way_high"]) == (None, None)
+        assert (row["num_seeds"], row["num_points"]) == (6, 1 if row["metric"] == "mislabel_auroc" else 3)
+
+
+def test_two_way_intervals_stand_where_the_design_is_crossed() -> None:
+    points = synthetic_points(num_seeds=5, num_points=4, crossed=True)
+    for row in metrics_table(points, NAMES).iter_rows(named=True):
+        values = np.array(list(by_loop(points, "auc_del_negative", row["method"]).values()))
+        expected = two_way_intervals(values[None])
+        assert expected is not None
+        assert (row["ci95_two_way_low"], row["ci95_two_way_high"]) == tuple(expected[0])
+        assert row["ci95_two_way_high"] - row["ci95_two_way_low"] > row["ci95_clustered_high"] - row["ci95_clustered_low"]
+        assert row["ci95_pooled"] == pooled_half_width(values)
+    moved = points.with_columns(test_id=pl.col("test_id") + pl.when((pl.col("seed") == 2) & (pl.col("test_id") == 30)).then(1).otherwise(0))
+    assert metrics_table(moved, NAMES)["ci95_two_way_low"].null_count() == 3
+    assert (
+        metrics_table(moved, NAMES)
+        .drop(pl.selectors.contains("two_way"))
+        .equals(metrics_table(points, NAMES).drop(pl.selectors.contains("two_way")))
     )
-    assert summary.columns == published.split()
-    assert summary["method"].to_list() == [method.name for method in METHODS]
-    assert summary.row(-2)[:4] == ("tracincp", "ntk", "all", "target")
-    both = summarise(synthetic_deletion(num_seeds=2, num_points=2, signs=("negative", "positive")), METHODS)
-    positive = "auc_del_positive ci95_pooled_positive ci95_clustered_low_positive ci95_clustered_high_positive"
-    assert both.columns == (published + " " + positive).split()
-    assert both.schema == summary_schema(("negative", "positive"))
-    alone = summarise(synthetic_deletion(num_seeds=2, num_points=2, signs=("positive",)), METHODS)
-    assert alone.columns == ("method kernel checkpoint importance num_seeds num_points " + positive).split()
-    assert both.select(positive.split()).height == alone.height == len(METHODS)
 
 
-def test_one_seed_has_no_intervals() -> None:
-    deletion = synthetic_deletion(num_seeds=1, num_points=5, strengths=SMALL)
-    row = summarise(deletion, LABELS).row(0, named=True)
-    assert row["auc_del_negative"] == pytest.approx(plain.fmean(auc_by_loop(deletion)["up", "negative"][0]))
-    assert [row[name] for name in ("ci95_pooled", "ci95_clustered_low", "ci95_clustered_high")] == [None, None, None]
-    band = curves(deletion)
-    assert band["low"].null_count() == band["high"].null_count() == band.height
-    assert band.schema["low"] == pl.Float64
-    difference = paired_difference(deletion, "up", "random")
-    assert (difference.low, difference.high) == (None, None)
+def test_comparisons_equal_a_plain_loop() -> None:
+    points = several()
+    found = comparisons(points, NAMES, ["weak", "strong"], seed=2)
+    pairs = [("middle", "weak"), ("middle", "strong"), ("strong", "weak"), ("weak", "strong")]
+    assert found.select("method", "baseline").rows() == pairs * 3
+    for row in found.iter_rows(named=True):
+        first, second = (by_loop(points, row["metric"], row[name]) for name in ("method", "baseline"))
+        per_seed = [plain.fmean(a - b for a, b in zip(first[seed], second[seed], strict=True)) for seed in range(6)]
+        assert row["mean"] == pytest.approx(plain.fmean(per_seed), rel=1e-12)
+        assert (row["ci95_low"], row["ci95_high"]) == pytest.approx(bootstrap_interval(np.array(per_seed), seed=2), rel=1e-9)
+        flipped = [sum(s * d for s, d in zip(signs, per_seed, strict=True)) for signs in product((1, -1), repeat=6)]
+        extreme = sum(abs(value) >= abs(sum(per_seed)) - 1e-12 for value in flipped)
+        assert row["p_value"] == pytest.approx(extreme / 64, rel=1e-12)
+        assert (row["num_seeds"], row["num_points"]) == (6, 1 if row["metric"] == "mislabel_auroc" else 3)
+    for rows in found.partition_by("metric"):
+        ordered = sorted(zip(rows["p_value"], rows["p_holm"], strict=True))
+        running = [max(min(1.0, (4 - k) * p) for k, (p, _) in enumerate(ordered[: last + 1])) for last in range(4)]
+        assert [corrected for _, corrected in ordered] == pytest.approx(running, rel=1e-12)
 
 
-@pytest.mark.parametrize("num_seeds", [2, 3, 20])
-def test_no_variance_gives_an_interval_of_width_zero(num_seeds: int) -> None:
-    deletion = synthetic_deletion(num_seeds=num_seeds, strengths=SMALL).with_columns(delta=pl.lit(0.1))
-    for row in summarise(deletion, LABELS).iter_rows(named=True):
-        assert row["auc_del_negative"] == pytest.approx(0.1, abs=1e-15)
-        assert row["ci95_clustered_low"] == row["ci95_clustered_high"] == row["auc_del_negative"]
-        assert row["ci95_pooled"] == pytest.approx(0, abs=1e-15)
-    band = curves(deletion)
-    assert band["low"].equals(band["high"])
+def test_differences_of_shared_points_have_a_two_way_interval() -> None:
+    """Of the same boxes of differences; it says something about other points, which the clustered interval does not."""
+    points = synthetic_points(num_seeds=5, num_points=4, crossed=True)
+    for row in comparisons(points, NAMES, ["weak"], seed=2).iter_rows(named=True):
+        first, second = (np.array(list(by_loop(points, "auc_del_negative", row[name]).values())) for name in ("method", "baseline"))
+        expected = two_way_intervals((first - second)[None], seed=2)
+        assert expected is not None
+        assert (row["ci95_two_way_low"], row["ci95_two_way_high"]) == tuple(expected[0])
+        assert row["ci95_two_way_high"] - row["ci95_two_way_low"] > row["ci95_high"] - row["ci95_low"]
+    own = comparisons(synthetic_points(), NAMES, ["weak"])
+    assert own["ci95_two_way_low"].null_count() == own["ci95_two_way_high"].null_count() == own.height == 2
 
 
-def test_curves_and_seeds_equal_a_plain_loop() -> None:
-    deletion = synthetic_deletion(num_seeds=5, num_points=3, strengths=SMALL)
-    for method, sign, fraction, mean, low, high in curves(deletion).iter_rows():
-        chosen = deletion.filter((pl.col("method") == method) & (pl.col("sign") == sign) & (pl.col("fraction") == fraction))
-        assert mean == pytest.approx(plain.fmean(chosen["delta"]), rel=1e-12, abs=1e-15)
-        per_seed = np.array([plain.fmean(chosen.filter(pl.col("seed") == seed)["delta"]) for seed in range(5)])
-        assert low <= mean <= high
-        assert (low, high) == pytest.approx(bootstrap_interval(per_seed), abs=1e-12)
-    areas = auc_by_loop(deletion)
-    for method, sign, seed, auc in by_seed(deletion).iter_rows():
-        assert auc == pytest.approx(plain.fmean(areas[method, sign][seed]), rel=1e-12)
+def test_a_difference_is_seen_where_pairs_share_their_noise() -> None:
+    base = synthetic_points(num_seeds=10, levels={"a": 0.0}, spread=5)
+    ahead = base.with_columns(method=pl.lit("b"), value=pl.col("value") + 0.01 * (1 + pl.col("seed")))
+    points = pl.concat([base, ahead])
+    row = comparisons(points, ["a", "b"], ["a"]).row(0, named=True)
+    assert row["method"] == "b"
+    assert row["mean"] == pytest.approx(0.055)
+    assert 0.01 < row["ci95_low"] < row["ci95_high"] < 0.1
+    assert row["p_value"] == row["p_holm"] == pytest.approx(2 / 2**10)
+    table = metrics_table(points, ["a", "b"])
+    assert table["ci95_clustered_low"][1] < table["mean"][0]  # their own intervals cannot tell them apart
 
 
-def test_paired_difference_pairs() -> None:
-    deletion = synthetic_deletion(num_seeds=8, num_points=3, strengths=SMALL)
-    areas = auc_by_loop(deletion)
-    per_seed = [
-        plain.fmean(a - b for a, b in zip(areas["up", "negative"][s], areas["random", "negative"][s], strict=True)) for s in range(8)
+def test_equal_methods_differ_by_nothing() -> None:
+    base = synthetic_points(num_seeds=5, levels={"a": 0.3})
+    points = pl.concat([base, base.with_columns(method=pl.lit("b"))])
+    row = comparisons(points, ["b"], ["a"]).row(0, named=True)
+    assert [row[name] for name in ("mean", "ci95_low", "ci95_high", "p_value", "p_holm")] == [0, 0, 0, 1, 1]
+    assert ranks(points, ["a", "b"])["share"].to_list() == [0.5, 0.5]
+    assert best(points, ["a", "b"])["mean_rank"].to_list() == [1.5, 1.5]
+    assert best(points, ["a", "b"])["share_best"].to_list() == [0.5, 0.5]
+
+
+def test_a_tie_by_rounding_is_a_tie() -> None:
+    base = synthetic_points(num_seeds=5, levels={"a": 0.3})
+    points = pl.concat([base, base.with_columns(method=pl.lit("b"), value=pl.col("value") + 1e-14)])
+    assert comparisons(points, ["b"], ["a"])["mean"][0] > 0
+    assert ranks(points, ["a", "b"])["share"].to_list() == [0.5, 0.5]
+    assert best(points, ["a", "b"])["share_best"].to_list() == [0.5, 0.5]
+    apart = pl.concat([base, base.with_columns(method=pl.lit("b"), value=pl.col("value") + 1e-9)])
+    assert ranks(apart, ["a", "b"])["share"].to_list() == [0, 1]
+    assert best(apart, ["a", "b"])["share_best"].to_list() == [0, 1]
+
+
+def test_unknown_baselines_are_refused() -> None:
+    with pytest.raises(NotCommittedError, match=r"no method missing to compare with[^$]*got: weak, middle, strong"):
+        comparisons(synthetic_points(), ["weak"], ["strong", "missing"])
+
+
+def test_a_baseline_need_not_be_among_the_methods_nor_have_every_metric() -> None:
+    points = several().filter((pl.col("method") != "weak") | (pl.col("metric") != "mislabel_auroc"))
+    found = comparisons(points, ["strong"], ["weak"])
+    assert found.select("metric", "method", "baseline").rows() == [
+        ("auc_del_negative", "strong", "weak"),
+        ("brittleness_removed", "strong", "weak"),
     ]
-    difference = paired_difference(deletion, "up", "random")
-    assert difference.mean == pytest.approx(plain.fmean(per_seed), rel=1e-12)
-    assert (difference.low, difference.high) == pytest.approx(bootstrap_interval(np.array(per_seed)), abs=1e-12)
-    assert paired_difference(deletion, "up", "up").high == 0
+    only = points.filter(pl.col("metric") == "mislabel_auroc")
+    assert comparisons(only, NAMES, ["weak"]).height == 0  # asked for, but it has no self-influence
+    assert comparisons(points, ["strong"], ["strong"]).height == 0
 
 
-def test_paired_difference_refuses_other_points() -> None:
-    deletion = synthetic_deletion(num_seeds=3, strengths=SMALL)
-    moved = deletion.with_columns(test_id=pl.when(pl.col("method") == "up").then(pl.col("test_id") + 5000).otherwise(pl.col("test_id")))
-    with pytest.raises(StoreError, match="same seeds and test points"):
-        paired_difference(moved, "up", "random")
+@pytest.mark.parametrize(("metric", "direction"), [("auc_del_negative", 1), ("brittleness_removed", -1)])
+def test_ranks_and_best_equal_a_plain_loop(metric: str, direction: int) -> None:
+    points = synthetic_points(num_seeds=5, metrics=(metric,), levels={"strong": 0.6, "middle": 0.4, "weak": 0.1})
+    means = {method: [plain.fmean(seed) for seed in by_loop(points, metric, method).values()] for method in NAMES}
+    wins: dict[tuple[str, str], float] = defaultdict(float)
+    places: dict[str, float] = defaultdict(float)
+    firsts: dict[str, float] = defaultdict(float)
+    drawn = resamples(5, seed=3)
+    for draw in drawn:
+        of = {method: direction * plain.fmean(means[method][seed] for seed in draw) for method in NAMES}
+        for method in NAMES:
+            others = [other for other in NAMES if other != method]
+            for other in others:
+                wins[method, other] += of[method] > of[other]
+            places[method] += 1 + sum(of[other] > of[method] for other in others)
+            firsts[method] += of[method] == max(of.values())
+    found = ranks(points, NAMES, seed=3)
+    assert found.select("method", "other").rows() == [(a, b) for a in NAMES for b in NAMES if a != b]
+    assert found["share"].to_list() == pytest.approx([wins[pair] / 10_000 for pair in found.select("method", "other").rows()], abs=1e-9)
+    assert 0 < found["share"].min() < 0.4  # type: ignore[operator]
+    leaders = best(points, NAMES, seed=3)
+    assert leaders["method"].to_list() == NAMES
+    assert leaders["mean_rank"].to_list() == pytest.approx([places[method] / 10_000 for method in NAMES], abs=1e-9)
+    assert leaders["share_best"].to_list() == pytest.approx([firsts[method] / 10_000 for method in NAMES], abs=1e-9)
 
 
-def test_a_methods_numbers_do_not_depend_on_the_others() -> None:
-    deletion = synthetic_deletion(num_seeds=6, strengths=SMALL)
-    alone = summarise(deletion.filter(pl.col("method") == "up"), LABELS[:1])
-    assert summarise(deletion, LABELS).head(1).equals(alone)
-    assert summarise(deletion, LABELS[:1]).equals(alone)
+def test_ranks_share_what_there_is() -> None:
+    points = synthetic_points(num_seeds=7, levels={"a": 0.5, "b": 0.5, "c": 0.4, "d": 0.3})
+    found = ranks(points, list("abcd"))
+    share = {(method, other): value for _, method, other, value in found.iter_rows()}
+    assert all(share[pair] + share[pair[::-1]] == pytest.approx(1, abs=1e-15) for pair in share)
+    leaders = best(points, list("abcd"))
+    assert leaders["share_best"].sum() == pytest.approx(1)
+    assert leaders["mean_rank"].sum() == pytest.approx(1 + 2 + 3 + 4)
 
 
-def test_another_bootstrap_seed_moves_the_interval_a_little() -> None:
-    deletion = synthetic_deletion(num_seeds=6, strengths=SMALL)
-    first, second = (summarise(deletion, LABELS, seed=seed)["ci95_clustered_low"][0] for seed in (0, 1))
-    assert first != second
-    assert first == pytest.approx(second, rel=0.02)
+@pytest.mark.parametrize("name", TABLES)
+def test_one_seed_says_nothing_about_others(name: str) -> None:
+    points = synthetic_points(num_seeds=1, crossed=True)
+    found = TABLES[name](points, NAMES)
+    assert found.height
+    assert found.schema == pl.Schema(table_specs()[name].columns)
+    known = {"metric", "method", "baseline", "other", "mean", "num_seeds", "num_points"}
+    for column in found.columns:
+        assert found[column].null_count() == (0 if column in known else found.height)
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.randoms(use_true_random=False))
-def test_row_order_never_matters(random: Any) -> None:
-    deletion = synthetic_deletion(num_seeds=3, num_points=4, strengths=SMALL, signs=("negative", "positive"))
-    order = list(range(deletion.height))
+def test_one_method_leads_alone() -> None:
+    points = synthetic_points(levels={"a": 1.0})
+    assert ranks(points, ["a"]).height == 0
+    assert best(points, ["a"]).rows() == [("auc_del_negative", "a", 1.0, 1.0)]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_schema_and_order_hold_for_empty_tables_too(name: str) -> None:
+    assert TABLES[name](several(), NAMES).schema == pl.Schema(table_specs()[name].columns)
+    empty = TABLES[name](several().clear(), NAMES)
+    assert empty.schema == pl.Schema(table_specs()[name].columns)
+    assert empty.height == 0
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_numbers_depend_on_the_seed_alone(name: str) -> None:
+    points = synthetic_points(num_seeds=16, levels={"strong": 0.4, "middle": 0.3, "weak": 0.25})
+    first = TABLES[name](points, NAMES, seed=1)
+    assert first.equals(TABLES[name](points, NAMES, seed=1))
+    other = TABLES[name](points, NAMES, seed=2)
+    drawn = {"metrics": ["ci95_clustered_low"], "comparisons": ["ci95_low", "p_value"], "ranks": ["share"], "best": ["share_best"]}[name]
+    assert all(first[column].to_list() != other[column].to_list() for column in drawn)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.randoms(use_true_random=False), st.sampled_from(sorted(TABLES)))
+def test_row_order_never_matters(random: Any, name: str) -> None:
+    points = pl.concat([several(), synthetic_points(metrics=("lds",), crossed=True)])
+    order = list(range(points.height))
     random.shuffle(order)
-    shuffled = deletion[order]
-    for query in (lambda d: summarise(d, LABELS), by_seed, curves, auc_by_point):
-        assert query(shuffled).equals(query(deletion))
-        assert as_bytes(query(shuffled)) == as_bytes(query(deletion))
+    assert TABLES[name](points[order], NAMES).equals(TABLES[name](points, NAMES))
 
 
-def as_bytes(frame: pl.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer)
-    return buffer.getvalue()
+@pytest.mark.parametrize("name", ["metrics", "ranks", "comparisons"])
+def test_no_number_depends_on_which_other_methods_are_there(name: str) -> None:
+    """Neither on those in the table nor on those asked for; Holm's correction is for all that is asked."""
+    levels = {f"m{number:02d}": number / 20 for number in range(20)} | {"weak": 0.1, "strong": 0.3, "middle": 0.2}
+    many = synthetic_points(num_seeds=16, levels=levels, crossed=True)
+    few = many.filter(pl.col("method").is_in(NAMES))
+    alone = TABLES[name](few, NAMES).drop("p_holm", strict=False)
+    assert TABLES[name](many, NAMES).drop("p_holm", strict=False).equals(alone)
+    keys = [column for column in ("method", "other", "baseline") if column in alone.columns]
+    among = TABLES[name](many, sorted(levels)).drop("p_holm", strict=False).filter(pl.all_horizontal(pl.col(keys).is_in(NAMES)))
+    assert among.sort(keys).equals(alone.sort(keys))
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=12),
-    st.floats(-100, 100, width=32),
-    st.sampled_from([-2.0, -0.5, 0.25, 4.0]),
-)
-def test_the_interval_moves_with_its_data(values: list[float], shift: float, scale: float) -> None:
-    data = np.array(values)
-    low, high = bootstrap_interval(data)
-    assert low is not None
-    assert high is not None
-    assert data.min() - 1e-9 <= low <= high <= data.max() + 1e-9
-    ends = sorted((scale * low + shift, scale * high + shift))
-    assert bootstrap_interval(scale * data + shift) == pytest.approx(tuple(ends), rel=1e-6, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda d: d.filter((pl.col("seed") != 1) | (pl.col("method") != "up") | (pl.col("fraction") != 0.04)),
-        lambda d: d.filter((pl.col("seed") != 1) | (pl.col("test_id") != d.filter(pl.col("seed") == 1)["test_id"].min())),
-        lambda d: d.filter((pl.col("method") != "up") | (pl.col("fraction") != 0.0)),
-        lambda d: pl.concat([d, d.head(1)]),
-        lambda d: d.filter(pl.col("method") != "up"),
-        lambda d: d.clear(),
-        # Two points that complete each other to one full curve.
-        lambda d: d.filter(
-            (pl.col("seed") > 0)
-            | (pl.col("method") != "up")
-            | ((pl.col("test_id") == d.filter(pl.col("seed") == 0)["test_id"].min()) & (pl.col("fraction") < 0.05))
-            | ((pl.col("test_id") == d.filter(pl.col("seed") == 0)["test_id"].max()) & (pl.col("fraction") > 0.05))
-        ),
-    ],
-)
-def test_holes_are_refused(spoil: Any) -> None:
-    deletion = synthetic_deletion(num_seeds=3, num_points=1, strengths=SMALL)
-    deletion = pl.concat([deletion, deletion.with_columns(pl.col("test_id") + 2000)])
-    with pytest.raises(NotCommittedError):
-        summarise(spoil(deletion), LABELS)
-
-
-def test_two_half_curves_are_no_curve() -> None:
-    deletion = synthetic_deletion(num_seeds=2, num_points=1, strengths=SMALL)
-    moved = pl.when(pl.col("fraction") > 0.05).then(pl.col("test_id") + 2000).otherwise(pl.col("test_id"))
-    with pytest.raises(NotCommittedError, match="holes"):
-        summarise(deletion.with_columns(moved.alias("test_id")), LABELS)
-
-
-def test_signs_on_different_points_are_refused() -> None:
-    deletion = synthetic_deletion(num_seeds=3, strengths=SMALL, signs=("negative", "positive"))
-    fewer = deletion.filter((pl.col("sign") == "negative") | (pl.col("seed") < 2))
-    with pytest.raises(NotCommittedError, match="different test points"):
-        summarise(fewer, LABELS)
-
-
-def test_a_number_that_is_none_is_refused() -> None:
-    deletion = synthetic_deletion(num_seeds=2, strengths=SMALL)
-    spoilt = deletion.with_columns(delta=pl.when(pl.col("seed") == 1).then(float("nan")).otherwise(pl.col("delta")))
-    with pytest.raises(NonFiniteError, match="seed 1"):
-        summarise(spoilt, LABELS)
-
-
-def test_areas_as_points_are_the_same_areas() -> None:
-    deletion = synthetic_deletion(num_seeds=4, num_points=3, strengths=SMALL, signs=("negative", "positive"))
-    points = auc_points(deletion)
-    assert points.schema == pl.Schema(POINTS_SCHEMA)
-    assert points.equals(points.sort("metric", "method", "seed", "test_id"))
-    expected: dict[tuple[str, str, int, int], list[float]] = defaultdict(list)
-    for row in deletion.iter_rows(named=True):
-        expected[f"auc_del_{row['sign']}", row["method"], row["seed"], row["test_id"]].append(row["delta"])
-    assert points.height == len(expected) == 4 * 3 * 2 * 2
-    for *cell, value in points.iter_rows():
-        assert value == pytest.approx(plain.fmean(expected[tuple(cell)]), rel=1e-12)
-    assert points.equals(auc_points(deletion.sample(fraction=1, shuffle=True, seed=1)))
-
-
-def test_the_table_of_metrics_has_the_summarys_numbers() -> None:
-    deletion = synthetic_deletion(num_seeds=5, num_points=3, strengths=SMALL, signs=("negative", "positive"))
-    summary, found = summarise(deletion, LABELS), metrics_table(auc_points(deletion), [label.name for label in LABELS])
-    for sign, suffix in (("negative", ""), ("positive", "_positive")):
-        rows = found.filter(pl.col("metric") == f"auc_del_{sign}")
-        assert rows["method"].to_list() == summary["method"].to_list()
-        assert rows["mean"].to_list() == summary[f"auc_del_{sign}"].to_list()
-        for name in ("ci95_pooled", "ci95_clustered_low", "ci95_clustered_high"):
-            assert rows[name].to_list() == summary[name + suffix].to_list()
-    difference = paired_difference(deletion, "up", "random", sign="positive", seed=3)
-    row = comparisons(auc_points(deletion), ["up"], ["random"], seed=3).row(by_predicate=pl.col("metric") == "auc_del_positive", named=True)
-    assert (row["mean"], row["ci95_low"], row["ci95_high"]) == (difference.mean, difference.low, difference.high)
-    assert (row["num_seeds"], row["num_points"]) == (difference.num_seeds, difference.num_points)
-
-
-def test_pooled_half_width_of_known_numbers() -> None:
-    assert pooled_half_width(np.array([[1.0, 2.0], [3.0, 4.0]])) == pytest.approx(1.96 * math.sqrt(5 / 3) / 2)
-    assert pooled_half_width(np.array([[1.0, 2.0]])) is None
+def test_the_order_of_methods_is_the_callers() -> None:
+    points = synthetic_points()
+    for order in (NAMES, NAMES[::-1]):
+        assert metrics_table(points, order)["method"].to_list() == order
+        assert best(points, order)["method"].to_list() == order
+    assert best(points, NAMES[::-1]).sort("method").equals(best(points, NAMES).sort("method"))

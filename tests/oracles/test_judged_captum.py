@@ -40,12 +40,12 @@ def test_captums_tracincp_is_judged_as_ours_without_a_retraining(tmp_path: Path,
 
     assert trainings(tmp_path) == paid, "scores that name the same sets cost a training"
     assert paid == 2 + first.costs()["unique"]
-    for table in (judged.deletion().collect(), judged.judged().brittleness):
+    for table in (judged.deletion().collect(), judged.judged()["brittleness"]):
         rows = {name: table.filter(pl.col("method") == name).drop("method") for name in ("captum", "tracincp")}
         assert rows["captum"].height
         assert_frame_equal(rows["captum"], rows["tracincp"])
     values = judged.points().collect()
-    for metric in judged.plan.experiment.metrics:
+    for metric in judged.plan.experiment.metric_names:
         rows = {name: values.filter(method=name, metric=metric).drop("method") for name in ("captum", "tracincp")}
         assert_frame_equal(rows["captum"], rows["tracincp"])
     assert judged.summary().filter(method="captum")["kernel"][0] == "external"

@@ -20,7 +20,7 @@ from genrep_dist.core.solvers.gauss_newton import influence_kernel
 from genrep_dist.core.solvers.surrogate import solve_surrogate
 from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.paper.axioms import (
-    Finding,
+    AxiomResult,
     check_axioms,
     continuity,
     efficiency,
@@ -34,11 +34,11 @@ from tests.core.models import mlp, rows, seeded
 LITERAL, NORMALISED = "irreducibility (literal)", "irreducibility (sign-normalised)"
 
 
-def broken(findings: tuple[Finding, ...]) -> set[str]:
+def broken(findings: tuple[AxiomResult, ...]) -> set[str]:
     return {finding.axiom for finding in findings if not finding.passed}
 
 
-def named(findings: tuple[Finding, ...], axiom: str) -> Finding:
+def named(findings: tuple[AxiomResult, ...], axiom: str) -> AxiomResult:
     return next(finding for finding in findings if finding.axiom == axiom)
 
 

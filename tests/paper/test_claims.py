@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genrep_dist.errors import NotCommittedError, StoreError
-from genrep_dist.evaluation.statistics import auc_points, paired_difference
-from genrep_dist.paper.claims import Claim, examine, together
+from genrep_dist.evaluation.metrics.deletion import auc_points
+from genrep_dist.evaluation.statistics import comparisons
+from genrep_dist.paper.claims import Claim, check_claim, combined_status
 from tests.evaluation.examples import synthetic_deletion
 
 
@@ -34,60 +35,60 @@ def areas(mean: float, noise: float, num_seeds: int = 8, seed: int = 0) -> np.nd
 def test_the_mean_and_interval_are_those_of_the_paired_difference() -> None:
     deletion = synthetic_deletion()
     names = deletion["method"].unique().sort().to_list()[:2]
-    expected = paired_difference(deletion, names[0], names[1])
     measured = auc_points(deletion).filter(pl.col("metric") == "auc_del_negative")
-    found = examine(measured, Claim(names[0], names[1]))
-    assert (found.mean, found.low, found.high) == pytest.approx((expected.mean, expected.low, expected.high), rel=1e-12)
-    assert found.num_seeds == expected.num_seeds
+    expected = comparisons(measured, [names[0]], [names[1]]).row(0, named=True)
+    found = check_claim(measured, Claim(names[0], names[1]))
+    assert (found.mean, found.low, found.high) == pytest.approx((expected["mean"], expected["ci95_low"], expected["ci95_high"]), rel=1e-12)
+    assert found.num_seeds == expected["num_seeds"]
 
 
 def test_what_networks_share_does_not_blur_a_claim() -> None:
     """Both methods rise and fall with the network by far more than they differ."""
     table = points({"a": areas(2.0, 0.1, seed=1), "b": areas(1.0, 0.1, seed=2)})
-    assert examine(table, Claim("a", "b")).verdict == "confirmed"
-    assert examine(table, Claim("b", "a")).verdict == "refuted"
+    assert check_claim(table, Claim("a", "b")).status == "confirmed"
+    assert check_claim(table, Claim("b", "a")).status == "refuted"
     noisy = points({"a": areas(2.0, 9.0, seed=1), "b": areas(1.9, 9.0, seed=2)})
-    assert examine(noisy, Claim("a", "b")).verdict == "undecided"
+    assert check_claim(noisy, Claim("a", "b")).status == "undecided"
 
 
 def test_a_share_of_the_other_is_asked() -> None:
     flat = {"a": np.full((6, 2), 0.9), "b": np.full((6, 2), 1.0)}
-    assert examine(points(flat), Claim("a", "b")).verdict == "refuted"
-    found = examine(points(flat), Claim("a", "b", share=0.8))
-    assert found.verdict == "confirmed"
+    assert check_claim(points(flat), Claim("a", "b")).status == "refuted"
+    found = check_claim(points(flat), Claim("a", "b", share=0.8))
+    assert found.status == "confirmed"
     assert found.mean == pytest.approx(0.1)
 
 
 def test_equal_methods_are_no_worse_and_no_better() -> None:
     same = points({"a": areas(1.0, 1.0), "b": areas(1.0, 1.0)})
-    assert examine(same, Claim("a", "b")).verdict == "confirmed"
-    assert examine(same, Claim("a", "b", strict=True)).verdict == "refuted"
+    assert check_claim(same, Claim("a", "b")).status == "confirmed"
+    assert check_claim(same, Claim("a", "b", strict=True)).status == "refuted"
 
 
 @pytest.mark.parametrize(("num_seeds", "verdict"), [(1, "undecided"), (4, "undecided"), (5, "confirmed")])
 def test_few_networks_decide_nothing(num_seeds: int, verdict: str) -> None:
     table = points({"a": np.full((num_seeds, 3), 2.0), "b": np.full((num_seeds, 3), 1.0)})
-    found = examine(table, Claim("a", "b"))
-    assert (found.verdict, found.num_seeds, found.num_points) == (verdict, num_seeds, 3 * num_seeds)
+    found = check_claim(table, Claim("a", "b"))
+    assert (found.status, found.num_seeds, found.num_points) == (verdict, num_seeds, 3 * num_seeds)
     assert (found.low is None) == (num_seeds == 1)
 
 
 @given(order=st.permutations(range(24)))
 def test_the_order_of_rows_does_not_matter(order: list[int]) -> None:
     table = points({"a": areas(2.0, 1.0, num_seeds=4), "b": areas(1.0, 1.0, num_seeds=4, seed=3)})
-    assert examine(table[order], Claim("a", "b")) == examine(table, Claim("a", "b"))
+    assert check_claim(table[order], Claim("a", "b")) == check_claim(table, Claim("a", "b"))
 
 
 def test_what_was_not_measured_or_not_alike_is_refused() -> None:
     table = points({"a": areas(2.0, 1.0), "b": areas(1.0, 1.0, seed=3)})
     with pytest.raises(NotCommittedError, match="not measured"):
-        examine(table, Claim("a", "c"))
+        check_claim(table, Claim("a", "c"))
     with pytest.raises(StoreError, match="same seeds and test points"):
-        examine(table.filter((pl.col("method") == "a") | (pl.col("seed") > 0)), Claim("a", "b"))
+        check_claim(table.filter((pl.col("method") == "a") | (pl.col("seed") > 0)), Claim("a", "b"))
 
 
 def test_several_comparisons_make_one_verdict() -> None:
-    assert together(["confirmed", "confirmed"]) == "confirmed"
-    assert together(["confirmed", "undecided"]) == "undecided"
-    assert together(["confirmed", "refuted", "undecided"]) == "refuted"
-    assert together([]) == "undecided"
+    assert combined_status(["confirmed", "confirmed"]) == "confirmed"
+    assert combined_status(["confirmed", "undecided"]) == "undecided"
+    assert combined_status(["confirmed", "refuted", "undecided"]) == "refuted"
+    assert combined_status([]) == "undecided"

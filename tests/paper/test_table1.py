@@ -34,7 +34,7 @@ def test_all_methods_on_all_real_data_that_are_here(tmp_path: Path) -> None:
         assert measured == (methods if name in TEXTS else methods - last_layer)
     assert table["auc_del_negative"].is_finite().all()
     page = (tmp_path / "table" / "table1.md").read_text()
-    for heading in ("Experiment I:", "Experiment II:", "Experiment III:", "What the paper says", "What differs, and why"):
+    for heading in ("Experiment I:", "Experiment II:", "Experiment III:", "The paper's statements", "Differences of the set-ups"):
         assert heading in page
     assert "test accuracy" in page
     again = job(HERE[0], "--store", str(tmp_path / "store"), "--to", str(tmp_path / "again"))

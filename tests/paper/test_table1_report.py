@@ -12,14 +12,22 @@ import pytest
 
 from genrep_dist.config import load_experiment
 from genrep_dist.paper.published import BLOCKS, CLAIMS, LAST_LAYER_INFLUENCE, LAST_LAYER_KERNEL, PAPER
-from genrep_dist.paper.table1 import Cell, Column, cell, claim_findings, companion, long_table, page
+from genrep_dist.paper.table1 import (
+    CellComparison,
+    DataColumn,
+    claim_results,
+    compared_cell,
+    last_layer_experiment,
+    long_table,
+    table1_page,
+)
 from genrep_dist.paper.table1_files import table1_html, table1_markdown, write_table1
 
 METHODS = tuple(dict.fromkeys(method for methods in BLOCKS.values() for method in methods))
 VISION = tuple(method for method in METHODS if method not in (LAST_LAYER_KERNEL, LAST_LAYER_INFLUENCE))
 
 
-def column(problem: str, means: Mapping[str, float], num_seeds: int = 6, noise: float = 0.05) -> Column:
+def column(problem: str, means: Mapping[str, float], num_seeds: int = 6, noise: float = 0.05) -> DataColumn:
     """A data set whose methods have these areas, up to noise."""
     generator = np.random.default_rng(4)
     rows = [
@@ -29,10 +37,10 @@ def column(problem: str, means: Mapping[str, float], num_seeds: int = 6, noise: 
     ]
     points = pl.DataFrame(rows, schema=["method", "seed", "test_id", "value"], orient="row")
     differs = [("training samples", "about 12,000", "40", "less to compute")]
-    return Column(problem, f"{problem}-cpu", points, differs, {"Model": "a <small> one | indeed"})
+    return DataColumn(problem, f"{problem}-cpu", points, differs, {"Model": "a <small> one | indeed"})
 
 
-def as_in_the_paper(problem: str) -> Column:
+def as_in_the_paper(problem: str) -> DataColumn:
     cells = {method: mean for method, (mean, _) in PAPER[problem].cells.items()}
     filled = {"ntk-final/surrogate": 1.0, "influence-final/tracking": 2.0, "influence-function": 1.0} if PAPER[problem].text else {}
     return column(problem, cells | filled)
@@ -53,7 +61,7 @@ def test_the_papers_numbers_are_all_there() -> None:
 
 
 def test_a_cell_holds_both_and_their_difference() -> None:
-    found = cell(column("mnist", {"ntk-final/tracking": 3.0}, noise=0.2), "ntk-final/tracking")
+    found = compared_cell(column("mnist", {"ntk-final/tracking": 3.0}, noise=0.2), "ntk-final/tracking")
     assert found.ours is not None
     assert found.paper == (3.52, 0.48)
     mean, low, high = found.ours
@@ -63,29 +71,28 @@ def test_a_cell_holds_both_and_their_difference() -> None:
     assert found.difference == pytest.approx(
         (mean - 3.52, mean - 3.52 - math.hypot(mean - low, 0.48), mean - 3.52 + math.hypot(high - mean, 0.48))
     )
-    assert cell(column("mnist", {"random": 0.0}), "ntk-final/tracking") == Cell(None, (3.52, 0.48))
-    assert Cell(None, (1.0, 0.1)).difference is None
-    assert Cell((1.0, None, None), (1.0, 0.1)).difference is None, "one network has no interval"
+    assert compared_cell(column("mnist", {"random": 0.0}), "ntk-final/tracking") == CellComparison(None, (3.52, 0.48))
+    assert CellComparison(None, (1.0, 0.1)).difference is None
+    assert CellComparison((1.0, None, None), (1.0, 0.1)).difference is None, "one network has no interval"
 
 
 def test_the_papers_own_numbers_would_confirm_its_claims() -> None:
     verdicts = {
-        problem: [[finding.verdict for finding in findings] for _, findings in claim_findings(as_in_the_paper(problem))]
-        for problem in PAPER
+        problem: [[result.status for result in results] for _, results in claim_results(as_in_the_paper(problem))] for problem in PAPER
     }
     assert verdicts["mnist"] == [["confirmed"] * 2, ["confirmed"] * 5]
     assert verdicts["cifar10"] == [["confirmed"] * 2, ["confirmed"] * 5]
     assert verdicts["toxicity"] == [["confirmed"] * 2, ["confirmed"] * 5, ["confirmed"] * 2 + ["confirmed"]]
     assert verdicts["agnews"][2] == ["confirmed"] * 3
     turned = column("mnist", {"ntk-final/tracking": 1.0, "ntk-final/target": 2.0, "ntk-final/surrogate": 1.0})
-    (_, first), (_, second) = claim_findings(turned)
-    assert [finding.verdict for finding in first] == ["refuted", "confirmed"]
+    (_, first), (_, second) = claim_results(turned)
+    assert [result.status for result in first] == ["refuted", "confirmed"]
     assert second == [], "what was not measured is not judged"
 
 
 def test_the_page_shows_paper_ours_difference_and_verdicts() -> None:
     columns = [as_in_the_paper("mnist"), as_in_the_paper("toxicity"), as_in_the_paper("agnews")]
-    made = page(columns, profile="cpu", date="2026-01-01", hardware="two cores")
+    made = table1_page(columns, profile="cpu", date="2026-01-01", hardware="two cores")
     titles = [title for title, _ in made.sections]
     assert len(titles) == 4
     blocks = made.sections[0][1]
@@ -99,14 +106,14 @@ def test_the_page_shows_paper_ours_difference_and_verdicts() -> None:
     assert first.rows[5][2] == "-"
     assert len(made.sections[1][1]) == len(CLAIMS)
     assert [row[0] for row in made.sections[1][1][2].rows[:1]] == ["Toxicity"], "said of texts alone"
-    images = page(columns[:1], profile="cpu", date="", hardware="")
+    images = table1_page(columns[:1], profile="cpu", date="", hardware="")
     assert "†" not in "".join(images.sections[0][1][1].headings), "no column that nobody has"
 
 
 def test_a_stand_in_is_named_for_what_it_is() -> None:
     stand_in = column("newsgroups", {"random": 0.1})
     assert stand_in.title == "newsgroups (for AGnews)"
-    assert cell(stand_in, "random").paper == (0.19, 0.26)
+    assert compared_cell(stand_in, "random").paper == (0.19, 0.26)
 
 
 class Tags(HTMLParser):
@@ -127,7 +134,7 @@ class Tags(HTMLParser):
 
 def test_the_files_escape_and_need_nothing_else(tmp_path: Path) -> None:
     columns = [as_in_the_paper("mnist"), as_in_the_paper("toxicity")]
-    made = page(columns, profile="cpu", date="2026-01-01", hardware="two cores")
+    made = table1_page(columns, profile="cpu", date="2026-01-01", hardware="two cores")
     html, markdown = table1_html(made), table1_markdown(made)
     parser = Tags()
     parser.feed(html)
@@ -146,10 +153,10 @@ def test_the_files_escape_and_need_nothing_else(tmp_path: Path) -> None:
 
 def test_the_companion_asks_for_the_last_layers_influence_on_the_same_networks() -> None:
     experiment = load_experiment("paper/toxicity", profile="cpu")
-    other = companion(experiment)
+    other = last_layer_experiment(experiment)
     assert other is not None
     assert other.name == "toxicity-cpu-last-layer"
     assert other.methods == ("influence-final/tracking", "influence-function")
     assert (other.influence.curvature, experiment.influence.curvature) == ("last-layer", "ggn")
     assert (other.seeds, other.test_points, other.deletion) == (experiment.seeds, experiment.test_points, experiment.deletion)
-    assert companion(load_experiment("paper/mnist", profile="cpu")) is None
+    assert last_layer_experiment(load_experiment("paper/mnist", profile="cpu")) is None

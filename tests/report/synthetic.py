@@ -9,12 +9,11 @@ import numpy as np
 import polars as pl
 import torch
 
-from genrep_dist.evaluation.metrics import METRICS
-from genrep_dist.evaluation.results import SCHEMAS, Judged
-from genrep_dist.evaluation.statistics import summarise
-from genrep_dist.report.examples import Example, Named, Sample
+from genrep_dist.evaluation.metrics.base import metric_info, metric_infos
+from genrep_dist.evaluation.tables import EvaluationTables, table_specs
+from genrep_dist.report.examples import Example, Sample, SelectedSamples
 from genrep_dist.report.page import ReportData
-from genrep_dist.report.pixels import Range, png
+from genrep_dist.report.pixels import PixelRange, png
 from tests.evaluation.examples import SHOWN, Labels, synthetic_deletion
 
 LABELS = (
@@ -30,10 +29,12 @@ BEST = {"auc_del_positive": -2.4, "lds": 0.42, "loo_correlation": 0.21, "brittle
 WORST = {"auc_del_positive": 0.0, "brittleness_removed": 0.1, "mislabel_auroc": 0.5, "mislabel_inspection_area": 0.5}
 
 
-def judged(num_seeds: int = 12, metrics: Sequence[str] = tuple(METRICS), *, two_way: bool = True, names: Sequence[str] = NAMES) -> Judged:
+def judged(
+    num_seeds: int = 12, metrics: Sequence[str] = tuple(metric_infos()), *, two_way: bool = True, names: Sequence[str] = NAMES
+) -> EvaluationTables:
     """Invented numbers of the right form; they do not agree with any points, which the report never compares."""
     draw = np.random.default_rng(3)
-    tables: dict[str, list[dict[str, object]]] = {name: [] for name in SCHEMAS}
+    tables: dict[str, list[dict[str, object]]] = {name: [] for name in table_specs()}
     for metric in metrics:
         low, high = WORST.get(metric, 0.0), BEST.get(metric, 2.4 if metric.startswith("auc") else 0.9)
         chosen = [name for name in names if not (metric.startswith("mislabel") and name == "their-scores")]
@@ -64,7 +65,7 @@ def judged(num_seeds: int = 12, metrics: Sequence[str] = tuple(METRICS), *, two_
                 }
             )
         for name, other in itertools.permutations(chosen, 2):
-            better = 1 if METRICS[metric].better == "larger" else -1
+            better = metric_info(metric).direction
             z = better * (mean[name] - mean[other]) / width
             tables["ranks"].append(
                 {"metric": metric, "method": name, "other": other, "share": float(1 / (1 + np.exp(-2 * z))) if known else None}
@@ -85,7 +86,7 @@ def judged(num_seeds: int = 12, metrics: Sequence[str] = tuple(METRICS), *, two_
                         **design,
                     }
                 )
-        ordered = sorted(chosen, key=lambda name: (-mean[name] if METRICS[metric].better == "larger" else mean[name], name))
+        ordered = sorted(chosen, key=lambda name: (-mean[name] if metric_info(metric).better == "larger" else mean[name], name))
         tables["best"] += [
             {"metric": metric, "method": name, "mean_rank": ordered.index(name) + 1.2, "share_best": 0.5 ** ordered.index(name) * 0.51}
             for name in ordered
@@ -122,12 +123,12 @@ def judged(num_seeds: int = 12, metrics: Sequence[str] = tuple(METRICS), *, two_
             }
             for replicate in range(2)
         ]
-    return Judged(**{name: pl.DataFrame(rows, schema=SCHEMAS[name]) for name, rows in tables.items()})
+    return EvaluationTables(**{name: pl.DataFrame(rows, schema=dict(table_specs()[name].columns)) for name, rows in tables.items()})
 
 
 def pictures(count: int, channels: int = 1) -> list[bytes]:
     images = torch.rand(count, channels, 8, 8, generator=torch.Generator().manual_seed(4))
-    return [png(image, Range.of(images)) for image in images]
+    return [png(image, PixelRange.from_images(images)) for image in images]
 
 
 def shown(*, sentences: Sequence[str] = ()) -> tuple[Example, ...]:
@@ -144,7 +145,7 @@ def shown(*, sentences: Sequence[str] = ()) -> tuple[Example, ...]:
             sample(1000 + point, None),
             "class 1, logit 2.31",
             tuple(
-                Named(
+                SelectedSamples(
                     name,
                     tuple(sample(n + point, 0.5 / (n + 1)) for n in range(5)),
                     tuple(sample(n + 7, -0.4 / (n + 1)) for n in range(3 * (1 - point))),
@@ -156,19 +157,18 @@ def shown(*, sentences: Sequence[str] = ()) -> tuple[Example, ...]:
     )
 
 
-def report(num_seeds: int = 12, metrics: Sequence[str] = tuple(METRICS), *, sentences: Sequence[str] = ()) -> ReportData:
+def report(num_seeds: int = 12, metrics: Sequence[str] = tuple(metric_infos()), *, sentences: Sequence[str] = ()) -> ReportData:
     signs = tuple(sign for sign in ("negative", "positive") if f"auc_del_{sign}" in metrics)
     deletion = synthetic_deletion(num_seeds=num_seeds, num_points=5, strengths=tuple(STRENGTHS.items()), signs=signs)
     facts = {"Problem": "digits", "Data": "250 training samples", "Stopping": "After 12 of at most 200 seeds the widest interval was 0.04."}
     return ReportData(
         "demo: which attributions survive retraining",
-        summarise(deletion, LABELS),
-        deletion,
+        NAMES,
+        EvaluationTables(**{**judged(num_seeds, metrics), "deletion": deletion}),
         facts,
         ("Momentum breaks the tracking identity.",),
         "seeds: 12\n",
-        judged(num_seeds, metrics),
         shown(sentences=sentences),
         BLOCKS,
-        declared="influence-function",
+        baseline="influence-function",
     )

@@ -8,10 +8,11 @@ import polars as pl
 import pytest
 
 from genrep_dist.config import Experiment
-from genrep_dist.evaluation.results import SCHEMAS, Judged, empty
-from genrep_dist.evaluation.statistics import auc_points
-from genrep_dist.evaluation.summaries import best, comparisons, metrics_table, ranks
-from genrep_dist.report.build import _other_metrics, _removals_text, block_of, data_files, replicate_spread
+from genrep_dist.evaluation.metrics.base import registered_metrics
+from genrep_dist.evaluation.metrics.deletion import auc_points, replicate_spread
+from genrep_dist.evaluation.statistics import best, comparisons, metrics_table, ranks
+from genrep_dist.evaluation.tables import EvaluationTables, table_specs
+from genrep_dist.report.build import data_files
 from tests.report import synthetic
 
 EVERYTHING = ["table.md", "table.tex", "report.html", "curves_negative.png", "curves_positive.png", "inspection.png"]
@@ -36,31 +37,27 @@ def test_files_of_what_was_measured_alone() -> None:
 @pytest.mark.parametrize(("num_seeds", "two_way"), [(1, 0), (3, 0), (6, 1)])
 def test_what_the_statistics_make_of_real_points_can_be_drawn(num_seeds: int, two_way: int) -> None:
     report = synthetic.report(num_seeds, metrics=("auc_del_negative",))
-    deletion = report.deletion
+    deletion = report.tables["deletion"]
     if two_way:
         # Every seed gets the same ids: a crossed design.
         deletion = deletion.with_columns(test_id=pl.col("test_id").rank("dense").over("seed", "method", "sign").cast(pl.Int64))
     points, names = auc_points(deletion), synthetic.NAMES
-    judged = Judged(
+    tables = EvaluationTables(
+        deletion=deletion,
         points=points,
         metrics=metrics_table(points, names),
         comparisons=comparisons(points, names, ["influence-function", "random"]),
         ranks=ranks(points, names),
         best=best(points, names),
     )
-    files = data_files(replace(report, deletion=deletion, judged=judged))
+    files = data_files(replace(report, tables=tables))
     table, page = files["table.md"].decode(), files["report.html"].decode()
     assert ("two-way" in table) is bool(two_way)
-    assert ("Who beats whom" in page) is (num_seeds > 1)
+    assert ("Pairwise comparison" in page) is (num_seeds > 1)
     assert ("bootstrap draws over seeds" in page) is (num_seeds > 1)
     assert "None" not in table
     assert "None" not in page
     assert "nan" not in table.lower()
-
-
-def test_blocks_choose_rows_and_their_order() -> None:
-    summary = synthetic.report(metrics=("auc_del_negative",)).summary
-    assert block_of(summary, ("random", "tracincp"))["method"].to_list() == ["random", "tracincp"]
 
 
 def replicates(deltas: list[list[float]]) -> pl.DataFrame:
@@ -69,7 +66,7 @@ def replicates(deltas: list[list[float]]) -> pl.DataFrame:
         for seed, values in enumerate(deltas)
         for replicate, delta in enumerate(values)
     ]
-    return pl.DataFrame(rows, schema=dict(SCHEMAS["replicates"]), orient="row")
+    return pl.DataFrame(rows, schema=dict(table_specs()["replicates"].columns), orient="row")
 
 
 def test_the_spread_of_replicates_is_the_pooled_deviation() -> None:
@@ -85,26 +82,34 @@ def experiment(**changes: Any) -> Experiment:
     return Experiment.model_validate({"name": "e", "problem": {"name": "digits"}, "seeds": 2, "methods": ["random"], **changes})
 
 
-def test_how_the_other_metrics_were_measured() -> None:
-    assert _other_metrics(experiment(), 0) == {}
-    found = _other_metrics(
+def facts(asked: Experiment) -> dict[str, str]:
+    tables = EvaluationTables()
+    measured = [metric for metric in registered_metrics() if metric.measured(asked)]
+    return {label: text for metric in measured for label, text in metric.facts(asked, 250, tables).items()}
+
+
+def test_how_each_metric_was_measured() -> None:
+    same = "same initialisation and order (common random numbers)"
+    assert facts(experiment(deletion={"fractions": [0.0, 0.025]})) == {
+        "Removed": "0 %, 2.5 % of the training set; the AUC is the mean over them",
+        "Retrain policy": same,
+    }
+    found = facts(
         experiment(
             problem={"name": "digits", "flip_labels": {"share": 0.1}},
             lds={"subsets": 64, "retrain": "fresh", "replicates": 3},
             loo={"samples": 32},
             brittleness={"counts": [0, 5, 1000]},
-        ),
-        25,
+        )
     )
-    assert found == {
-        "LDS": "64 subsets a network, each 50 % of the training set; fresh initialisation and order, 3 times; their mean counts",
-        "LOO correlation": "32 samples a network, each left out once; same initialisation and order (common random numbers)",
-        "Brittleness": "removed: 0, 5, 1,000 samples; same initialisation and order (common random numbers)",
+    assert {label: text for label, text in found.items() if label not in ("Removed", "Retrain policy")} == {
+        "LDS": "64 subsets a network, each 50 % of the training set; fresh initialisation and order, 3 times; the mean is used",
+        "LOO correlation": f"32 samples a network, each left out once; {same}",
+        "Brittleness": f"removed: 0, 5, 1,000 samples; {same}",
         "Flipped labels": "25 training samples (10 %), the same for all networks",
     }
-    assert _removals_text(experiment(deletion={"fractions": [0.0, 0.025]}).deletion) == "0 %, 2.5 % of the training set"
 
 
 def test_without_replicates_there_is_no_spread() -> None:
     assert replicate_spread(replicates([[1.0], [2.0]])) is None
-    assert replicate_spread(empty("replicates")) is None
+    assert replicate_spread(table_specs()["replicates"].empty()) is None

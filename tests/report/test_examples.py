@@ -17,7 +17,7 @@ from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import ProblemError
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.report.examples import MAX_TEXT, Texts, examples, strongest
-from genrep_dist.report.pixels import LARGEST_SIDE, Range, are_images, png
+from genrep_dist.report.pixels import LARGEST_SIDE, PixelRange, are_images, png
 
 
 @dataclass
@@ -142,7 +142,7 @@ def test_texts_of_another_form_are_refused(wrong: object) -> None:
 
 def test_a_test_point_with_a_training_samples_id_has_no_sentence() -> None:
     assert examples(FakeRun(test_start=15), ["good"], seed=0)
-    with pytest.raises(ProblemError, match="cannot be found by its id"):
+    with pytest.raises(ProblemError, match="cannot be looked up by its id"):
         examples(FakeRun(test_start=15), ["good"], seed=0, texts=sentences)
 
 
@@ -171,7 +171,7 @@ def read(picture: bytes) -> np.ndarray[Any, Any]:
 def test_a_picture_has_the_samples_pixels(channels: int) -> None:
     images = torch.rand(5, channels, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 4 - 2
     low, high = images.amin(dim=(0, 2, 3)), images.amax(dim=(0, 2, 3))
-    drawn = read(png(images[1], Range.of(images)))
+    drawn = read(png(images[1], PixelRange.from_images(images)))
     assert drawn.shape[:2] == (6, 7)
     for row in range(6):
         for column in range(7):
@@ -183,17 +183,17 @@ def test_a_picture_has_the_samples_pixels(channels: int) -> None:
 
 def test_grey_images_without_a_channel_and_constant_ones() -> None:
     images = torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(3))
-    assert png(images[0], Range.of(images)) == png(images[0][None], Range.of(images[:, None]))
+    assert png(images[0], PixelRange.from_images(images)) == png(images[0][None], PixelRange.from_images(images[:, None]))
     flat = torch.ones(2, 5, 5)
-    assert read(png(flat[0], Range.of(flat)))[..., :3].max() == 0
-    bright = png(images[0] + 9, Range.of(images))
+    assert read(png(flat[0], PixelRange.from_images(flat)))[..., :3].max() == 0
+    bright = png(images[0] + 9, PixelRange.from_images(images))
     assert read(bright)[..., :3].min() == 1
 
 
 def test_large_images_are_averaged_down() -> None:
     image = torch.zeros(1, 256, 128)
     image[:, :128] = 1
-    drawn = read(png(image, Range.of(image[None])))
+    drawn = read(png(image, PixelRange.from_images(image[None])))
     assert drawn.shape[:2] == (LARGEST_SIDE, LARGEST_SIDE // 2)
     assert (drawn[:32, :, :3] == 1).all()
     assert (drawn[32:, :, :3] == 0).all()
@@ -201,4 +201,4 @@ def test_large_images_are_averaged_down() -> None:
 
 def test_equal_images_give_equal_bytes() -> None:
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(4))
-    assert png(images[0], Range.of(images)) == png(images[0].clone(), Range.of(images))
+    assert png(images[0], PixelRange.from_images(images)) == png(images[0].clone(), PixelRange.from_images(images))

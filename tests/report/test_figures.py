@@ -7,13 +7,13 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 
-from genrep_dist.evaluation.results import Judged
-from genrep_dist.evaluation.statistics import by_seed, curves, summarise
+from genrep_dist.evaluation.metrics.deletion import Deletion, auc_points
+from genrep_dist.evaluation.metrics.mislabel import Mislabel
+from genrep_dist.evaluation.statistics import metrics_table, seed_means
 from genrep_dist.report.canvas import Format
-from genrep_dist.report.figures import deletion_figure, inspection_figure, metric_figure
+from genrep_dist.report.figures import curve_figure, metric_figure
 from genrep_dist.report.styles import styles
-from genrep_dist.report.tables import all_metrics
-from tests.evaluation.examples import METHODS, Labels, synthetic_deletion
+from tests.evaluation.examples import METHODS, synthetic_deletion
 from tests.report import synthetic
 
 NAMES = [method.name for method in METHODS]
@@ -33,16 +33,11 @@ def both(image: Format, num_seeds: int = 4, names: list[str] | None = None, sign
     names = names or NAMES
     strengths = [(name, float(place)) for place, name in enumerate(names)]
     deletion = synthetic_deletion(num_seeds=num_seeds, num_points=2, strengths=strengths, signs=(sign,))
-    summary = summarise(deletion, [Labels(name) for name in names])
+    (curve,) = Deletion().curves({"deletion": deletion})
+    points = auc_points(deletion)
     return (
-        deletion_figure(curves(deletion), methods=names, sign=sign, image=image),
-        metric_figure(
-            all_metrics(summary, Judged()),
-            by_seed(deletion).select("method", "seed", value="auc"),
-            metric=f"auc_del_{sign}",
-            methods=names,
-            image=image,
-        ),
+        curve_figure(curve, methods=names, image=image),
+        metric_figure(metrics_table(points, names), seed_means(points, names), metric=f"auc_del_{sign}", methods=names, image=image),
     )
 
 
@@ -94,7 +89,8 @@ def test_hostile_names_are_drawn_and_not_obeyed() -> None:
 
 def test_empty_axes_are_still_a_picture(tmp_path: Path) -> None:
     deletion = synthetic_deletion(num_seeds=2, num_points=1)
-    assert deletion_figure(curves(deletion), methods=[], image="png").startswith(b"\x89PNG")
+    (curve,) = Deletion().curves({"deletion": deletion})
+    assert curve_figure(curve, methods=[], image="png").startswith(b"\x89PNG")
 
 
 def test_methods_can_be_told_apart_without_colour() -> None:
@@ -105,13 +101,13 @@ def test_methods_can_be_told_apart_without_colour() -> None:
     assert len({(style.colour, str(style.line), style.marker) for style in styles(names).values()}) == 57
 
 
-def test_the_baseline_does_not_shift_the_others() -> None:
+def test_random_removal_does_not_shift_the_others() -> None:
     assert styles(["a", "random", "b"])["b"] == styles(["a", "b"])["b"]
 
 
 def drawn(metric: str = "lds", **changes: object) -> bytes:
     judged = synthetic.judged(metrics=(metric,))
-    seeds = judged.points.group_by("method", "seed").agg(value=judged.points["value"].first())
+    seeds = judged.points.group_by("metric", "method", "seed").agg(value=judged.points["value"].first())
     arguments: dict[str, object] = {"metric": metric, "methods": synthetic.NAMES, "image": "svg", **changes}
     return metric_figure(judged.metrics, seeds, **arguments)  # type: ignore[arg-type]
 
@@ -120,7 +116,7 @@ def test_the_ceiling_and_the_two_way_interval_are_drawn() -> None:
     assert drawn(ceiling=0.75) != drawn()
     with_two_way = synthetic.judged(metrics=("lds",)).metrics
     without = synthetic.judged(metrics=("lds",), two_way=False).metrics
-    seeds = synthetic.judged(metrics=("lds",)).points.head(0).select("method", "seed", "value")
+    seeds = synthetic.judged(metrics=("lds",)).points.head(0).select("metric", "method", "seed", "value")
     lines = [
         len(
             [
@@ -142,7 +138,10 @@ def test_methods_without_the_metric_have_no_row() -> None:
 
 
 def test_inspection_curves() -> None:
-    curves_of = synthetic.judged(metrics=("mislabel_auroc",)).inspection
-    first = inspection_figure(curves_of, methods=synthetic.NAMES, image="png")
-    assert first.startswith(b"\x89PNG")
-    assert inspection_figure(curves_of.reverse(), methods=synthetic.NAMES, image="png") == first
+    inspection = synthetic.judged(metrics=("mislabel_auroc",))["inspection"]
+    pictures = []
+    for table in (inspection, inspection.reverse()):
+        (curve,) = Mislabel().curves({"inspection": table})
+        pictures.append(curve_figure(curve, methods=synthetic.NAMES, image="png"))
+    assert pictures[0].startswith(b"\x89PNG")
+    assert pictures[0] == pictures[1]

@@ -1,34 +1,36 @@
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import polars as pl
 import pytest
 
 from genrep_dist.errors import NotCommittedError
-from genrep_dist.evaluation.results import SCHEMAS, Judged
-from genrep_dist.evaluation.statistics import summarise
+from genrep_dist.evaluation.metrics.base import POINTS_SCHEMA
+from genrep_dist.evaluation.statistics import metrics_table
+from genrep_dist.evaluation.tables import EvaluationTables, table_specs
 from genrep_dist.report.verdict import Verdict, p_text, percent, verdict
-from tests.evaluation.examples import Labels, synthetic_deletion
 
 
-def judged(values: dict[str, list[float]], sign: str = "negative", tables: Judged | None = None, declared: str | None = None) -> Verdict:
-    """The verdict on methods whose AUC in each network (two points each) is given."""
+def judged(
+    values: dict[str, list[float]], sign: str = "negative", tables: dict[str, pl.DataFrame] | None = None, declared: str | None = None
+) -> Verdict:
+    """The verdict on methods whose AUC in each network (two points each) is given; ``tables`` are more tables of the evaluation."""
     rows = [
-        (seed, method, point, sign, 0.1, 1, 0.0, value, value)
+        (f"auc_del_{sign}", method, seed, point, value)
         for method, per_seed in values.items()
         for seed, value in enumerate(per_seed)
         for point in range(2)
     ]
-    deletion = pl.DataFrame(rows, schema=synthetic_deletion(num_seeds=1, num_points=1).columns, orient="row")
-    return verdict(summarise(deletion, [Labels(method) for method in values]), deletion, tables, declared=declared)
+    points = pl.DataFrame(rows, schema=POINTS_SCHEMA, orient="row")
+    more = dict(tables or {})
+    means = pl.concat([metrics_table(points, list(values)), *([more.pop("metrics")] if "metrics" in more else [])])
+    return verdict(EvaluationTables(points=points, metrics=means, **more), declared=declared)
 
 
-def compared(*rows: tuple[str, str, float, float, float, float], metric: str = "auc_del_negative", **tables: pl.DataFrame) -> Judged:
+def compared(*rows: tuple[str, str, float, float, float, float], metric: str = "auc_del_negative") -> dict[str, pl.DataFrame]:
     """Comparisons (method, baseline, mean, low, high, p_holm)."""
     full = [(metric, method, other, mean, low, high, None, None, p / 10, p, 20, 2) for method, other, mean, low, high, p in rows]
-    return Judged(comparisons=pl.DataFrame(full, schema=dict(SCHEMAS["comparisons"]), orient="row"), **tables)
+    return {"comparisons": pl.DataFrame(full, schema=dict(table_specs()["comparisons"].columns), orient="row")}
 
 
 NOISE = np.random.default_rng(5).normal(size=(3, 20))
@@ -42,7 +44,7 @@ def around(mean: float, spread: float = 0.1, row: int = 0) -> list[float]:
 def test_a_clear_winner() -> None:
     found = judged({"good": around(2.0), "fair": around(1.0, row=1), "random": around(0.1, row=2)})
     assert found.headline.startswith(
-        "good scores best of 2 methods: leaving out the training samples that it names raises the prediction by 2.0"
+        "good scores best of 2 methods: removing the training samples that it selects raises the prediction by 2.0"
     )
     assert "random removal changes it by 0.1" in found.headline
     assert "do not overlap" in found.sentences[0]
@@ -53,7 +55,7 @@ def test_a_clear_winner() -> None:
 def test_overlapping_intervals_with_a_paired_lead() -> None:
     shared = around(1.0, 1.0)
     found = judged({"good": shared, "random": [value - 0.3 for value in shared]})
-    assert "The two methods' own intervals overlap, but the paired difference stays on one side of zero" in found.sentences[0]
+    assert "The two methods' own intervals overlap, but the paired difference excludes zero" in found.sentences[0]
     assert "not established" not in found.headline
 
 
@@ -65,7 +67,7 @@ def test_a_lead_that_may_be_chance() -> None:
 
 def test_runner_up_that_cannot_be_told_apart() -> None:
     found = judged({"good": around(2.0, 0.5), "fair": around(2.0, 0.5, row=1), "random": around(0.0, row=2)})
-    assert "the two cannot be told apart here" in found.sentences[1]
+    assert "these data do not separate the two" in found.sentences[1]
 
 
 def test_random_is_better() -> None:
@@ -124,10 +126,8 @@ def test_order_of_rows_does_not_change_the_words() -> None:
 
 
 def test_nothing_to_report() -> None:
-    deletion = synthetic_deletion(num_seeds=2)
-    empty: Any = summarise(deletion, [])
     with pytest.raises(NotCommittedError, match="nothing to report"):
-        verdict(empty, deletion)
+        verdict(EvaluationTables())
 
 
 FIELD = {"good": around(2.0), "fair": around(1.9, row=1), "random": around(0.1, row=2)}
@@ -153,12 +153,12 @@ def test_the_corrected_p_value_decides() -> None:
     assert "This interval includes zero, so the difference may be chance" in found.sentences[0]
 
 
-@pytest.mark.parametrize(("low", "says"), [(0.2, "not one on these points alone"), (-0.2, "on other test points there may be no lead")])
+@pytest.mark.parametrize(("low", "says"), [(0.2, "not limited to these points"), (-0.2, "on other test points there may be no lead")])
 def test_what_points_that_all_seeds_share_say_of_others(low: float, says: str) -> None:
     tables = compared(("good", "random", 1.9, 1.5, 2.3, 0.001))
-    crossed = tables.comparisons.with_columns(ci95_two_way_low=pl.lit(low), ci95_two_way_high=pl.lit(3.6))
+    crossed = tables["comparisons"].with_columns(ci95_two_way_low=pl.lit(low), ci95_two_way_high=pl.lit(3.6))
     values = {"good": around(2.0), "random": around(0.1, row=2)}
-    told = judged(values, tables=Judged(comparisons=crossed)).sentences[0]
+    told = judged(values, tables={"comparisons": crossed}).sentences[0]
     assert told.endswith(f"resampled too, the interval is {str(low).replace('-', '−')}0 to 3.60: {'the lead is ' * (low > 0)}{says}.")
     assert "resampled" not in judged(values, tables=tables).sentences[0]
 
@@ -183,11 +183,11 @@ def test_the_declared_baseline() -> None:
 
 
 def test_the_bootstraps_order() -> None:
-    ranks = pl.DataFrame([("auc_del_negative", "good", "fair", 0.93)], schema=dict(SCHEMAS["ranks"]), orient="row")
-    best = pl.DataFrame([("auc_del_negative", "good", 1.2, 0.999)], schema=dict(SCHEMAS["best"]), orient="row")
-    sentence = next(s for s in judged(FIELD, tables=Judged(ranks=ranks)).sentences if "runner-up" in s)
+    ranks = pl.DataFrame([("auc_del_negative", "good", "fair", 0.93)], schema=dict(table_specs()["ranks"].columns), orient="row")
+    best = pl.DataFrame([("auc_del_negative", "good", 1.2, 0.999)], schema=dict(table_specs()["best"].columns), orient="row")
+    sentence = next(s for s in judged(FIELD, tables={"ranks": ranks}).sentences if "runner-up" in s)
     assert sentence.endswith("good beats fair in 93\N{NO-BREAK SPACE}% of bootstrap draws over seeds.")
-    sentence = next(s for s in judged(FIELD, tables=Judged(ranks=ranks, best=best)).sentences if "runner-up" in s)
+    sentence = next(s for s in judged(FIELD, tables={"ranks": ranks, "best": best}).sentences if "runner-up" in s)
     assert sentence.endswith("draws over seeds, and all methods in more than 99\N{NO-BREAK SPACE}%.")
 
 
@@ -195,14 +195,14 @@ def test_what_the_other_metrics_say() -> None:
     means = [("lds", "good", 0.1), ("lds", "fair", 0.3), ("brittleness_removed", "good", 0.02), ("brittleness_removed", "fair", 0.05)]
     metrics = pl.DataFrame(
         [(metric, method, mean, None, None, None, None, None, 20, 2) for metric, method, mean in means],
-        schema=dict(SCHEMAS["metrics"]),
+        schema=dict(table_specs()["metrics"].columns),
         orient="row",
     )
-    sentences = judged(FIELD, tables=Judged(metrics=metrics)).sentences
-    assert "It has the best mean of removed to flip too." in sentences
-    assert "Other metrics have another method in front: fair (LDS)." in sentences
+    sentences = judged(FIELD, tables={"metrics": metrics}).sentences
+    assert "It also has the best mean of removed to flip." in sentences
+    assert "By other metrics another method is best: fair (LDS)." in sentences
     tied = metrics.with_columns(mean=pl.when(pl.col("method") == "good").then(0.3).otherwise(0.1 + 0.2))
-    assert not any("metrics" in s or "best mean" in s for s in judged(FIELD, tables=Judged(metrics=tied)).sentences)
+    assert not any("other metrics" in s or "best mean" in s for s in judged(FIELD, tables={"metrics": tied}).sentences)
 
 
 def test_seeds_too_few_for_any_p_value_are_said_to_be() -> None:

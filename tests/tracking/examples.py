@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from genrep_dist.evaluation.statistics import by_seed, curves, summarise
+from genrep_dist.core.methods import Method
+from genrep_dist.evaluation.metrics.deletion import Deletion, auc_points
+from genrep_dist.evaluation.statistics import metrics_table, seed_means
+from genrep_dist.evaluation.tables import STATISTICS
 from genrep_dist.tracking.publication import Publication
-from tests.evaluation.examples import Labels, synthetic_deletion
+from tests.evaluation.examples import synthetic_deletion
 
-LABELS = (Labels("ntk-final/tracking"), Labels("random", "none", "none", "random"))
+METHODS = (Method("ntk-final/tracking", "ntk", "final", "tracking"), Method("random", "none", "none", "random"))
 
 
 def publication(**changes: Any) -> Publication:
     design: dict[str, Any] = {"num_seeds": 3, "num_points": 2}
     design |= {name: changes.pop(name) for name in ("num_seeds", "signs", "fractions", "spread") if name in changes}
-    deletion = synthetic_deletion(strengths=[(label.name, 2.0 - place) for place, label in enumerate(LABELS)], **design)
+    deletion = synthetic_deletion(strengths=[(method.name, 2.0 - place) for place, method in enumerate(METHODS)], **design)
+    points, names = auc_points(deletion), [method.name for method in METHODS]
     return Publication(
         **{
             "experiment": "demo",
@@ -22,9 +26,11 @@ def publication(**changes: Any) -> Publication:
             "plan_digest": "0123456789abcdef",
             "config_yaml": "seeds: 3\n",
             "parameters": {"recipe.epochs": "20", "seeds": "3"},
-            "summary": summarise(deletion, LABELS),
-            "curves": curves(deletion),
-            "by_seed": by_seed(deletion),
+            "methods": METHODS,
+            "metrics": metrics_table(points, names),
+            "comparisons": STATISTICS["comparisons"].empty(),
+            "seed_means": seed_means(points, names),
+            "curves": {str(curve.logged_as): curve.frame for curve in Deletion().curves({"deletion": deletion})},
             "artifacts": {"report.html": b"<p>report</p>", "figures/curves.png": b"\x89PNG"},
             "tags": {"genrep.version": "0.1.0"},
             **changes,

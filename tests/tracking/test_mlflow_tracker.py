@@ -19,7 +19,7 @@ from mlflow.entities import Run, ViewType
 from genrep_dist.errors import NonFiniteError, StoreError
 from genrep_dist.tracking.mlflow_tracker import COMPLETE, METHOD, TrackingLink, publish
 from genrep_dist.tracking.publication import Publication, method_runs
-from tests.tracking.examples import LABELS, publication
+from tests.tracking.examples import METHODS, publication
 
 WRITES = ("create_experiment", "create_run", "delete_run", "log_batch", "log_artifacts", "set_terminated", "set_tag", "delete_tag")
 
@@ -71,7 +71,7 @@ def test_what_was_published_can_be_read_back(place: dict[str, Any]) -> None:
     assert files_below(client, link.run_id) == ["config.yaml", "figures/curves.png", "report.html"]
     assert Path(client.download_artifacts(link.run_id, "report.html")).read_bytes() == b"<p>report</p>"
 
-    assert list(link.runs) == [label.name for label in LABELS]
+    assert list(link.runs) == [label.name for label in METHODS]
     for expected in method_runs(made):
         run = client.get_run(link.runs[expected.method])
         assert run.data.tags["mlflow.parentRunId"] == link.run_id
@@ -81,7 +81,7 @@ def test_what_was_published_can_be_read_back(place: dict[str, Any]) -> None:
             logged = {(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)}
             assert logged == {(m.step, m.value) for m in expected.measurements if m.name == name}
         assert run.data.metrics.keys() == {m.name for m in expected.measurements}
-    assert len(runs_of(place, link)) == 1 + len(LABELS)
+    assert len(runs_of(place, link)) == 1 + len(METHODS)
 
 
 def test_the_experiments_description_says_what_was_found_and_links_the_curves(place: dict[str, Any]) -> None:
@@ -153,7 +153,7 @@ def test_interrupted_anywhere_and_published_again_equals_undisturbed(fresh: Path
             else:
                 break
         assert contents(place, publish(made, **place)) == expected
-    assert interrupted > 4 * len(LABELS)
+    assert interrupted > 4 * len(METHODS)
 
 
 def test_a_complete_child_is_left_and_an_incomplete_one_is_written_anew(place: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,12 +165,12 @@ def test_a_complete_child_is_left_and_an_incomplete_one_is_written_anew(place: d
     experiment = client.get_experiment_by_name("genrep/digits")
     assert experiment is not None
     before = {run.data.tags[METHOD]: run for run in client.search_runs([experiment.experiment_id]) if METHOD in run.data.tags}
-    assert [COMPLETE in before[label.name].data.tags for label in LABELS] == [True, False]
+    assert [COMPLETE in before[label.name].data.tags for label in METHODS] == [True, False]
     link = publish(publication(), **place)
-    assert link.runs[LABELS[0].name] == before[LABELS[0].name].info.run_id
-    assert link.runs[LABELS[1].name] != before[LABELS[1].name].info.run_id
+    assert link.runs[METHODS[0].name] == before[METHODS[0].name].info.run_id
+    assert link.runs[METHODS[1].name] != before[METHODS[1].name].info.run_id
     deleted = runs_of(place, link, ViewType.DELETED_ONLY)
-    assert [run.info.run_id for run in deleted] == [before[LABELS[1].name].info.run_id]
+    assert [run.info.run_id for run in deleted] == [before[METHODS[1].name].info.run_id]
 
 
 def test_changed_numbers_replace_the_old_ones(place: dict[str, Any]) -> None:

@@ -6,9 +6,9 @@ import polars as pl
 import pytest
 
 from genrep_dist.errors import NonFiniteError, StoreError
-from genrep_dist.tracking.publication import Publication, files_of, method_runs, short_parameters
+from genrep_dist.tracking.publication import Publication, method_runs, run_files, short_parameters
 from tests.report import synthetic
-from tests.tracking.examples import LABELS, publication
+from tests.tracking.examples import METHODS, publication
 
 
 def values(made: Publication, name: str, method: str = "ntk-final/tracking") -> dict[int, float]:
@@ -16,26 +16,25 @@ def values(made: Publication, name: str, method: str = "ntk-final/tracking") -> 
     return {m.step: m.value for m in run.measurements if m.name == name}
 
 
-def test_every_number_of_the_summary_is_measured() -> None:
+def test_every_number_of_the_metrics_table_is_measured() -> None:
     made = publication(signs=("negative", "positive"))
-    for row in made.summary.iter_rows(named=True):
-        for sign, suffix in (("negative", ""), ("positive", "_positive")):
-            area = f"auc_del_{sign}"
-            assert values(made, area, row["method"]) == {0: row[area]}
-            assert values(made, f"{area}_ci95_low", row["method"]) == {0: row[f"ci95_clustered_low{suffix}"]}
-            assert values(made, f"{area}_ci95_high", row["method"]) == {0: row[f"ci95_clustered_high{suffix}"]}
-            assert values(made, f"{area}_ci95_pooled", row["method"]) == {0: row[f"ci95_pooled{suffix}"]}
-        assert values(made, "num_seeds", row["method"]) == {0: 3}
-        assert values(made, "num_points", row["method"]) == {0: 2}
+    assert made.metrics.height == 2 * len(METHODS)
+    for row in made.metrics.iter_rows(named=True):
+        metric, method = row["metric"], row["method"]
+        assert values(made, metric, method) == {0: row["mean"]}
+        assert values(made, f"{metric}_ci95_low", method) == {0: row["ci95_clustered_low"]}
+        assert values(made, f"{metric}_ci95_high", method) == {0: row["ci95_clustered_high"]}
+        assert values(made, f"{metric}_ci95_pooled", method) == {0: row["ci95_pooled"]}
+        assert values(made, "num_seeds", method) == {0: 3}
+        assert values(made, "num_points", method) == {0: 2}
 
 
 def test_curves_step_by_percent_and_seeds_by_seed() -> None:
     made = publication()
-    chosen = pl.col("method") == "ntk-final/tracking"
-    curve = made.curves.filter(chosen).sort("fraction")
+    curve = made.curves["del_negative"].filter(method="ntk-final/tracking").sort("share")
     assert values(made, "del_negative") == dict(zip((0, 2, 4, 6, 8, 10), curve["mean"], strict=True))
-    seeds = made.by_seed.filter(chosen)
-    assert values(made, "auc_del_negative_by_seed") == dict(zip(seeds["seed"], seeds["auc"], strict=True))
+    seeds = made.seed_means.filter(method="ntk-final/tracking")
+    assert values(made, "auc_del_negative_by_seed") == dict(zip(seeds["seed"], seeds["value"], strict=True))
 
 
 def test_fractions_that_are_no_whole_percents_do_not_collide() -> None:
@@ -64,7 +63,7 @@ def test_tags_name_the_method() -> None:
 
 def with_metrics(num_seeds: int = 3) -> Publication:
     """Two published methods, compared with random removal and with a baseline of their own."""
-    names = [label.name for label in LABELS]
+    names = [method.name for method in METHODS]
     judged = synthetic.judged(num_seeds, names=[*names, "influence-function"])
     published = [table.filter(pl.col("method").is_in(names)) for table in (judged.metrics, judged.comparisons)]
     return publication(num_seeds=num_seeds, metrics=published[0], comparisons=published[1])
@@ -94,8 +93,9 @@ def test_a_number_is_published_once_under_its_name() -> None:
     for run in method_runs(made):
         places = [(m.name, m.step) for m in run.measurements]
         assert len(places) == len(set(places))
-    row = made.summary.row(0, named=True)
-    assert values(made, "auc_del_negative") == {0: row["auc_del_negative"]}
+    (mean,) = made.metrics.filter(metric="auc_del_negative", method="ntk-final/tracking")["mean"]
+    assert values(made, "auc_del_negative") == {0: mean}
+    assert values(made, "lds_by_seed") == values(made, "lds_ci95_pooled") == {}
 
 
 def test_one_seed_has_no_p_values() -> None:
@@ -112,17 +112,21 @@ def test_the_order_of_metrics_rows_changes_no_digest() -> None:
 
 def test_a_metric_that_is_none_is_refused() -> None:
     made = with_metrics()
-    spoilt = made.metrics.with_columns(mean=pl.when(pl.col("metric") == "lds").then(float("inf")).otherwise("mean"))
+    infinite = made.metrics.with_columns(mean=pl.when(pl.col("metric") == "lds").then(float("inf")).otherwise("mean"))
     with pytest.raises(NonFiniteError, match="lds"):
-        method_runs(publication(metrics=spoilt))
+        method_runs(publication(metrics=infinite))
 
 
-@pytest.mark.parametrize(("table", "column"), [("summary", "auc_del_negative"), ("curves", "mean"), ("by_seed", "auc")])
-def test_a_number_that_is_none_is_refused(table: str, column: str) -> None:
-    made = publication()
-    spoilt = getattr(made, table).with_columns(pl.when(pl.col("method") == "random").then(float("nan")).otherwise(column).alias(column))
+def spoilt(table: pl.DataFrame, column: str) -> pl.DataFrame:
+    return table.with_columns(pl.when(pl.col("method") == "random").then(float("nan")).otherwise(column).alias(column))
+
+
+@pytest.mark.parametrize(("table", "column"), [("metrics", "ci95_pooled"), ("curves", "mean"), ("seed_means", "value")])
+def test_a_number_that_is_not_finite_is_refused(table: str, column: str) -> None:
+    found = getattr(publication(), table)
+    changed = {name: spoilt(frame, column) for name, frame in found.items()} if table == "curves" else spoilt(found, column)
     with pytest.raises(NonFiniteError, match="method random"):
-        method_runs(publication(**{table: spoilt}))
+        method_runs(publication(**{table: changed}))
 
 
 def test_the_digest_follows_the_numbers() -> None:
@@ -134,7 +138,7 @@ def test_the_digest_follows_the_numbers() -> None:
 def test_long_or_oddly_named_parameters_stay_in_the_config() -> None:
     made = publication(parameters={"b": "1", "a.b/c": "2", "odd [name]": "3", "a//b": "4", "long": "x" * 501, "just": "x" * 500})
     assert list(short_parameters(made)) == ["a.b/c", "b", "just"]
-    assert files_of(made)["config.yaml"] == b"seeds: 3\n"
+    assert run_files(made)["config.yaml"] == b"seeds: 3\n"
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../up.html", "a/../../b", "", "."])

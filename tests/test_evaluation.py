@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 import genrep_dist as gr
+from genrep_dist.config.metrics import requested_retrainings
 from genrep_dist.errors import PlanError
 from genrep_dist.evaluation.subsets import draw_left_out, draw_subsets
 from genrep_dist.executors.serial import SerialExecutor
@@ -24,7 +25,6 @@ from genrep_dist.runner.progress import Silence
 from genrep_dist.store import Store
 from genrep_dist.units import Retraining
 from genrep_dist.workflow.execute import execute
-from genrep_dist.workflow.planning import removals_of_a_method
 from genrep_dist.workflow.prepare import PreparedExperiment, prepare
 from genrep_dist.workflow.retrain import retrain
 from genrep_dist.workflow.stages import artifacts_of
@@ -91,7 +91,7 @@ def test_subset_metrics_are_spearman_of_sums_with_retrained_outputs(judged: gr.R
             predicted = [-phi[mask, m].sum() for mask in masks]
             expected = stats.spearmanr(predicted, real[:, :, row, output].mean(axis=0)).statistic
             assert found[m] == pytest.approx(expected, abs=1e-9), (method, m)
-    ceilings = judged.judged().ceilings.filter(metric=metric, seed=seed)
+    ceilings = judged.judged()["ceilings"].filter(metric=metric, seed=seed)
     if metric == "lds":
         row, output = rows[0], classes[0]
         agreement = stats.spearmanr(real[0, :, row, output], real[1, :, row, output]).statistic
@@ -106,7 +106,7 @@ def test_brittleness_is_the_first_removal_that_flips_the_class(judged: gr.Run) -
     seed = 1
     rows, classes = explained_outputs(judged, seed)
     outputs = outputs_without(judged, seed, [])
-    table = judged.judged().brittleness
+    table = judged.judged()["brittleness"]
 
     def predicted(all_outputs: npt.NDArray[np.float64], row: int) -> int:
         return int(all_outputs[row, 0] > 0) if all_outputs.shape[1] == 1 else int(all_outputs[row].argmax())
@@ -146,7 +146,7 @@ def test_one_factorisation_a_seed_serves_the_influence_kernel_and_self_influence
     artifact = done.store.artifact("diagonal", done.plan.keys.diagonal(0, "influence", done.plan.keys.epochs))
     before = artifact.read("diagonal")
     done.store.objects.delete_folder(artifact.path)
-    [(lost, _)] = [(unit, a) for a in artifacts_of(done.plan, "diagonals") for unit in a.units if unit.seed == 0]
+    [lost] = [unit for artifact in artifacts_of(done.plan, "diagonals") for unit in artifact.units if unit.seed == 0]
     execute(prepare(asked, done.store, [str(ROOT)]).job, lost)
     np.testing.assert_allclose(artifact.read("diagonal"), before, rtol=1e-9)
 
@@ -182,7 +182,7 @@ def test_flipped_labels_are_recorded_and_self_influence_ranks_them(judged: gr.Ru
         found = judged.points().filter(metric="mislabel_auroc", method=method, seed=0).collect()
         assert found["test_id"].null_count() == 1
         assert found["value"][0] == pytest.approx(roc_auc_score(flipped, scores.numpy()), abs=1e-12), method
-    curve = judged.judged().inspection.filter(method="tracincp")
+    curve = judged.judged()["inspection"].filter(method="tracincp")
     assert curve["found"].is_sorted()
     assert (curve["found"][0], curve["found"][-1]) == (0.0, 1.0)
 
@@ -219,7 +219,7 @@ def test_named_test_points_are_shared_by_all_seeds(tmp_path: Path) -> None:
 def test_replicates_are_averaged_and_kept(tmp_path: Path) -> None:
     deletion = {"fractions": [0.0, 0.2], "retrain": "fresh", "replicates": 3}
     done = run(tmp_path, **{**PLAIN, "deletion": deletion})
-    kept = done.judged().replicates.filter(pl.col("num_removed") > 0)
+    kept = done.judged()["replicates"].filter(pl.col("num_removed") > 0)
     assert kept.height == 3 * 2 * 2 * 2
     row = kept.row(0, named=True)
     place = {name: row[name] for name in ("seed", "method", "test_id", "fraction")}
@@ -249,7 +249,7 @@ def test_a_plan_knows_what_the_store_has_of_another_experiment(tmp_path: Path) -
     def planned(**fields: Any) -> tuple[PreparedExperiment, StageStatus]:
         asked = experiment("tests.toys:Counting", {"folder": str(tmp_path)}, name="more", **{**FIELDS, **PLAIN, **fields})
         found = prepare(asked, Store(str(tmp_path / "store")), [str(ROOT)])
-        (status,) = [s for s in stage_status(found.plan, found.store, foreseen=True) if s.name == "retrain"]
+        (status,) = [s for s in stage_status(found.plan, found.store, look_up=True) if s.name == "retrain"]
         return found, status
 
     fresh, nothing = planned()
@@ -260,7 +260,7 @@ def test_a_plan_knows_what_the_store_has_of_another_experiment(tmp_path: Path) -
     assert (same.total, same.done, same.exact) == (unique, unique, True)
     fields: dict[str, Any] = {"methods": ["ntk-final/tracking", "tracincp", "random"], "loo": {"samples": 7}}
     more, status = planned(**fields)
-    a_method = 2 * removals_of_a_method(more.plan.keys, more.plan.shape)
+    a_method = 2 * requested_retrainings(more.plan.experiment, more.plan.shape.num_train).per_method
     # Six of seven: one sample's deletion may be among those that were made already.
     assert unique + a_method + 2 * 7 >= status.total > unique + a_method
     assert unique <= status.done <= unique + 2 * 7
@@ -272,7 +272,7 @@ def test_a_plan_knows_what_the_store_has_of_another_experiment(tmp_path: Path) -
     assert (after.done, after.exact) == (after.total, True)
     # Scores that are damaged are made anew by the next run: a plan takes them for missing, and does not fail.
     (tmp_path / "store/results").rename(tmp_path / "aside")
-    for asked in (tmp_path / "store/experiments").rglob("asked-*.parquet"):
+    for asked in (tmp_path / "store/experiments").rglob("requests-*.parquet"):
         asked.unlink()
     for part in (tmp_path / "store/artifacts/attribution").rglob("c/*/*"):
         part.write_bytes(part.read_bytes()[:-4])
@@ -315,7 +315,19 @@ def test_every_table_declares_its_schema(judged: gr.Run) -> None:
     assert root is not None
     found = {path: pq.read_schema(path) for place in ("results", "experiments", "ledger") for path in (root / place).rglob("*.parquet")}
     names = {path.stem.partition("-")[0] for path in found}
-    assert {"deletion", "summary", "points", "metrics", "comparisons", "ranks", "best", "ceilings", "brittleness", "asked", "part"} <= names
+    assert {
+        "deletion",
+        "summary",
+        "points",
+        "metrics",
+        "comparisons",
+        "ranks",
+        "best",
+        "ceilings",
+        "brittleness",
+        "requests",
+        "part",
+    } <= names
     for path, schema in found.items():
         table = (schema.metadata or {}).get(b"genrep.table", b"").decode()
         assert table == {"part": "ledger"}.get(name := path.stem.partition("-")[0], name), path
@@ -339,7 +351,7 @@ def test_results_of_another_version_are_published_anew_and_nothing_is_trained(tm
 
 def test_brittleness_needs_classes(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="no classes"):
-        run(tmp_path, "tests.test_judge:Regression")
+        run(tmp_path, "tests.test_evaluation:Regression")
 
 
 class Regression:
