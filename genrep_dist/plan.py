@@ -44,9 +44,9 @@ class Shape:
     Of the NTK's features for one sample: ``ntk_held`` numbers as factors, ``ntk_spelled`` when they are made ready to be multiplied,
     ``ntk_products`` multiply-adds with those of another, ``ntk_bytes`` in the store, as measured on a few rows. 0: dense rows.
     ``ntk_slow`` tells the layers whose gradients take a slower way. ``forward_flop`` are the floating-point operations of a sample's
-    forward pass, 0 where they are not known; ``on_gpu``: whether workers compute on GPUs. ``arithmetic`` is how a CPU trains models
+    forward pass, 0 where they are not known; ``on_gpu``: whether workers compute on GPUs. ``pack_kind`` is how a CPU trains models
     ("stacked", "mapped" or "solo"), ``step_bytes`` what a step of one takes beside its parameters, and ``pack`` how many share one: at
-    most, or always where they are mapped.
+    most, or always where they are mapped. ``identity_gap_reasons``: why the optimizer breaks the tracking identities; empty if it does not.
     """
 
     num_train: int
@@ -61,9 +61,10 @@ class Shape:
     ntk_slow: tuple[str, ...] = ()
     forward_flop: int = 0
     on_gpu: bool = False
-    arithmetic: str = "solo"
+    pack_kind: str = "solo"
     step_bytes: int = 0
     pack: int = 1
+    identity_gap_reasons: tuple[str, ...] = ()
 
     def feature_width(self, kernel: str) -> int:
         """Numbers that one training sample takes in the features of ``kernel``; a kernel of the user's own has none that we know."""
@@ -170,12 +171,11 @@ class Plan:
     def warnings(self) -> list[str]:
         """What limits the reading of the numbers to come, each a sentence or two."""
         found = []
-        momentum, decay = self.keys.recipe["momentum"], self.keys.recipe["weight_decay"]
         names = {method.name for method in self.experiment.parsed_methods if method.importance in ("tracking", "descent")}
-        if (momentum or decay) and (names or "tracincp" in self.experiment.methods):
+        if self.shape.identity_gap_reasons and (names or "tracincp" in self.experiment.methods):
             found.append(
-                f"The models are trained with momentum {momentum:g} and weight decay {decay:g}: Eq. 10's tracked importances then no "
-                "longer sum up what training did, even for a linear model, nor does TracInCP."
+                "Eq. 10's tracked importances no longer sum up what training did, even for a linear model, nor does TracInCP. "
+                f"Reasons: {'; '.join(self.shape.identity_gap_reasons)}."
             )
         if self.keys.recipe["precision"] != "full" and (names or "tracincp" in self.experiment.methods):
             found.append(

@@ -28,17 +28,18 @@ from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.problems.tables import data_digest
 from genrep_dist.store import Store
 from genrep_dist.store.feature_codec import pack
+from genrep_dist.training.batches import padded_rows
 from genrep_dist.training.flop_count import forward_flop, step_bytes
 from genrep_dist.training.loop import predict
-from genrep_dist.training.pack import filled
+from genrep_dist.training.optimizers import identity_gap_reasons
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.trainer import arithmetic_of, most_models
+from genrep_dist.training.trainer import choose_pack_kind, max_models_per_step
 from genrep_dist.units import StageName
 from genrep_dist.workflow.attributions import write_attribution
 from genrep_dist.workflow.context import Job, label_loss, load_own_kernels, own_kernel_digests, publish_data, recipe_in_force
 from genrep_dist.workflow.status import stage_status
 
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 MEASURED_ROWS = 16
 """Training rows that the size of stored features is measured on."""
 
@@ -89,7 +90,7 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
         experiment,
         data_digest(train, test),
         source_digest(problem, experiment.problem.options),
-        asdict(recipe),
+        recipe_settings(recipe),
         len(test.ids),
         own_kernel_digests(experiment, load_own_kernels(experiment, search_path)),
         shared_points=_shared_points(experiment, test),
@@ -98,6 +99,11 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     keys = replace(keys, external=_digests(external))
     job = Job(store.uri, keys, tuple(search_path))
     return Prepared(make_plan(keys, shape), job, store, problem, recipe, train, test, flipped, external)
+
+
+def recipe_settings(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data, for keys and the record. The default optimizer is left out, so that it changes no key."""
+    return {name: value for name, value in asdict(recipe).items() if (name, value) != ("optimizer", "sgd")}
 
 
 def _flip(experiment: Experiment, problem: Problem, train: Dataset, shape: Shape) -> tuple[Dataset, tuple[int, ...]]:
@@ -196,7 +202,7 @@ def measure(
         width = 0
     parameters = [p for p in model.parameters() if p.requires_grad]
     # A GPU's own memory says how many models it takes.
-    arithmetic = "solo" if on_gpu else arithmetic_of(problem.model, get_loss(problem.loss), recipe, train)[0]
+    pack_kind = "solo" if on_gpu else choose_pack_kind(problem.model, get_loss(problem.loss), recipe, train)[0]
     shape = Shape(
         len(train.ids),
         len(test.ids),
@@ -205,9 +211,10 @@ def measure(
         width,
         forward_flop=forward_flop(model, train.inputs[:2]),
         on_gpu=on_gpu,
-        arithmetic=arithmetic,
-        step_bytes=step_bytes(model, train.inputs[: filled(recipe.batch_size) if arithmetic != "solo" else recipe.batch_size]),
-        pack=most_models(arithmetic, sum(p.numel() * p.element_size() for p in parameters)),
+        pack_kind=pack_kind,
+        step_bytes=step_bytes(model, train.inputs[: padded_rows(recipe.batch_size) if pack_kind != "solo" else recipe.batch_size]),
+        pack=max_models_per_step(pack_kind, sum(p.numel() * p.element_size() for p in parameters)),
+        identity_gap_reasons=tuple(identity_gap_reasons(recipe)),
     )
     if not gradients:
         return shape

@@ -11,9 +11,8 @@ from genrep_dist.config.keys import Keys
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.store import Store
 from genrep_dist.store.ledger import LedgerRow
-from genrep_dist.training.loop import predict
+from genrep_dist.training.loop import TrainingRun, predict
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.train_pack import Run
 from genrep_dist.units import Retraining, RetrainUnit
 from genrep_dist.workflow.context import Workbench, to_numpy
 from genrep_dist.workflow.train import check_outputs
@@ -65,7 +64,7 @@ def _retrain_pack(retrainings: Sequence[Retraining], bench: Workbench) -> list[L
             results.append(output)
             continue
         try:
-            check_outputs(output, bench.test.ids, run.what)
+            check_outputs(output, bench.test.ids, run.description)
         except NonFiniteError as error:
             results.append(error)
             continue
@@ -83,12 +82,12 @@ def _retrain_pack(retrainings: Sequence[Retraining], bench: Workbench) -> list[L
     return results
 
 
-def _as_run(retraining: Retraining, bench: Workbench) -> Run:
-    randomness = Randomness.of_retraining(retraining.seed, retraining.policy, retraining.removed, retraining.replicate)
+def _as_run(retraining: Retraining, bench: Workbench) -> TrainingRun:
+    randomness = Randomness.for_retraining(retraining.seed, retraining.policy, retraining.removed, retraining.replicate)
     kept = ~torch.isin(bench.train.ids, torch.tensor(retraining.removed, dtype=torch.int64))
     without = ", ".join(map(str, retraining.removed[:5])) + (", ..." if len(retraining.removed) > 5 else "")
     what = f"retraining {retraining.key[:12]}, seed {retraining.seed}, without {len(retraining.removed)} samples ({without})"
-    return Run(randomness, kept.to(bench.device), what)
+    return TrainingRun(randomness, kept.to(bench.device), what)
 
 
 def original_row(seed: int, keys: Keys, store: Store) -> LedgerRow:

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.store.ledger import LedgerRow
-from genrep_dist.training.loop import predict
+from genrep_dist.training.loop import TrainingRun, predict
 from genrep_dist.training.observers import Checkpoints, TrackingImportance
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.train_pack import Run
 from genrep_dist.units import TrainUnit
 from genrep_dist.workflow.checkpoints import pack_states
 from genrep_dist.workflow.context import Workbench, to_numpy
@@ -26,7 +25,7 @@ def run(unit: TrainUnit, bench: Workbench) -> dict[str, float]:
     checkpoints = Checkpoints(bench.keys.saved_epochs(), bench.train, bench.recipe)
     trainer = bench.trainer
     began = time.perf_counter()
-    model = trainer.train(Run(randomness), observers=(tracking, checkpoints))
+    model = trainer.train(TrainingRun(randomness), observers=(tracking, checkpoints))
     seconds = time.perf_counter() - began
     outputs_test = predict(model, bench.test.inputs)
     check_outputs(outputs_test, bench.test.ids, f"test outputs, seed {unit.seed}")
@@ -59,8 +58,8 @@ def run(unit: TrainUnit, bench: Workbench) -> dict[str, float]:
             "test_accuracy": accuracy,
             "torch": torch.__version__,
             "device": bench.device.type,
-            "arithmetic": trainer.arithmetic,
-            "trained_alone_because": trainer.reason,
+            "pack_kind": trainer.pack_kind,
+            "solo_reason": trainer.solo_reason,
         }
     )
     return {"seconds": seconds, "models": 1.0}
