@@ -29,6 +29,7 @@ from genrep_dist.workflow.prepare import prepare, publish_inputs, write_record
 from genrep_dist.workflow.status import stage_status
 from tests.experiments import METHODS, ROOT, experiment
 from tests.toys import Blobs, Counting, trainings
+from tests.training.reference import plainly_trained
 
 
 def run(store: Path, **arguments: Any) -> gr.Run:
