@@ -23,9 +23,10 @@ class Shape:
     """The sizes that a plan needs.
 
     ``kernels``: sizes of each feature and pairwise kernel in use, by name. ``forward_flop``: floating-point operations of one sample's
-    forward pass, 0 where they are unknown. ``on_gpu``: whether workers compute on GPUs. ``arithmetic`` is how a CPU trains models
+    forward pass, 0 where they are unknown. ``on_gpu``: whether workers compute on GPUs. ``pack_kind`` is how a CPU trains models
     ("stacked", "mapped" or "solo"), ``step_bytes`` what a step of one takes beside its parameters, and ``pack`` how many models share a
-    step: at most, or always where they are mapped.
+    step: at most, or always where they are mapped. ``identity_gap_reasons``: why the optimizer breaks the tracking identities of the
+    paper; empty if it does not.
     """
 
     num_train: int
@@ -35,9 +36,10 @@ class Shape:
     kernels: dict[str, KernelSizes] = field(default_factory=dict)
     forward_flop: int = 0
     on_gpu: bool = False
-    arithmetic: str = "solo"
+    pack_kind: str = "solo"
     step_bytes: int = 0
     pack: int = 1
+    identity_gap_reasons: tuple[str, ...] = ()
 
     @property
     def jacobian_numbers(self) -> int:
@@ -57,7 +59,7 @@ class Shape:
     def from_record(cls, record: dict[str, Any]) -> Shape:
         """The shape of its plain data, as ``dataclasses.asdict`` gives it."""
         kernels = {name: KernelSizes(**{**sizes, "slow_layers": tuple(sizes["slow_layers"])}) for name, sizes in record["kernels"].items()}
-        return cls(**{**record, "kernels": kernels})
+        return cls(**{**record, "kernels": kernels, "identity_gap_reasons": tuple(record["identity_gap_reasons"])})
 
 
 @dataclass(frozen=True)

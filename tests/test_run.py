@@ -20,8 +20,8 @@ from genrep_dist.runner.progress import Silence, Tally
 from genrep_dist.runner.publish import diagnostics
 from genrep_dist.runner.stage_runner import Walk, Workers
 from genrep_dist.store import Store
+from genrep_dist.training.packs.mapped import MAPPED_SLOTS
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.vmap_pack import MAPPED_SLOTS
 from genrep_dist.units import Retraining
 from genrep_dist.workflow.execute import execute
 from genrep_dist.workflow.prepare import prepare, publish_inputs
@@ -30,7 +30,7 @@ from genrep_dist.workflow.stages import artifacts_of
 from genrep_dist.workflow.status import stage_status
 from tests.experiments import METHODS, ROOT, experiment
 from tests.toys import Blobs, Counting, trainings
-from tests.training.test_loop import plain_loop
+from tests.training.reference import plainly_trained
 
 
 def run(store: Path, **arguments: Any) -> gr.Run:
@@ -220,7 +220,7 @@ def test_deletion_rows_are_plain_retrainings_on_the_remaining_rows(finished: gr.
         ranked = sorted(range(len(ids)), key=lambda i: ((phi[i] if line["sign"] == "negative" else -phi[i]), ids[i]))
         removed = {int(ids[i]) for i in ranked[: line["num_removed"]]}
         assert line["num_removed"] == round(line["fraction"] * len(ids))
-        model = plain_loop(toy, 1, removed)
+        model = plainly_trained(toy.model, toy.loss, toy.recipe, toy.train_data(), Randomness(1), removed)
         score = float(model(toy.test_data().inputs[rows[column]][None])[0, classes[column]].detach())
         assert line["score_retrained"] == pytest.approx(score, abs=2e-5)
         assert line["delta"] == pytest.approx(line["score_retrained"] - line["score_original"], abs=1e-12)
@@ -472,9 +472,9 @@ def test_models_that_are_mapped_are_retrained_by_whole_packs(tmp_path: Path) -> 
     mapped, alone = (
         run(tmp_path / str(way), problem="tests.toys:Sloped", options={"alone": way}, methods=methods, seeds=1) for way in (False, True)
     )
-    for finished, arithmetic in ((mapped, "mapped"), (alone, "solo")):
-        assert finished.store.artifact("train", finished.plan.keys.train(0)).manifest()["arithmetic"] == arithmetic
-        assert finished.plan.shape.arithmetic == arithmetic
+    for finished, pack_kind in ((mapped, "mapped"), (alone, "solo")):
+        assert finished.store.artifact("train", finished.plan.keys.train(0)).manifest()["pack_kind"] == pack_kind
+        assert finished.plan.shape.pack_kind == pack_kind
     order = ["seed", "method", "test_id", "sign", "fraction"]
     deltas = [finished.deletion().sort(order).select("delta").collect()["delta"].to_numpy() for finished in (mapped, alone)]
     assert np.abs(deltas[0]).max() > 0.05

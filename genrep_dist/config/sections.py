@@ -66,6 +66,7 @@ class RecipeSection(Section):
     batch_size: int | None = Field(None, ge=1)
     learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
     schedule: Literal["constant", "cosine"] | None = None
+    optimizer: str | None = Field(None, min_length=1, description="The name of an optimizer: sgd, or one that a package registers.")
     momentum: float | None = Field(None, ge=0, lt=1)
     weight_decay: float | None = Field(None, ge=0, allow_inf_nan=False)
     precision: Literal["full", "tf32", "bfloat16"] | None = Field(

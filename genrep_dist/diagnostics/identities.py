@@ -70,7 +70,7 @@ def _weighted_gradient(patient: Patient) -> Tensor:
 
 def _why_not_exact(patient: Patient) -> str:
     """Why Eq. 8 need not hold exactly; empty where it must."""
-    if not all(patient.plan.keys.recipe[name] == 0 for name in ("momentum", "weight_decay")):
+    if patient.plan.shape.identity_gap_reasons:
         return "the optimiser is not plain SGD"
     if patient.plan.keys.recipe["precision"] != "full":
         return "the training rounds its products"

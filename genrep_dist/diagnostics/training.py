@@ -20,33 +20,23 @@ LOSS_SHARE = 0.9
 
 
 def optimiser(patient: Patient) -> list[Finding]:
-    """Momentum and weight decay against methods whose derivation assumes plain SGD."""
-    recipe, experiment = patient.plan.keys.recipe, patient.plan.experiment
+    """The optimizer against methods whose derivation assumes plain SGD. The number counts what breaks the identities."""
+    reasons, experiment = patient.plan.shape.identity_gap_reasons, patient.plan.experiment
     assuming = [
         name
         for name, method in zip(experiment.methods, experiment.parsed_methods, strict=True)
         if method.importance == "tracking" or method.checkpoint == "all"
     ]
-    what_breaks = {
-        "momentum": "each step repeats a share of those before, so eta_t times its own derivative (Eq. 10, 14) is not what moved "
-        "the parameters",
-        "weight_decay": "each step also shrinks the parameters, a change of f that belongs to no training sample",
-    }
-    findings = []
-    for name, reason in what_breaks.items():
-        value = float(recipe[name])
-        if value == 0:
-            continue
-        if not assuming:
-            findings.append(green("optimiser", f"{name}; no method of this run assumes plain SGD", number=value, seed=None))
-            continue
-        text = (
-            f"{name}: {reason}; f_T - f_0 = sum_i alpha_i K(x_i, .) no longer holds, not even for linear models, for "
-            f"{', '.join(assuming)}; bound: plain SGD has none"
-        )
-        remedy = f"set recipe.{name}: 0 where the identity matters; deletion scores are valid either way"
-        findings.append(judge("optimiser", value, 0.0, text, remedy, worse="amber"))
-    return findings or [green("optimiser", "plain SGD, as the tracking and TracIn identities ask for", number=0.0, bound=0.0)]
+    if not reasons:
+        return [green("optimiser", "plain SGD, as the tracking and TracIn identities require", number=0.0, bound=0.0)]
+    if not assuming:
+        return [green("optimiser", f"{'; '.join(reasons)}. No method of this run assumes plain SGD", number=len(reasons))]
+    text = (
+        f"{'; '.join(reasons)}. f_T - f_0 = sum_i alpha_i K(x_i, .) does not hold, not even for linear models, for "
+        f"{', '.join(assuming)}; bound: plain SGD has no such reason"
+    )
+    remedy = "train with plain SGD where the identity matters; deletion scores are valid either way"
+    return [judge("optimiser", len(reasons), 0.0, text, remedy, worse="amber")]
 
 
 def learning(patient: Patient) -> list[Finding]:

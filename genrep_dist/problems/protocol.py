@@ -1,4 +1,4 @@
-"""What a problem is: data, a model, a loss and a training recipe. Torch and the standard library only."""
+"""What a problem is: data, a model, a loss and a training recipe. Imports torch and the standard library only."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ Precision = Literal["full", "tf32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained: mini-batch SGD on the mean loss of each batch.
+    """How a model is trained: mini-batch steps on the mean loss of each batch.
 
-    ``learning_rate`` is the rate of the first step; ``schedule`` "constant" keeps it, "cosine" lets it fall to zero over the run.
-    The tracking and TracIn identities hold for plain SGD, so ``momentum`` and ``weight_decay`` default to zero.
+    ``learning_rate`` is the rate of the first step; ``schedule`` "constant" keeps it, "cosine" decreases it to zero over the run.
+    ``optimizer`` names an update rule of :mod:`genrep_dist.training.optimizers`. The tracking and TracIn identities hold for plain SGD,
+    so it is the default, and ``momentum`` and ``weight_decay`` default to zero.
 
     ``precision`` is that of training: "full" is the parameters' own dtype; "tf32" lets a GPU round the factors of float32 products to 11
-    bits (refused on a CPU); "bfloat16" is torch's autocast, 8 bits for products, for what comes of them and on the way back. Parameters
-    stay in their own dtype, and what is explained and judged is computed in it.
+    bits (refused on a CPU); "bfloat16" is torch's autocast, with 8 bits of significand for products and their gradients. Parameters
+    keep their dtype, and explaining and judging compute in it.
+
+    Raises ProblemError for an impossible value. An unknown optimizer is refused when it is first used.
     """
 
     epochs: int
@@ -34,6 +37,7 @@ class Recipe:
     momentum: float = 0.0
     weight_decay: float = 0.0
     precision: Precision = "full"
+    optimizer: str = "sgd"
 
     def __post_init__(self) -> None:
         checks: list[tuple[str, bool, str]] = [
@@ -43,6 +47,7 @@ class Recipe:
             ("schedule", self.schedule in ("constant", "cosine"), "'constant' or 'cosine'"),
             ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
             ("precision", self.precision in ("full", "tf32", "bfloat16"), "'full', 'tf32' or 'bfloat16'"),
+            ("optimizer", isinstance(self.optimizer, str) and bool(self.optimizer), "the name of an optimizer"),
             ("weight_decay", math.isfinite(self.weight_decay) and self.weight_decay >= 0, "a finite number, 0 or more"),
         ]
         for name, fine, expected in checks:
@@ -50,11 +55,6 @@ class Recipe:
                 raise ProblemError(
                     "the training recipe is impossible", where=f"recipe.{name}", expected=expected, got=repr(getattr(self, name))
                 )
-
-    @property
-    def is_plain_sgd(self) -> bool:
-        """Whether the tracking identity (Eq. 8) holds for a linear model trained so."""
-        return self.momentum == 0 and self.weight_decay == 0
 
     def rate(self, step: int, num_steps: int) -> float:
         """Learning rate eta of ``step`` (from 0) out of ``num_steps``."""
@@ -64,7 +64,7 @@ class Recipe:
 
 
 class Dataset(NamedTuple):
-    """Rows that belong together: ``inputs`` (N, ...), ``targets`` (N,) and stable integer sample ``ids`` (N,)."""
+    """Samples: ``inputs`` (N, ...), ``targets`` (N, ...) and stable integer ``ids`` (N,)."""
 
     inputs: Tensor
     targets: Tensor
@@ -73,16 +73,16 @@ class Dataset(NamedTuple):
 
 @runtime_checkable
 class Problem(Protocol):
-    """The protocol of a user's own problem; nothing has to be inherited.
+    """The protocol of a user's problem; no base class is needed.
 
-    ``loss`` names a loss of :mod:`genrep_dist.core.losses` or is one; ``recipe`` says how to train.
-    ``model()`` builds a fresh module with fresh random parameters: inputs (B, ...) -> logits (B,) or (B, C).
-    Small models train several at a time where their layers allow it; a module whose ``trains_alone`` is true does not, for instance because
-    its forward pass does something beside its arithmetic.
+    ``loss`` is a loss or the name of one in :mod:`genrep_dist.core.losses`; ``recipe`` says how to train.
+    ``model()`` builds a new module with new random parameters: inputs (B, ...) -> logits (B,) or (B, C).
+    Several small models train at once where their layers allow it. A module whose attribute ``trains_alone`` is true always trains
+    alone, for instance because its forward pass has side effects.
     ``train_data()`` and ``test_data()`` return (inputs, targets, ids), as a :class:`Dataset` or a plain tuple.
 
-    A problem of texts may also have ``texts(ids: Tensor) -> Sequence[str]``, the sentences of samples by id (training and test ids then
-    differ): the report shows them.
+    A problem of texts may also have ``texts(ids: Tensor) -> Sequence[str]``, the sentences of samples by id, which the report shows;
+    training and test ids must then differ.
     """
 
     @property

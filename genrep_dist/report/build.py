@@ -18,6 +18,7 @@ from genrep_dist.report.page import ReportData, html_page
 from genrep_dist.report.sections import TimeUnit
 from genrep_dist.report.tables import MINUS, RANDOM
 from genrep_dist.report.verdict import verdict
+from genrep_dist.training.optimizers import make_optimizer
 
 if TYPE_CHECKING:
     from genrep_dist.results import Run
@@ -109,11 +110,9 @@ def facts(run: Run, tables: EvaluationTables, more_facts: Mapping[str, str] | No
 
 
 def _recipe_text(recipe: Recipe) -> str:
-    extras = [f"{name.replace('_', ' ')} {value:g}" for name in ("momentum", "weight_decay") if (value := getattr(recipe, name))]
-    kind = "SGD with " + " and ".join(extras) if extras else "plain SGD"
     rounded = "" if recipe.precision == "full" else f", products in {recipe.precision}"
     rate = f"learning rate {recipe.learning_rate:g} ({recipe.schedule})"
-    return f"{recipe.epochs} epochs of {kind}, batches of {recipe.batch_size}, {rate}{rounded}"
+    return f"{recipe.epochs} epochs of {make_optimizer(recipe).description}, batches of {recipe.batch_size}, {rate}{rounded}"
 
 
 def _target_text(run: Run) -> str:

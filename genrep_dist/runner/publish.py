@@ -212,10 +212,8 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def _recipe_tags(finished: Run) -> dict[str, str]:
     """Whether the tracking identities hold, and where the results were computed, as tags that MLflow can search."""
-    recipe = finished.plan.keys.recipe
-    plain = not recipe["momentum"] and not recipe["weight_decay"]
     return {
-        "genrep.plain_sgd": str(plain).lower(),
+        "genrep.plain_sgd": str(not finished.plan.shape.identity_gap_reasons).lower(),
         "genrep.version": version("genrep-dist"),
         **{f"genrep.{name}": value for name, value in provenance().items()},
     }

@@ -174,7 +174,7 @@ class Walk:
         retrained, original = self._store.ledger(self._plan.keys.training).scan().select(medians).collect().row(0)
         shape = self._plan.shape
         # What is mapped costs as much alone as a whole pack does: no task takes less than one.
-        pack = shape.pack if shape.arithmetic == "mapped" else 1
+        pack = shape.pack if shape.pack_kind == "mapped" else 1
         seconds = retrained or (original or 1.0) / pack
         by_time = self._plan.experiment.resources.task_seconds / max(seconds, 1e-6)
         by_slots = math.ceil(len(missing) / (TASKS_PER_SLOT * self._open_executor().slots))

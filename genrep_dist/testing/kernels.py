@@ -196,7 +196,7 @@ class DenseInputs:
         self._test, self._outputs = test.double(), outputs
         self.train_inputs, self.block_rows = train.double(), 4
         with torch.no_grad():
-            self._predictions = self._model(self.train_inputs)
+            self._predictions: Tensor = self._model(self.train_inputs)
         num_outputs = self._predictions.shape[1]
         self.loss: Loss = get_loss("logistic" if num_outputs == 1 else "softmax")
         self.targets = (torch.arange(len(train)) % 2).double() if num_outputs == 1 else torch.arange(len(train)) % num_outputs

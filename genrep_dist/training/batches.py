@@ -1,48 +1,88 @@
-"""The rows of every step, gathered many steps at a time."""
+"""Which rows of the training set each step visits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from genrep_dist.problems.protocol import Dataset
-
-GATHER_BYTES = 8 * 2**20
-"""Inputs are copied into the order of the epoch about this much at a time: one call for many steps, and still in the cache."""
+ROW_MULTIPLE = 32
+"""Rows of a slot are padded to a multiple of this. The end of a tensor that does not fill two vector registers is computed by other
+instructions, with other last bits, and which rows are at the end depends on the number of slots."""
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The kept rows of one step: ``rows`` (B,) positions in the training set, ``inputs`` (B, ...), ``targets`` (B, ...)."""
+class Step:
+    """One step of S models.
 
-    step: int
-    rows: Tensor
-    inputs: Tensor
-    targets: Tensor
-
-
-def batches(data: Dataset, order: Tensor, batch_size: int, kept: Tensor | None, first_step: int) -> Iterator[Batch]:
-    """The steps of one epoch that visits the rows in ``order`` (N,), counted from ``first_step``.
-
-    With ``kept`` (N,) bool the rows marked False drop out of their batch; a batch that loses all its rows is no step, but counts as
-    one.
+    ``rows`` (S, B) positions in the training set; ``counted`` (S, B) bool, whether a row counts (None: all do); ``divisor`` the
+    number of rows that count, for S models (S B, 1) with infinity for rows that do not; ``idle_slots`` the models without any row.
     """
-    sizes = [batch_size] * (len(order) // batch_size) + ([len(order) % batch_size] if len(order) % batch_size else [])
+
+    index: int
+    rows: Tensor
+    counted: Tensor | None
+    divisor: int | Tensor
+    idle_slots: Sequence[int] = ()
+
+    def mean_gradient(self, derivative: Tensor) -> Tensor:
+        """dL/df of each model's batch mean (S B, C), from dL/df of each row. Divided by infinity, a row that does not count adds zero."""
+        return derivative / (self.divisor if isinstance(self.divisor, int) else self.divisor.to(derivative.dtype))
+
+    def first_model(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """The counted rows (B',) of the first model, and their part (B', C) of ``gradient`` (S B, C)."""
+        rows = self.rows[0]
+        if self.counted is None:
+            return rows, gradient
+        return rows[self.counted[0]], gradient[: len(rows)][self.counted[0]]
+
+
+def plain_steps(order: Tensor, batch_size: int, kept: Tensor | None, first_step: int) -> Iterator[Step]:
+    """The steps of one model in an epoch that visits the rows in ``order`` (N,), counted from ``first_step``.
+
+    With ``kept`` (N,) bool the rows marked False drop out of their batch. A batch that loses all its rows is skipped, but counted.
+    """
+    batches = torch.split(order, batch_size)
     if kept is not None:
         marks = kept[order]
-        order = order[marks]
-        sizes = [int(size) for size in torch.stack([part.sum() for part in torch.split(marks, sizes)]).tolist()]
-    row_bytes = data.inputs[:1].numel() * data.inputs.element_size()
-    per_gather = max(1, GATHER_BYTES // max(1, row_bytes * batch_size))
-    start = 0
-    for first in range(0, len(sizes), per_gather):
-        some = sizes[first : first + per_gather]
-        rows = order[start : start + sum(some)]
-        start += len(rows)
-        gathered = zip(*(torch.split(part, some) for part in (rows, data.inputs[rows], data.targets[rows])), strict=True)
-        for index, (one, inputs, targets) in enumerate(gathered):
-            if len(one):
-                yield Batch(first_step + first + index, one, inputs, targets)
+        sizes = [int(size) for size in torch.stack([part.sum() for part in torch.split(marks, batch_size)]).tolist()]
+        batches = torch.split(order[marks], sizes)
+    for number, rows in enumerate(batches):
+        if len(rows):
+            yield Step(first_step + number, rows.unsqueeze(0), None, len(rows))
+
+
+def padded_rows(rows: int) -> int:
+    """Rows of a slot in a pack for ``rows`` rows of a batch, with padding."""
+    return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def packed_steps(orders: Tensor, batch_size: int, kept: Tensor, first_step: int) -> Iterator[Step]:
+    """The steps of S models in an epoch that visits the rows in ``orders`` (S, N), each without the rows that ``kept`` (S, N) drops.
+
+    Shapes do not depend on what is dropped: a row that the model keeps stands in for a dropped one, and for padding, and does not
+    count. No number of a dropped row is ever read.
+    """
+    num_rows = orders.shape[1]
+    marks = kept.gather(1, orders)
+    stand_in = kept.to(torch.uint8).argmax(dim=1, keepdim=True)
+    rows = torch.where(marks, orders, stand_in)
+    step = first_step
+    for start, stop in ((0, num_rows // batch_size * batch_size), (num_rows // batch_size * batch_size, num_rows)):
+        size = min(batch_size, stop - start)
+        if not size:
+            continue
+        padding = padded_rows(size) - size
+        some_rows, some_marks = (
+            part[:, start:stop].reshape(len(orders), -1, size).transpose(0, 1) for part in (rows, marks)
+        )  # (steps, S, B)
+        sizes = some_marks.sum(dim=2, keepdim=True)
+        some_rows = torch.cat([some_rows, stand_in.expand(len(sizes), -1, padding)], dim=2)
+        some_marks = torch.cat([some_marks, some_marks.new_zeros(1).expand(*sizes.shape[:2], padding)], dim=2)
+        divisors = torch.where(some_marks, sizes.to(torch.float32), torch.inf).flatten(1).unsqueeze(2)
+        idle_slots = [[slot for slot, size in enumerate(of_step) if size == 0] for of_step in sizes.squeeze(2).tolist()]
+        for number, idle in enumerate(idle_slots):
+            yield Step(step, some_rows[number], some_marks[number], divisors[number], idle)
+            step += 1

@@ -1,8 +1,9 @@
-"""The training loop. One loop for original models and for retrainings, so that the two can never differ by accident."""
+"""The training loop. One loop for originals and retrainings, for one model and for several, so that they cannot differ by accident."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -12,15 +13,15 @@ from genrep_dist.core.gradients.dense import outputs as model_outputs
 from genrep_dist.core.losses import Loss
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.problems.protocol import Dataset, Recipe
-from genrep_dist.training.batches import batches
-from genrep_dist.training.memory_format import sequences_channels_last
-from genrep_dist.training.microbatches import gradients
+from genrep_dist.training.fast_paths import FastPaths
+from genrep_dist.training.optimizers import make_optimizer
+from genrep_dist.training.packs.base import Pack, Solo
+from genrep_dist.training.precision import tf32, training_outputs
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.sgd import Descent, row_wise_embeddings
 
 
 class Observer(Protocol):
-    """Sees the run from outside and changes nothing in it."""
+    """Is called during training and changes nothing in it."""
 
     def start(self, model: nn.Module, num_rows: int, num_steps: int) -> None:
         """Before the first step, at the initial parameters."""
@@ -32,6 +33,15 @@ class Observer(Protocol):
         """After epoch ``epoch`` (counted from 1); ``next_step`` is the number of steps done."""
 
 
+@dataclass(frozen=True)
+class TrainingRun:
+    """One model to train: its random numbers, the rows (N,) bool that it keeps (None: all), and what it is, for error messages."""
+
+    randomness: Randomness
+    kept: Tensor | None = None
+    description: str = ""
+
+
 def train(
     model: nn.Module,
     loss: Loss,
@@ -41,43 +51,76 @@ def train(
     *,
     kept: Tensor | None = None,
     observers: Sequence[Observer] = (),
-    what: str = "",
-    at_once: int | None = None,
+    fast_paths: FastPaths | None = None,
 ) -> nn.Module:
-    """Train ``model`` in place by mini-batch SGD and return it.
+    """Train one model in place and return it, by :func:`train_models`. Raises NonFiniteError where it diverges."""
+    runs = [TrainingRun(randomness, kept)]
+    error = train_models([model], loss, recipe, data, runs, observers=observers, fast_paths=fast_paths)[0]
+    if error is not None:
+        raise error
+    return model
 
-    Each epoch visits all N rows in the order that ``randomness`` gives, cut into batches of ``recipe.batch_size``. With ``kept``
-    (N,) bool, rows marked False drop out of the batch they would have been in, and the mean runs over the rows that remain: the
-    other rows keep their place and their step, so that a retraining shares its random numbers with the original run. A batch
-    that loses all its rows is no step. The gradient of the mean loss enters through dL/df, which is exact and is what Eq. 10
-    accumulates. At most ``at_once`` rows of a batch go through the model together: where rows are independent that
-    changes nothing but the order of sums.
 
-    Raises NonFiniteError at the end of the first epoch that leaves a parameter NaN or Inf; ``what`` is trained, for the message.
+def train_models(
+    models: Sequence[nn.Module],
+    loss: Loss,
+    recipe: Recipe,
+    data: Dataset,
+    runs: Sequence[TrainingRun],
+    *,
+    kind: type[Pack] = Solo,
+    observers: Sequence[Observer] = (),
+    fast_paths: FastPaths | None = None,
+) -> list[NonFiniteError | None]:
+    """Train ``models`` in place, one for each of ``runs``, in one pack of ``kind``. Solo takes one model.
+
+    Each epoch visits all N rows in the order that a run's ``randomness`` gives, cut into batches of ``recipe.batch_size``. Rows that a
+    run does not keep drop out of the batch they would have been in, and the mean runs over the rows that remain. The other rows keep
+    their place and their step, so a retraining shares its random numbers with the original run. A batch that loses all its rows changes
+    nothing. The gradient of the mean loss enters through dL/df, which is exact and is what Eq. 10 accumulates.
+
+    Packs of all kinds give the same models up to rounding. Stacked packs give the same bits in any size and company, mapped packs in
+    packs of one size. ``observers`` see the first model.
+
+    A model with a parameter that is NaN or Inf at the end of an epoch leaves the pack, and its error is returned in its place; the
+    others go on unchanged. Training ends early when no model is left, or the observed one.
     """
-    num_rows = len(data.inputs)
+    num_rows, device = len(data.inputs), data.inputs.device
     steps_per_epoch = -(-num_rows // recipe.batch_size)
     num_steps = recipe.epochs * steps_per_epoch
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    descent = Descent(parameters, recipe)
-    with randomness.scope("train"), row_wise_embeddings(model, recipe), sequences_channels_last(model):
+    errors: list[NonFiniteError | None] = [None] * len(models)
+    kept = torch.stack([_kept_rows(run, data) for run in runs])
+    pack = kind(models[0], len(models), make_optimizer(recipe), fast_paths or FastPaths())
+    for slot, model in enumerate(models):
+        pack.load(slot, model)
+    with runs[0].randomness.scope("train"), pack.while_training():
         for observer in observers:
-            observer.start(model, num_rows, num_steps)
-        model.train()
+            observer.start(models[0], num_rows, num_steps)
+        pack.module.train()
         for epoch in range(1, recipe.epochs + 1):
-            order = randomness.order(epoch, num_rows).to(data.inputs.device)
-            for batch in batches(data, order, recipe.batch_size, kept, (epoch - 1) * steps_per_epoch):
-                rate = recipe.rate(batch.step, num_steps)
-                output_gradient, found = gradients(model, loss, recipe, parameters, batch, at_once)
-                descent.step(found, rate)
+            orders = {run.randomness: run.randomness.order(epoch, num_rows) for run in runs}
+            by_run = torch.stack([orders[run.randomness] for run in runs]).to(device)
+            for step in pack.steps(by_run, recipe.batch_size, kept, (epoch - 1) * steps_per_epoch):
+                rows, rate = step.rows.flatten(), recipe.rate(step.index, num_steps)
+                with tf32(recipe):
+                    outputs = training_outputs(pack.module, data.inputs[rows], recipe)
+                    output_gradient = step.mean_gradient(loss.derivative(outputs.detach(), data.targets[rows]))
+                    gradients = torch.autograd.grad(outputs, pack.parameters, output_gradient, allow_unused=True)
+                pack.optimized.step(gradients, rate, step.idle_slots)
                 for observer in observers:
-                    observer.step(batch.rows, output_gradient, rate)
-            error = divergence(model, data, randomness, epoch, what)
-            if error is not None:
-                raise error
+                    observer.step(*step.first_model(output_gradient), rate)
+            if not all_finite([p.detach() for p in pack.parameters]):
+                _remove_diverged(pack, models, data, runs, epoch, errors)
+                if None not in errors or (observers and errors[0] is not None):
+                    return errors
+            if observers:
+                pack.unload(0, models[0])
             for observer in observers:
-                observer.epoch_end(epoch, model, epoch * steps_per_epoch)
-    return model
+                observer.epoch_end(epoch, models[0], epoch * steps_per_epoch)
+    for slot, model in enumerate(models):
+        if errors[slot] is None:
+            pack.unload(slot, model)
+    return errors
 
 
 def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1024) -> Tensor:
@@ -91,23 +134,43 @@ def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1024) -> Tens
 
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether no number is NaN or Inf."""
-    # The smallest and the largest of each first, which NaN is where it is there: one wait for a GPU.
+    """Whether no element is NaN or Inf."""
+    # The smallest and the largest of each tensor, which are NaN if an element is: one synchronisation with a GPU for all tensors.
     real = [torch.view_as_real(t) if t.is_complex() else t for t in tensors if t.numel()]
     ends = [end.double() for t in real for end in torch.aminmax(t)]
     return not ends or bool(torch.isfinite(torch.stack(ends)).all())
 
 
-def divergence(model: nn.Module, data: Dataset, randomness: Randomness, epoch: int, what: str = "") -> NonFiniteError | None:
-    """The error that tells of a parameter that is NaN or Inf after ``epoch``, with sample ids; None where all are finite."""
+def _kept_rows(run: TrainingRun, data: Dataset) -> Tensor:
+    """(N,) bool on the device of the data."""
+    device = data.inputs.device
+    return torch.ones(len(data.inputs), dtype=torch.bool, device=device) if run.kept is None else run.kept.to(device)
+
+
+def _remove_diverged(
+    pack: Pack, models: Sequence[nn.Module], data: Dataset, runs: Sequence[TrainingRun], epoch: int, errors: list[NonFiniteError | None]
+) -> None:
+    """Enter the error of each model that is no longer finite; in a pack where others remain, set it to zero."""
+    for slot, (model, run) in enumerate(zip(models, runs, strict=True)):
+        if errors[slot] is None:
+            pack.unload(slot, model)
+            errors[slot] = _divergence(model, data, run, epoch)
+    for slot, error in enumerate(errors):
+        if error is not None and None in errors:
+            pack.optimized.zero_slot(slot)
+
+
+def _divergence(model: nn.Module, data: Dataset, run: TrainingRun, epoch: int) -> NonFiniteError | None:
+    """The error of a model with a parameter that is NaN or Inf after ``epoch``, with sample ids; None if all are finite."""
     if all_finite([p.detach() for p in model.parameters()]):
         return None
     bad = ~torch.isfinite(predict(model, data.inputs)).all(dim=1)
     ids = data.ids[bad.to(data.ids.device)][:5].tolist()
-    of = f"{what}, " if what else ""
+    prefix = f"{run.description}, " if run.description else ""
     return NonFiniteError(
         "training diverged: a parameter became NaN or Inf",
-        where=f"{of}seed {randomness.seed}, epoch {epoch}; {int(bad.sum())} training rows now have non-finite outputs, first ids {ids}",
+        where=f"{prefix}seed {run.randomness.seed}, epoch {epoch}; {int(bad.sum())} training rows now have non-finite outputs, "
+        f"first ids {ids}",
         expected="finite parameters",
         got="NaN or Inf",
         remedy="lower recipe.learning_rate, or look at the scale of the inputs",

@@ -1,4 +1,4 @@
-"""What is written down while a model trains: Eq. 10's importances and the checkpoints."""
+"""Observers of training: the importances of Eq. 10, and checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from genrep_dist.training.loop import predict
 class TrackingImportance:
     """Accumulates alpha_i = - sum over steps t with i in B_t of eta_t / |B_t| dL(f_{t-1}(x_i), y_i)/df (Eq. 10).
 
-    ``alpha`` is (N, C) float64 once training has begun. The batch mean's 1/|B| enters once, with the output gradient.
+    ``alpha`` is (N, C) float64 after the first step, None before. The batch mean's 1/|B| enters once, with the output gradient.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class TrackingImportance:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The model after ``epoch`` epochs (0: as initialised)."""
+    """The model after ``epoch`` epochs (0: as initialised): learning ``rate``, ``state`` dict, ``outputs`` (N, C) on the training set."""
 
     epoch: int
     rate: float
@@ -45,9 +45,9 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """Keeps the state, the rate eta and the outputs (N, C) on the training set at the declared epochs.
+    """Keeps a checkpoint at each of ``epochs``, in ``saved``.
 
-    The rate of a checkpoint is that of the step which starts from it; after the last step, that of the last step.
+    The rate of a checkpoint is that of the step that starts from it; after the last step, that of the last step.
     """
 
     def __init__(self, epochs: Iterable[int], data: Dataset, recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""Lower precision of a training's products, by declared choice. Parameters, updates, losses and all that is explained stay as they are."""
+"""Lower precision of the products of training, by declared choice. Parameters, updates, losses and everything explained keep theirs."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from genrep_dist.problems.protocol import Recipe
 def training_outputs(model: nn.Module, inputs: Tensor, recipe: Recipe) -> Tensor:
     """Outputs (B, C) of a training step, in the parameters' dtype.
 
-    With "bfloat16" they come from torch's autocast: products, what they give, and the gradients on the way back have 8 bits of significand,
-    the outputs themselves included. Float64 models keep their precision: only float32 is rounded.
+    With "bfloat16" they are computed under torch's autocast: products, their results and the gradients in the backward pass have 8 bits
+    of significand, and so have the outputs. Only float32 is rounded; float64 models keep their precision.
     """
     if recipe.precision != "bfloat16":
         return model_outputs(model, inputs)
     with torch.autocast(inputs.device.type, torch.bfloat16):
-        found = model_outputs(model, inputs)
-    return found.float() if found.dtype == torch.bfloat16 else found
+        outputs = model_outputs(model, inputs)
+    return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
 
 
 @contextmanager
 def tf32(recipe: Recipe) -> Iterator[None]:
-    """Inside, a GPU may round the factors of float32 products to TF32 if the recipe says "tf32"; outside, all is as before.
+    """Inside, a GPU may round the factors of float32 products to TF32 if the recipe says "tf32"; outside, the settings are as before.
 
-    It is for a step's way there and back: what is looked at between steps is computed in full.
+    It covers the forward and backward pass of a step. What is computed between steps is computed in full precision.
     """
     if recipe.precision != "tf32":
         yield

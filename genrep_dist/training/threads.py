@@ -1,4 +1,4 @@
-"""How many threads compute: on a CPU the last bits depend on it."""
+"""The number of threads that compute: on a CPU the last bits depend on it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside, torch computes with one thread: sums run in one order, whatever the machine, and however many workers share it."""
+    """Inside, torch computes with one thread, so that sums run in one order on every machine, however many workers share it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

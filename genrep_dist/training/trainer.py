@@ -1,4 +1,4 @@
-"""How a problem's models are trained: in which arithmetic, which is a matter of the problem, and how many at a time, of the machine."""
+"""How a problem's models are trained: in which kind of pack, which depends on the problem, and how many at a time, on the machine."""
 
 from __future__ import annotations
 
@@ -15,66 +15,74 @@ from genrep_dist.core.gradients.dense import check_model
 from genrep_dist.core.losses import Loss
 from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.problems.protocol import Dataset, Recipe
-from genrep_dist.training.loop import Observer, train
-from genrep_dist.training.microbatches import rows_at_once
-from genrep_dist.training.pack import CPU_PACK_BYTES, Pack, PackKind, why_not_packed
+from genrep_dist.training.fast_paths import FastPaths
+from genrep_dist.training.loop import Observer, TrainingRun, train_models
+from genrep_dist.training.packs.base import Pack, Solo
+from genrep_dist.training.packs.compatibility import CPU_PACK_BYTES, why_not_packed
+from genrep_dist.training.packs.mapped import MAPPED_SLOTS, MappedPack
+from genrep_dist.training.packs.stacked import StackedPack
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.train_pack import Run, train_pack
-from genrep_dist.training.vmap_pack import MAPPED_SLOTS, MappedPack
 
-Arithmetic = Literal["solo", "stacked", "mapped"]
+PackKind = Literal["solo", "stacked", "mapped"]
+PACKS: dict[PackKind, type[Pack]] = {"solo": Solo, "stacked": StackedPack, "mapped": MappedPack}
 
-MAX_WORK: dict[PackKind, int] = {Pack: 2**24, MappedPack: 3 * 2**20}
-"""Multiply-adds of a forward pass over a batch, above which a CPU trains models one by one: there the arithmetic costs more than the
-calls, and a library's own convolutions are faster than unfolded products, or mapped ones."""
-MAX_PACK = {"cpu": 64, "cuda": 512}
-USUAL_PACK = 16
-WORTH_A_PROBE = 5000
-"""Steps of single models that are to come, below which no pack size is measured: the measurement is some 1,500."""
+MAX_MULTIPLY_ADDS: dict[PackKind, int] = {"stacked": 2**24, "mapped": 3 * 2**20}
+"""Multiply-adds of a forward pass over a batch, above which a CPU trains models one by one: the products then cost more than the calls,
+and a library's own convolutions are faster than unfolded or mapped ones."""
+MAX_SLOTS = {"cpu": 64, "cuda": 512}
+DEFAULT_SLOTS = 16
+MIN_STEPS_TO_PROBE = 5000
+"""Steps of single models still to come, below which no pack size is measured: the measurement takes about 1,500."""
 PROBE_STEPS = 4
-WORTHWHILE = 0.97
-"""A larger pack must take less than this share of the time a model, or the smaller one stays."""
-MEMORY_SHARE = 0.6
-"""Of a GPU's free memory, for a pack."""
+LARGER_PACK_TIME = 0.97
+"""A larger pack is chosen if it takes less than this share of the smaller one's time per model."""
+GPU_MEMORY_SHARE = 0.6
+"""Share of a GPU's free memory that a pack may take."""
 
 
-def arithmetic_of(
-    factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: Dataset
-) -> tuple[Arithmetic, PackKind | None, str | None]:
-    """How models of ``factory`` are trained on the device of ``data``, in which packs, or why alone. Nothing that is timed decides it."""
-    kinds: dict[Arithmetic, PackKind] = {"stacked": Pack, "mapped": MappedPack}
+def choose_pack_kind(
+    factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: Dataset, fast_paths: FastPaths | None = None
+) -> tuple[PackKind, str | None]:
+    """The kind of pack in which models of ``factory`` train on the device of ``data``, and why solo. Nothing that is timed decides it."""
+    fast_paths = fast_paths or FastPaths()
+    allowed: dict[PackKind, bool] = {"stacked": fast_paths.stacked_packs, "mapped": fast_paths.mapped_packs}
     reasons = []
-    for arithmetic, kind in kinds.items():
-        # A GPU has room for the steps of many models however large their arithmetic.
-        reason = why_not_packed(factory, loss, recipe, data, kind, MAX_WORK[kind] if data.inputs.device.type == "cpu" else None)
+    for kind, is_allowed in allowed.items():
+        # A GPU has room for the steps of many models however large they are.
+        most = MAX_MULTIPLY_ADDS[kind] if data.inputs.device.type == "cpu" else None
+        reason = why_not_packed(factory, loss, recipe, data, PACKS[kind], most, fast_paths) if is_allowed else "switched off"
         if reason is None:
-            return arithmetic, kind, None
+            return kind, None
         reasons.append(reason)
-    return "solo", None, "; mapped: ".join(dict.fromkeys(reasons))
+    return "solo", "; mapped: ".join(dict.fromkeys(reasons))
 
 
-def most_models(arithmetic: Arithmetic, parameter_bytes: int) -> int:
-    """How many models at most share a step on a CPU."""
-    if arithmetic == "mapped":
+def max_models_per_step(kind: PackKind, parameter_bytes: int) -> int:
+    """How many models of ``parameter_bytes`` each share a step on a CPU at most."""
+    if kind == "mapped":
         return MAPPED_SLOTS
-    return max(1, min(MAX_PACK["cpu"], CPU_PACK_BYTES // parameter_bytes)) if arithmetic == "stacked" else 1
+    return max(1, min(MAX_SLOTS["cpu"], CPU_PACK_BYTES // parameter_bytes)) if kind == "stacked" else 1
 
 
 class Trainer:
     """Trains models of one problem with one recipe.
 
-    ``arithmetic`` is "stacked" where models can share their steps and gain by it, "mapped" where their layers are none of those that are
-    known and they share steps through torch's mapping, else "solo", for the ``reason`` given. It follows from the model, the loss, the
-    recipe and the kind of device, and from nothing that is timed, so that an original model and its retrainings are computed alike on all
-    workers. :meth:`pack_size` is timed, and changes no number.
+    ``pack_kind`` is "stacked" where models can share their steps and gain by it, "mapped" where only ``torch.func.vmap`` can compute
+    their layers together, else "solo", for ``solo_reason``. It follows from the model, the loss, the recipe, the kind of device and
+    ``fast_paths``, and from nothing that is timed, so that original models and retrainings are computed alike on all workers.
+    :meth:`pack_size` is timed, and changes no number.
+
+    Raises ProblemError for a model that breaks the protocol and for TF32 without a GPU; ConfigError for an unknown optimizer.
     """
 
-    def __init__(self, factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: Dataset) -> None:
-        self._factory, self._loss, self._recipe, self._data = factory, loss, recipe, data
+    def __init__(
+        self, factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: Dataset, fast_paths: FastPaths | None = None
+    ) -> None:
+        self._factory, self._loss, self._recipe, self._data, self._fast_paths = factory, loss, recipe, data, fast_paths
         self._device = data.inputs.device
         self._pack_size: int | None = None
         if recipe.precision == "tf32" and self._device.type != "cuda":
-            # It would be computed in full, under the key of what is rounded.
+            # A CPU would compute in full precision, under the key of rounded numbers.
             raise ProblemError(
                 "no training in tf32 without a GPU",
                 where="recipe.precision",
@@ -83,14 +91,16 @@ class Trainer:
                 remedy="set recipe.precision, or resources.device: cuda",
             )
         check_model(self.build(Randomness(0)))
-        self.arithmetic, kind, self.reason = arithmetic_of(factory, loss, recipe, data)
-        self._kind: PackKind = kind or Pack
-        self._at_once = rows_at_once(factory, loss, recipe, data) if self.reason else None
+        self.pack_kind, self.solo_reason = choose_pack_kind(factory, loss, recipe, data, fast_paths)
+        # On a CPU the number of mapped slots is fixed, as last bits may depend on it, and empty slots are filled with copies.
+        mapped = MAPPED_SLOTS if self._device.type == "cpu" else None
+        self._fixed_slots: int | None = {"solo": 1, "mapped": mapped}.get(self.pack_kind)
 
     def build(self, randomness: Randomness) -> nn.Module:
+        """A model with its initial parameters, on the device of the data."""
         return randomness.build(self._factory).to(self._device)
 
-    def train(self, run: Run, observers: Sequence[Observer] = ()) -> nn.Module:
+    def train(self, run: TrainingRun, observers: Sequence[Observer] = ()) -> nn.Module:
         """One trained model. Raises NonFiniteError where it diverges."""
         model = self.build(run.randomness)
         error = self.train_in_place([model], [run], observers)[0]
@@ -98,116 +108,94 @@ class Trainer:
             raise error
         return model
 
-    def train_all(self, runs: Sequence[Run]) -> list[nn.Module | NonFiniteError]:
-        """The trained model of each run, or the error of the one that diverged. At most :meth:`pack_size` at a time is wise."""
-        # Runs with common random numbers begin alike.
+    def train_all(self, runs: Sequence[TrainingRun]) -> list[nn.Module | NonFiniteError]:
+        """The trained model of each run, or the error of one that diverged. Memory grows with ``runs``: pass :meth:`pack_size` of them."""
+        # Runs with common random numbers have the same initial model.
         initial = {run.randomness: self.build(run.randomness) for run in runs}
         models = [copy.deepcopy(initial[run.randomness]) for run in runs]
         errors = self.train_in_place(models, runs)
         return [model if error is None else error for model, error in zip(models, errors, strict=True)]
 
+    def train_in_place(
+        self, models: Sequence[nn.Module], runs: Sequence[TrainingRun], observers: Sequence[Observer] = ()
+    ) -> list[NonFiniteError | None]:
+        """Train ``models``, each built for its run; the errors of those that diverged in their places. ``observers`` are for one model."""
+        slots = self._fixed_slots or len(models)
+        errors: list[NonFiniteError | None] = []
+        for start in range(0, len(models), slots):
+            some, their = list(models[start : start + slots]), list(runs[start : start + slots])
+            empty = slots - len(some)
+            copies = [copy.deepcopy(some[0]) for _ in range(empty)]
+            found = self._train_pack(some + copies, their + their[:1] * empty, self._recipe, self._data, observers)
+            errors += found[: len(some)]
+        return errors
+
+    def _train_pack(
+        self, models: Sequence[nn.Module], runs: Sequence[TrainingRun], recipe: Recipe, data: Dataset, observers: Sequence[Observer] = ()
+    ) -> list[NonFiniteError | None]:
+        kind = PACKS[self.pack_kind]
+        return train_models(models, self._loss, recipe, data, runs, kind=kind, observers=observers, fast_paths=self._fast_paths)
+
     def pack_size(self, models: int | None = None) -> int:
         """How many models to train at once on this machine: measured once, in about a second.
 
-        Where only so few ``models`` are to come that measuring would take longer than it saves, it is a guess.
+        If only so few ``models`` are to come that measuring would take longer than it saves, a default.
         """
-        if self.arithmetic == "solo":
-            return 1
-        if self._is_filled:
-            return MAPPED_SLOTS
-        if self._pack_size is None and models is not None and models * self._num_steps() < WORTH_A_PROBE:
-            return min(USUAL_PACK, self._largest())
+        if self._fixed_slots is not None:
+            return self._fixed_slots
+        if self._pack_size is None and models is not None and models * self._num_steps() < MIN_STEPS_TO_PROBE:
+            return min(DEFAULT_SLOTS, self._max_slots())
         if self._pack_size is None:
             self._pack_size = self._probe()
         return self._pack_size
 
     def seconds_per_model(self, pack_size: int | None = None) -> float:
-        """What one model takes here, at ``pack_size`` (default: that in force), from a few steps."""
-        return self._seconds_a_step(pack_size or self.pack_size()) * self._num_steps()
+        """Seconds that one model takes here in packs of ``pack_size`` (default: :meth:`pack_size`), from a few steps."""
+        return self._seconds_per_step(pack_size or self.pack_size()) * self._num_steps()
 
     def _num_steps(self) -> int:
         """Steps of one training."""
         return self._recipe.epochs * -(-len(self._data.inputs) // self._recipe.batch_size)
 
-    def train_in_place(
-        self, models: list[nn.Module], runs: Sequence[Run], observers: Sequence[Observer] = ()
-    ) -> list[NonFiniteError | None]:
-        """Train ``models``, each built for its run; the errors of those that diverged in their places. ``observers`` are for one model."""
-        if self.arithmetic != "solo":
-            return self._train_packs(models, runs, observers)
-        errors: list[NonFiniteError | None] = []
-        for model, run in zip(models, runs, strict=True):
-            try:
-                self._train_solo(model, run, self._recipe, self._data, observers)
-                errors.append(None)
-            except NonFiniteError as error:
-                errors.append(error)
-        return errors
-
-    @property
-    def _is_filled(self) -> bool:
-        """Whether packs have one size only, and empty slots are filled."""
-        return self.arithmetic == "mapped" and self._device.type == "cpu"
-
-    def _train_packs(self, models: Sequence[nn.Module], runs: Sequence[Run], observers: Sequence[Observer]) -> list[NonFiniteError | None]:
-        size = MAPPED_SLOTS if self._is_filled else len(models)
-        errors: list[NonFiniteError | None] = []
-        for start in range(0, len(models), size):
-            some, their = list(models[start : start + size]), list(runs[start : start + size])
-            empty = size - len(some) if self._is_filled else 0
-            fill = [copy.deepcopy(some[0]) for _ in range(empty)]
-            everyone, all_runs = some + fill, their + their[:1] * empty
-            found = train_pack(everyone, self._loss, self._recipe, self._data, all_runs, observers=observers, kind=self._kind)
-            errors += found[: len(some)]
-        return errors
-
-    def _train_solo(self, model: nn.Module, run: Run, recipe: Recipe, data: Dataset, observers: Sequence[Observer] = ()) -> None:
-        kept = None if run.kept is None else run.kept.to(self._device)
-        train(model, self._loss, recipe, data, run.randomness, kept=kept, observers=observers, what=run.what, at_once=self._at_once)
-
     def _probe(self) -> int:
-        best, size, seconds = 1, 1, self._seconds_a_step(1)
-        largest = self._largest()
+        best, size, seconds = 1, 1, self._seconds_per_step(1)
+        largest = self._max_slots()
         while size * 2 <= largest:
             size *= 2
-            took = self._seconds_a_step(size)
+            took = self._seconds_per_step(size)
             if took > seconds * 1.15:
                 break
-            if took < seconds * WORTHWHILE:
+            if took < seconds * LARGER_PACK_TIME:
                 best, seconds = size, took
         return best
 
-    def _largest(self) -> int:
-        return min(MAX_PACK.get(self._device.type, 1), self._room())
-
-    def _room(self) -> int:
-        """How many models of a pack the memory holds: a GPU's free memory; on a CPU what its caches are good for."""
+    def _max_slots(self) -> int:
+        """How many models a pack may hold: what fits the caches of a CPU or the free memory of a GPU."""
+        most = MAX_SLOTS.get(self._device.type, 1)
         if self._device.type != "cuda":
-            return most_models(self.arithmetic, sum(p.numel() * p.element_size() for p in self.build(Randomness(0)).parameters()))
+            size = sum(p.numel() * p.element_size() for p in self.build(Randomness(0)).parameters())
+            return min(most, max_models_per_step(self.pack_kind, size))
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
-        self._seconds_a_step(2)
+        self._seconds_per_step(2)
         each = (torch.cuda.max_memory_allocated(self._device) - before) / 2
         free, _ = torch.cuda.mem_get_info(self._device)
-        return max(1, int(MEMORY_SHARE * free / max(each, 1.0)))
+        return min(most, max(1, int(GPU_MEMORY_SHARE * free / max(each, 1.0))))
 
-    def _seconds_a_step(self, size: int) -> float:
+    def _seconds_per_step(self, size: int) -> float:
         """Seconds of a step of ``size`` models at once, divided by ``size``: the best of a few short runs on whole batches."""
         rows = min(len(self._data.inputs), PROBE_STEPS * self._recipe.batch_size)
         data = Dataset(self._data.inputs[:rows], self._data.targets[:rows], self._data.ids[:rows])
         short = replace(self._recipe, epochs=1)
         steps = -(-rows // self._recipe.batch_size)
-        slots = MAPPED_SLOTS if self._is_filled else size
-        runs = [Run(Randomness(0))] * slots
+        slots = self._fixed_slots or size
+        runs = [TrainingRun(Randomness(0))] * slots
         models = [self.build(Randomness(0)) for _ in range(slots)]
         best = float("inf")
         for _ in range(3):
             self._synchronize()
             began = time.perf_counter()
-            if self.arithmetic != "solo":
-                train_pack(models, self._loss, short, data, runs, kind=self._kind)
-            else:
-                self._train_solo(models[0], runs[0], short, data)
+            self._train_pack(models, runs, short, data)
             self._synchronize()
             best = min(best, (time.perf_counter() - began) / (steps * size))
         return best

@@ -46,12 +46,11 @@ def _retrainings(keys: Keys, shape: Shape) -> dict[str, int]:
 def _warnings(plan: Plan) -> Iterator[str]:
     """What limits the reading of the numbers to come, each a sentence or two."""
     experiment, recipe = plan.experiment, plan.keys.recipe
-    momentum, decay = recipe["momentum"], recipe["weight_decay"]
     follows = any(method.follows_training for method in experiment.parsed_methods)
-    if (momentum or decay) and follows:
+    if plan.shape.identity_gap_reasons and follows:
         yield (
-            f"The models are trained with momentum {momentum:g} and weight decay {decay:g}: Eq. 10's tracked importances then no "
-            "longer sum up what training did, even for a linear model, nor does TracInCP."
+            "Eq. 10's tracked importances no longer sum up what training did, even for a linear model, nor does TracInCP. "
+            f"Reasons: {'; '.join(plan.shape.identity_gap_reasons)}."
         )
     if recipe["precision"] != "full" and follows:
         yield (

@@ -29,11 +29,12 @@ from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.problems.tables import data_digest
 from genrep_dist.store import Store
 from genrep_dist.store.feature_codec import pack
+from genrep_dist.training.batches import padded_rows
 from genrep_dist.training.flop_count import forward_flop, step_bytes
 from genrep_dist.training.loop import predict
-from genrep_dist.training.pack import filled
+from genrep_dist.training.optimizers import identity_gap_reasons
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.trainer import arithmetic_of, most_models
+from genrep_dist.training.trainer import choose_pack_kind, max_models_per_step
 from genrep_dist.units import StageName
 from genrep_dist.workflow.attributions import write_attribution
 from genrep_dist.workflow.context import Job, label_loss, load_own_kernels, recipe_in_force
@@ -177,8 +178,8 @@ def measure(
     model.eval()
     parameters = [p for p in model.parameters() if p.requires_grad]
     # A GPU's own memory says how many models it takes.
-    arithmetic = "solo" if on_gpu else arithmetic_of(problem.model, get_loss(problem.loss), recipe, train)[0]
-    step_rows = filled(recipe.batch_size) if arithmetic != "solo" else recipe.batch_size
+    pack_kind = "solo" if on_gpu else choose_pack_kind(problem.model, get_loss(problem.loss), recipe, train)[0]
+    step_rows = padded_rows(recipe.batch_size) if pack_kind != "solo" else recipe.batch_size
     return Shape(
         len(train.ids),
         len(test.ids),
@@ -187,9 +188,10 @@ def measure(
         {name: kernel_sizes(kernel, model, train.inputs) for name, kernel in kernels.items()},
         forward_flop=forward_flop(model, train.inputs[:2]),
         on_gpu=on_gpu,
-        arithmetic=arithmetic,
+        pack_kind=pack_kind,
         step_bytes=step_bytes(model, train.inputs[:step_rows]),
-        pack=most_models(arithmetic, sum(p.numel() * p.element_size() for p in parameters)),
+        pack=max_models_per_step(pack_kind, sum(p.numel() * p.element_size() for p in parameters)),
+        identity_gap_reasons=tuple(identity_gap_reasons(recipe)),
     )
 
 

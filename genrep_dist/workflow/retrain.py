@@ -16,9 +16,8 @@ from genrep_dist.errors import NonFiniteError
 from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.store import Store
 from genrep_dist.store.ledger import LedgerRow
-from genrep_dist.training.loop import predict
+from genrep_dist.training.loop import TrainingRun, predict
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.train_pack import Run
 from genrep_dist.units import Retraining, Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, Stage
 from genrep_dist.workflow.context import WorkerContext, to_numpy
@@ -113,7 +112,7 @@ def _retrain_pack(retrainings: Sequence[Retraining], context: WorkerContext) -> 
             results.append(output)
             continue
         try:
-            check_outputs(output, context.test.ids, run.what)
+            check_outputs(output, context.test.ids, run.description)
         except NonFiniteError as error:
             results.append(error)
             continue
@@ -131,12 +130,12 @@ def _retrain_pack(retrainings: Sequence[Retraining], context: WorkerContext) -> 
     return results
 
 
-def _as_run(retraining: Retraining, context: WorkerContext) -> Run:
-    randomness = Randomness.of_retraining(retraining.seed, retraining.policy, retraining.removed, retraining.replicate)
+def _as_run(retraining: Retraining, context: WorkerContext) -> TrainingRun:
+    randomness = Randomness.for_retraining(retraining.seed, retraining.policy, retraining.removed, retraining.replicate)
     kept = ~torch.isin(context.train.ids, torch.tensor(retraining.removed, dtype=torch.int64))
     without = ", ".join(map(str, retraining.removed[:5])) + (", ..." if len(retraining.removed) > 5 else "")
     what = f"retraining {retraining.key[:12]}, seed {retraining.seed}, without {len(retraining.removed)} samples ({without})"
-    return Run(randomness, kept.to(context.device), what)
+    return TrainingRun(randomness, kept.to(context.device), what)
 
 
 def original_row(seed: int, keys: Keys, store: Store) -> LedgerRow:

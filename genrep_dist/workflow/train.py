@@ -14,10 +14,9 @@ from torch import Tensor
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.plan import FLOAT_BYTES, Plan, StagePlan
 from genrep_dist.store.ledger import LedgerRow
-from genrep_dist.training.loop import predict
+from genrep_dist.training.loop import TrainingRun, predict
 from genrep_dist.training.observers import Checkpoints, TrackingImportance
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.train_pack import Run
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
 from genrep_dist.workflow.checkpoints import pack_states
@@ -47,7 +46,7 @@ class TrainStage(Stage[TrainUnit]):
         checkpoints = Checkpoints(context.keys.saved_epochs(), context.train, context.recipe)
         trainer = context.trainer
         began = time.perf_counter()
-        model = trainer.train(Run(randomness), observers=(tracking, checkpoints))
+        model = trainer.train(TrainingRun(randomness), observers=(tracking, checkpoints))
         seconds = time.perf_counter() - began
         outputs_test = predict(model, context.test.inputs)
         check_outputs(outputs_test, context.test.ids, f"test outputs, seed {unit.seed}")
@@ -80,8 +79,8 @@ class TrainStage(Stage[TrainUnit]):
                 "test_accuracy": accuracy,
                 "torch": torch.__version__,
                 "device": context.device.type,
-                "arithmetic": trainer.arithmetic,
-                "trained_alone_because": trainer.reason,
+                "pack_kind": trainer.pack_kind,
+                "solo_reason": trainer.solo_reason,
             }
         )
         return {"seconds": seconds, "models": 1.0}

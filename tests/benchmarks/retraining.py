@@ -31,10 +31,10 @@ from genrep_dist.core.losses import get_loss
 from genrep_dist.problems.datasets.digits import Digits
 from genrep_dist.problems.datasets.text_models import TextCNN
 from genrep_dist.problems.protocol import Dataset, Recipe
-from genrep_dist.training.loop import train
-from genrep_dist.training.pack import why_not_packed
+from genrep_dist.training.loop import TrainingRun, train, train_models
+from genrep_dist.training.packs.compatibility import why_not_packed
+from genrep_dist.training.packs.stacked import StackedPack
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.train_pack import Run, train_pack
 from genrep_dist.training.trainer import Trainer
 from tests.benchmarks import measured_on, publish, spread, table
 from tests.benchmarks.tracking_cost import LargeDigits
@@ -209,7 +209,7 @@ def sgemm(device: torch.device) -> float:
 def ours(case: Case, trainer: Trainer, size: int, device: torch.device) -> tuple[Callable[[], object], list[nn.Module]]:
     """Training of ``size`` models as a worker does it, and the models."""
     models = [Randomness(seed).build(case.factory).to(device) for seed in range(size)]
-    return lambda: trainer.train_in_place(models, [Run(Randomness(seed)) for seed in range(size)]), models
+    return lambda: trainer.train_in_place(models, [TrainingRun(Randomness(seed)) for seed in range(size)]), models
 
 
 def against_plain(case: Case, rounds: int, device: torch.device) -> tuple[str, ...]:
@@ -232,7 +232,7 @@ def against_plain(case: Case, rounds: int, device: torch.device) -> tuple[str, .
             shares.append(share * case.multiply_adds)
             plain_shares.append(share * case.plain_multiply_adds)
     parameters_of_one = sum(p.numel() for p in case.factory().parameters())
-    way = f"{trainer.arithmetic}, {size} at once"
+    way = f"{trainer.pack_kind}, {size} at once"
     return (
         f"{case.name}; {parameters_of_one:,} parameters",
         way,
@@ -262,9 +262,9 @@ def packs(case: Case, rounds: int, device: torch.device) -> tuple[list[tuple[str
         for size, times in took.items():
             count = max(size, 1)
             models = [Randomness(seed).build(case.factory).to(device) for seed in range(count)]
-            runs = [Run(Randomness(seed)) for seed in range(count)]
+            runs = [TrainingRun(Randomness(seed)) for seed in range(count)]
             if size:
-                times.append(seconds(partial(train_pack, models, loss, case.recipe, data, runs), device) / count)
+                times.append(seconds(partial(train_models, models, loss, case.recipe, data, runs, kind=StackedPack), device) / count)
             else:
                 times.append(seconds(partial(train, models[0], loss, case.recipe, data, Randomness(0)), device))
             found[size] = parameters(models[0])

@@ -19,7 +19,8 @@ def test_an_optimiser_against_the_methods(name: str, tmp_path: Path) -> None:
     findings = look(done)
     assert findings.sick() == {("optimiser", "amber")}
     found = findings.of("optimiser")
-    assert (found.number, found.bound) == (0.3, 0)
+    assert (found.number, found.bound) == (1, 0)
+    assert f"{name.replace('_', ' ')} 0.3" in found.text
     assert "ntk-final/tracking, tracincp;" in found.text
     assert "not plain SGD" in findings.of("tracking identity").text
     other = run(tmp_path, recipe={name: 0.3}, methods=["random"], name="other")

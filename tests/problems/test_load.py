@@ -12,6 +12,7 @@ from genrep_dist.errors import ConfigError, ProblemError
 from genrep_dist.problems.datasets.digits import Digits
 from genrep_dist.problems.load import SHIPPED, load_datasets, load_problem, num_outputs
 from genrep_dist.problems.protocol import Problem
+from genrep_dist.training.optimizers import identity_gap_reasons
 
 USERS_OWN = """
 import torch
@@ -60,7 +61,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def test_shipped_problems_are_problems(name: str) -> None:
     problem = load_problem(name)
     assert isinstance(problem, Problem)
-    assert problem.recipe.is_plain_sgd
+    assert identity_gap_reasons(problem.recipe) == []
 
 
 def test_options_reach_the_class() -> None:

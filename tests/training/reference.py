@@ -1,4 +1,4 @@
-"""Training as a user writes it: torch's own losses and optimiser, no arithmetic of the package."""
+"""Training as a user writes it, with torch's own losses and optimizer, and the recipes and texts that the tests share."""
 
 from __future__ import annotations
 
@@ -8,20 +8,37 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.losses import get_loss
+from genrep_dist.problems.datasets.text_models import TextCNN
 from genrep_dist.problems.protocol import Dataset, Recipe
+from genrep_dist.training.loop import train
 from genrep_dist.training.randomness import Randomness
+
+RECIPES = {
+    "plain": Recipe(epochs=3, batch_size=8, learning_rate=0.2),
+    "cosine": Recipe(epochs=3, batch_size=8, learning_rate=0.2, schedule="cosine"),
+    "momentum": Recipe(epochs=3, batch_size=8, learning_rate=0.05, momentum=0.9),
+    "weight decay": Recipe(epochs=3, batch_size=8, learning_rate=0.2, weight_decay=0.1),
+    "all": Recipe(epochs=3, batch_size=8, learning_rate=0.05, schedule="cosine", momentum=0.8, weight_decay=0.05),
+}
+LENGTH = 12
+WORDS = 3000
 
 
 def plainly_trained(
-    factory: Callable[[], nn.Module], loss: str, recipe: Recipe, data: Dataset, randomness: Randomness, removed: Collection[int] = ()
+    factory: Callable[[], nn.Module],
+    loss: str,
+    recipe: Recipe,
+    data: Dataset,
+    randomness: Randomness,
+    removed: Collection[int] = (),
+    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
 ) -> nn.Module:
     """The model that the recipe leads to on the rows whose ids are not ``removed``, batch by batch, row by row dropped."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.number("init"))
         model = factory()
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=False
-    )
+    optimizer = make_optimizer(model) if make_optimizer else sgd(model, recipe)
     steps_per_epoch = math.ceil(len(data.ids) / recipe.batch_size)
     step = 0
     for epoch in range(1, recipe.epochs + 1):
@@ -39,6 +56,12 @@ def plainly_trained(
     return model
 
 
+def sgd(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=False
+    )
+
+
 def mean_loss(loss: str, outputs: Tensor, targets: Tensor) -> Tensor:
     if loss == "softmax":
         return nn.functional.cross_entropy(outputs, targets)
@@ -50,3 +73,22 @@ def mean_loss(loss: str, outputs: Tensor, targets: Tensor) -> Tensor:
 
 def parameters_of(model: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def small_text() -> nn.Module:
+    return TextCNN(vocabulary_size=WORDS, channels=(6, 5, 7)).double()
+
+
+def sentences(num_rows: int = 30) -> Dataset:
+    """Sentences of few of the words, some of them padded with zeros; some words come twice in a batch."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(1, 60, (num_rows, LENGTH), generator=generator) * 41
+    lengths = torch.randint(3, LENGTH + 1, (num_rows, 1), generator=generator)
+    tokens[torch.arange(LENGTH) >= lengths] = 0
+    return Dataset(tokens, (torch.rand(num_rows, generator=generator) > 0.5).double(), torch.arange(num_rows) * 3 + 11)
+
+
+def trained(factory: Callable[[], nn.Module], loss: str, recipe: Recipe, data: Dataset, seed: int, removed: set[int]) -> Tensor:
+    randomness = Randomness(seed)
+    kept = torch.tensor([int(i) not in removed for i in data.ids])
+    return parameters_of(train(randomness.build(factory), get_loss(loss), recipe, data, randomness, kept=kept))

@@ -13,11 +13,11 @@ from genrep_dist.problems.datasets.digits import Digits
 from genrep_dist.problems.datasets.image_models import VisionCNN
 from genrep_dist.problems.datasets.text_models import TextCNN
 from genrep_dist.training.flop_count import forward_flop, step_bytes
-from genrep_dist.training.trainer import arithmetic_of, most_models
-from genrep_dist.training.vmap_pack import MAPPED_SLOTS
-from tests.training.test_packs import OwnParameter, blob_data, float_text, multilayer
-from tests.training.test_solo import RECIPES
-from tests.training.test_vmap_pack import Attention
+from genrep_dist.training.packs.mapped import MAPPED_SLOTS
+from genrep_dist.training.trainer import choose_pack_kind, max_models_per_step
+from tests.training.reference import RECIPES
+from tests.training.test_mapped_packs import Attention
+from tests.training.test_stacked_packs import OwnParameter, blob_data, float_text, multilayer
 
 
 class Lstm(nn.Module):
@@ -81,13 +81,13 @@ def test_what_cannot_be_counted_is_no_error() -> None:
 )
 def test_how_many_models_share_a_step_at_most(factory: Callable[[], nn.Module], most: int) -> None:
     data = blob_data(next(factory().parameters()).dtype)
-    arithmetic, _, reason = arithmetic_of(factory, get_loss("logistic"), RECIPES["plain"], data)
-    assert (arithmetic == "solo") == (reason is not None)
-    assert most_models(arithmetic, 4 * 100) == most
+    kind, reason = choose_pack_kind(factory, get_loss("logistic"), RECIPES["plain"], data)
+    assert (kind == "solo") == (reason is not None)
+    assert max_models_per_step(kind, 4 * 100) == most
 
 
 def test_large_models_share_with_few() -> None:
-    assert most_models("stacked", 2**22) == 4
-    assert most_models("stacked", 2**30) == 1
+    assert max_models_per_step("stacked", 2**22) == 4
+    assert max_models_per_step("stacked", 2**30) == 1
     for factory, data in ((lambda: Attention(30_000), float_text()), (VisionCNN, Digits().train_data())):
-        assert arithmetic_of(factory, get_loss("logistic"), RECIPES["momentum"], data)[0] == "solo"
+        assert choose_pack_kind(factory, get_loss("logistic"), RECIPES["momentum"], data)[0] == "solo"

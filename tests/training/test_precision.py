@@ -13,11 +13,11 @@ from genrep_dist.errors import ProblemError
 from genrep_dist.problems.datasets.digits import Digits
 from genrep_dist.problems.datasets.text_models import TextCNN
 from genrep_dist.problems.protocol import Dataset, Precision, Recipe
-from genrep_dist.training.loop import train
+from genrep_dist.training.loop import TrainingRun, train, train_models
 from genrep_dist.training.observers import Checkpoints
+from genrep_dist.training.packs.stacked import StackedPack
 from genrep_dist.training.precision import tf32, training_outputs
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.train_pack import Run, train_pack
 from genrep_dist.training.trainer import Trainer
 from tests.training.reference import parameters_of
 
@@ -86,7 +86,7 @@ def test_tf32_is_allowed_in_steps_and_not_in_what_is_looked_at(forbidden: None, 
     model, data, chosen = Looks(), digits(), recipe(precision)
     checkpoints = Checkpoints([0, 1, 3], data, chosen)
     if packed:
-        train_pack([model], LOSS, chosen, data, [Run(Randomness(0))], observers=[checkpoints])
+        train_models([model], LOSS, chosen, data, [TrainingRun(Randomness(0))], kind=StackedPack, observers=[checkpoints])
     else:
         train(model, LOSS, chosen, data, Randomness(0), observers=[checkpoints])
     assert {at for training, at in Looks.seen if not training} == {(False, False)}
@@ -115,9 +115,15 @@ def test_float64_and_sequences_keep_what_they_have() -> None:
 @pytest.mark.parametrize("precision", ["full", "bfloat16"])
 def test_packs_of_any_size_have_the_same_bits(precision: Precision) -> None:
     trainer = Trainer(Digits().model, LOSS, recipe(precision), digits())
-    assert trainer.arithmetic == "stacked", trainer.reason
+    assert trainer.pack_kind == "stacked", trainer.solo_reason
     kept = torch.arange(60) % 7 != 0
-    runs = [Run(Randomness(0)), Run(Randomness(0), kept), Run(Randomness(1)), Run(Randomness(2), ~kept), Run(Randomness(1), kept)]
+    runs = [
+        TrainingRun(Randomness(0)),
+        TrainingRun(Randomness(0), kept),
+        TrainingRun(Randomness(1)),
+        TrainingRun(Randomness(2), ~kept),
+        TrainingRun(Randomness(1), kept),
+    ]
     together = trainer.train_all(runs)
     for run, model in zip(runs, together, strict=True):
         assert isinstance(model, nn.Module)

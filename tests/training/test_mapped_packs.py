@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.problems.protocol import Dataset, Recipe
-from genrep_dist.training.loop import train
+from genrep_dist.training.loop import TrainingRun, train
 from genrep_dist.training.observers import TrackingImportance
+from genrep_dist.training.packs.mapped import MAPPED_SLOTS
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.train_pack import Run
 from genrep_dist.training.trainer import Trainer
-from genrep_dist.training.vmap_pack import MAPPED_SLOTS
-from tests.training.reference import parameters_of, plainly_trained
-from tests.training.test_packs import OwnParameter, Twice, blob_data, float_text, images, some_runs
-from tests.training.test_solo import RECIPES
+from tests.training.reference import RECIPES, parameters_of, plainly_trained
+from tests.training.test_stacked_packs import OwnParameter, Twice, blob_data, float_text, images, some_runs
 
 Factory = Callable[[], nn.Module]
 
@@ -76,7 +74,7 @@ def test_each_model_is_what_it_is_alone_in_float64(case: tuple[Factory, Callable
         return factory().double()
 
     trainer = Trainer(double, get_loss("logistic"), recipe, data)
-    assert (trainer.arithmetic, trainer.reason) == ("mapped", None)
+    assert (trainer.pack_kind, trainer.solo_reason) == ("mapped", None)
     runs = some_runs(data, 5, recipe.batch_size)
     for run, found in zip(runs, trainer.train_all(runs), strict=True):
         assert isinstance(found, nn.Module)
@@ -95,9 +93,9 @@ def test_company_changes_no_bit(case: tuple[Factory, Callable[[torch.dtype], Dat
     runs = some_runs(data, MAPPED_SLOTS + 3, recipe.batch_size, "fresh")
     first = [parameters_of(trainer.train(run)) for run in runs[:3]]
     for some in (runs[:5], runs[::-1]):
-        found = dict(zip([run.what for run in some], trainer.train_all(some), strict=True))
+        found = dict(zip([run.description for run in some], trainer.train_all(some), strict=True))
         for run, one in zip(runs, first, strict=False):
-            model = found[run.what]
+            model = found[run.description]
             assert isinstance(model, nn.Module)
             assert torch.equal(parameters_of(model), one)
 
@@ -109,7 +107,7 @@ def test_observers_see_the_first_model() -> None:
         return Twice().double()
 
     mapped, alone = TrackingImportance(), TrackingImportance()
-    Trainer(double, loss, recipe, data).train(Run(Randomness(3)), [mapped])
+    Trainer(double, loss, recipe, data).train(TrainingRun(Randomness(3)), [mapped])
     train(Randomness(3).build(double), loss, recipe, data, Randomness(3), observers=[alone])
     assert mapped.alpha is not None
     assert alone.alpha is not None
@@ -122,8 +120,8 @@ def test_divergence_is_one_models_own() -> None:
     without = torch.ones(len(data.ids), dtype=torch.bool)
     without[30] = False
     trainer = Trainer(OwnParameter, get_loss("squared"), RECIPES["momentum"], data)
-    assert trainer.arithmetic == "mapped"
-    runs = [Run(Randomness(0), without, "first"), Run(Randomness(8), None, "the second")]
+    assert trainer.pack_kind == "mapped"
+    runs = [TrainingRun(Randomness(0), without, "first"), TrainingRun(Randomness(8), None, "the second")]
     fine, error = trainer.train_all(runs)
     assert isinstance(fine, nn.Module)
     assert isinstance(error, NonFiniteError)
@@ -134,23 +132,23 @@ def test_divergence_is_one_models_own() -> None:
 def test_what_a_model_does_better_alone() -> None:
     """A large table is moved row by row, and large products cost more than calls."""
     table = Trainer(lambda: Attention(10_000), get_loss("logistic"), RECIPES["plain"], float_text())
-    assert table.arithmetic == "solo"
-    assert "moved row by row" in str(table.reason)
+    assert table.pack_kind == "solo"
+    assert "sparse gradients" in str(table.solo_reason)
     # With momentum every row moves anyway, but 32 such tables would fill the memory.
     table = Trainer(lambda: Attention(30_000), get_loss("logistic"), RECIPES["momentum"], float_text())
-    assert table.arithmetic == "solo"
-    assert "bytes" in str(table.reason)
+    assert table.pack_kind == "solo"
+    assert "bytes" in str(table.solo_reason)
     # Torch maps no such layer.
     bag = Trainer(lambda: nn.Sequential(nn.EmbeddingBag(3000, 4), nn.Linear(4, 1)), get_loss("logistic"), RECIPES["momentum"], float_text())
-    assert bag.arithmetic == "solo"
-    assert "batching rule" in str(bag.reason)
+    assert bag.pack_kind == "solo"
+    assert "batching rule" in str(bag.solo_reason)
 
     def wide() -> nn.Module:
         return nn.Sequential(nn.Conv2d(1, 48, 3), nn.PReLU(), nn.Conv2d(48, 48, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 48, 1))
 
     large = Trainer(wide, get_loss("logistic"), RECIPES["plain"], images())
-    assert large.arithmetic == "solo"
-    assert "multiply-adds" in str(large.reason)
+    assert large.pack_kind == "solo"
+    assert "multiply-adds" in str(large.solo_reason)
 
 
 def test_seconds_count_the_slots_that_are_filled() -> None:

@@ -1,29 +1,21 @@
 """Layers that hold the parameters of S models of one architecture, the *slots*, and apply each to its own rows.
 
-The rows of a batch are the slots' rows one after the other: inputs (S B, ...), slot s has the rows from s B on. All that a network does
-sample by sample between these layers then needs no change. Products are batched ones, a matrix product a slot, of shapes that do not
-depend on S: no number depends on how many slots there are, or on what is in the others.
-
-``load`` and ``unload`` translate from and to the layer that a stacked one stands for.
+The rows of a batch are the slots' rows one after the other: inputs (S B, ...), slot s has the rows from s B on. What a network does sample
+by sample between these layers needs no change. Products are batched, one matrix product per slot, of shapes that do not depend on S: no
+number depends on how many slots there are, or on what is in the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-FEW_NUMBERS = 8
-"""Windows with fewer numbers in a row of theirs are copied tap by tap instead of row by row: longer runs of memory."""
-
-Layout = Callable[[Tensor], Tensor]
-
 
 class Stacked(nn.Module):
-    """Base: parameters by name (S, ...), with what turns a plain parameter into a slot's and back."""
+    """Base: parameters by name in ``stacked``, (S, ...), and the translation between a plain layer's parameter and a slot's."""
 
     def __init__(self, plain: nn.Module, slots: int) -> None:
         super().__init__()
@@ -34,28 +26,30 @@ class Stacked(nn.Module):
             self.stacked[name] = one.new_zeros((slots, *one.shape)).requires_grad_(parameter.requires_grad)
 
     def to_slot(self, name: str, plain: Tensor) -> Tensor:
-        """A plain parameter as a slot holds it."""
+        """A plain parameter in the shape in which a slot holds it."""
         del name
         return plain
 
     def from_slot(self, name: str, slot: Tensor) -> Tensor:
-        """The plain parameter, of the plain shape."""
+        """The inverse of :meth:`to_slot`."""
         del name
         return slot
 
-    def of_slots(self, stacked: Tensor) -> Tensor:
-        """A stacked tensor with S as its first dimension, the same memory."""
+    def by_slot(self, stacked: Tensor) -> Tensor:
+        """A tensor of a stacked parameter's shape with S as its first dimension, the same memory."""
         return stacked.detach()
 
     def load(self, slot: int, plain: nn.Module) -> None:
+        """Copy the parameters of a plain layer into a slot."""
         with torch.no_grad():
             for name, stacked in self.stacked.items():
-                self.of_slots(stacked)[slot] = self.to_slot(name, plain.get_parameter(name))
+                self.by_slot(stacked)[slot] = self.to_slot(name, plain.get_parameter(name))
 
     def unload(self, slot: int, plain: nn.Module) -> None:
+        """Copy a slot's parameters into a plain layer."""
         with torch.no_grad():
             for name, stacked in self.stacked.items():
-                plain.get_parameter(name).copy_(self.from_slot(name, self.of_slots(stacked)[slot]))
+                plain.get_parameter(name).copy_(self.from_slot(name, self.by_slot(stacked)[slot]))
 
 
 class StackedLinear(Stacked):
@@ -72,7 +66,7 @@ class StackedLinear(Stacked):
         width = weight.shape[2]
         rows = inputs.reshape(self.slots, -1, inputs.shape[-1])
         if min(weight.shape[1:]) == 1:
-            # A matrix of one row or column would be a vector, which BLAS multiplies otherwise when it comes alone.
+            # BLAS multiplies a matrix of one row or column as a vector, but only where it is the sole one of a batch: pad it.
             narrow = (0, int(width == 1), 0, int(weight.shape[1] == 1))
             weight, rows = functional.pad(weight, narrow), functional.pad(rows, (0, narrow[3]))
             bias = None if bias is None else functional.pad(bias, narrow[:2])
@@ -83,7 +77,7 @@ class StackedLinear(Stacked):
 class StackedConv(Stacked):
     """Convolutions in one or two dimensions as products with unfolded windows: x (S B, C, *sizes) -> (S B, O, *sizes).
 
-    Weights (S, kh kw C, O), channels last in a window as in memory; biases (S, 1, O). Results lie channels-last in memory.
+    Weights (S, kh kw C, O), channels last in a window as in memory; biases (S, 1, O). Results are channels-last in memory.
     """
 
     def __init__(self, plain: nn.Conv1d | nn.Conv2d, slots: int) -> None:
@@ -95,7 +89,6 @@ class StackedConv(Stacked):
         self.kernel = _pair((*fill, *self._shape[2:]))
         self.stride, self.dilation = _pair((*fill, *plain.stride)), _pair((*fill, *plain.dilation))
         self.padding = _pair((*(0 for _ in fill), *plain.padding))
-        self.buffers_by_rows: dict[Any, Tensor] = {}
 
     def to_slot(self, name: str, plain: Tensor) -> Tensor:
         if name == "bias":
@@ -110,30 +103,22 @@ class StackedConv(Stacked):
 
     def forward(self, inputs: Tensor) -> Tensor:
         image = inputs.unsqueeze(2) if inputs.dim() == 3 else inputs
-        height, width = self._positions(image)
-        factors = (image, self.stacked["weight"], self.stacked.get("bias"))
+        height, width = self.result_size(image)
+        weight, bias = self.stacked["weight"], self.stacked.get("bias")
         if torch.is_autocast_enabled(image.device.type):
-            # Here, as for a library's convolution: inside the function nothing casts, and on the way back nobody would.
+            # Autograd functions are not covered by autocast: cast here, as a library's convolution would.
             dtype = torch.get_autocast_dtype(image.device.type)
-            factors = (image.to(dtype), factors[1].to(dtype), None if factors[2] is None else factors[2].to(dtype))
-        product = cast("Tensor", _Convolution.apply(*factors, self))  # type: ignore[no-untyped-call]
+            image, weight, bias = image.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        product = cast("Tensor", _Convolution.apply(image, weight, bias, self))  # type: ignore[no-untyped-call]
         result = product.view(len(image), height, width, -1).permute(0, 3, 1, 2)
         return result.squeeze(2) if inputs.dim() == 3 else result
 
-    def _positions(self, image: Tensor) -> tuple[int, int]:
-        """Rows and columns of the result."""
+    def result_size(self, image: Tensor) -> tuple[int, int]:
+        """Height and width of the result."""
         sizes = zip(image.shape[2:], self.kernel, self.stride, self.dilation, self.padding, strict=True)
-        height, width = (
-            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, dilation, padding in sizes
+        return _pair(
+            tuple((size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, dilation, padding in sizes)
         )
-        return height, width
-
-    def buffer(self, purpose: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Memory that every step uses again: fresh pages cost more than the arithmetic on them."""
-        key = (purpose, tuple(shape), like.dtype)
-        if key not in self.buffers_by_rows:
-            self.buffers_by_rows[key] = like.new_zeros(tuple(shape))
-        return self.buffers_by_rows[key]
 
 
 def _pair(values: tuple[int, ...]) -> tuple[int, int]:
@@ -142,95 +127,72 @@ def _pair(values: tuple[int, ...]) -> tuple[int, int]:
 
 
 class _Convolution(torch.autograd.Function):
-    """Unfold, multiply; backward: multiply, fold. One forward and one backward at a time for each layer, as its windows are kept there."""
+    """Forward: unfold, multiply. Backward: multiply, fold."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, layer: StackedConv) -> Tensor:
         rows, channels, height, width = inputs.shape
         (kh, kw), (sh, sw), (dh, dw), (ph, pw) = layer.kernel, layer.stride, layer.dilation, layer.padding
-        out = layer._positions(inputs)
-        ctx.layer, ctx.sizes, ctx.out, ctx.taps_first = layer, (rows, channels, height, width), out, kw * channels < FEW_NUMBERS
-        slots, positions, numbers = layer.slots, rows // layer.slots * out[0] * out[1], kh * kw * channels
-        if ctx.taps_first:
-            padded = layer.buffer("padded", (channels, rows, height + 2 * ph, width + 2 * pw), inputs)
-            padded[:, :, ph : ph + height, pw : pw + width] = inputs.transpose(0, 1)
-            windows = layer.buffer("windows", (kh, kw, channels, rows, *out), inputs)
-            for i, j, tap in _taps(padded, layer, out, 2):
-                windows[i, j].copy_(tap)
-            matrix = windows.view(numbers, slots, positions).permute(1, 2, 0)
-        else:
-            padded = layer.buffer("padded", (rows, height + 2 * ph, width + 2 * pw, channels), inputs)
-            padded[:, ph : ph + height, pw : pw + width] = inputs.permute(0, 2, 3, 1)
-            n, y, x, c = padded.stride()
-            windows = layer.buffer("windows", (rows, *out, kh, kw, channels), inputs)
-            windows.copy_(padded.as_strided(windows.shape, (n, y * sh, x * sw, y * dh, x * dw, c)))
-            matrix = windows.view(slots, positions, numbers)
-        ctx.save_for_backward(weight)
-        ctx.matrix, ctx.has_bias = matrix, bias is not None
+        ctx.layer, ctx.sizes, ctx.out, ctx.has_bias = layer, inputs.shape, layer.result_size(inputs), bias is not None
+        padded = inputs.new_zeros(rows, height + 2 * ph, width + 2 * pw, channels)
+        padded[:, ph : ph + height, pw : pw + width] = inputs.permute(0, 2, 3, 1)
+        n, y, x, c = padded.stride()
+        windows = padded.as_strided((rows, *ctx.out, kh, kw, channels), (n, y * sh, x * sw, y * dh, x * dw, c))
+        matrix = windows.reshape(layer.slots, -1, kh * kw * channels)
+        ctx.save_for_backward(weight, matrix)
         return torch.bmm(matrix, weight) if bias is None else torch.baddbmm(bias, matrix, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        (weight,), layer = ctx.saved_tensors, ctx.layer
+        weight, matrix = ctx.saved_tensors
         gradient = gradients[0].contiguous()
-        to_weight = torch.bmm(ctx.matrix.transpose(1, 2), gradient) if ctx.needs_input_grad[1] else None
-        to_bias = gradient.sum(dim=1, keepdim=True) if ctx.has_bias and ctx.needs_input_grad[2] else None
-        to_inputs = _fold(ctx, layer, weight, gradient) if ctx.needs_input_grad[0] else None
-        return to_inputs, to_weight, to_bias, None
+        weight_gradient = torch.bmm(matrix.transpose(1, 2), gradient) if ctx.needs_input_grad[1] else None
+        bias_gradient = gradient.sum(dim=1, keepdim=True) if ctx.has_bias and ctx.needs_input_grad[2] else None
+        input_gradient = _fold(ctx, torch.bmm(gradient, weight.transpose(1, 2))) if ctx.needs_input_grad[0] else None
+        return input_gradient, weight_gradient, bias_gradient, None
 
 
-def _fold(ctx: Any, layer: StackedConv, weight: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient of the inputs: every window's share added where the window lies."""
+def _fold(ctx: Any, window_gradient: Tensor) -> Tensor:
+    """The gradient of the inputs: that of every window (S, S-th of the windows, kh kw C), added where the window lies."""
     rows, channels, height, width = ctx.sizes
-    (kh, kw), (ph, pw) = layer.kernel, layer.padding
-    slots, positions = gradient.shape[:2]
-    shares = layer.buffer("shares", (slots, positions, kh * kw * channels), gradient)
-    torch.bmm(gradient, weight.transpose(1, 2), out=shares)
-    by_tap = shares.view(rows, *ctx.out, kh, kw, channels)
-    padded = layer.buffer("folded", (rows, height + 2 * ph, width + 2 * pw, channels), gradient).zero_()
-    for i, j, tap in _taps(padded, layer, ctx.out, 1):
-        tap.add_(by_tap[:, :, :, i, j])
+    (kh, kw), (sh, sw), (dh, dw), (ph, pw) = ctx.layer.kernel, ctx.layer.stride, ctx.layer.dilation, ctx.layer.padding
+    out_height, out_width = ctx.out
+    by_tap = window_gradient.view(rows, out_height, out_width, kh, kw, channels)
+    padded = window_gradient.new_zeros(rows, height + 2 * ph, width + 2 * pw, channels)
+    for i in range(kh):
+        for j in range(kw):
+            ys, xs = (slice(d * at, d * at + s * (out - 1) + 1, s) for d, at, s, out in ((dh, i, sh, out_height), (dw, j, sw, out_width)))
+            padded[:, ys, xs].add_(by_tap[:, :, :, i, j])
     return padded[:, ph : ph + height, pw : pw + width].permute(0, 3, 1, 2)
 
 
-def _taps(padded: Tensor, layer: StackedConv, out: tuple[int, int], dim: int) -> list[tuple[int, int, Tensor]]:
-    """(i, j, the positions of ``padded`` that tap (i, j) of all windows lies on); rows and columns are dimensions ``dim``, ``dim + 1``."""
-    (kh, kw), (sh, sw), (dh, dw) = layer.kernel, layer.stride, layer.dilation
-    before = (slice(None),) * dim
-    return [
-        (i, j, padded[(*before, slice(i * dh, i * dh + sh * (out[0] - 1) + 1, sh), slice(j * dw, j * dw + sw * (out[1] - 1) + 1, sw))])
-        for i in range(kh)
-        for j in range(kw)
-    ]
-
-
 class StackedEmbedding(Stacked):
-    """tokens (S B, ...) -> (S B, ..., D). The tables are one of S V rows; with ``row_wise`` its gradient holds the tokens' rows alone."""
+    """tokens (S B, ...) -> (S B, ..., D). One table (S V, D); with ``sparse`` its gradient holds the tokens' rows alone."""
 
     def __init__(self, plain: nn.Embedding, slots: int) -> None:
         super().__init__(plain, slots)
         table = self.stacked["weight"]
-        # One leaf of two dimensions: a sparse gradient cannot be taken back through a view.
+        # A leaf of two dimensions: autograd has no sparse gradient through a view.
         self.stacked["weight"] = table.detach().flatten(0, 1).requires_grad_(table.requires_grad)
         self.padding = plain.padding_idx
-        self.row_wise = False
+        self.sparse = False
 
-    def of_slots(self, stacked: Tensor) -> Tensor:
+    def by_slot(self, stacked: Tensor) -> Tensor:
         return stacked.detach().view(self.slots, -1, stacked.shape[1])
 
     def forward(self, tokens: Tensor) -> Tensor:
         table = self.stacked["weight"]
         first = torch.arange(0, len(table), len(table) // self.slots, device=tokens.device)
         own = tokens + first.repeat_interleave(len(tokens) // self.slots).view(-1, *[1] * (tokens.dim() - 1))
-        found = functional.embedding(own, table, sparse=self.row_wise)
+        found = functional.embedding(own, table, sparse=self.sparse)
         if self.padding is None:
             return found
-        # As nn.Embedding has it: what stands at padding is looked up, and takes no gradient.
+        # As in nn.Embedding, the vector of the padding token is looked up and takes no gradient.
         return torch.where((tokens == self.padding).unsqueeze(-1), found.detach(), found)
 
 
 class StackedNorm(Stacked):
-    """Layer and group normalisation: within a sample, so that only scale and shift are the slots' own."""
+    """Layer and group normalisation. They stay within a sample, so only scale and shift belong to the slots."""
 
     def __init__(self, plain: nn.LayerNorm | nn.GroupNorm, slots: int) -> None:
         super().__init__(plain, slots)
@@ -253,14 +215,14 @@ class StackedNorm(Stacked):
 
 
 def stack_layer(plain: nn.Module, slots: int) -> Stacked | None:
-    """The layer with ``slots`` slots that stands for ``plain``; None where there is none."""
-    # Exact types: what a subclass changes is not known here.
+    """The stacked layer for ``slots`` layers like ``plain``; None where there is none."""
+    # Exact types: a subclass may compute something else.
     if type(plain) is nn.Linear:
         return StackedLinear(plain, slots)
     if type(plain) in (nn.Conv1d, nn.Conv2d):
         convolution = cast("nn.Conv1d | nn.Conv2d", plain)
-        plainly = convolution.groups == 1 and convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
-        return StackedConv(convolution, slots) if plainly else None
+        supported = convolution.groups == 1 and convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
+        return StackedConv(convolution, slots) if supported else None
     if type(plain) is nn.Embedding:
         return StackedEmbedding(plain, slots) if plain.max_norm is None and not plain.scale_grad_by_freq else None
     if type(plain) in (nn.LayerNorm, nn.GroupNorm):

@@ -18,16 +18,15 @@ from genrep_dist.problems.datasets.digits import Digits
 from genrep_dist.problems.datasets.image_models import SmallCNN
 from genrep_dist.problems.datasets.text_models import TextCNN
 from genrep_dist.problems.protocol import Dataset, Recipe
-from genrep_dist.training.loop import predict, train
+from genrep_dist.training.loop import TrainingRun, predict, train, train_models
 from genrep_dist.training.observers import Checkpoints, TrackingImportance
-from genrep_dist.training.pack import Pack, why_not_packed
+from genrep_dist.training.packs.compatibility import why_not_packed
+from genrep_dist.training.packs.mapped import MappedPack
+from genrep_dist.training.packs.stacked import StackedPack
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.train_pack import Run, train_pack
 from genrep_dist.training.trainer import Trainer
-from genrep_dist.training.vmap_pack import MappedPack
 from tests.toys import Blobs
-from tests.training.reference import parameters_of, plainly_trained
-from tests.training.test_solo import RECIPES, sentences
+from tests.training.reference import RECIPES, parameters_of, plainly_trained, sentences
 
 Factory = Callable[[], nn.Module]
 
@@ -39,7 +38,7 @@ def images(num_rows: int = 45, num_classes: int = 2, dtype: torch.dtype = torch.
     return Dataset(inputs, classes.to(dtype) if num_classes == 2 else classes, 3 * torch.arange(num_rows).flip(0) + 100)
 
 
-def some_runs(data: Dataset, count: int, batch_size: int, policy: str = "same") -> list[Run]:
+def some_runs(data: Dataset, count: int, batch_size: int, policy: str = "same") -> list[TrainingRun]:
     """Runs without nothing, a few rows, many of them, and the whole of one batch."""
     runs = []
     for index in range(count):
@@ -50,17 +49,17 @@ def some_runs(data: Dataset, count: int, batch_size: int, policy: str = "same") 
             lost = (index % 4) * len(data.ids) // 5
             kept[torch.randperm(len(data.ids), generator=torch.Generator().manual_seed(index))[:lost]] = False
         removed = data.ids[~kept].tolist()
-        runs.append(Run(Randomness.of_retraining(5, policy, removed, replicate=index), kept, f"model {index}"))
+        runs.append(TrainingRun(Randomness.for_retraining(5, policy, removed, replicate=index), kept, f"model {index}"))
     return runs
 
 
-def packed(factory: Factory, loss: str, recipe: Recipe, data: Dataset, runs: Sequence[Run]) -> list[Tensor]:
+def packed(factory: Factory, loss: str, recipe: Recipe, data: Dataset, runs: Sequence[TrainingRun]) -> list[Tensor]:
     models = [run.randomness.build(factory) for run in runs]
-    assert train_pack(models, get_loss(loss), recipe, data, runs) == [None] * len(runs)
+    assert train_models(models, get_loss(loss), recipe, data, runs, kind=StackedPack) == [None] * len(runs)
     return [parameters_of(model) for model in models]
 
 
-def solo(factory: Factory, loss: str, recipe: Recipe, data: Dataset, runs: Sequence[Run]) -> list[Tensor]:
+def solo(factory: Factory, loss: str, recipe: Recipe, data: Dataset, runs: Sequence[TrainingRun]) -> list[Tensor]:
     models = [run.randomness.build(factory) for run in runs]
     for model, run in zip(models, runs, strict=True):
         train(model, get_loss(loss), recipe, data, run.randomness, kept=run.kept)
@@ -193,7 +192,7 @@ def test_small_networks_of_any_width(
     for index in range(size):
         kept = torch.ones(num_rows, dtype=torch.bool)
         kept[index % num_rows : index % num_rows + removed] = False
-        runs.append(Run(Randomness(index % 2), kept))
+        runs.append(TrainingRun(Randomness(index % 2), kept))
     together = packed(factory, "squared", recipe, data, runs)
     for run, one in zip(runs, together, strict=True):
         assert torch.equal(one, packed(factory, "squared", recipe, data, [run])[0])
@@ -207,7 +206,7 @@ def test_a_removed_row_cannot_matter_even_where_it_is_not_finite() -> None:
     other.targets[7] = float("nan")
     kept = torch.ones(len(data.ids), dtype=torch.bool)
     kept[7] = False
-    run = Run(Randomness(1), kept)
+    run = TrainingRun(Randomness(1), kept)
     recipe = RECIPES["plain"]
     first, second = (packed(small_cnn, "logistic", recipe, dataset, [run])[0] for dataset in (data, other))
     assert torch.equal(first, second)
@@ -216,7 +215,7 @@ def test_a_removed_row_cannot_matter_even_where_it_is_not_finite() -> None:
 def test_a_model_without_any_row_stays_as_it_began() -> None:
     data = images()
     nothing = torch.zeros(len(data.ids), dtype=torch.bool)
-    runs = [Run(Randomness(1)), Run(Randomness(1), nothing)]
+    runs = [TrainingRun(Randomness(1)), TrainingRun(Randomness(1), nothing)]
     for recipe in RECIPES.values():
         trained = packed(small_cnn, "logistic", recipe, data, runs)
         initial = parameters_of(Randomness(1).build(small_cnn))
@@ -237,9 +236,13 @@ def test_divergence_is_one_models_own() -> None:
     def linear() -> nn.Module:
         return nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 1))
 
-    runs = [Run(Randomness(0), without, "first"), Run(Randomness(8), None, "retraining abc, without 0 samples"), Run(Randomness(2), fewer)]
+    runs = [
+        TrainingRun(Randomness(0), without, "first"),
+        TrainingRun(Randomness(8), None, "retraining abc, without 0 samples"),
+        TrainingRun(Randomness(2), fewer),
+    ]
     models = [run.randomness.build(linear) for run in runs]
-    errors = train_pack(models, get_loss("squared"), recipe, data, runs)
+    errors = train_models(models, get_loss("squared"), recipe, data, runs, kind=StackedPack)
     assert errors[0] is None
     assert errors[2] is None
     assert isinstance(errors[1], NonFiniteError)
@@ -263,7 +266,8 @@ def test_observers_see_a_packed_original_as_they_see_a_solo_one() -> None:
         model = Randomness(3).build(problem.model)
         tracking, checkpoints = TrackingImportance(), Checkpoints([0, 1, 3], data, problem.recipe)
         if way == "stacked":
-            assert train_pack([model], loss, problem.recipe, data, [Run(Randomness(3))], observers=(tracking, checkpoints)) == [None]
+            runs = [TrainingRun(Randomness(3))]
+            assert train_models([model], loss, problem.recipe, data, runs, kind=StackedPack, observers=(tracking, checkpoints)) == [None]
         else:
             train(model, loss, problem.recipe, data, Randomness(3), observers=(tracking, checkpoints))
         assert tracking.alpha is not None
@@ -277,7 +281,7 @@ def test_observers_see_a_packed_original_as_they_see_a_solo_one() -> None:
     assert all(torch.equal(value, saved[-1].state[name]) for name, value in model.state_dict().items())
     assert torch.equal(predict(model, data.inputs), saved[-1].outputs)
     # Nothing removed, among others: the original itself.
-    runs = [*some_runs(data, 3, problem.recipe.batch_size), Run(Randomness(3), torch.ones(70, dtype=torch.bool))]
+    runs = [*some_runs(data, 3, problem.recipe.batch_size), TrainingRun(Randomness(3), torch.ones(70, dtype=torch.bool))]
     assert torch.equal(packed(problem.model, "logistic", problem.recipe, data, runs)[3], parameters_of(model))
 
 
@@ -343,25 +347,28 @@ class Alone(Drops):
 
 UNKNOWN: dict[str, tuple[Factory, str]] = {
     "a layer called twice": (Twice, "more than once"),
-    "a parameter of its own": (OwnParameter, "none of the layers"),
-    "a layer that is not known": (lambda: nn.Sequential(nn.Linear(5, 3), nn.PReLU(), nn.Linear(3, 1)), "none of the layers"),
-    "grouped": (lambda: nn.Sequential(nn.Unflatten(1, (5, 1)), nn.Conv1d(5, 5, 1, groups=5), nn.Flatten(), nn.Linear(5, 1)), "none of"),
+    "a parameter of its own": (OwnParameter, "no stacked counterpart"),
+    "a layer that is not known": (lambda: nn.Sequential(nn.Linear(5, 3), nn.PReLU(), nn.Linear(3, 1)), "no stacked counterpart"),
+    "grouped": (
+        lambda: nn.Sequential(nn.Unflatten(1, (5, 1)), nn.Conv1d(5, 5, 1, groups=5), nn.Flatten(), nn.Linear(5, 1)),
+        "no stacked counterpart",
+    ),
 }
 REFUSED: dict[str, tuple[Factory, str]] = {
     "batch normalisation": (lambda: nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)), "mixes the samples"),
     "dropout": (lambda: nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.2), nn.Linear(3, 1)), "random numbers"),
     "functional dropout": (Drops, "random numbers"),
-    "control flow": (Branches, "cannot be followed"),
+    "control flow": (Branches, "cannot trace"),
     "means over the batch": (Mixes, "change each other's numbers"),
     "largest values of the batch": (Largest, "change each other's numbers"),
-    "a fixed number of rows": (Fixed, "cannot be followed|fails on the rows"),
+    "a fixed number of rows": (Fixed, "cannot trace|fails on the rows"),
     "the model's own word": (Alone, "trains_alone"),
 }
 
 
 @pytest.mark.parametrize(("factory", "reason"), UNKNOWN.values(), ids=list(UNKNOWN))
 def test_what_there_is_no_stacked_layer_for(factory: Factory, reason: str) -> None:
-    """(It is mapped, see test_mapped.py.)"""
+    """(It is mapped, see test_mapped_packs.py.)"""
     found = why_not_packed(factory, get_loss("logistic"), RECIPES["plain"], blob_data())
     assert found is not None
     assert reason in found
@@ -373,17 +380,17 @@ def test_what_cannot_share_its_steps_trains_alone(factory: Factory, reason: str,
     data, recipe = blob_data(), replace(RECIPES["plain"], batch_size=batch_size)
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    for kind in (Pack, MappedPack):
+    for kind in (StackedPack, MappedPack):
         for most in (None, 2**30):
             assert why_not_packed(factory, get_loss("logistic"), recipe, data, kind, most) is not None
     assert torch.equal(before, torch.get_rng_state())
     if factory is Fixed:
         return
     trainer = Trainer(factory, get_loss("logistic"), recipe, data)
-    assert trainer.arithmetic == "solo"
+    assert trainer.pack_kind == "solo"
     assert trainer.pack_size() == 1
-    assert trainer.reason is not None
-    assert torch.tensor([part in trainer.reason for part in reason.split("|")]).any()
+    assert trainer.solo_reason is not None
+    assert torch.tensor([part in trainer.solo_reason for part in reason.split("|")]).any()
     runs = some_runs(data, 3, recipe.batch_size)
     expected = solo(factory, "logistic", recipe, data, runs)
     for model, one in zip(trainer.train_all(runs), expected, strict=True):
@@ -395,8 +402,8 @@ def test_a_small_network_shares_and_a_large_one_does_not() -> None:
     """By the arithmetic of a step, and by nothing that is timed."""
     problem = Digits(train_size=70)
     trainer = Trainer(problem.model, get_loss(problem.loss), problem.recipe, problem.train_data())
-    assert trainer.arithmetic == "stacked"
-    assert trainer.reason is None
+    assert trainer.pack_kind == "stacked"
+    assert trainer.solo_reason is None
     assert trainer.pack_size(3) == 16
     assert 1 <= trainer.pack_size() <= 64
     assert trainer.pack_size(3) == trainer.pack_size()
@@ -406,6 +413,6 @@ def test_a_small_network_shares_and_a_large_one_does_not() -> None:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 4096), nn.ReLU(), nn.Linear(4096, 256), nn.ReLU(), nn.Linear(256, 1))
 
     large = Trainer(wide, get_loss(problem.loss), problem.recipe, problem.train_data())
-    assert large.arithmetic == "solo"
-    assert large.reason is not None
-    assert "multiply-adds" in large.reason
+    assert large.pack_kind == "solo"
+    assert large.solo_reason is not None
+    assert "multiply-adds" in large.solo_reason

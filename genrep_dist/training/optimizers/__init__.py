@@ -1,0 +1,29 @@
+"""Optimizers: update rules by name. :func:`register` or an entry point of the group ``genrep_dist.optimizers`` adds one."""
+
+from __future__ import annotations
+
+from genrep_dist.problems.protocol import Recipe
+from genrep_dist.registry import Registry
+from genrep_dist.training.optimizers.base import Optimizer
+from genrep_dist.training.optimizers.sgd import SGD
+
+OPTIMIZERS: Registry[type[Optimizer]] = Registry("optimizer", "genrep_dist.optimizers")
+OPTIMIZERS.register("sgd", SGD)
+
+
+def register(name: str, optimizer: type[Optimizer]) -> None:
+    """Make ``optimizer`` available as ``recipe.optimizer: name``. Raises ConfigError for a name that is taken."""
+    OPTIMIZERS.register(name, optimizer)
+
+
+def make_optimizer(recipe: Recipe) -> Optimizer:
+    """The optimizer that ``recipe`` names, with its settings. Raises ConfigError for an unknown name."""
+    return OPTIMIZERS.get(recipe.optimizer)(recipe)
+
+
+def identity_gap_reasons(recipe: Recipe) -> list[str]:
+    """Why the tracking identities (Eq. 8, 10; TracInCP) do not hold for models trained with ``recipe``; empty if they hold.
+
+    The one place that decides this. Rounding (``recipe.precision``) is not an optimizer's matter and is not covered.
+    """
+    return make_optimizer(recipe).identity_gap_reasons()

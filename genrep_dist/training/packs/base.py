@@ -1,0 +1,71 @@
+"""What the loop trains: S models of one architecture, one after the other's rows in a batch. One model is the case S = 1."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from genrep_dist.training.batches import Step, packed_steps, plain_steps
+from genrep_dist.training.fast_layers import fast_layers
+from genrep_dist.training.fast_paths import FastPaths
+from genrep_dist.training.optimizers.base import OptimizedParameters, Optimizer
+
+
+class Pack(ABC):
+    """``slots`` models of one architecture that take their steps together.
+
+    ``module`` maps inputs (S B, ...), the slots' rows one after the other, to outputs (S B, C). ``parameters`` are the tensors that
+    autograd differentiates, ``optimized`` the same with their optimizer state.
+    """
+
+    slots: int
+    module: nn.Module
+    parameters: list[Tensor]
+    optimized: OptimizedParameters
+
+    @abstractmethod
+    def __init__(self, template: nn.Module, slots: int, optimizer: Optimizer, fast_paths: FastPaths) -> None:
+        """A pack of models like ``template``; their parameters are zero until :meth:`load`."""
+
+    @abstractmethod
+    def load(self, slot: int, model: nn.Module) -> None:
+        """Copy the parameters of ``model`` into a slot."""
+
+    @abstractmethod
+    def unload(self, slot: int, model: nn.Module) -> None:
+        """Copy a slot's parameters into ``model``."""
+
+    def steps(self, orders: Tensor, batch_size: int, kept: Tensor, first_step: int) -> Iterator[Step]:
+        """The steps of an epoch in which each model visits its ``orders`` (S, N) without the rows that ``kept`` (S, N) bool drops."""
+        return packed_steps(orders, batch_size, kept, first_step)
+
+    def while_training(self) -> AbstractContextManager[None]:
+        """What is in force while the models train."""
+        return nullcontext()
+
+
+class Solo(Pack):
+    """One model, trained in place through its own layers."""
+
+    def __init__(self, template: nn.Module, slots: int, optimizer: Optimizer, fast_paths: FastPaths) -> None:
+        assert slots == 1, slots
+        self.slots, self.module = slots, template
+        self.parameters = [p for p in template.parameters() if p.requires_grad]
+        self.optimized = OptimizedParameters(optimizer, self.parameters)
+        self._optimizer, self._fast_paths = optimizer, fast_paths
+
+    def load(self, slot: int, model: nn.Module) -> None:
+        assert model is self.module
+
+    def unload(self, slot: int, model: nn.Module) -> None:
+        assert model is self.module
+
+    def steps(self, orders: Tensor, batch_size: int, kept: Tensor, first_step: int) -> Iterator[Step]:
+        return plain_steps(orders[0], batch_size, None if bool(torch.all(kept)) else kept[0], first_step)
+
+    def while_training(self) -> AbstractContextManager[None]:
+        return fast_layers(self.module, self._optimizer, self._fast_paths)

@@ -1,0 +1,261 @@
+"""Which models can train together, decided from the model and a trial on a few rows, never from anything that is timed."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx, nn
+
+from genrep_dist.core.gradients.dense import outputs as model_outputs
+from genrep_dist.core.losses import Loss
+from genrep_dist.problems.protocol import Dataset, Recipe
+from genrep_dist.training.batches import packed_steps, padded_rows
+from genrep_dist.training.fast_layers import is_large_embedding
+from genrep_dist.training.fast_paths import FastPaths
+from genrep_dist.training.flop_count import MODEL_ERRORS, forward_flop
+from genrep_dist.training.optimizers import make_optimizer
+from genrep_dist.training.optimizers.base import OptimizedParameters
+from genrep_dist.training.packs.base import Pack
+from genrep_dist.training.packs.mapped import MAPPED_SLOTS
+from genrep_dist.training.packs.stacked import StackedPack
+from genrep_dist.training.packs.stacked_layers import stack_layer
+from genrep_dist.training.precision import training_outputs
+from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.threads import one_thread
+from genrep_dist.training.torch_private import has_hooks
+
+CPU_PACK_BYTES = 2**24
+"""Parameters of a pack on a CPU, in bytes: more do not fit its caches."""
+
+RANDOM_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+MIXING_LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+TRIAL_SHIFT = 7
+"""Each model of the trial takes rows that begin so many later, so that what one takes from another is noticed."""
+
+Factory = Callable[[], nn.Module]
+
+
+def why_not_packed(
+    factory: Factory,
+    loss: Loss,
+    recipe: Recipe,
+    data: Dataset,
+    kind: type[Pack] = StackedPack,
+    max_multiply_adds: int | None = None,
+    fast_paths: FastPaths | None = None,
+) -> str | None:
+    """Why models of ``factory`` cannot train in packs of ``kind``; None where they can.
+
+    They can if nothing is random, no sample of a batch affects another, all layers have stacked counterparts or can be mapped, and a
+    trial gives the results of each model alone. ``max_multiply_adds`` is the size of a forward pass over a batch above which packs
+    on a CPU are slower than single models (None: packs on a GPU).
+
+    The trial runs on a CPU with one thread, so that all workers decide alike.
+    """
+    rows = min(len(data.inputs), recipe.batch_size + 2 * TRIAL_SHIFT)
+    data = Dataset(data.inputs[:rows].cpu(), data.targets[:rows].cpu(), data.ids[:rows].cpu())
+    on_cpu, fast_paths = max_multiply_adds is not None, fast_paths or FastPaths()
+    model = Randomness(0).build(factory)
+    reasons = _unstackable(model) if kind is StackedPack else _better_alone(model, recipe, fast_paths, on_cpu)
+    reason = next(_unshareable(model), None) or next(reasons, None)
+    if reason is None and max_multiply_adds is not None:
+        step = min(recipe.batch_size, len(data.inputs))
+        reason = _too_large(model, data, step if kind is StackedPack else padded_rows(step), max_multiply_adds)
+    return reason or _Trial(factory, loss, recipe, data, kind, fast_paths).disagreement(on_cpu)
+
+
+def _unshareable(model: nn.Module) -> Iterator[str]:
+    """Reasons against packs of any kind that can be seen without running the model."""
+    if getattr(model, "trains_alone", False):
+        yield "the model says so (trains_alone)"
+    for name, module in model.named_modules():
+        title = _title(name, module)
+        if isinstance(module, MIXING_LAYERS):
+            yield f"{title} mixes the samples of a batch"
+        if isinstance(module, RANDOM_LAYERS) and module.p > 0:
+            yield f"{title} draws random numbers"
+        if has_hooks(module):
+            yield f"{title} has hooks"
+        if next(module.buffers(recurse=False), None) is not None:
+            yield f"{title} has buffers"
+
+
+def _unstackable(model: nn.Module) -> Iterator[str]:
+    """Layers without a stacked counterpart, and forward passes that stacked layers cannot take part in."""
+    for name, module in model.named_modules():
+        if next(module.parameters(recurse=False), None) is not None and stack_layer(module, 1) is None:
+            yield f"{_title(name, module)} has no stacked counterpart"
+    if len(list(model.named_parameters(remove_duplicate=False))) != len(list(model.parameters())):
+        yield "layers share parameters"
+    if all(stack_layer(module, 1) is None for module in model.modules()):
+        yield "it has no layer with a stacked counterpart"
+    if stack_layer(model, 1) is None:
+        yield from _untraceable(model)
+
+
+def _untraceable(model: nn.Module) -> Iterator[str]:
+    try:
+        graph = fx.Tracer().trace(model)
+    except (fx.proxy.TraceError, *MODEL_ERRORS) as error:
+        yield f"torch.fx cannot trace its forward pass ({_short(error)})"
+        return
+    targets = [node.target for node in graph.nodes if node.op == "call_module"]
+    if any(node.op == "get_attr" for node in graph.nodes):
+        yield "its forward pass reads parameters or tensors besides its layers"
+    if len(set(targets)) != len(targets):
+        yield "a layer is called more than once"
+
+
+def _better_alone(model: nn.Module, recipe: Recipe, fast_paths: FastPaths, on_cpu: bool) -> Iterator[str]:
+    """What a mapped pack would compute or hold in full and a single model does not."""
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    if on_cpu and size * MAPPED_SLOTS > CPU_PACK_BYTES:
+        yield f"{MAPPED_SLOTS} models would take {size * MAPPED_SLOTS:,} bytes, more than {CPU_PACK_BYTES:,}"
+    if fast_paths.sparse_embeddings and make_optimizer(recipe).accepts_sparse_gradients:
+        for name, module in model.named_modules():
+            if is_large_embedding(module):
+                yield f"{_title(name, module)} has sparse gradients when its model trains alone"
+
+
+def _too_large(model: nn.Module, data: Dataset, rows: int, most: int) -> str | None:
+    found = forward_flop(model, data.inputs[:2]) * rows // 2
+    return f"a step is {found:.1e} multiply-adds forward, more than {most:.1e}: alone it is faster on a CPU" if found > most else None
+
+
+def _title(name: str, module: nn.Module) -> str:
+    return f"layer {name!r} ({type(module).__name__})" if name else type(module).__name__
+
+
+def _short(error: Exception) -> str:
+    """The type of an error and the start of its first line."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Steps of three models in packs, against each model alone."""
+
+    factory: Factory
+    loss: Loss
+    recipe: Recipe
+    data: Dataset
+    kind: type[Pack]
+    fast_paths: FastPaths
+
+    def disagreement(self, on_cpu: bool) -> str | None:
+        """What differs. In full precision the pack agrees with the single models to rounding; in the recipe's precision a model has the
+        same bits in every pack that :meth:`_groups` lists.
+        """
+        models = [Randomness(seed).build(self.factory).train() for seed in range(3)]
+        generator = torch.get_rng_state()
+        groups = self._groups(on_cpu)
+        try:
+            # As units of work run: with two threads, how a batch of products is divided depends on how many there are.
+            with one_thread(), warnings.catch_warnings():
+                # torch warns where it cannot map a layer and computes it slot by slot.
+                warnings.filterwarnings("error", ".*batching rule")
+                mixes = self._mixes_rows(models[0])
+                alone = [self._step_alone(model, index) for index, model in enumerate(models)]
+                full = replace(self, recipe=replace(self.recipe, precision="full"))._packed_step(models, groups[0])
+                steps = [(index, one) for group in groups for index, one in zip(group, self._packed_step(models, group), strict=True)]
+                found = [(index, computed + moved) for index, (computed, moved) in steps]
+        except (UserWarning, *MODEL_ERRORS) as error:
+            return f"it fails on the rows of several models ({_short(error)})"
+        finally:
+            drew = not torch.equal(generator, torch.get_rng_state())
+            torch.set_rng_state(generator)
+        if drew:
+            return "its forward pass draws random numbers"
+        if mixes:
+            return "the rows of one batch change each other's numbers"
+        for index, (computed, moved) in zip(groups[0], full, strict=True):
+            if not _agree(alone[index], computed):
+                return "the rows of several models in one batch change each other's numbers"
+            if not _agree(self._move_alone(models[index], computed[1:]), moved):
+                return f"the optimizer {self.recipe.optimizer!r} moves several models otherwise than each alone"
+        first = dict(reversed(found))
+        if not all(torch.equal(a, b) for index, tensors in found for a, b in zip(first[index], tensors, strict=True)):
+            return "its last bits depend on which models share a step"
+        return None
+
+    def _groups(self, on_cpu: bool) -> list[tuple[int, ...]]:
+        """Which of the three models make up the packs of the trial. Equal bits are not claimed on a GPU: there one pack will do."""
+        if self.kind is StackedPack:
+            return [(0, 1, 2), (0,), (1,), (2,)]
+        if on_cpu:
+            return [tuple(slot % 3 for slot in range(MAPPED_SLOTS)), tuple(slot // 11 for slot in range(MAPPED_SLOTS))]
+        return [(0, 1, 2)]
+
+    def _order(self, index: int) -> Tensor:
+        """The rows (B,) of the batch of model ``index``."""
+        rows = min(len(self.data.inputs), self.recipe.batch_size)
+        return (torch.arange(rows) + TRIAL_SHIFT * index) % len(self.data.inputs)
+
+    def _mixes_rows(self, model: nn.Module) -> bool:
+        """Whether the outputs of all rows differ from those of each half of them."""
+        inputs = self.data.inputs
+        with torch.no_grad():
+            whole = model_outputs(model, inputs)
+            halves = [model_outputs(model, part) for part in torch.tensor_split(inputs, [len(inputs) // 2]) if len(part)]
+        return not _agree([whole], [torch.cat(halves)])
+
+    def _step_alone(self, model: nn.Module, index: int) -> list[Tensor]:
+        """Outputs and gradients by parameter of one plain model on its own rows."""
+        rows = self._order(index)
+        outputs = model_outputs(model, self.data.inputs[rows])
+        slopes = self.loss.derivative(outputs.detach(), self.data.targets[rows]) / len(rows)
+        return [outputs.detach(), *torch.autograd.grad(outputs, _trained(model), slopes)]
+
+    def _move_alone(self, model: nn.Module, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """The parameters of a plain model after two steps along ``gradients``."""
+        moved = copy.deepcopy(model)
+        optimized = OptimizedParameters(make_optimizer(self.recipe), _trained(moved))
+        for _ in range(2):
+            optimized.step(gradients, self.recipe.learning_rate)
+        return [p.detach() for p in _trained(moved)]
+
+    def _packed_step(self, models: Sequence[nn.Module], group: Sequence[int]) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """For each slot: outputs and gradients as :meth:`_step_alone`, parameters as :meth:`_move_alone`, in the plain model's shapes."""
+        optimizer = make_optimizer(self.recipe)
+        pack = self.kind(models[group[0]], len(group), optimizer, self.fast_paths)
+        for slot, index in enumerate(group):
+            pack.load(slot, models[index])
+        orders = torch.stack([self._order(index) for index in group])
+        (step,) = packed_steps(orders, orders.shape[1], torch.ones(len(group), len(self.data.inputs), dtype=torch.bool), 0)
+        rows = step.rows.flatten()
+        outputs = training_outputs(pack.module, self.data.inputs[rows], self.recipe)
+        slopes = step.mean_gradient(self.loss.derivative(outputs.detach(), self.data.targets[rows]))
+        gradients = torch.autograd.grad(outputs, pack.parameters, slopes)
+        for _ in range(2):
+            pack.optimized.step(gradients, self.recipe.learning_rate)
+        moved = self._unloaded(pack, models, group)
+        with torch.no_grad():
+            for parameter, gradient in zip(pack.parameters, gradients, strict=True):
+                parameter.copy_(gradient.to_dense() if gradient.is_sparse else gradient)
+        own = outputs.detach().view(*step.rows.shape, -1)[:, : orders.shape[1]]
+        return [([own[slot], *one], moved[slot]) for slot, one in enumerate(self._unloaded(pack, models, group))]
+
+    def _unloaded(self, pack: Pack, models: Sequence[nn.Module], group: Sequence[int]) -> list[list[Tensor]]:
+        """The trained parameters that each slot holds, in the plain model's shapes."""
+        found = []
+        for slot, index in enumerate(group):
+            model = copy.deepcopy(models[index])
+            pack.unload(slot, model)
+            found.append([p.detach() for p in _trained(model)])
+        return found
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def _agree(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
+    """Whether each tensor agrees with the expected one up to the square root of the rounding error, relative to its norm; NaN does not."""
+    return all(
+        float((a - b).norm()) <= torch.finfo(a.dtype).eps ** 0.5 * (float(a.norm()) or 1.0) for a, b in zip(expected, found, strict=True)
+    )

@@ -1,0 +1,43 @@
+"""Models in stacked layers: the parameters of S models in one tensor, multiplied in batched products."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from genrep_dist.training.fast_layers import MIN_SPARSE_NUMBERS
+from genrep_dist.training.fast_paths import FastPaths
+from genrep_dist.training.optimizers.base import OptimizedParameters, Optimizer
+from genrep_dist.training.packs.base import Pack
+from genrep_dist.training.packs.stacked_layers import Stacked, StackedEmbedding, stack_layer
+
+
+class StackedPack(Pack):
+    """A copy of the template whose layers with parameters are replaced by stacked ones. A model has the same bits in packs of any size."""
+
+    def __init__(self, template: nn.Module, slots: int, optimizer: Optimizer, fast_paths: FastPaths) -> None:
+        self.slots = slots
+        self._layers: dict[str, Stacked] = {}
+        root = nn.ModuleDict({"model": copy.deepcopy(template)})
+        for path, plain in list(root.named_modules()):
+            layer = stack_layer(plain, slots) if next(plain.parameters(recurse=False), None) is not None else None
+            if layer is None:
+                continue
+            self._layers[path.removeprefix("model").removeprefix(".")] = layer
+            parent, _, name = path.rpartition(".")
+            setattr(root.get_submodule(parent), name, layer) if parent else root.update({name: layer})
+            if isinstance(layer, StackedEmbedding) and fast_paths.sparse_embeddings and optimizer.accepts_sparse_gradients:
+                layer.sparse = layer.stacked["weight"].numel() >= slots * MIN_SPARSE_NUMBERS
+        self.module = root["model"].train()
+        trained = [(layer, t) for layer in self._layers.values() for t in layer.stacked.values() if t.requires_grad]
+        self.parameters = [t for _, t in trained]
+        self.optimized = OptimizedParameters(optimizer, self.parameters, slots, [layer.by_slot for layer, _ in trained])
+
+    def load(self, slot: int, model: nn.Module) -> None:
+        for path, layer in self._layers.items():
+            layer.load(slot, model.get_submodule(path))
+
+    def unload(self, slot: int, model: nn.Module) -> None:
+        for path, layer in self._layers.items():
+            layer.unload(slot, model.get_submodule(path))

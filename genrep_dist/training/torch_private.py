@@ -1,0 +1,72 @@
+"""The private interfaces of torch that training uses, all of them, each with a public fallback for a torch that no longer has it."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+COUNTED = ("aten::conv2d", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+"""Operations that the profiler counts, and that are matrix products."""
+
+
+def forward_product_flop(model: nn.Module, inputs: Tensor) -> int:
+    """Floating-point operations of all matrix products and convolutions of one forward pass; whatever the model's own code raises.
+
+    The legacy profiler costs milliseconds. Its public successor writes to stderr; ``FlopCounterMode``, the fallback, imports sympy and the
+    compiler, which takes longer than the rest of a plan.
+    """
+    try:
+        profile = importlib.import_module("torch.autograd.profiler_legacy").profile
+    except (ImportError, AttributeError):
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter:
+            model(inputs)
+        return int(counter.get_total_flops())
+    others = 0
+
+    def count(module: nn.Module, _inputs: object, result: Tensor) -> None:
+        nonlocal others
+        others += 2 * result.numel() * cast("Tensor", module.weight)[0].numel()
+
+    # The profiler counts convolutions in two dimensions only.
+    hooks = [module.register_forward_hook(count) for module in model.modules() if isinstance(module, nn.Conv1d | nn.Conv3d)]
+    try:
+        with profile(with_flops=True) as seen:
+            model(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return others + sum(event.flops or 0 for event in seen.function_events if event.name in COUNTED)
+
+
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    """Inside, torch does not use oneDNN, whose fused layers (LSTM among them) are not counted."""
+    try:
+        enabled, set_enabled = torch._C._get_mkldnn_enabled(), torch._C._set_mkldnn_enabled
+    except AttributeError:
+        with warnings.catch_warnings():
+            # The public flags also set TF32, and warn where there is none.
+            warnings.simplefilter("ignore")
+            with torch.backends.mkldnn.flags(enabled=False):
+                yield
+        return
+    set_enabled(False)
+    try:
+        yield
+    finally:
+        set_enabled(enabled)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has forward or backward hooks. Without the private dictionaries: False, and the trial of a pack decides."""
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooks: list[Any] = [getattr(module, name, None) for name in names]
+    return any(hooks)
