@@ -199,7 +199,7 @@ class Plan:
                 f"Features of the NTK are projected to {projection.dim:,} random numbers ({projection.kind}, seed {projection.seed}): its "
                 f"kernels are off by about {projection.dim**-0.5:.2g} of |g_i| |g_j|, and so is all that is made of them."
             )
-        unverified = [name for name in self.experiment.judged if self.experiment.external[name].unverified]
+        unverified = [name for name in self.experiment.external_methods if self.experiment.external[name].unverified]
         if unverified:
             found.append(
                 f"The scores of {', '.join(unverified)} need not say which models they were computed for (unverified: true): nothing "
@@ -313,7 +313,7 @@ class Plan:
 
     def attribution_units(self) -> Iterator[AttributionUnit]:
         """(Scores from elsewhere are there before any work begins.)"""
-        methods = [method for method in self.experiment.methods if method not in self.experiment.judged]
+        methods = [method for method in self.experiment.methods if method not in self.experiment.external_methods]
         return (AttributionUnit(seed, method) for seed in self.experiment.seeds for method in methods)
 
     def diagonal_units(self) -> Iterator[DiagonalUnit]:
@@ -378,9 +378,9 @@ def _stages(plan: Plan) -> Iterator[StagePlan]:
     methods = len(experiment.methods)
     written = methods * 3 * 8 * n * experiment.num_test_points
     what = f"{methods} methods x {experiment.num_test_points} test points"
-    if experiment.judged:
-        what += f", {len(experiment.judged)} of them from elsewhere"
-    yield StagePlan("attributions", what, seeds * (methods - len(experiment.judged)), seeds * written, 2 * written // methods)
+    if experiment.external_methods:
+        what += f", {len(experiment.external_methods)} of them from elsewhere"
+    yield StagePlan("attributions", what, seeds * (methods - len(experiment.external_methods)), seeds * written, 2 * written // methods)
     diagonals = plan.diagonals_needed()
     if diagonals:
         peak = max(_block_bytes(plan, "ntk" if kernel == "influence" else kernel) for kernel, _ in diagonals)

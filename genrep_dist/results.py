@@ -105,12 +105,12 @@ class Run:
         """
         self._check_seed(seed)
         parsed = self.plan.experiment.method(method)
-        if method in self.plan.experiment.judged or (parsed.importance == "random" and test_ids is None):
+        if method in self.plan.experiment.external_methods or (parsed.importance == "random" and test_ids is None):
             raise MethodError(
                 "this method has scores for the test points of the run only",
                 where=method,
                 expected="a method with a formula" + ("; for random scores test_ids" if parsed.importance == "random" else ""),
-                got="scores from elsewhere" if method in self.plan.experiment.judged else "inputs without ids",
+                got="scores from elsewhere" if method in self.plan.experiment.external_methods else "inputs without ids",
             )
         points = self._points(inputs, test_ids)
         return explain(self.plan, OtherPoints(self._job, points), parsed, seed).cpu().numpy()

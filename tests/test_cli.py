@@ -163,7 +163,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["representers.features", "representers.surrogate", "training.loop", "training.observers"])
+@pytest.mark.parametrize("module", ["core.gradients.dense", "core.solvers.surrogate", "training.loop", "training.observers"])
 def test_mathematics_and_training_need_torch_alone(module: str) -> None:
     code = (
         f"import sys, genrep_dist.{module}; "

@@ -262,7 +262,7 @@ def export(
 
         loaded = _load(experiment, set_, profile)
         if seed:
-            loaded = loaded.plain(seeds=list(seed))
+            loaded = loaded.with_fixed_seeds(seeds=list(seed))
         with _stoppable(_console(stderr=True)) as progress:
             trained = train_originals(loaded, store, serial=serial, progress=progress, search_path=_search_path(experiment))
         paths = export_problem(trained, to)

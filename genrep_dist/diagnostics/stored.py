@@ -94,7 +94,7 @@ def elsewhere(patient: Patient) -> list[Finding]:
     keys, experiment = patient.plan.keys, patient.plan.experiment
     manifests = {
         (name, seed): patient.store.artifact("attribution", keys.attribution(seed, experiment.method(name))).manifest()
-        for name in experiment.judged
+        for name in experiment.external_methods
         for seed in patient.seeds
     }
     if not manifests:

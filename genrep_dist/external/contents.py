@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from genrep_dist.config.sections import ExternalSection
 from genrep_dist.errors import ConfigError, MethodError
-from genrep_dist.external.layouts import LAYOUTS
+from genrep_dist.config.score_layouts import score_layout
 
 Array = npt.NDArray[Any]
 Ids = npt.NDArray[np.int64]
@@ -57,11 +57,11 @@ class Declared:
     @property
     def direction(self) -> bool:
         """Whether matrices are (test x train), where the file does not say it."""
-        return LAYOUTS[self.layout].transposed if self.transposed is None else self.transposed
+        return score_layout(self.layout).transposed if self.transposed is None else self.transposed
 
     def array_name(self, path: Path, shapes: dict[str, tuple[int, ...]]) -> str:
         """Which of a file's arrays holds the scores: the declared one, the layout's, 'scores', or the only matrix there is."""
-        for name in (self.key, LAYOUTS[self.layout].key, "scores"):
+        for name in (self.key, score_layout(self.layout).key, "scores"):
             if name in shapes:
                 return name
             if name is not None and name == self.key:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from genrep_dist.config.sections import ExternalSection
 from genrep_dist.errors import ConfigError
-from genrep_dist.external.layouts import LAYOUTS
+from genrep_dist.config.score_layouts import score_layout
 
 SUFFIXES = (".npy", ".npz", ".pt", ".safetensors", ".parquet", ".zarr", ".mmap")
 """Endings of the files, and of Zarr's folders, that are read."""
@@ -58,7 +58,7 @@ def _by_template(name: str, section: ExternalSection, folders: Sequence[Path], s
 
 def _of_layout(folder: Path, layout: str) -> Path | None:
     """The one file that the layout's tool writes into its output folder, or None."""
-    pattern = LAYOUTS[layout].file
+    pattern = score_layout(layout).file
     if not pattern:
         return None
     files = sorted(folder.glob(pattern))

@@ -65,7 +65,7 @@ def run(
         workers = Workers(experiment, serial=serial, address=address, executor=executor)
 
         def walk(heartbeat: Heartbeat) -> None:
-            write_record(declared.of(experiment.plain()))
+            write_record(declared.of(experiment.with_fixed_seeds()))
             publish_inputs(declared)
             question, deletion, judged = _Course(declared, tally, workers).run()
             workers.close()
@@ -94,11 +94,11 @@ def train_originals(
     Scores from elsewhere need not be there yet. Raises as :func:`run` does.
     """
     experiment, search_path = _loaded(experiment, search_path)
-    methods = [name for name in experiment.methods if name not in experiment.judged] or ["random"]
+    methods = [name for name in experiment.methods if name not in experiment.external_methods] or ["random"]
     changes: dict[str, Any] = {"name": f"{experiment.name}.originals", "methods": methods, "external": {}, "baseline": None, "blocks": {}}
     opened = Store(store)
     opened.objects.check_access()
-    prepared = prepare(experiment.plain(**changes), opened, search_path)
+    prepared = prepare(experiment.with_fixed_seeds(**changes), opened, search_path)
     tally = _tally(progress)
     with _lease(opened, prepared.plan.experiment.name, tally):
         write_record(prepared)
@@ -127,7 +127,7 @@ class _Course:
         if stop is not None:
             self._choices["stop"] = {**stop.model_dump(), "rounds": rounds, "reached": False}
         while True:
-            current = self._declared.of(experiment.plain(seeds=seeds))
+            current = self._declared.of(experiment.with_fixed_seeds(seeds=seeds))
             write_record(current, self._choices)
             deletion, judged = self._judge(current)
             if stop is None:

@@ -99,7 +99,7 @@ class Walk:
             seeds = [seed for seed in plan.experiment.seeds if seed not in self._hurt]
             if not seeds:
                 self._quarantine.refuse()
-            plan = self._prepared.of(plan.experiment.plain(seeds=seeds)).plan
+            plan = self._prepared.of(plan.experiment.with_fixed_seeds(seeds=seeds)).plan
         asked = ask(plan, self._store, self._prepared.train.ids.numpy(), self._prepared.test.ids.numpy())
         if not self._hurt:
             put_frame(self._store.objects, asked_path(plan), asked.table, table="asked", nullable=NULLABLE)

@@ -78,7 +78,7 @@ def candidates(experiment: Experiment, keys: Keys) -> list[tuple[Any, Experiment
     assert tune is not None
     path = parameter_path(experiment, tune.parameter)
     with_value = [(value, chosen(experiment, path, value)) for value in tune.values]
-    own = [name for name in experiment.methods if name not in experiment.judged]
+    own = [name for name in experiment.methods if name not in experiment.external_methods]
     addresses = {name: {_keys_of(keys, one).attribution(tune.seeds[0], one.method(name)) for _, one in with_value} for name in own}
     changed = [name for name in own if len(addresses[name]) > 1]
     if not changed:
@@ -88,13 +88,13 @@ def candidates(experiment: Experiment, keys: Keys) -> list[tuple[Any, Experiment
             expected="a method that uses this parameter",
             got=", ".join(experiment.methods),
         )
-    return [(value, one.plain(seeds=list(tune.seeds), methods=changed, **_only(tune, one))) for value, one in with_value]
+    return [(value, one.with_fixed_seeds(seeds=list(tune.seeds), methods=changed, **_only(tune, one))) for value, one in with_value]
 
 
 def chosen(experiment: Experiment, path: Sequence[str], value: Any) -> Experiment:
     """The experiment with one parameter set."""
     section = experiment.resolved()[path[0]]
-    return experiment.plain(**{path[0]: {**section, path[1]: value}})
+    return experiment.with_fixed_seeds(**{path[0]: {**section, path[1]: value}})
 
 
 def best_value(tune: TuneSection, means: Sequence[float]) -> int:

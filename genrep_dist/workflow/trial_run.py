@@ -32,7 +32,7 @@ def rehearse(prepared: Prepared) -> Rehearsal:
     with tempfile.TemporaryDirectory(prefix="genrep-rehearsal-") as folder:
         store = Store(folder)
         moved = replace(prepared, store=store, job=replace(prepared.job, store_uri=store.uri))
-        one = moved.of(experiment.plain(name=f"{experiment.name}.rehearsal", seeds=[experiment.seeds[0]]))
+        one = moved.of(experiment.with_fixed_seeds(name=f"{experiment.name}.rehearsal", seeds=[experiment.seeds[0]]))
         write_record(one)
         publish_inputs(one)
         workbench(one.job)

@@ -30,7 +30,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """Two seeds, originals trained, nothing else: not finished."""
     classes = {"num_classes": request.param}
     asked = experiment(options=classes, methods=METHODS)
-    asked = asked.plain(problem={**asked.problem.model_dump(), "flip_labels": {"share": 0.2}})
+    asked = asked.with_fixed_seeds(problem={**asked.problem.model_dump(), "flip_labels": {"share": 0.2}})
     return train_originals(asked, str(tmp_path_factory.mktemp("store")), serial=True)
 
 
