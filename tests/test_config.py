@@ -139,7 +139,10 @@ def test_a_profile_must_be_there_and_be_chosen(tmp_path: Path) -> None:
         ("deletion: {replicates: 2}\n", r"line 6: field deletion: expected retrain: fresh with several replicates"),
         ("lds: {replicates: 2}\n", r"line 6: field lds: expected retrain: fresh with several replicates"),
         ("baseline: tracincp\n", r"line 6: field baseline: expected a method of this experiment; got 'tracincp'"),
-        ("external: {random: {path: a, positive_raises: true}}\n", r"line 6: field external\.random: expected another name: 'random' is reserved"),
+        (
+            "external: {random: {path: a, positive_raises: true}}\n",
+            r"line 6: field external\.random: expected another name: 'random' is reserved",
+        ),
         (
             "external: {mine: {path: a, positive_raises: true, layout: kronfluense}}\n",
             r"line 6: field external\.mine\.layout: expected one of .*plain.* \(did you mean kronfluence\?\); got 'kronfluense'",

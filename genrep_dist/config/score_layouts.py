@@ -87,7 +87,10 @@ def register_score_layout(name: str, layout: ScoreLayout) -> None:
     """
     if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
         raise ConfigError(
-            "a score layout's name is not usable", where="register_score_layout", expected="lower-case letters, digits, - and _", got=repr(name)
+            "a score layout's name is not usable",
+            where="register_score_layout",
+            expected="lower-case letters, digits, - and _",
+            got=repr(name),
         )
     if _LAYOUTS.setdefault(name, layout) != layout:
         raise ConfigError(

@@ -54,7 +54,9 @@ class ProblemSection(Section):
         description="A shipped problem (digits, mnist, cifar10, toxicity, agnews, newsgroups), or module:Class of your own.",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of the problem's class.")
-    flip_labels: FlipSection | None = Field(None, description="Give some training samples wrong labels and measure which methods find them.")
+    flip_labels: FlipSection | None = Field(
+        None, description="Give some training samples wrong labels and measure which methods find them."
+    )
 
 
 class KernelSection(Section):
@@ -241,7 +243,9 @@ class TuneSection(Section):
     parameter: str = Field(description="Path of a number of the experiment (influence.damping), or its name if that is unique.")
     values: tuple[float | int | str, ...] = Field(min_length=2, description="Values to try.")
     seeds: Seeds = Field(min_length=1, description="A number n, or a list of seeds. None of them may be a seed of the experiment.")
-    metric: str = Field("auc_del_negative", description="The value that is best in this metric is chosen, on average over affected methods.")
+    metric: str = Field(
+        "auc_del_negative", description="The value that is best in this metric is chosen, on average over affected methods."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -294,7 +298,9 @@ class StageResources(Section):
 class ResourcesSection(Section):
     """Where and how work runs. Changes no number."""
 
-    workers: int | None = Field(None, ge=1, description="Number of worker processes. Default: as many as the cluster or machine has room for.")
+    workers: int | None = Field(
+        None, ge=1, description="Number of worker processes. Default: as many as the cluster or machine has room for."
+    )
     memory_budget: Bytes = Field(2 * 2**30, description="Bytes of arrays that one process may hold, for example 512MiB.")
     features: Literal["auto", "store", "stream"] = Field(
         "auto",
