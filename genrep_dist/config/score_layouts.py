@@ -91,6 +91,7 @@ def register_score_layout(name: str, layout: ScoreLayout) -> None:
             where="register_score_layout",
             expected="lower-case letters, digits, - and _",
             got=repr(name),
+            remedy="choose another name",
         )
     if _LAYOUTS.setdefault(name, layout) != layout:
         raise ConfigError(

@@ -42,7 +42,7 @@ def build_model(problem: Problem, where: str = "problem") -> nn.Module:
         except GenRepError:
             raise
         except Exception as error:
-            raise user_fault("the model cannot be built", f"{where}.model()", error) from error
+            raise user_code_error("the model cannot be built", f"{where}.model()", error) from error
     if not isinstance(model, nn.Module):
         raise ProblemError("the model is of another type", where=f"{where}.model()", expected="torch.nn.Module", got=type(model).__name__)
     return model
@@ -85,7 +85,7 @@ def _dataset(problem: Problem, which: str, where: str) -> Dataset:
     except GenRepError:
         raise
     except Exception as error:
-        raise user_fault("the data cannot be read", place, error) from error
+        raise user_code_error("the data cannot be read", place, error) from error
     if not isinstance(data, tuple) or len(data) != 3:
         got = f"a tuple of {len(data)}" if isinstance(data, tuple) else type(data).__name__
         raise ProblemError("data are of another type", where=place, expected="inputs, targets and ids as a tuple of three", got=got)
@@ -104,7 +104,7 @@ def _first_outputs(model: nn.Module, data: Dataset, where: str) -> Tensor:
     except GenRepError:
         raise
     except Exception as error:
-        raise user_fault(f"the model cannot read its inputs {tuple(data.inputs.shape)}, {data.inputs.dtype}", where, error) from error
+        raise user_code_error(f"the model cannot read its inputs {tuple(data.inputs.shape)}, {data.inputs.dtype}", where, error) from error
     finally:
         for module, training in modes:
             module.training = training
@@ -152,13 +152,13 @@ def _check_loss(loss: Loss, outputs: Tensor, targets: Tensor, where: str) -> Non
         try:
             result = getattr(loss, method)(outputs, targets)
         except Exception as error:
-            raise user_fault(f"the loss's {method} fails", where, error) from error
+            raise user_code_error(f"the loss's {method} fails", where, error) from error
         if not isinstance(result, Tensor) or tuple(result.shape) != shape:
             got = str(tuple(result.shape)) if isinstance(result, Tensor) else type(result).__name__
             raise ProblemError(f"the loss's {method} has another shape", where=where, expected=str(shape), got=got)
 
 
-def user_fault(what: str, where: str, error: Exception) -> ProblemError:
+def user_code_error(what: str, where: str, error: Exception) -> ProblemError:
     """An error that the user's own code raised, with the line that raised it."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

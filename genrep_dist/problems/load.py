@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from genrep_dist.errors import GenRepError, ProblemError
-from genrep_dist.problems.checks import build_model, check_problem, load_datasets, num_outputs, user_fault
+from genrep_dist.problems.checks import build_model, check_problem, load_datasets, num_outputs, user_code_error
 from genrep_dist.problems.digests import object_digest, source_digest
 from genrep_dist.problems.protocol import Problem
 
@@ -74,7 +74,7 @@ def _build(name: str, options: Mapping[str, Any] | None, search_path: Sequence[s
     except GenRepError:
         raise
     except Exception as error:
-        raise user_fault(f"{target} cannot be built", target, error) from error
+        raise user_code_error(f"{target} cannot be built", target, error) from error
 
 
 def _find(name: str, search_path: Sequence[str | Path]) -> tuple[Any, str]:
@@ -128,9 +128,9 @@ def _import(module_name: str, folders: list[str], target: str) -> Any:
                 expected=f"{module_name.replace('.', '/')}.py in one of {', '.join(folders)}",
                 got="no file of that name",
             ) from error
-        raise user_fault("the problem's module cannot be imported", target, error) from error
+        raise user_code_error("the problem's module cannot be imported", target, error) from error
     except Exception as error:
-        raise user_fault("the problem's module cannot be imported", target, error) from error
+        raise user_code_error("the problem's module cannot be imported", target, error) from error
 
 
 @contextmanager

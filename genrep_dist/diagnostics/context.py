@@ -1,4 +1,4 @@
-"""The run under examination: its models, a sample of its rows, and slow references computed one sample at a time."""
+"""The run under check, its loaded models, a sample of its rows, and slow references computed one sample at a time."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from genrep_dist.store.artifacts import Artifact
 from genrep_dist.workflow.context import Workbench
 
 ROUNDINGS = 1000
-"""How many roundings two ways of computing one sum may lie apart: the square root of a million terms, whose errors add up like a
-random walk. Mistakes are larger by orders of magnitude."""
+"""Allowed difference between two ways of computing one sum, in roundings: the square root of a million terms, whose errors add up
+like a random walk. Real faults are larger by orders of magnitude."""
 
 
-class Patient:
-    """A finished run, looked at through its first seed where a check is not cheap enough for all of them.
+class CheckContext:
+    """A finished run. Checks that are too expensive for all seeds use its first ``seed``.
 
-    ``rows`` are positions of training samples, drawn by a seed derived from the first one, ascending: as many as asked for, but no
-    more than there are or than the run's memory budget can hold the per-sample gradients of.
+    ``rows``: positions (S,) of sampled training rows, ascending, drawn by a seed derived from the first one. S is ``samples``, but at
+    most N, and at most the number of samples whose gradients fit the memory budget.
     """
 
     def __init__(self, run: Run, samples: int) -> None:
@@ -34,28 +34,28 @@ class Patient:
         self.store = run.store
         self.seeds = run.plan.experiment.seeds
         self.seed = self.seeds[0]
-        self.memory_budget = run.plan.experiment.resources.memory_budget
+        self.memory_budget_bytes = run.plan.experiment.resources.memory_budget
         shape = run.plan.shape
-        held = 8 * 4 * shape.num_outputs * shape.num_parameters  # a sample's gradients, several times over
-        count = max(1, min(samples, shape.num_train, self.memory_budget // held))
+        sample_bytes = 8 * 4 * shape.num_outputs * shape.num_parameters  # several copies of a sample's gradients
+        count = max(1, min(samples, shape.num_train, self.memory_budget_bytes // sample_bytes))
         self.rows = sorted(self.generator("rows").choice(shape.num_train, size=count, replace=False).tolist())
 
     def generator(self, purpose: str) -> np.random.Generator:
-        """Random numbers that depend on the first seed and ``purpose`` alone."""
+        """Random numbers that depend on the first seed and ``purpose`` only."""
         return np.random.Generator(np.random.Philox(derive_seed(self.seed, "doctor", purpose)))
 
     @cached_property
     def bench(self) -> Workbench:
-        """The problem and its data, on the device that the experiment asks for."""
+        """The problem and its data, on the experiment's device."""
         return self.run.bench
 
     @cached_property
     def model(self) -> nn.Module:
-        """The first seed's final model as the run explains it."""
+        """The first seed's final model, which the run explains."""
         return self.model_at(self.plan.keys.epochs)
 
     def model_at(self, epoch: int) -> nn.Module:
-        """The first seed's model after ``epoch`` epochs, in evaluation mode; unlike the stages' own, unchecked."""
+        """The first seed's model after ``epoch`` epochs, in evaluation mode. Unlike in the stages, the model is not validated."""
         with torch.random.fork_rng(devices=[]):
             model = self.bench.problem.model()
         model.load_state_dict(self.run.checkpoint(self.seed, epoch))
@@ -63,26 +63,37 @@ class Patient:
 
     @property
     def inputs(self) -> Tensor:
-        """Inputs of the sampled training rows (S, ...)."""
+        """Inputs (S, ...) of the sampled training rows."""
         return self.bench.train.inputs[self.rows]
 
     @property
     def test_inputs(self) -> Tensor:
-        """Inputs of the first seed's test points (M, ...)."""
+        """Inputs (M, ...) of the first seed's test points."""
         return self.bench.test.inputs[self.plan.keys.test_positions(self.seed)]
 
     def train_id(self, sample: int) -> int:
-        """The sample id of the ``sample``-th of the sampled rows."""
+        """The sample id of sampled row number ``sample``."""
         return int(self.bench.train.ids[self.rows[sample]])
 
     def train_artifact(self, seed: int) -> Artifact:
         return self.store.artifact("train", self.plan.keys.train(seed))
 
+    def solved_artifact(self, importance: str, seed: int, kernel: str, epoch: int) -> Artifact:
+        return self.store.artifact(importance, self.plan.keys.solved(importance, seed, kernel, epoch))
+
     def train_outputs(self, seed: int, epoch: int) -> npt.NDArray[np.float64]:
-        """Outputs (N, C) float64 on the training set after ``epoch`` epochs, as stored."""
+        """Stored outputs (N, C) float64 on the training set after ``epoch`` epochs."""
         artifact = self.train_artifact(seed)
         row = artifact.read("epochs").tolist().index(epoch)
         return np.asarray(artifact.read("outputs_train")[row], dtype=np.float64)
+
+    def uses_kernel(self, name: str) -> bool:
+        """Whether a method of the run needs the kernel of that name."""
+        return any(kernel == name for kernel, _ in self.plan.kernels_needed())
+
+    def solved(self, importance: str) -> list[tuple[str, int]]:
+        """(kernel, epoch) of every gram on which ``importance`` was solved."""
+        return [(kernel, epoch) for name, kernel, epoch in self.plan.solved_needed() if name == importance]
 
     @property
     def num_steps(self) -> int:
@@ -96,13 +107,18 @@ class Patient:
         return ROUNDINGS * float(torch.finfo(next(p.dtype for p in trainable(self.model))).eps)
 
 
+def rerun_text(artifact: Artifact) -> str:
+    """The remedy for an artifact whose contents are wrong."""
+    return f"delete the folder {artifact.path} of the store and run again"
+
+
 def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters that have gradients, in the order of ``model.named_parameters()``."""
+    """Parameters with gradients, in the order of ``model.named_parameters()``."""
     return [p for p in model.parameters() if p.requires_grad and p.is_floating_point()]
 
 
-def one_by_one(model: nn.Module, sample: Tensor, output: int | None = None) -> Tensor:
-    """The gradients of one sample's outputs (C, P), or of one ``output`` (1, P): a backward pass for each, the slow reference."""
+def backward_gradients(model: nn.Module, sample: Tensor, output: int | None = None) -> Tensor:
+    """Gradients (C, P) of one sample's outputs, or (1, P) of one ``output``, with one backward pass per output: the slow reference."""
     parameters = trainable(model)
     values = model_outputs(model, sample[None])[0]
     rows = []
@@ -114,13 +130,22 @@ def one_by_one(model: nn.Module, sample: Tensor, output: int | None = None) -> T
 
 
 def largest_relative(difference: Tensor, reference: Tensor) -> tuple[float, int]:
-    """The largest ||difference|| / ||reference|| over rows (S, ..., P) and the sample that has it; NaN counts as the largest.
+    """The largest ||difference|| / ||reference|| over rows (S, ..., P), and its sample. NaN counts as the largest.
 
-    A row that is itself a rounding error of the largest one is measured against that rounding error.
+    Norms of ``reference`` below the rounding error of its largest row are replaced by that rounding error.
     """
     sizes = reference.double().norm(dim=-1).reshape(len(reference), -1)
     errors = difference.double().norm(dim=-1).reshape(len(reference), -1)
     floor = torch.finfo(reference.dtype).eps * sizes.max()
-    ratios = torch.where(errors == 0, 0.0, errors / torch.maximum(sizes, floor)).amax(dim=1)
-    sample = int(torch.where(ratios.isnan(), torch.inf, ratios).argmax())
-    return float(ratios[sample]), sample
+    return largest_sample(torch.where(errors == 0, 0.0, errors / torch.maximum(sizes, floor)))
+
+
+def largest_sample(ratios: Tensor) -> tuple[float, int]:
+    """The largest of ``ratios`` (S, ...), and its sample. NaN counts as the largest."""
+    by_sample = ratios.flatten(1).amax(dim=1)
+    sample = int(torch.where(by_sample.isnan(), torch.inf, by_sample).argmax())
+    return float(by_sample[sample]), sample
+
+
+def dtype_text(values: Tensor) -> str:
+    return str(values.dtype).removeprefix("torch.")
