@@ -119,8 +119,8 @@ def stop_text(stop: dict[str, Any]) -> str:
     """Progress of a stopping rule towards its interval."""
     if not stop["rounds"]:
         return (
-            f"{stop['metric']}: first round, {stop['min_seeds']} seeds; target ± {stop['half_width']:g}, at most {stop['max_seeds']} seeds; "
-            "the number of seeds is projected after the first round"
+            f"{stop['metric']}: first round, {stop['min_seeds']} seeds; target ± {stop['half_width']:g}, at most {stop['max_seeds']} seeds "
+            "(projected after the first round)"
         )
     last = stop["rounds"][-1]
     known = f"{stop['metric']}: ± {last['half_width']:.3g} ({last['method']}) after {last['seeds']} seeds, target ± {stop['half_width']:g}"

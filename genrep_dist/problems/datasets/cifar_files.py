@@ -96,7 +96,9 @@ def _checked(batches: Files, where: str) -> Files:
     return batches
 
 
-def _to_batches(train_images: Images, train_labels: npt.NDArray[np.uint8], test_images: Images, test_labels: npt.NDArray[np.uint8]) -> Files:
+def _to_batches(
+    train_images: Images, train_labels: npt.NDArray[np.uint8], test_images: Images, test_labels: npt.NDArray[np.uint8]
+) -> Files:
     """Batches of images (N, 32, 32, 3) and labels (N,) in their original order."""
     batches = {}
     for index, name in enumerate(TRAIN_BATCHES):
