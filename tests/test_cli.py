@@ -209,7 +209,7 @@ def test_a_stopping_rule_is_planned_at_its_worst_and_told_by_status(tmp_path: Pa
     assert "lambda is tuned: 2 values on 1 seeds" in planned
     asked.write_text(text)
     output = call("run", asked, "--store", tmp_path / "store", "--serial").output
-    assert "after 2 seeds, target ± 1e-06" in output
+    assert "after 2 seeds, asked for ± 1e-06" in output
     assert "not reached with all 3 seeds" in call("status", "toy", "--store", tmp_path / "store").output
     told = json.loads(call("status", "toy", "--store", tmp_path / "store", "--json").output)["choices"]["stop"]
     assert [found["seeds"] for found in told["rounds"]] == [2, 3]

@@ -71,7 +71,7 @@ class ProgressLines:
     def stage(self, name: str, total: int, done: int) -> None:
         self._name, self._total, self._done, self._new = name, total, done, 0
         self._started = self._last = time.monotonic()
-        self.message(f"{name}: {done} of {total} units were done before")
+        self.message(f"{name}: {done} of {total} units done before")
 
     def advance(self, units: int, statistics: Mapping[str, float]) -> None:
         self._done += units

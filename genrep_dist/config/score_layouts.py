@@ -129,6 +129,7 @@ def _load_entry_points() -> None:
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name in _LAYOUTS:
             continue
+        cause: Exception | None = None
         try:
             layout = point.load()
         except Exception as error:
@@ -137,7 +138,7 @@ def _load_entry_points() -> None:
             if isinstance(layout, ScoreLayout):
                 register_score_layout(point.name, layout)
                 continue
-            got, cause = type(layout).__name__, None
+            got = type(layout).__name__
         raise ConfigError(
             "an entry point does not give a score layout",
             where=f"{point.name} = {point.value} of the entry point group {ENTRY_POINT_GROUP}",

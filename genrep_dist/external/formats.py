@@ -92,7 +92,7 @@ def _with_sidecar(path: Path, contents: Contents, model: Any, section: ExternalS
                 got=str(error),
                 remedy="write it again, or delete it if the file itself names the model",
             ) from error
-    in_file = {"model": _model_address(model, seed, path), "train_ids": contents.train_ids, "test_ids": contents.test_ids}
+    in_file: dict[str, Any] = {"model": _model_address(model, seed, path), "train_ids": contents.train_ids, "test_ids": contents.test_ids}
     in_sidecar: dict[str, Any] = {"model": _model_address(beside.get("model"), seed, sidecar(path))}
     for side in ("train_ids", "test_ids"):
         declared = getattr(section, side)

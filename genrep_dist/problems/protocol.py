@@ -64,7 +64,7 @@ class Recipe:
 
 
 class Dataset(NamedTuple):
-    """Rows that belong together: ``inputs`` (N, ...), ``targets`` (N,) and stable integer sample ``ids`` (N,)."""
+    """Samples: ``inputs`` (N, ...), ``targets`` (N,) or (N, C), and stable integer ``ids`` (N,)."""
 
     inputs: Tensor
     targets: Tensor
@@ -73,16 +73,16 @@ class Dataset(NamedTuple):
 
 @runtime_checkable
 class Problem(Protocol):
-    """The protocol of a user's own problem; nothing has to be inherited.
+    """The protocol of a user's problem. No base class is needed.
 
-    ``loss`` names a loss of :mod:`genrep_dist.core.losses` or is one; ``recipe`` says how to train.
-    ``model()`` builds a fresh module with fresh random parameters: inputs (B, ...) -> logits (B,) or (B, C).
-    Small models train several at a time where their layers allow it; a module whose ``trains_alone`` is true does not, for instance because
-    its forward pass does something beside its arithmetic.
-    ``train_data()`` and ``test_data()`` return (inputs, targets, ids), as a :class:`Dataset` or a plain tuple.
+    ``loss`` is a loss, or the name of one of :mod:`genrep_dist.core.losses`. ``recipe`` describes the training.
+    ``model()`` builds a new module with new random parameters: inputs (B, ...) -> logits (B,) or (B, C).
+    Several small models are trained together if their layers allow it. A module with ``trains_alone = True`` is trained alone, for
+    example because its forward pass has side effects.
+    ``train_data()`` and ``test_data()`` return (inputs, targets, ids) as a :class:`Dataset` or a tuple.
 
-    A problem of texts may also have ``texts(ids: Tensor) -> Sequence[str]``, the sentences of samples by id (training and test ids then
-    differ): the report shows them.
+    A problem of texts may also have ``texts(ids: Tensor) -> Sequence[str]``, the texts of samples by id, for the report. Its training
+    and test ids must then differ.
     """
 
     @property

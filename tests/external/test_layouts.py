@@ -19,10 +19,9 @@ THEIRS = ScoreLayout("out/*.npz", "influence", True, "positive raises the logit"
 
 
 @pytest.fixture(autouse=True)
-def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy of the registry, so that no test changes another's."""
     monkeypatch.setattr(score_layouts, "_LAYOUTS", dict(score_layouts._LAYOUTS))
-    return
 
 
 def check_that_it_reads(tmp_path: Path, layout: str) -> None:

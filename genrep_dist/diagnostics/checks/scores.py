@@ -10,11 +10,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from genrep_dist.core.attribution import ranking
+from genrep_dist.core.attribution import Sign, ranking
 from genrep_dist.diagnostics.context import CheckContext, rerun_text
 from genrep_dist.diagnostics.finding import Finding, compare, largest_key
 from genrep_dist.workflow.attributions import attribution
 
+_SIGNS: tuple[Sign, ...] = ("negative", "positive")
 _FLOAT64_ROUNDING = 1e-12
 """Relative to the largest score: sums of N C float64 terms in another order."""
 
@@ -30,9 +31,9 @@ def check(context: CheckContext) -> Iterator[Finding]:
         expected = phi if name in context.plan.experiment.external else attribution(method, context.seed, context.bench)
         differences[name] = float((phi - expected).abs().max() / expected.abs().max().clamp(min=torch.finfo(torch.float64).tiny))
         if differences[name] <= _FLOAT64_ROUNDING:
-            orders = {sign: artifact.read(f"order_{sign}") for sign in ("negative", "positive")}
-            if not all(np.array_equal(order, ranking(phi, ids, len(ids), sign).numpy()) for sign, order in orders.items()):
-                differences[name] = float("inf")
+            for sign in _SIGNS:
+                if not np.array_equal(artifact.read(f"order_{sign}"), ranking(phi, ids, len(ids), sign).numpy()):
+                    differences[name] = float("inf")
     worst = largest_key(differences)
     yield compare(
         "scores",
