@@ -50,8 +50,7 @@ class ProblemSection(Section):
     """What is explained: data, model, loss and recipe."""
 
     name: str = Field(
-        min_length=1,
-        description="A shipped problem (digits, mnist, cifar10, toxicity, agnews, newsgroups), or module:Class of your own.",
+        min_length=1, description="A shipped problem (digits, mnist, cifar10, toxicity, agnews, newsgroups), or module:Class of your own."
     )
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of the problem's class.")
     flip_labels: FlipSection | None = Field(
@@ -84,8 +83,7 @@ class TargetSection(Section):
     """The explained number f(x): one raw logit, the same for the methods and the evaluation."""
 
     output: Literal["predicted"] | Annotated[int, Field(ge=0)] = Field(
-        "predicted",
-        description="Which logit: of the class that the original model predicts, or of a fixed class number.",
+        "predicted", description="Which logit: of the class that the original model predicts, or of a fixed class number."
     )
 
 

@@ -143,11 +143,7 @@ def _model_address(model: Any, seed: int, path: Path) -> str | None:
 def _read_npy(path: Path, section: ExternalSection) -> Found:
     if section.key is not None:
         raise ConfigError(
-            "a file of this format holds one array without a name",
-            where=str(path),
-            expected="no key",
-            got=section.key,
-            remedy="remove key",
+            "a file of this format holds one array without a name", where=str(path), expected="no key", got=section.key, remedy="remove key"
         )
     return Contents(np.load(path, mmap_mode="r", allow_pickle=False), is_transposed(section)), None
 

@@ -111,11 +111,7 @@ def _import(module_name: str, folders: list[str], target: str) -> Any:
         loaded = getattr(sys.modules.get(top), "__file__", None)
         if wanted is not None and wanted.origin and loaded is not None and Path(loaded).resolve() != Path(wanted.origin).resolve():
             raise ProblemError(
-                "another module of this name is already loaded",
-                where=target,
-                expected=wanted.origin,
-                got=loaded,
-                remedy="rename your file",
+                "another module of this name is already loaded", where=target, expected=wanted.origin, got=loaded, remedy="rename your file"
             )
     try:
         with _prepended_to_path(folders):

@@ -40,9 +40,7 @@ def _invariance(context: CheckContext, what: str, compute: Callable[[torch.nn.Mo
         largest = float(reference.abs().max())
         reference = torch.full_like(reference, largest if largest > 0 else 1.0)
     number, sample = max(
-        (largest_relative(result - results[0], reference) for result in results[1:]),
-        key=lambda pair: nan_as_inf(pair[0]),
-        default=(0.0, 0),
+        (largest_relative(result - results[0], reference) for result in results[1:]), key=lambda pair: nan_as_inf(pair[0]), default=(0.0, 0)
     )
     return compare(
         "batch size",

@@ -31,11 +31,7 @@ class TextCNN(nn.Module):
     """
 
     def __init__(
-        self,
-        num_outputs: int = 1,
-        vocabulary_size: int = 30_522,
-        embedding_width: int = 48,
-        channels: Sequence[int] = (50, 100, 200),
+        self, num_outputs: int = 1, vocabulary_size: int = 30_522, embedding_width: int = 48, channels: Sequence[int] = (50, 100, 200)
     ) -> None:
         super().__init__()
         widths = tuple(channels)
