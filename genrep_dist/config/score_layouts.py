@@ -26,56 +26,45 @@ class ScoreLayout:
     experiments declare it (``positive_raises``). ``source``: where in the tool's code these facts were read.
     """
 
-    file: str
-    key: str | None
-    transposed: bool
-    sign: str
-    source: str
+    file: str = ""
+    key: str | None = None
+    transposed: bool = False
+    sign: str = ""
+    source: str = ""
 
 
 _LAYOUTS: dict[str, ScoreLayout] = {
-    "plain": ScoreLayout("", None, False, "as declared", "docs/external-scores.md"),
+    "plain": ScoreLayout(sign="as declared", source="docs/external-scores.md"),
     "captum": ScoreLayout(
-        "",
-        None,
-        True,
-        "test_loss_fn is the logit: positive lowers it; the loss on both sides: positive lowers the test loss",
-        "captum 0.9 influence/_core/tracincp.py, TracInCP._influence: (number of test examples, number of training examples)",
+        transposed=True,
+        sign="test_loss_fn is the logit: positive lowers it; the loss on both sides: positive lowers the test loss",
+        source="captum 0.9 influence/_core/tracincp.py, TracInCP._influence: (number of test examples, number of training examples)",
     ),
     "dattri": ScoreLayout(
-        "",
-        None,
-        False,
-        "target_func is the logit: positive scores of TracIn and GradDot lower it",
-        "dattri 0.3 algorithm/tracin.py, TracInAttributor.attribute: (num_train_samples, num_test_samples)",
+        sign="target_func is the logit: positive scores of TracIn and GradDot lower it",
+        source="dattri 0.3 algorithm/tracin.py, TracInAttributor.attribute: (num_train_samples, num_test_samples)",
     ),
     "trak": ScoreLayout(
-        "scores/*.mmap",
-        None,
-        False,
-        "positive raises the model output function, which is a margin for the classification tasks",
-        "traker 0.3 savers.py, MmapSaver.init_experiment: scores/{exp_name}.mmap in numpy's format, (train_set_size, num_targets)",
+        file="scores/*.mmap",
+        sign="positive raises the model output function, which is a margin for the classification tasks",
+        source="traker 0.3 savers.py, MmapSaver.init_experiment: scores/{exp_name}.mmap in numpy's format, (train_set_size, num_targets)",
     ),
     "kronfluence": ScoreLayout(
-        "pairwise_scores.safetensors",
-        "all_modules",
-        True,
-        "the measurement is the logit: positive lowers it; the measurement is the loss: positive lowers the loss",
-        "kronfluence 1.0 score/pairwise.py, pairwise_scores_save_path, and utils/constants.py, ALL_MODULE_NAME: (query x train)",
+        file="pairwise_scores.safetensors",
+        key="all_modules",
+        transposed=True,
+        sign="the measurement is the logit: positive lowers it; the measurement is the loss: positive lowers the loss",
+        source="kronfluence 1.0 score/pairwise.py, pairwise_scores_save_path, and utils/constants.py, ALL_MODULE_NAME: (query x train)",
     ),
     "pydvl": ScoreLayout(
-        "",
-        None,
-        True,
-        "the loss on both sides: positive lowers the test loss",
-        "pyDVL 0.10 influence/torch/influence_function_model.py, influences_from_factors: factors of test @ gradients of train",
+        transposed=True,
+        sign="the loss on both sides: positive lowers the test loss",
+        source="pyDVL 0.10 influence/torch/influence_function_model.py, influences_from_factors: factors of test @ gradients of train",
     ),
     "quanda": ScoreLayout(
-        "",
-        None,
-        True,
-        "as in the wrapped tool; the loss on both sides: positive lowers the test loss",
-        "quanda 0.5 explainers/base.py, Explainer.explain: (test_samples, train_dataset_size)",
+        transposed=True,
+        sign="as in the wrapped tool; the loss on both sides: positive lowers the test loss",
+        source="quanda 0.5 explainers/base.py, Explainer.explain: (test_samples, train_dataset_size)",
     ),
 }
 

@@ -193,8 +193,8 @@ def test_unknown_names_and_sources_are_refused() -> None:
 
 def test_the_list_says_what_is_cached(cache: Path, tmp_path: Path) -> None:
     digits, mnist, *_ = data_list()
-    assert (digits.name, digits.cached, digits.num_rows) == ("digits", True, 1797)
-    assert (mnist.name, mnist.cached, mnist.num_rows) == ("mnist", False, 70_000)
+    assert (digits.name, digits.cached) == ("digits", True)
+    assert (mnist.name, mnist.cached) == ("mnist", False)
     assert mnist.path == cache / "mnist"
     fetch_mnist(str(write_folder(tmp_path / "mine", small_mnist())))
     assert [entry.cached for entry in data_list()[:3]] == [True, True, False]

