@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rich.console import Console
 
-from genrep_dist.cli.display import Lines
+from genrep_dist.cli.progress import ProgressLines
 from genrep_dist.config import load_experiment
 from genrep_dist.errors import GenRepError
 from genrep_dist.paper.table1 import last_layer_experiment, measured_column
@@ -33,7 +33,7 @@ def main(given: list[str] | None = None) -> None:
     where.add_argument("--serial", action="store_true")
     where.add_argument("--address")
     options = parser.parse_args(given)
-    columns, progress = [], Lines(Console(width=160))
+    columns, progress = [], ProgressLines(Console(width=160))
     for name in options.data:
         experiment = load_experiment(f"paper/{name}", options.set, options.profile)
         runs = [

@@ -58,13 +58,13 @@ def test_plan_before_and_after(place: Path, tmp_path: Path) -> None:
     assert after["retrainings"]["done"] == after["retrainings"]["unique"] < asked * 2 // 3
     assert all(stage["done"] == stage["units"] for stage in after["stages"])
     text = call("plan", place / "toy.yaml", "--store", tmp_path)
-    assert f"{asked} asked, at most" in text.output
+    assert f"{asked} requested, at most" in text.output
 
 
 def test_a_plan_that_this_machine_can_never_hold_is_refused(tmp_path: Path) -> None:
     experiment_file(tmp_path / "toy.yaml")
     planned = call("plan", tmp_path / "toy.yaml", "--store", tmp_path / "store", "--set", "resources.stages={influence: {num_gpus: 64}}")
-    assert "here `genrep run` would refuse it: no node of the cluster can ever hold a worker" in planned.output
+    assert "`genrep run` would refuse this plan here: no node of the cluster can ever hold a worker" in planned.output
     assert re.search(r"resources.stages.influence.num_gpus[\s\S]*1 CPU and 64 GPU[\s\S]*on any of 1 nodes", planned.output)
 
 
@@ -140,7 +140,7 @@ def test_a_plan_for_a_larger_machine_is_shown(tmp_path: Path, monkeypatch: pytes
     assert result.exit_code == 0
     assert "GPU-hours" in result.output
     assert "worker-hours" in result.output
-    assert "would refuse it: the store's disk cannot hold" in result.output
+    assert "would refuse this plan here: the store's disk cannot hold" in result.output
 
 
 def test_errors_are_one_message_and_exit_code_one(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["representers.features", "representers.surrogate", "training.loop", "training.observers"])
+@pytest.mark.parametrize("module", ["core.gradients.dense", "core.solvers.surrogate", "training.loop", "training.observers"])
 def test_mathematics_and_training_need_torch_alone(module: str) -> None:
     code = (
         f"import sys, genrep_dist.{module}; "
@@ -204,7 +204,7 @@ def test_a_stopping_rule_is_planned_at_its_worst_and_told_by_status(tmp_path: Pa
     text = asked.read_text().replace("seeds: 2", "stop: {half_width: 0.000001, min_seeds: 2, max_seeds: 3}")
     asked.write_text(text + "tune: {parameter: lambda, values: [0.1, 1.0], seeds: 1}\n")
     planned = call("plan", asked, "--store", tmp_path / "store").output
-    assert "worst case, 3 seeds: it stops from 2 seeds on" in planned
+    assert "worst case, 3 seeds: the run stops after at least 2 seeds" in planned
     assert "3 models" in planned
     assert "lambda is tuned: 2 values on 1 seeds" in planned
     asked.write_text(text)

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from genrep_dist.config import Experiment, load_experiment, profiles_of, shipped_experiments
+from genrep_dist.config import Experiment, load_experiment, profile_names, shipped_experiments
 from genrep_dist.config.sections import parse_bytes
+from genrep_dist.core.importances import IMPORTANCES
+from genrep_dist.core.kernels import KERNELS
+from genrep_dist.core.methods import RESERVED_NAMES
 from genrep_dist.errors import ConfigError
 
 GOOD = """\
@@ -59,20 +62,20 @@ tune: {parameter: surrogate.lambda, values: [0.1, 1.0], seeds: 3, metric: auc_de
 """
     experiment = load_experiment(write(tmp_path, text))
     assert load_experiment(write(tmp_path, experiment.to_yaml())) == experiment
-    assert (len(experiment.seeds), experiment.num_test_points, experiment.judged) == (40, 2, ("mine",))
+    assert (len(experiment.seeds), experiment.num_test_points, experiment.external_methods) == (40, 2, ("mine",))
     assert experiment.tune is not None
     assert not set(experiment.tune.seeds) & set(experiment.seeds)
     assert experiment.deletion.removals(100) == [(0.0, 0), (0.02, 2), (0.09, 9)]
-    plain = experiment.plain(seeds=[0, 1])
+    plain = experiment.with_fixed_seeds(seeds=[0, 1])
     assert (plain.stop, plain.tune, plain.seeds, plain.lds) == (None, None, (0, 1), experiment.lds)
-    moved = experiment.plain(external={"mine": {"path": "elsewhere", "positive_raises": False, "layout": "captum"}})
-    assert moved.question() == experiment.plain().question(), "where a file lies changes no number"
+    moved = experiment.with_fixed_seeds(external={"mine": {"path": "elsewhere", "positive_raises": False, "layout": "captum"}})
+    assert moved.question() == experiment.with_fixed_seeds().question(), "where a file lies changes no number"
 
 
 @pytest.mark.parametrize("name", shipped_experiments())
 def test_shipped_experiments_are_valid(name: str) -> None:
     last = name.rpartition("/")[2]
-    for profile in profiles_of(name) or (None,):
+    for profile in profile_names(name) or (None,):
         experiment = load_experiment(name, profile=profile)
         assert experiment.name == (last if profile is None else f"{last}-{profile}")
 
@@ -80,7 +83,7 @@ def test_shipped_experiments_are_valid(name: str) -> None:
 def test_the_papers_experiments_have_the_papers_size() -> None:
     """27,500 retrainings for the images, 10,000 for each method of texts."""
     for name in ("mnist", "cifar10", "toxicity", "agnews", "newsgroups"):
-        assert profiles_of(f"paper/{name}") == ("smoke", "cpu", "gpu", "paper")
+        assert profile_names(f"paper/{name}") == ("smoke", "cpu", "gpu", "paper")
         experiment = load_experiment(f"paper/{name}", profile="paper")
         seeds = 50 if name in ("mnist", "cifar10") else 200
         assert (len(experiment.seeds), experiment.test_points, len(experiment.methods)) == (seeds, 10, 11)
@@ -112,7 +115,7 @@ def test_a_profile_changes_fields_and_the_name(tmp_path: Path) -> None:
 
 def test_a_profile_must_be_there_and_be_chosen(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD + PROFILES)
-    with pytest.raises(ConfigError, match=r"field profiles: expected one of the profiles chosen: small, large"):
+    with pytest.raises(ConfigError, match=r"field profiles: expected the choice of a profile: small, large"):
         load_experiment(path)
     with pytest.raises(ConfigError, match=r"no such profile[\s\S]*small, large[\s\S]*'huge'"):
         load_experiment(path, profile="huge")
@@ -138,7 +141,14 @@ def test_a_profile_must_be_there_and_be_chosen(tmp_path: Path) -> None:
         ("deletion: {replicates: 2}\n", r"line 6: field deletion: expected retrain: fresh with several replicates"),
         ("lds: {replicates: 2}\n", r"line 6: field lds: expected retrain: fresh with several replicates"),
         ("baseline: tracincp\n", r"line 6: field baseline: expected a method of this experiment; got 'tracincp'"),
-        ("external: {random: {path: a, positive_raises: true}}\n", r"line 6: field external: expected a name that is not taken"),
+        (
+            "external: {random: {path: a, positive_raises: true}}\n",
+            r"line 6: field external\.random: expected another name: 'random' is reserved",
+        ),
+        (
+            "external: {mine: {path: a, positive_raises: true, layout: kronfluense}}\n",
+            r"line 6: field external\.mine\.layout: expected one of .*plain.* \(did you mean kronfluence\?\); got 'kronfluense'",
+        ),
         ("external: {mine: {path: a}}\n", r"line 6: field external\.mine\.positive_raises: expected this field"),
         ("tune: {parameter: damping, values: [1, 2], seeds: [0]}\n", r"line 6: field tune: expected seeds that are not reported; \[0\]"),
         ("tune: {parameter: damping, values: [1], seeds: 2}\n", r"line 6: field tune\.values: expected .*at least 2"),
@@ -150,9 +160,30 @@ def test_a_bad_field_is_named_with_file_line_and_remedy(tmp_path: Path, change: 
     assert "genrep schema" in str(caught.value)
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", sorted({*RESERVED_NAMES, *KERNELS, *IMPORTANCES}))
+@pytest.mark.parametrize("section", ["kernels", "external"])
+def test_reserved_names_are_refused(tmp_path: Path, section: str, name: str) -> None:
+    entry = "{class: 'mine:Kernel'}" if section == "kernels" else "{path: a, positive_raises: true}"
+    text = GOOD.replace("random]", f"{name}-final/target]") + f"{section}:\n  {name}: {entry}\n"
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(write(tmp_path, text))
+    message = str(caught.value)
+    assert "line 7" in message
+    assert f"field {section}.{name}: expected" in message
+    if section == "external" or "-" not in name:  # a kernel's name has no hyphen
+        assert f"{name!r} is reserved, as are " in message
+        assert all(other in message for other in RESERVED_NAMES)
+        assert "unknown method" not in message, "the methods are checked once the names are right"
+
+
+def test_an_epoch_is_a_reserved_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'epoch3' is reserved, .*epoch<k>"):
+        load_experiment(write(tmp_path, GOOD + "kernels: {epoch3: {class: 'mine:Kernel'}}\n"))
+
+
+def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     text = GOOD.replace("test_points: 2", "test_points: 0").replace("random]", "randon]") + "colour: red\n"
-    with pytest.raises(ConfigError, match="3 faults") as caught:
+    with pytest.raises(ConfigError, match="3 errors") as caught:
         load_experiment(write(tmp_path, text))
     message = str(caught.value)
     assert "line 4: field test_points" in message
@@ -171,8 +202,8 @@ def test_a_missing_field_is_named(tmp_path: Path) -> None:
     [
         ("test_points=none", "the command line: field test_points"),
         ("resources.wrokers=2", "the command line: field resources.wrokers"),
-        ("test_points", "an override is not readable"),
-        ("name.inner=2", "below a field that has no fields"),
+        ("test_points", "an override cannot be read"),
+        ("name.inner=2", "a field below one that has no fields"),
     ],
 )
 def test_bad_overrides_name_the_command_line(tmp_path: Path, override: str, message: str) -> None:
@@ -205,8 +236,9 @@ def test_resources_and_tracking_do_not_change_the_question(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("text", "value"), [("512MiB", 512 * 2**20), ("2 GiB", 2 * 2**30), ("1e9", 10**9), ("3kb", 3000), (17, 17)])
-def test_sizes(text: object, value: int) -> None:
+def test_sizes(tmp_path: Path, text: object, value: int) -> None:
     assert parse_bytes(text) == value
+    assert load_experiment(write(tmp_path, GOOD), [f"resources.memory_budget={text}"]).resources.memory_budget == value
 
 
 def test_the_schema_describes_every_field() -> None:
@@ -214,3 +246,5 @@ def test_the_schema_describes_every_field() -> None:
     assert json.dumps(schema)
     assert set(yaml.safe_load(GOOD)) <= set(schema["properties"])
     assert "lambda" in schema["$defs"]["SurrogateSection"]["properties"]
+    budget = schema["$defs"]["ResourcesSection"]["properties"]["memory_budget"]
+    assert {option["type"] for option in budget["anyOf"]} == {"integer", "string"}, "512MiB is complete in an editor"

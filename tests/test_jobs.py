@@ -169,7 +169,7 @@ def test_a_stopped_job_says_how_to_go_on_and_goes_on(cluster: Cluster, tmp_path:
     assert state.state == "stopped"
 
     (tmp_path / "slow").unlink()
-    command = re.search(r"^to go on: (.*)$", log, re.MULTILINE)
+    command = re.search(r"^to resume: (.*)$", log, re.MULTILINE)
     assert command is not None, log
     assert command[1].startswith("ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- python jobs/evaluate.py ")
     done = cluster.ray(*shlex.split(command[1])[1:])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import genrep_dist as gr
-from genrep_dist.diagnostics import examine
+from genrep_dist.diagnostics import diagnose
 from tests.experiments import ROOT, experiment
 
 METHODS = ["ntk-final/tracking", "ntk-final/surrogate", "influence-final/target", "last-layer-final/tracking"]
@@ -37,7 +37,7 @@ def test_a_projected_run(tmp_path: Path, kind: str) -> None:
     ):
         assert lossy.store.artifact(kind_of_artifact, key).manifest()["projection"] == {"dim": DIM, "kind": kind, "seed": 0}
     assert any("projected to 512" in warning for warning in lossy.plan.warnings)
-    finding = next(f for f in examine(lossy, samples=4) if f.name == "kernel" and "ntk" in f.text)
+    finding = next(f for f in diagnose(lossy, samples=4) if f.name == "kernel" and "ntk" in f.text)
     assert finding.colour == "green"
     assert "standard deviations of a projection to 512 numbers" in finding.text
     assert finding.number is not None

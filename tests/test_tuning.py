@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import genrep_dist as gr
-from genrep_dist.cli.display import stop_text
+from genrep_dist.cli.status import stop_text
 from genrep_dist.config import Experiment
 from genrep_dist.config.sections import StopSection, TuneSection
 from genrep_dist.executors.serial import SerialExecutor
@@ -131,7 +131,7 @@ def test_status_tells_of_the_rule_from_the_first_round_on(tmp_path: Path) -> Non
     gr.run(
         stopping(tmp_path, 1e-9), store=str(tmp_path / "store"), executor=SerialExecutor(0), search_path=[str(ROOT)], progress=Listener()
     )
-    assert told[0].startswith("auc_del_negative: first round, 3 seeds; asked for ± 1e-09, at most 8 seeds")
+    assert told[0].startswith("auc_del_negative: first round, 3 seeds; target ± 1e-09, at most 8 seeds")
     assert next(text for text in told if "projected, at most 8" in text).startswith("auc_del_negative: ± ")
     assert "after 6 seeds" in told[-1]
 

@@ -1,4 +1,4 @@
-"""The sections of an experiment file: each a frozen, checked model; ``genrep schema`` prints them."""
+"""The sections of an experiment file, as frozen pydantic models. ``genrep schema`` prints them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,22 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from genrep_dist.config.score_layouts import score_layout
+from genrep_dist.errors import ConfigError
+
+StageName = str
+
+FIRST_TUNING_SEED = 1_000_000_000
+"""First seed of ``tune: {seeds: n}``, far from any seed that is reported."""
+
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def parse_bytes(text: object) -> object:
-    """'512MiB', '2 GiB', '1e9' or a number -> bytes; anything else is returned for the validator to refuse."""
+    """'512MiB', '2 GiB', '1e9' or a number -> bytes. Anything that is not text is returned as it is, for pydantic to check.
+
+    pydantic.ByteSize is not used: it refuses '1e9' (which YAML reads as text) and reads '1e+9' as 1e18 bytes.
+    """
     if not isinstance(text, str):
         return text
     match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([A-Za-z]*)\s*", text)
@@ -20,87 +31,79 @@ def parse_bytes(text: object) -> object:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-StageName = str
-
-FIRST_TUNING_SEED = 1_000_000_000
-"""Where the seeds of ``tune: {seeds: n}`` begin: far from any that is reported."""
-
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+Bytes = Annotated[int, BeforeValidator(parse_bytes, json_schema_input_type=int | str), Field(gt=0)]
+Seeds = tuple[Annotated[int, Field(ge=0)], ...]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, populate_by_name=True)
 
 
 class FlipSection(Section):
-    """Mislabelled training data, made on purpose: the metric is how well self-influence finds them."""
+    """Wrong labels for some training samples. The metric is how well self-influence finds them."""
 
-    share: float = Field(gt=0, lt=1, description="Share of the training samples whose label is replaced by another class's.")
-    seed: int = Field(0, ge=0, description="Which samples, and which wrong labels; the same for all seeds of the experiment.")
+    share: float = Field(gt=0, lt=1, description="Share of the training samples whose label is replaced by another class.")
+    seed: int = Field(0, ge=0, description="Selects the samples and their wrong labels. The same for all seeds of the experiment.")
 
 
 class ProblemSection(Section):
     """What is explained: data, model, loss and recipe."""
 
     name: str = Field(
-        min_length=1,
-        description="The name of a shipped problem (digits, mnist, cifar10, toxicity, agnews, newsgroups), or module:Class of your own.",
+        min_length=1, description="A shipped problem (digits, mnist, cifar10, toxicity, agnews, newsgroups), or module:Class of your own."
     )
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of the problem's class.")
-    flip_labels: FlipSection | None = Field(None, description="Give some training samples wrong labels, and see which methods find them.")
+    flip_labels: FlipSection | None = Field(
+        None, description="Give some training samples wrong labels and measure which methods find them."
+    )
 
 
 class KernelSection(Section):
-    """A kernel of the user's own: a class whose objects are called with (model, left inputs, right inputs) -> K (A, B)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, populate_by_name=True)
+    """A user's own kernel: a class whose objects map (model, left inputs, right inputs) to K (A, B)."""
 
     class_: str = Field(alias="class", min_length=3, description="module:Class in a file of your own.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of the class.")
 
 
 class RecipeSection(Section):
-    """What to change in the problem's own training recipe; fields left out keep the problem's value."""
+    """Changes to the problem's own training recipe. Fields that are left out keep the problem's value."""
 
+    optimizer: str | None = Field(None, min_length=1, description="The name of an optimizer: sgd, or one that a package registers.")
     epochs: int | None = Field(None, ge=1)
     batch_size: int | None = Field(None, ge=1)
     learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
     schedule: Literal["constant", "cosine"] | None = None
-    optimizer: str | None = Field(None, min_length=1, description="The name of an optimizer: sgd, or one that a package registers.")
     momentum: float | None = Field(None, ge=0, lt=1)
     weight_decay: float | None = Field(None, ge=0, allow_inf_nan=False)
     precision: Literal["full", "tf32", "bfloat16"] | None = Field(
-        None, description="Of training: tf32 (GPU) or bfloat16 round its products. What is explained and judged is computed in full."
+        None, description="Precision of training only: tf32 (GPU) or bfloat16 round its products. Explanations use full precision."
     )
 
 
 class TargetSection(Section):
-    """The explained number f(x): a raw logit, the same for explainer and judge."""
+    """The explained number f(x): one raw logit, the same for the methods and the evaluation."""
 
     kind: str = Field("logit", min_length=1, description="What is explained; logit: one of the model's outputs as it is.")
     output: Literal["predicted"] | Annotated[int, Field(ge=0)] = Field(
-        "predicted",
-        description="Which output's logit: the class that the original model predicts, or a fixed class number.",
+        "predicted", description="Which logit: of the class that the original model predicts, or of a fixed class number."
     )
 
 
 class SurrogateSection(Section):
-    """The projection of Eq. 5."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, populate_by_name=True)
+    """The surrogate projection of Eq. 5."""
 
     lam: float = Field(1e-2, gt=0, allow_inf_nan=False, alias="lambda", description="The regularisation parameter lambda of Eq. 4.")
     tolerance: float = Field(1e-6, gt=0, lt=1, description="Largest relative stationarity residual that counts as converged.")
-    max_iterations: int = Field(50, ge=1, description="Newton iterations.")
-    allow_unconverged: bool = Field(False, description="Take what the solver has after max_iterations, instead of refusing it.")
+    max_iterations: int = Field(50, ge=1, description="Largest number of Newton iterations.")
+    allow_unconverged: bool = Field(False, description="Use an unconverged solution instead of raising an error.")
 
 
 class DescentSection(Section):
-    """Kernel gradient descent (Eq. 8-9): by default with the batches, the rates and the epochs of the model's own training."""
+    """Kernel gradient descent (Eq. 8-9). By default it uses the batches, rates and epochs of the model's own training."""
 
-    learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False, description="Instead of the recipe's; its schedule stays.")
-    epochs: int | None = Field(None, ge=1, description="Instead of the recipe's.")
-    batches: Literal["recipe", "full"] = Field("recipe", description="full: every step takes all samples, one step an epoch.")
+    learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False, description="Replaces the recipe's rate. Its schedule is kept.")
+    epochs: int | None = Field(None, ge=1, description="Replaces the recipe's epochs.")
+    batches: Literal["recipe", "full"] = Field("recipe", description="full: each step uses all samples, one step per epoch.")
 
 
 class InfluenceSection(Section):
@@ -108,37 +111,31 @@ class InfluenceSection(Section):
 
     curvature: Literal["ggn", "last-layer", "hessian"] = Field(
         "ggn",
-        description="ggn: exact generalized Gauss-Newton of all parameters, by the n x n system; last-layer: the last layer's alone; "
-        "hessian: the true Hessian, by Hessian-vector products.",
+        description="ggn: the exact generalized Gauss-Newton matrix of all parameters, by the n x n system; last-layer: that of the last "
+        "layer only; hessian: the true Hessian, by Hessian-vector products.",
     )
-    damping: float = Field(0.1, gt=0, allow_inf_nan=False, description="delta, which is added to H's diagonal.")
-    damping_unit: Literal["absolute", "mean-eigenvalue"] = Field("absolute", description="What damping counts: itself, or trace(H)/P.")
-    solver: Literal["cg", "lissa"] = Field("cg", description="For the true Hessian: conjugate gradients, or LiSSA.")
-    tolerance: float = Field(1e-4, gt=0, lt=1, description="For the true Hessian: largest relative residual that counts as solved.")
-    max_iterations: int = Field(1000, ge=1, description="For the true Hessian: steps of conjugate gradients, or LiSSA's depth.")
-    scale: float | None = Field(None, gt=0, description="LiSSA's scale; default: 1.1 times the largest eigenvalue, estimated.")
-    allow_unconverged: bool = Field(False, description="For the true Hessian: take what the solver has, instead of refusing it.")
-
-    @property
-    def base_kernel(self) -> Literal["ntk", "last-layer"] | None:
-        """The kernel from whose gram the dual system is built; None for the true Hessian, which has none."""
-        bases: dict[str, Literal["ntk", "last-layer"]] = {"ggn": "ntk", "last-layer": "last-layer"}
-        return bases.get(self.curvature)
+    damping: float = Field(0.1, gt=0, allow_inf_nan=False, description="delta, added to the diagonal of H.")
+    damping_unit: Literal["absolute", "mean-eigenvalue"] = Field("absolute", description="Unit of damping: 1, or trace(H)/P.")
+    solver: Literal["cg", "lissa"] = Field("cg", description="True Hessian only: conjugate gradients, or LiSSA.")
+    tolerance: float = Field(1e-4, gt=0, lt=1, description="True Hessian only: largest relative residual that counts as solved.")
+    max_iterations: int = Field(1000, ge=1, description="True Hessian only: steps of conjugate gradients, or LiSSA's depth.")
+    scale: float | None = Field(None, gt=0, description="LiSSA's scale; default: 1.1 times the estimated largest eigenvalue.")
+    allow_unconverged: bool = Field(False, description="True Hessian only: use an unconverged solution instead of raising an error.")
 
 
 class ProjectionSection(Section):
-    """Random projection of the NTK's features: k numbers a sample instead of one for every parameter. Lossy."""
+    """Random projection of the NTK's features to k numbers per sample. Lossy."""
 
-    dim: int = Field(4096, ge=1, description="k, the numbers that are kept: products are off by about 1/sqrt(k) of |g_i| |g_j|.")
+    dim: int = Field(4096, ge=1, description="k, the numbers kept per sample. Products are off by about 1/sqrt(k) of |g_i| |g_j|.")
     kind: Literal["rademacher", "sparse"] = Field("rademacher", description="Random signs, or a few of them for each parameter.")
-    seed: int = Field(0, ge=0, description="Of the projection's random numbers, the same for all models.")
+    seed: int = Field(0, ge=0, description="Seed of the projection, the same for all models.")
 
 
 class TracInSection(Section):
     """The checkpoints of TracInCP (Eq. 14)."""
 
     checkpoints: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        5, description="How many checkpoints, evenly spread from the initial to the final parameters; or a list of epoch numbers."
+        5, description="Number of checkpoints, evenly spaced from the initial to the final parameters; or a list of epoch numbers."
     )
 
 
@@ -147,9 +144,9 @@ class RetrainSection(Section):
 
     retrain: Literal["same", "fresh"] = Field(
         "same",
-        description="same: the original run's initialisation and order (common random numbers); fresh: new ones for each set.",
+        description="same: the original run's initialisation and order (common random numbers); fresh: new ones for each removed set.",
     )
-    replicates: int = Field(1, ge=1, description="For fresh: how often each set is retrained; the mean counts, the spread is kept.")
+    replicates: int = Field(1, ge=1, description="With fresh: retrainings per removed set. Their mean is used, their spread is recorded.")
 
     @model_validator(mode="after")
     def _replicates_are_fresh(self) -> Self:
@@ -159,60 +156,60 @@ class RetrainSection(Section):
 
 
 class RemovalSection(RetrainSection):
-    """How many samples are removed, in an order that a method gives."""
+    """How many samples are removed, in the order that a method gives."""
 
     fractions: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
         (0.0, 0.02, 0.04, 0.06, 0.08, 0.10), min_length=1, description="Shares of the training set to remove."
     )
     counts: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        None, min_length=1, description="Instead of fractions: numbers of samples to remove."
+        None, min_length=1, description="Numbers of samples to remove, in place of fractions."
     )
 
     @field_validator("fractions", "counts")
     @classmethod
     def _ascending(cls, value: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
         if value is not None and list(value) != sorted(set(value)):
-            raise ValueError(f"{info.field_name} in ascending order, none twice")
+            raise ValueError(f"{info.field_name} in ascending order, without duplicates")
         return value
 
     @model_validator(mode="before")
     @classmethod
-    def _one_of_them(cls, data: object) -> object:
+    def _fractions_or_counts(cls, data: object) -> object:
         if isinstance(data, dict) and data.get("counts") is not None and "fractions" in data:
             raise ValueError("fractions or counts, not both")
         return data
 
     def removals(self, num_train: int) -> list[tuple[float, int]]:
-        """(share, number of samples) of each removal; a share is rounded to the nearest whole number of samples."""
+        """(share, number of samples) of each removal. A share is rounded to the nearest whole number of samples."""
         if self.counts is not None:
             return [(count / num_train, count) for count in self.counts]
         return [(fraction, round(fraction * num_train)) for fraction in self.fractions]
 
 
 class DeletionSection(RemovalSection):
-    """Case-deletion diagnostics: the AUC is the mean of DEL over all the removals."""
+    """Case-deletion diagnostics. The AUC is the mean of DEL over all removals."""
 
     signs: tuple[Literal["negative", "positive"], ...] = Field(("negative",), min_length=1)
 
     @field_validator("signs")
     @classmethod
-    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _distinct_signs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) != len(value):
             raise ValueError("each sign at most once")
         return value
 
 
 class LdsSection(RetrainSection):
-    """Linear datamodeling score: models trained on random subsets, against sums of scores."""
+    """Linear datamodeling score: outputs of models trained on random subsets, against sums of scores."""
 
-    subsets: int = Field(64, ge=2, description="Subsets for each seed.")
-    fraction: float = Field(0.5, gt=0, lt=1, description="Share of the training set that each subset keeps.")
+    subsets: int = Field(64, ge=2, description="Subsets per seed.")
+    fraction: float = Field(0.5, gt=0, lt=1, description="Share of the training set in each subset.")
 
 
 class LooSection(RetrainSection):
     """Leave-one-out: models trained without one sample each, against that sample's score."""
 
-    samples: int = Field(32, ge=2, description="Training samples for each seed, drawn uniformly, each left out once.")
+    samples: int = Field(32, ge=2, description="Training samples per seed, drawn uniformly. Each is left out once.")
 
 
 class BrittlenessSection(RemovalSection):
@@ -220,57 +217,70 @@ class BrittlenessSection(RemovalSection):
 
 
 class StopSection(Section):
-    """Run seeds in rounds, until every method's clustered interval is narrow."""
+    """Run seeds in rounds until the clustered interval of every method is narrow enough."""
 
     metric: str = Field("auc_del_negative", description="A metric of this experiment.")
-    half_width: float = Field(gt=0, allow_inf_nan=False, description="Half the width of the widest method's 95% clustered interval.")
+    half_width: float = Field(gt=0, allow_inf_nan=False, description="Half-width of the widest 95% clustered interval among the methods.")
     min_seeds: int = Field(10, ge=2)
     max_seeds: int = Field(200, ge=2)
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if self.min_seeds > self.max_seeds:
-            raise ValueError("min_seeds up to max_seeds")
+            raise ValueError("min_seeds of at most max_seeds")
         return self
 
 
 class TuneSection(Section):
     """Choose one parameter on seeds that are not reported."""
 
-    parameter: str = Field(description="A number of the experiment, by its path (influence.damping), or by its name where that is clear.")
-    values: tuple[float | int | str, ...] = Field(min_length=2, description="What to try.")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, description="A number n or a list of seeds; none may be reported.")
-    metric: str = Field("auc_del_negative", description="What the chosen value is best in, on average over the methods that it changes.")
+    parameter: str = Field(description="Path of a number of the experiment (influence.damping), or its name if that is unique.")
+    values: tuple[float | int | str, ...] = Field(min_length=2, description="Values to try.")
+    seeds: Seeds = Field(min_length=1, description="A number n, or a list of seeds. None of them may be a seed of the experiment.")
+    metric: str = Field(
+        "auc_del_negative", description="The value that is best in this metric is chosen, on average over affected methods."
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _count_of_seeds(cls, data: object) -> object:
-        return counted_seeds(data, first=FIRST_TUNING_SEED)
+    def _expand_seeds(cls, data: object) -> object:
+        return expand_seeds(data, first=FIRST_TUNING_SEED)
 
 
 class ExternalSection(Section):
-    """Scores that another tool computed, for exactly the models that are judged (`genrep export problem`)."""
+    """Scores that another tool computed for exactly the models of this experiment (`genrep export problem`)."""
 
     path: str = Field(
         min_length=1,
-        description="A file; or a folder with one file for each seed (seed-3.npy); relative to the experiment file. {seed} is replaced.",
+        description="A file, or a folder with one file per seed (seed-3.npy), relative to the experiment file. {seed} is replaced.",
     )
-    positive_raises: bool = Field(description="true: a positive score says that the training sample raises the explained logit.")
-    layout: Literal["plain", "captum", "dattri", "trak", "kronfluence", "pydvl", "quanda"] = Field(
-        "plain", description="Whose files: sets the defaults of key and transposed, and which file of a tool's output folder is read."
+    positive_raises: bool = Field(description="true: a positive score means that the training sample raises the explained logit.")
+    layout: str = Field(
+        "plain",
+        description="The tool that wrote the files: plain, captum, dattri, trak, kronfluence, pydvl, quanda, or a registered one. Sets the "
+        "defaults of key and transposed, and the file that is read from the tool's output folder.",
     )
     key: str | None = Field(
         None,
-        description="The array's name in a file that holds several (.npz, .pt, .safetensors, Zarr); in a Parquet of pairs, the column.",
+        description="Name of the array in a file with several arrays (.npz, .pt, .safetensors, Zarr), or of a Parquet column of scores.",
     )
-    transposed: bool | None = Field(None, description="true: (test x train); default: as the layout has it, (train x test) for plain.")
-    train_ids: str | None = Field(None, description="Name of the ids of the rows in the file; default: ids as saved, else row order.")
-    test_ids: str | None = Field(None, description="Name of the ids of the columns in the file; default: ids as saved, else order.")
-    unverified: bool = Field(False, description="Take scores that do not say which model they are of. The report says so.")
+    transposed: bool | None = Field(None, description="true: (test x train). Default: the layout's direction, (train x test) for plain.")
+    train_ids: str | None = Field(None, description="Name of the training ids in the file. Default: train_ids, or else the data's order.")
+    test_ids: str | None = Field(None, description="Name of the test ids in the file. Default: test_ids, or else the data's order.")
+    unverified: bool = Field(False, description="Accept scores that do not name the model they belong to. The report says so.")
+
+    @field_validator("layout")
+    @classmethod
+    def _registered_layout(cls, value: str) -> str:
+        try:
+            score_layout(value)
+        except ConfigError as error:
+            raise ValueError(f"{error.expected} ({error.remedy})") from error
+        return value
 
 
 class StageResources(Section):
-    """What the workers of one stage take; what is not given is as for all."""
+    """Resources of the workers of one stage. Fields that are left out take the experiment's value."""
 
     num_cpus: float | None = Field(None, gt=0, allow_inf_nan=False)
     num_gpus: float | None = Field(None, ge=0, allow_inf_nan=False)
@@ -280,38 +290,40 @@ class StageResources(Section):
 
 
 class ResourcesSection(Section):
-    """Where and how work runs; changes no number."""
+    """Where and how work runs. Changes no number."""
 
-    workers: int | None = Field(None, ge=1, description="Processes at once; default: as many as the cluster or the machine has slots.")
+    workers: int | None = Field(
+        None, ge=1, description="Number of worker processes. Default: as many as the cluster or machine has room for."
+    )
     memory_budget: Bytes = Field(2 * 2**30, description="Bytes of arrays that one process may hold, for example 512MiB.")
     features: Literal["auto", "store", "stream"] = Field(
         "auto",
-        description="Keep per-sample gradients in the store, or compute them where they are used; auto: store what a gram needs, "
-        "unless GPUs compute it anew in less time than a disk takes.",
+        description="store: keep per-sample gradients in the store; stream: compute them where they are used; auto: store those that a "
+        "gram needs, unless GPUs recompute them faster than a disk reads them.",
     )
-    retries: int = Field(3, ge=0, description="How often a failed unit of work is tried again.")
-    task_seconds: float = Field(5.0, gt=0, description="About how long one task of retrainings should take.")
+    retries: int = Field(3, ge=0, description="How often a failed unit of work is retried.")
+    task_seconds: float = Field(5.0, gt=0, description="Approximate duration of one task of retrainings.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    num_cpus: float = Field(1.0, gt=0, allow_inf_nan=False, description="CPUs (or a fraction of one) that each worker takes.")
+    num_cpus: float = Field(1.0, gt=0, allow_inf_nan=False, description="CPUs, or a fraction of one, per worker.")
     num_gpus: float | None = Field(
         None,
         ge=0,
         allow_inf_nan=False,
-        description="GPUs (or a fraction of one) that each worker takes; default: one where the cluster has any and device is not cpu.",
+        description="GPUs, or a fraction of one, per worker. Default: one if the cluster has any and device is not cpu.",
     )
-    memory: Bytes | None = Field(None, description="Bytes that the cluster sets aside for each worker; default: none are counted.")
-    min_workers: int = Field(1, ge=1, description="Workers that there must be room for; a pool of actors does not shrink below it.")
-    stages: dict[StageName, StageResources] = Field({}, description="Stages whose workers take something else.")
+    memory: Bytes | None = Field(None, description="Bytes that the cluster reserves for each worker. Default: none.")
+    min_workers: int = Field(1, ge=1, description="Workers that the cluster must have room for. An actor pool does not shrink below it.")
+    stages: dict[StageName, StageResources] = Field({}, description="Stages whose workers need other resources.")
 
 
 class TrackingSection(Section):
     """MLflow."""
 
-    uri: str | None = Field(None, description="Tracking URI; default: an SQLite database in the store.")
+    uri: str | None = Field(None, description="Tracking URI. Default: an SQLite database in the store.")
 
 
-def counted_seeds(data: object, first: int = 0) -> object:
-    """``seeds: n`` -> n seeds from ``first`` on."""
+def expand_seeds(data: object, first: int = 0) -> object:
+    """``seeds: n`` -> the list of n seeds from ``first`` on. Other data are returned unchanged."""
     if isinstance(data, dict) and isinstance(data.get("seeds"), int) and not isinstance(data.get("seeds"), bool):
         if data["seeds"] < 1:
             raise ValueError("seeds: at least 1")

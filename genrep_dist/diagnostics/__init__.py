@@ -1,19 +1,19 @@
-"""The doctor: whether a finished run can be trusted, as green, amber and red findings with number, bound and remedy."""
+"""The doctor: checks of a finished run. Each gives green, amber or red findings with number, bound and remedy."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from genrep_dist.diagnostics.finding import Colour, Finding, worst
+from genrep_dist.diagnostics.finding import Colour, Finding, worst_colour
 
 if TYPE_CHECKING:
     from genrep_dist.results import Run
 
-__all__ = ["Colour", "Finding", "examine", "worst"]
+__all__ = ["Colour", "Finding", "diagnose", "worst_colour"]
 
 
-def examine(run: Run, *, samples: int = 8) -> list[Finding]:
-    """Examine a finished run, check by check: :func:`genrep_dist.diagnostics.checks.examine`."""
-    from genrep_dist.diagnostics.checks import examine as examine_run
+def diagnose(run: Run, *, samples: int = 8) -> list[Finding]:
+    """Run all checks on a finished run: :func:`genrep_dist.diagnostics.run_checks.diagnose`."""
+    from genrep_dist.diagnostics.run_checks import diagnose as run_checks
 
-    return examine_run(run, samples=samples)
+    return run_checks(run, samples=samples)

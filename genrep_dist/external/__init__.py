@@ -1,9 +1,18 @@
-"""Anybody's scores: read from files, checked against the models that are judged; and those models as files, for any tool to score."""
+"""Scores from other tools: read and checked against the experiment's models. And those models as files, for other tools to score."""
 
 from __future__ import annotations
 
+from genrep_dist.config.score_layouts import ScoreLayout, register_score_layout, score_layout, score_layout_names
 from genrep_dist.external.exported import Exported, open_exported
-from genrep_dist.external.layouts import LAYOUTS, Layout
 from genrep_dist.external.load import ExternalScores, load_external
 
-__all__ = ["LAYOUTS", "Exported", "ExternalScores", "Layout", "load_external", "open_exported"]
+__all__ = [
+    "Exported",
+    "ExternalScores",
+    "ScoreLayout",
+    "load_external",
+    "open_exported",
+    "register_score_layout",
+    "score_layout",
+    "score_layout_names",
+]

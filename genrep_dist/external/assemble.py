@@ -1,4 +1,4 @@
-"""From a file's contents to phi in the order and with the sign of this experiment; whatever does not fit is refused by name."""
+"""From the contents of a score file to phi in the experiment's order and sign. Contents that do not fit are refused."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from genrep_dist.external.contents import Array, Contents, Ids
 def assemble(
     path: Path, contents: Contents, positive_raises: bool, train_ids: Ids, test_ids: Ids, positions: Sequence[int]
 ) -> npt.NDArray[np.float64]:
-    """Phi (N, M): rows as ``train_ids`` (N,), columns the samples at ``positions`` of ``test_ids`` (T,); positive raises the logit.
+    """Phi (N, M) float64: rows in the order of ``train_ids`` (N,), columns the samples at ``positions`` (M,) of ``test_ids`` (T,).
 
-    Ids that came with the scores rule over their order. Without test ids there may be M columns, or T. MethodError for a shape, a
-    dtype or ids that do not fit, NonFiniteError for NaN or Inf among the scores that are used.
+    A positive phi raises the logit. If the file has ids, rows and columns are reordered by them. Without test ids it may have M or T
+    columns. MethodError for a shape, dtype or ids that do not fit, NonFiniteError for NaN or Inf among the scores that are used.
     """
     points = test_ids[np.asarray(positions, dtype=np.int64)]
     train_axis = 1 if contents.transposed else 0
@@ -28,18 +28,18 @@ def assemble(
     rows = np.arange(len(train_ids))
     if contents.train_ids is not None:
         _check_ids(f"{path}, train ids", contents.train_ids, known=train_ids, needed=train_ids)
-        rows = _places(contents.train_ids, train_ids)
+        rows = _indices(contents.train_ids, train_ids)
     if contents.test_ids is not None:
         _check_ids(f"{path}, test ids", contents.test_ids, known=test_ids, needed=points)
-        columns = _places(contents.test_ids, points)
+        columns = _indices(contents.test_ids, points)
     else:
         columns = np.arange(len(points)) if num_columns == len(points) else np.asarray(positions, dtype=np.int64)
-    # The columns first: of a whole test set they are few.
+    # Columns first: a file may hold the whole test set, of which few samples are explained.
     taken = contents.scores.take(columns, 1 - train_axis)
     taken = taken.T if contents.transposed else taken
     phi = taken.take(rows, 0).astype(np.float64)
     _check_finite(path, phi, contents.transposed, (rows, columns), (train_ids, points))
-    # Adding zero makes every -0 a +0, so that equal scores are equal bytes.
+    # Adding zero turns -0 into +0, so that equal scores are equal bytes.
     return np.ascontiguousarray((phi if positive_raises else -phi) + 0.0)
 
 
@@ -47,15 +47,15 @@ def _check_form(path: Path, contents: Contents) -> None:
     scores = contents.scores
     if len(scores.shape) != 2:
         raise MethodError(
-            "scores are no matrix",
+            "scores are not a matrix",
             where=str(path),
             expected="two dimensions, train and test",
             got=f"shape {tuple(scores.shape)}",
-            remedy="reduce what is left over, such as the dimension of layers, before saving",
+            remedy="reduce other dimensions, such as one of layers, before saving",
         )
     if np.dtype(scores.dtype).kind not in "fiub":
         raise MethodError(
-            "scores are no real numbers",
+            "scores are not real numbers",
             where=str(path),
             expected="floating point or integers",
             got=str(scores.dtype),
@@ -65,68 +65,61 @@ def _check_form(path: Path, contents: Contents) -> None:
 
 def _check_shape(path: Path, contents: Contents, num_train: int, num_points: int, num_test: int) -> None:
     """As many rows and columns as ids; without ids, as many as samples."""
-
-    def fits(rows: int, columns: int) -> bool:
-        row_fits = rows == (num_train if contents.train_ids is None else len(contents.train_ids))
-        return row_fits and columns in ((num_points, num_test) if contents.test_ids is None else (len(contents.test_ids),))
-
+    train_sizes = (num_train,) if contents.train_ids is None else (len(contents.train_ids),)
+    test_sizes = tuple(dict.fromkeys((num_points, num_test))) if contents.test_ids is None else (len(contents.test_ids),)
     shape = contents.scores.shape
-    rows, columns = (shape[1], shape[0]) if contents.transposed else (shape[0], shape[1])
-    if fits(rows, columns):
+    rows, columns = shape[::-1] if contents.transposed else shape
+    if rows in train_sizes and columns in test_sizes:
         return
-    train = f"{num_train if contents.train_ids is None else len(contents.train_ids)} training samples"
-    test = f"{num_points} or {num_test} test samples" if contents.test_ids is None else f"{len(contents.test_ids)} test samples"
-    if num_points == num_test and contents.test_ids is None:
-        test = f"{num_points} test samples"
-    other = str(not contents.transposed).lower()
+    train, test = f"{train_sizes[0]} training samples", f"{' or '.join(map(str, test_sizes))} test samples"
+    swapped = columns in train_sizes and rows in test_sizes
     raise MethodError(
-        "scores are transposed" if fits(columns, rows) else "scores have a shape that does not fit",
+        "scores are transposed" if swapped else "the shape of the scores does not fit",
         where=str(path),
         expected=f"{test} x {train}" if contents.transposed else f"{train} x {test}",
         got=f"shape {tuple(shape)}",
-        remedy=f"they fit the other way round: declare transposed: {other}" if fits(columns, rows) else "score exactly the exported data",
+        remedy=f"set transposed: {str(not contents.transposed).lower()}" if swapped else "score exactly the exported data",
     )
 
 
 def _check_ids(where: str, ids: Ids, known: Ids, needed: Ids) -> None:
     different, counts = np.unique(ids, return_counts=True)
     faults = {
-        "ids are there twice": different[counts > 1],
-        "ids are of no sample of this experiment": np.setdiff1d(ids, known),
+        "ids occur more than once": different[counts > 1],
+        "ids belong to no sample of this experiment": np.setdiff1d(ids, known),
         "ids are missing": np.setdiff1d(needed, ids),
     }
     for fault, bad in faults.items():
         if len(bad):
             shown = ", ".join(map(str, bad[:5].tolist())) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
             at = np.flatnonzero(np.isin(ids, bad))
-            place = f", at position {int(at[-1])}" if len(at) else ""
             raise MethodError(
                 fault,
-                where=where + place,
+                where=where + (f", at position {int(at[-1])}" if len(at) else ""),
                 expected=f"each of the {len(needed)} ids once",
                 got=shown,
                 remedy="score exactly the exported data",
             )
 
 
-def _places(ids: Ids, wanted: Ids) -> Ids:
-    """Where each of the ``wanted`` stands among ``ids``, which hold it once."""
+def _indices(ids: Ids, wanted: Ids) -> Ids:
+    """The index in ``ids`` of each of ``wanted``. ``ids`` contains each of them once."""
     order = np.argsort(ids)
-    places: Ids = order[np.searchsorted(ids, wanted, sorter=order)]
-    return places
+    indices: Ids = order[np.searchsorted(ids, wanted, sorter=order)]
+    return indices
 
 
-def _check_finite(path: Path, phi: Array, transposed: bool, places: tuple[Ids, Ids], ids: tuple[Ids, Ids]) -> None:
+def _check_finite(path: Path, phi: Array, transposed: bool, indices: tuple[Ids, Ids], ids: tuple[Ids, Ids]) -> None:
     bad = ~np.isfinite(phi)
     if not bad.any():
         return
     i, j = (int(k) for k in np.argwhere(bad)[0])
-    place = (int(places[0][i]), int(places[1][j]))
+    place = (int(indices[0][i]), int(indices[1][j]))
     row, column = place[::-1] if transposed else place
     raise NonFiniteError(
-        "scores hold NaN or Inf",
+        "scores contain NaN or Inf",
         where=f"{path}, row {row}, column {column}: train id {ids[0][i]}, test id {ids[1][j]}",
         expected="finite numbers",
         got=f"{phi[i, j]}; {int(bad.sum()):,} such numbers",
-        remedy="find out why the tool made them: nothing here replaces them",
+        remedy="find out why the tool produced them; they are not replaced here",
     )

@@ -1,4 +1,4 @@
-"""What a file of scores holds, whatever its format."""
+"""The contents of a score file, independent of its format."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from genrep_dist.config.score_layouts import score_layout
 from genrep_dist.config.sections import ExternalSection
 from genrep_dist.errors import ConfigError, MethodError
-from genrep_dist.external.layouts import LAYOUTS
 
 Array = npt.NDArray[Any]
 Ids = npt.NDArray[np.int64]
 
 
 class Matrix(Protocol):
-    """A numpy array, or one on disk that is read where it is taken from."""
+    """A numpy array, or an array on disk that is read where it is indexed."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -31,7 +31,7 @@ class Matrix(Protocol):
 
 @dataclass(frozen=True)
 class Contents:
-    """Scores as they lie in a file, (train x test), or (test x train) where ``transposed``; ids and model as far as it holds them."""
+    """Scores as stored, (train x test), or (test x train) if ``transposed``; ids and model are None if the file has none."""
 
     scores: Matrix
     transposed: bool
@@ -40,61 +40,52 @@ class Contents:
     model: str | None = None
 
 
-@dataclass(frozen=True)
-class Declared:
-    """What the experiment says of the files: names in them, and their direction. None where it says nothing."""
+def is_transposed(section: ExternalSection) -> bool:
+    """Whether matrices are (test x train), for files that do not say so themselves."""
+    return score_layout(section.layout).transposed if section.transposed is None else section.transposed
 
-    key: str | None
-    train_ids: str | None
-    test_ids: str | None
-    transposed: bool | None
-    layout: str
 
-    @classmethod
-    def of(cls, section: ExternalSection) -> Declared:
-        return cls(section.key, section.train_ids, section.test_ids, section.transposed, section.layout)
+def scores_name(section: ExternalSection, path: Path, shapes: dict[str, tuple[int, ...]]) -> str:
+    """Name of the array of scores in a file: the declared key, the layout's, 'scores', or the only matrix.
 
-    @property
-    def direction(self) -> bool:
-        """Whether matrices are (test x train), where the file does not say it."""
-        return LAYOUTS[self.layout].transposed if self.transposed is None else self.transposed
-
-    def array_name(self, path: Path, shapes: dict[str, tuple[int, ...]]) -> str:
-        """Which of a file's arrays holds the scores: the declared one, the layout's, 'scores', or the only matrix there is."""
-        for name in (self.key, LAYOUTS[self.layout].key, "scores"):
-            if name in shapes:
-                return name
-            if name is not None and name == self.key:
-                raise ConfigError(
-                    "the file has no such array",
-                    where=str(path),
-                    expected=repr(name),
-                    got=", ".join(map(repr, shapes)) or "no arrays",
-                    remedy="declare as key the name that the scores have in it",
-                )
-        matrices = [name for name, shape in shapes.items() if len(shape) == 2]
-        if len(matrices) == 1:
-            return matrices[0]
+    ConfigError if the declared key is missing or no single matrix is left.
+    """
+    if section.key is not None and section.key not in shapes:
         raise ConfigError(
-            "which array of the file holds the scores?",
+            "the file has no such array",
             where=str(path),
-            expected="one matrix, or one that is called 'scores'",
-            got=", ".join(f"{name!r} {shape}" for name, shape in shapes.items()) or "no arrays",
-            remedy="declare its name as key",
+            expected=repr(section.key),
+            got=", ".join(map(repr, shapes)) or "no arrays",
+            remedy="set key to the name of the scores in the file",
         )
+    for name in (section.key, score_layout(section.layout).key, "scores"):
+        if name in shapes:
+            return name
+    matrices = [name for name, shape in shapes.items() if len(shape) == 2]
+    if len(matrices) == 1:
+        return matrices[0]
+    raise ConfigError(
+        "it is not clear which array of the file holds the scores",
+        where=str(path),
+        expected="one matrix, or an array named 'scores'",
+        got=", ".join(f"{name!r} {shape}" for name, shape in shapes.items()) or "no arrays",
+        remedy="set key to its name",
+    )
 
 
 def integer_ids(values: Any, where: str) -> Ids:
-    """Ids (K,) int64. MethodError for anything but whole numbers in one dimension."""
-    remedy = "write the ids as they stand in the export: data/train.npz, data/test.npz"
+    """Ids (K,) as int64. MethodError for anything but a one-dimensional list of integers."""
     try:
         ids = np.asarray(values)
+        got = f"{ids.dtype} {ids.shape}"
     except (TypeError, ValueError) as error:
-        raise MethodError(
-            "ids are no list of whole numbers", where=where, expected="integers (K,)", got=str(error), remedy=remedy
-        ) from error
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise MethodError(
-            "ids are no list of whole numbers", where=where, expected="integers (K,)", got=f"{ids.dtype} {ids.shape}", remedy=remedy
-        )
-    return ids.astype(np.int64)
+        ids, got = np.empty(0), str(error)
+    if ids.ndim == 1 and ids.dtype.kind in "iu":
+        return ids.astype(np.int64)
+    raise MethodError(
+        "ids are not a list of integers",
+        where=where,
+        expected="integers (K,)",
+        got=got,
+        remedy="write the ids as they are in the export: data/train.npz, data/test.npz",
+    )

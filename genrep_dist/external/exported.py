@@ -1,4 +1,4 @@
-"""The models that an experiment judges, as files that any tool can score: what `genrep export problem` writes, and how it is opened."""
+"""The files of `genrep export problem`: the models of an experiment and their data, for any tool to score."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.problems.tables import data_digest
 
 FORMAT = "genrep-problem/1"
-"""Version of the files; stands in problem.json."""
+"""Version of the files, written to problem.json."""
 
 
 class SavedCheckpoint(NamedTuple):
@@ -33,11 +33,11 @@ class SavedCheckpoint(NamedTuple):
 
 @dataclass(frozen=True)
 class Exported:
-    """One seed's model, trained, in evaluation mode, and everything that its scores are about.
+    """One seed's trained model in evaluation mode, its data and what is to be explained.
 
-    ``train`` (N samples) holds the labels that were trained on; ``test_points`` are the M samples of ``test`` (T) that this seed
-    explains, and ``targets`` (M,) int64 says which output's raw logit is explained for each. ``identity`` is the content address of
-    the model. ``checkpoints`` are ascending; the last is the model itself.
+    ``train`` (N samples) has the labels that were trained on. ``test_points`` are the M samples of ``test`` (T samples) that this
+    seed explains, ``targets`` (M,) int64 the output whose raw logit is explained for each. ``identity``: content address of the model.
+    ``checkpoints`` are in ascending order; the last one is the model itself.
     """
 
     seed: int
@@ -52,10 +52,10 @@ class Exported:
     checkpoints: tuple[SavedCheckpoint, ...]
 
     def save(self, path: str | Path, scores: Tensor | npt.NDArray[Any], transposed: bool = False) -> None:
-        """Write ``scores`` with ids and identity to an .npz file, which an experiment's ``external`` section can name as it is.
+        """Write ``scores`` with ids and identity to an .npz file for an experiment's ``external`` section, with the layout plain.
 
-        (N, M) or (N, T), or (M, N) or (T, N) with ``transposed``; rows and columns in the order of the data here. Declare the
-        layout plain. MethodError for another shape, ConfigError for another ending.
+        Shape (N, M) or (N, T); with ``transposed`` (M, N) or (T, N). Rows and columns are in the order of the data here. MethodError
+        for another shape, ConfigError for another suffix.
         """
         path = Path(path)
         if path.suffix != ".npz":
@@ -63,7 +63,7 @@ class Exported:
                 "scores are saved as .npz",
                 where=str(path),
                 expected="a name that ends in .npz",
-                got=path.suffix or "no ending",
+                got=path.suffix or "no suffix",
                 remedy=f"save to {path.with_suffix('.npz').name}, or write the file yourself",
             )
         values = scores.detach().cpu().numpy() if isinstance(scores, Tensor) else np.asarray(scores)
@@ -73,11 +73,11 @@ class Exported:
         if values.ndim != 2 or len(values) != num_train or values.shape[1] not in ids:
             fits = values.ndim == 2 and values.shape[1] == num_train and len(values) in ids
             raise MethodError(
-                "scores have a shape that does not fit",
+                "the shape of the scores does not fit",
                 where=str(path),
                 expected=f"{num_train} training samples x {' or '.join(map(str, sorted(ids)))} test samples",
                 got=f"shape {tuple(values.shape)}" + (" after transposing" if transposed else ""),
-                remedy=f"they fit the other way round: pass transposed={not transposed}" if fits else "score exactly this data",
+                remedy=f"pass transposed={not transposed}" if fits else "score exactly this data",
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         test_ids = ids[values.shape[1]].numpy()
@@ -85,23 +85,31 @@ class Exported:
 
 
 def open_exported(folder: str | Path, seed: int, search_path: Sequence[str | Path] = ()) -> Exported:
-    """Open what `genrep export problem` wrote for one seed.
+    """Open one seed of the files that `genrep export problem` wrote.
 
-    A problem's own module is looked for in ``search_path``, then where it lay when it was exported, then in the current folder.
-    ConfigError when the seed was not exported, ProblemError when the problem's code is not the exported one, CorruptError when the
-    data are not.
+    The problem's module is searched in ``search_path``, then in its folder at the time of the export, then in the current folder.
+    ConfigError if the seed was not exported, ProblemError if the problem's code has changed, CorruptError if the data have.
     """
     place = Path(folder) / f"seed-{seed}"
     record = _read_record(place, Path(folder))
-    named = record["problem"]
-    problem = load_problem(named["name"], named["options"], [*search_path, *named["search_path"]])
-    _same_source(place, named["source"], source_digest(problem, named["options"]))
+    declared = record["problem"]
+    problem = load_problem(declared["name"], declared["options"], [*search_path, *declared["search_path"]])
+    found = source_digest(problem, declared["options"])
+    if found != declared["source"]:
+        raise ProblemError(
+            "the problem's code differs from the exported one",
+            where=str(place),
+            expected=f"source digest {declared['source']}",
+            got=found,
+            remedy="restore that code (search_path names its folder), or export the problem again",
+        )
     train, test = read_samples(Path(folder), "train"), read_samples(Path(folder), "test")
     if data_digest(train, test) != record["data"]:
         raise CorruptError(
-            "these are not the exported data",
+            "the data differ from the exported ones",
             where=str(Path(folder) / "data"),
             expected=f"digest {record['data']}",
+            got=data_digest(train, test),
             remedy="export the problem again",
         )
     checkpoints = tuple(SavedCheckpoint(c["epoch"], c["rate"], _read_state(place / c["file"])) for c in record["checkpoints"])
@@ -124,7 +132,7 @@ def open_exported(folder: str | Path, seed: int, search_path: Sequence[str | Pat
 
 
 def write_samples(folder: Path, name: str, samples: Dataset) -> Path:
-    """Write 'train' or 'test' as data/<name>.npz: inputs (N, ...), targets and ids, in their own dtypes. Returns the path."""
+    """Write data/<name>.npz with inputs (N, ...), targets and ids in their own dtypes. ``name`` is 'train' or 'test'. Returns the path."""
     path = folder / "data" / f"{name}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, **{part: tensor.cpu().numpy() for part, tensor in samples._asdict().items()})
@@ -132,7 +140,7 @@ def write_samples(folder: Path, name: str, samples: Dataset) -> Path:
 
 
 def read_samples(folder: Path, name: str) -> Dataset:
-    """What :func:`write_samples` wrote."""
+    """The dataset that :func:`write_samples` wrote."""
     with np.load(folder / "data" / f"{name}.npz", allow_pickle=False) as archive:
         return Dataset(*(torch.from_numpy(archive[part]) for part in Dataset._fields))
 
@@ -151,7 +159,7 @@ def _read_record(place: Path, folder: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if record.get("format") != FORMAT:
         raise ConfigError(
-            "this was exported by another version",
+            "the files were exported by another version",
             where=str(path),
             expected=FORMAT,
             got=str(record.get("format")),
@@ -163,14 +171,3 @@ def _read_record(place: Path, folder: Path) -> dict[str, Any]:
 def _read_state(path: Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return state
-
-
-def _same_source(place: Path, expected: str, found: str) -> None:
-    if found != expected:
-        raise ProblemError(
-            "the problem's code is not the exported one",
-            where=str(place),
-            expected=f"source digest {expected}",
-            got=found,
-            remedy="bring back that code (search_path says where it lies), or export the problem again",
-        )

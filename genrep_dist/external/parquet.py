@@ -1,4 +1,4 @@
-"""Scores in Parquet: a matrix (an id column and one column for each id of the other side), or one row for each pair."""
+"""Scores in Parquet: a matrix (an id column and one column per id of the other side), or one row per pair of samples."""
 
 from __future__ import annotations
 
@@ -8,76 +8,72 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from genrep_dist.config.sections import ExternalSection
 from genrep_dist.errors import ConfigError, MethodError
-from genrep_dist.external.contents import Array, Contents, Declared, Ids, integer_ids
+from genrep_dist.external.contents import Array, Contents, Ids, integer_ids
 
 SEED = "seed"
 MODEL = "genrep.model"
 
 
-def names_seeds(path: Path, declared: Declared) -> bool:
-    """Whether the table has one row for each pair and says of which seed each row is."""
-    train, test = _id_columns(declared)
-    return {train, test, SEED} <= set(_schema(path).names)
+def names_seeds(path: Path, section: ExternalSection) -> bool:
+    """Whether the table has one row per pair and a column with the seed of each row."""
+    return {*_id_columns(section), SEED} <= set(pq.read_schema(path).names)
 
 
-def read_parquet(path: Path, declared: Declared, seed: int) -> tuple[Contents, str | None]:
-    """The scores of ``seed``, and the model that the schema's metadata name, as text.
+def read_parquet(path: Path, section: ExternalSection, seed: int) -> tuple[Contents, str | None]:
+    """The scores of ``seed``, and the model in the schema's metadata, as text.
 
-    With a column of train ids and one of test ids (``train_id`` and ``test_id`` where nothing else is declared) it is a table of
-    pairs: its scores are in ``score``, or the declared key, and ``seed``, where it is there, tells several seeds apart. With one of
-    them it is a matrix, whose other columns are named by the ids of the other side; which one it has says which way round it is.
+    With a column of train ids and one of test ids (default ``train_id`` and ``test_id``) it is a table of pairs: its scores are in the
+    column ``score``, or the declared key, and a column ``seed`` selects the seed. With one of the two it is a matrix whose other
+    columns are named by the ids of the other side.
 
-    ConfigError without either column, MethodError for pairs that are missing or there twice and for columns whose names are no ids.
+    ConfigError if both id columns are missing, MethodError for missing or repeated pairs and for column names that are not ids.
     """
-    schema = _schema(path)
-    model = (schema.metadata or {}).get(MODEL.encode())
-    train, test = _id_columns(declared)
+    schema = pq.read_schema(path)
+    train, test = _id_columns(section)
     if train in schema.names and test in schema.names:
-        contents = _read_pairs(path, schema, declared, seed)
+        contents = _read_pairs(path, schema, section, seed)
     elif train in schema.names or test in schema.names:
-        contents = _read_matrix(path, declared, transposed=test in schema.names)
+        contents = _read_matrix(path, section, transposed=test in schema.names)
     else:
         raise ConfigError(
-            "this table does not say which samples its rows are of",
+            "this table has no id column",
             where=str(path),
             expected=f"a column {train!r} or {test!r}, or both",
             got=", ".join(schema.names[:8]),
-            remedy="declare the columns' names as train_ids and test_ids",
+            remedy="set train_ids and test_ids to the names of the columns",
         )
+    model = (schema.metadata or {}).get(MODEL.encode())
     return contents, None if model is None else model.decode(errors="replace")
 
 
-def _id_columns(declared: Declared) -> tuple[str, str]:
-    return declared.train_ids or "train_id", declared.test_ids or "test_id"
+def _id_columns(section: ExternalSection) -> tuple[str, str]:
+    return section.train_ids or "train_id", section.test_ids or "test_id"
 
 
-def _schema(path: Path) -> pa.Schema:
-    return pq.read_schema(path)
-
-
-def _read_matrix(path: Path, declared: Declared, *, transposed: bool) -> Contents:
-    train, test = _id_columns(declared)
+def _read_matrix(path: Path, section: ExternalSection, *, transposed: bool) -> Contents:
+    train, test = _id_columns(section)
     id_column = test if transposed else train
-    if declared.transposed is not None and declared.transposed != transposed:
+    if section.transposed is not None and section.transposed != transposed:
         raise MethodError(
-            "the file's direction is not the declared one",
+            "the file's direction differs from the declared one",
             where=str(path),
-            expected=f"a column {test if declared.transposed else train!r} (transposed: {str(declared.transposed).lower()})",
+            expected=f"a column {test if section.transposed else train!r} (transposed: {str(section.transposed).lower()})",
             got=f"a column {id_column!r}",
-            remedy=f"declare transposed: {str(transposed).lower()}, or leave it out: the id column says it",
+            remedy=f"set transposed: {str(transposed).lower()}, or remove it: the id column tells the direction",
         )
     table = pq.read_table(path)
     rows = _ids(table, id_column, path)
     names = [name for name in table.column_names if name != id_column]
-    if not all(name.isascii() and name.isdigit() for name in names):
-        bad = next(name for name in names if not (name.isascii() and name.isdigit()))
+    bad = next((name for name in names if not (name.isascii() and name.isdigit())), None)
+    if bad is not None:
         raise MethodError(
-            "a column is named by no sample id",
+            "the name of a column is not a sample id",
             where=str(path),
-            expected=f"beside {id_column!r}, columns named by ids such as '17'",
+            expected=f"besides {id_column!r}, columns named by ids such as '17'",
             got=repr(bad),
-            remedy="rename this column to the sample's id, or leave it out",
+            remedy="rename this column to the sample's id, or remove it",
         )
     columns = [table.column(name).to_numpy() for name in names]
     scores = np.stack(columns, axis=1) if columns else np.empty((len(rows), 0))
@@ -85,21 +81,21 @@ def _read_matrix(path: Path, declared: Declared, *, transposed: bool) -> Content
     return Contents(scores, transposed, *((others, rows) if transposed else (rows, others)))
 
 
-def _read_pairs(path: Path, schema: pa.Schema, declared: Declared, seed: int) -> Contents:
-    train, test = _id_columns(declared)
-    value = declared.key or "score"
+def _read_pairs(path: Path, schema: pa.Schema, section: ExternalSection, seed: int) -> Contents:
+    train, test = _id_columns(section)
+    value = section.key or "score"
     if value not in schema.names:
         raise ConfigError(
-            "this table has no such column",
+            "this table has no column of scores",
             where=str(path),
             expected=repr(value),
             got=", ".join(schema.names[:8]),
-            remedy="declare it as key",
+            remedy="set key to the name of the column",
         )
     table = pq.read_table(path, columns=[train, test, value], filters=[(SEED, "=", seed)] if SEED in schema.names else None)
     if table.num_rows == 0:
         raise MethodError(
-            f"no scores are of seed {seed}",
+            f"there are no scores for seed {seed}",
             where=str(path),
             expected=f"rows with {SEED} = {seed}",
             got="none",
@@ -118,8 +114,8 @@ def _pivot(path: Path, train: Ids, test: Ids, values: Array) -> Contents:
         raise MethodError(
             "a pair of samples has no score" if count[i, j] == 0 else "a pair of samples has several scores",
             where=f"{path}, train id {rows[i]}, test id {columns[j]}",
-            expected="one row for each pair of a train id and a test id",
-            got=f"{count[i, j]} rows; so for {int((count != 1).sum()):,} of {count.size:,} pairs",
+            expected="one row per pair of a train id and a test id",
+            got=f"{count[i, j]} rows; the same for {int((count != 1).sum()):,} of {count.size:,} pairs",
             remedy="write each pair once, for all training samples and all test points of the seed",
         )
     scores = np.empty(count.shape, dtype=values.dtype)

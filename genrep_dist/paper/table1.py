@@ -103,7 +103,7 @@ def last_layer_experiment(experiment: Experiment) -> Experiment | None:
     if not methods or not PAPER[REPLACES.get(experiment.problem.name, experiment.problem.name)].text:
         return None
     influence = {**experiment.influence.model_dump(mode="json"), "curvature": "last-layer"}
-    return experiment.plain(name=f"{experiment.name}-last-layer", methods=methods, blocks={}, baseline=None, influence=influence)
+    return experiment.with_fixed_seeds(name=f"{experiment.name}-last-layer", methods=methods, blocks={}, baseline=None, influence=influence)
 
 
 def measured_column(run: Run, last_layer: Run | None = None) -> DataColumn:

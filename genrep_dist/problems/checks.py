@@ -1,4 +1,4 @@
-"""What makes an object a problem, and its data, model and loss fit together."""
+"""Checks that an object is a problem, and that its data, model and loss match."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from genrep_dist.problems.tables import validate
 
 
 def check_problem(problem: object, where: str) -> None:
-    """Raise ProblemError unless an object is a problem: all parts there, recipe and loss usable, ``model()`` builds a module."""
+    """Raise ProblemError unless an object has all parts of a problem, a valid recipe and loss, and builds a module by ``model()``."""
     missing = [part for part in ("model", "train_data", "test_data", "loss", "recipe") if not hasattr(problem, part)]
     missing += [part for part in ("model", "train_data", "test_data") if part not in missing and not callable(getattr(problem, part))]
     if missing:
         raise ProblemError(
-            "this is no problem",
+            "this object is not a problem",
             where=where,
             expected="methods model, train_data, test_data and attributes loss, recipe",
             got=f"{type(problem).__name__} without {', '.join(missing)}",
@@ -28,37 +28,37 @@ def check_problem(problem: object, where: str) -> None:
     checked = cast("Problem", problem)
     if not isinstance(checked.recipe, Recipe):
         raise ProblemError(
-            "the recipe is of another type", where=f"{where}.recipe", expected="genrep_dist.Recipe", got=type(checked.recipe).__name__
+            "the recipe has a wrong type", where=f"{where}.recipe", expected="genrep_dist.Recipe", got=type(checked.recipe).__name__
         )
     get_loss(checked.loss)
     build_model(checked, where)
 
 
 def build_model(problem: Problem, where: str = "problem") -> nn.Module:
-    """``problem.model()``, checked to be an nn.Module; the default generators are left as they were."""
+    """``problem.model()``, checked to be an nn.Module. Does not change the state of torch's default generators."""
     with torch.random.fork_rng(devices=[]):
         try:
             model: object = problem.model()
         except GenRepError:
             raise
         except Exception as error:
-            raise user_fault("the model cannot be built", f"{where}.model()", error) from error
+            raise user_code_error("the model cannot be built", f"{where}.model()", error) from error
     if not isinstance(model, nn.Module):
-        raise ProblemError("the model is of another type", where=f"{where}.model()", expected="torch.nn.Module", got=type(model).__name__)
+        raise ProblemError("the model has a wrong type", where=f"{where}.model()", expected="torch.nn.Module", got=type(model).__name__)
     return model
 
 
 def load_datasets(problem: Problem, where: str = "problem") -> tuple[Dataset, Dataset]:
-    """Training and test data, read once and checked: by :func:`genrep_dist.problems.tables.validate`, against each other, and
-    through a fresh model and the loss (logistic: C = 1 and targets in [0, 1]; softmax: class numbers below C, C >= 2).
+    """Training and test data, each read once, and checked.
 
-    Raises ProblemError, or NonFiniteError with the ids of the samples.
+    The checks are :func:`genrep_dist.problems.tables.validate`, equal forms of both, and a new model and the loss on the first rows
+    (logistic: C = 1 and targets in [0, 1]; softmax: class numbers below C, C >= 2). ProblemError, or NonFiniteError with sample ids.
     """
     train = _dataset(problem, "train", where)
     test = _dataset(problem, "test", where)
     if train.inputs.shape[1:] != test.inputs.shape[1:] or train.inputs.dtype != test.inputs.dtype:
         raise ProblemError(
-            "training and test inputs differ in form",
+            "training and test inputs differ in shape or dtype",
             where=f"{where}.test_data()",
             expected=f"{train.inputs.dtype} (M, {', '.join(map(str, train.inputs.shape[1:]))})",
             got=f"{test.inputs.dtype} {tuple(test.inputs.shape)}",
@@ -74,7 +74,7 @@ def load_datasets(problem: Problem, where: str = "problem") -> tuple[Dataset, Da
 
 
 def num_outputs(model: nn.Module, dataset: Dataset) -> int:
-    """C, the number of outputs of a model on samples like these. ProblemError when the model cannot read them."""
+    """C, the number of the model's outputs on these samples. ProblemError if its forward pass fails."""
     return int(_first_outputs(model, dataset, "problem").shape[1])
 
 
@@ -85,17 +85,17 @@ def _dataset(problem: Problem, which: str, where: str) -> Dataset:
     except GenRepError:
         raise
     except Exception as error:
-        raise user_fault("the data cannot be read", place, error) from error
+        raise user_code_error("the data cannot be loaded", place, error) from error
     if not isinstance(data, tuple) or len(data) != 3:
         got = f"a tuple of {len(data)}" if isinstance(data, tuple) else type(data).__name__
-        raise ProblemError("data are of another type", where=place, expected="inputs, targets and ids as a tuple of three", got=got)
+        raise ProblemError("the data have a wrong type", where=place, expected="a tuple (inputs, targets, ids)", got=got)
     dataset = Dataset(*data)
     validate(dataset, which)
     return dataset
 
 
 def _first_outputs(model: nn.Module, data: Dataset, where: str) -> Tensor:
-    """Outputs (B, C) of the first one or two samples, in evaluation mode; the modes of its layers are left as they were."""
+    """Outputs (B, C) of the first one or two samples in evaluation mode. The modes of all layers are restored."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -104,14 +104,14 @@ def _first_outputs(model: nn.Module, data: Dataset, where: str) -> Tensor:
     except GenRepError:
         raise
     except Exception as error:
-        raise user_fault(f"the model cannot read its inputs {tuple(data.inputs.shape)}, {data.inputs.dtype}", where, error) from error
+        raise user_code_error(f"the model fails on inputs {tuple(data.inputs.shape)}, {data.inputs.dtype}", where, error) from error
     finally:
         for module, training in modes:
             module.training = training
 
 
 def _check_targets(loss_name: str, num_outputs: int, data: Dataset, where: str) -> None:
-    """Targets and number of outputs against a shipped loss; any other loss is judged by :func:`_check_loss` alone."""
+    """Targets and number of outputs against a shipped loss. Other losses are checked by :func:`_check_loss` only."""
     targets, expected = data.targets, ""
     soft = targets.dim() == 2
     if loss_name == "logistic":
@@ -130,36 +130,36 @@ def _check_targets(loss_name: str, num_outputs: int, data: Dataset, where: str) 
         expected = f"targets (N, {num_outputs})" if num_outputs > 1 else "targets (N,)"
     if expected:
         got = f"{num_outputs} outputs, targets {targets.dtype} {tuple(targets.shape)} from {targets.min().item()} to {targets.max().item()}"
-        raise ProblemError(f"outputs and targets do not fit the loss '{loss_name}'", where=where, expected=expected, got=got)
+        raise ProblemError(f"outputs and targets do not match the loss '{loss_name}'", where=where, expected=expected, got=got)
 
 
 def _are_distributions(targets: Tensor) -> bool:
-    """Whether each row is non-negative and sums to one, up to float32 rounding."""
+    """Whether each row (N, C) is non-negative and sums to one, up to float32 rounding."""
     sums = targets.to(torch.float64).sum(dim=1)
     return bool((targets >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
 
 
 def is_shipped(loss: Loss) -> bool:
-    """Whether a loss is one of this package's own."""
+    """Whether a loss is one of this package."""
     return type(loss) in {type(known) for known in LOSSES.values()}
 
 
 def _check_loss(loss: Loss, outputs: Tensor, targets: Tensor, where: str) -> None:
-    """The shapes that a loss returns on real outputs and targets."""
+    """Check the shapes that a loss returns for ``outputs`` (B, C) and ``targets``."""
     rows, columns = outputs.shape
     expected = {"value": (rows,), "derivative": (rows, columns), "second_derivative": (rows, columns, columns)}
     for method, shape in expected.items():
         try:
             result = getattr(loss, method)(outputs, targets)
         except Exception as error:
-            raise user_fault(f"the loss's {method} fails", where, error) from error
+            raise user_code_error(f"the loss's {method} fails", where, error) from error
         if not isinstance(result, Tensor) or tuple(result.shape) != shape:
             got = str(tuple(result.shape)) if isinstance(result, Tensor) else type(result).__name__
-            raise ProblemError(f"the loss's {method} has another shape", where=where, expected=str(shape), got=got)
+            raise ProblemError(f"the loss's {method} has a wrong shape", where=where, expected=str(shape), got=got)
 
 
-def user_fault(what: str, where: str, error: Exception) -> ProblemError:
-    """An error that the user's own code raised, with the line that raised it."""
+def user_code_error(what: str, where: str, error: Exception) -> ProblemError:
+    """The ProblemError for an error that the user's code raised, with the file and line that raised it."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -1,4 +1,4 @@
-"""The digest of the code that defines a problem."""
+"""Digests of the code that defines a problem or a kernel."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ _EVERY_MODULE_HAS = frozenset(nn.Module().__dict__)
 
 
 def source_digest(problem: Problem, options: Mapping[str, Any] | None = None) -> str:
-    """sha256 of what defines a problem's model and loss; the same in every process, folder and machine.
+    """sha256 of what defines a problem's model and loss. Equal in every process, folder and machine.
 
-    It covers the source files of the problem's class, of the model's own classes and of a loss that is the user's object; the
-    model's printed form, names, shapes and dtypes of its parameters and buffers, and other attributes of its modules; the
-    loss's name and state; and ``options``, but not those that only say where data lie (the problem's ``path_options``), nor, of a
-    problem that ships, those that say what it does without them: experiments that spell it out share their models with others. Data
-    and recipe have digests of their own. Not seen: functions that a model calls from other files, and constants in buffers,
-    unless they follow from ``options``. ProblemError when a class has no source file.
+    It covers the source files of the problem's class, of the model's classes and of a user's loss; the model's printed form, names,
+    shapes and dtypes of its parameters and buffers, and other attributes of its modules; the loss's name and state; and ``options``.
+    Left out: options that are file locations (the problem's ``path_options``) and, for shipped problems, options with their default
+    value, so that experiments with and without them share models. Data and recipe have separate digests.
+
+    Not covered: functions that a model calls from other files, and constants in buffers, unless they depend on ``options``.
+    ProblemError if a class has no source file.
     """
     model = build_model(problem)
     loss = get_loss(problem.loss)
@@ -53,7 +54,7 @@ def source_digest(problem: Problem, options: Mapping[str, Any] | None = None) ->
 
 
 def _defaults(problem: Problem) -> dict[str, str]:
-    """What a shipped problem's options are where they are left out. Of a user's, which a function may have built, nothing is known."""
+    """The default options of a shipped problem. Empty for a user's problem, which may be built by a function with other defaults."""
     if type(problem).__module__.partition(".")[0] != "genrep_dist":
         return {}
     return {name: _plain(option.default) for name, option in inspect.signature(type(problem)).parameters.items()}
@@ -67,7 +68,7 @@ def object_digest(built: object, options: Mapping[str, Any] | None = None) -> st
 
 
 def _is_own(kind: type) -> bool:
-    """Whether a class can have been written by the user or a library of theirs."""
+    """Whether a class may come from the user or one of their libraries."""
     return kind.__module__.partition(".")[0] not in _NOT_THE_USERS_OWN
 
 
@@ -76,7 +77,7 @@ def _file_digest(kind: type) -> str:
         text = Path(inspect.getsourcefile(kind) or "").read_bytes()
     except (TypeError, OSError) as error:
         raise ProblemError(
-            "a class has no source file, so that results cannot be tied to its code",
+            "a class has no source file, so results cannot be tied to its code",
             where=f"{kind.__module__}:{kind.__qualname__}",
             expected="a class in a file",
             got=f"{type(error).__name__}: {error}",
@@ -86,13 +87,13 @@ def _file_digest(kind: type) -> str:
 
 
 def _attributes(owner: object) -> list[tuple[str, str]]:
-    """What an object carries beside what every module has: a scale, an activation, a flag."""
+    """Attributes of an object other than those of all modules: a scale, an activation, a flag."""
     own = getattr(owner, "__dict__", {})
     return sorted((name, _plain(value)) for name, value in own.items() if name not in _EVERY_MODULE_HAS)
 
 
 def _plain(value: object) -> str:
-    """A printed form that is the same in every process: no memory addresses, sets in order; tensors by form, not by value."""
+    """A printed form that is equal in all processes: without memory addresses, sets sorted, tensors by dtype and shape only."""
     if isinstance(value, Tensor):
         return f"{value.dtype} {tuple(value.shape)}"
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Wrong labels on purpose: the known mistakes that a method is asked to find."""
+"""Wrong labels for some training samples, which methods should find."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from genrep_dist.seeds import derive_seed
 
 
 def flip_labels(dataset: Dataset, loss_name: str, num_outputs: int, share: float, seed: int) -> tuple[Dataset, Tensor]:
-    """``dataset`` with the labels of round(``share`` * N) samples replaced by another class's, and which they are, bool (N,).
+    """``dataset`` with the labels of round(``share`` * N) samples replaced by another class, and which samples, bool (N,).
 
-    Loss "logistic": targets (N,) or (N, 1) of 0 and 1, t becomes 1 - t. Loss "softmax": integer targets (N,) below C = ``num_outputs``, t
-    becomes one of the C - 1 other classes, each as likely. ``loss_name`` names a shipped loss.
-    Which samples, and which classes they get, follows from ``seed`` and their ids alone, so the order of rows does not matter, and a larger
-    share flips those of a smaller one too. ``dataset`` is not changed; the result shares its inputs and ids.
+    Loss "logistic": targets (N,) or (N, 1) of 0 and 1, t becomes 1 - t. Loss "softmax": integer targets (N,) below C = ``num_outputs``,
+    t becomes one of the C - 1 other classes with equal probability. ``loss_name`` names a shipped loss.
 
-    ProblemError for any other loss or targets, which have no other class to flip to, and where no label or every label would be flipped.
+    Samples and new classes depend on ``seed`` and the ids only: the order of rows does not matter, and a larger share includes the
+    samples of a smaller one. ``dataset`` is not changed; the result shares its inputs and ids.
+
+    ProblemError for other losses or targets, and if no label or all labels would be flipped.
     """
     count = round(share * len(dataset.ids))
     if not 0 < count < len(dataset.ids):
         raise ProblemError(
-            "this share flips no label, or every one",
+            "this share flips no label, or all labels",
             where="problem.flip_labels.share",
             expected=f"1 to {len(dataset.ids) - 1} of {len(dataset.ids)} training samples",
             got=f"round({share} * {len(dataset.ids)}) = {count}",
@@ -35,7 +36,7 @@ def flip_labels(dataset: Dataset, loss_name: str, num_outputs: int, share: float
     if loss_name == "logistic":
         targets[flipped] = 1 - targets[flipped]
     else:
-        # 63 random bits modulo C - 1: the classes are equally likely up to C in 10^19.
+        # 63 random bits modulo C - 1: equal probabilities up to C / 10^19.
         steps = [1 + derive_seed(seed, "flip class", sample) % (num_outputs - 1) for sample in dataset.ids[flipped].tolist()]
         others = (targets[flipped] + torch.tensor(steps)) % num_outputs
         targets[flipped] = others.to(targets.dtype)
@@ -54,9 +55,9 @@ def _check_labels(targets: Tensor, loss_name: str, num_outputs: int) -> None:
         fine, expected, shown = False, "the loss 'logistic' or 'softmax'", loss_name
     if not fine:
         raise ProblemError(
-            "these targets have no labels that could be flipped",
+            "these targets have no labels to flip",
             where="problem.flip_labels",
             expected=expected,
             got=shown,
-            remedy="leave out problem.flip_labels, or give a classification problem with hard labels",
+            remedy="remove problem.flip_labels, or use a classification problem with class labels",
         )

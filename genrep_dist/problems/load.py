@@ -1,4 +1,4 @@
-"""From a problem's name to a checked problem."""
+"""Loading of problems and kernels by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from genrep_dist.errors import GenRepError, ProblemError
-from genrep_dist.problems.checks import build_model, check_problem, load_datasets, num_outputs, user_fault
+from genrep_dist.problems.checks import build_model, check_problem, load_datasets, num_outputs, user_code_error
 from genrep_dist.problems.digests import object_digest, source_digest
 from genrep_dist.problems.protocol import Problem
 
@@ -37,17 +37,17 @@ SHIPPED: Mapping[str, str] = {
     "agnews": "genrep_dist.problems.datasets.texts:AgNews",
     "newsgroups": "genrep_dist.problems.datasets.texts:Newsgroups",
 }
-"""The problems that ship, imported when they are asked for."""
+"""The shipped problems. They are imported when loaded."""
 
 
 def load_problem(name: str, options: Mapping[str, Any] | None = None, search_path: Sequence[str | Path] = ()) -> Problem:
     """The problem of that name, built with ``options`` as keyword arguments and checked against the protocol.
 
-    ``name`` is a shipped problem (:data:`SHIPPED`) or ``module:Class``, where the module is looked for in ``search_path``, then
-    in the current folder, then where Python looks anyway. No data are read: :func:`load_datasets` reads and checks them.
+    ``name`` is a shipped problem (:data:`SHIPPED`) or ``module:Class``. The module is searched in ``search_path``, then in the current
+    folder, then in ``sys.path``. Data are not read: :func:`load_datasets` reads and checks them.
 
-    Raises ProblemError when there is no such module or class, its import or construction fails, an option is unknown, or the
-    problem lacks a part, its recipe is no Recipe, its loss is unknown, or ``model()`` does not build an nn.Module.
+    Raises ProblemError if the module or class does not exist, its import or construction fails, an option is unknown, a part of the
+    problem is missing, its recipe is not a Recipe, its loss is unknown, or ``model()`` does not build an nn.Module.
     """
     problem, target = _build(name, options, search_path)
     check_problem(problem, target)
@@ -55,7 +55,7 @@ def load_problem(name: str, options: Mapping[str, Any] | None = None, search_pat
 
 
 def load_object(name: str, options: Mapping[str, Any] | None = None, search_path: Sequence[str | Path] = ()) -> Any:
-    """An object of the user's class ``module:Class``, built with ``options``; the same look-up and errors as for a problem."""
+    """An object of a user's class ``module:Class``, built with ``options``. Look-up and errors are those of :func:`load_problem`."""
     built, target = _build(name, options, search_path)
     if not callable(built):
         raise ProblemError("an object of this class cannot be called", where=target, expected="a method __call__", got="none")
@@ -74,11 +74,11 @@ def _build(name: str, options: Mapping[str, Any] | None, search_path: Sequence[s
     except GenRepError:
         raise
     except Exception as error:
-        raise user_fault(f"{target} cannot be built", target, error) from error
+        raise user_code_error(f"{target} cannot be built", target, error) from error
 
 
 def _find(name: str, search_path: Sequence[str | Path]) -> tuple[Any, str]:
-    """The class behind a name, and its full ``module:Class`` name."""
+    """The class of that name, and its full name ``module:Class``."""
     target = SHIPPED.get(name, name)
     module_name, colon, class_name = target.partition(":")
     if not colon or not all(part.isidentifier() for part in [*module_name.split("."), *class_name.split(".")]):
@@ -106,19 +106,15 @@ def _find(name: str, search_path: Sequence[str | Path]) -> tuple[Any, str]:
 def _import(module_name: str, folders: list[str], target: str) -> Any:
     top = module_name.partition(".")[0]
     if top != "genrep_dist":
-        importlib.invalidate_caches()  # the user may have written the file a moment ago
+        importlib.invalidate_caches()  # the file may be new
         wanted = importlib.machinery.PathFinder.find_spec(top, folders)
         loaded = getattr(sys.modules.get(top), "__file__", None)
         if wanted is not None and wanted.origin and loaded is not None and Path(loaded).resolve() != Path(wanted.origin).resolve():
             raise ProblemError(
-                "another module of this name is already loaded",
-                where=target,
-                expected=wanted.origin,
-                got=loaded,
-                remedy="rename your file",
+                "another module of this name is already loaded", where=target, expected=wanted.origin, got=loaded, remedy="rename your file"
             )
     try:
-        with _first_on_path(folders):
+        with _prepended_to_path(folders):
             return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
@@ -128,13 +124,13 @@ def _import(module_name: str, folders: list[str], target: str) -> Any:
                 expected=f"{module_name.replace('.', '/')}.py in one of {', '.join(folders)}",
                 got="no file of that name",
             ) from error
-        raise user_fault("the problem's module cannot be imported", target, error) from error
+        raise user_code_error("the problem's module cannot be imported", target, error) from error
     except Exception as error:
-        raise user_fault("the problem's module cannot be imported", target, error) from error
+        raise user_code_error("the problem's module cannot be imported", target, error) from error
 
 
 @contextmanager
-def _first_on_path(folders: list[str]) -> Iterator[None]:
+def _prepended_to_path(folders: list[str]) -> Iterator[None]:
     before = list(sys.path)
     sys.path[:0] = folders
     try:
@@ -148,7 +144,7 @@ def _wrong_options(factory: Any, options: dict[str, Any], target: str, error: Ty
     unknown = [name for name in options if name not in accepted]
     near = difflib.get_close_matches(unknown[0], accepted, n=1) if unknown else []
     return ProblemError(
-        "a problem's options do not fit its class",
+        "the options do not match the arguments of the problem's class",
         where=f"problem.options of {target}",
         expected=f"some of {', '.join(accepted)}" if accepted else "no options",
         got=", ".join(unknown) or str(error),

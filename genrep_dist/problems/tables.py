@@ -1,4 +1,4 @@
-"""Datasets as Arrow tables with stable integer sample ids, their digest, and what makes one valid."""
+"""Datasets as Arrow tables, their digest, and their validation."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _TORCH_TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _ARROW_TYP
 
 
 def to_table(dataset: Dataset) -> pa.Table:
-    """Columns ``id`` int64, ``input`` (a fixed-size list of all values of a sample, row-major) and ``target``, without nulls.
+    """A table with columns ``id`` int64, ``input`` (a fixed-size list of all values of a sample, row-major) and ``target``, without nulls.
 
-    ``target`` is a plain column for targets (N,), a fixed-size list otherwise. The schema's metadata holds the schema version and
-    the dtypes and shapes of a sample, so that :func:`from_table` returns the same bits. ProblemError for a dataset that is not
-    valid in its form (see :func:`validate`, which also looks at the values).
+    ``target`` is a plain column for targets (N,), else a fixed-size list. The schema's metadata hold the schema version and the dtypes
+    and shapes of a sample, so that :func:`from_table` returns the same bits. ProblemError for wrong dtypes, shapes or lengths; unlike
+    :func:`validate`, values are not checked.
     """
     _check_form(dataset, "dataset")
     columns = {"id": dataset.ids, "input": dataset.inputs, "target": dataset.targets}
@@ -51,12 +51,12 @@ def to_table(dataset: Dataset) -> pa.Table:
 
 
 def from_table(table: pa.Table) -> Dataset:
-    """The dataset that :func:`to_table` was given, bit for bit, in memory of its own. CorruptError for any other table."""
+    """The dataset of a table of :func:`to_table`, bit for bit, as a copy. CorruptError for any other table."""
     metadata = table.schema.metadata or {}
     version = metadata.get(b"genrep.schema", b"none").decode(errors="replace")
     if version != SCHEMA_VERSION or table.column_names != ["id", "input", "target"]:
         raise CorruptError(
-            "this table is no dataset of this version",
+            "this table is not a dataset of this version",
             where="dataset table",
             expected=f"columns id, input, target and schema {SCHEMA_VERSION}",
             got=f"columns {', '.join(table.column_names)} and schema {version}",
@@ -68,14 +68,14 @@ def from_table(table: pa.Table) -> Dataset:
         return Dataset(by_name["input"], by_name["target"], by_name["id"])
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptError(
-            "a dataset table does not hold what it declares", where="dataset table", got=f"{type(error).__name__}: {error}"
+            "a dataset table does not match its metadata", where="dataset table", got=f"{type(error).__name__}: {error}"
         ) from error
 
 
 def data_digest(train: Dataset, test: Dataset) -> str:
     """sha256 of both datasets: dtypes, shapes, ids and raw little-endian values, in the order of the rows.
 
-    It does not depend on how or where the data are stored.
+    Independent of how and where the data are stored.
     """
     digest = hashlib.sha256(b"genrep-data/1")
     for which, dataset in (("train", train), ("test", test)):
@@ -88,11 +88,11 @@ def data_digest(train: Dataset, test: Dataset) -> str:
 
 
 def validate(dataset: Dataset, which: str) -> None:
-    """Raise ProblemError, naming ``which`` ('train' or 'test'), unless the dataset can be trained on and explained.
+    """Raise ProblemError, naming ``which`` ('train' or 'test'), unless the dataset can be used for training and explanations.
 
-    Inputs (N, ...) and targets (N,) or (N, C) are CPU tensors of a storable dtype and without gradient; ids (N,) are int64, not
-    negative, none twice; N >= 1; no sample is empty. NonFiniteError names the ids of samples with NaN or Inf and the first place.
-    The ids of the training and of the test set are two namespaces: the same number may stand in both.
+    Required: inputs (N, ...) and targets (N,) or (N, C) are CPU tensors of a storable dtype without gradient; ids (N,) are int64, not
+    negative and unique; N >= 1; no sample is empty. NonFiniteError names the samples with NaN or Inf, and the first position. The same
+    id may occur in the training set and in the test set.
     """
     _check_form(dataset, which)
     ids = dataset.ids
@@ -102,12 +102,12 @@ def validate(dataset: Dataset, which: str) -> None:
         raise ProblemError("a sample id is negative", where=f"{which} data", expected="ids of 0 or more", got=str(int(ids.min())))
     unique, counts = torch.unique(ids, return_counts=True)
     if len(unique) != len(ids):
-        twice = unique[counts > 1]
+        repeated = unique[counts > 1]
         raise ProblemError(
             "sample ids are not unique",
             where=f"{which} data",
             expected=f"{len(ids)} different ids",
-            got=f"{len(unique)}; more than once: {_some(twice)}",
+            got=f"{len(unique)}; more than once: {_some(repeated)}",
         )
     for part, tensor in (("inputs", dataset.inputs), ("targets", dataset.targets)):
         _check_finite(tensor, ids, f"{which} data, {part}")
@@ -124,11 +124,11 @@ def _check_finite(tensor: Tensor, ids: Tensor, where: str) -> None:
     place = int(bad[row].nonzero()[0, 0])
     position = tuple(int(i) for i in np.unravel_index(place, tensor.shape[1:])) if tensor.dim() > 1 else ()
     raise NonFiniteError(
-        f"{len(rows)} samples hold NaN or Inf",
+        f"{len(rows)} samples contain NaN or Inf",
         where=f"{where}, sample ids {_some(ids[rows])}",
         expected="finite numbers",
         got=f"{tensor[row].reshape(-1)[place].item()} at position {position} of sample {int(ids[row])}",
-        remedy="repair or drop these samples: nothing here replaces them",
+        remedy="correct or remove these samples; they are not replaced here",
     )
 
 
@@ -141,31 +141,33 @@ def _check_form(dataset: Dataset, which: str) -> None:
     for name, tensor in zip(Dataset._fields, dataset, strict=True):
         where = f"{which} data, {name}"
         if not isinstance(tensor, Tensor):
-            raise ProblemError("data are no tensors", where=where, expected="torch.Tensor", got=type(tensor).__name__)
+            raise ProblemError("data are not tensors", where=where, expected="torch.Tensor", got=type(tensor).__name__)
         if tensor.device.type != "cpu" or tensor.requires_grad or tensor.layout != torch.strided:
             raise ProblemError(
-                "data must be plain tensors; training moves them to its device",
+                "data must be plain tensors on the CPU; training moves them to its device",
                 where=where,
                 expected="a dense CPU tensor without requires_grad",
                 got=f"{tensor.layout} on {tensor.device}, requires_grad={tensor.requires_grad}",
                 remedy="return tensor.detach().cpu()",
             )
         if tensor.dtype not in _ARROW_TYPES:
-            raise ProblemError("data have a dtype that is not stored", where=where, expected=", ".join(_TORCH_TYPES), got=str(tensor.dtype))
+            raise ProblemError(
+                "data have a dtype that cannot be stored", where=where, expected=", ".join(_TORCH_TYPES), got=str(tensor.dtype)
+            )
     inputs, targets, ids = dataset
     checks = [
         ("ids", ids, ids.dtype == torch.int64 and ids.dim() == 1, "int64 (N,)"),
-        ("inputs", inputs, inputs.dim() >= 1 and math.prod(inputs.shape[1:]) > 0, "(N, ...), no sample empty"),
+        ("inputs", inputs, inputs.dim() >= 1 and math.prod(inputs.shape[1:]) > 0, "(N, ...), without empty samples"),
         ("targets", targets, targets.dim() in (1, 2) and 0 not in targets.shape[1:], "(N,) or (N, C)"),
     ]
     for name, tensor, fine, expected in checks:
         if not fine:
             got = f"{tensor.dtype} {tuple(tensor.shape)}"
-            raise ProblemError("data have a shape or dtype that does not fit", where=f"{which} data, {name}", expected=expected, got=got)
+            raise ProblemError("data have a wrong shape or dtype", where=f"{which} data, {name}", expected=expected, got=got)
     lengths = {name: len(tensor) for name, tensor in zip(Dataset._fields, dataset, strict=True)}
     if len(set(lengths.values())) != 1:
         got = ", ".join(f"{length} {name}" for name, length in lengths.items())
-        raise ProblemError("data differ in length", where=f"{which} data", expected="one input, target and id for each sample", got=got)
+        raise ProblemError("data differ in length", where=f"{which} data", expected="one input, target and id per sample", got=got)
 
 
 def _values(tensor: Tensor) -> npt.NDArray[Any]:
@@ -191,5 +193,5 @@ def _from_arrow(column: pa.ChunkedArray, dtype: torch.dtype, shape: list[int]) -
         raise ValueError(f"expected {_ARROW_TYPES[dtype]} without nulls, got {values.type} with {values.null_count} nulls")
     if len(values) != len(array) * math.prod(shape):
         raise ValueError(f"expected {math.prod(shape)} values a sample for the shape {shape}, got {len(values)} for {len(array)} samples")
-    # A copy: Arrow's memory is read-only, and a tensor over it would not be.
+    # A copy, because Arrow's memory is read-only and a tensor would be writable.
     return torch.from_numpy(np.array(values.to_numpy(zero_copy_only=True))).reshape(len(array), *shape)

@@ -66,7 +66,7 @@ def run(
         workers = Workers(experiment, serial=serial, address=address, executor=executor)
 
         def walk(heartbeat: Heartbeat) -> None:
-            write_record(declared.with_experiment(experiment.plain()))
+            write_record(declared.with_experiment(experiment.with_fixed_seeds()))
             publish_inputs(declared)
             question, tables = _Course(declared, tally, workers).run()
             workers.close()
@@ -95,11 +95,11 @@ def train_originals(
     Scores from elsewhere need not be there yet. Raises as :func:`run` does.
     """
     experiment, search_path = _loaded(experiment, search_path)
-    methods = [name for name in experiment.methods if name not in experiment.judged] or ["random"]
+    methods = [name for name in experiment.methods if name not in experiment.external_methods] or ["random"]
     changes: dict[str, Any] = {"name": f"{experiment.name}.originals", "methods": methods, "external": {}, "baseline": None, "blocks": {}}
     opened = Store(store)
     opened.objects.check_access()
-    prepared = prepare(experiment.plain(**changes), opened, search_path)
+    prepared = prepare(experiment.with_fixed_seeds(**changes), opened, search_path)
     tally = _tally(progress)
     with _lease(opened, prepared.plan.experiment.name, tally):
         write_record(prepared)
@@ -128,7 +128,7 @@ class _Course:
         if stop is not None:
             self._choices["stop"] = {**stop.model_dump(), "rounds": rounds, "reached": False}
         while True:
-            current = self._declared.with_experiment(experiment.plain(seeds=seeds))
+            current = self._declared.with_experiment(experiment.with_fixed_seeds(seeds=seeds))
             write_record(current, self._choices)
             tables = self._evaluate(current)
             if stop is None:

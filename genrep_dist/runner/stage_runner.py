@@ -100,7 +100,7 @@ class Walk:
             seeds = [seed for seed in plan.experiment.seeds if seed not in self._hurt]
             if not seeds:
                 self._quarantine.refuse()
-            plan = self._prepared.with_experiment(plan.experiment.plain(seeds=seeds)).plan
+            plan = self._prepared.with_experiment(plan.experiment.with_fixed_seeds(seeds=seeds)).plan
         requests = retrain_requests(plan, self._store, self._prepared.train.ids.numpy(), self._prepared.test.ids.numpy())
         if not self._hurt:
             put_frame(self._store.objects, requests_path(plan), requests.table, table="requests", nullable=REQUEST_NULLABLE)

@@ -79,7 +79,7 @@ def candidates(experiment: Experiment, keys: Keys) -> list[tuple[Any, Experiment
     assert tune is not None
     path = parameter_path(experiment, tune.parameter)
     with_value = [(value, with_parameter(experiment, path, value)) for value in tune.values]
-    own = [name for name in experiment.methods if name not in experiment.judged]
+    own = [name for name in experiment.methods if name not in experiment.external_methods]
     addresses = {
         name: {replace(keys, experiment=one).attribution(tune.seeds[0], one.method(name)) for _, one in with_value} for name in own
     }
@@ -92,13 +92,13 @@ def candidates(experiment: Experiment, keys: Keys) -> list[tuple[Any, Experiment
             got=", ".join(experiment.methods),
         )
     fields: dict[str, Any] = {"seeds": list(tune.seeds), "methods": changed, "baseline": None, "blocks": {}, "external": {}}
-    return [(value, only_metric(one.plain(**fields), tune.metric)) for value, one in with_value]
+    return [(value, only_metric(one.with_fixed_seeds(**fields), tune.metric)) for value, one in with_value]
 
 
 def with_parameter(experiment: Experiment, path: Sequence[str], value: Any) -> Experiment:
     """The experiment with one parameter set."""
     section = experiment.resolved()[path[0]]
-    return experiment.plain(**{path[0]: {**section, path[1]: value}})
+    return experiment.with_fixed_seeds(**{path[0]: {**section, path[1]: value}})
 
 
 def best_value(tune: TuneSection, means: Sequence[float]) -> int:

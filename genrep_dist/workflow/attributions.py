@@ -62,7 +62,7 @@ class AttributionsStage(Stage[AttributionUnit]):
         return {"phi": ("train", 0)}
 
     def plan(self, plan: Plan) -> StagePlan | None:
-        methods, points, external = len(plan.experiment.methods), plan.experiment.num_test_points, len(plan.experiment.judged)
+        methods, points, external = len(plan.experiment.methods), plan.experiment.num_test_points, len(plan.experiment.external_methods)
         each = ARRAYS_HELD * 8 * plan.shape.num_train * points
         what = f"{methods} methods x {points} test points" + (f", {external} of them external scores" if external else "")
         seeds = len(plan.experiment.seeds)

@@ -72,7 +72,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
             )
         if name not in experiment.kernels:
             yield from experiment.kernel(name).notes()
-    unverified = [name for name in experiment.judged if experiment.external[name].unverified]
+    unverified = [name for name in experiment.external_methods if experiment.external[name].unverified]
     if unverified:
         yield (
             f"The scores of {', '.join(unverified)} need not say which models they were computed for (unverified: true): nothing "

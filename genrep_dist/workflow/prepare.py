@@ -66,7 +66,7 @@ class PreparedExperiment:
 
     def with_experiment(self, experiment: Experiment) -> PreparedExperiment:
         """The same problem and data for another experiment on them: fewer seeds, other methods, another parameter."""
-        external = {name: {seed: self.external[name][seed] for seed in experiment.seeds} for name in experiment.judged}
+        external = {name: {seed: self.external[name][seed] for seed in experiment.seeds} for name in experiment.external_methods}
         keys = replace(self.plan.keys, experiment=experiment, external=_digests(external))
         plan = make_plan(keys, self.plan.shape)
         return replace(self, plan=plan, job=replace(self.job, keys=keys), external=external)
@@ -143,7 +143,7 @@ def _read_external(keys: Keys, train: Dataset, test: Dataset, folders: Sequence[
             test_ids=test.ids.numpy(),
             positions={seed: keys.test_positions(seed) for seed in experiment.seeds},
         )
-        for name in experiment.judged
+        for name in experiment.external_methods
     }
 
 

@@ -33,7 +33,7 @@ def trial_run(prepared: PreparedExperiment) -> TrialRun:
     with tempfile.TemporaryDirectory(prefix="genrep-trial-") as folder:
         store = Store(folder)
         moved = replace(prepared, store=store, job=replace(prepared.job, store_uri=store.uri))
-        one = moved.with_experiment(experiment.plain(name=f"{experiment.name}.trial", seeds=[experiment.seeds[0]]))
+        one = moved.with_experiment(experiment.with_fixed_seeds(name=f"{experiment.name}.trial", seeds=[experiment.seeds[0]]))
         write_record(one)
         publish_inputs(one)
         worker_context(one.job)

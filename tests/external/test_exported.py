@@ -31,7 +31,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """Two seeds, originals trained, nothing else: not finished."""
     classes = {"num_classes": request.param}
     asked = experiment(options=classes, methods=METHODS)
-    asked = asked.plain(problem={**asked.problem.model_dump(), "flip_labels": {"share": 0.2}})
+    asked = asked.with_fixed_seeds(problem={**asked.problem.model_dump(), "flip_labels": {"share": 0.2}})
     return train_originals(asked, str(tmp_path_factory.mktemp("store")), serial=True)
 
 
@@ -138,9 +138,9 @@ def test_scores_that_are_not_saved(folder: Path, tmp_path: Path) -> None:
     scores = torch.zeros(40, 2)
     with pytest.raises(ConfigError, match=r"ends in \.npz"):
         exported.save(tmp_path / "a.pt", scores)
-    with pytest.raises(MethodError, match=r"fit the other way round: pass transposed=True"):
+    with pytest.raises(MethodError, match=r"what to do: pass transposed=True"):
         exported.save(tmp_path / "a.npz", scores.T)
-    with pytest.raises(MethodError, match=r"fit the other way round: pass transposed=False"):
+    with pytest.raises(MethodError, match=r"what to do: pass transposed=False"):
         exported.save(tmp_path / "a.npz", scores, transposed=True)
     for shape in ((40,), (40, 3), (39, 2), (40, 2, 1)):
         with pytest.raises(MethodError, match=r"40 training samples x 2 or 12 test samples"):
@@ -175,7 +175,7 @@ def test_what_was_changed_afterwards_is_refused(folder: Path, tmp_path: Path) ->
     changed = json.loads(original)
     changed["problem"]["options"]["num_classes"] += 1
     record.write_text(json.dumps(changed))
-    with pytest.raises(ProblemError, match=r"not the exported one[\s\S]*search_path"):
+    with pytest.raises(ProblemError, match=r"differs from the exported one[\s\S]*search_path"):
         open_exported(copy, 0)
     changed = json.loads(original) | {"format": "genrep-problem/0"}
     record.write_text(json.dumps(changed))
@@ -186,7 +186,7 @@ def test_what_was_changed_afterwards_is_refused(folder: Path, tmp_path: Path) ->
         parts = dict(archive)
     parts["targets"] = parts["targets"][::-1]
     np.savez(copy / "data" / "train.npz", **parts)
-    with pytest.raises(CorruptError, match="not the exported data"):
+    with pytest.raises(CorruptError, match="differ from the exported ones"):
         open_exported(copy, 0)
 
 

@@ -1,4 +1,4 @@
-"""Which model scores are of, which file is of which seed, and what a digest is of."""
+"""The model that scores belong to, the file of each seed, and the digest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_scores_of_another_seeds_model_are_refused(tmp_path: Path, name: str) ->
     suffix, write = FORMATS[name]
     write(tmp_path / f"seed-0{suffix}", parts(scores(), model=MODELS[1]))
     with pytest.raises(MethodError, match=r"wrong seed: seed 1[\s\S]*seed-0[\s\S]*what to do") as caught:
-        load(tmp_path / f"seed-0{suffix}", unverified=True)  # that they may be silent does not let them lie
+        load(tmp_path / f"seed-0{suffix}", unverified=True)  # unverified scores may name no model, but not a wrong one
     assert MODELS[0] in caught.value.expected
 
 
@@ -26,7 +26,7 @@ def test_scores_of_another_seeds_model_are_refused(tmp_path: Path, name: str) ->
 def test_scores_that_do_not_say_their_model(tmp_path: Path, name: str) -> None:
     suffix, write = FORMATS[name]
     write(tmp_path / f"a{suffix}", parts(scores()))
-    with pytest.raises(MethodError, match=r"do not say which model[\s\S]*a\..*json[\s\S]*unverified: true"):
+    with pytest.raises(MethodError, match=r"do not name the model[\s\S]*a\..*json[\s\S]*unverified: true"):
         load(tmp_path / f"a{suffix}")
     assert not load(tmp_path / f"a{suffix}", unverified=True)[0].verified
     (tmp_path / f"a{suffix}.json").write_text(json.dumps({"model": MODELS[0]}))
@@ -35,13 +35,13 @@ def test_scores_that_do_not_say_their_model(tmp_path: Path, name: str) -> None:
 
 def test_scores_of_an_unknown_model(tmp_path: Path) -> None:
     files.write_npz(tmp_path / "a.npz", parts(scores(), model="d" * 64))
-    with pytest.raises(MethodError, match=r"of another model[\s\S]*export the problem again"):
+    with pytest.raises(MethodError, match=r"belong to another model[\s\S]*export the problem again"):
         load(tmp_path / "a.npz")
 
 
 def test_a_table_of_pairs_is_held_to_its_seed(tmp_path: Path) -> None:
     files.write_pairs(tmp_path / "a.parquet", files.pairs(scores(), TRAIN_IDS, TEST_IDS, 1), model=MODELS[0])
-    with pytest.raises(MethodError, match="no scores are of seed 0"):
+    with pytest.raises(MethodError, match="no scores for seed 0"):
         load(tmp_path / "a.parquet")
     mixed = json.dumps({"0": MODELS[1]})
     files.write_pairs(tmp_path / "a.parquet", files.pairs(scores(), TRAIN_IDS, TEST_IDS, 0), model=mixed)
@@ -63,7 +63,7 @@ def test_the_sidecar_is_held_against_the_file(tmp_path: Path) -> None:
         load(tmp_path / "a.npz")
     for broken in ("{", "[1, 2]"):
         beside.write_text(broken)
-        with pytest.raises(ConfigError, match=r"no JSON object[\s\S]*a.npz.json"):
+        with pytest.raises(ConfigError, match=r"not a JSON object[\s\S]*a.npz.json"):
             load(tmp_path / "a.npz")
 
 
@@ -88,12 +88,12 @@ def test_seeds_without_a_file_are_all_named(tmp_path: Path) -> None:
 def test_names_that_leave_the_seed_open(tmp_path: Path) -> None:
     for name in ("run-2-of-3.npz", "scores.npz", "seed-1-seed-2.npz"):
         files.write_npz(tmp_path / name, parts(scores(), model=MODELS[0]))
-        with pytest.raises(ConfigError, match=r"does not say of which seed"):
+        with pytest.raises(ConfigError, match=r"does not tell its seed"):
             load(tmp_path)
         (tmp_path / name).unlink()
     files.write_npz(tmp_path / "0.npz", parts(scores(), model=MODELS[0]))
     files.write_npz(tmp_path / "seed-0.npz", parts(scores(), model=MODELS[0]))
-    with pytest.raises(ConfigError, match=r"two files are of seed 0[\s\S]*0.npz and seed-0.npz"):
+    with pytest.raises(ConfigError, match=r"two files have the seed 0[\s\S]*0.npz and seed-0.npz"):
         load(tmp_path)
 
 
@@ -107,7 +107,7 @@ def test_one_file_is_for_one_seed(tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"external.theirs.path[\s\S]*one.npz[\s\S]*two.npz|no scores of this name"):
+    with pytest.raises(ConfigError, match=r"external.theirs.path[\s\S]*one.npz[\s\S]*two.npz|scores do not exist"):
         load("none.npz", folders=[tmp_path / "one", tmp_path / "two"])
 
 
@@ -121,7 +121,7 @@ def test_a_tools_own_output_folder(tmp_path: Path) -> None:
     files.write_npy(tmp_path / "0" / "scores" / "more.mmap", parts(scores(), model=MODELS[0]))
     with pytest.raises(ConfigError, match=r"several files of trak[\s\S]*more.mmap, points.mmap"):
         load(tmp_path / "{seed}", layout="trak")
-    with pytest.raises(ConfigError, match="no scores"):  # a layout without files of its own has none there
+    with pytest.raises(ConfigError, match="have no scores"):  # captum writes no files
         load(tmp_path / "{seed}", layout="captum")
 
 
@@ -137,7 +137,7 @@ def test_the_digest_is_of_bytes_and_declarations(tmp_path: Path, name: str) -> N
     if (tmp_path / "one" / f"a{suffix}.json").exists():
         (tmp_path / "one" / f"a{suffix}.json").rename(tmp_path / "two" / f"b{suffix}.json")
     moved = tmp_path / "two" / f"b{suffix}"
-    assert load(moved)[0].digest == first, "where files lie is no part of it"
+    assert load(moved)[0].digest == first, "the path is not part of it"
     others = [load(moved, positive_raises=False), load(moved, layout="trak"), load(moved, unverified=True)]
     changed = scores()
     changed[0, 0] += 1e-9

@@ -24,7 +24,7 @@ from genrep_dist.core.attribution import attribute, tracincp
 from genrep_dist.core.gradients.dense import outputs, per_sample_gradients
 from genrep_dist.core.importances.target import target_importance
 from genrep_dist.core.kernels.blocks import ntk_block
-from genrep_dist.external import LAYOUTS, Exported, load_external, open_exported
+from genrep_dist.external import Exported, load_external, open_exported, score_layout_names
 from genrep_dist.results import Run
 from genrep_dist.runner.export import export_problem
 from genrep_dist.runner.run import train_originals
@@ -264,7 +264,7 @@ def test_quandas_explainers_wrap_captum(run: Run, place: Path) -> None:
 
 
 def test_every_layout_has_its_recipe() -> None:
-    for tool in set(LAYOUTS) - {"plain"}:
+    for tool in set(score_layout_names()) - {"plain"}:
         program, section = recipe(tool)
         compile(program, tool, "exec")
         assert section.layout in ("plain", tool)

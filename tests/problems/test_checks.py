@@ -107,7 +107,7 @@ def test_parts_that_do_not_fit_the_protocol_are_refused(parts: dict[str, Any], m
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"train": [1, 2, 3]}, "tuple of three"),
+        ({"train": [1, 2, 3]}, "a tuple \\(inputs, targets, ids\\)"),
         ({"train": (torch.ones(2, 3), torch.ones(2))}, "a tuple of 2"),
         ({"train": classes(0, 2)}, r"targets in \[0, 1\]"),
         ({"test": classes(0, -1)}, r"test_data(.|\n)*targets in \[0, 1\]"),
@@ -124,10 +124,10 @@ def test_parts_that_do_not_fit_the_protocol_are_refused(parts: dict[str, Any], m
         ({"loss": "squared", "network": nn.Linear(3, 2)}, r"targets \(N, 2\)"),
         ({"loss": "squared", "train": soft([1.0, 2.0])}, r"targets \(N,\)"),
         ({"network": TwoRows()}, "wrong form"),
-        ({"network": Failing()}, "cannot read its inputs(.|\n)*test_checks.py, line"),
-        ({"test": (torch.ones(4, 2), torch.ones(4), torch.arange(4))}, "differ in form"),
-        ({"test": (torch.ones(4, 3).double(), torch.ones(4), torch.arange(4))}, "differ in form"),
-        ({"loss": WrongDerivative()}, "derivative has another shape"),
+        ({"network": Failing()}, "fails on inputs(.|\n)*test_checks.py, line"),
+        ({"test": (torch.ones(4, 2), torch.ones(4), torch.arange(4))}, "differ in shape or dtype"),
+        ({"test": (torch.ones(4, 3).double(), torch.ones(4), torch.arange(4))}, "differ in shape or dtype"),
+        ({"loss": WrongDerivative()}, "derivative has a wrong shape"),
     ],
 )
 def test_data_that_do_not_fit_model_and_loss_are_refused(parts: dict[str, Any], message: str) -> None:

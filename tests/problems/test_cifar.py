@@ -19,10 +19,10 @@ from genrep_dist.problems.datasets import cifar_files
 from genrep_dist.problems.datasets.catalogue import available, fetch
 from genrep_dist.problems.datasets.cifar import Cifar10
 from genrep_dist.problems.datasets.cifar_files import CIFAR10_SHA1, TEST_BATCH, TRAIN_BATCHES, batch_bytes, read_batches
-from genrep_dist.problems.datasets.packages import Archive
+from genrep_dist.problems.datasets.package_archives import Archive
 from genrep_dist.problems.load import load_datasets
 from tests.problems.fake_libraries import put_datasets, put_torchvision, take_away
-from tests.problems.test_packages import make_tar
+from tests.problems.test_package_archives import make_tar
 
 ROWS = 20
 
@@ -131,7 +131,7 @@ def test_other_pictures_are_refused(small: Path, tmp_path: Path) -> None:
     folder.mkdir()
     for name, data in BATCHES.items():
         (folder / name).write_bytes(data if name != "data_batch_3.bin" else data[:-1] + b"\x00")
-    with pytest.raises(ProblemError, match=r"not the canonical data_batch_3\.bin"):
+    with pytest.raises(ProblemError, match=r"not the published data_batch_3\.bin"):
         fetch("cifar10", str(folder))
     assert not available("cifar10")
 

@@ -31,9 +31,7 @@ def test_apportion_without_a_size_takes_everything() -> None:
     assert apportion([3, 5], None, "here") == [3, 5]
 
 
-@pytest.mark.parametrize(
-    ("available", "size", "message"), [([3, 5], 9, "not so many rows"), ([50, 1], 2, "no rows"), ([0, 0], None, "no rows")]
-)
+@pytest.mark.parametrize(("available", "size", "message"), [([3, 5], 9, "fewer rows"), ([50, 1], 2, "no rows"), ([0, 0], None, "no rows")])
 def test_impossible_apportionments_are_refused(available: list[int], size: int | None, message: str) -> None:
     with pytest.raises(ProblemError, match=message):
         apportion(available, size, "here")

@@ -94,7 +94,7 @@ def test_seeds_differ() -> None:
         (torch.full((10,), 3), "softmax", 3, "below 3"),
         (torch.full((10,), -1), "softmax", 3, "below 3"),
         (torch.zeros(10, dtype=torch.int64), "softmax", 1, "below 1"),
-        (torch.zeros(10), "squared", 1, r"got: squared[\s\S]*leave out problem.flip_labels"),
+        (torch.zeros(10), "squared", 1, r"got: squared[\s\S]*remove problem.flip_labels"),
         (torch.zeros(10), "my own", 1, "got: my own"),
     ],
 )

@@ -177,7 +177,7 @@ def test_a_bad_number_is_named_by_its_sample() -> None:
         ({"targets": torch.zeros(5)}, "differ in length"),
         ({"targets": torch.zeros(6, 2, 2)}, "shape"),
         ({"targets": torch.zeros(6, dtype=torch.bool)}, "bool"),
-        ({"inputs": torch.zeros(6, 0)}, "no sample empty"),
+        ({"inputs": torch.zeros(6, 0)}, "without empty samples"),
         ({"inputs": torch.zeros(())}, "shape"),
         ({"inputs": torch.zeros(6, 2, requires_grad=True)}, "requires_grad"),
         ({"inputs": torch.zeros(6, 2, dtype=torch.complex64)}, "complex64"),

@@ -8,11 +8,12 @@ import pytest
 
 from genrep_dist.errors import ProblemError
 from genrep_dist.problems.datasets import vocabulary
+from genrep_dist.problems.datasets.cache import sha256
 from genrep_dist.problems.datasets.catalogue import available, fetch
-from genrep_dist.problems.datasets.packages import Archive, sha256
+from genrep_dist.problems.datasets.package_archives import Archive
 from genrep_dist.problems.datasets.vocabulary import VOCABULARY_SHA256, cached_tokens, read_vocabulary, tokenize
 from tests.problems.fake_libraries import take_away
-from tests.problems.test_packages import make_tar
+from tests.problems.test_package_archives import make_tar
 
 PIECES = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "play", "##ing", "the", ".", "good"]
 

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 import genrep_dist as gr
 from genrep_dist import cli
-from genrep_dist.cli.display import Lines, status_text
+from genrep_dist.cli.progress import ProgressLines
+from genrep_dist.cli.status import status_text
 from genrep_dist.errors import ProblemError, UnitError
 from genrep_dist.executors.base import Outcome
 from genrep_dist.executors.serial import SerialExecutor
@@ -179,7 +180,7 @@ def test_what_status_shows() -> None:
     assert [cell.strip() for line in text.splitlines() if "retrain" in line and "│" in line for cell in line.split("│")[1:-1]] == [
         "retrain", "25", "40", "62 %", "5", "15", "2.5/s", "6 s",
     ]  # fmt: skip
-    assert "running: process 7 on [red]node, last sign of life 3 s ago" in text
+    assert "running: process 7 on [red]node, last heartbeat 3 s ago" in text
     assert f"1 ProblemError; the first: {TASK.label}" in text
     assert "a note" in text
     dead = rendered(RunState(record, 3000.0))
@@ -216,7 +217,7 @@ def test_status_of_a_run_from_its_store_alone_and_watched_to_its_end(tmp_path: P
 
 def test_lines_in_a_log_have_no_control_codes() -> None:
     console = Console(file=io.StringIO(), width=160)
-    with Lines(console) as lines:
+    with ProgressLines(console) as lines:
         lines.stage("retrain", 100, 10)
         lines.advance(90, {})
         lines.message("warning: [bold]not bold")

@@ -61,7 +61,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def go_on(said: str, *more: str) -> None:
     """Run what a stopped run has printed, word for word; ``more`` options after it."""
-    command = re.search(r"^to go on: (.*)$", said, re.MULTILINE)
+    command = re.search(r"^to resume: (.*)$", said, re.MULTILINE)
     assert command is not None, said
     result = subprocess.run([*shlex.split(command[1]), *more], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr

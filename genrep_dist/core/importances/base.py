@@ -80,8 +80,8 @@ class SolvedImportance(Importance):
 
     kind = "solved"
     needs = ("gram",)
-    closer: ClassVar[str]
-    """What brings K alpha closer to the model's outputs, as advice."""
+    advice: ClassVar[str]
+    """How to bring K alpha closer to the model's outputs."""
 
     @abstractmethod
     def solve(self, gram: GramOperator, inputs: SolveInputs) -> tuple[Tensor, dict[str, Any]]:

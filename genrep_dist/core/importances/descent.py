@@ -18,7 +18,7 @@ class KernelDescent(SolvedImportance):
     formula = "-sum_t eta_t/|B_t| dL/df(K alpha_t(x_i), f(x_i))"
     source = "kernel gradient descent, Tsai et al. 2023, Eq. 8-9"
     settings = ("descent",)
-    closer = "raise descent.epochs or descent.learning_rate, which fit closer"
+    advice = "raise descent.epochs or descent.learning_rate for a closer fit"
     follows_training = True
 
     def __init__(self, descent: Any) -> None:

@@ -21,7 +21,7 @@ class SurrogateDerivative(SolvedImportance):
     formula = "-(1/(n lambda)) dL/df(K alpha(x_i), f(x_i))"
     source = "surrogate derivative, Tsai et al. 2023, Eq. 5-6"
     settings = ("surrogate",)
-    closer = "lower surrogate.lambda, which fits closer"
+    advice = "lower surrogate.lambda for a closer fit"
 
     def __init__(self, surrogate: Any) -> None:
         self.options = surrogate

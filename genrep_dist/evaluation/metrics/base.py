@@ -234,7 +234,7 @@ class Metric(ABC):
 
     def disabled(self, experiment: Experiment) -> Experiment:
         """The experiment without this metric."""
-        return experiment.plain(metrics={name: given for name, given in experiment.metrics.items() if name != self.name})
+        return experiment.with_fixed_seeds(metrics={name: given for name, given in experiment.metrics.items() if name != self.name})
 
     # -- planning: called for experiments that measure it -----------------------------------------------------------------------
 

@@ -80,7 +80,7 @@ class Brittleness(Metric):
         return experiment.brittleness
 
     def disabled(self, experiment: Experiment) -> Experiment:
-        return experiment.plain(brittleness=None)
+        return experiment.with_fixed_seeds(brittleness=None)
 
     def check_feasible(self, experiment: Experiment, num_train: int) -> None:
         check_removals(self.name, _declared(experiment), num_train)

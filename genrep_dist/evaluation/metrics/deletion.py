@@ -94,7 +94,7 @@ class Deletion(Metric):
 
     def disabled(self, experiment: Experiment) -> Experiment:
         """With nothing removed: every experiment has a deletion table."""
-        return experiment.plain(deletion={"counts": [0], "signs": list(experiment.deletion.signs)})
+        return experiment.with_fixed_seeds(deletion={"counts": [0], "signs": list(experiment.deletion.signs)})
 
     def check_feasible(self, experiment: Experiment, num_train: int) -> None:
         check_removals(self.name, experiment.deletion, num_train)

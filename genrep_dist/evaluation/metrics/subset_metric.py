@@ -50,7 +50,7 @@ class SubsetMetric(Metric):
         """How it was measured, for people."""
 
     def disabled(self, experiment: Experiment) -> Experiment:
-        return experiment.plain(**{self.name: None})
+        return experiment.with_fixed_seeds(**{self.name: None})
 
     def count_requests(self, experiment: Experiment, num_train: int) -> RequestCount:
         return RequestCount(shared=self.num_subsets(experiment) * self.settings(experiment).replicates)

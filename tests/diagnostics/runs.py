@@ -1,4 +1,4 @@
-"""Runs for the doctor: problems that are healthy or ill by nature, and the means to harm what a store holds."""
+"""Runs for tests of the doctor: problems with and without faults, and functions that damage a store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import zarr
 from torch import Tensor, nn
 
 import genrep_dist as gr
-from genrep_dist.diagnostics import Finding, examine, worst
+from genrep_dist.diagnostics import Finding, diagnose, worst_colour
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.store.ledger import LedgerRow
 from genrep_dist.tracking.mlflow_tracker import TrackingLink
@@ -59,7 +59,7 @@ class Precise(Learnable):
 
 
 class Regression(Learnable):
-    """The same labels as numbers to be met."""
+    """The same labels as regression targets."""
 
     def __init__(self, learning_rate: float = 0.1, **options: int) -> None:
         super().__init__(**options)
@@ -67,28 +67,28 @@ class Regression(Learnable):
         self.recipe = replace(self.recipe, learning_rate=learning_rate)
 
 
-class Company(nn.Module):
-    """A layer that looks at the other samples of its batch."""
+class SubtractBatchMean(nn.Module):
+    """A layer whose output depends on the other samples of its batch."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs - 0.01 * inputs.mean(dim=0)
 
 
-class Companionable(Learnable):
+class BatchDependent(Learnable):
     """A model whose output depends on the composition of its batch."""
 
     def model(self) -> nn.Module:
-        return nn.Sequential(Company(), super().model())
+        return nn.Sequential(SubtractBatchMean(), super().model())
 
 
-class Forgetful(nn.BatchNorm1d):
+class FragileBatchNorm(nn.BatchNorm1d):
     """Batch normalisation that can lose its running statistics when it is put into evaluation mode."""
 
-    forgets = False
+    loses_statistics = False
 
-    def train(self, mode: bool = True) -> Forgetful:
+    def train(self, mode: bool = True) -> FragileBatchNorm:
         super().train(mode)
-        if not mode and self.forgets:
+        if not mode and self.loses_statistics:
             self.running_mean = self.running_var = None
         return self
 
@@ -97,11 +97,11 @@ class Normalised(Learnable):
     """A model with batch normalisation and dropout."""
 
     def model(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(5, 8), Forgetful(8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 1))
+        return nn.Sequential(nn.Linear(5, 8), FragileBatchNorm(8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 1))
 
 
-class Lopsided(Rbf):
-    """No kernel: not symmetric."""
+class AsymmetricRbf(Rbf):
+    """Not a kernel: not symmetric."""
 
     def __call__(self, model: nn.Module, left: Tensor, right: Tensor) -> Tensor:
         return super().__call__(model, left, right) + 0.1 * left.sum(dim=1, keepdim=True)
@@ -110,9 +110,9 @@ class Lopsided(Rbf):
 def run(store: Path, problem: str = "Learnable", options: dict[str, Any] | None = None, **fields: Any) -> gr.Run:
     """A small run of a problem of this module."""
     defaults: dict[str, Any] = {"methods": METHODS, "deletion": {"fractions": [0.0, 0.1]}}
-    asked = experiment(f"tests.diagnostics.patients:{problem}", {"epochs": 6, "test_size": 40} | (options or {}), **(defaults | fields))
+    asked = experiment(f"tests.diagnostics.runs:{problem}", {"epochs": 6, "test_size": 40} | (options or {}), **(defaults | fields))
     with pytest.MonkeyPatch.context() as patch:
-        # No figures and no MLflow, which are of no use here and take most of the time.
+        # No figures and no MLflow, which take most of the time and are not tested here.
         patch.setattr("genrep_dist.runner.publish.write_report", lambda *_arguments: [])
         patch.setattr("genrep_dist.runner.publish._track", lambda *_arguments: TrackingLink("", "", "", {}, ""))
         return gr.run(asked, store=str(store), serial=True, search_path=[str(ROOT)])
@@ -124,24 +124,24 @@ def copy(original: gr.Run, to: Path) -> gr.Run:
 
 
 class Findings(list[Finding]):
-    """An examination's findings, to be asked about."""
+    """The findings of one run."""
 
-    def sick(self) -> set[tuple[str, str]]:
-        """What is not green, but for the few seeds."""
+    def not_green(self) -> set[tuple[str, str]]:
+        """(name, colour) of findings that are not green, except that there are few seeds."""
         return {(found.name, str(found.colour)) for found in self if found.colour != "green"} - {FEW}
 
-    def of(self, name: str) -> Finding:
+    def worst_of(self, name: str) -> Finding:
         """The worst finding of that name."""
         found = [finding for finding in self if finding.name == name]
-        return next(finding for finding in found if finding.colour == worst(found))
+        return next(finding for finding in found if finding.colour == worst_colour(found))
 
 
-def look(run: gr.Run) -> Findings:
-    return Findings(examine(run))
+def doctor(run: gr.Run) -> Findings:
+    return Findings(diagnose(run))
 
 
 def change(run: gr.Run, kind: str, key: str, name: str, how: Callable[[Array], object]) -> None:
-    """Overwrite an array of the store behind the package's back; its checksums are written anew."""
+    """Overwrite an array of the store. Its checksums are updated."""
     array = zarr.open_array(str(Path(run.store.uri) / run.store.artifact(kind, key).path / name), mode="r+")
     values = np.asarray(array[...])
     how(values)
@@ -174,7 +174,7 @@ def change_ledger(run: gr.Run, chosen: Callable[[dict[str, Any]], bool], how: Ca
 
 def drawn_key(run: gr.Run) -> str:
     """The start of the key of the model that is trained again."""
-    return look(run).of("retraining").text.partition("(key ")[2][:12]
+    return doctor(run).worst_of("retraining").text.partition("(key ")[2][:12]
 
 
 def unexplained(run: gr.Run) -> int:

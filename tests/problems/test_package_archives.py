@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from genrep_dist.errors import ProblemError
-from genrep_dist.problems.datasets.packages import Archive, download, read_members, write_atomically
+from genrep_dist.problems.datasets.cache import write_atomically
+from genrep_dist.problems.datasets.package_archives import Archive, download, read_members
 
 
 def make_zip(path: Path, members: dict[str, bytes]) -> Path:
@@ -120,7 +121,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         raise OSError("the disk is full")
 
     monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(ProblemError, match="full"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,56 @@
+"""Outputs and features of the sampled rows do not depend on the batch: batches of 1, 7 and all rows agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from genrep_dist.core.gradients.dense import outputs
+from genrep_dist.core.gradients.factored import FeatureRows
+from genrep_dist.core.kernels.base import FeatureKernel
+from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, dtype_text, largest_relative
+from genrep_dist.diagnostics.finding import Finding, compare, nan_as_inf
+
+_BATCH_SIZES = (1, 7)
+
+
+def check(context: CheckContext) -> Iterator[Finding]:
+    """A finding for the outputs, and one for the features of each feature kernel of the run."""
+    yield _invariance(context, "outputs", outputs)
+    for name, kernel in context.feature_kernels().items():
+        yield _invariance(context, f"features of kernel {name}", partial(_dense_features, kernel))
+
+
+def _dense_features(kernel: FeatureKernel, model: nn.Module, inputs: Tensor) -> Tensor:
+    features = kernel.features(model, inputs)
+    return features.dense() if isinstance(features, FeatureRows) else features
+
+
+def _invariance(context: CheckContext, what: str, compute: Callable[[torch.nn.Module, Tensor], Tensor]) -> Finding:
+    inputs = context.inputs
+    sizes = sorted({*(size for size in _BATCH_SIZES if size < len(inputs)), len(inputs)})
+    results = [
+        torch.cat([compute(context.model, inputs[i : i + size]).detach() for i in range(0, len(inputs), size)]).flatten(1)  # (S, L)
+        for size in sizes
+    ]
+    reference = results[0]
+    if what == "outputs":
+        # Outputs may be near zero, where any rounding is relatively large: their scale is the largest output.
+        largest = float(reference.abs().max())
+        reference = torch.full_like(reference, largest if largest > 0 else 1.0)
+    number, sample = max(
+        (largest_relative(result - results[0], reference) for result in results[1:]), key=lambda pair: nan_as_inf(pair[0]), default=(0.0, 0)
+    )
+    return compare(
+        "batch size",
+        number,
+        ROUNDINGS * float(torch.finfo(reference.dtype).eps),
+        f"{what}: largest relative difference between batches of {', '.join(map(str, sizes))}, at sample id {context.train_id(sample)}; "
+        f"bound: {ROUNDINGS:,} roundings of {dtype_text(reference)}",
+        "an output depends on the other samples of its batch, or is random: look for normalisation or statistics over dimension 0, "
+        "and for random numbers in evaluation mode",
+        seed=context.seed,
+    )

@@ -1,0 +1,75 @@
+"""Stored K(train, test) of the first seed at the sampled rows, against the kernel's slow reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genrep_dist.core.kernels.base import FeatureKernel, PairwiseKernel
+from genrep_dist.core.kernels.blocks import per_output
+from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, largest_sample, rerun_text
+from genrep_dist.diagnostics.finding import Finding, compare, largest_key
+
+
+def check(context: CheckContext) -> Iterator[Finding]:
+    """A finding for each feature kernel and each pairwise kernel, at the checkpoint with the largest difference."""
+    epochs: dict[str, list[int]] = {}
+    for name, epoch in context.plan.needs.cross:
+        epochs.setdefault(name, []).append(epoch)
+    yield from (_finding(context, name, epochs[name]) for name in epochs)
+
+
+def _finding(context: CheckContext, name: str, epochs: list[int]) -> Finding:
+    kernel = context.worker.kernel(name)
+    tolerance = None
+    if isinstance(kernel, FeatureKernel):
+        against = "products of single features, in units of |g_i| |g_j|"
+        cause = "the stored kernel does not belong to the model; on a GPU set torch.backends.cudnn.allow_tf32 = False"
+        tolerance = kernel.tolerance()
+    else:
+        against = "K of single samples with its arguments exchanged, relative to the largest"
+        cause = "the kernel is not symmetric, or depends on the other samples of its batch: correct its class. Else it was changed"
+    rounding = ROUNDINGS * float(np.finfo(np.float32).eps), f"{ROUNDINGS:,} roundings of float32, the dtype of stored kernels"
+    bound, bound_text = tolerance or rounding
+    differences: Mapping[int, tuple[float, int]] = {
+        epoch: _difference(context, name, epoch, *_reference(context, name, epoch)) for epoch in epochs
+    }
+    epoch = largest_key({epoch: number for epoch, (number, _) in differences.items()})
+    number, sample = differences[epoch]
+    which = f"{name} at epoch {epoch}" + (f", worst of epochs {', '.join(map(str, epochs))}" if len(epochs) > 1 else "")
+    artifact = context.store.artifact("kernel", context.plan.keys.kernel(context.seed, name, epoch))
+    return compare(
+        "kernel",
+        number,
+        bound,
+        f"{which}: largest difference between stored K and {against}, over {len(context.rows)} training samples; "
+        f"at sample id {context.train_id(sample)}; bound: {bound_text}",
+        f"{cause}: {rerun_text(artifact)}",
+        seed=context.seed,
+    )
+
+
+def _difference(context: CheckContext, name: str, epoch: int, expected: Tensor, scale: Tensor) -> tuple[float, int]:
+    """The largest difference of stored K (S, C, M) from ``expected``, in units of ``scale``, and its sample."""
+    reader = context.store.artifact("kernel", context.plan.keys.kernel(context.seed, name, epoch)).reader("kernel")
+    stored = torch.from_numpy(np.concatenate([reader.read(slice(row, row + 1)) for row in context.rows])).double()
+    return largest_sample((stored - expected).abs() / torch.where(scale > 0, scale, torch.ones_like(scale)))
+
+
+def _reference(context: CheckContext, name: str, epoch: int) -> tuple[Tensor, Tensor]:
+    """K (S, C, M) float64 at the sampled rows from single samples, and the scale of its errors, of the same shape.
+
+    A pairwise kernel is computed with its arguments exchanged, as it must be symmetric; its scale is its largest value.
+    """
+    kernel, model, points = context.worker.kernel(name), context.model_at(epoch), context.worker.test_points(context.seed)
+    num_outputs = context.plan.shape.num_outputs
+    if isinstance(kernel, FeatureKernel):
+        return kernel.reference(model, context.inputs, points.inputs, points.outputs, num_outputs)
+    assert isinstance(kernel, PairwiseKernel)
+    with torch.no_grad():
+        rows = [torch.cat([kernel.pairs(model, right[None], left[None]) for right in points.inputs], dim=1) for left in context.inputs]
+    block = per_output(torch.cat(rows).double(), points.outputs, num_outputs).cpu()
+    return block, torch.full_like(block, float(block.abs().max()))

@@ -1,0 +1,28 @@
+"""The final checkpoint, loaded again, gives the stored test outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, dtype_text, largest_sample, rerun_text
+from genrep_dist.diagnostics.finding import Finding, compare
+from genrep_dist.training.loop import predict
+
+
+def check(context: CheckContext) -> Iterator[Finding]:
+    artifact = context.train_artifact(context.seed)
+    stored = torch.from_numpy(artifact.read("outputs_test")).double()
+    found = predict(context.model, context.worker.test.inputs).cpu()
+    gap, sample = largest_sample((found.double() - stored).abs())
+    scale = float(stored.abs().max())
+    yield compare(
+        "reproduction",
+        gap / scale if scale > 0 else gap,
+        context.rounding,
+        "largest difference between the loaded model's test outputs and the stored ones, relative to the largest output, "
+        f"at test sample id {int(context.worker.test.ids[sample])}; bound: {ROUNDINGS:,} roundings of {dtype_text(found)}",
+        f"the checkpoint or the outputs were changed, or the model's code draws random numbers: {rerun_text(artifact)}",
+        seed=context.seed,
+    )

@@ -1,0 +1,140 @@
+"""The run under check, its loaded models, a sample of its rows, and slow references computed one sample at a time."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from genrep_dist.core.importances.base import SolvedImportance
+from genrep_dist.core.kernels.base import FeatureKernel
+from genrep_dist.results import Run
+from genrep_dist.seeds import derive_seed
+from genrep_dist.store.artifacts import Artifact
+from genrep_dist.workflow.context import WorkerContext
+
+ROUNDINGS = 1000
+"""Allowed difference between two ways of computing one sum, in roundings: the square root of a million terms, whose errors add up
+like a random walk. Real faults are larger by orders of magnitude."""
+
+
+class CheckContext:
+    """A finished run. Checks that are too expensive for all seeds use its first ``seed``.
+
+    ``rows``: positions (S,) of sampled training rows, ascending, drawn by a seed derived from the first one. S is ``samples``, but at
+    most N, and at most the number of samples whose gradients fit the memory budget.
+    """
+
+    def __init__(self, run: Run, samples: int) -> None:
+        self.run = run
+        self.plan = run.plan
+        self.store = run.store
+        self.seeds = run.plan.experiment.seeds
+        self.seed = self.seeds[0]
+        self.memory_budget_bytes = run.plan.experiment.resources.memory_budget
+        shape = run.plan.shape
+        sample_bytes = 8 * 4 * shape.num_outputs * shape.num_parameters  # several copies of a sample's gradients
+        count = max(1, min(samples, shape.num_train, self.memory_budget_bytes // sample_bytes))
+        self.rows = sorted(self.generator("rows").choice(shape.num_train, size=count, replace=False).tolist())
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """Random numbers that depend on the first seed and ``purpose`` only."""
+        return np.random.Generator(np.random.Philox(derive_seed(self.seed, "doctor", purpose)))
+
+    @cached_property
+    def worker(self) -> WorkerContext:
+        """The problem and its data, on the experiment's device."""
+        return self.run.context
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The first seed's final model, which the run explains."""
+        return self.model_at(self.plan.keys.epochs)
+
+    def model_at(self, epoch: int) -> nn.Module:
+        """The first seed's model after ``epoch`` epochs, in evaluation mode. Unlike in the stages, the model is not validated."""
+        model = self.worker.fresh_model()
+        model.load_state_dict(self.run.checkpoint(self.seed, epoch))
+        return model.to(self.worker.device).eval()
+
+    @property
+    def inputs(self) -> Tensor:
+        """Inputs (S, ...) of the sampled training rows."""
+        return self.worker.train.inputs[self.rows]
+
+    @property
+    def test_inputs(self) -> Tensor:
+        """Inputs (M, ...) of the first seed's test points."""
+        return self.worker.test.inputs[self.plan.keys.test_positions(self.seed)]
+
+    def train_id(self, sample: int) -> int:
+        """The sample id of sampled row number ``sample``."""
+        return int(self.worker.train.ids[self.rows[sample]])
+
+    def train_artifact(self, seed: int) -> Artifact:
+        return self.store.artifact("train", self.plan.keys.train(seed))
+
+    def solved_artifact(self, importance: str, seed: int, kernel: str, epoch: int) -> Artifact:
+        return self.store.artifact(importance, self.plan.keys.solved(importance, seed, kernel, epoch))
+
+    def train_outputs(self, seed: int, epoch: int) -> npt.NDArray[np.float64]:
+        """Stored outputs (N, C) float64 on the training set after ``epoch`` epochs."""
+        artifact = self.train_artifact(seed)
+        row = artifact.read("epochs").tolist().index(epoch)
+        return np.asarray(artifact.read("outputs_train")[row], dtype=np.float64)
+
+    def feature_kernels(self) -> dict[str, FeatureKernel]:
+        """The feature kernels of the run, by name."""
+        kernels = {name: self.worker.kernel(name) for name, _ in self.plan.needs.cross}
+        return {name: kernel for name, kernel in kernels.items() if isinstance(kernel, FeatureKernel)}
+
+    def solved(self, importance: type[SolvedImportance]) -> list[tuple[str, int]]:
+        """(kernel, epoch) of every gram on which an importance was solved."""
+        return [(kernel, epoch) for name, kernel, epoch in self.plan.needs.solved if name == importance.name]
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of one training run."""
+        recipe = self.plan.keys.recipe
+        return int(recipe["epochs"]) * math.ceil(self.plan.shape.num_train / int(recipe["batch_size"]))
+
+    @property
+    def rounding(self) -> float:
+        """The bound for two ways of computing one number in the model's dtype, relative to its scale."""
+        return ROUNDINGS * float(torch.finfo(next(p.dtype for p in trainable(self.model))).eps)
+
+
+def rerun_text(artifact: Artifact) -> str:
+    """The remedy for an artifact whose contents are wrong."""
+    return f"delete the folder {artifact.path} of the store and run again"
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters with gradients, in the order of ``model.named_parameters()``."""
+    return [p for p in model.parameters() if p.requires_grad and p.is_floating_point()]
+
+
+def largest_relative(difference: Tensor, reference: Tensor) -> tuple[float, int]:
+    """The largest ||difference|| / ||reference|| over rows (S, ..., P), and its sample. NaN counts as the largest.
+
+    Norms of ``reference`` below the rounding error of its largest row are replaced by that rounding error.
+    """
+    sizes = reference.double().norm(dim=-1).reshape(len(reference), -1)
+    errors = difference.double().norm(dim=-1).reshape(len(reference), -1)
+    floor = torch.finfo(reference.dtype).eps * sizes.max()
+    return largest_sample(torch.where(errors == 0, 0.0, errors / torch.maximum(sizes, floor)))
+
+
+def largest_sample(ratios: Tensor) -> tuple[float, int]:
+    """The largest of ``ratios`` (S, ...), and its sample. NaN counts as the largest."""
+    by_sample = ratios.flatten(1).amax(dim=1)
+    sample = int(torch.where(by_sample.isnan(), torch.inf, by_sample).argmax())
+    return float(by_sample[sample]), sample
+
+
+def dtype_text(values: Tensor) -> str:
+    return str(values.dtype).removeprefix("torch.")

@@ -1,0 +1,67 @@
+"""Runs all checks. A check that raises becomes a red finding, so that one fault does not hide others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from genrep_dist.diagnostics.checks import CHECKS, Check
+from genrep_dist.diagnostics.context import CheckContext
+from genrep_dist.diagnostics.finding import Finding
+from genrep_dist.errors import GenRepError, MethodError, NotCommittedError
+from genrep_dist.problems.checks import user_code_error
+from genrep_dist.results import Run
+
+_NOT_CHECKED = "not checked: "
+
+
+def diagnose(run: Run, *, samples: int = 8) -> list[Finding]:
+    """All findings about a finished run, in the order of :data:`genrep_dist.diagnostics.checks.CHECKS`.
+
+    ``samples`` training rows, drawn by a derived seed, are recomputed one by one. A check covers all seeds if that costs little more
+    than reading, else the first one; each finding says which. Costs about one retraining, one backward pass over the training set,
+    and the eigenvalues of a matrix of at most 2,048 rows. Memory stays within the run's budget. Nothing is written, and the result
+    is deterministic.
+
+    Raises NotCommittedError for a run that is not finished, MethodError for ``samples`` below 1. Any error inside a check (damaged
+    files, a model that cannot be built) becomes a red finding.
+    """
+    if samples < 1:
+        raise MethodError("the doctor needs at least one sample", where="samples", expected="at least 1", got=str(samples))
+    if run.manifest() is None:
+        raise NotCommittedError(
+            "only finished runs can be checked, and this run is not finished",
+            where=f"{run.store.uri}, experiment {run.name}",
+            expected="published results",
+            got="none for this experiment",
+            remedy="run the experiment to its end; `genrep status` shows its progress",
+        )
+    context = CheckContext(run, samples)
+    return _merge_same_error([finding for name, check in CHECKS.items() for finding in _run(name, check, context)])
+
+
+def _run(name: str, check: Check, context: CheckContext) -> list[Finding]:
+    try:
+        return list(check(context))
+    except GenRepError as error:
+        return [_not_checked(name, error, context)]
+    except Exception as error:  # checks call the user's model, which may raise anything
+        return [_not_checked(name, user_code_error("a check raised an error", f"check {name}", error), context)]
+
+
+def _not_checked(name: str, error: GenRepError, context: CheckContext) -> Finding:
+    text = "; ".join(part for part in (_NOT_CHECKED + error.what, error.where, error.got) if part)
+    return Finding(name, "red", None, None, text, error.remedy or "correct the cause and run the doctor again", context.seed)
+
+
+def _merge_same_error(findings: list[Finding]) -> list[Finding]:
+    """Checks that failed with the same error become one finding under all their names."""
+    names: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.text.startswith(_NOT_CHECKED):
+            names.setdefault(finding.text, []).append(finding.name)
+    kept = []
+    for finding in findings:
+        same = names.get(finding.text, [finding.name])
+        if finding.name == same[0]:
+            kept.append(finding if len(same) == 1 else replace(finding, name=", ".join(same)))
+    return kept
