@@ -19,7 +19,7 @@ def test_an_optimiser_against_the_methods(name: str, tmp_path: Path) -> None:
     findings = doctor(done)
     assert findings.not_green() == {("optimiser", "amber")}
     found = findings.worst_of("optimiser")
-    assert (found.number, found.bound) == (0.3, 0)
+    assert (found.number, found.bound) == (1, 0)
     assert "ntk-final/tracking, tracincp;" in found.text
     assert "not plain SGD" in findings.worst_of("tracking identity").text
     other = run(tmp_path, recipe={name: 0.3}, methods=["random"], name="other")
