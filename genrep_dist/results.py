@@ -19,6 +19,7 @@ from genrep_dist.evaluation.results import Judged
 from genrep_dist.plan import Plan, named_checkpoint
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.store import Store
+from genrep_dist.store.paths import ResultPaths
 from genrep_dist.store.tables import scan_frame
 from genrep_dist.units import ImportanceUnit
 from genrep_dist.workflow.checkpoints import unpack_state
@@ -171,7 +172,7 @@ class Run:
 
     def manifest(self) -> dict[str, Any] | None:
         """What was proved when the run was published: question, counts, tracking link, files; None while it is not finished."""
-        path = f"results/{self.name}/manifest.json"
+        path = ResultPaths(self.name).manifest
         if not self.store.objects.exists(path):
             return None
         manifest: dict[str, Any] = self.store.objects.get_json(path)
@@ -188,9 +189,9 @@ class Run:
     def judged(self) -> Judged:
         """Everything that was judged, as published: points, metrics, comparisons, ranks, ceilings, costs and the metrics' own tables."""
         self._result("metrics")  # raises when nothing is published
-        folder = f"results/{self.name}"
-        names = [field.name for field in fields(Judged) if self.store.objects.exists(f"{folder}/{field.name}.parquet")]
-        return Judged(**{name: scan_frame(self.store.objects, f"{folder}/{name}.parquet").collect() for name in names})
+        results = ResultPaths(self.name)
+        names = [field.name for field in fields(Judged) if self.store.objects.exists(results.table(field.name))]
+        return Judged(**{name: scan_frame(self.store.objects, results.table(name)).collect() for name in names})
 
     def judge(self) -> tuple[pl.DataFrame, Judged]:
         """The deletion table and everything else that the metrics say, computed anew from the ledger."""
@@ -267,12 +268,12 @@ class Run:
         if self.manifest() is None:
             raise NotCommittedError(
                 "this run is not finished",
-                where=f"{self.store.uri}/results/{self.name}",
+                where=f"{self.store.uri}/{ResultPaths(self.name).folder}",
                 expected="published results of this experiment",
                 got="none",
                 remedy="run the experiment again: only what is missing is computed",
             )
-        return scan_frame(self.store.objects, f"results/{self.name}/{table}.parquet")
+        return scan_frame(self.store.objects, ResultPaths(self.name).table(table))
 
     def _efficiency_gap_test(self, unit: ImportanceUnit) -> float | None:
         """Max |f - sum phi| over the seed's test points, of the method that uses these importances."""

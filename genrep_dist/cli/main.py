@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console, Group
 
     from genrep_dist.config import Experiment
-    from genrep_dist.runner.progress import Tally
+    from genrep_dist.runner.progress import ProgressCounter
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -106,7 +106,7 @@ def status(
 
     from genrep_dist.results import open_run
     from genrep_dist.runner.heartbeat import read_state
-    from genrep_dist.runner.quarantine import names, read_quarantine
+    from genrep_dist.runner.quarantine import describe_units, read_quarantine
     from genrep_dist.workflow.status import stage_status
 
     if as_json:
@@ -135,7 +135,7 @@ def status(
             # What a finished run once had in quarantine, it has done since.
             held = read_quarantine(opened.store, name)
             if held:
-                notes.append(f"in quarantine, not tried again without --retry-failed: {len(held):,} units: {names(held)}")
+                notes.append(f"in quarantine, not tried again without --retry-failed: {len(held):,} units: {describe_units(held)}")
             notes.append("not finished: run the same command again to go on")
         title = f"{name} in {opened.store.uri}"
         return status_text(title, stage_status(opened.plan, opened.store), state, notes), state is not None and state.state == "running"
@@ -320,25 +320,25 @@ def data_fetch(
 
 
 @contextmanager
-def _stoppable(console: Console) -> Iterator[Tally]:
+def _stoppable(console: Console) -> Iterator[ProgressCounter]:
     """The progress of something long. The first SIGINT or SIGTERM says what is done and how to go on, and exits with 130 or 143."""
     from genrep_dist.cli.display import Bars, Lines
     from genrep_dist.provenance import resume_command
-    from genrep_dist.runner.progress import Tally
+    from genrep_dist.runner.progress import ProgressCounter
     from genrep_dist.runner.signals import Signals
 
     with Bars(console) if console.is_terminal else Lines(console) as shown:
-        tally = Tally(shown)
+        progress = ProgressCounter(shown)
 
         def stopped() -> str:
-            return f"{tally.text()}\nto go on: {resume_command()}\n"
+            return f"{progress.summary()}\nto go on: {resume_command()}\n"
 
         # Into a log at once; at a terminal after the bars, which would be drawn over it.
         signals = Signals(lambda: "" if console.is_terminal else stopped())
-        tally.check = signals.check
+        progress.check = signals.check
         try:
             with signals:
-                yield tally
+                yield progress
             return
         except KeyboardInterrupt:
             pass

@@ -18,7 +18,7 @@ from genrep_dist.errors import ConfigError, MethodError
 from genrep_dist.external.contents import Contents, Declared, Matrix, integer_ids
 from genrep_dist.external.locate import SUFFIXES, is_zarr
 from genrep_dist.external.parquet import MODEL, names_seeds, read_parquet
-from genrep_dist.store.zarr_reader import open_foreign
+from genrep_dist.store.zarr_reader import open_zarr
 
 Found = tuple[Contents, Any]
 """Contents, and what the file says of its model: a content address, or one for each seed."""
@@ -207,7 +207,7 @@ def _read_safetensors(path: Path, declared: Declared) -> Found:
 
 
 def _read_zarr(path: Path, declared: Declared) -> Found:
-    found = open_foreign(path)
+    found = open_zarr(path)
     if "" in found.arrays:
         entries: dict[str, Any] = {declared.key or "scores": found.arrays[""]}
     else:

@@ -21,6 +21,7 @@ from genrep_dist.provenance import provenance
 from genrep_dist.results import Run, open_run
 from genrep_dist.store import Store
 from genrep_dist.store.objects import Objects
+from genrep_dist.store.paths import ExperimentPaths, ResultPaths
 from genrep_dist.store.tables import put_frame, put_table
 from genrep_dist.workflow.prepare import Prepared, read_record, restore_record
 
@@ -44,22 +45,18 @@ RESULTS_VERSION = 2
 """Of the published tables of the judge. Results of another version are published anew from the ledger when the run is asked for again."""
 
 
-def results_folder(name: str) -> str:
-    return f"results/{name}"
-
-
 def is_finished(declared: Prepared) -> bool:
     """Whether this very question has been answered, published and proved so in this store, by tables of this version.
 
     If so, its record is what readers see.
     """
     experiment, objects = declared.plan.experiment, declared.store.objects
-    path = f"{results_folder(experiment.name)}/manifest.json"
+    results = ResultPaths(experiment.name)
     try:
-        manifest = objects.get_json(path) if objects.exists(path) else {}
+        manifest = objects.get_json(results.manifest) if objects.exists(results.manifest) else {}
         if (manifest.get("declared"), manifest.get("results_version")) != (declared.plan.keys.question, RESULTS_VERSION):
             return False
-        if any(_digest(objects, f"{results_folder(experiment.name)}/{name}") != digest for name, digest in manifest["tables"].items()):
+        if any(_digest(objects, results.file(name)) != digest for name, digest in manifest["tables"].items()):
             return False
     except (CorruptError, FileNotFoundError):
         return False  # and what is damaged or gone is published anew
@@ -77,24 +74,24 @@ def publish(declared: Prepared, question: str, deletion: pl.DataFrame, judged: J
     Raises StoreError when the record is not that of ``question``: another driver has begun something else under this name.
     """
     experiment, store = declared.plan.experiment, declared.store
-    folder = results_folder(experiment.name)
+    results = ResultPaths(experiment.name)
     finished = open_run(store, experiment.name)
     if finished.plan.keys.question != question:
         raise StoreError(
             "another driver has begun another experiment under this name",
-            where=f"{store.uri}/experiments/{experiment.name}/record.json",
+            where=f"{store.uri}/{ExperimentPaths(experiment.name).record}",
             expected=f"the question {question[:12]}",
             got=f"the question {finished.plan.keys.question[:12]}",
             remedy="give one of them another name, and run this one again: nothing that is computed is lost",
         )
     summary = summarise(deletion, finished.plan.experiment.parsed_methods)
-    store.objects.delete(f"{folder}/manifest.json")
-    put_table(store.objects, f"{folder}/deletion.parquet", deletion_arrow(deletion))
+    store.objects.delete(results.manifest)
+    put_table(store.objects, results.table("deletion"), deletion_arrow(deletion))
     intervals = [column for column in summary.columns if column.startswith("ci95_")]
-    put_frame(store.objects, f"{folder}/summary.parquet", summary, table="summary", nullable=intervals)
-    store.objects.put(f"{folder}/config.yaml", experiment.to_yaml().encode())
-    tables = ["deletion", "summary", *_put_judged(store, folder, judged)]
-    files = [*(f"{folder}/{name}.parquet" for name in tables), *write_report(finished, summary, deletion, judged)]
+    put_frame(store.objects, results.table("summary"), summary, table="summary", nullable=intervals)
+    store.objects.put(results.config, experiment.to_yaml().encode())
+    tables = ["deletion", "summary", *_put_judged(store, results, judged)]
+    files = [*map(results.table, tables), *write_report(finished, summary, deletion, judged)]
     link = _track(finished, deletion, summary, judged, files, course)
     manifest = {
         "question": finished.plan.keys.question,
@@ -105,9 +102,9 @@ def publish(declared: Prepared, question: str, deletion: pl.DataFrame, judged: J
         "tracking": {"uri": link.tracking_uri, "experiment_id": link.experiment_id, "run_id": link.run_id, "hint": link.hint},
         "provenance": provenance(),
         "record": read_record(store, experiment.name),
-        "tables": {f"{name}.parquet": _digest(store.objects, f"{folder}/{name}.parquet") for name in tables},
+        "tables": {f"{name}.parquet": _digest(store.objects, results.table(name)) for name in tables},
     }
-    store.objects.put_json(f"{folder}/manifest.json", manifest)
+    store.objects.put_json(results.manifest, manifest)
 
 
 def _digest(objects: Objects, path: str) -> str:
@@ -134,10 +131,10 @@ def choice_facts(finished: Run) -> dict[str, str]:
     return facts
 
 
-def _put_judged(store: Store, folder: str, judged: Judged) -> Iterator[str]:
+def _put_judged(store: Store, results: ResultPaths, judged: Judged) -> Iterator[str]:
     """Write the tables that have rows, and remove those that an earlier question under this name has left."""
     for field in fields(judged):
-        path, table = f"{folder}/{field.name}.parquet", getattr(judged, field.name)
+        path, table = results.table(field.name), getattr(judged, field.name)
         if table.height:
             put_frame(store.objects, path, table, table=field.name, version=RESULTS_VERSION, nullable=NULLABLE.get(field.name, ()))
             yield field.name
@@ -151,7 +148,7 @@ def write_report(finished: Run, summary: pl.DataFrame, deletion: pl.DataFrame, j
 
     paths = []
     for name, content in report_files(finished, summary, deletion, judged, more_facts=choice_facts(finished)).items():
-        paths.append(f"{results_folder(finished.name)}/{name}")
+        paths.append(ResultPaths(finished.name).file(name))
         finished.store.objects.put(paths[-1], content)
     return paths
 

@@ -10,19 +10,20 @@ from typing import Any, TypeVar
 import polars as pl
 
 from genrep_dist.config import Experiment, load_experiment
-from genrep_dist.errors import CorruptError
+from genrep_dist.errors import CorruptError, DamagedArtifact, DamagedFile
 from genrep_dist.evaluation.results import Judged
 from genrep_dist.executors.base import Executor
 from genrep_dist.results import Run, open_run
 from genrep_dist.runner.heartbeat import Heartbeat
-from genrep_dist.runner.progress import Progress, Silence, Tally
+from genrep_dist.runner.progress import NoProgress, Progress, ProgressCounter
 from genrep_dist.runner.publish import is_finished, publish
-from genrep_dist.runner.quarantine import release
+from genrep_dist.runner.quarantine import clear_quarantine
 from genrep_dist.runner.stage_runner import Walk, Workers
 from genrep_dist.runner.tuning import best_value, candidates, chosen, judge_round, next_round, parameter_path
 from genrep_dist.store import Store
-from genrep_dist.store.damaged import put_aside
+from genrep_dist.store.damaged import move_damaged
 from genrep_dist.store.lease import Lease
+from genrep_dist.store.paths import ExperimentPaths
 from genrep_dist.workflow.evaluate import judge
 from genrep_dist.workflow.execute import workbench
 from genrep_dist.workflow.prepare import Prepared, prepare, publish_inputs, write_record
@@ -38,7 +39,7 @@ def run(
     address: str | None = None,
     progress: Progress | None = None,
     search_path: Sequence[str] = (),
-    executor: Executor | None = None,
+    executor: Executor | str | None = None,
     retry_failed: bool = False,
 ) -> Run:
     """Run an experiment to its end and return its results; what the store holds already is not computed again.
@@ -46,35 +47,35 @@ def run(
     Waits for another driver that is at work on this experiment in this store. What the store holds and is damaged is put aside and
     computed anew. ``retry_failed`` tries units again that are in quarantine.
 
-    ``serial`` works in this process without Ray; ``address`` attaches to a running Ray cluster; ``executor`` is any other way to
-    run units, and stays open. Raises GenRepError; units that were finished before stay finished.
+    ``serial`` runs in this process without Ray; ``address`` attaches to a running Ray cluster; ``executor`` is the name of a registered
+    executor, or an executor, which stays open. Raises GenRepError; units that were finished before stay finished.
     """
     experiment, search_path = _loaded(experiment, search_path)
     opened = Store(store)
     opened.objects.check_access()
     declared = prepare(experiment, opened, search_path)
-    tally = _tally(progress)
+    counter = _progress_counter(progress)
     for warning in declared.plan.warnings:
-        tally.message(f"warning: {warning}")
-    with _lease(opened, experiment.name, tally) as lease:
+        counter.message(f"warning: {warning}")
+    with _lease(opened, experiment.name, counter) as lease:
         if is_finished(declared):
-            tally.message("everything is done already: nothing was computed")
+            counter.message("everything is done already: nothing was computed")
             return open_run(opened, experiment.name)
-        if retry_failed and release(opened, experiment.name):
-            tally.message("what was in quarantine is tried again")
+        if retry_failed and clear_quarantine(opened, experiment.name):
+            counter.message("what was in quarantine is tried again")
         workers = Workers(experiment, serial=serial, address=address, executor=executor)
 
         def walk(heartbeat: Heartbeat) -> None:
             write_record(declared.of(experiment.plain()))
             publish_inputs(declared)
-            question, deletion, judged = _Course(declared, tally, workers).run()
+            question, deletion, judged = _Course(declared, counter, workers).run()
             workers.close()
             lease.confirm()
-            publish(declared, question, deletion, judged, heartbeat.course())
+            publish(declared, question, deletion, judged, heartbeat.measurements())
 
         try:
-            with Heartbeat(tally, opened, experiment.name, [workers.show]) as heartbeat:
-                _mending(opened, tally, lambda: walk(heartbeat))
+            with Heartbeat(counter, opened, experiment.name, [workers.export_metrics]) as heartbeat:
+                _mending(opened, counter, lambda: walk(heartbeat))
         finally:
             workers.close()
         return open_run(opened, experiment.name)
@@ -99,13 +100,13 @@ def train_originals(
     opened = Store(store)
     opened.objects.check_access()
     prepared = prepare(experiment.plain(**changes), opened, search_path)
-    tally = _tally(progress)
-    with _lease(opened, prepared.plan.experiment.name, tally):
+    counter = _progress_counter(progress)
+    with _lease(opened, prepared.plan.experiment.name, counter):
         write_record(prepared)
         publish_inputs(prepared)
         workers = Workers(experiment, serial=serial, address=address)
         try:
-            _mending(opened, tally, lambda: Walk(prepared, tally, workers).originals())
+            _mending(opened, counter, lambda: Walk(prepared, counter, workers).originals())
         finally:
             workers.close()
     return open_run(prepared.store, prepared.plan.experiment.name)
@@ -114,7 +115,7 @@ def train_originals(
 class _Course:
     """From the declared experiment to its results: tuning on seeds of their own, then rounds of seeds until it is known."""
 
-    def __init__(self, declared: Prepared, progress: Tally, workers: Workers) -> None:
+    def __init__(self, declared: Prepared, progress: ProgressCounter, workers: Workers) -> None:
         self._declared, self._progress, self._workers = declared, progress, workers
         self._choices: dict[str, Any] = {}
 
@@ -168,27 +169,27 @@ class _Course:
         return chosen(experiment, path, best).model_copy(update={"stop": experiment.stop})
 
 
-def _lease(store: Store, name: str, progress: Tally) -> Lease:
+def _lease(store: Store, name: str, progress: ProgressCounter) -> Lease:
     """What one driver at a time holds that works on the experiment ``name``."""
-    return Lease(store.objects, f"experiments/{name}/lease", progress.message)
+    return Lease(store.objects, ExperimentPaths(name).lease, progress.message)
 
 
-def _mending(store: Store, progress: Tally, work: Callable[[], T]) -> T:
-    """What ``work`` comes to. What it finds damaged is put aside, and it begins anew: then that is missing, and made again."""
-    mended: set[str] = set()
+def _mending(store: Store, progress: ProgressCounter, work: Callable[[], T]) -> T:
+    """Call ``work`` and return its result. When it finds damage in the store, that is moved away and ``work`` is called again."""
+    moved: set[DamagedArtifact | DamagedFile] = set()
     while True:
         try:
             return work()
         except CorruptError as error:
-            # Damaged once more within one run is no accident: the disk is to be looked at.
-            if not error.damaged or error.damaged in mended:
+            # Damage that recurs within one run points to a faulty disk.
+            if error.damaged is None or error.damaged in moved:
                 raise
-            mended.add(error.damaged)
-            progress.message(f"{put_aside(store.objects, error.damaged)}, and is made anew ({error.what})")
+            moved.add(error.damaged)
+            progress.message(f"{move_damaged(store.objects, error.damaged)}, and is recomputed ({error.what})")
 
 
-def _tally(progress: Progress | None) -> Tally:
-    return progress if isinstance(progress, Tally) else Tally(progress or Silence())
+def _progress_counter(progress: Progress | None) -> ProgressCounter:
+    return progress if isinstance(progress, ProgressCounter) else ProgressCounter(progress or NoProgress())
 
 
 def _loaded(experiment: Experiment | str | Path, search_path: Sequence[str]) -> tuple[Experiment, tuple[str, ...]]:

@@ -12,11 +12,11 @@ from typing import Any
 import polars as pl
 
 from genrep_dist.config import Experiment
-from genrep_dist.errors import CorruptError, GenRepError, StoreError, UnitError
-from genrep_dist.executors.base import Display, Executor, Outcome
-from genrep_dist.executors.serial import SerialExecutor
+from genrep_dist.errors import CorruptError, FailureKind, GenRepError, UnitError
+from genrep_dist.executors.base import Executor, Outcome, SupportsMetrics
+from genrep_dist.executors.registry import make_executor
 from genrep_dist.plan import Plan
-from genrep_dist.runner.progress import Tally
+from genrep_dist.runner.progress import ProgressCounter
 from genrep_dist.runner.quarantine import Quarantine
 from genrep_dist.store.tables import put_frame
 from genrep_dist.units import Retraining, RetrainUnit, StageName, Unit
@@ -36,24 +36,25 @@ class Workers:
     """The executor, started when there is work for it and not before. One that was given stays open."""
 
     def __init__(
-        self, experiment: Experiment, *, serial: bool = False, address: str | None = None, executor: Executor | None = None
+        self, experiment: Experiment, *, serial: bool = False, address: str | None = None, executor: Executor | str | None = None
     ) -> None:
-        self._experiment, self._serial, self._address = experiment, serial, address
-        self._given = executor
-        self._executor = executor
+        self._experiment, self._address = experiment, address
+        self._name = executor if isinstance(executor, str) else "serial" if serial else "ray"
+        self._given = None if isinstance(executor, str) else executor
+        self._executor = self._given
         self._lock = threading.Lock()
 
     def open(self) -> Executor:
         if self._executor is None:
-            self._executor = make_executor(self._experiment, serial=self._serial, address=self._address)
+            self._executor = make_executor(self._name, self._experiment.resources, address=self._address)
         return self._executor
 
-    def show(self, counts: Mapping[str, Any]) -> None:
-        """Show a tally's counts where the cluster can; from any thread."""
+    def export_metrics(self, counts: Mapping[str, Any]) -> None:
+        """Export progress counts to the cluster, if its executor supports that. Thread-safe."""
         with self._lock:
             opened: object = self._executor
-            if isinstance(opened, Display):
-                opened.show(self._experiment.name, counts)
+            if isinstance(opened, SupportsMetrics):
+                opened.export_metrics(self._experiment.name, counts)
 
     def close(self) -> None:
         with self._lock:
@@ -62,20 +63,10 @@ class Workers:
                 self._executor = None
 
 
-def make_executor(experiment: Experiment, *, serial: bool = False, address: str | None = None) -> Executor:
-    """The executor that an experiment's resources ask for. Ray is imported only where it is used."""
-    resources = experiment.resources
-    if serial:
-        return SerialExecutor(resources.retries)
-    from genrep_dist.executors.ray_executor import RayExecutor
-
-    return RayExecutor(resources, address=address)
-
-
 class Walk:
     """One prepared experiment on its way through the stages."""
 
-    def __init__(self, prepared: Prepared, progress: Tally, workers: Workers) -> None:
+    def __init__(self, prepared: Prepared, progress: ProgressCounter, workers: Workers) -> None:
         self._prepared = prepared
         self._plan = prepared.plan
         self._store = prepared.store
@@ -98,19 +89,19 @@ class Walk:
         if self._hurt:
             seeds = [seed for seed in plan.experiment.seeds if seed not in self._hurt]
             if not seeds:
-                self._quarantine.refuse()
+                self._quarantine.raise_if_skipped()
             plan = self._prepared.of(plan.experiment.plain(seeds=seeds)).plan
         asked = ask(plan, self._store, self._prepared.train.ids.numpy(), self._prepared.test.ids.numpy())
         if not self._hurt:
             put_frame(self._store.objects, asked_path(plan), asked.table, table="asked", nullable=NULLABLE)
         self._retrain(asked, plan)
-        self._quarantine.refuse()
+        self._quarantine.raise_if_skipped()
         return asked.table
 
     def originals(self) -> None:
         """Just the models that are explained. Raises UnitError for units in quarantine, after the others are done."""
         self.run_stage("train")
-        self._quarantine.refuse()
+        self._quarantine.raise_if_skipped()
 
     def run_stage(self, stage: StageName) -> None:
         everything = list(assemblies(self._plan, stage))
@@ -129,7 +120,7 @@ class Walk:
                 missing.extend(missing_units(self._store, assembly))
                 unfinished.append(assembly)
         self._progress.stage(stage, total, total - len(missing))
-        admitted = self._quarantine.admit(missing)
+        admitted = self._quarantine.runnable(missing)
         held = set(missing).difference(admitted)
         crashed = self._work(admitted, actors=stage in ("gradients", "kernels"))
         self._hurt |= {_seed(unit) for unit in (*held, *(outcome.unit for outcome in crashed))}
@@ -140,8 +131,8 @@ class Walk:
     def _retrain(self, asked: Asked, plan: Plan) -> None:
         """Fill the ledger with what is asked for. Parts that cannot be read are put aside by name, and only their rows made anew."""
         ledger = self._store.ledger(self._plan.keys.training)
-        for refused in ledger.refuse_damaged():
-            self._progress.message(f"a part of the ledger was put aside, its models are trained again: {refused}")
+        for damaged in ledger.move_damaged_parts():
+            self._progress.message(f"a part of the ledger was damaged, its models are trained again: {damaged}")
         known = ledger.keys()
         lost = set(asked.table["original_key"]) - known
         if lost:
@@ -149,7 +140,7 @@ class Walk:
             ledger.write([row for row in rows if row.key in lost])
         missing = [retraining for key, retraining in asked.unique.items() if key not in known]
         self._progress.stage("retrain", len(asked.unique), len(asked.unique) - len(missing))
-        missing = [retraining for retraining in missing if not self._quarantine.holds(retraining.key)]
+        missing = [retraining for retraining in missing if not self._quarantine.contains(retraining.key)]
         if missing:
             crashed = self._work(retrain_units(missing, self._models_per_task(missing)), actors=False)
             # Which of a task's models it was shows when each has a process of its own; the others are trained so.
@@ -160,7 +151,7 @@ class Walk:
             if alone:
                 self._progress.message(f"tasks have ended their processes in all attempts: {len(alone)} models are trained one by one")
                 for outcome, _ in several:
-                    self._progress.again(outcome)
+                    self._progress.unit_split(outcome)
                 self._work(alone, actors=False)
 
     def _models_per_task(self, missing: Sequence[Retraining]) -> int:
@@ -188,10 +179,9 @@ class Walk:
         return executor
 
     def _work(self, units: Iterable[Unit], *, actors: bool) -> list[Outcome]:
-        """Run units to their end. One failure does not hold the others; after all have ended, the first is raised. But a store that
-        refuses ends it at once.
+        """Run all units, then raise the first failure. A failure of the store is raised at once, because nothing could be written.
 
-        Returns the outcomes of units that have ended their process in all attempts. All but tasks of several models are in quarantine then.
+        Returns the outcomes of units that crashed in every attempt. Those of a single model, or of none, are put in quarantine.
         """
         units = iter(units)
         head = next(units, None)
@@ -204,36 +194,36 @@ class Walk:
         with closing(outcomes):
             for outcome in outcomes:
                 ended += 1
-                self._progress.ended(outcome)
+                self._progress.unit_ended(outcome)
                 if outcome.crashed:
                     crashed.append(outcome)
                     if not isinstance(outcome.unit, RetrainUnit) or len(outcome.unit.rows) == 1:
                         self._quarantine.add(outcome, self._prepared.train.ids.numpy())
-                elif type(outcome.error) is StoreError:
-                    # The place itself refuses, a disk that is full or a bucket that is gone: what the others make would be lost, too.
-                    raise outcome.error
-                elif outcome.error is not None:
+                elif outcome.failure is not None:
+                    if outcome.failure.kind is FailureKind.STORE:
+                        raise outcome.failure.error
                     failures.append(outcome)
-        for failure in failures:
-            if isinstance(failure.error, CorruptError) and failure.error.damaged:
-                raise failure.error
         if not failures:
             return crashed
+        for failed in failures:
+            if isinstance(failed.error, CorruptError) and failed.error.damaged is not None:
+                raise failed.error
         first = failures[0]
         if len(failures) == 1 and isinstance(first.error, GenRepError):
             raise first.error
+        out_of_memory = first.failure is not None and first.failure.kind is FailureKind.OUT_OF_MEMORY
         raise UnitError(
             f"{len(failures)} of {ended} units of work failed; the others are done and kept",
             where=first.unit.label,
             got=f"{type(first.error).__name__}: {first.error}",
-            remedy=(_MORE_MEMORY if type(first.error).__name__ in ("MemoryError", "OutOfMemoryError") else "mend the cause")
+            remedy=(_MORE_MEMORY if out_of_memory else "fix the cause")
             + " and run the same command again: only what is missing is computed",
         ) from first.error
 
     def _counted(self, units: Iterable[Unit]) -> Iterator[Unit]:
         """The units, each counted when the executor draws it."""
         for unit in units:
-            self._progress.taken(unit)
+            self._progress.unit_started(unit)
             yield unit
 
 

@@ -31,6 +31,7 @@ from genrep_dist.problems.tables import from_table, to_table
 from genrep_dist.seeds import derive_seed
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
+from genrep_dist.store.paths import data_table
 from genrep_dist.store.tables import get_table, put_table
 from genrep_dist.training.trainer import Trainer
 from genrep_dist.units import DiagonalUnit, GramUnit, KernelUnit
@@ -60,18 +61,18 @@ def recipe_in_force(problem: Problem, experiment: Experiment) -> Recipe:
 def publish_data(store: Store, digest: str, train: Dataset, test: Dataset) -> None:
     """Put the samples into the store, where every worker reads them."""
     for name, dataset in (("train", train), ("test", test)):
-        path = f"data/{digest}/{name}.parquet"
+        path = data_table(digest, name)
         if not store.objects.exists(path):
             put_table(store.objects, path, to_table(dataset))
 
 
 def read_data(store: Store, digest: str, name: str) -> Dataset:
-    return from_table(get_table(store.objects, f"data/{digest}/{name}.parquet"))
+    return from_table(get_table(store.objects, data_table(digest, name)))
 
 
 def sample_ids(store: Store, digest: str, name: str) -> npt.NDArray[np.int64]:
     """Ids of the samples of 'train' or 'test', in the order of every array; the samples are not read."""
-    ids: npt.NDArray[np.int64] = get_table(store.objects, f"data/{digest}/{name}.parquet", columns=["id"]).column("id").to_numpy()
+    ids: npt.NDArray[np.int64] = get_table(store.objects, data_table(digest, name), columns=["id"]).column("id").to_numpy()
     return ids
 
 

@@ -28,6 +28,7 @@ from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.problems.tables import data_digest
 from genrep_dist.store import Store
 from genrep_dist.store.feature_codec import pack
+from genrep_dist.store.paths import EXPERIMENTS, ExperimentPaths, experiment_name
 from genrep_dist.training.flop_count import forward_flop, step_bytes
 from genrep_dist.training.loop import predict
 from genrep_dist.training.pack import filled
@@ -291,20 +292,20 @@ def write_record(prepared: Prepared, choices: Mapping[str, Any] | None = None) -
         "flipped_ids": list(prepared.flipped),
         "choices": dict(choices or {}),
     }
-    prepared.store.objects.put_json(f"experiments/{plan.experiment.name}/record.json", record)
+    prepared.store.objects.put_json(ExperimentPaths(plan.experiment.name).record, record)
 
 
 def restore_record(store: Store, name: str, record: Mapping[str, Any]) -> None:
     """Put back the record of a finished run, over which another experiment of the same name may have been begun."""
-    store.objects.put_json(f"experiments/{name}/record.json", dict(record))
+    store.objects.put_json(ExperimentPaths(name).record, dict(record))
 
 
 def read_record(store: Store, name: str) -> dict[str, Any]:
     """The record of the experiment ``name``; StoreError lists those that the store knows."""
     try:
-        record: dict[str, Any] = store.objects.get_json(f"experiments/{name}/record.json")
+        record: dict[str, Any] = store.objects.get_json(ExperimentPaths(name).record)
     except FileNotFoundError:
-        known = sorted({path.split("/")[1] for path in store.objects.list("experiments")})
+        known = sorted({experiment_name(path) for path in store.objects.list(EXPERIMENTS)})
         raise StoreError(
             "this store knows no such experiment",
             where=store.uri,
@@ -315,7 +316,7 @@ def read_record(store: Store, name: str) -> dict[str, Any]:
     if record.get("schema_version") != RECORD_VERSION:
         raise StoreError(
             "this record was written by another version",
-            where=f"{store.uri}/experiments/{name}/record.json",
+            where=f"{store.uri}/{ExperimentPaths(name).record}",
             expected=f"schema_version {RECORD_VERSION}",
             got=str(record.get("schema_version")),
             remedy="run the experiment again with this version: what is still valid is not computed again",

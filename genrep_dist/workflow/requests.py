@@ -16,6 +16,7 @@ from genrep_dist.evaluation.deletion import ASKED_SCHEMA
 from genrep_dist.evaluation.subsets import draw_left_out, draw_subsets
 from genrep_dist.plan import Plan
 from genrep_dist.store import Store
+from genrep_dist.store.paths import ExperimentPaths
 from genrep_dist.store.tables import scan_frame
 from genrep_dist.units import Retraining
 from genrep_dist.workflow.context import sample_ids
@@ -48,7 +49,7 @@ def asked_for(table: pl.DataFrame, metric: str) -> pl.DataFrame:
 
 def asked_path(plan: Plan) -> str:
     """Where the table of everything asked lies; another question has another table."""
-    return f"experiments/{plan.experiment.name}/asked-{plan.keys.question}.parquet"
+    return ExperimentPaths(plan.experiment.name).requests(plan.keys.question)
 
 
 def read_asked(plan: Plan, store: Store) -> pl.LazyFrame:

@@ -19,7 +19,7 @@ import ray
 from genrep_dist.config.sections import ResourcesSection
 from genrep_dist.executors.base import Outcome
 from genrep_dist.executors.ray_executor import RayExecutor
-from genrep_dist.runner.progress import Tally
+from genrep_dist.runner.progress import ProgressCounter
 from genrep_dist.runner.stage_runner import Walk, Workers
 from genrep_dist.store import Store
 from genrep_dist.units import Retraining, RetrainUnit, Unit
@@ -54,7 +54,7 @@ def memory() -> dict[str, float]:
     return found
 
 
-class Watch(Tally):
+class Watch(ProgressCounter):
     """A tally that samples memory every ``every`` units that end."""
 
     def __init__(self, every: int) -> None:
@@ -62,8 +62,8 @@ class Watch(Tally):
         self.every, self.samples, self.before, self.most = every, list[Sample](), memory(), 0
         self.start = time.perf_counter()
 
-    def ended(self, outcome: Outcome) -> None:
-        super().ended(outcome)
+    def unit_ended(self, outcome: Outcome) -> None:
+        super().unit_ended(outcome)
         count = self.counts["retrain"]
         self.most = max(self.most, count.running)
         if count.done % self.every == 0:

@@ -18,7 +18,7 @@ import polars as pl
 from genrep_dist.config import load_experiment
 from genrep_dist.config.sections import ResourcesSection
 from genrep_dist.executors.ray_executor import RayExecutor
-from genrep_dist.runner.progress import Silence, Tally
+from genrep_dist.runner.progress import NoProgress, ProgressCounter
 from genrep_dist.runner.stage_runner import STAGES, Walk, Workers
 from genrep_dist.store import Store
 from genrep_dist.units import Retraining
@@ -33,7 +33,7 @@ SIZES = (1, 4, 16)
 def asked_models(prepared: Prepared) -> list[Retraining]:
     """All retrainings of the experiment, after the stages that name them."""
     workers = Workers(prepared.plan.experiment, serial=True)
-    walk = Walk(prepared, Tally(Silence()), workers)
+    walk = Walk(prepared, ProgressCounter(NoProgress()), workers)
     for stage in STAGES:
         walk.run_stage(stage)
     asked = ask(prepared.plan, prepared.store, prepared.train.ids.numpy(), prepared.test.ids.numpy())
@@ -44,7 +44,7 @@ def asked_models(prepared: Prepared) -> list[Retraining]:
 def models_per_task(prepared: Prepared, models: list[Retraining], executor: RayExecutor) -> int:
     """The size that a run of the whole demo would choose: by time, as there are many more models than these."""
     many = models * 50
-    return Walk(prepared, Tally(Silence()), Workers(prepared.plan.experiment, executor=executor))._models_per_task(many)
+    return Walk(prepared, ProgressCounter(NoProgress()), Workers(prepared.plan.experiment, executor=executor))._models_per_task(many)
 
 
 def measure(prepared: Prepared, models: list[Retraining], size: int, executor: RayExecutor) -> tuple[float, float, int, float]:

@@ -18,7 +18,7 @@ from tests.faults.nodes import wait_until
 from tests.faults.trial import Trial, assert_equal, finish, report
 from tests.store.s3_server import BUCKET, S3Server
 
-WAITS = "another driver is at work here"
+WAITS = "another driver is at work"
 
 
 @pytest.fixture

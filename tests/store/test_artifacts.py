@@ -58,7 +58,7 @@ def test_missing_is_never_zero(store: Store) -> None:
     artifact.write_part("rows-0", "features", (0, 0), np.ones((4, 3), dtype=np.float32))
     artifact.commit({})  # as if somebody had committed too early
     np.testing.assert_array_equal(artifact.read("features", (slice(0, 4), slice(None))), 1.0)
-    with pytest.raises(CorruptError, match="is not there"):
+    with pytest.raises(CorruptError, match="does not exist"):
         artifact.read("features")
 
 
@@ -85,7 +85,7 @@ def test_a_damaged_file_is_named_not_read(store: Store) -> None:
         artifact.read("features", (slice(0, 2), slice(None)))
 
 
-def test_declaring_twice_keeps_parts_and_another_grid_starts_anew(store: Store) -> None:
+def test_declaring_twice_keeps_parts_and_another_grid_deletes_them(store: Store) -> None:
     artifact = features(store)
     artifact.write_part("rows-0", "features", (0, 0), np.ones((4, 3), dtype=np.float32))
     features(store)
@@ -114,7 +114,7 @@ def test_missing_arrays_are_named(store: Store) -> None:
 
 def test_a_store_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StoreError, match="cannot be made"):
+    with pytest.raises(StoreError, match="cannot be created"):
         Store(str(tmp_path / "file" / "store"))
 
 
