@@ -22,6 +22,9 @@ from genrep_dist.store.paths import ArtifactPaths, is_chunk
 
 Array = npt.NDArray[Any]
 
+_CONFIG: Any = {"write_empty_chunks": True}
+"""Zarr would omit a chunk of fill values, which is indistinguishable from one that was never written."""
+
 
 class ArrayGroup:
     """Arrays by name, as one Zarr group. One chunk is one file, with a CRC32C checksum at its end."""
@@ -51,8 +54,7 @@ class ArrayGroup:
                 compressors=[Crc32cCodec()],
                 dimension_names=list(dimension_names),
                 attributes=dict(attributes or {}),
-                # Comparing each chunk with the fill value would take longer than writing it.
-                config={"write_empty_chunks": True},
+                config=_CONFIG,
                 # Overwriting would delete the chunks that another driver has written.
                 overwrite=False,
             )
@@ -62,7 +64,7 @@ class ArrayGroup:
         try:
             with self._objects.translated_errors(self._paths.array(name)):
                 store = _CompleteStore(self._store().store) if require_chunks else self._store()
-                return zarr.open_array(store, path=name, mode=cast("Any", mode), zarr_format=3)
+                return zarr.open_array(store, path=name, mode=cast("Any", mode), zarr_format=3).with_config(_CONFIG)
         except FileNotFoundError:
             return None
         # The exceptions that Zarr raises for damaged metadata.

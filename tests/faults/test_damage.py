@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from genrep_dist.errors import CorruptError, DamagedArtifact
+from genrep_dist.errors import CorruptError, DamagedArtifact, FailureKind
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.store.damaged import move_damaged
@@ -200,12 +200,8 @@ def test_a_manifest_of_another_artifact_is_refused(artifact: Artifact, tmp_path:
 def test_the_error_keeps_what_is_damaged_across_processes() -> None:
     import pickle
 
-    error = pickle.loads(pickle.dumps(CorruptError("what", damaged=DamagedArtifact("gram", KEY), where="here", remedy="do")))
+    raised = CorruptError("what", damaged=DamagedArtifact("gram", KEY), where="here", remedy="do")
+    error = pickle.loads(pickle.dumps(raised))
     assert isinstance(error, CorruptError)
-    assert (error.damaged, error.what, error.where, error.remedy, str(error)) == (
-        DamagedArtifact("gram", KEY),
-        "what",
-        "here",
-        "do",
-        str(error),
-    )
+    assert (error.damaged, str(error), error.failure_kind) == (raised.damaged, str(raised), FailureKind.CORRUPT)
+    assert (error.what, error.where, error.remedy) == ("what", "here", "do")
