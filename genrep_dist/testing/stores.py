@@ -83,13 +83,13 @@ class StoreTests:
         assert objects.list("a") == []
 
     def test_files_are_listed_by_folder(self, objects: Objects) -> None:
-        for path in ("a/2", "a/1", "a/c/3", "ab/4", "b"):
+        for path in ("a/2", "a/1", "a/x/3", "ab/4", "b"):
             objects.put(path, b"")
-        assert objects.list("a") == ["a/1", "a/2", "a/c/3"]
-        assert objects.list("") == ["a/1", "a/2", "a/c/3", "ab/4", "b"]
+        assert objects.list("a") == ["a/1", "a/2", "a/x/3"]
+        assert objects.list("") == ["a/1", "a/2", "a/x/3", "ab/4", "b"]
 
     def test_files_and_folders_are_deleted_and_moved(self, objects: Objects) -> None:
-        for path in ("a/1", "a/c/2", "ab/3"):
+        for path in ("a/1", "a/x/2", "ab/3"):
             objects.put(path, path.encode())
         objects.move("a/1", "d/1")
         assert objects.get("d/1") == b"a/1"
@@ -97,7 +97,7 @@ class StoreTests:
         objects.delete_folder("a")
         objects.delete("d/1")
         assert objects.list("") == ["ab/3"]
-        assert not objects.exists("a/c/2")
+        assert not objects.exists("a/x/2")
 
     def test_a_file_is_created_once(self, objects: Objects) -> None:
         created: list[bool] = []

@@ -51,19 +51,6 @@ def foreign(objects: Objects, number: int, **record: Any) -> None:
     objects.put_json(f"lease/{number:012d}.json", there | record)
 
 
-def test_create_succeeds_once(objects: Objects) -> None:
-    done: list[bool] = []
-    threads = [threading.Thread(target=lambda n=n: done.append(objects.create("once", str(n).encode()))) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(done) == [False] * 7 + [True]
-    before = objects.get("once")
-    assert not objects.create("once", b"other")
-    assert objects.get("once") == before
-
-
 def test_one_at_a_time(objects: Objects) -> None:
     """Many that want it at once: nobody is in while another is, and everybody gets it."""
     inside, overlaps, entered = [0], [0], [0]
