@@ -25,18 +25,12 @@ from typing import Any, ClassVar
 class FailureKind(StrEnum):
     """What the failure of a unit of work means for the unit and for the run."""
 
-    RETRYABLE = "retryable"
-    """Another attempt may succeed."""
-    OUT_OF_MEMORY = "out_of_memory"
-    """As RETRYABLE; smaller units or fewer workers help."""
-    CRASHED = "crashed"
-    """As RETRYABLE; the attempt ended its process. A unit whose attempts all crash is quarantined."""
-    STORE = "store"
-    """As RETRYABLE, but when the attempts are used up the run stops at once: no other unit could write its results."""
-    FATAL = "fatal"
-    """Every attempt fails in the same way."""
-    CORRUPT = "corrupt"
-    """An input in the store is damaged. It must be recomputed first."""
+    RETRYABLE = "retryable"  # another attempt may succeed
+    OUT_OF_MEMORY = "out_of_memory"  # retryable; smaller units or fewer workers help
+    CRASHED = "crashed"  # retryable; the attempt ended its process. A unit whose attempts all crash is quarantined
+    STORE = "store"  # retryable; after the last attempt the run stops at once, since no other unit could write its results
+    FATAL = "fatal"  # every attempt fails in the same way
+    CORRUPT = "corrupt"  # an input in the store is damaged and must be recomputed first
 
     @property
     def is_retryable(self) -> bool:

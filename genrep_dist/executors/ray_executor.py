@@ -123,7 +123,7 @@ class RayExecutor:
             raise UnitError(
                 "the Ray cluster failed during this run",
                 where=self._head.address if self._head is not None else "",
-                got=f"{type(error).__name__}: {_first_line(error)}"[:300],
+                got=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:300],
                 remedy="committed results are kept: start a new cluster and run the same command there to continue",
             ) from error
 
@@ -316,13 +316,9 @@ def _connect(address: str | None) -> None:
             "no Ray cluster can be reached",
             where="RAY_ADDRESS" if address is None else "--address",
             expected="the address of a running cluster, host:port or auto",
-            got=f"{address or os.environ.get('RAY_ADDRESS')}: {_first_line(error)}",
+            got=f"{address or os.environ.get('RAY_ADDRESS')}: {str(error).partition(chr(10))[0]}",
             remedy="start a cluster there (ray start --head), or omit the address to work on this machine",
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _living_nodes() -> list[NodeResources]:

@@ -29,8 +29,8 @@ _CONFIG: Any = {"write_empty_chunks": True}
 class ArrayGroup:
     """Arrays by name, as one Zarr group. One chunk is one file, with a CRC32C checksum at its end."""
 
-    def __init__(self, objects: Objects, paths: ArtifactPaths) -> None:
-        self._objects, self._paths = objects, paths
+    def __init__(self, objects: Objects, kind: str, key: str) -> None:
+        self._objects, self._paths, self._damaged = objects, ArtifactPaths(kind, key), DamagedArtifact(kind, key)
         self._opened: ObjectStore[Any] | None = None
 
     def create(
@@ -122,7 +122,7 @@ class ArrayGroup:
             where=f"{self._objects.uri}/{where}",
             got=str(error),
             remedy="run the experiment again: damaged files are moved away and recomputed",
-            damaged=DamagedArtifact(self._paths.kind, self._paths.key),
+            damaged=self._damaged,
         )
 
 

@@ -31,7 +31,7 @@ class Artifact:
         self.paths = ArtifactPaths(kind, key)
         self.path = self.paths.folder
         self._objects = objects
-        self._group = ArrayGroup(objects, self.paths)
+        self._group = ArrayGroup(objects, kind, key)
 
     # -- writing ---------------------------------------------------------------------------------------------------------------
 

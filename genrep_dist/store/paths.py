@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 EXPERIMENTS = "experiments"
 ACCESS_MARKER = ".access-"
 """Prefix of the file that proves write access."""
 
 
-@dataclass(frozen=True)
 class ArtifactPaths:
-    """The Zarr group of one artifact, its manifest and the records of its parts."""
+    """The Zarr group of one artifact, its manifest and the ``records`` of its parts."""
 
-    kind: str
-    key: str
-
-    @property
-    def folder(self) -> str:
-        return f"artifacts/{self.kind}/{self.key[:2]}/{self.key}"
-
-    @property
-    def manifest(self) -> str:
-        return f"{self.folder}/manifest.json"
-
-    @property
-    def metadata(self) -> str:
-        return f"{self.folder}/zarr.json"
-
-    @property
-    def records(self) -> str:
-        """The folder of the part records."""
-        return f"{self.folder}/parts"
+    def __init__(self, kind: str, key: str) -> None:
+        self.folder = f"artifacts/{kind}/{key[:2]}/{key}"
+        self.manifest = f"{self.folder}/manifest.json"
+        self.metadata = f"{self.folder}/zarr.json"
+        self.records = f"{self.folder}/parts"
 
     def record(self, part: str) -> str:
         return f"{self.records}/{part}.json"
@@ -58,20 +42,12 @@ def is_chunk(key: str) -> bool:
     return "/c/" in key
 
 
-@dataclass(frozen=True)
 class LedgerPaths:
-    """The parts of one ledger."""
+    """One ledger: its folder of parts and, below it, the folder of ``damaged`` parts."""
 
-    training: str
-
-    @property
-    def folder(self) -> str:
-        return f"ledger/{self.training}"
-
-    @property
-    def damaged(self) -> str:
-        """The folder of damaged parts."""
-        return f"{self.folder}/refused"
+    def __init__(self, training: str) -> None:
+        self.folder = f"ledger/{training}"
+        self.damaged = f"{self.folder}/refused"
 
     def damaged_part(self, part: str, digest: str) -> str:
         name = part.removeprefix(f"{self.folder}/").removesuffix(".parquet").replace("/", "-")
@@ -86,31 +62,15 @@ def ledger_part(folder: str, digest: str) -> str:
     return f"{folder}/part-{digest}.parquet"
 
 
-@dataclass(frozen=True)
 class ExperimentPaths:
-    """What a store keeps about one experiment, by its name."""
+    """What a store keeps about the experiment ``name``."""
 
-    name: str
-
-    @property
-    def folder(self) -> str:
-        return f"{EXPERIMENTS}/{self.name}"
-
-    @property
-    def record(self) -> str:
-        return f"{self.folder}/record.json"
-
-    @property
-    def progress(self) -> str:
-        return f"{self.folder}/progress.json"
-
-    @property
-    def quarantine(self) -> str:
-        return f"{self.folder}/quarantine.json"
-
-    @property
-    def lease(self) -> str:
-        return f"{self.folder}/lease"
+    def __init__(self, name: str) -> None:
+        self.folder = f"{EXPERIMENTS}/{name}"
+        self.record = f"{self.folder}/record.json"
+        self.progress = f"{self.folder}/progress.json"
+        self.quarantine = f"{self.folder}/quarantine.json"
+        self.lease = f"{self.folder}/lease"
 
     def requests(self, question: str) -> str:
         return f"{self.folder}/asked-{question}.parquet"
@@ -121,26 +81,16 @@ def experiment_name(path: str) -> str:
     return path.split("/")[1]
 
 
-@dataclass(frozen=True)
 class ResultPaths:
-    """The published results of one experiment, by its name."""
+    """The published results of the experiment ``name``."""
 
-    name: str
-
-    @property
-    def folder(self) -> str:
-        return f"results/{self.name}"
-
-    @property
-    def manifest(self) -> str:
-        return self.file("manifest.json")
-
-    @property
-    def config(self) -> str:
-        return self.file("config.yaml")
+    def __init__(self, name: str) -> None:
+        self.folder = f"results/{name}"
+        self.manifest = f"{self.folder}/manifest.json"
+        self.config = f"{self.folder}/config.yaml"
 
     def table(self, name: str) -> str:
-        return self.file(f"{name}.parquet")
+        return f"{self.folder}/{name}.parquet"
 
     def file(self, name: str) -> str:
         return f"{self.folder}/{name}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from genrep_dist.errors import CorruptError, DamagedArtifact, FailureKind
+from genrep_dist.runner.progress import NoProgress
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.store.damaged import move_damaged
@@ -21,7 +22,7 @@ KEY = "ab" * 32
 Damage = Callable[[Path], object]
 
 
-class Said:
+class Said(NoProgress):
     """What a run says, and how many units of each stage it had to do."""
 
     def __init__(self) -> None:
@@ -30,9 +31,6 @@ class Said:
 
     def stage(self, name: str, total: int, done: int) -> None:
         self.missing[name] = max(self.missing.get(name, 0), total - done)
-
-    def advance(self, units: int, statistics: Mapping[str, float]) -> None:
-        pass
 
     def message(self, text: str) -> None:
         self.messages.append(text)
