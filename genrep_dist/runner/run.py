@@ -42,10 +42,10 @@ def run(
     executor: Executor | str | None = None,
     retry_failed: bool = False,
 ) -> Run:
-    """Run an experiment to its end and return its results; what the store holds already is not computed again.
+    """Run an experiment and return its results. Only what the store lacks is computed.
 
-    Waits for another driver that is at work on this experiment in this store. What the store holds and is damaged is put aside and
-    computed anew. ``retry_failed`` tries units again that are in quarantine.
+    Waits while another driver works on this experiment in this store. Damaged files of the store are moved away and recomputed.
+    ``retry_failed`` runs the units in quarantine again.
 
     ``serial`` runs in this process without Ray; ``address`` attaches to a running Ray cluster; ``executor`` is the name of a registered
     executor, or an executor, which stays open. Raises GenRepError; units that were finished before stay finished.

@@ -129,7 +129,7 @@ class Walk:
                 commit(self._store, assembly)
 
     def _retrain(self, asked: Asked, plan: Plan) -> None:
-        """Fill the ledger with what is asked for. Parts that cannot be read are put aside by name, and only their rows made anew."""
+        """Train the requested models that the ledger lacks. Damaged parts are moved away, and only their models are trained again."""
         ledger = self._store.ledger(self._plan.keys.training)
         for damaged in ledger.move_damaged_parts():
             self._progress.message(f"a part of the ledger was damaged, its models are trained again: {damaged}")

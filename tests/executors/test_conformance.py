@@ -11,14 +11,14 @@ import ray
 
 import genrep_dist as gr
 from genrep_dist.config.sections import ResourcesSection
-from genrep_dist.errors import ConfigError
+from genrep_dist.errors import ConfigError, FailureKind, ProblemError
 from genrep_dist.executors import registry
 from genrep_dist.executors.base import Executor, Outcome
 from genrep_dist.executors.ray_executor import RayExecutor
 from genrep_dist.executors.registry import executor_names, make_executor, register_executor
 from genrep_dist.executors.serial import SerialExecutor
 from genrep_dist.testing import ExecutorTests
-from genrep_dist.testing.executors import make_experiment
+from genrep_dist.testing.executors import RETRIES, Workload, make_experiment
 from genrep_dist.units import StageName, Unit
 from genrep_dist.workflow.context import Job
 
@@ -110,3 +110,29 @@ def test_an_entry_point_is_used_by_its_name(monkeypatch: pytest.MonkeyPatch) -> 
     made = make_executor("backwards", ResourcesSection.model_validate({}), address="here")
     assert isinstance(made, ReversedExecutor)
     assert made.address == "here"
+
+
+class Eager(SerialExecutor):
+    """Takes all units at once."""
+
+    def run(self, job: Job, units: Iterable[Unit], *, actors: bool = False) -> Generator[Outcome, None, None]:
+        yield from super().run(job, list(units), actors=actors)
+
+
+class Forgetful(SerialExecutor):
+    """Does not report failures."""
+
+    def run(self, job: Job, units: Iterable[Unit], *, actors: bool = False) -> Generator[Outcome, None, None]:
+        yield from (outcome for outcome in super().run(job, units, actors=actors) if outcome.failure is None)
+
+
+def test_the_conformance_tests_find_broken_executors(tmp_path: Path) -> None:
+    workload, suite = Workload(tmp_path), ExecutorTests()
+    with pytest.raises(AssertionError):
+        suite.test_units_are_taken_lazily(Eager(RETRIES), workload, actors=False)
+    with pytest.raises(AssertionError):
+        suite.test_a_failing_unit_does_not_stop_the_others(
+            Forgetful(RETRIES), workload, actors=False, fault="fatal", kind=FailureKind.FATAL, error=ProblemError
+        )
+    with pytest.raises(AssertionError):  # no retries
+        suite.test_a_retryable_failure_is_retried(SerialExecutor(0), workload, actors=False, fault="retryable")
