@@ -64,7 +64,7 @@ def test_plan_before_and_after(place: Path, tmp_path: Path) -> None:
 def test_a_plan_that_this_machine_can_never_hold_is_refused(tmp_path: Path) -> None:
     experiment_file(tmp_path / "toy.yaml")
     planned = call("plan", tmp_path / "toy.yaml", "--store", tmp_path / "store", "--set", "resources.stages={influence: {num_gpus: 64}}")
-    assert "here `genrep run` would refuse it: no node of the cluster can ever hold a worker" in planned.output
+    assert "here `genrep run` would refuse it: no node of the cluster can ever run a worker" in planned.output
     assert re.search(r"resources.stages.influence.num_gpus[\s\S]*1 CPU and 64 GPU[\s\S]*on any of 1 nodes", planned.output)
 
 
