@@ -1,30 +1,46 @@
-"""Every error that genrep_dist raises on purpose.
+"""The exceptions of genrep_dist.
 
     GenRepError
-    ├── ConfigError          an experiment that cannot be read or does not fit together (also a ValueError)
-    ├── MethodError          an attribution method that does not exist or cannot be built here (also a ValueError)
-    ├── ProblemError         a problem whose model, data, loss or recipe breaks the protocol
-    │   └── NonFiniteError   NaN or Inf in data, outputs, gradients or scores, with the sample ids
-    ├── PlanError            work refused before it starts: it cannot fit the memory, the disk or the cluster
+    ├── ConfigError          an experiment cannot be read or is inconsistent (also a ValueError)
+    ├── MethodError          an attribution method does not exist or cannot be built (also a ValueError)
+    ├── ProblemError         a problem's model, data, loss or recipe breaks the protocol
+    │   └── NonFiniteError   NaN or Inf in data, outputs, gradients or scores
+    ├── PlanError            work refused before it starts: it exceeds memory, disk or cluster
     ├── StoreError           the store cannot be used
-    │   ├── NotCommittedError   something was read that is not finished
+    │   ├── NotCommittedError   something unfinished was read
     │   └── CorruptError        something finished is damaged
-    ├── ConvergenceError     a solver that did not reach its tolerance
-    └── UnitError            a unit of work that failed as often as it may
+    ├── ConvergenceError     a solver did not reach its tolerance
+    └── UnitError            a unit of work failed in all of its attempts
 
-A message says what happened, where, what was expected, what was found, and what to do about it.
+Each class states in ``failure_kind`` what its error means for a unit of work that raises it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, ClassVar
+
+
+class FailureKind(StrEnum):
+    """What the failure of a unit of work means for the unit and for the run."""
+
+    RETRYABLE = "retryable"  # another attempt may succeed
+    OUT_OF_MEMORY = "out_of_memory"  # retryable; smaller units or fewer workers help
+    CRASHED = "crashed"  # retryable; the attempt ended its process. A unit whose attempts all crash is quarantined
+    STORE = "store"  # retryable; after the last attempt the run stops at once, since no other unit could write its results
+    FATAL = "fatal"  # every attempt fails in the same way
+    CORRUPT = "corrupt"  # an input in the store is damaged and must be recomputed first
+
+    @property
+    def is_retryable(self) -> bool:
+        return self not in (FailureKind.FATAL, FailureKind.CORRUPT)
 
 
 class GenRepError(Exception):
-    """Base of the tree.
+    """Base class. ``what`` is one sentence; the other parts are optional and shown on their own lines."""
 
-    ``what`` is a sentence; the other parts are shown on their own lines when given.
-    """
+    failure_kind: ClassVar[FailureKind] = FailureKind.RETRYABLE
 
     def __init__(self, what: str, *, where: str = "", expected: str = "", got: str = "", remedy: str = "") -> None:
         self.what = what
@@ -32,68 +48,92 @@ class GenRepError(Exception):
         self.expected = expected
         self.got = got
         self.remedy = remedy
-        parts = [what]
-        for label, text in (("where", where), ("expected", expected), ("got", got), ("what to do", remedy)):
-            if text:
-                parts.append(f"  {label}: {text}")
-        super().__init__("\n".join(parts))
+        labelled = {"where": where, "expected": expected, "got": got, "what to do": remedy}
+        super().__init__("\n".join([what, *(f"  {label}: {text}" for label, text in labelled.items() if text)]))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions cross process boundaries; keyword-only parts would be lost by the default protocol.
-        return _rebuild, (type(self), self.what, self.where, self.expected, self.got, self.remedy)
+        # The default protocol passes only positional arguments, which would lose the keyword-only parts.
+        return _rebuild, (type(self), self.what, self._keywords())
+
+    def _keywords(self) -> dict[str, Any]:
+        return {"where": self.where, "expected": self.expected, "got": self.got, "remedy": self.remedy}
 
 
-def _rebuild(kind: type[GenRepError], what: str, where: str, expected: str, got: str, remedy: str) -> GenRepError:
-    return kind(what, where=where, expected=expected, got=got, remedy=remedy)
+def _rebuild(cls: type[GenRepError], what: str, keywords: dict[str, Any]) -> GenRepError:
+    return cls(what, **keywords)
 
 
 class ConfigError(GenRepError, ValueError):
-    """An experiment that cannot be read or does not fit together."""
+    """An experiment cannot be read or is inconsistent."""
+
+    failure_kind = FailureKind.FATAL
 
 
 class MethodError(GenRepError, ValueError):
-    """An attribution method that does not exist or cannot be built here."""
+    """An attribution method does not exist or cannot be built."""
+
+    failure_kind = FailureKind.FATAL
 
 
 class ProblemError(GenRepError):
-    """A problem whose model, data, loss or recipe breaks the protocol."""
+    """A problem's model, data, loss or recipe breaks the protocol."""
+
+    failure_kind = FailureKind.FATAL
 
 
 class NonFiniteError(ProblemError):
-    """NaN or Inf where a number must be; names the sample ids."""
+    """NaN or Inf where a finite number is required. The message names the sample ids."""
 
 
 class PlanError(GenRepError):
-    """Work refused before it starts, with the two numbers that do not fit."""
+    """Work refused before it starts. The message names the two numbers that do not fit."""
 
 
 class StoreError(GenRepError):
     """The store cannot be used."""
 
+    failure_kind = FailureKind.STORE
+
 
 class NotCommittedError(StoreError):
-    """Something was read whose writing has not been finished and proved."""
+    """Something was read that is not finished."""
+
+    failure_kind = FailureKind.RETRYABLE
+
+
+@dataclass(frozen=True)
+class DamagedArtifact:
+    """A damaged artifact of the store: its ``kind`` and ``key``."""
+
+    kind: str
+    key: str
+
+
+@dataclass(frozen=True)
+class DamagedFile:
+    """A damaged file, by its path below the store."""
+
+    path: str
 
 
 class CorruptError(StoreError):
-    """Something finished is damaged. ``damaged``: its path below the store, where a run can make it anew once it is put aside."""
+    """Something finished is damaged. ``damaged`` names it if a run can recompute it, else it is None."""
 
-    def __init__(self, what: str, *, damaged: str = "", where: str = "", expected: str = "", got: str = "", remedy: str = "") -> None:
-        super().__init__(what, where=where, expected=expected, got=got, remedy=remedy)
+    failure_kind = FailureKind.CORRUPT
+
+    def __init__(self, what: str, *, damaged: DamagedArtifact | DamagedFile | None = None, **parts: str) -> None:
+        super().__init__(what, **parts)
         self.damaged = damaged
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_corrupt, (self.damaged, *super().__reduce__()[1])
-
-
-def _rebuild_corrupt(damaged: str, kind: type[CorruptError], *parts: str) -> CorruptError:
-    what, where, expected, got, remedy = parts
-    return kind(what, damaged=damaged, where=where, expected=expected, got=got, remedy=remedy)
+    def _keywords(self) -> dict[str, Any]:
+        return {**super()._keywords(), "damaged": self.damaged}
 
 
 class ConvergenceError(GenRepError):
-    """A solver that did not reach its tolerance; nothing is returned in its place."""
+    """A solver did not reach its tolerance. It returns no approximate result."""
+
+    failure_kind = FailureKind.FATAL
 
 
 class UnitError(GenRepError):
-    """A unit of work that failed as often as it may."""
+    """A unit of work failed in all of its attempts."""

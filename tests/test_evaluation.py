@@ -21,7 +21,7 @@ from genrep_dist.config.metrics import requested_retrainings
 from genrep_dist.errors import PlanError
 from genrep_dist.evaluation.subsets import draw_left_out, draw_subsets
 from genrep_dist.executors.serial import SerialExecutor
-from genrep_dist.runner.progress import Silence
+from genrep_dist.runner.progress import NoProgress
 from genrep_dist.store import Store
 from genrep_dist.units import Retraining
 from genrep_dist.workflow.execute import execute
@@ -283,7 +283,7 @@ def test_a_plan_knows_what_the_store_has_of_another_experiment(tmp_path: Path) -
 def test_a_damaged_part_is_refused_by_name_and_only_its_rows_are_trained_again(tmp_path: Path) -> None:
     said: list[str] = []
 
-    class Listener(Silence):
+    class Listener(NoProgress):
         def message(self, text: str) -> None:
             said.append(text)
 

@@ -1,4 +1,4 @@
-"""The whole walk, in this process, against slow references that share no code with it."""
+"""The whole runner, in this process, against slow references that share no code with it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 import genrep_dist as gr
 from genrep_dist.errors import ConvergenceError, MethodError, NonFiniteError, NotCommittedError, PlanError, StoreError
 from genrep_dist.executors.serial import SerialExecutor
-from genrep_dist.runner.progress import Silence, Tally
+from genrep_dist.runner.progress import NoProgress, ProgressCounter
 from genrep_dist.runner.publish import diagnostics
-from genrep_dist.runner.stage_runner import Walk, Workers
+from genrep_dist.runner.stage_runner import StageRunner, Workers
 from genrep_dist.store import Store
 from genrep_dist.training.packs.mapped import MAPPED_SLOTS
 from genrep_dist.training.randomness import Randomness
@@ -277,7 +277,7 @@ def test_the_last_layer_by_name(tmp_path: Path) -> None:
 def test_momentum_is_tagged_and_warned_about(tmp_path: Path) -> None:
     said: list[str] = []
 
-    class Listener(Silence):
+    class Listener(NoProgress):
         def message(self, text: str) -> None:
             said.append(text)
 
@@ -480,6 +480,6 @@ def test_models_that_are_mapped_are_retrained_by_whole_packs(tmp_path: Path) -> 
     assert np.abs(deltas[0]).max() > 0.05
     np.testing.assert_allclose(deltas[0], deltas[1], rtol=1e-2, atol=1e-4)
     prepared = prepare(experiment("tests.toys:Sloped", methods=methods), Store(str(tmp_path / "False")), [str(ROOT)])
-    walk = Walk(prepared, Tally(Silence()), Workers(prepared.plan.experiment, executor=SerialExecutor(0)))
+    runner = StageRunner(prepared, ProgressCounter(NoProgress()), Workers(prepared.plan.experiment, executor=SerialExecutor(0)))
     some = [Retraining("key", 0, "same", (row,)) for row in range(40)]
-    assert walk._models_per_task(some) == MAPPED_SLOTS
+    assert runner._models_per_task(some) == MAPPED_SLOTS

@@ -15,7 +15,7 @@ from genrep_dist.cli.status import stop_text
 from genrep_dist.config import Experiment
 from genrep_dist.config.sections import StopSection, TuneSection
 from genrep_dist.executors.serial import SerialExecutor
-from genrep_dist.runner.progress import Silence
+from genrep_dist.runner.progress import NoProgress
 from genrep_dist.runner.tuning import Precision, best_value, measure_precision, next_num_seeds, parameter_path
 from tests.experiments import ROOT, experiment
 from tests.toys import trainings
@@ -124,7 +124,7 @@ def test_it_stops_when_it_is_known_and_pays_for_no_more(tmp_path: Path) -> None:
 def test_status_tells_of_the_rule_from_the_first_round_on(tmp_path: Path) -> None:
     told: list[str] = []
 
-    class Listener(Silence):
+    class Listener(NoProgress):
         def stage(self, name: str, total: int, done: int) -> None:
             told.append(stop_text(gr.open_run(str(tmp_path / "store"), "toy").choices["stop"]))
 

@@ -80,7 +80,11 @@ def show_summary(console: Console, finished: Run) -> None:
     _show_metrics(console, finished)
     manifest = finished.manifest()
     if manifest is not None:
-        console.print(f"report: {finished.store.uri}/results/{finished.name}/report.html", markup=False, highlight=False, soft_wrap=True)
+        from genrep_dist.store.paths import ResultPaths
+
+        console.print(
+            f"report: {finished.store.uri}/{ResultPaths(finished.name).file('report.html')}", markup=False, highlight=False, soft_wrap=True
+        )
         console.print(f"MLflow: {manifest['tracking']['hint']}", markup=False, highlight=False, soft_wrap=True)
 
 

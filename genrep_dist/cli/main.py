@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from genrep_dist.config import Experiment
-    from genrep_dist.runner.progress import Tally
+    from genrep_dist.runner.progress import ProgressCounter
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -252,25 +252,25 @@ def data_fetch(
 
 
 @contextmanager
-def _interruptible(console: Console) -> Iterator[Tally]:
+def _interruptible(console: Console) -> Iterator[ProgressCounter]:
     """The progress of a long command. On the first SIGINT or SIGTERM: print progress and resume command, exit with 130 or 143."""
     from genrep_dist.cli.progress import ProgressBars, ProgressLines
     from genrep_dist.provenance import resume_command
-    from genrep_dist.runner.progress import Tally
+    from genrep_dist.runner.progress import ProgressCounter
     from genrep_dist.runner.signals import Signals
 
     with ProgressBars(console) if console.is_terminal else ProgressLines(console) as shown:
-        tally = Tally(shown)
+        progress = ProgressCounter(shown)
 
         def stopped() -> str:
-            return f"{tally.text()}\nto resume: {resume_command()}\n"
+            return f"{progress.summary()}\nto resume: {resume_command()}\n"
 
         # In a log at once; at a terminal after the bars, which would overwrite the text.
         signals = Signals(lambda: "" if console.is_terminal else stopped())
-        tally.check = signals.check
+        progress.check = signals.check
         try:
             with signals:
-                yield tally
+                yield progress
             return
         except KeyboardInterrupt:
             pass

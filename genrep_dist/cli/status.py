@@ -14,7 +14,7 @@ from rich.text import Text
 from genrep_dist.cli.display import seconds_text, table
 from genrep_dist.results import open_run
 from genrep_dist.runner.heartbeat import RunState, read_state
-from genrep_dist.runner.quarantine import names, read_quarantine
+from genrep_dist.runner.quarantine import describe_units, read_quarantine
 from genrep_dist.workflow.status import StageStatus, stage_status
 
 
@@ -64,7 +64,7 @@ def _status(store: str, name: str) -> tuple[Group, bool]:
     else:
         quarantine = read_quarantine(opened.store, name)
         if quarantine:
-            notes.append(f"in quarantine, not retried without --retry-failed: {len(quarantine):,} units: {names(quarantine)}")
+            notes.append(f"in quarantine, not retried without --retry-failed: {len(quarantine):,} units: {describe_units(quarantine)}")
         notes.append("not finished: run the same command again to continue")
     title = f"{name} in {opened.store.uri}"
     return status_text(title, stage_status(opened.plan, opened.store), state, notes), state is not None and state.state == "running"

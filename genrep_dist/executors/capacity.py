@@ -1,49 +1,48 @@
-"""How many workers the nodes of a cluster can hold at once, and refusing what none of them ever can."""
+"""How many workers fit on the nodes of a cluster, and the refusal of workers that can never be scheduled."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from genrep_dist.config.sections import ResourcesSection, StageName
 from genrep_dist.errors import PlanError
 
-Resources = Mapping[str, float]
-"""What one node has, by the names of Ray: ``CPU``, ``GPU``, ``memory`` (bytes)."""
+NodeResources = Mapping[str, float]
+"""Resources of one node under Ray's names: ``CPU``, ``GPU``, ``memory`` (bytes)."""
 
 
 @dataclass(frozen=True)
-class Demand:
-    """What one worker takes, and between how many workers (``least``, ``most``) there are at once; ``where`` it was declared."""
+class WorkerResources:
+    """What one worker reserves, how many workers there may be, and the config section ``where`` this was declared."""
 
     num_cpus: float
     num_gpus: float
     memory_bytes: int
-    least: int
-    most: int | None
+    min_workers: int
+    max_workers: int | None
     where: str
 
-    def text(self) -> str:
+    def __str__(self) -> str:
         memory = f" and {self.memory_bytes:,} bytes of memory" if self.memory_bytes else ""
         return f"{self.num_cpus:g} CPU and {self.num_gpus:g} GPU{memory}"
 
 
-def demand_of(resources: ResourcesSection, stage: StageName | None, nodes: Sequence[Resources]) -> Demand:
-    """What a worker of ``stage`` takes (of any stage without a declaration of its own: None), on these ``nodes``.
+def worker_resources(resources: ResourcesSection, stage: StageName | None, nodes: Sequence[NodeResources]) -> WorkerResources:
+    """What a worker of ``stage`` reserves; None means any stage without its own section.
 
-    Where no GPUs are declared a worker takes one if any node has one and ``resources.device`` does not decline it.
-
-    Raises PlanError for more than one GPU that is no whole number: no worker can be given that.
+    If ``num_gpus`` is not declared, a worker gets one GPU if any node has one, unless ``resources.device`` is cpu. PlanError if
+    ``num_gpus`` is above 1 and not an integer.
     """
     own = resources.stages.get(stage) if stage is not None else None
-    declared = {name: getattr(own, name) for name in type(own).model_fields} if own is not None else {}
-    chosen = {name: value if value is not None else getattr(resources, name) for name, value in declared.items()}
-    values = {name: chosen.get(name, getattr(resources, name)) for name in ("num_cpus", "num_gpus", "memory", "min_workers", "workers")}
+    overrides = {} if own is None else {name: value for name, value in own if value is not None}
+    values = {name: overrides.get(name, getattr(resources, name)) for name in ("num_cpus", "num_gpus", "memory", "min_workers", "workers")}
     gpus = values["num_gpus"]
     if gpus is None:
         gpus = 1.0 if resources.device != "cpu" and any(node.get("GPU", 0.0) >= 1 for node in nodes) else 0.0
-    where = f"resources.stages.{stage}" if own is not None else "resources"
+    where = "resources" if own is None else f"resources.stages.{stage}"
     if gpus > 1 and gpus != int(gpus):
         raise PlanError(
             "a worker takes a share of one GPU, or whole GPUs",
@@ -51,67 +50,68 @@ def demand_of(resources: ResourcesSection, stage: StageName | None, nodes: Seque
             expected=f"{math.floor(gpus)} or {math.ceil(gpus)}, or at most 1",
             got=f"{gpus:g}",
         )
-    least, most = values["min_workers"], values["workers"]
-    return Demand(values["num_cpus"], gpus, values["memory"] or 0, least if most is None else min(least, most), most, where)
+    fewest, most = values["min_workers"], values["workers"]
+    return WorkerResources(values["num_cpus"], gpus, values["memory"] or 0, fewest if most is None else min(fewest, most), most, where)
 
 
-def all_demands(resources: ResourcesSection, nodes: Sequence[Resources]) -> list[Demand]:
-    """The general demand and that of each stage that has its own."""
-    return [demand_of(resources, stage, nodes) for stage in (None, *resources.stages)]
+def all_worker_resources(resources: ResourcesSection, nodes: Sequence[NodeResources]) -> list[WorkerResources]:
+    """Of stages without a section of their own, then of each stage that has one."""
+    return [worker_resources(resources, stage, nodes) for stage in (None, *resources.stages)]
 
 
-def workers_held(nodes: Sequence[Resources], demand: Demand) -> int:
-    """Workers that fit on ``nodes`` together. A fraction of a GPU never spans two GPUs."""
-    return sum(_held(node, demand) for node in nodes)
+def count_fitting(nodes: Sequence[NodeResources], worker: WorkerResources) -> int:
+    """The number of workers that fit on all ``nodes`` together. A share of a GPU never spans two GPUs."""
+    return sum(_count_fitting_on(node, worker) for node in nodes)
 
 
-def slots(nodes: Sequence[Resources], demand: Demand) -> int:
-    """Workers at once: those that fit, at most those that were asked for, and one at least."""
-    held = max(1, workers_held(nodes, demand))
-    return held if demand.most is None else min(held, demand.most)
+def num_slots(nodes: Sequence[NodeResources], worker: WorkerResources) -> int:
+    """The number of workers that run at once: those that fit, at least one, at most ``max_workers``."""
+    fitting = max(1, count_fitting(nodes, worker))
+    return fitting if worker.max_workers is None else min(fitting, worker.max_workers)
 
 
-def unschedulable(nodes: Sequence[Resources], demands: Sequence[Demand]) -> PlanError | None:
-    """Why work would wait for ever, with both numbers: fewer workers of a demand fit than there must be. None when all fit."""
-    for demand in demands:
-        held = workers_held(nodes, demand)
-        if held >= demand.least:
+def local_cpus(resources: ResourcesSection) -> int:
+    """CPUs of a cluster that is started on this machine: all of them, or those of the declared workers."""
+    machine = os.cpu_count() or 1
+    if resources.workers is None:
+        return machine
+    widest = max((stage.num_cpus or 0.0 for stage in resources.stages.values()), default=0.0)
+    return max(math.ceil(resources.workers * resources.num_cpus), min(machine, math.ceil(widest)))
+
+
+def check_schedulable(nodes: Sequence[NodeResources], resources: ResourcesSection) -> None:
+    """PlanError, with both numbers, if fewer than ``min_workers`` workers of some stage fit: its units would wait forever."""
+    for worker in all_worker_resources(resources, nodes):
+        fitting = count_fitting(nodes, worker)
+        if fitting >= worker.min_workers:
             continue
-        if held:
-            return PlanError(
-                "the cluster cannot hold as many workers as there must be",
-                where=f"{demand.where}.min_workers",
-                expected=f"{demand.least} workers of {demand.text()} each",
-                got=f"room for {held} on {len(nodes)} nodes",
-                remedy=f"lower {demand.where}.min_workers or what each worker takes, or add nodes",
+        if fitting:
+            raise PlanError(
+                "the cluster has no room for min_workers workers",
+                where=f"{worker.where}.min_workers",
+                expected=f"{worker.min_workers} workers of {worker} each",
+                got=f"room for {fitting} on {len(nodes)} nodes",
+                remedy=f"lower {worker.where}.min_workers or what each worker takes, or add nodes",
             )
-        best = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in ("CPU", "GPU", "memory")}
-        memory = f" and {best['memory']:,.0f} bytes of memory" if demand.memory_bytes else ""
-        lacking = "num_gpus" if best["GPU"] < demand.num_gpus else "num_cpus" if best["CPU"] < demand.num_cpus else "memory"
-        return PlanError(
-            "no node of the cluster can ever hold a worker",
-            where=f"{demand.where}.{lacking}",
-            expected=f"a node with {demand.text()}",
-            got=f"at most {best['CPU']:g} CPU and {best['GPU']:g} GPU{memory} on any of {len(nodes)} nodes",
-            remedy=f"lower {demand.where}.{lacking}{' (0 works on CPUs)' if lacking == 'num_gpus' else ''}, or add such a node; "
-            "on a cluster that grows by itself, set GENREP_WAIT_FOR_NODES to the seconds that it may take",
+        largest = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in ("CPU", "GPU", "memory")}
+        memory = f" and {largest['memory']:,.0f} bytes of memory" if worker.memory_bytes else ""
+        field = "num_gpus" if largest["GPU"] < worker.num_gpus else "num_cpus" if largest["CPU"] < worker.num_cpus else "memory"
+        raise PlanError(
+            "no node of the cluster can ever run a worker",
+            where=f"{worker.where}.{field}",
+            expected=f"a node with {worker}",
+            got=f"at most {largest['CPU']:g} CPU and {largest['GPU']:g} GPU{memory} on any of {len(nodes)} nodes",
+            remedy=f"lower {worker.where}.{field}{' (0 runs on CPUs)' if field == 'num_gpus' else ''}, or add such a node; "
+            "on an autoscaling cluster, set GENREP_WAIT_FOR_NODES to the seconds that scaling up may take",
         )
-    return None
 
 
-def refuse_unschedulable(nodes: Sequence[Resources], resources: ResourcesSection) -> None:
-    """PlanError for an experiment whose work would wait for ever on these nodes."""
-    error = unschedulable(nodes, all_demands(resources, nodes))
-    if error is not None:
-        raise error
-
-
-def _held(node: Resources, demand: Demand) -> int:
-    # 1 / 0.1 may be 9.999...: a share of 0.1 is meant to fit ten times.
-    most = math.floor(node.get("CPU", 0.0) / demand.num_cpus + 1e-9)
-    if demand.num_gpus:
-        gpus, share = int(node.get("GPU", 0.0)), demand.num_gpus
-        most = min(most, gpus * math.floor(1 / share + 1e-9) if share <= 1 else gpus // int(share))
-    if demand.memory_bytes:
-        most = min(most, int(node.get("memory", 0.0) // demand.memory_bytes))
-    return most
+def _count_fitting_on(node: NodeResources, worker: WorkerResources) -> int:
+    # 1 / 0.1 in floating point may be 9.999...; ten shares of 0.1 must fit.
+    fitting = math.floor(node.get("CPU", 0.0) / worker.num_cpus + 1e-9)
+    if worker.num_gpus:
+        gpus, share = int(node.get("GPU", 0.0)), worker.num_gpus
+        fitting = min(fitting, gpus * math.floor(1 / share + 1e-9) if share <= 1 else gpus // int(share))
+    if worker.memory_bytes:
+        fitting = min(fitting, int(node.get("memory", 0.0) // worker.memory_bytes))
+    return fitting

@@ -1,4 +1,4 @@
-"""A watch on the head of a Ray cluster. When it goes Ray may end the driver's process without a word on what to do."""
+"""Detects the loss of a Ray cluster's head. Ray may then end the driver's process without saying what to do."""
 
 from __future__ import annotations
 
@@ -11,41 +11,40 @@ from genrep_dist.provenance import resume_command
 
 POLL_SECONDS = 0.5
 RENEW_SECONDS = 30.0
-"""A connection that says nothing is closed by the head itself after two minutes; so long none is kept."""
+"""A new connection is opened this often. The head itself closes an idle connection after two minutes."""
 
 
 class HeadWatch:
-    """Keeps a connection to ``address`` and says so on stderr, once, when the other end closes it or nothing listens there any more.
+    """Keeps a connection to ``address`` open and writes one message to stderr when the head closes it or stops listening.
 
-    A head that is started again at the same address is noticed, too: it has forgotten the cluster unless it keeps its memory outside.
-    It has to be said at once, from a thread: what follows may be the end of the process in one of Ray's own threads, where no exception
-    is raised and no handler runs.
+    This also detects a head that restarts at the same address, which has lost the cluster's state unless that is stored externally.
+    A thread writes the message immediately: Ray may end the process from a thread of its own, without an exception or a handler.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._over = threading.Event()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="genrep head", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        self._over.set()
+        self._stop.set()
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._over.is_set():
-            if not self._stays():
-                os.write(2, self._text().encode())
+        while not self._stop.is_set():
+            if not self._is_alive():
+                os.write(2, self._message().encode())
                 return
 
-    def _stays(self) -> bool:
-        """Whether one connection could be opened, and stayed open for its time or until this watch is over."""
+    def _is_alive(self) -> bool:
+        """Open one connection; whether it stayed open for RENEW_SECONDS, or until :meth:`close`."""
         host, _, port = self.address.rpartition(":")
         try:
             with socket.create_connection((host.strip("[]"), int(port)), timeout=30) as connection:
                 connection.setblocking(False)
                 since = time.monotonic()
-                while time.monotonic() - since < RENEW_SECONDS and not self._over.wait(POLL_SECONDS):
+                while time.monotonic() - since < RENEW_SECONDS and not self._stop.wait(POLL_SECONDS):
                     try:
                         if not connection.recv(4096):
                             return False
@@ -55,10 +54,10 @@ class HeadWatch:
             return False
         return True
 
-    def _text(self) -> str:
+    def _message(self) -> str:
         return (
-            f"error: the head of the Ray cluster has gone\n  where: {self.address}\n"
-            "  what to do: if it keeps its memory outside (Redis) and comes back, this run goes on. Otherwise Ray ends this driver, at the "
-            "latest after RAY_gcs_rpc_server_reconnect_timeout_s (60). What is committed is kept: start a cluster, and run the same "
-            f"command there, which goes on from here: {resume_command()}\n"
+            f"error: the head of the Ray cluster is gone\n  where: {self.address}\n"
+            "  what to do: if its state is stored externally (Redis) and it restarts, this run continues. Otherwise Ray ends this driver "
+            "after at most RAY_gcs_rpc_server_reconnect_timeout_s (60) seconds. Committed results are kept: start a cluster and run the "
+            f"same command there to continue: {resume_command()}\n"
         )

@@ -18,7 +18,7 @@ from genrep_dist.errors import ConfigError, MethodError
 from genrep_dist.external.contents import Contents, Matrix, integer_ids, is_transposed, scores_name
 from genrep_dist.external.locate import SUFFIXES, is_zarr
 from genrep_dist.external.parquet import MODEL, names_seeds, read_parquet
-from genrep_dist.store.zarr_reader import open_foreign
+from genrep_dist.store.zarr_reader import open_zarr
 
 Found = tuple[Contents, Any]
 """Contents, and the file's model: a content address, one per seed ({seed: address}), or None."""
@@ -194,7 +194,7 @@ def _read_safetensors(path: Path, section: ExternalSection) -> Found:
 
 
 def _read_zarr(path: Path, section: ExternalSection) -> Found:
-    found = open_foreign(path)
+    found = open_zarr(path)
     if "" in found.arrays:
         entries: dict[str, Any] = {section.key or "scores": found.arrays[""]}
     else:

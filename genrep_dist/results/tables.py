@@ -9,6 +9,7 @@ import polars as pl
 from genrep_dist.errors import NotCommittedError
 from genrep_dist.evaluation.tables import EvaluationTables, table_specs
 from genrep_dist.results.base import OpenedRun
+from genrep_dist.store.paths import ResultPaths
 from genrep_dist.store.tables import scan_frame
 from genrep_dist.workflow.costs import method_costs, model_costs
 from genrep_dist.workflow.evaluate import evaluate
@@ -45,9 +46,9 @@ class Tables(OpenedRun):
     def judged(self) -> EvaluationTables:
         """All published tables of the evaluation: points, metrics, comparisons, ranks, ceilings, costs and the metrics' own."""
         self._published("metrics")  # raises when nothing is published
-        folder = f"results/{self.name}"
-        names = [name for name in table_specs() if self.store.objects.exists(f"{folder}/{name}.parquet")]
-        return EvaluationTables(**{name: scan_frame(self.store.objects, f"{folder}/{name}.parquet").collect() for name in names})
+        results = ResultPaths(self.name)
+        names = [name for name in table_specs() if self.store.objects.exists(results.table(name))]
+        return EvaluationTables(**{name: scan_frame(self.store.objects, results.table(name)).collect() for name in names})
 
     def judge(self) -> EvaluationTables:
         """All tables of the evaluation, computed again from the ledger."""
@@ -69,7 +70,7 @@ class Tables(OpenedRun):
 
     def manifest(self) -> dict[str, Any] | None:
         """What was proved when the run was published: question, counts, tracking link, files; None while it is not finished."""
-        path = f"results/{self.name}/manifest.json"
+        path = ResultPaths(self.name).manifest
         if not self.store.objects.exists(path):
             return None
         manifest: dict[str, Any] = self.store.objects.get_json(path)
@@ -80,12 +81,12 @@ class Tables(OpenedRun):
         if self.manifest() is None:
             raise NotCommittedError(
                 "this run is not finished",
-                where=f"{self.store.uri}/results/{self.name}",
+                where=f"{self.store.uri}/{ResultPaths(self.name).folder}",
                 expected="published results of this experiment",
                 got="none",
                 remedy="run the experiment again: only what is missing is computed",
             )
-        return scan_frame(self.store.objects, f"results/{self.name}/{table}.parquet")
+        return scan_frame(self.store.objects, ResultPaths(self.name).table(table))
 
     def _requests(self) -> pl.DataFrame:
         return read_requests(self.plan, self.store).collect()

@@ -12,7 +12,7 @@ import torch
 
 from genrep_dist.config import Experiment
 from genrep_dist.errors import PlanError
-from genrep_dist.executors.capacity import demand_of, refuse_unschedulable, slots
+from genrep_dist.executors.capacity import check_schedulable, num_slots, worker_resources
 from genrep_dist.plan import Plan
 from genrep_dist.units import StageName
 from genrep_dist.workflow.context import pick_device
@@ -81,12 +81,12 @@ def dry_run(prepared: PreparedExperiment, *, probe: bool = True, address: str | 
     """
     plan = prepared.plan
     resources, nodes = plan.experiment.resources, _nodes(plan.experiment, address)
-    workers = slots(nodes, demand_of(resources, "retrain", nodes))
+    workers = num_slots(nodes, worker_resources(resources, "retrain", nodes))
     memory = int(sum(node.get("memory", 0.0) for node in nodes))
     refusal = ""
     try:
-        refuse_unschedulable(nodes, resources)
-        check_room(plan, prepared.store, lambda stage: slots(nodes, demand_of(resources, stage, nodes)), memory)
+        check_schedulable(nodes, resources)
+        check_room(plan, prepared.store, lambda stage: num_slots(nodes, worker_resources(resources, stage, nodes)), memory)
     except PlanError as error:
         if address is not None:
             raise

@@ -1,30 +1,35 @@
-"""How a run tells the world where it is. Libraries stay quiet: whoever wants to see something passes an object of this shape."""
+"""Progress of a run: the protocol of a progress display, and the counts behind it."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from genrep_dist.executors.base import Outcome
-from genrep_dist.runner.failures import Failures
 from genrep_dist.units import Unit
+
+MAX_NAMED = 20
+"""Failed units whose names are kept."""
 
 
 class Progress(Protocol):
+    """A progress display, which the caller of a run may pass."""
+
     def stage(self, name: str, total: int, done: int) -> None:
-        """A stage begins; ``done`` of its ``total`` units were finished in an earlier run."""
+        """A stage begins; ``done`` of its ``total`` units were finished by an earlier run."""
 
     def advance(self, units: int, statistics: Mapping[str, float]) -> None:
         """``units`` more are finished."""
 
     def message(self, text: str) -> None:
-        """Something that a reader should know."""
+        """A message for the reader."""
 
 
-class Silence:
-    """The progress of a library: none."""
+class NoProgress:
+    """Displays nothing."""
 
     def stage(self, name: str, total: int, done: int) -> None:
         pass
@@ -37,10 +42,11 @@ class Silence:
 
 
 @dataclass
-class Count:
-    """Units of one stage: ``done`` of ``total``, ``before`` of them in an earlier run; ``running``: handed to the executor and not back.
+class StageCount:
+    """Units of one stage; in the retrain stage, models.
 
-    A unit of `retrain` is a model. ``seconds``: from the stage's beginning to the last unit that ended.
+    ``before``: done by an earlier run. ``running``: given to the executor. ``seconds``: from the start of the stage to the end of its
+    latest unit.
     """
 
     total: int
@@ -56,77 +62,103 @@ class Count:
 
     @property
     def rate(self) -> float:
-        """Units a second in this run; 0 while none has ended."""
+        """Units per second in this run; 0 before the first one ends."""
         return (self.done - self.before) / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """At the present rate; None while there is none."""
+        """At the present rate; None if that is 0."""
         return self.left / self.rate if self.rate > 0 else None
 
-    def plain(self) -> dict[str, Any]:
-        """For a record, a gauge or a table."""
-        counted = {"total": self.total, "done": self.done, "before": self.before, "running": self.running, "left": self.left}
-        return {**counted, "failed": self.failed, "rate": self.rate, "seconds": self.seconds, "seconds_left": self.seconds_left}
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "left": self.left, "rate": self.rate, "seconds_left": self.seconds_left}
 
 
 @dataclass
-class Tally:
-    """Counts what a run does and hands it on to ``shown``. ``check`` is called each time, and may raise."""
+class FailureCount:
+    """``by_kind``: failed units by the class name of the error. ``named``: labels of the first ones. ``retried``: repeated attempts."""
 
-    shown: Progress = field(default_factory=Silence)
+    by_kind: Counter[str] = field(default_factory=Counter)
+    named: list[str] = field(default_factory=list)
+    retried: int = 0
+
+    def add(self, outcome: Outcome) -> None:
+        self.retried += outcome.attempts - 1
+        if outcome.failure is not None:
+            self.by_kind[type(outcome.error).__name__] += 1
+            if len(self.named) < MAX_NAMED:
+                self.named.append(outcome.unit.label)
+
+    def remove(self, outcome: Outcome) -> None:
+        """Remove a failed unit. Its attempts remain counted."""
+        self.by_kind[type(outcome.error).__name__] -= 1
+        if outcome.unit.label in self.named:
+            self.named.remove(outcome.unit.label)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "by_kind": {kind: count for kind, count in dict(self.by_kind).items() if count},
+            "named": list(self.named),
+            "retried": self.retried,
+        }
+
+
+@dataclass
+class ProgressCounter:
+    """A :class:`Progress` that counts units and forwards to ``display``. ``check`` is called at each event and may raise."""
+
+    display: Progress = field(default_factory=NoProgress)
     check: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.monotonic
-    counts: dict[str, Count] = field(default_factory=dict)
-    failures: Failures = field(default_factory=Failures)
+    counts: dict[str, StageCount] = field(default_factory=dict)
+    failures: FailureCount = field(default_factory=FailureCount)
 
     def __post_init__(self) -> None:
-        self._current = Count(0, 0, 0)
-        self._began = self.clock()
+        self._current = StageCount(0, 0, 0)
+        self._started_at = self.clock()
 
     def stage(self, name: str, total: int, done: int) -> None:
-        """As of :class:`Progress`. A stage that comes again (tuning, rounds of seeds) is counted anew."""
+        """As in :class:`Progress`. A repeated stage (tuning, rounds of seeds) is counted from the start."""
         self.check()
-        self._current = self.counts[name] = Count(total, done, done)
-        self._began = self.clock()
-        self.shown.stage(name, total, done)
+        self._current = self.counts[name] = StageCount(total, done, done)
+        self._started_at = self.clock()
+        self.display.stage(name, total, done)
 
     def advance(self, units: int, statistics: Mapping[str, float]) -> None:
-        """As of :class:`Progress`."""
         self._current.done += units
-        self.shown.advance(units, statistics)
+        self.display.advance(units, statistics)
 
     def message(self, text: str) -> None:
-        self.shown.message(text)
+        self.display.message(text)
 
-    def taken(self, unit: Unit) -> None:
-        """The executor has drawn a unit."""
+    def unit_started(self, unit: Unit) -> None:
+        """The executor has taken a unit."""
         self.check()
         self._current.running += unit.size
 
-    def ended(self, outcome: Outcome) -> None:
-        """A unit has ended, well or for good."""
+    def unit_ended(self, outcome: Outcome) -> None:
+        """A unit has succeeded, or failed in all of its attempts."""
         count, units = self._current, outcome.unit.size
         count.running -= units
-        count.seconds = self.clock() - self._began
+        count.seconds = self.clock() - self._started_at
         self.failures.add(outcome)
-        if outcome.error is None:
+        if outcome.failure is None:
             self.advance(units, outcome.statistics)
         else:
             count.failed += units
-            self.shown.message(f"failed after {outcome.attempts} attempts: {outcome.unit.label}")
+            self.display.message(f"failed after {outcome.attempts} attempts: {outcome.unit.label}")
         self.check()
 
-    def again(self, outcome: Outcome) -> None:
-        """What a failed unit held is tried anew, by other units."""
+    def unit_split(self, outcome: Outcome) -> None:
+        """The work of a failed unit is repeated in smaller units."""
         self._current.failed -= outcome.unit.size
-        self.failures.forget(outcome)
+        self.failures.remove(outcome)
 
     def snapshot(self) -> dict[str, Any]:
-        """All counts as plain data: ``stages`` in the order in which they began, ``failures``."""
-        return {"stages": {name: count.plain() for name, count in list(self.counts.items())}, "failures": self.failures.plain()}
+        """All counts as JSON data: ``stages`` in the order in which they began, and ``failures``."""
+        return {"stages": {name: count.as_dict() for name, count in list(self.counts.items())}, "failures": self.failures.as_dict()}
 
-    def text(self) -> str:
-        """What is done, in a line."""
+    def summary(self) -> str:
+        """One line about what is done."""
         stages = [f"{name} {count.done:,} of {count.total:,}" for name, count in self.counts.items()]
         return "done and kept: " + (", ".join(stages) or "nothing yet")

@@ -19,6 +19,7 @@ from genrep_dist.provenance import provenance
 from genrep_dist.results import Run, open_run
 from genrep_dist.store import Store
 from genrep_dist.store.objects import Objects
+from genrep_dist.store.paths import ExperimentPaths, ResultPaths
 from genrep_dist.store.tables import put_frame
 from genrep_dist.workflow.prepare import PreparedExperiment
 from genrep_dist.workflow.record import read_record, restore_record
@@ -42,22 +43,18 @@ Progress = Sequence[tuple[str, float, int, int]]
 """Progress of a run: (name, value, seconds since its start, Unix milliseconds)."""
 
 
-def results_folder(name: str) -> str:
-    return f"results/{name}"
-
-
 def is_finished(declared: PreparedExperiment) -> bool:
     """Whether this question was answered in this store and its tables are complete, intact and of this version.
 
     If so, its record is restored for readers.
     """
     experiment, objects = declared.plan.experiment, declared.store.objects
-    path = f"{results_folder(experiment.name)}/manifest.json"
+    results = ResultPaths(experiment.name)
     try:
-        manifest = objects.get_json(path) if objects.exists(path) else {}
+        manifest = objects.get_json(results.manifest) if objects.exists(results.manifest) else {}
         if (manifest.get("declared"), manifest.get("results_version")) != (declared.plan.keys.question, RESULTS_VERSION):
             return False
-        if any(_digest(objects, f"{results_folder(experiment.name)}/{name}") != digest for name, digest in manifest["tables"].items()):
+        if any(_digest(objects, results.file(name)) != digest for name, digest in manifest["tables"].items()):
             return False
     except (CorruptError, FileNotFoundError):
         return False  # damaged or missing tables are published again
@@ -71,23 +68,23 @@ def publish(declared: PreparedExperiment, question: str, tables: EvaluationTable
     Raises StoreError if the record is not that of ``question``: another driver has begun something else under this name.
     """
     experiment, store = declared.plan.experiment, declared.store
-    folder = results_folder(experiment.name)
+    results = ResultPaths(experiment.name)
     finished = open_run(store, experiment.name)
     if finished.plan.keys.question != question:
         raise StoreError(
             "another driver has begun another experiment under this name",
-            where=f"{store.uri}/experiments/{experiment.name}/record.json",
+            where=f"{store.uri}/{ExperimentPaths(experiment.name).record}",
             expected=f"the question {question[:12]}",
             got=f"the question {finished.plan.keys.question[:12]}",
             remedy="give one of them another name, and run this one again: nothing that is computed is lost",
         )
     summary = summary_table(tables.metrics, finished.plan.experiment.parsed_methods)
-    store.objects.delete(f"{folder}/manifest.json")
+    store.objects.delete(results.manifest)
     intervals = [column for column in summary.columns if column.startswith("ci95_")]
-    put_frame(store.objects, f"{folder}/summary.parquet", summary, table="summary", nullable=intervals)
-    store.objects.put(f"{folder}/config.yaml", experiment.to_yaml().encode())
-    names = ["summary", *_put_tables(store, folder, tables)]
-    files = [*(f"{folder}/{name}.parquet" for name in names), *write_report(finished, tables)]
+    put_frame(store.objects, results.table("summary"), summary, table="summary", nullable=intervals)
+    store.objects.put(results.config, experiment.to_yaml().encode())
+    names = ["summary", *_put_tables(store, results, tables)]
+    files = [*map(results.table, names), *write_report(finished, tables)]
     link = _track(finished, tables, files, progress)
     manifest = {
         "question": finished.plan.keys.question,
@@ -98,9 +95,9 @@ def publish(declared: PreparedExperiment, question: str, tables: EvaluationTable
         "tracking": {"uri": link.tracking_uri, "experiment_id": link.experiment_id, "run_id": link.run_id, "hint": link.hint},
         "provenance": provenance(),
         "record": read_record(store, experiment.name),
-        "tables": {f"{name}.parquet": _digest(store.objects, f"{folder}/{name}.parquet") for name in names},
+        "tables": {f"{name}.parquet": _digest(store.objects, results.table(name)) for name in names},
     }
-    store.objects.put_json(f"{folder}/manifest.json", manifest)
+    store.objects.put_json(results.manifest, manifest)
 
 
 def _digest(objects: Objects, path: str) -> str:
@@ -127,10 +124,10 @@ def choice_facts(finished: Run) -> dict[str, str]:
     return facts
 
 
-def _put_tables(store: Store, folder: str, tables: EvaluationTables) -> Iterator[str]:
+def _put_tables(store: Store, results: ResultPaths, tables: EvaluationTables) -> Iterator[str]:
     """Write the tables that have rows, and remove those of an earlier question under this name."""
     for name, spec in table_specs().items():
-        path, table = f"{folder}/{name}.parquet", tables[name]
+        path, table = results.table(name), tables[name]
         if table.height:
             put_frame(store.objects, path, table, table=name, version=spec.version, nullable=spec.nullable)
             yield name
@@ -144,7 +141,7 @@ def write_report(finished: Run, tables: EvaluationTables) -> list[str]:
 
     paths = []
     for name, content in report_files(finished, tables, more_facts=choice_facts(finished)).items():
-        paths.append(f"{results_folder(finished.name)}/{name}")
+        paths.append(ResultPaths(finished.name).file(name))
         finished.store.objects.put(paths[-1], content)
     return paths
 

@@ -1,4 +1,4 @@
-"""The walk itself: prepare, skip what is done, choose what is to be chosen, run what is missing, judge, publish."""
+"""Runs an experiment: prepare, skip what is done, tune and choose seeds, compute what is missing, evaluate, publish."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from typing import Any, TypeVar
 import polars as pl
 
 from genrep_dist.config import Experiment, load_experiment
-from genrep_dist.errors import CorruptError
+from genrep_dist.errors import CorruptError, DamagedArtifact, DamagedFile
 from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.executors.base import Executor
 from genrep_dist.results import Run, open_run
 from genrep_dist.runner.heartbeat import Heartbeat
-from genrep_dist.runner.progress import Progress, Silence, Tally
+from genrep_dist.runner.progress import NoProgress, Progress, ProgressCounter
 from genrep_dist.runner.publish import is_finished, publish
-from genrep_dist.runner.quarantine import release
-from genrep_dist.runner.stage_runner import Walk, Workers
+from genrep_dist.runner.quarantine import clear_quarantine
+from genrep_dist.runner.stage_runner import StageRunner, Workers
 from genrep_dist.runner.tuning import best_value, candidates, measure_precision, next_num_seeds, parameter_path, with_parameter
 from genrep_dist.store import Store
-from genrep_dist.store.damaged import put_aside
+from genrep_dist.store.damaged import move_damaged
 from genrep_dist.store.lease import Lease
+from genrep_dist.store.paths import ExperimentPaths
 from genrep_dist.workflow.evaluate import evaluate
 from genrep_dist.workflow.execute import worker_context
 from genrep_dist.workflow.prepare import PreparedExperiment, prepare, publish_inputs
@@ -39,43 +40,43 @@ def run(
     address: str | None = None,
     progress: Progress | None = None,
     search_path: Sequence[str] = (),
-    executor: Executor | None = None,
+    executor: Executor | str | None = None,
     retry_failed: bool = False,
 ) -> Run:
-    """Run an experiment to its end and return its results; what the store holds already is not computed again.
+    """Run an experiment and return its results. Only what the store lacks is computed.
 
-    Waits for another driver that is at work on this experiment in this store. What the store holds and is damaged is put aside and
-    computed anew. ``retry_failed`` tries units again that are in quarantine.
+    Waits while another driver works on this experiment in this store. Damaged files of the store are moved away and recomputed.
+    ``retry_failed`` runs the units in quarantine again.
 
-    ``serial`` works in this process without Ray; ``address`` attaches to a running Ray cluster; ``executor`` is any other way to
-    run units, and stays open. Raises GenRepError; units that were finished before stay finished.
+    ``serial`` runs in this process without Ray; ``address`` attaches to a running Ray cluster; ``executor`` is the name of a registered
+    executor, or an executor, which stays open. Raises GenRepError; units that were finished before stay finished.
     """
     experiment, search_path = _loaded(experiment, search_path)
     opened = Store(store)
     opened.objects.check_access()
     declared = prepare(experiment, opened, search_path)
-    tally = _tally(progress)
+    counter = _progress_counter(progress)
     for warning in declared.plan.warnings:
-        tally.message(f"warning: {warning}")
-    with _lease(opened, experiment.name, tally) as lease:
+        counter.message(f"warning: {warning}")
+    with _lease(opened, experiment.name, counter) as lease:
         if is_finished(declared):
-            tally.message("everything is done already: nothing was computed")
+            counter.message("everything is done already: nothing was computed")
             return open_run(opened, experiment.name)
-        if retry_failed and release(opened, experiment.name):
-            tally.message("what was in quarantine is tried again")
+        if retry_failed and clear_quarantine(opened, experiment.name):
+            counter.message("what was in quarantine is tried again")
         workers = Workers(experiment, serial=serial, address=address, executor=executor)
 
-        def walk(heartbeat: Heartbeat) -> None:
+        def compute_and_publish(heartbeat: Heartbeat) -> None:
             write_record(declared.with_experiment(experiment.with_fixed_seeds()))
             publish_inputs(declared)
-            question, tables = _Course(declared, tally, workers).run()
+            question, tables = _ExperimentRunner(declared, counter, workers).run()
             workers.close()
             lease.confirm()
-            publish(declared, question, tables, heartbeat.course())
+            publish(declared, question, tables, heartbeat.measurements())
 
         try:
-            with Heartbeat(tally, opened, experiment.name, [workers.show]) as heartbeat:
-                _mending(opened, tally, lambda: walk(heartbeat))
+            with Heartbeat(counter, opened, experiment.name, [workers.export_metrics]) as heartbeat:
+                _repeat_without_damage(opened, counter, lambda: compute_and_publish(heartbeat))
         finally:
             workers.close()
         return open_run(opened, experiment.name)
@@ -90,9 +91,9 @@ def train_originals(
     progress: Progress | None = None,
     search_path: Sequence[str] = (),
 ) -> Run:
-    """Train just the models that an experiment judges, so that another tool can explain exactly these; the run `{name}.originals`.
+    """Train only the models that an experiment explains, so that another tool can score exactly these; the run `{name}.originals`.
 
-    Scores from elsewhere need not be there yet. Raises as :func:`run` does.
+    External scores need not exist yet. Raises as :func:`run` does.
     """
     experiment, search_path = _loaded(experiment, search_path)
     methods = [name for name in experiment.methods if name not in experiment.external_methods] or ["random"]
@@ -100,27 +101,27 @@ def train_originals(
     opened = Store(store)
     opened.objects.check_access()
     prepared = prepare(experiment.with_fixed_seeds(**changes), opened, search_path)
-    tally = _tally(progress)
-    with _lease(opened, prepared.plan.experiment.name, tally):
+    counter = _progress_counter(progress)
+    with _lease(opened, prepared.plan.experiment.name, counter):
         write_record(prepared)
         publish_inputs(prepared)
         workers = Workers(experiment, serial=serial, address=address)
         try:
-            _mending(opened, tally, lambda: Walk(prepared, tally, workers).originals())
+            _repeat_without_damage(opened, counter, lambda: StageRunner(prepared, counter, workers).train_originals())
         finally:
             workers.close()
     return open_run(prepared.store, prepared.plan.experiment.name)
 
 
-class _Course:
-    """From the declared experiment to its results: tuning on seeds of their own, then rounds of seeds until it is known."""
+class _ExperimentRunner:
+    """Runs a declared experiment: tuning on seeds that are not reported, then rounds of seeds until the intervals are narrow."""
 
-    def __init__(self, declared: PreparedExperiment, progress: Tally, workers: Workers) -> None:
+    def __init__(self, declared: PreparedExperiment, progress: ProgressCounter, workers: Workers) -> None:
         self._declared, self._progress, self._workers = declared, progress, workers
         self._choices: dict[str, Any] = {}
 
     def run(self) -> tuple[str, EvaluationTables]:
-        """The question that was answered in the end, and the answers."""
+        """The digest of the experiment that was run in the end, and its tables."""
         experiment = self._tuned(self._declared.plan.experiment)
         stop = experiment.stop
         seeds = list(experiment.seeds) if stop is None else list(range(stop.min_seeds))
@@ -142,11 +143,12 @@ class _Course:
             if following is None:
                 self._progress.message(width)
                 return current.plan.keys.question, tables
-            self._progress.message(f"{width}, asked for ± {stop.half_width:g}: about {found.projected} seeds projected; next {following}")
+            goal = f"the goal is ± {stop.half_width:g}: about {found.projected} seeds projected"
+            self._progress.message(f"{width}; {goal}; next {following}")
             seeds = list(range(following))
 
     def _evaluate(self, prepared: PreparedExperiment) -> EvaluationTables:
-        requests = Walk(prepared, self._progress, self._workers).run()
+        requests = StageRunner(prepared, self._progress, self._workers).run()
         return evaluate(prepared.plan, prepared.store, requests, lambda: worker_context(prepared.job), prepared.flipped)
 
     def _tuned(self, experiment: Experiment) -> Experiment:
@@ -169,31 +171,31 @@ class _Course:
         return with_parameter(experiment, path, best).model_copy(update={"stop": experiment.stop})
 
 
-def _lease(store: Store, name: str, progress: Tally) -> Lease:
-    """What one driver at a time holds that works on the experiment ``name``."""
-    return Lease(store.objects, f"experiments/{name}/lease", progress.message)
+def _lease(store: Store, name: str, progress: ProgressCounter) -> Lease:
+    """The lease that one driver at a time holds on the experiment ``name``."""
+    return Lease(store.objects, ExperimentPaths(name).lease, progress.message)
 
 
-def _mending(store: Store, progress: Tally, work: Callable[[], T]) -> T:
-    """What ``work`` comes to. What it finds damaged is put aside, and it begins anew: then that is missing, and made again."""
-    mended: set[str] = set()
+def _repeat_without_damage(store: Store, progress: ProgressCounter, work: Callable[[], T]) -> T:
+    """Call ``work`` and return its result. When it finds damage in the store, that is moved away and ``work`` is called again."""
+    moved: set[DamagedArtifact | DamagedFile] = set()
     while True:
         try:
             return work()
         except CorruptError as error:
-            # Damaged once more within one run is no accident: the disk is to be looked at.
-            if not error.damaged or error.damaged in mended:
+            # Damage that recurs within one run points to a faulty disk.
+            if error.damaged is None or error.damaged in moved:
                 raise
-            mended.add(error.damaged)
-            progress.message(f"{put_aside(store.objects, error.damaged)}, and is made anew ({error.what})")
+            moved.add(error.damaged)
+            progress.message(f"{move_damaged(store.objects, error.damaged)}, and is recomputed ({error.what})")
 
 
-def _tally(progress: Progress | None) -> Tally:
-    return progress if isinstance(progress, Tally) else Tally(progress or Silence())
+def _progress_counter(progress: Progress | None) -> ProgressCounter:
+    return progress if isinstance(progress, ProgressCounter) else ProgressCounter(progress or NoProgress())
 
 
 def _loaded(experiment: Experiment | str | Path, search_path: Sequence[str]) -> tuple[Experiment, tuple[str, ...]]:
-    """The experiment, and where its own files are looked for: beside the experiment file, then where the process runs."""
+    """The experiment, and the folders that its own files are searched in: that of the experiment file, then the current one."""
     if isinstance(experiment, Experiment):
         return experiment, tuple(search_path)
     return load_experiment(experiment), (*search_path, str(Path(experiment).resolve().parent), str(Path.cwd()))

@@ -1,4 +1,4 @@
-"""One pass through the stages: what is done is skipped, what is missing is run."""
+"""Runs the stages of a prepared experiment: what is done is skipped, what is missing is computed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import polars as pl
 
 from genrep_dist.config import Experiment
-from genrep_dist.errors import CorruptError, GenRepError, StoreError, UnitError
+from genrep_dist.errors import CorruptError, FailureKind, GenRepError, UnitError
 from genrep_dist.evaluation.metrics.base import REQUEST_NULLABLE
-from genrep_dist.executors.base import Display, Executor, Outcome
-from genrep_dist.executors.serial import SerialExecutor
+from genrep_dist.executors.base import Executor, Outcome, SupportsMetrics
+from genrep_dist.executors.registry import make_executor
 from genrep_dist.plan import Plan
-from genrep_dist.runner.progress import Tally
+from genrep_dist.runner.progress import ProgressCounter
 from genrep_dist.runner.quarantine import Quarantine
 from genrep_dist.store.tables import put_frame
 from genrep_dist.units import Retraining, StageName, Unit
@@ -28,33 +28,34 @@ from genrep_dist.workflow.stages import STAGES, artifacts_of
 from genrep_dist.workflow.train import TrainStage
 
 MAX_MODELS_PER_TASK = 256
-_MORE_MEMORY = "lower resources.workers or resources.memory_budget, or declare resources.memory for each worker,"
 TASKS_PER_SLOT = 8
-"""Retraining tasks per slot at least, where there are that many models: the last ones to finish should not keep the rest waiting."""
+"""Retraining tasks per slot at least, if there are enough models: the last tasks then delay the end little."""
+_MORE_MEMORY = "lower resources.workers or resources.memory_budget, or declare resources.memory for each worker,"
 
 
 class Workers:
-    """The executor, started when there is work for it and not before. One that was given stays open."""
+    """The executor of a run, started when it is first needed. An executor that the caller passed stays open."""
 
     def __init__(
-        self, experiment: Experiment, *, serial: bool = False, address: str | None = None, executor: Executor | None = None
+        self, experiment: Experiment, *, serial: bool = False, address: str | None = None, executor: Executor | str | None = None
     ) -> None:
-        self._experiment, self._serial, self._address = experiment, serial, address
-        self._given = executor
-        self._executor = executor
+        self._experiment, self._address = experiment, address
+        self._name = executor if isinstance(executor, str) else "serial" if serial else "ray"
+        self._given = None if isinstance(executor, str) else executor
+        self._executor = self._given
         self._lock = threading.Lock()
 
     def open(self) -> Executor:
         if self._executor is None:
-            self._executor = make_executor(self._experiment, serial=self._serial, address=self._address)
+            self._executor = make_executor(self._name, self._experiment.resources, address=self._address)
         return self._executor
 
-    def show(self, counts: Mapping[str, Any]) -> None:
-        """Show a tally's counts where the cluster can; from any thread."""
+    def export_metrics(self, counts: Mapping[str, Any]) -> None:
+        """Export progress counts to the cluster, if its executor supports that. Thread-safe."""
         with self._lock:
             opened: object = self._executor
-            if isinstance(opened, Display):
-                opened.show(self._experiment.name, counts)
+            if isinstance(opened, SupportsMetrics):
+                opened.export_metrics(self._experiment.name, counts)
 
     def close(self) -> None:
         with self._lock:
@@ -63,20 +64,10 @@ class Workers:
                 self._executor = None
 
 
-def make_executor(experiment: Experiment, *, serial: bool = False, address: str | None = None) -> Executor:
-    """The executor that an experiment's resources ask for. Ray is imported only where it is used."""
-    resources = experiment.resources
-    if serial:
-        return SerialExecutor(resources.retries)
-    from genrep_dist.executors.ray_executor import RayExecutor
+class StageRunner:
+    """Runs the stages of one prepared experiment."""
 
-    return RayExecutor(resources, address=address)
-
-
-class Walk:
-    """One prepared experiment on its way through the stages."""
-
-    def __init__(self, prepared: PreparedExperiment, progress: Tally, workers: Workers) -> None:
+    def __init__(self, prepared: PreparedExperiment, progress: ProgressCounter, workers: Workers) -> None:
         self._prepared = prepared
         self._plan = prepared.plan
         self._store = prepared.store
@@ -85,64 +76,65 @@ class Walk:
         self._checked = False
         experiment = self._plan.experiment
         self._quarantine = Quarantine(self._store, experiment.name, self._plan.keys.question, 1 + experiment.resources.retries)
-        self._hurt: set[int] = set()
-        """Seeds of which something is in quarantine: what would be built on it is left out."""
+        self._skipped_seeds: set[int] = set()
+        """Seeds with units in quarantine: what depends on these is not computed."""
 
     def run(self) -> pl.DataFrame:
-        """Everything up to a filled ledger; returns the table of what was asked of it.
+        """Run all stages up to a filled ledger; returns the table of retrain requests.
 
-        Raises UnitError for units in quarantine, after all that does not need them is done.
+        Raises UnitError for units in quarantine, after everything that does not depend on them is done.
         """
         for stage in STAGES:
             self.run_stage(stage)
         plan = self._plan
-        if self._hurt:
-            seeds = [seed for seed in plan.experiment.seeds if seed not in self._hurt]
+        if self._skipped_seeds:
+            seeds = [seed for seed in plan.experiment.seeds if seed not in self._skipped_seeds]
             if not seeds:
-                self._quarantine.refuse()
+                self._quarantine.raise_if_skipped()
             plan = self._prepared.with_experiment(plan.experiment.with_fixed_seeds(seeds=seeds)).plan
         requests = retrain_requests(plan, self._store, self._prepared.train.ids.numpy(), self._prepared.test.ids.numpy())
-        if not self._hurt:
+        if not self._skipped_seeds:
             put_frame(self._store.objects, requests_path(plan), requests.table, table="requests", nullable=REQUEST_NULLABLE)
         self._retrain(requests, plan)
-        self._quarantine.refuse()
+        self._quarantine.raise_if_skipped()
         return requests.table
 
-    def originals(self) -> None:
-        """Just the models that are explained. Raises UnitError for units in quarantine, after the others are done."""
+    def train_originals(self) -> None:
+        """Train only the original models. Raises UnitError for units in quarantine, after the others are done."""
         self.run_stage(TrainStage.name)
-        self._quarantine.refuse()
+        self._quarantine.raise_if_skipped()
 
     def run_stage(self, stage: StageName) -> None:
-        everything = list(artifacts_of(self._plan, stage))
-        if not everything:
+        """Run the units of one stage whose artifacts are missing, and commit these."""
+        artifacts = list(artifacts_of(self._plan, stage))
+        if not artifacts:
             return
         missing: list[Unit] = []
         total = 0
         unfinished = []
-        for artifact in everything:
-            if artifact.seed in self._hurt:
+        for artifact in artifacts:
+            if artifact.seed in self._skipped_seeds:
                 continue
             total += len(artifact.units)
             if not self._store.artifact(artifact.kind, artifact.key).is_intact():
-                # First: parts of another grid, left by a run with another memory budget, are no parts of this one.
+                # Declared first: parts of another grid, left by a run with another memory budget, are no parts of this one.
                 artifact.declare(self._store)
                 missing.extend(artifact.missing_units(self._store))
                 unfinished.append(artifact)
         self._progress.stage(stage, total, total - len(missing))
-        admitted = self._quarantine.admit(missing)
-        held = set(missing).difference(admitted)
-        crashed = self._work(admitted, actors=STAGES.get(stage).uses_actors)
-        self._hurt |= {unit.seed for unit in (*held, *(outcome.unit for outcome in crashed))}
+        runnable = self._quarantine.runnable(missing)
+        skipped = set(missing).difference(runnable)
+        crashed = self._work(runnable, actors=STAGES.get(stage).uses_actors)
+        self._skipped_seeds |= {unit.seed for unit in (*skipped, *(outcome.unit for outcome in crashed))}
         for artifact in unfinished:
-            if artifact.seed not in self._hurt:
+            if artifact.seed not in self._skipped_seeds:
                 artifact.commit(self._store)
 
     def _retrain(self, requests: RetrainRequests, plan: Plan) -> None:
-        """Fill the ledger with what is asked for. Parts that cannot be read are put aside by name, and only their rows made anew."""
+        """Train the requested models that the ledger lacks. Damaged parts are moved away, and only their models are trained again."""
         ledger = self._store.ledger(self._plan.keys.training)
-        for refused in ledger.refuse_damaged():
-            self._progress.message(f"a part of the ledger was put aside, its models are trained again: {refused}")
+        for damaged in ledger.move_damaged_parts():
+            self._progress.message(f"a part of the ledger was damaged, its models are trained again: {damaged}")
         known = ledger.keys()
         lost = set(requests.table["original_key"]) - known
         if lost:
@@ -150,30 +142,28 @@ class Walk:
             ledger.write([row for row in rows if row.key in lost])
         missing = [retraining for key, retraining in requests.retrainings.items() if key not in known]
         self._progress.stage(RetrainStage.name, len(requests.retrainings), len(requests.retrainings) - len(missing))
-        missing = [retraining for retraining in missing if not self._quarantine.holds(retraining.key)]
+        missing = [retraining for retraining in missing if not self._quarantine.contains(retraining.key)]
         if missing:
             crashed = self._work(retrain_units(missing, self._models_per_task(missing)), actors=False)
-            # Which of a task's models it was shows when each has a process of its own; the others are trained so.
-            several = [
-                (outcome, outcome.unit.rows) for outcome in crashed if isinstance(outcome.unit, RetrainUnit) and len(outcome.unit.rows) > 1
-            ]
-            alone = [RetrainUnit(row.seed, (row,)) for _, rows in several for row in rows]
+            # Which model of a task crashes the process shows when each is trained in a task of its own.
+            several = [outcome for outcome in crashed if outcome.unit.size > 1]
+            alone = [RetrainUnit(row.seed, (row,)) for outcome in several for row in _rows(outcome.unit)]
             if alone:
-                self._progress.message(f"tasks have ended their processes in all attempts: {len(alone)} models are trained one by one")
-                for outcome, _ in several:
-                    self._progress.again(outcome)
+                self._progress.message(f"tasks have crashed their processes in all attempts: {len(alone)} models are trained one by one")
+                for outcome in several:
+                    self._progress.unit_split(outcome)
                 self._work(alone, actors=False)
 
     def _models_per_task(self, missing: Sequence[Retraining]) -> int:
-        """So many that a task takes about the declared seconds, and that every slot gets several tasks. Changes no result.
+        """Models of one retraining task: about the declared seconds, and several tasks for every slot. Changes no result.
 
-        Models that share their steps take a part of an original's seconds: where some were retrained before, theirs count.
+        Models that share their steps take a part of an original's seconds: if some were retrained before, their seconds count.
         """
         removed = pl.col("num_removed") > 0
         medians = [pl.col("seconds").filter(which).median().alias(name) for name, which in (("retrained", removed), ("original", ~removed))]
         retrained, original = self._store.ledger(self._plan.keys.training).scan().select(medians).collect().row(0)
         shape = self._plan.shape
-        # What is mapped costs as much alone as a whole pack does: no task takes less than one.
+        # A mapped model costs as much alone as a whole pack does, so no task takes less than one pack.
         pack = shape.pack if shape.pack_kind == "mapped" else 1
         seconds = retrained or (original or 1.0) / pack
         by_time = self._plan.experiment.resources.task_seconds / max(seconds, 1e-6)
@@ -181,7 +171,7 @@ class Walk:
         return max(1, min(int(by_time), by_slots, MAX_MODELS_PER_TASK) // pack) * pack
 
     def _open_executor(self) -> Executor:
-        """The executor; the plan is checked against what it has before its first unit."""
+        """The executor. Before its first unit, the plan is checked against its memory."""
         executor = self._workers.open()
         if not self._checked:
             check_room(self._plan, self._store, executor.slots_for, executor.memory_bytes)
@@ -189,10 +179,9 @@ class Walk:
         return executor
 
     def _work(self, units: Iterable[Unit], *, actors: bool) -> list[Outcome]:
-        """Run units to their end. One failure does not hold the others; after all have ended, the first is raised. But a store that
-        refuses ends it at once.
+        """Run all units, then raise the first failure. A failure of the store is raised at once, because nothing could be written.
 
-        Returns the outcomes of units that have ended their process in all attempts. All but tasks of several models are in quarantine then.
+        Returns the outcomes of units that crashed in every attempt. Those of a single model, or of none, are put in quarantine.
         """
         units = iter(units)
         head = next(units, None)
@@ -205,34 +194,38 @@ class Walk:
         with closing(outcomes):
             for outcome in outcomes:
                 ended += 1
-                self._progress.ended(outcome)
+                self._progress.unit_ended(outcome)
                 if outcome.crashed:
                     crashed.append(outcome)
                     if outcome.unit.size == 1:
                         self._quarantine.add(outcome, self._prepared.train.ids.numpy())
-                elif type(outcome.error) is StoreError:
-                    # The place itself refuses, a disk that is full or a bucket that is gone: what the others make would be lost, too.
-                    raise outcome.error
-                elif outcome.error is not None:
+                elif outcome.failure is not None:
+                    if outcome.failure.kind is FailureKind.STORE:
+                        raise outcome.failure.error
                     failures.append(outcome)
-        for failure in failures:
-            if isinstance(failure.error, CorruptError) and failure.error.damaged:
-                raise failure.error
+        for failed in failures:
+            if isinstance(failed.error, CorruptError) and failed.error.damaged is not None:
+                raise failed.error
         if not failures:
             return crashed
         first = failures[0]
         if len(failures) == 1 and isinstance(first.error, GenRepError):
             raise first.error
+        out_of_memory = first.failure is not None and first.failure.kind is FailureKind.OUT_OF_MEMORY
         raise UnitError(
             f"{len(failures)} of {ended} units of work failed; the others are done and kept",
             where=first.unit.label,
             got=f"{type(first.error).__name__}: {first.error}",
-            remedy=(_MORE_MEMORY if type(first.error).__name__ in ("MemoryError", "OutOfMemoryError") else "mend the cause")
+            remedy=(_MORE_MEMORY if out_of_memory else "fix the cause")
             + " and run the same command again: only what is missing is computed",
         ) from first.error
 
     def _counted(self, units: Iterable[Unit]) -> Iterator[Unit]:
-        """The units, each counted when the executor draws it."""
+        """The units, each counted when the executor takes it."""
         for unit in units:
-            self._progress.taken(unit)
+            self._progress.unit_started(unit)
             yield unit
+
+
+def _rows(unit: Unit) -> tuple[Retraining, ...]:
+    return unit.rows if isinstance(unit, RetrainUnit) else ()

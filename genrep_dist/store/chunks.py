@@ -1,7 +1,7 @@
-"""One chunk of a Zarr array as one file on this machine: little-endian values, row-major, then their CRC32C.
+"""Local chunk files of Zarr arrays: little-endian values in row-major order, followed by their CRC32C.
 
-These are the bytes that Zarr itself writes and reads with the codecs ``bytes`` (little) and ``crc32c``. Here they go without copies, and
-the checksum is computed beside the disk's work.
+The format is Zarr's own, with the codecs ``bytes`` (little endian) and ``crc32c``. This module avoids copies and computes the checksum
+while the disk works.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ import numpy as np
 import numpy.typing as npt
 
 from genrep_dist.errors import CorruptError
-from genrep_dist.store.disk import replacing
+from genrep_dist.store.disk import atomic_write
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
 
 BLOCK_BYTES = 2**22
-"""What one thread reads or writes while the other looks at the block before it."""
+"""One thread writes a block of this size while another processes the previous block."""
 CHECK_BYTES = 2**18
-"""What is looked at in one go, small enough to stay in the processor's cache."""
+"""Block size of checks and checksums, small enough for the processor's cache."""
 MAPPED_BYTES = 2**20
-"""What is larger is mapped when it is read: copying it would cost more than mapping."""
+"""Larger files are memory-mapped when they are read, which is faster than copying them."""
 CHECKSUM_BYTES = 4
 
 
 def checksum(values: Array) -> int:
-    """CRC32C of the bytes of ``values`` (C-contiguous, little-endian), as it stands at the end of their file."""
-    return _extend(0, _bytes(values))
+    """CRC32C of ``values`` (C-contiguous, little-endian), as stored at the end of a chunk file."""
+    return _crc32c(_bytes(values))
 
 
 def write_chunk(path: Path, values: Array) -> int:
-    """Write a whole chunk (C-contiguous, little-endian), read it back, sync it; its checksum. It is at ``path`` whole, or not at all.
+    """Write a chunk (C-contiguous, little-endian) atomically and durably, and read it back; its checksum.
 
-    Raises CorruptError when what was read back is not what was written, and OSError.
+    Raises CorruptError if the bytes read back differ from those written, and OSError.
     """
     data = _bytes(values)
     blocks = [data[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES)]
-    with replacing(path) as file, ThreadPoolExecutor(1) as beside:
-        written = [beside.submit(_write_all, file, block) for block in blocks]
-        crc = _extend(0, data)
+    with atomic_write(path) as file, ThreadPoolExecutor(1) as thread:
+        written = [thread.submit(_write_all, file, block) for block in blocks]
+        crc = _crc32c(data)
         trailer = np.frombuffer(crc.to_bytes(CHECKSUM_BYTES, "little"), dtype=np.uint8)
-        written.append(beside.submit(_write_all, file, trailer))
-        # The first half is on its way to the disk while the second is still copied to the system's buffers.
+        written.append(thread.submit(_write_all, file, trailer))
+        # The disk starts with the first half while the second half is still copied to the system's buffers.
         written[len(written) // 2].result()
         os.fdatasync(file)
         for one in written:
             one.result()
-        read_back = beside.submit(_checksum_of_file, file, len(data))
+        read_back = thread.submit(_checksum_of_file, file, len(data))
         os.fsync(file)
         if read_back.result() != (crc, trailer.tobytes()):
             raise CorruptError("a part read back differs from what was written", where=str(path), remedy="check the disk")
@@ -63,34 +63,33 @@ def write_chunk(path: Path, values: Array) -> int:
 
 
 def read_chunk(path: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
-    """A whole chunk, verified, as an array that may be written to and shares nothing. FileNotFoundError where there is none, ValueError for
-    damaged bytes, OSError.
+    """A chunk, verified, as a writable array. FileNotFoundError if there is no file, ValueError for damaged bytes, OSError.
 
-    A large one is the file's own pages, mapped, and copied only where they are written to: files of chunks are replaced and never changed.
+    A large file is mapped copy-on-write. This is safe because chunk files are replaced and never modified.
     """
-    kept = dtype.newbyteorder("<")
-    size = int(np.prod(shape)) * kept.itemsize
+    stored_dtype = dtype.newbyteorder("<")
+    size = int(np.prod(shape)) * stored_dtype.itemsize
     handle = os.open(path, os.O_RDONLY)
     try:
         found = os.fstat(handle).st_size
         if found != size + CHECKSUM_BYTES:
             raise ValueError(f"{path.name} has {found} bytes instead of {size + CHECKSUM_BYTES}")
-        data = _mapped(handle, found) if found > MAPPED_BYTES else _filled(handle, found)
+        data = _map_file(handle, found) if found > MAPPED_BYTES else _read_file(handle, found)
     finally:
         os.close(handle)
-    crc, stored = _extend(0, data[:size]), int.from_bytes(data[size:].tobytes(), "little")
+    crc, stored = _crc32c(data[:size]), int.from_bytes(data[size:].tobytes(), "little")
     if crc != stored:
         raise ValueError(f"stored and computed checksum do not match: {stored:#x} and {crc:#x}")
-    return data[:size].view(kept).reshape(tuple(shape)).astype(dtype, copy=False)
+    return data[:size].view(stored_dtype).reshape(tuple(shape)).astype(dtype, copy=False)
 
 
 def read_window(
     folder: Path, shape: Sequence[int], chunks: Sequence[int], dtype: np.dtype[Any], fill_value: object, window: Sequence[slice]
 ) -> Array:
-    """A window (steps of one) of the array whose chunks lie in ``folder``, writable.
+    """A writable window (of steps 1) of the array whose chunk files are in ``folder``.
 
-    Where there is no chunk stands ``fill_value``; ValueError where that is None. A window within one chunk takes the memory of that
-    chunk, any other its own and that of one chunk. Raises as :func:`read_chunk`.
+    A missing chunk is read as ``fill_value``; if that is None, it raises ValueError. Memory: one chunk, plus the window if it spans
+    several chunks. Raises as :func:`read_chunk`.
     """
     spans = [slice(start, max(start, stop)) for start, stop, _ in (part.indices(n) for part, n in zip(window, shape, strict=True))]
     blocks = [range(span.start // size, -(-span.stop // size)) for span, size in zip(spans, chunks, strict=True)]
@@ -103,7 +102,7 @@ def read_window(
             chunk = read_chunk(folder.joinpath(*map(str, block)), chunks, dtype)
         except FileNotFoundError:
             if fill_value is None:
-                raise ValueError(f"the file {folder.name}/{'/'.join(map(str, block))} is not there") from None
+                raise ValueError(f"the file {folder.name}/{'/'.join(map(str, block))} does not exist") from None
             chunk = np.full(tuple(chunks), fill_value, dtype=dtype)
         found = chunk[_relative(covered, corner)]
         if all(len(one) == 1 for one in blocks):
@@ -133,7 +132,7 @@ def _bytes(values: Array) -> Bytes:
     return values.reshape(-1).view(np.uint8)
 
 
-def _extend(crc: int, data: Bytes) -> int:
+def _crc32c(data: Bytes, crc: int = 0) -> int:
     for start in range(0, len(data), CHECK_BYTES):
         crc = google_crc32c.extend(crc, data[start : start + CHECK_BYTES])
     return crc
@@ -145,14 +144,14 @@ def _write_all(handle: int, block: Bytes) -> None:
         done += os.write(handle, block[done:].data)
 
 
-def _mapped(handle: int, size: int) -> Bytes:
+def _map_file(handle: int, size: int) -> Bytes:
     pages = mmap.mmap(handle, size, access=mmap.ACCESS_COPY)
     if hasattr(mmap, "MADV_SEQUENTIAL"):
         pages.madvise(mmap.MADV_SEQUENTIAL)
     return np.frombuffer(pages, dtype=np.uint8)
 
 
-def _filled(handle: int, size: int) -> Bytes:
+def _read_file(handle: int, size: int) -> Bytes:
     data = np.empty(size, dtype=np.uint8)
     done = 0
     while done < size:
@@ -164,7 +163,7 @@ def _filled(handle: int, size: int) -> Bytes:
 
 
 def _checksum_of_file(handle: int, size: int) -> tuple[int, bytes]:
-    """Checksum of the first ``size`` bytes of an open file, and the bytes that follow them."""
+    """CRC32C of the first ``size`` bytes of an open file, and the stored checksum after them."""
     buffer, crc, at = np.empty(CHECK_BYTES, dtype=np.uint8), 0, 0
     while at < size:
         count = os.preadv(handle, [buffer[: size - at].data], at)

@@ -1,8 +1,7 @@
-"""Compaction of a ledger: thousands of small parts become a few, with one row a key."""
+"""Compaction of a ledger: merges thousands of small parts into a few, with one row per key."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 from collections.abc import Iterable, Iterator
@@ -19,15 +18,17 @@ from genrep_dist.store.ledger_parts import get_part, put_part
 from genrep_dist.store.objects import Objects
 
 PART_BYTES = 64 * 2**20
-"""No merged part holds more uncompressed numbers, unless one task wrote more. A part of half of this is left as it is."""
+"""Largest uncompressed size of a merged part, unless one task wrote more. Parts of at least half this size are kept as they are."""
 PART_ROWS = 100_000
 DUPLICATE_TOLERANCE = 1e-3
-"""Two rows of one key may differ by this much (absolute, and relative to the output): rounding of different machines."""
+"""Largest difference between outputs of one key (absolute, and relative to the output): rounding of different machines."""
+
+Outputs = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Compaction:
-    """What became of the parts that were there: ``rows`` and ``bytes`` are those of the parts after it, one row a key."""
+    """Numbers of parts before and after; ``rows`` and ``bytes`` after it."""
 
     parts_before: int
     parts_after: int
@@ -36,35 +37,34 @@ class Compaction:
 
 
 def compact(objects: Objects, folder: str, paths: list[str]) -> Compaction:
-    """Merge the small ones of the parts ``paths`` of ``folder``, and drop all rows but one of each key.
+    """Merge the small parts among ``paths`` of the ledger in ``folder``, and keep one row per key.
 
-    Which row of a key stays depends on the rows alone: the one that took the fewest seconds, of those the one whose outputs have
-    the smallest digest. Equal parts give equal bytes. Large parts that lose no row stay as they are, so that compacting again costs
-    little. Memory: one merged part, some 200 bytes a row, and the outputs of keys whose rows differ.
+    The kept row of a key depends on its rows alone: the one with the fewest seconds, among those the one whose outputs have the smallest
+    digest. Equal parts give equal bytes. Large parts that lose no row are not rewritten. Memory: one merged part, about 200 bytes per
+    row, and the outputs of duplicate rows that differ.
 
-    Safe at any moment beside readers and writers: a merged part is written, synced and read back before the parts that it replaces
-    are deleted, and what a kill leaves are rows that come twice. Two compactions of one ledger must not run at the same time.
+    Readers and writers may run at the same time: a merged part is written, synced and read back before the parts that it replaces are
+    deleted, and a kill leaves only duplicate rows. Two compactions of one ledger must not run at the same time.
 
-    Raises CorruptError, which names the part, when one is damaged or the rows of a key disagree: before anything is changed.
-    StoreError when somebody else removes a part meanwhile.
+    Before anything is changed, raises CorruptError that names the part if it is damaged or the rows of a key disagree, and StoreError if
+    another process removed a part.
     """
-    parts, rows = _survey(objects, paths)
-    kept = {int(part): chosen["row"] for (part,), chosen in _one_a_key(objects, parts, rows).group_by("part", maintain_order=True)}
-    left = {i: len(chosen) for i, chosen in kept.items()}
-    complete = {i for i, part in enumerate(parts) if left.get(i, 0) == part.rows}
-    loose = [i for i, part in enumerate(parts) if left.get(i, 0) and not (i in complete and part.is_large)]
-    after = {part.path: part.size for i, part in enumerate(parts) if left.get(i, 0) and i not in loose}
-    for group in _groups(parts, loose, left):
-        path = _merge(objects, folder, [(parts[i], kept[i]) for i in group])
+    parts, rows = _read_index(objects, paths)
+    kept = {int(part): chosen["row"] for (part,), chosen in _choose_rows(objects, parts, rows).group_by("part", maintain_order=True)}
+    merged = [i for i, chosen in kept.items() if len(chosen) < parts[i].rows or not parts[i].is_large]
+    after = {parts[i].path: parts[i].size for i in kept.keys() - set(merged)}
+    for group in _group(parts, kept, merged):
+        tables = [_read_rows(objects, parts[i], kept[i]) for i in group]
+        path = put_part(objects, folder, pa.concat_tables(tables).sort_by("key"))
         after[path] = len(get_part(objects, path))
         _delete(objects, {parts[i].path for i in group} - after.keys())
     _delete(objects, {part.path for part in parts} - after.keys())
-    return Compaction(len(parts), len(after), sum(left.values()), sum(after.values()))
+    return Compaction(len(parts), len(after), sum(map(len, kept.values())), sum(after.values()))
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A part and its sizes; ``raw_bytes`` before compression."""
+    """A part and its size in bytes, as it is and without compression."""
 
     path: str
     rows: int
@@ -76,83 +76,77 @@ class _Part:
         return self.rows >= PART_ROWS / 2 or self.raw_bytes >= PART_BYTES / 2
 
 
-def _survey(objects: Objects, paths: list[str]) -> tuple[list[_Part], pl.DataFrame]:
-    """All parts, verified; and all rows (key, seconds, part, row): which part, by its number, and which of its rows."""
+def _read_index(objects: Objects, paths: list[str]) -> tuple[list[_Part], pl.DataFrame]:
+    """All parts, verified, and one line per row: key, seconds, number of the part, row in the part."""
     parts: list[_Part] = []
-    rows: list[pl.DataFrame] = []
+    schema = {"key": pl.String, "seconds": pl.Float64, "part": pl.Int32, "row": pl.Int64}
+    rows = [pl.DataFrame(schema=schema)]
     for path in paths:
         data = _get(objects, path)
         with pq.ParquetFile(io.BytesIO(data)) as file:
-            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            raw_bytes = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
             table = file.read(columns=["key", "seconds"], use_threads=False)
         rows.append(pl.DataFrame(table).with_columns(part=pl.lit(len(parts)), row=pl.int_range(pl.len())))
-        parts.append(_Part(path, table.num_rows, len(data), sum(group.total_byte_size for group in groups)))
-    schema = {"key": pl.String, "seconds": pl.Float64, "part": pl.Int32, "row": pl.Int64}
-    return parts, pl.concat([pl.DataFrame(schema=schema), *rows])
+        parts.append(_Part(path, table.num_rows, len(data), raw_bytes))
+    return parts, pl.concat(rows)
 
 
-def _one_a_key(objects: Objects, parts: list[_Part], rows: pl.DataFrame) -> pl.DataFrame:
-    """(part, row) of the row of each key that stays, in the order of parts and rows."""
-    twice = rows.filter(pl.col("key").is_duplicated())
-    digests = [hashlib.sha256(outputs.tobytes()).digest() for outputs in _outputs(objects, parts, twice)]
-    twice = twice.with_columns(
+def _choose_rows(objects: Objects, parts: list[_Part], rows: pl.DataFrame) -> pl.DataFrame:
+    """(part, row) of the kept row of each key, in the order of parts and rows."""
+    duplicates = rows.filter(pl.col("key").is_duplicated())
+    digests = [hashlib.sha256(outputs.tobytes()).digest() for outputs in _read_outputs(objects, parts, duplicates)]
+    duplicates = duplicates.with_columns(
         pl.Series("digest", digests, dtype=pl.Binary),
-        # Of equal rows the one in the largest part stays: after a kill that is the merged one.
+        # Of equal rows the one in the largest part is kept: after a kill that is the merged part.
         size=-pl.col("part").replace_strict(range(len(parts)), [part.rows for part in parts], return_dtype=pl.Int64),
     )
-    differing = twice.filter(pl.col("digest").n_unique().over("key") > 1)
-    _refuse_disagreement(differing, _outputs(objects, parts, differing), parts)
-    chosen = twice.sort("key", "seconds", "digest", "size", "part").unique("key", keep="first")
+    differing = duplicates.filter(pl.col("digest").n_unique().over("key") > 1)
+    _check_agreement(differing, _read_outputs(objects, parts, differing), parts)
+    chosen = duplicates.sort("key", "seconds", "digest", "size", "part").unique("key", keep="first")
     return pl.concat([frame.select("part", "row") for frame in (rows.filter(pl.col("key").is_unique()), chosen)]).sort("part", "row")
 
 
-def _refuse_disagreement(rows: pl.DataFrame, outputs: Iterable[npt.NDArray[np.float64]], parts: list[_Part]) -> None:
-    """CorruptError when the ``outputs`` of rows of one key differ by more than rounding: none of them can be trusted more."""
-    bounds: dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]] = {}
+def _check_agreement(rows: pl.DataFrame, outputs: Iterable[Outputs], parts: list[_Part]) -> None:
+    """CorruptError if the ``outputs`` of rows of one key differ by more than rounding."""
+    bounds: dict[str, tuple[Outputs, Outputs]] = {}
     for key, values in zip(rows["key"], outputs, strict=True):
         low, high = bounds.get(key, (values, values))
         if values.shape == low.shape:
             low, high = np.minimum(low, values), np.maximum(high, values)
             bounds[key] = low, high
         if values.shape != low.shape or (high - low > DUPLICATE_TOLERANCE * (1 + np.abs(high))).any():
-            where = sorted({parts[i].path for i in rows.filter(pl.col("key") == key)["part"]})
             raise CorruptError(
                 "two trainings of one removed set disagree",
-                where=", ".join(where),
+                where=", ".join(sorted({parts[i].path for i in rows.filter(pl.col("key") == key)["part"]})),
                 expected=f"outputs that are equal to {DUPLICATE_TOLERANCE}",
-                got=f"others for key {key}",
+                got=f"other outputs for key {key}",
                 remedy="find out which of these parts is wrong, and move it away",
             )
 
 
-def _outputs(objects: Objects, parts: list[_Part], rows: pl.DataFrame) -> Iterator[npt.NDArray[np.float64]]:
-    """The outputs of ``rows``, which are in the order of parts, one after the other; each part is read once."""
+def _read_outputs(objects: Objects, parts: list[_Part], rows: pl.DataFrame) -> Iterator[Outputs]:
+    """The outputs of ``rows``, which are sorted by part. Each part is read once."""
     for (part,), chosen in rows.group_by("part", maintain_order=True):
-        column = _rows(objects, parts[int(part)], chosen["row"]).column("outputs")
-        for value in column:
+        for value in _read_rows(objects, parts[int(part)], chosen["row"]).column("outputs"):
             yield value.values.to_numpy()
 
 
-def _merge(objects: Objects, folder: str, chosen: list[tuple[_Part, pl.Series]]) -> str:
-    """Write the chosen rows of some parts as one part, sorted by key; its path."""
-    return put_part(objects, folder, pa.concat_tables([_rows(objects, part, rows) for part, rows in chosen]).sort_by("key"))
-
-
-def _rows(objects: Objects, part: _Part, rows: pl.Series) -> pa.Table:
+def _read_rows(objects: Objects, part: _Part, rows: pl.Series) -> pa.Table:
     return pq.read_table(io.BytesIO(_get(objects, part.path)), use_threads=False).take(rows.to_arrow())
 
 
-def _groups(parts: list[_Part], loose: list[int], left: dict[int, int]) -> Iterator[list[int]]:
-    """``loose`` parts, in order, in groups that make one merged part each."""
+def _group(parts: list[_Part], kept: dict[int, pl.Series], merged: list[int]) -> Iterator[list[int]]:
+    """The parts ``merged``, in order, in groups that each become one part."""
     group: list[int] = []
     rows = raw_bytes = 0.0
-    for i in loose:
-        more = parts[i].raw_bytes * left[i] / parts[i].rows
-        if group and (rows + left[i] > PART_ROWS or raw_bytes + more > PART_BYTES):
+    for i in merged:
+        more_rows = len(kept[i])
+        more_bytes = parts[i].raw_bytes * more_rows / parts[i].rows
+        if group and (rows + more_rows > PART_ROWS or raw_bytes + more_bytes > PART_BYTES):
             yield group
             group, rows, raw_bytes = [], 0.0, 0.0
         group.append(i)
-        rows, raw_bytes = rows + left[i], raw_bytes + more
+        rows, raw_bytes = rows + more_rows, raw_bytes + more_bytes
     if group:
         yield group
 
@@ -162,14 +156,14 @@ def _get(objects: Objects, path: str) -> bytes:
         return get_part(objects, path)
     except FileNotFoundError as error:
         raise StoreError(
-            "a part of the ledger vanished while it was compacted",
+            "a part of the ledger vanished during its compaction",
             where=f"{objects.uri}/{path}",
-            expected="nobody else who compacts this ledger, or moves its parts away",
+            expected="no other process that compacts this ledger or moves its parts",
+            got="no file",
             remedy="compact it again",
         ) from error
 
 
 def _delete(objects: Objects, paths: Iterable[str]) -> None:
     for path in sorted(paths):
-        with contextlib.suppress(FileNotFoundError):
-            objects.delete(path)
+        objects.delete(path)

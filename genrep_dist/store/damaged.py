@@ -1,49 +1,49 @@
-"""What is damaged is put aside, never away: into ``refused/``, under the path that it had."""
+"""Damaged files are never deleted. They are moved to a separate folder of the store, so that a run can recompute them."""
 
 from __future__ import annotations
 
 import secrets
 from contextlib import suppress
 
-from genrep_dist.errors import CorruptError
+from genrep_dist.errors import CorruptError, DamagedArtifact, DamagedFile
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.store.objects import Objects
+from genrep_dist.store.paths import damaged_copy
 
 
-def put_aside(objects: Objects, damaged: str) -> str:
-    """Move what a CorruptError calls ``damaged`` out of the way; says, in a line, what was moved and where it is now.
+def move_damaged(objects: Objects, damaged: DamagedArtifact | DamagedFile) -> str:
+    """Move what a CorruptError names out of the way. Returns one sentence: what was moved, and where it is now.
 
-    Of an artifact of many parts only the damaged ones are moved, if its own description is sound; then only they are missing. The
-    proof of being finished goes first: when this is interrupted, nothing is left that vouches for what is gone.
+    If the metadata of an artifact is intact, only its damaged parts are moved, and only these have to be recomputed. The manifest is
+    moved first, then the part records: an interrupted move leaves nothing that vouches for missing data.
     """
-    place = f"refused/{damaged}-{secrets.token_hex(4)}"
-    if not _is_artifact(damaged):
-        with suppress(FileNotFoundError):  # another driver was faster
-            objects.move(damaged, place)
-        return f"{damaged} was damaged; it lies in {place} now"
-    _, kind, _, key = damaged.split("/")
-    artifact = Artifact(objects, kind, key)
+    suffix = secrets.token_hex(4)
+    if isinstance(damaged, DamagedFile):
+        _move(objects, damaged.path, damaged_copy(damaged.path, suffix))
+        return f"{damaged.path} was damaged; it was moved to {damaged_copy(damaged.path, suffix)}"
+    artifact = Artifact(objects, damaged.kind, damaged.key)
+    paths, target = artifact.paths, damaged_copy(artifact.path, suffix)
     parts = _damaged_parts(artifact)
     if parts:
-        blocks = [path for part, block in parts.items() for path in (f"{damaged}/parts/{part}.json", block)]
-        what = f"{len(parts)} of {len(artifact.parts_done())} parts of {damaged} were damaged ({', '.join(list(parts)[:5])}); they lie"
+        files = [path for part, chunk in parts.items() for path in (paths.record(part), chunk)]
+        what = (
+            f"{len(parts)} of {len(artifact.parts_done())} parts of {artifact.path} were damaged ({', '.join(list(parts)[:5])}); they were"
+        )
     else:
-        records = f"{damaged}/parts/"
-        blocks = sorted(objects.list(damaged), key=lambda path: not path.startswith(records))
-        what = f"{damaged} was damaged; it lies"
-    manifest = f"{damaged}/manifest.json"
-    for path in [manifest, *(path for path in blocks if path != manifest)]:
-        with suppress(FileNotFoundError):
-            objects.move(path, f"{place}{path.removeprefix(damaged)}")
-    return f"{what} in {place} now"
+        files = sorted(objects.list(artifact.path), key=lambda path: not path.startswith(f"{paths.records}/"))
+        what = f"{artifact.path} was damaged; it was"
+    for path in [paths.manifest, *(path for path in files if path != paths.manifest)]:
+        _move(objects, path, f"{target}{path.removeprefix(artifact.path)}")
+    return f"{what} moved to {target}"
 
 
-def _is_artifact(path: str) -> bool:
-    return path.startswith("artifacts/") and path.count("/") == 3
+def _move(objects: Objects, path: str, to: str) -> None:
+    with suppress(FileNotFoundError):  # another driver moved it first
+        objects.move(path, to)
 
 
 def _damaged_parts(artifact: Artifact) -> dict[str, str]:
-    """Nothing where the damage is not one of parts."""
+    """Empty if the damage is not limited to parts."""
     try:
         return artifact.damaged_parts()
     except (CorruptError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Files on this machine, or on a shared file system, that are on the disk when a call returns."""
+"""Durable writes to a local or shared file system. Every function raises OSError if the file system fails."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from pathlib import Path
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write ``data`` under another name, sync it, rename it to ``path`` and sync its folder: after a power failure the file is there
-    whole, or as it was before. Costs two fsyncs, and one more for each folder that had to be made. Raises OSError.
-    """
-    with replacing(path) as handle:
+    """Write or replace ``path`` atomically and durably. Costs two fsyncs, and one for each new folder."""
+    with atomic_write(path) as handle:
         done = 0
         while done < len(data):
             done += os.write(handle, memoryview(data)[done:])
@@ -22,29 +20,29 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[int]:
-    """An open file under another name, to be written and synced inside; it is renamed to ``path`` at the end, and its folder synced.
+def atomic_write(path: Path) -> Iterator[int]:
+    """An open temporary file, which the caller writes and syncs. At the end it is renamed to ``path`` and the folder is synced.
 
-    Raises OSError. After any exception nothing is left and ``path`` is as it was.
+    After an exception the temporary file is removed and ``path`` is unchanged.
     """
     make_folder(path.parent)
-    # Digits after a # are what obstore, too, takes for a file that is being written and does not list.
-    aside = path.with_name(f"{path.name}#{secrets.randbelow(10**12)}")
-    handle = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    # Obstore uses the same suffix, # and digits, for temporary files, and does not list them.
+    temporary = path.with_name(f"{path.name}#{secrets.randbelow(10**12)}")
+    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         try:
             yield handle
         finally:
             os.close(handle)
-        aside.replace(path)
+        temporary.replace(path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     _sync(path.parent)
 
 
 def create_file(path: Path, data: bytes) -> bool:
-    """Write ``data`` to ``path``, synced, if there is no such file; whether there was none. Raises OSError."""
+    """Write ``path`` durably if it does not exist; whether it was written."""
     make_folder(path.parent)
     try:
         with path.open("xb") as file:
@@ -57,16 +55,16 @@ def create_file(path: Path, data: bytes) -> bool:
     return True
 
 
-def free_text(folder: Path | None) -> str:
-    """How much room the disk has under ``folder``, for a message."""
+def free_space(folder: Path | None) -> str:
+    """The free bytes of the disk of ``folder``, as text for a message."""
     try:
         return f"{shutil.disk_usage(folder or '.').free:,} bytes are free"
     except OSError as error:
-        return f"the free space is not known: {error}"
+        return f"free space unknown: {error}"
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, each of them synced into its parent."""
+    """Create a folder and its parents, durably."""
     if path.is_dir():
         return
     make_folder(path.parent)
@@ -74,10 +72,10 @@ def make_folder(path: Path) -> None:
     _sync(path.parent)
 
 
-def sync_files(paths: Iterable[Path], root: Path) -> None:
-    """Sync files that others wrote, and every folder that leads to them from ``root``, each once."""
+def sync_files(files: Iterable[Path], root: Path) -> None:
+    """Sync files, then every folder from ``root`` down to them, each once."""
     folders: set[Path] = set()
-    for path in paths:
+    for path in files:
         _sync(path)
         folders.update(folder for folder in path.parents if folder.is_relative_to(root))
     for folder in sorted(folders, reverse=True):

@@ -1,15 +1,14 @@
-"""Feature rows as a few flat arrays: every tensor in whichever of three forms takes the fewest bytes, none of which loses a bit.
+"""Lossless packing of feature rows into a few flat arrays.
 
-*plain*: all numbers. *marked*: a bit for each number, and the numbers that are not zero. *listed*: the places of those, and they.
-Activations behind a ReLU and gradients behind a pooling layer are mostly zeros, and so is all that padding has to do with. The gradient
-of a weight is kept as its factors or as itself, whichever is smaller so.
+Each tensor takes the smallest of three forms. *dense*: all values. *masked*: one bit per value, and the nonzero values. *sparse*: the
+indices of the nonzero values, and these. Activations after a ReLU, gradients before a pooling layer and everything that belongs to
+padding are mostly zeros. The gradient of a weight is packed as its factors or as itself, whichever is smaller.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,203 +21,191 @@ from genrep_dist.core.gradients.factored import Factors, FeatureRows, PatchRows,
 from genrep_dist.core.gradients.layer_rules import Weight
 from genrep_dist.errors import CorruptError
 
-Floats = npt.NDArray[np.float32]
-Places = npt.NDArray[np.int32]
-Bits = npt.NDArray[np.uint8]
+Array = npt.NDArray[Any]
+Names = tuple[tuple[str, tuple[int, ...]], ...]
 
-MOST_PLACES = 2**31
-"""Places are 32-bit numbers."""
+DTYPES = {"values": np.float32, "indices": np.int32, "masks": np.uint8}
+"""The flat arrays of a block."""
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A block: ``numbers`` (float32), ``places`` (int32), ``bits`` (uint8), and what is where, as plain data."""
+class PackedRows:
+    """A block: flat ``values`` (float32), ``indices`` (int32), ``masks`` (uint8), and the ``layout`` of tensors in them, as JSON data."""
 
-    numbers: Floats
-    places: Places
-    bits: Bits
+    values: npt.NDArray[np.float32]
+    indices: npt.NDArray[np.int32]
+    masks: npt.NDArray[np.uint8]
     layout: dict[str, Any]
 
     @property
     def num_bytes(self) -> int:
-        return self.numbers.nbytes + self.places.nbytes + self.bits.nbytes + len(self.layout_bytes())
+        return self.values.nbytes + self.indices.nbytes + self.masks.nbytes + len(self.layout_bytes())
 
     def layout_bytes(self) -> bytes:
         return json.dumps(self.layout, sort_keys=True, separators=(",", ":")).encode()
 
 
-class _Pile:
-    """Arrays of one dtype on their way into one."""
+@dataclass
+class _Writer:
+    """Collects the pieces of the flat arrays."""
 
-    def __init__(self) -> None:
-        self.numbers: list[Floats] = []
-        self.places: list[Places] = []
-        self.bits: list[Bits] = []
+    pieces: dict[str, list[Array]] = field(default_factory=lambda: {name: [] for name in DTYPES})
 
     @property
     def num_bytes(self) -> int:
-        arrays: list[npt.NDArray[Any]] = [*self.numbers, *self.places, *self.bits]
-        return sum(array.nbytes for array in arrays)
+        return sum(piece.nbytes for pieces in self.pieces.values() for piece in pieces)
 
     def add(self, tensor: Tensor) -> dict[str, Any]:
-        """Take a float32 tensor; what has to be known to get it back."""
-        values: Floats = np.ascontiguousarray(tensor.detach().cpu().numpy()).reshape(-1)
-        filled = np.flatnonzero(values)
-        sizes = {"plain": 4 * values.size, "marked": 4 * filled.size + -(-values.size // 8), "listed": 8 * filled.size}
-        if values.size >= MOST_PLACES:
-            del sizes["listed"]
+        """Append a float32 tensor; its layout entry."""
+        values: npt.NDArray[np.float32] = np.ascontiguousarray(tensor.detach().cpu().numpy()).reshape(-1)
+        nonzero = np.flatnonzero(values)
+        sizes = {"dense": 4 * values.size, "masked": 4 * nonzero.size + -(-values.size // 8), "sparse": 8 * nonzero.size}
+        if values.size > np.iinfo(np.int32).max:
+            del sizes["sparse"]
         form = min(sizes, key=lambda name: sizes[name])
-        self.numbers.append(values if form == "plain" else values[filled])
-        if form == "marked":
-            self.bits.append(np.packbits(values != 0))
-        elif form == "listed":
-            self.places.append(filled.astype(np.int32))
-        return {"shape": list(tensor.shape), "form": form, "filled": int(filled.size)}
+        self.pieces["values"].append(values if form == "dense" else values[nonzero])
+        if form == "masked":
+            self.pieces["masks"].append(np.packbits(values != 0))
+        elif form == "sparse":
+            self.pieces["indices"].append(nonzero.astype(np.int32))
+        return {"shape": list(tensor.shape), "form": form, "stored": int(nonzero.size)}
 
-    def add_places(self, tensor: Tensor) -> dict[str, Any]:
-        """Take whole numbers that fit 32 bits."""
-        self.places.append(tensor.cpu().numpy().astype(np.int32).reshape(-1))
-        return {"shape": list(tensor.shape), "form": "places"}
+    def add_integers(self, tensor: Tensor) -> dict[str, Any]:
+        """Append integers that fit int32; their layout entry."""
+        self.pieces["indices"].append(tensor.cpu().numpy().astype(np.int32).reshape(-1))
+        return {"shape": list(tensor.shape), "form": "int32s"}
 
-    def extend(self, other: _Pile) -> None:
-        self.numbers += other.numbers
-        self.places += other.places
-        self.bits += other.bits
+    def extend(self, other: _Writer) -> None:
+        for name, pieces in other.pieces.items():
+            self.pieces[name] += pieces
+
+    def array(self, name: str) -> Array:
+        return np.concatenate([*self.pieces[name], np.empty(0, DTYPES[name])])
 
 
-def pack(rows: FeatureRows) -> Packed:
-    """A block of float32 feature rows as flat arrays."""
-    pile = _Pile()
+def pack(rows: FeatureRows) -> PackedRows:
+    """Pack a block of float32 feature rows."""
+    writer = _Writer()
     layout: dict[str, Any] = {
-        "rest": pile.add(rows.rest),
+        "rest": writer.add(rows.rest),
         "rest_names": [[name, list(shape)] for name, shape in rows.rest_names],
         "order": [[name, list(shape)] for name, shape in rows.order],
-        "weights": [_add_weight(pile, weight, factor) for weight, factor in zip(rows.weights, rows.factors, strict=True)],
+        "weights": [_pack_weight(writer, weight, factor) for weight, factor in zip(rows.weights, rows.factors, strict=True)],
     }
-    return Packed(
-        np.concatenate([*pile.numbers, np.empty(0, np.float32)]),
-        np.concatenate([*pile.places, np.empty(0, np.int32)]),
-        np.concatenate([*pile.bits, np.empty(0, np.uint8)]),
-        layout,
-    )
+    return PackedRows(**{name: writer.array(name) for name in DTYPES}, layout=layout)
 
 
-def _add_weight(pile: _Pile, weight: Weight, factor: Factors) -> dict[str, Any]:
+def _pack_weight(writer: _Writer, weight: Weight, factor: Factors) -> dict[str, Any]:
     entry: dict[str, Any] = {"weight": asdict(weight)}
     if isinstance(factor, TokenRows):
-        parts = {"tokens": pile.add_places(factor.tokens), "counts": pile.add_places(factor.counts), "values": pile.add(factor.values)}
-        return {**entry, "kept": "tokens", **parts}
+        integers = {"tokens": writer.add_integers(factor.tokens), "counts": writer.add_integers(factor.counts)}
+        return {**entry, "form": "tokens", **integers, "values": writer.add(factor.values)}
     if isinstance(factor, SpelledRows):
-        return {**entry, "kept": "gradient", "values": pile.add(factor.values)}
-    small = _Pile()
-    parts = {"inputs": small.add(touched(weight, factor)), "gradients": small.add(factor.gradients)}
+        return {**entry, "form": "gradient", "values": writer.add(factor.values)}
+    factors = _Writer()
+    parts = {"inputs": factors.add(_mask_unused_inputs(weight, factor)), "gradients": factors.add(factor.gradients)}
     rows, num_outputs = factor.gradients.shape[:2]
-    if weight.product == "gradients" and 4 * rows * num_outputs * weight.numel <= small.num_bytes:
-        # In the order in which it is multiplied, so that nothing tells it from one that is spelled out when it is used.
-        return {**entry, "kept": "gradient", "values": pile.add(SpelledRows.of(weight, factor).values)}
-    pile.extend(small)
-    return {**entry, "kept": "factors", **parts}
+    if weight.product == "gradients" and 4 * rows * num_outputs * weight.numel <= factors.num_bytes:
+        # In the order in which it is multiplied, so that it equals a gradient that is formed from factors.
+        return {**entry, "form": "gradient", "values": writer.add(SpelledRows.of(weight, factor).values)}
+    writer.extend(factors)
+    return {**entry, "form": "factors", **parts}
 
 
-def touched(weight: Weight, factor: PatchRows) -> Tensor:
-    """The inputs (B, H, W, I) with zeros wherever no output position has a gradient, as behind padding: they change no product."""
-    alive = (factor.gradients != 0).any(dim=3).any(dim=1)
-    if bool(alive.all()):
+def _mask_unused_inputs(weight: Weight, factor: PatchRows) -> Tensor:
+    """The inputs (B, H, W, I), set to zero where no output position has a gradient. This changes no product."""
+    used = (factor.gradients != 0).any(dim=3).any(dim=1)
+    if bool(used.all()):
         return factor.inputs
-    rows, high, wide, _ = factor.inputs.shape
+    rows, height, width, _ = factor.inputs.shape
     (top, bottom), (left, right) = weight.padding
-    seen = alive.new_zeros(rows, high + top + bottom, wide + left + right)
-    grid = alive.view(rows, *weight.grid)
+    mask = used.new_zeros(rows, height + top + bottom, width + left + right)
+    grid = used.view(rows, *weight.grid)
     (stride_h, stride_w), (grid_h, grid_w) = weight.stride, weight.grid
     for tap_h in range(weight.kernel[0]):
         for tap_w in range(weight.kernel[1]):
             first_h, first_w = tap_h * weight.dilation[0], tap_w * weight.dilation[1]
-            window = seen[:, first_h : first_h + stride_h * grid_h : stride_h, first_w : first_w + stride_w * grid_w : stride_w]
+            window = mask[:, first_h : first_h + stride_h * grid_h : stride_h, first_w : first_w + stride_w * grid_w : stride_w]
             window[:, :grid_h, :grid_w] |= grid
-    inside = seen[:, top : top + high, left : left + wide]
-    return factor.inputs * inside.unsqueeze(3)
+    return factor.inputs * mask[:, top : top + height, left : left + width].unsqueeze(3)
 
 
-def unpack(packed: Packed) -> FeatureRows:
-    """What :func:`pack` was given. CorruptError for arrays that do not fit their layout."""
-    taken = _Taken(packed)
+def unpack(packed: PackedRows) -> FeatureRows:
+    """The inverse of :func:`pack`. CorruptError for arrays that do not match their layout."""
+    reader = _Reader(packed)
     layout = packed.layout
-    rest = taken.tensor(layout["rest"])
-    weights, factors = [], []
-    for entry in layout["weights"]:
-        weight = _weight(entry["weight"])
-        weights.append(weight)
-        factors.append(_take_weight(taken, entry))
-    taken.finish()
-    return FeatureRows(tuple(weights), tuple(factors), rest, _names(layout["rest_names"]), _names(layout["order"]))
+    rest = reader.tensor(layout["rest"])
+    weights = tuple(_read_weight(entry["weight"]) for entry in layout["weights"])
+    factors = tuple(_unpack_factors(reader, entry) for entry in layout["weights"])
+    reader.finish()
+    return FeatureRows(weights, factors, rest, _read_names(layout["rest_names"]), _read_names(layout["order"]))
 
 
-def _take_weight(taken: _Taken, entry: dict[str, Any]) -> Factors:
-    if entry["kept"] == "tokens":
-        tokens, counts = taken.places(entry["tokens"]), taken.places(entry["counts"])
-        return TokenRows(tokens, taken.tensor(entry["values"]), counts)
-    if entry["kept"] == "gradient":
-        return SpelledRows(taken.tensor(entry["values"]))
-    return PatchRows(taken.tensor(entry["inputs"]), taken.tensor(entry["gradients"]))
+def _unpack_factors(reader: _Reader, entry: dict[str, Any]) -> Factors:
+    if entry["form"] == "tokens":
+        tokens, counts = reader.integers(entry["tokens"]), reader.integers(entry["counts"])
+        return TokenRows(tokens, reader.tensor(entry["values"]), counts)
+    if entry["form"] == "gradient":
+        return SpelledRows(reader.tensor(entry["values"]))
+    return PatchRows(reader.tensor(entry["inputs"]), reader.tensor(entry["gradients"]))
 
 
-class _Taken:
-    """The flat arrays, from the front."""
+class _Reader:
+    """Reads the flat arrays from the front."""
 
-    def __init__(self, packed: Packed) -> None:
-        self._arrays: dict[str, npt.NDArray[Any]] = {"numbers": packed.numbers, "places": packed.places, "bits": packed.bits}
-        self._at = dict.fromkeys(self._arrays, 0)
+    def __init__(self, packed: PackedRows) -> None:
+        self._arrays: dict[str, Array] = {name: getattr(packed, name) for name in DTYPES}
+        self._position = dict.fromkeys(DTYPES, 0)
 
-    def _next(self, name: str, count: int) -> npt.NDArray[Any]:
-        start = self._at[name]
-        self._at[name] = start + count
+    def _next(self, name: str, count: int) -> Array:
+        start = self._position[name]
+        self._position[name] = start + count
         found = self._arrays[name][start : start + count]
         if len(found) != count:
-            raise _misfit(f"{count} more {name}", f"{len(found)}")
+            raise _mismatch(f"{count} more {name}", f"{len(found)}")
         return found
 
     def tensor(self, entry: dict[str, Any]) -> Tensor:
-        shape = entry["shape"]
+        shape: list[int] = entry["shape"]
         size = int(np.prod(shape, dtype=np.int64))
-        if entry["form"] == "plain":
-            return torch.from_numpy(np.array(self._next("numbers", size))).reshape(shape)
-        values = self._next("numbers", entry["filled"])
-        result = np.zeros(size, dtype=np.float32)
-        if entry["form"] == "listed":
-            where: npt.NDArray[Any] = self._next("places", entry["filled"])
+        if entry["form"] == "dense":
+            return torch.from_numpy(np.array(self._next("values", size))).reshape(shape)
+        values = self._next("values", entry["stored"])
+        if entry["form"] == "sparse":
+            where = self._next("indices", entry["stored"])
         else:
-            marks = np.unpackbits(self._next("bits", -(-size // 8)), count=size)
-            where = np.flatnonzero(marks)
+            where = np.flatnonzero(np.unpackbits(self._next("masks", -(-size // 8)), count=size))
         if len(where) != len(values) or (len(where) and int(where[-1]) >= size):
-            raise _misfit(f"{len(values)} places below {size}", f"{len(where)}")
+            raise _mismatch(f"{len(values)} indices below {size}", f"{len(where)}")
+        result = np.zeros(size, dtype=np.float32)
         result[where] = values
         return torch.from_numpy(result).reshape(shape)
 
-    def places(self, entry: dict[str, Any]) -> Tensor:
-        shape: Sequence[int] = entry["shape"]
-        return torch.from_numpy(self._next("places", int(np.prod(shape, dtype=np.int64))).astype(np.int64)).reshape(list(shape))
+    def integers(self, entry: dict[str, Any]) -> Tensor:
+        shape: list[int] = entry["shape"]
+        return torch.from_numpy(self._next("indices", int(np.prod(shape, dtype=np.int64))).astype(np.int64)).reshape(shape)
 
     def finish(self) -> None:
-        left = {name: len(array) - self._at[name] for name, array in self._arrays.items()}
+        left = {name: len(array) - self._position[name] for name, array in self._arrays.items()}
         if any(left.values()):
-            raise _misfit("nothing left over", str(left))
+            raise _mismatch("nothing left over", str(left))
 
 
-def _misfit(expected: str, got: str) -> CorruptError:
+def _mismatch(expected: str, got: str) -> CorruptError:
     return CorruptError(
-        "a stored block of features does not fit its layout",
+        "a stored block of features does not match its layout",
         where="features",
         expected=expected,
         got=got,
-        remedy="delete the artifact's folder and run again: only this artifact is computed anew",
+        remedy="delete the artifact's folder and run again: only this artifact is recomputed",
     )
 
 
-def _weight(fields: dict[str, Any]) -> Weight:
+def _read_weight(fields: dict[str, Any]) -> Weight:
     pairs = {name: tuple(fields[name]) for name in ("shape", "size", "kernel", "stride", "dilation")}
     top, left = fields["padding"]
     return Weight(**{**fields, **pairs, "padding": (tuple(top), tuple(left))})
 
 
-def _names(entries: list[list[Any]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+def _read_names(entries: list[list[Any]]) -> Names:
     return tuple((name, tuple(shape)) for name, shape in entries)

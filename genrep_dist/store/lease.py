@@ -1,14 +1,14 @@
-"""A lease: of the drivers that want to work on one thing at once, one works and the others wait.
+"""A lease: of several drivers that work on one experiment, one works and the others wait.
 
-It rests on one ability of every place that a store may lie in: putting an object only where there is none (O_EXCL, If-None-Match).
-The lease is a row of numbered objects, ``<folder>/<number>.json``. **Whoever created the highest number holds the lease.** Creation
-succeeds once for each number, and the highest is never deleted, so that no two hold it. Its holder rewrites it every few seconds, with
-a count that goes up. Who waits watches that count: if it stands still for PATIENCE_SECONDS *of the waiting process's own monotonic
-clock*, the holder is taken for dead and the next number is created. No clock of one machine is ever compared with that of another. A
-holder that is on this machine and whose process is gone is not waited for at all.
+The lease is a sequence of numbered files. **The process that created the highest number holds the lease.** The store creates a file only
+if none exists (O_EXCL, If-None-Match), so each number has one creator. The highest number is never deleted.
 
-A lease saves work, and no more may be built on it: a process may sleep through its own lease, wake up and go on. What two drivers write
-at once must be harmless by itself, and :meth:`Lease.confirm` comes before what is not.
+The holder rewrites its file every few seconds with an increasing count. A waiting process takes over with the next number if the count
+does not change for TIMEOUT_SECONDS *of its own monotonic clock*. Clocks of different machines are never compared. If the holder ran on
+this machine and its process is gone, there is no wait.
+
+A lease avoids duplicate work; it is not a mutex. A process may sleep past its lease, wake up and continue. Concurrent writes must
+therefore be harmless, and :meth:`Lease.confirm` must precede writes that are not.
 """
 
 from __future__ import annotations
@@ -27,158 +27,147 @@ from typing import Any
 
 from genrep_dist.errors import StoreError
 from genrep_dist.store.objects import Objects
+from genrep_dist.store.paths import lease_number, lease_record
 
-BEAT_SECONDS = 5.0
-PATIENCE_SECONDS = 60.0
+RENEW_SECONDS = 5.0
+TIMEOUT_SECONDS = 60.0
 POLL_SECONDS = 0.5
-KEPT = 8
-"""Numbers below the highest that are left lying: a listing that runs while others come and go cannot miss all of them."""
+NUMBERS_KEPT = 8
+"""Numbers below the highest that are kept, so that a listing made while others come and go cannot miss all of them."""
 
-_held: set[str] = set()
+_held_tokens: set[str] = set()
 """Tokens of the leases that this process holds."""
 
 
 class Lease:
-    """The lease of ``folder``, a path below the store. A context manager: entering waits, leaving gives it back.
+    """The lease in ``folder`` of the store, as a context manager. Entering waits until no other process holds the lease.
 
-    ``waiting`` is told once, in a sentence, for whom this process waits. Entering raises StoreError when the place fails.
+    ``on_wait`` is called once, with a sentence that names the holder, if this process has to wait. Entering raises StoreError if the
+    store fails.
     """
 
     def __init__(
         self,
         objects: Objects,
         folder: str,
-        waiting: Callable[[str], object] = lambda text: None,
+        on_wait: Callable[[str], object] = lambda text: None,
         *,
-        beat_seconds: float = BEAT_SECONDS,
-        patience_seconds: float = PATIENCE_SECONDS,
+        renew_seconds: float = RENEW_SECONDS,
+        timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
-        self._objects, self._folder, self._waiting = objects, folder, waiting
-        self._beat_seconds, self._patience_seconds = beat_seconds, patience_seconds
+        self._objects, self._folder, self._on_wait = objects, folder, on_wait
+        self._renew_seconds, self._timeout_seconds = renew_seconds, timeout_seconds
         self._token = secrets.token_hex(16)
         self._number = 0
-        self._beats = 0
+        self._renewals = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Lease:
-        watched: tuple[int, Any, Any] | None = None
-        since, told = time.monotonic(), False
+        last_seen: tuple[int, Any, Any] | None = None
+        since, reported = time.monotonic(), False
         while True:
             number, record = self._highest()
-            if (number, record.get("token"), record.get("beat")) != watched:
-                watched, since = (number, record.get("token"), record.get("beat")), time.monotonic()
-            stale = time.monotonic() - since > self._patience_seconds
-            if not number or record.get("released") or _is_gone(record) or stale:
-                if self._take(number + 1):
+            if (number, record.get("token"), record.get("beat")) != last_seen:
+                last_seen, since = (number, record.get("token"), record.get("beat")), time.monotonic()
+            expired = time.monotonic() - since > self._timeout_seconds
+            if not number or record.get("released") or _is_gone(record) or expired:
+                if self._acquire(number + 1):
                     return self
                 continue
-            if not told:
-                self._waiting(f"another driver is at work here, process {record.get('pid')} on {record.get('host')}: waiting for its end")
-                told = True
-            time.sleep(min(POLL_SECONDS, self._patience_seconds / 4))
+            if not reported:
+                self._on_wait(f"waiting: another driver is at work, process {record.get('pid')} on {record.get('host')}")
+                reported = True
+            time.sleep(min(POLL_SECONDS, self._timeout_seconds / 4))
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        # On a disk that is full it stays as it is: this process is known not to hold it any more.
+        # On a full disk the file stays. Processes of this machine can still see that this one does not hold the lease.
         with suppress(StoreError):
             if self._highest()[0] == self._number:
                 self._write(released=True)
-        _held.discard(self._token)
+        _held_tokens.discard(self._token)
 
     def confirm(self) -> None:
-        """StoreError when another driver has taken over, as it does after this one has slept for long."""
+        """StoreError if another driver has taken over, as it does when this process has slept for long."""
         number, record = self._highest()
         if number != self._number or record.get("token") != self._token:
             raise StoreError(
-                "another driver has taken over from this one, which had given no sign of life",
+                "another driver has taken over from this one, which did not renew its lease",
                 where=f"{self._objects.uri}/{self._folder}",
-                expected=f"lease {self._number}, this driver's",
+                expected=f"lease {self._number} of this driver",
                 got=f"lease {number}, of process {record.get('pid')} on {record.get('host')}",
-                remedy="nothing is lost: run the same command again, it waits for the other driver and takes what is done",
+                remedy="run the same command again: it waits for the other driver and reuses its results",
             )
 
-    def _take(self, number: int) -> bool:
-        """Create ``number``; whether it is this process's, and the highest."""
+    def _acquire(self, number: int) -> bool:
+        """Create ``number``; whether this process created it and it is the highest."""
         self._number = number
-        path = self._path(number)
-        _held.add(self._token)  # before others can see it, who would take a lease that its own process does not know for a dead one's
+        path = lease_record(self._folder, number)
+        # First, because other threads of this process would take a file with an unknown token for that of a dead process.
+        _held_tokens.add(self._token)
         if not self._objects.create(path, self._record()) and self._read(path).get("token") != self._token:
             return False
-        # A slow process may create a number that others have long passed and removed.
-        paths = self._paths()
-        if max(map(_number, paths)) != number:
+        # A slow process may create a number that others have passed and deleted.
+        paths = self._objects.list(self._folder)
+        if max(map(lease_number, paths)) != number:
             self._objects.delete(path)
             return False
         for old in paths:
-            if _number(old) < number - KEPT:
+            if lease_number(old) < number - NUMBERS_KEPT:
                 self._objects.delete(old)
-        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
         return True
 
-    def _keep(self) -> None:
-        while not self._stop.wait(self._beat_seconds):
-            self._beats += 1
-            # A place that fails for a while is no reason to end: who has lost the lease learns it from confirm().
+    def _renew(self) -> None:
+        while not self._stop.wait(self._renew_seconds):
+            self._renewals += 1
+            # A temporary failure of the store is not fatal. confirm() detects a lost lease.
             with suppress(StoreError):
                 if self._highest()[0] != self._number:
                     return
                 self._write()
 
     def _write(self, *, released: bool = False) -> None:
-        self._objects.put(self._path(self._number), self._record(released=released))
+        self._objects.put(lease_record(self._folder, self._number), self._record(released=released))
 
     def _record(self, *, released: bool = False) -> bytes:
-        record = {"token": self._token, "beat": self._beats, "released": released, "host": socket.gethostname(), **_here()}
-        return (json.dumps(record, sort_keys=True) + "\n").encode()
+        pid = os.getpid()
+        process = {"host": socket.gethostname(), "pid": pid, "machine": _machine(), "started": _start_time(pid)}
+        return (json.dumps({"token": self._token, "beat": self._renewals, "released": released, **process}, sort_keys=True) + "\n").encode()
 
     def _highest(self) -> tuple[int, dict[str, Any]]:
-        """The highest number, 0 where there is none, and what its holder says."""
-        paths = self._paths()
+        """The highest number and its record; (0, {}) if there is none."""
+        paths = self._objects.list(self._folder)
         if not paths:
             return 0, {}
-        last = max(paths, key=_number)
-        return _number(last), self._read(last)
-
-    def _paths(self) -> list[str]:
-        return [path for path in self._objects.list(self._folder) if path.endswith(".json")]
+        last = max(paths, key=lease_number)
+        return lease_number(last), self._read(last)
 
     def _read(self, path: str) -> dict[str, Any]:
-        """What is written there; nothing when it is being written, or its writer died in the middle."""
+        """A record; empty if it is incomplete, because it is being written or its writer died."""
         try:
             record = json.loads(self._objects.get(path))
         except (FileNotFoundError, ValueError):
             return {}
         return record if isinstance(record, dict) else {}
 
-    def _path(self, number: int) -> str:
-        return f"{self._folder}/{number:012d}.json"
-
-
-def _number(path: str) -> int:
-    return int(path.rpartition("/")[2].removesuffix(".json"))
-
-
-def _here() -> dict[str, Any]:
-    """What tells this process from every other one, on this machine and until it starts again."""
-    return {"pid": os.getpid(), "machine": _machine(), "started": _started(os.getpid())}
-
 
 def _is_gone(record: dict[str, Any]) -> bool:
-    """Whether the holder is known to be dead: it was a process of this machine, and is not there any more."""
+    """Whether the holder was a process of this machine that does not hold the lease any more."""
     machine, pid = record.get("machine"), record.get("pid")
     if not machine or machine != _machine() or not isinstance(pid, int):
         return False
-    if pid == os.getpid() and record.get("started") == _started(pid):
-        return record.get("token") not in _held
-    return _started(pid) != record.get("started")
+    if pid == os.getpid() and record.get("started") == _start_time(pid):
+        return record.get("token") not in _held_tokens
+    return _start_time(pid) != record.get("started")
 
 
 def _machine() -> str:
-    """The boot of the kernel that runs, and the namespace in which its process numbers hold; empty where the system does not say."""
+    """The boot id of the kernel and the namespace of process ids; empty if the system does not provide them."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -186,10 +175,10 @@ def _machine() -> str:
         return ""
 
 
-def _started(pid: int) -> str:
-    """When a process began, in ticks since the boot; empty when there is no such process (a zombie is none)."""
+def _start_time(pid: int) -> str:
+    """Start time of a process, in clock ticks since boot; empty if there is no such process, or it is a zombie."""
     try:
-        # The name, in brackets, may hold anything.
+        # The process name, in brackets, may contain any character.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""

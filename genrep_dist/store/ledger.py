@@ -1,29 +1,28 @@
-"""The ledger of retrainings: a row is (recipe, seed, removed set) -> predictions on all test points, computed once."""
+"""The ledger of retrainings. One row is one trained model: (recipe, seed, removed samples) -> outputs on all test samples."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import obstore
 import polars as pl
 import pyarrow as pa
 from polars.io.plugins import register_io_source
 
 from genrep_dist.store.compaction import Compaction, compact
-from genrep_dist.store.ledger_parts import LEDGER_SCHEMA, fault, put_part, visit
+from genrep_dist.store.ledger_parts import LEDGER_SCHEMA, find_damage, put_part, read_parts
 from genrep_dist.store.objects import Objects
+from genrep_dist.store.paths import LedgerPaths
 from genrep_dist.store.tables import read_batches
 
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """One trained model. ``outputs`` (all test rows, C) float64, which holds what a float32 model computed exactly; ``removed``
-    sorted ids; ``seconds`` what the training took.
-    """
+    """One trained model. ``removed``: sorted sample ids. ``outputs`` (T, C): of all test samples. ``seconds``: of the training."""
 
     key: str
     seed: int
@@ -35,94 +34,84 @@ class LedgerRow:
 
 
 @dataclass(frozen=True)
-class Refused:
-    """A part that was put aside: where it was, why, and where it is now."""
+class DamagedPart:
+    """A damaged part that was moved from ``path`` to ``moved_to``."""
 
     path: str
     reason: str
-    aside: str
+    moved_to: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}; it lies in {self.aside} now"
+        return f"{self.path}: {self.reason}; it was moved to {self.moved_to}"
 
 
 class Ledger:
-    """Rows of one training identity (data, model, loss, recipe), as Parquet parts that tasks write, one part a task.
+    """Rows of one training identity (data, model, loss, recipe), in Parquet parts. Each task writes one part.
 
-    A part is called by the digest of its bytes and is never changed. Equal rows in different parts (a task that ran twice) are
-    harmless: readers keep one, and so does ``compact``.
+    A part is named by the digest of its bytes and never changed. Tasks that ran twice leave equal rows in two parts: readers keep one,
+    and so does :meth:`compact`.
     """
 
     def __init__(self, objects: Objects, training: str) -> None:
-        self.folder = f"ledger/{training}"
-        self._objects = objects
+        self._objects, self._paths = objects, LedgerPaths(training)
+        self.folder = self._paths.folder
 
     def write(self, rows: Sequence[LedgerRow]) -> str:
-        """Write ``rows``, at least one, as one part and return its path."""
+        """Write at least one row as one part; its path."""
         rows = sorted(rows, key=lambda row: row.key)
-        table = pa.Table.from_pydict(
-            {
-                "key": [row.key for row in rows],
-                "seed": [row.seed for row in rows],
-                "policy": [row.policy for row in rows],
-                "replicate": [row.replicate for row in rows],
-                "num_removed": [len(row.removed) for row in rows],
-                "removed": [list(row.removed) for row in rows],
-                "outputs": [row.outputs.astype(np.float64, copy=False).ravel() for row in rows],
-                "seconds": [row.seconds for row in rows],
-            },
-            schema=LEDGER_SCHEMA,
-        )
-        return put_part(self._objects, self.folder, table)
+        columns: dict[str, list[Any]] = {
+            name: [getattr(row, name) for row in rows] for name in ("key", "seed", "policy", "replicate", "seconds")
+        }
+        columns["removed"] = [list(row.removed) for row in rows]
+        columns["num_removed"] = [len(row.removed) for row in rows]
+        columns["outputs"] = [row.outputs.astype(np.float64, copy=False).ravel() for row in rows]
+        return put_part(self._objects, self.folder, pa.Table.from_pydict(columns, schema=LEDGER_SCHEMA))
 
     def parts(self) -> list[str]:
-        """Paths of all parts, sorted; those that were put aside are not among them."""
-        aside = f"{self.folder}/refused/"
-        return [path for path in self._objects.list(self.folder) if path.endswith(".parquet") and not path.startswith(aside)]
+        """Paths of all parts, sorted, without damaged parts that were moved away."""
+        return [path for path in self._objects.list(self.folder) if self._paths.is_part(path)]
 
     def scan(self) -> pl.LazyFrame:
-        """All rows, lazily, in no order; a key that two tasks trained may come twice, with equal rows.
+        """All rows, lazily, in no order. A key that two tasks trained may occur twice, with equal rows.
 
-        Parts are listed when the query runs, and only the asked columns are read, one row group at a time. The query itself
-        raises CorruptError, which names the part, for a damaged page and for a part that is truncated, foreign or of another version.
+        Parts are listed when the query runs. Only the selected columns are read, one row group at a time. The query raises CorruptError
+        for a damaged page and for a part that is truncated, not a ledger part, or of another version.
         """
-        return register_io_source(self._batches, schema=dict(_polars_schema()), is_pure=True, explain_name=self.folder)
+        return register_io_source(self._read_frames, schema=dict(_to_polars(LEDGER_SCHEMA.empty_table()).schema), is_pure=True)
 
     def keys(self) -> set[str]:
-        """Keys of all rows. CorruptError as from :meth:`scan`."""
-        found: set[str] = set()
-        for batch in visit(self.parts, lambda path: read_batches(self._objects, path, LEDGER_SCHEMA, ["key"])):
-            found.update(batch.column("key").to_pylist())
-        return found
+        """Keys of all rows. Raises CorruptError as :meth:`scan`."""
+        return {key for batch in self._read_tables(["key"]) for key in batch.column("key").to_pylist()}
 
-    def refuse_damaged(self) -> list[Refused]:
-        """Verify every byte of every part and put those aside that are truncated, damaged, foreign or of another version.
+    def move_damaged_parts(self) -> list[DamagedPart]:
+        """Verify every byte of every part and move damaged parts to a folder of their own. Their rows then have to be retrained.
 
-        They go to ``refused/`` below the ledger, never away; from then on their rows are not in the ledger. An error of the disk
-        or the network is raised as it is and puts nothing aside.
+        An error of the disk or network is raised and moves nothing.
         """
-        return list(visit(self.parts, self._refuse))
+        return list(read_parts(self.parts, self._move_if_damaged))
 
     def compact(self) -> Compaction:
-        """Merge small parts into few and keep one row a key; see :func:`genrep_dist.store.compaction.compact`."""
+        """Merge small parts and keep one row per key. See :func:`genrep_dist.store.compaction.compact`."""
         return compact(self._objects, self.folder, self.parts())
 
-    def _refuse(self, path: str) -> Iterator[Refused]:
+    def _move_if_damaged(self, path: str) -> Iterator[DamagedPart]:
         data = self._objects.get(path)
-        reason = fault(path, data)
+        reason = find_damage(path, data)
         if reason is not None:
-            # A part may be refused twice under one name, with other damage: nothing that was put aside is overwritten.
-            name = path.removeprefix(f"{self.folder}/").removesuffix(".parquet").replace("/", "-")
-            aside = f"{self.folder}/refused/{name}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
-            obstore.rename(self._objects.backend, path, aside)
-            yield Refused(path, reason, aside)
+            # The digest of the damaged bytes is in the name, because a part may be damaged twice in different ways.
+            target = self._paths.damaged_part(path, hashlib.sha256(data).hexdigest()[:16])
+            self._objects.move(path, target)
+            yield DamagedPart(path, reason, target)
 
-    def _batches(
+    def _read_tables(self, columns: list[str] | None) -> Iterator[pa.Table]:
+        return read_parts(self.parts, lambda path: read_batches(self._objects, path, LEDGER_SCHEMA, columns))
+
+    def _read_frames(
         self, columns: list[str] | None, predicate: pl.Expr | None, num_rows: int | None, batch_size: int | None
     ) -> Iterator[pl.DataFrame]:
         del batch_size
-        for batch in visit(self.parts, lambda path: read_batches(self._objects, path, LEDGER_SCHEMA, columns)):
-            frame = _polars(batch)
+        for batch in self._read_tables(columns):
+            frame = _to_polars(batch)
             if predicate is not None:
                 frame = frame.filter(predicate)
             if num_rows is not None:
@@ -133,11 +122,7 @@ class Ledger:
                 return
 
 
-def _polars_schema() -> pl.Schema:
-    return _polars(LEDGER_SCHEMA.empty_table()).schema
-
-
-def _polars(table: pa.Table) -> pl.DataFrame:
+def _to_polars(table: pa.Table) -> pl.DataFrame:
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
     return frame

@@ -1,4 +1,4 @@
-"""One part of the ledger: a Parquet file that is called by the digest of its own bytes, so that any damage shows."""
+"""Parts of the ledger: Parquet files that are named by the digest of their bytes, so that any damage is detected."""
 
 from __future__ import annotations
 
@@ -12,39 +12,41 @@ import pyarrow.parquet as pq
 
 from genrep_dist.errors import CorruptError
 from genrep_dist.store.objects import Objects
+from genrep_dist.store.paths import ledger_part
 from genrep_dist.store.tables import encode_table
 
 T = TypeVar("T")
 
+
+def _field(name: str, dtype: pa.DataType) -> pa.Field:
+    return pa.field(name, dtype, nullable=False)
+
+
 LEDGER_SCHEMA = pa.schema(
     [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("policy", pa.string(), nullable=False),
-        pa.field("replicate", pa.int64(), nullable=False),
-        pa.field("num_removed", pa.int64(), nullable=False),
-        pa.field("removed", pa.list_(pa.field("element", pa.int64(), nullable=False)), nullable=False),
-        pa.field("outputs", pa.list_(pa.field("element", pa.float64(), nullable=False)), nullable=False),
-        pa.field("seconds", pa.float64(), nullable=False),
+        _field("key", pa.string()),
+        _field("seed", pa.int64()),
+        _field("policy", pa.string()),
+        _field("replicate", pa.int64()),
+        _field("num_removed", pa.int64()),
+        _field("removed", pa.list_(_field("element", pa.int64()))),
+        _field("outputs", pa.list_(_field("element", pa.float64()))),
+        _field("seconds", pa.float64()),
     ],
     metadata={"genrep.table": "ledger", "genrep.version": "2"},
 )
 
 ROW_GROUP_BYTES = 8 * 2**20
-"""What a reader holds at once, of uncompressed numbers."""
+"""Uncompressed bytes that a reader holds at once."""
 ENCODINGS = {
-    # Split into streams of first bytes, second bytes and so on, the empty half of a float64 that was a float32 compresses to nothing.
+    # Stores all first bytes, then all second bytes and so on: the zero half of a float64 that was a float32 compresses away.
     "outputs.list.element": "BYTE_STREAM_SPLIT",
     "removed.list.element": "DELTA_BINARY_PACKED",
 }
 
 
-def part_name(data: bytes) -> str:
-    return f"part-{hashlib.sha256(data).hexdigest()}.parquet"
-
-
 def put_part(objects: Objects, folder: str, table: pa.Table) -> str:
-    """Write rows (LEDGER_SCHEMA, at least one) as one part of ``folder``; its path. Equal rows in equal order are equal bytes."""
+    """Write rows (LEDGER_SCHEMA, at least one) as one part in ``folder``; its path. Equal rows in equal order give equal bytes."""
     data = encode_table(
         table,
         compression_level=1,
@@ -53,44 +55,45 @@ def put_part(objects: Objects, folder: str, table: pa.Table) -> str:
         write_statistics=False,
         row_group_size=max(1, ROW_GROUP_BYTES * table.num_rows // table.nbytes),
     )
-    path = f"{folder}/{part_name(data)}"
+    path = _part_path(folder, data)
     objects.put(path, data)
     return path
 
 
-def fault(path: str, data: bytes) -> str | None:
-    """What is wrong with the bytes of the part at ``path``; None when they are the ones that were written, of this version."""
+def find_damage(path: str, data: bytes) -> str | None:
+    """Why ``data`` is not the part that was written at ``path``; None if it is intact."""
     try:
         with pq.ParquetFile(io.BytesIO(data)) as file:
             schema = file.schema_arrow
     except (pa.ArrowException, OSError, ValueError) as error:
-        return f"truncated, or no Parquet file: {error}"
+        return f"truncated, or not a Parquet file: {error}"
     if not schema.equals(LEDGER_SCHEMA, check_metadata=True):
-        return f"foreign or of another version: {schema.names}, {schema.metadata} and not {LEDGER_SCHEMA.names}, {LEDGER_SCHEMA.metadata}"
-    if path.rpartition("/")[2] != part_name(data):
-        return "damaged: its bytes are not the ones that it was called by when it was written"
+        return f"not a ledger part, or of another version: {schema.names}, {schema.metadata}"
+    if path != _part_path(path.rpartition("/")[0], data):
+        return "damaged: its name is not the digest of its bytes"
     return None
 
 
 def get_part(objects: Objects, path: str) -> bytes:
-    """The bytes of a part, proved whole. CorruptError that names it otherwise, FileNotFoundError when there is none."""
+    """The bytes of a part, verified. CorruptError if they are damaged, FileNotFoundError if there is no part."""
     data = objects.get(path)
-    reason = fault(path, data)
-    if reason is not None:
+    damage = find_damage(path, data)
+    if damage is not None:
         raise CorruptError(
             "a part of the ledger is damaged",
             where=f"{objects.uri}/{path}",
-            got=reason,
-            remedy="run the experiment again: the part is put aside and its rows are trained anew",
+            got=damage,
+            remedy="run the experiment again: the part is moved away and its models are trained again",
         )
     return data
 
 
-def visit(list_parts: Callable[[], list[str]], read: Callable[[str], Iterator[T]]) -> Iterator[T]:
-    """What ``read`` yields of every part, safe beside writers and a compaction.
+def read_parts(list_parts: Callable[[], list[str]], read: Callable[[str], Iterator[T]]) -> Iterator[T]:
+    """Yields from ``read`` for every part, while writers and a compaction may run.
 
-    A part that vanishes was merged into another one, which was there before: then parts are listed again. A listing that runs while
-    parts are merged may miss both, which two listings cannot. Rows may come twice; none is missed that was there from the beginning.
+    When a part vanishes, it was merged into a part that already existed, so the parts are listed again. A listing made during a
+    compaction may miss both the old and the merged part; two consecutive listings cannot. Rows may be repeated; none is missed that
+    existed at the start.
     """
     seen: set[str] = set()
     vanished = True
@@ -102,3 +105,7 @@ def visit(list_parts: Callable[[], list[str]], read: Callable[[str], Iterator[T]
                 yield from read(path)
             except FileNotFoundError:
                 vanished = True
+
+
+def _part_path(folder: str, data: bytes) -> str:
+    return ledger_part(folder, hashlib.sha256(data).hexdigest())

@@ -1,4 +1,4 @@
-"""Named bytes under one URI: a folder on this machine, or a bucket. Every put is whole or not there."""
+"""Files under one URI, in a local folder or in a bucket. Every write is atomic."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ import obstore
 from obstore.exceptions import AlreadyExistsError
 from obstore.store import LocalStore, ObjectStore
 
-from genrep_dist.errors import CorruptError, StoreError
-from genrep_dist.store.disk import create_file, free_text, sync_files, write_file
-from genrep_dist.store.uris import IMPATIENT, explained, open_bucket, parse_uri
+from genrep_dist.errors import CorruptError, DamagedFile, StoreError
+from genrep_dist.store import paths
+from genrep_dist.store.disk import create_file, free_space, sync_files, write_file
+from genrep_dist.store.uris import FEW_RETRIES, open_bucket, parse_uri, translated_errors
 
 
 class Objects:
     """Bytes by path. ``uri`` is a local path, ``file://...``, or ``s3://bucket/prefix``, ``gs://...``, ``az://...``.
 
-    Raises StoreError when the address cannot be one of a store or its folder cannot be made. A bucket is not asked for anything
-    before it is used (:meth:`check_access`). Every method raises StoreError when the place fails or refuses.
+    Raises StoreError if the address is invalid or its folder cannot be created; a bucket is first contacted when it is used
+    (:meth:`check_access`). Every method raises StoreError if the disk, network or bucket fails.
     """
 
     def __init__(self, uri: str) -> None:
@@ -34,7 +35,7 @@ class Objects:
                 place.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise StoreError(
-                    "the store's folder cannot be made", where=str(place), got=str(error), remedy="choose another --store"
+                    "the store's folder cannot be created", where=str(place), got=str(error), remedy="choose another --store"
                 ) from error
             self.root = place
             self.backend: ObjectStore = LocalStore(place)
@@ -42,44 +43,38 @@ class Objects:
             self.backend = open_bucket(place)
 
     def check_access(self) -> None:
-        """Prove, before work is planned, that this place can be listed, written and deleted from; takes a few requests.
-
-        Raises StoreError, which names the bucket or folder and what to do, within seconds rather than after all retries.
-        """
-        marker = f".access-{secrets.token_hex(8)}"
+        """Verify with a few requests that files can be listed, written and deleted. Fails within seconds, with few retries."""
+        marker = f"{paths.ACCESS_MARKER}{secrets.token_hex(8)}"
         if self.root is not None:
             self.put(marker, b"")
             self.delete(marker)
             return
-        backend = open_bucket(self.uri, IMPATIENT)
-        with self.explained():
+        backend = open_bucket(self.uri, FEW_RETRIES)
+        with self.translated_errors():
             next(iter(obstore.list(backend, chunk_size=1)), None)
-        with self.explained(marker):
+        with self.translated_errors(marker):
             obstore.put(backend, marker, b"")
             obstore.delete(backend, marker)
 
     def put(self, path: str, data: bytes) -> None:
-        """Write all of ``data`` at ``path``, replacing what was there; a reader sees the old bytes or the new, never a part.
-
-        What was put survives a power failure: in a folder it is synced to the disk before this returns.
-        """
+        """Write or replace a file. Readers see the old bytes or the new ones. A local file is synced before this returns."""
         if self.root is None:
-            with self.explained(path):
+            with self.translated_errors(path):
                 obstore.put(self.backend, path, data)
             return
-        with self.writing(path):
+        with self.translated_os_errors(path):
             write_file(self.root / path, data)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write ``data`` at ``path`` if nothing is there; whether it was done. Of several that try at once, one succeeds.
+        """Write a file if none exists; whether it was written. Of several concurrent calls one succeeds.
 
-        After a connection that was lost just so, False may come although it was done: whoever must know looks at what is there. In
-        a folder a reader may find less than all of ``data`` for a moment.
+        After a lost connection the result may be False although the file was written: read it if that matters. In a local folder a
+        concurrent reader may see a part of ``data``.
         """
         if self.root is not None:
-            with self.writing(path):
+            with self.translated_os_errors(path):
                 return create_file(self.root / path, data)
-        with self.explained(path):
+        with self.translated_errors(path):
             try:
                 obstore.put(self.backend, path, data, mode="create")
             except AlreadyExistsError:
@@ -87,90 +82,91 @@ class Objects:
             return True
 
     def get(self, path: str) -> bytes:
-        """The bytes at ``path``; FileNotFoundError when there are none."""
-        with self.explained(path):
+        """The content of a file. FileNotFoundError if there is none."""
+        with self.translated_errors(path):
             return bytes(obstore.get(self.backend, path).bytes())
 
     def exists(self, path: str) -> bool:
         try:
-            with self.explained(path):
+            with self.translated_errors(path):
                 obstore.head(self.backend, path)
         except FileNotFoundError:
             return False
         return True
 
     def list(self, prefix: str) -> list[str]:
-        """All paths below the folder ``prefix``, sorted; leftovers of interrupted writes are not among them."""
-        return sorted(path for path in self._all(prefix) if "#" not in path)
+        """All paths below the folder ``prefix``, sorted, without the temporary files of interrupted writes."""
+        return sorted(path for path in self._list_all(prefix) if "#" not in path)
 
     def delete(self, path: str) -> None:
-        """Delete ``path``, if it is there."""
-        with suppress(FileNotFoundError), self.explained(path):
+        """Delete a file if it exists."""
+        with suppress(FileNotFoundError), self.translated_errors(path):
             obstore.delete(self.backend, path)
 
     def move(self, path: str, to: str) -> None:
-        """Move ``path`` to ``to``; FileNotFoundError when it is not there."""
-        with self.explained(path):
+        """Rename a file. FileNotFoundError if there is none."""
+        with self.translated_errors(path):
             obstore.rename(self.backend, path, to)
 
     def delete_folder(self, prefix: str) -> None:
-        paths = self._all(prefix)
-        if paths:
-            with self.explained(prefix):
-                obstore.delete(self.backend, paths)
+        found = self._list_all(prefix)
+        if found:
+            with self.translated_errors(prefix):
+                obstore.delete(self.backend, found)
 
     def put_json(self, path: str, value: Any) -> None:
-        """Write JSON with sorted keys: equal values are equal bytes."""
+        """Write JSON with sorted keys, so that equal values give equal bytes."""
         self.put(path, (json.dumps(value, sort_keys=True, indent=1) + "\n").encode())
 
     def get_json(self, path: str) -> Any:
+        """Read JSON. FileNotFoundError if there is no file, CorruptError if it is not JSON."""
         try:
             return json.loads(self.get(path))
-        except ValueError as error:  # not JSON, or not even text
+        except ValueError as error:  # includes UnicodeDecodeError
             raise CorruptError(
                 "a record of the store is not JSON",
                 where=f"{self.uri}/{path}",
                 got=str(error),
-                remedy="run the experiment again: the file is put aside and made anew",
-                damaged=path,
+                remedy="run the experiment again: the file is moved away and recreated",
+                damaged=DamagedFile(path),
             ) from error
 
-    def below(self, path: str) -> ObjectStore:
-        """Obstore's own handle on the folder ``path``; with a bucket it has connections of its own, so keep it while it is used.
+    def subfolder(self, path: str) -> ObjectStore:
+        """An obstore handle for the folder ``path``. For a bucket it opens its own connections, so reuse it.
 
-        What is written through it is whole or not there, but not synced: see :meth:`sync`. Wrap its use in :meth:`explained`.
+        Writes through it are atomic but not synced: see :meth:`sync`. Wrap its use in :meth:`translated_errors`.
         """
         if self.root is not None:
             return LocalStore(self.root / path, mkdir=True)
         return open_bucket(f"{self.uri}/{path}")
 
-    def sync(self, paths: Iterable[str]) -> None:
-        """Have files that were written through :meth:`below`, and the folders above them, on the disk. A bucket has them already."""
+    def sync(self, files: Iterable[str]) -> None:
+        """Sync files that were written through :meth:`subfolder`, and the folders above them, to the disk. No-op for a bucket."""
         if self.root is not None:
-            with self.writing():
-                sync_files([self.root / path for path in paths], self.root)
+            with self.translated_os_errors():
+                sync_files([self.root / path for path in files], self.root)
 
-    def explained(self, path: str = "") -> AbstractContextManager[None]:
-        """What obstore raises inside becomes StoreError, which says what to do and repeats no secret."""
-        return explained(self.uri, path)
+    def translated_errors(self, path: str = "") -> AbstractContextManager[None]:
+        """Turns obstore's exceptions into StoreError or FileNotFoundError. See :func:`genrep_dist.store.uris.translated_errors`."""
+        return translated_errors(self.uri, path)
 
     def local_path(self, path: str) -> Path | None:
-        """Where ``path`` lies on this machine, or None when the store is remote."""
+        """The file on this machine. None for a bucket."""
         return None if self.root is None else self.root / path
 
     @contextmanager
-    def writing(self, path: str = "") -> Iterator[None]:
-        """What the system refuses inside becomes StoreError."""
+    def translated_os_errors(self, path: str = "") -> Iterator[None]:
+        """Turns an OSError of a write into StoreError."""
         try:
             yield
         except OSError as error:
             raise StoreError(
                 "a file cannot be written",
                 where=f"{self.uri}/{path}".rstrip("/"),
-                got=f"{error}; {free_text(self.root)}",
+                got=f"{error}; {free_space(self.root)}",
                 remedy="check the disk, its free space and permissions, and run the same command again: only what is missing is computed",
             ) from error
 
-    def _all(self, prefix: str) -> Sequence[str]:
-        with self.explained(prefix):
+    def _list_all(self, prefix: str) -> Sequence[str]:
+        with self.translated_errors(prefix):
             return [str(item["path"]) for batch in obstore.list(self.backend, prefix) for item in batch]

@@ -1,4 +1,4 @@
-"""One object for everything that lies under a store's URI."""
+"""Access to everything under one store URI."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from genrep_dist.store.objects import Objects
 
 
 class Store:
-    """``artifacts/`` (Zarr), ``data/`` and ``ledger/`` (Parquet), ``experiments/`` (what was asked), ``results/`` (what came out)."""
+    """Artifacts (Zarr), data, ledger and results (Parquet), records of experiments. :mod:`genrep_dist.store.paths` has the layout."""
 
     def __init__(self, uri: str) -> None:
         self.objects = Objects(uri)

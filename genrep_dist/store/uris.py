@@ -1,8 +1,7 @@
-"""Where a store may lie: what its URI may say, how its bucket is opened, and what a refusal of the bucket means.
+"""Store URIs: parsing, opening buckets, and translating their errors.
 
-Credentials never pass through here: obstore takes them from the environment or from the provider (the role of the machine, pod or
-job). A URI that carries any is refused, and no message repeats what a server or obstore said beyond a status and an error code, since
-both may quote tokens and signed URLs.
+Credentials are never handled here: obstore reads them from the environment or from the cloud provider. A URI with credentials is
+refused. Error messages contain only a status and an error code, since a server's answer may quote tokens and signed URLs.
 """
 
 from __future__ import annotations
@@ -19,88 +18,88 @@ from obstore.exceptions import BaseError
 from obstore.store import ObjectStore, from_url
 
 from genrep_dist.errors import StoreError
-from genrep_dist.store.disk import free_text
+from genrep_dist.store.disk import free_space
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
 CREDENTIALS = {
-    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL where they are needed)",
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL if needed)",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS to a key file",
     "az": "set AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_KEY",
 }
-"""Schemes of buckets that may be a store, and what gives access to them."""
+"""The supported bucket schemes, and how to provide credentials for each."""
 
-PATIENT: RetryConfig = {
+MANY_RETRIES: RetryConfig = {
     "max_retries": 10,
     "retry_timeout": timedelta(minutes=3),
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2},
 }
-"""While work runs: answers of 500 and above (SlowDown is a 503) and lost connections are tried again after 0.1, 0.2, 0.4 ... 15
-seconds, with jitter, at most 10 times and for 3 minutes."""
-IMPATIENT: RetryConfig = {
+"""While work runs: server errors (SlowDown is a 503) and lost connections are retried after 0.1, 0.2, 0.4 ... 15 seconds, with jitter,
+at most 10 times and for 3 minutes."""
+FEW_RETRIES: RetryConfig = {
     "max_retries": 2,
     "retry_timeout": timedelta(seconds=10),
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=1), "base": 2},
 }
-"""While somebody waits for a plan."""
+"""While a user waits for a plan."""
 
 _NO_CREDENTIALS = re.compile(r"169\.254\.169\.254|metadata\.google\.internal|/latest/(api/token|meta-data)")
-"""Addresses that are asked for a role when the environment has no credentials."""
+"""Cloud metadata services, which obstore queries when the environment has no credentials."""
 
 _NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>|The specified bucket does not exist")
 
 
 def parse_uri(uri: str) -> Path | str:
-    """A folder of this machine, or a bucket's URL without a slash at its end.
+    """A local folder, or a bucket's URL without a trailing slash.
 
-    Raises StoreError for another scheme, for a URL without a bucket, and for one that carries credentials or options.
+    StoreError for an unknown scheme, for a URL without a bucket, and for a URL with credentials or options.
     """
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme == "file":
         return Path(rest if separator else uri).expanduser().resolve()
     if scheme not in CREDENTIALS:
         raise StoreError(
-            "a store cannot lie at such an address",
+            "the scheme of the store's address is not supported",
             where="--store",
             expected="a folder, file://, " + ", ".join(f"{known}://bucket/prefix" for known in CREDENTIALS),
             got=f"{scheme}://...",
         )
-    # A secret key may hold a slash, so that all of the rest is looked at, and nothing of it is shown.
+    # A secret key may contain a slash, so the whole rest is checked, and none of it is shown.
     if re.search(r"[@?#]", rest) or ":" in rest.partition("/")[0]:
         raise StoreError(
-            "a store's address must not carry credentials or options",
+            "a store's address must not contain credentials or options",
             where="--store",
             expected=f"{scheme}://bucket/prefix, without any of @ ? # and without a colon in the bucket",
-            got="an address that has one of them; it is not repeated here",
+            got="an address with one of these characters (not shown, since it may contain a secret)",
             remedy=CREDENTIALS[scheme],
         )
     if not rest.partition("/")[0]:
-        raise StoreError("this address names no bucket", where="--store", expected=f"{scheme}://bucket/prefix", got=uri)
+        raise StoreError("the address names no bucket", where="--store", expected=f"{scheme}://bucket/prefix", got=uri)
     return uri.rstrip("/")
 
 
-def open_bucket(url: str, retries: RetryConfig = PATIENT) -> ObjectStore:
-    """A handle on ``url``, of a scheme in CREDENTIALS. Asks nothing of the network; StoreError when settings are missing."""
-    patient = retries is PATIENT
+def open_bucket(url: str, retries: RetryConfig = MANY_RETRIES) -> ObjectStore:
+    """A handle for ``url``, whose scheme is in CREDENTIALS. Sends no request. StoreError if settings are missing."""
+    many = retries is MANY_RETRIES
     options: ClientConfig = {
         "connect_timeout": "5s",
-        # A block of 64 MiB has to pass within this.
-        "timeout": "3min" if patient else "10s",
-        # Given options hide what obstore would read of the environment.
+        # A block of 64 MiB must be transferred within this time.
+        "timeout": "3min" if many else "10s",
+        # Explicit client options replace those that obstore reads from the environment.
         "allow_http": any(os.environ.get(f"{name}_ALLOW_HTTP", "").lower() in ("true", "1") for name in ("AWS", "GOOGLE", "AZURE")),
     }
-    if patient:
+    if many:
         options["read_timeout"] = "30s"
-    with explained(url):
+    with translated_errors(url):
         return from_url(url, client_options=options, retry_config=retries)
 
 
 @contextmanager
-def explained(uri: str, path: str = "") -> Iterator[None]:
-    """Turn what obstore raises inside into StoreError, and a missing object into FileNotFoundError; both without secrets.
+def translated_errors(uri: str, path: str = "") -> Iterator[None]:
+    """Turns obstore's exceptions into StoreError, and a missing object into FileNotFoundError.
 
-    The original error is not chained: its text has whole answers and signed URLs.
+    The original exception is not chained: its text contains full server answers and signed URLs.
     """
     try:
         yield
@@ -108,17 +107,17 @@ def explained(uri: str, path: str = "") -> Iterator[None]:
         where = f"{uri}/{path}".rstrip("/")
         if isinstance(error, FileNotFoundError) and not _NO_BUCKET.search(str(error)):
             raise FileNotFoundError(where) from None
-        raise _refusal(str(error), uri, where) from None
+        raise _store_error(str(error), uri, where) from None
 
 
-def _refusal(text: str, uri: str, where: str) -> StoreError:
+def _store_error(text: str, uri: str, where: str) -> StoreError:
     scheme, _, rest = uri.partition("://")
     reason = _reason(text)
     if scheme not in CREDENTIALS:
         return StoreError(
-            "the store's disk refuses",
+            "the store's disk reports an error",
             where=where,
-            got=f"{reason}; {free_text(Path(uri))}",
+            got=f"{reason}; {free_space(Path(uri))}",
             remedy="check the disk, its free space and permissions, and run the same command again: only what is missing is computed",
         )
     bucket = rest.partition("/")[0]
@@ -128,7 +127,7 @@ def _refusal(text: str, uri: str, where: str) -> StoreError:
         return StoreError(
             f"the bucket {bucket} refuses access",
             where=where,
-            expected="credentials that may list, read, write and delete there",
+            expected="credentials with permission to list, read, write and delete",
             got=reason,
             remedy=CREDENTIALS[scheme],
         )
@@ -145,7 +144,7 @@ def _refusal(text: str, uri: str, where: str) -> StoreError:
 
 
 def _reason(text: str) -> str:
-    """Status and error code of a server's answer, or what obstore says of a connection; never an answer's body, never a URL."""
+    """Status and error code of a server's answer, or obstore's text about the connection, without an answer's body and without URLs."""
     status = re.search(r"status code: (\d{3}[^:\n]*)", text)
     code = re.search(r"<Code>(\w+)</Code>", text)
     if status is not None:

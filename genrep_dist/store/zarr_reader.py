@@ -1,4 +1,4 @@
-"""Zarr arrays that another tool wrote: opened to be read, never written. Format 2 or 3."""
+"""Read-only access to Zarr arrays that other tools wrote, in format 2 or 3."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import zarr
 from genrep_dist.errors import ConfigError
 
 
-class ForeignArray:
-    """One array, of which only what is taken is read."""
+class ZarrArray:
+    """One array. Only the requested entries are read."""
 
     def __init__(self, array: zarr.Array[Any]) -> None:
         self._array = array
@@ -23,7 +23,7 @@ class ForeignArray:
         self.dtype: np.dtype[Any] = np.dtype(array.dtype)
 
     def take(self, indices: npt.NDArray[np.int64], axis: int) -> npt.NDArray[Any]:
-        """Entries ``indices`` along ``axis``, in that order, as :meth:`numpy.ndarray.take` does."""
+        """Entries ``indices`` along ``axis``, as :meth:`numpy.ndarray.take`."""
         window: list[Any] = [slice(None)] * len(self.shape)
         window[axis] = indices
         return np.asarray(self._array.oindex[tuple(window)])
@@ -33,27 +33,26 @@ class ForeignArray:
 
 
 @dataclass(frozen=True)
-class Foreign:
-    """What lies in a Zarr folder: its arrays by path ("" for a folder that is one array), and the attributes of its root."""
+class ZarrFolder:
+    """The arrays of a Zarr folder by path ("" if the folder is one array), and the attributes of its root."""
 
-    arrays: Mapping[str, ForeignArray]
+    arrays: Mapping[str, ZarrArray]
     attributes: Mapping[str, Any]
 
 
-def open_foreign(path: Path) -> Foreign:
-    """Open a Zarr folder read-only. ConfigError when it is none, or one whose metadata cannot be read."""
+def open_zarr(path: Path) -> ZarrFolder:
+    """Open a Zarr folder read-only. ConfigError if it is not one, or its metadata cannot be read."""
     try:
         found = zarr.open(str(path), mode="r")
         if isinstance(found, zarr.Array):
-            return Foreign({"": ForeignArray(found)}, dict(found.attrs))
-        members = found.members(max_depth=None)
-        arrays = {name: ForeignArray(member) for name, member in members if isinstance(member, zarr.Array)}
-        if not arrays:  # zarr takes any folder for an empty group
+            return ZarrFolder({"": ZarrArray(found)}, dict(found.attrs))
+        arrays = {name: ZarrArray(member) for name, member in found.members(max_depth=None) if isinstance(member, zarr.Array)}
+        if not arrays:  # Zarr opens any folder as an empty group
             raise ValueError("no arrays")
-        return Foreign(arrays, dict(found.attrs))
+        return ZarrFolder(arrays, dict(found.attrs))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
-            "this folder is no Zarr array or group",
+            "the folder is not a Zarr array or group",
             where=str(path),
             expected="zarr.json, .zarray or .zgroup",
             got=f"{type(error).__name__}: {error}",

@@ -12,6 +12,7 @@ from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import StoreError
 from genrep_dist.plan import Plan, Shape
 from genrep_dist.store import Store
+from genrep_dist.store.paths import EXPERIMENTS, ExperimentPaths, experiment_name
 from genrep_dist.workflow.planning import make_plan
 from genrep_dist.workflow.prepare import PreparedExperiment
 
@@ -38,20 +39,20 @@ def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None
         "flipped_ids": list(prepared.flipped),
         "choices": dict(choices or {}),
     }
-    prepared.store.objects.put_json(f"experiments/{plan.experiment.name}/record.json", record)
+    prepared.store.objects.put_json(ExperimentPaths(plan.experiment.name).record, record)
 
 
 def restore_record(store: Store, name: str, record: Mapping[str, Any]) -> None:
     """Write the record of a finished run again; another experiment of the same name may have replaced it."""
-    store.objects.put_json(f"experiments/{name}/record.json", dict(record))
+    store.objects.put_json(ExperimentPaths(name).record, dict(record))
 
 
 def read_record(store: Store, name: str) -> dict[str, Any]:
     """The record of the experiment ``name``; StoreError lists those that the store has."""
     try:
-        record: dict[str, Any] = store.objects.get_json(f"experiments/{name}/record.json")
+        record: dict[str, Any] = store.objects.get_json(ExperimentPaths(name).record)
     except FileNotFoundError:
-        known = sorted({path.split("/")[1] for path in store.objects.list("experiments")})
+        known = sorted({experiment_name(path) for path in store.objects.list(EXPERIMENTS)})
         raise StoreError(
             "the store has no such experiment",
             where=store.uri,
@@ -62,7 +63,7 @@ def read_record(store: Store, name: str) -> dict[str, Any]:
     if record.get("schema_version") != RECORD_VERSION:
         raise StoreError(
             "this record was written by another version",
-            where=f"{store.uri}/experiments/{name}/record.json",
+            where=f"{store.uri}/{ExperimentPaths(name).record}",
             expected=f"schema_version {RECORD_VERSION}",
             got=str(record.get("schema_version")),
             remedy="run the experiment again with this version: what is still valid is not computed again",

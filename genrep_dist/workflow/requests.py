@@ -25,6 +25,7 @@ from genrep_dist.evaluation.metrics.base import (
 )
 from genrep_dist.plan import Plan, has_self_influence
 from genrep_dist.store import Store
+from genrep_dist.store.paths import ExperimentPaths
 from genrep_dist.store.tables import scan_frame
 from genrep_dist.units import Retraining
 from genrep_dist.workflow.context import WorkerContext
@@ -118,7 +119,7 @@ def retrain_requests(plan: Plan, store: Store, train_ids: Ids, test_ids: Ids) ->
 
 def requests_path(plan: Plan) -> str:
     """Where the request table is stored; every question has its own."""
-    return f"experiments/{plan.experiment.name}/requests-{plan.keys.question}.parquet"
+    return ExperimentPaths(plan.experiment.name).requests(plan.keys.question)
 
 
 def read_requests(plan: Plan, store: Store) -> pl.LazyFrame:

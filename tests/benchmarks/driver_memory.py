@@ -19,8 +19,8 @@ import ray
 from genrep_dist.config.sections import ResourcesSection
 from genrep_dist.executors.base import Outcome
 from genrep_dist.executors.ray_executor import RayExecutor
-from genrep_dist.runner.progress import Tally
-from genrep_dist.runner.stage_runner import Walk, Workers
+from genrep_dist.runner.progress import ProgressCounter
+from genrep_dist.runner.stage_runner import StageRunner, Workers
 from genrep_dist.store import Store
 from genrep_dist.units import Retraining, Unit
 from genrep_dist.workflow.context import Job
@@ -55,7 +55,7 @@ def memory() -> dict[str, float]:
     return found
 
 
-class Watch(Tally):
+class Watch(ProgressCounter):
     """A tally that samples memory every ``every`` units that end."""
 
     def __init__(self, every: int) -> None:
@@ -63,8 +63,8 @@ class Watch(Tally):
         self.every, self.samples, self.before, self.most = every, list[Sample](), memory(), 0
         self.start = time.perf_counter()
 
-    def ended(self, outcome: Outcome) -> None:
-        super().ended(outcome)
+    def unit_ended(self, outcome: Outcome) -> None:
+        super().unit_ended(outcome)
         count = self.counts["retrain"]
         self.most = max(self.most, count.running)
         if count.done % self.every == 0:
@@ -82,9 +82,9 @@ def bounded(executor: RayExecutor, count: int, every: int) -> Watch:
         prepared = prepare(experiment(), Store(folder), [str(ROOT)])
         publish_inputs(prepared)
         watch = Watch(every)
-        walk = Walk(prepared, watch, Workers(prepared.plan.experiment, executor=executor))
+        runner = StageRunner(prepared, watch, Workers(prepared.plan.experiment, executor=executor))
         watch.stage("retrain", count, 0)
-        walk._work(units(count), actors=False)
+        runner._work(units(count), actors=False)
         assert watch.counts["retrain"].done == count
     return watch
 

@@ -18,8 +18,8 @@ import polars as pl
 from genrep_dist.config import load_experiment
 from genrep_dist.config.sections import ResourcesSection
 from genrep_dist.executors.ray_executor import RayExecutor
-from genrep_dist.runner.progress import Silence, Tally
-from genrep_dist.runner.stage_runner import Walk, Workers
+from genrep_dist.runner.progress import NoProgress, ProgressCounter
+from genrep_dist.runner.stage_runner import StageRunner, Workers
 from genrep_dist.store import Store
 from genrep_dist.units import Retraining
 from genrep_dist.workflow.prepare import PreparedExperiment, prepare, publish_inputs
@@ -34,9 +34,9 @@ SIZES = (1, 4, 16)
 def asked_models(prepared: PreparedExperiment) -> list[Retraining]:
     """All retrainings of the experiment, after the stages that name them."""
     workers = Workers(prepared.plan.experiment, serial=True)
-    walk = Walk(prepared, Tally(Silence()), workers)
+    runner = StageRunner(prepared, ProgressCounter(NoProgress()), workers)
     for stage in STAGES:
-        walk.run_stage(stage)
+        runner.run_stage(stage)
     requests = retrain_requests(prepared.plan, prepared.store, prepared.train.ids.numpy(), prepared.test.ids.numpy())
     known = prepared.store.ledger(prepared.plan.keys.training).keys()
     return [retraining for key, retraining in requests.retrainings.items() if key not in known]
@@ -45,7 +45,7 @@ def asked_models(prepared: PreparedExperiment) -> list[Retraining]:
 def models_per_task(prepared: PreparedExperiment, models: list[Retraining], executor: RayExecutor) -> int:
     """The size that a run of the whole demo would choose: by time, as there are many more models than these."""
     many = models * 50
-    return Walk(prepared, Tally(Silence()), Workers(prepared.plan.experiment, executor=executor))._models_per_task(many)
+    return StageRunner(prepared, ProgressCounter(NoProgress()), Workers(prepared.plan.experiment, executor=executor))._models_per_task(many)
 
 
 def measure(prepared: PreparedExperiment, models: list[Retraining], size: int, executor: RayExecutor) -> tuple[float, float, int, float]:

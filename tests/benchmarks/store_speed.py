@@ -57,7 +57,7 @@ class Sides:
         self.artifact.create("features", (ROWS * rounds, WIDTH), (ROWS, WIDTH), "float32", ("train", "parameter"))
         # Obstore's local files behind Zarr, as the store has buckets behind it.
         self.other = zarr.create_array(
-            ObjectStore(self.store.objects.below("through-zarr")),
+            ObjectStore(self.store.objects.subfolder("through-zarr")),
             shape=(ROWS * rounds, WIDTH),
             chunks=(ROWS, WIDTH),
             dtype="float32",

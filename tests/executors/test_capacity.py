@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from genrep_dist.config.sections import ResourcesSection
 from genrep_dist.errors import PlanError
-from genrep_dist.executors.capacity import Demand, all_demands, demand_of, refuse_unschedulable, slots, workers_held
+from genrep_dist.executors.capacity import (
+    WorkerResources,
+    all_worker_resources,
+    check_schedulable,
+    count_fitting,
+    num_slots,
+    worker_resources,
+)
 
 LAPTOP = {"CPU": 8.0, "memory": 16e9}
 GPUS = {"CPU": 16.0, "GPU": 4.0, "memory": 64e9}
@@ -51,23 +58,23 @@ def placed_one_by_one(node: dict[str, float], cpus: int, gpu_tenths: int, memory
 )
 def test_as_many_fit_as_can_be_placed_one_by_one(sizes: list[tuple[int, int, int]], cpus: int, gpu_tenths: int, memory: int) -> None:
     nodes = [{"CPU": float(c), "GPU": float(g), "memory": float(m)} for c, g, m in sizes]
-    held = workers_held(nodes, Demand(cpus, gpu_tenths / 10, memory, 1, None, ""))
+    held = count_fitting(nodes, WorkerResources(cpus, gpu_tenths / 10, memory, 1, None, ""))
     assert held == sum(placed_one_by_one(node, cpus, gpu_tenths, memory) for node in nodes)
 
 
 def test_what_is_not_declared_is_as_for_all_and_as_the_cluster_has_it() -> None:
     plain = resources()
-    assert demand_of(plain, "retrain", [LAPTOP]).num_gpus == 0
-    assert demand_of(plain, "retrain", [LAPTOP, GPUS]).num_gpus == 1
-    assert demand_of(resources(device="cpu"), "retrain", [GPUS]).num_gpus == 0
-    assert slots([LAPTOP, GPUS], demand_of(plain, "retrain", [LAPTOP, GPUS])) == 4
-    assert slots([LAPTOP], demand_of(plain, "retrain", [LAPTOP])) == 8
+    assert worker_resources(plain, "retrain", [LAPTOP]).num_gpus == 0
+    assert worker_resources(plain, "retrain", [LAPTOP, GPUS]).num_gpus == 1
+    assert worker_resources(resources(device="cpu"), "retrain", [GPUS]).num_gpus == 0
+    assert num_slots([LAPTOP, GPUS], worker_resources(plain, "retrain", [LAPTOP, GPUS])) == 4
+    assert num_slots([LAPTOP], worker_resources(plain, "retrain", [LAPTOP])) == 8
 
     some = resources(workers=6, num_gpus=0.5, stages={"influence": {"num_cpus": 8, "num_gpus": 0}, "gradients": {"workers": 3}})
-    assert demand_of(some, "retrain", [GPUS]) == Demand(1.0, 0.5, 0, 1, 6, "resources")
-    assert demand_of(some, "influence", [GPUS]) == Demand(8.0, 0.0, 0, 1, 6, "resources.stages.influence")
-    assert demand_of(some, "gradients", [GPUS]) == Demand(1.0, 0.5, 0, 1, 3, "resources.stages.gradients")
-    assert [slots([GPUS], demand) for demand in all_demands(some, [GPUS])] == [6, 2, 3]
+    assert worker_resources(some, "retrain", [GPUS]) == WorkerResources(1.0, 0.5, 0, 1, 6, "resources")
+    assert worker_resources(some, "influence", [GPUS]) == WorkerResources(8.0, 0.0, 0, 1, 6, "resources.stages.influence")
+    assert worker_resources(some, "gradients", [GPUS]) == WorkerResources(1.0, 0.5, 0, 1, 3, "resources.stages.gradients")
+    assert [num_slots([GPUS], demand) for demand in all_worker_resources(some, [GPUS])] == [6, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -76,21 +83,21 @@ def test_what_is_not_declared_is_as_for_all_and_as_the_cluster_has_it() -> None:
         (
             {"num_gpus": 1},
             [LAPTOP],
-            r"can ever hold a worker[\s\S]*resources.num_gpus[\s\S]*1 CPU and 1 GPU[\s\S]*8 CPU and 0 GPU on any of 1",
+            r"can ever run a worker[\s\S]*resources.num_gpus[\s\S]*1 CPU and 1 GPU[\s\S]*8 CPU and 0 GPU on any of 1",
         ),
         ({"num_cpus": 32}, [LAPTOP, GPUS], r"resources.num_cpus[\s\S]*32 CPU[\s\S]*at most 16 CPU and 4 GPU on any of 2 nodes"),
         ({"memory": "100GB"}, [GPUS], r"resources.memory[\s\S]*100,000,000,000 bytes[\s\S]*64,000,000,000 bytes"),
         ({"stages": {"retrain": {"num_gpus": 8}}}, [GPUS], r"where: resources.stages.retrain.num_gpus[\s\S]*8 GPU[\s\S]*4 GPU"),
-        ({"min_workers": 9}, [LAPTOP], r"as many workers as there must be[\s\S]*9 workers of 1 CPU[\s\S]*room for 8 on 1 nodes"),
+        ({"min_workers": 9}, [LAPTOP], r"no room for min_workers workers[\s\S]*9 workers of 1 CPU[\s\S]*room for 8 on 1 nodes"),
         ({"num_gpus": 1.5}, [GPUS], r"a share of one GPU, or whole GPUs[\s\S]*1 or 2, or at most 1"),
-        ({}, [], r"can ever hold a worker[\s\S]*on any of 0 nodes[\s\S]*GENREP_WAIT_FOR_NODES"),
+        ({}, [], r"can ever run a worker[\s\S]*on any of 0 nodes[\s\S]*GENREP_WAIT_FOR_NODES"),
     ],
 )
 def test_what_can_never_be_scheduled_is_refused_with_both_numbers(
     fields: dict[str, Any], nodes: list[dict[str, float]], expected: str
 ) -> None:
     with pytest.raises(PlanError, match=expected):
-        refuse_unschedulable(nodes, resources(**fields))
+        check_schedulable(nodes, resources(**fields))
 
 
 def test_a_stage_that_does_not_exist_is_refused_when_it_is_read() -> None:

@@ -37,7 +37,7 @@ def address(listener: socket.socket) -> str:
 def told(watch: HeadWatch, capfd: pytest.CaptureFixture[str]) -> str:
     watch._thread.join(timeout=10)
     text = capfd.readouterr().err
-    assert text.count("the head of the Ray cluster has gone") == 1
+    assert text.count("the head of the Ray cluster is gone") == 1
     assert watch.address in text
     assert "same command there" in text
     watch.close()

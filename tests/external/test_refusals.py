@@ -236,7 +236,7 @@ def test_damaged_folders(tmp_path: Path) -> None:
     for metadata in (None, "{", "{}"):
         if metadata is not None:
             (path / "zarr.json").write_text(metadata)
-        with pytest.raises(ConfigError, match="no Zarr array or group"):
+        with pytest.raises(ConfigError, match="not a Zarr array or group"):
             load(path)
 
 

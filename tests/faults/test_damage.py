@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from genrep_dist.errors import CorruptError
+from genrep_dist.errors import CorruptError, DamagedArtifact, FailureKind
+from genrep_dist.runner.progress import NoProgress
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
-from genrep_dist.store.damaged import put_aside
+from genrep_dist.store.damaged import move_damaged
 from tests.faults.conftest import Undisturbed
 from tests.faults.trial import Trial, assert_equal, report
 
@@ -21,7 +22,7 @@ KEY = "ab" * 32
 Damage = Callable[[Path], object]
 
 
-class Said:
+class Said(NoProgress):
     """What a run says, and how many units of each stage it had to do."""
 
     def __init__(self) -> None:
@@ -30,9 +31,6 @@ class Said:
 
     def stage(self, name: str, total: int, done: int) -> None:
         self.missing[name] = max(self.missing.get(name, 0), total - done)
-
-    def advance(self, units: int, statistics: Mapping[str, float]) -> None:
-        pass
 
     def message(self, text: str) -> None:
         self.messages.append(text)
@@ -71,7 +69,7 @@ def first(trial: Trial, pattern: str) -> Path:
 CASES: dict[str, tuple[str, tuple[str, ...], dict[str, int]]] = {
     # What is damaged; what is made from it and has gone, too; how many units of each stage both take at most.
     "a block of features": ("artifacts/features/*/*/blocks/c/0/0", ("gram",), {"gradients": 1, "kernels": 12}),
-    "the numbers of a block": ("artifacts/features/*/*/*-numbers-*/c/0", ("gram",), {"gradients": 1, "kernels": 12}),
+    "the numbers of a block": ("artifacts/features/*/*/*-values-*/c/0", ("gram",), {"gradients": 1, "kernels": 12}),
     "a tile of a gram": ("artifacts/gram/*/*/gram/c/0/1", ("surrogate",), {"kernels": 1, "importances": 2}),
     "a block of a kernel": ("artifacts/kernel/*/*/kernel/c/1/0/0", ("attribution",), {"kernels": 1, "attributions": 8}),
     "the description of a gram": ("artifacts/gram/*/*/gram/zarr.json", ("surrogate",), {"kernels": 6, "importances": 2}),
@@ -169,7 +167,7 @@ def test_no_damage_is_read_as_a_number(artifact: Artifact, tmp_path: Path, file:
         refused = error
     assert refused.damaged
     assert artifact.path in str(refused)
-    said = put_aside(fresh._objects, refused.damaged)
+    said = move_damaged(Store(str(tmp_path)).objects, refused.damaged)
     assert "refused/" in said
     assert not fresh.is_intact()
     assert fresh.parts_done() == {"gram/c/0/1": {"tile-0-0", "tile-1-1"}, "manifest.json": {"tile-0-0", "tile-0-1", "tile-1-1"}}.get(
@@ -183,9 +181,9 @@ def test_a_missing_block_of_numbers_without_a_nan_is_refused_too(tmp_path: Path)
     artifact.write("order", np.arange(12).reshape(3, 4), ("test", "rank"))
     artifact.commit({})
     (tmp_path / artifact.path / "order/c/0/0").unlink()
-    with pytest.raises(CorruptError, match="is not there"):
+    with pytest.raises(CorruptError, match="does not exist"):
         artifact.read("order")
-    with pytest.raises(CorruptError, match="is not there"):
+    with pytest.raises(CorruptError, match="does not exist"):
         artifact.reader("order").read(slice(0, 1))
 
 
@@ -193,13 +191,15 @@ def test_a_manifest_of_another_artifact_is_refused(artifact: Artifact, tmp_path:
     other = Store(str(tmp_path)).artifact("gram", "cd" * 32)
     (tmp_path / other.path).mkdir(parents=True)
     shutil.copy(tmp_path / artifact.path / "manifest.json", tmp_path / other.path)
-    with pytest.raises(CorruptError, match="not that of its artifact"):
+    with pytest.raises(CorruptError, match="belongs to another artifact"):
         other.is_intact()
 
 
 def test_the_error_keeps_what_is_damaged_across_processes() -> None:
     import pickle
 
-    error = pickle.loads(pickle.dumps(CorruptError("what", damaged="a/b", where="here", remedy="do")))
+    raised = CorruptError("what", damaged=DamagedArtifact("gram", KEY), where="here", remedy="do")
+    error = pickle.loads(pickle.dumps(raised))
     assert isinstance(error, CorruptError)
-    assert (error.damaged, error.what, error.where, error.remedy, str(error)) == ("a/b", "what", "here", "do", str(error))
+    assert (error.damaged, str(error), error.failure_kind) == (raised.damaged, str(raised), FailureKind.CORRUPT)
+    assert (error.what, error.where, error.remedy) == ("what", "here", "do")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from genrep_dist.errors import StoreError
+from genrep_dist.runner.progress import NoProgress
 from tests.faults.conftest import Undisturbed
 from tests.faults.trial import RETRIES, Trial, assert_equal, report
 
@@ -33,7 +34,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-class Filler:
+class Filler(NoProgress):
     """Fills ``disk`` to the last byte when the first unit of a stage is done."""
 
     def __init__(self, disk: Path, stage: str) -> None:
@@ -47,9 +48,6 @@ class Filler:
             with self.ballast.open("ab", buffering=0) as file, suppress(OSError):
                 while True:
                     file.write(bytes(4096))
-
-    def message(self, text: str) -> None:
-        pass
 
 
 def test_a_full_disk_is_told_and_costs_what_was_in_hand(tmp_path: Path, disk: Path, undisturbed: Undisturbed, record_property: Any) -> None:

@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 import genrep_dist as gr
 from genrep_dist import cli
-from genrep_dist.errors import UnitError
-from genrep_dist.executors.base import Outcome
+from genrep_dist.errors import FailureKind, UnitError
+from genrep_dist.executors.base import Failure, Outcome
 from genrep_dist.executors.serial import SerialExecutor
-from genrep_dist.runner.progress import Tally
-from genrep_dist.runner.quarantine import Quarantine, release
-from genrep_dist.runner.stage_runner import Walk, Workers
+from genrep_dist.runner.progress import ProgressCounter
+from genrep_dist.runner.quarantine import Quarantine, clear_quarantine
+from genrep_dist.runner.stage_runner import StageRunner, Workers
 from genrep_dist.store import Store
 from genrep_dist.units import Retraining, Unit
 from genrep_dist.workflow.context import Job
@@ -119,7 +119,7 @@ class _Deadly(SerialExecutor):
     def run(self, job: Job, units: Iterable[Unit], *, actors: bool = False) -> Generator[Outcome, None, None]:
         for unit in units:
             if isinstance(unit, TrainUnit) and unit.seed == 1:
-                yield Outcome(unit, {}, 1, RuntimeError("gone"), crashed=True)
+                yield Outcome.failed(unit, 1, Failure(RuntimeError("gone"), FailureKind.CRASHED))
             else:
                 yield from super().run(job, [unit], actors=actors)
 
@@ -129,7 +129,7 @@ def test_an_original_that_cannot_be_trained_is_named_when_only_those_are_asked_f
     prepared = prepare(asked_for, Store(str(tmp_path)), [str(ROOT)])
     publish_inputs(prepared)
     with pytest.raises(UnitError, match="train seed=1"):
-        Walk(prepared, Tally(), Workers(asked_for, executor=_Deadly(0))).originals()
+        StageRunner(prepared, ProgressCounter(), Workers(asked_for, executor=_Deadly(0))).train_originals()
     done = [prepared.store.artifact("train", prepared.plan.keys.train(seed)).is_committed() for seed in (0, 1, 2)]
     assert done == [True, False, True]
 
@@ -139,26 +139,26 @@ def test_the_record(tmp_path: Path) -> None:
 
     store = Store(str(tmp_path))
     ids = np.arange(100, 120)
-    crash = RuntimeError("gone")
-    block, model = GradientUnit(0, "ntk", 4, 5, 10), RetrainUnit(1, (Retraining("k" * 64, 1, "same", (104, 107)),))
-    quarantine = Quarantine(store, "toy", "question", allowed=3)
-    quarantine.refuse()
-    assert quarantine.admit([block, model]) == [block, model]
-    quarantine.add(Outcome(block, {}, 3, crash, crashed=True), ids)
-    quarantine.add(Outcome(model, {}, 3, crash, crashed=True), ids)
+    crash = Failure(RuntimeError("gone"), FailureKind.CRASHED)
+    block, model = GradientUnit(0, "ntk", 4, 5, 10), RetrainUnit(0, (Retraining("k" * 64, 1, "same", (104, 107)),))
+    quarantine = Quarantine(store, "toy", "question", max_attempts=3)
+    quarantine.raise_if_skipped()
+    assert quarantine.runnable([block, model]) == [block, model]
+    quarantine.add(Outcome.failed(block, 3, crash), ids)
+    quarantine.add(Outcome.failed(model, 3, crash), ids)
     with pytest.raises(UnitError, match=r"2 units[\s\S]*samples 105, 106, 107, 108, 109[\s\S]*without samples 104, 107"):
-        quarantine.refuse()
-    later = Quarantine(store, "toy", "question", allowed=3)
-    later.refuse()
-    assert later.admit([block, model, TrainUnit(0)]) == [TrainUnit(0)]
-    assert later.holds("k" * 64)
+        quarantine.raise_if_skipped()
+    later = Quarantine(store, "toy", "question", max_attempts=3)
+    later.raise_if_skipped()
+    assert later.runnable([block, model, TrainUnit(0)]) == [TrainUnit(0)]
+    assert later.contains("k" * 64)
     with pytest.raises(UnitError):
-        later.refuse()
-    assert Quarantine(store, "toy", "question", allowed=4).admit([block]) == [block]
-    assert Quarantine(store, "toy", "another question", allowed=3).admit([block]) == [block]
-    assert release(store, "toy")
-    assert not release(store, "toy")
-    assert Quarantine(store, "toy", "question", allowed=3).admit([block]) == [block]
+        later.raise_if_skipped()
+    assert Quarantine(store, "toy", "question", max_attempts=4).runnable([block]) == [block]
+    assert Quarantine(store, "toy", "another question", max_attempts=3).runnable([block]) == [block]
+    assert clear_quarantine(store, "toy")
+    assert not clear_quarantine(store, "toy")
+    assert Quarantine(store, "toy", "question", max_attempts=3).runnable([block]) == [block]
 
 
 def test_the_samples_of_a_unit() -> None:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from genrep_dist.errors import StoreError
+from genrep_dist.runner.progress import NoProgress
 from genrep_dist.store import Store
 from tests.faults.conftest import Undisturbed
 from tests.faults.nodes import wait_until
 from tests.faults.trial import Trial, assert_equal, finish, report
 from tests.store.s3_server import BUCKET, S3Server
 
-WAITS = "another driver is at work here"
+WAITS = "another driver is at work"
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_without_a_lease_both_work_and_come_to_the_same(tmp_path: Path, undistur
     assert trial.trainings() > undisturbed.trainings, "both did work, or nothing was shown"
 
 
-class Intruder:
+class Intruder(NoProgress):
     """Writes the record of another question when retraining begins: a driver that another one has passed in its sleep finds it so."""
 
     def __init__(self, trial: Trial) -> None:
@@ -90,12 +91,6 @@ class Intruder:
             record = self._objects.get_json("experiments/toy/record.json")
             record["experiment"]["deletion"]["fractions"] = [0.0, 0.3]
             self._objects.put_json("experiments/toy/record.json", record)
-
-    def advance(self, units: int, statistics: Mapping[str, float]) -> None:
-        pass
-
-    def message(self, text: str) -> None:
-        pass
 
 
 def test_results_are_never_mixed(tmp_path: Path, undisturbed: Undisturbed) -> None:

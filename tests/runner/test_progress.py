@@ -23,9 +23,9 @@ from genrep_dist.cli.status import status_text
 from genrep_dist.errors import ProblemError, UnitError
 from genrep_dist.executors.base import Outcome
 from genrep_dist.executors.serial import SerialExecutor
-from genrep_dist.runner.heartbeat import MAX_HISTORY, Heartbeat, History, RunState, numbers, read_state
-from genrep_dist.runner.progress import Silence, Tally
-from genrep_dist.runner.stage_runner import Walk, Workers
+from genrep_dist.runner.heartbeat import MAX_HISTORY, Heartbeat, History, RunState, as_metrics, read_state
+from genrep_dist.runner.progress import NoProgress, ProgressCounter
+from genrep_dist.runner.stage_runner import StageRunner, Workers
 from genrep_dist.store import Store
 from genrep_dist.units import Retraining, Unit
 from genrep_dist.workflow.context import Job
@@ -48,21 +48,21 @@ class Clock:
         return self.now
 
 
-def told() -> tuple[Tally, Clock]:
+def told() -> tuple[ProgressCounter, Clock]:
     """A tally of ten trainings, of which three were done before; then two tasks of five models, one of which failed."""
     clock = Clock()
-    tally = Tally(clock=clock)
+    tally = ProgressCounter(clock=clock)
     tally.stage("train", 10, 3)
-    tally.taken(TrainUnit(0))
-    tally.taken(TrainUnit(1))
+    tally.unit_started(TrainUnit(0))
+    tally.unit_started(TrainUnit(1))
     clock.now += 4
-    tally.ended(Outcome(TrainUnit(0), {}, 1))
+    tally.unit_ended(Outcome(TrainUnit(0), {}, 1))
     tally.stage("retrain", 40, 20)
     for _ in range(3):
-        tally.taken(TASK)
+        tally.unit_started(TASK)
     clock.now += 2
-    tally.ended(Outcome(TASK, {"models": 5.0}, 3))
-    tally.ended(Outcome(TASK, {}, 4, ProblemError("it diverged")))
+    tally.unit_ended(Outcome(TASK, {"models": 5.0}, 3))
+    tally.unit_ended(Outcome.failed(TASK, 4, ProblemError("it diverged")))
     return tally, clock
 
 
@@ -73,15 +73,15 @@ def test_counts_are_of_models_and_rates_of_this_run() -> None:
     assert train.rate == 1 / 4
     assert train.seconds_left == 24
     assert (retrain.done, retrain.running, retrain.failed, retrain.rate, retrain.seconds_left) == (25, 5, 5, 2.5, 6)
-    assert tally.failures.plain() == {"by_kind": {"ProblemError": 1}, "named": [TASK.label], "retried": 5}
-    assert tally.text() == "done and kept: train 4 of 10, retrain 25 of 40"
-    assert Tally().text() == "done and kept: nothing yet"
-    flat = numbers(tally.snapshot())
+    assert tally.failures.as_dict() == {"by_kind": {"ProblemError": 1}, "named": [TASK.label], "retried": 5}
+    assert tally.summary() == "done and kept: train 4 of 10, retrain 25 of 40"
+    assert ProgressCounter().summary() == "done and kept: nothing yet"
+    flat = as_metrics(tally.snapshot())
     assert flat["progress.retrain.units_per_second"] == 2.5
     assert flat["progress.failures.ProblemError"] == 1
-    tally.again(Outcome(TASK, {}, 4, ProblemError("it diverged")))
+    tally.unit_split(Outcome.failed(TASK, 4, ProblemError("it diverged")))
     assert retrain.failed == 0
-    assert tally.failures.plain() == {"by_kind": {}, "named": [], "retried": 5}
+    assert tally.failures.as_dict() == {"by_kind": {}, "named": [], "retried": 5}
     assert json.loads(json.dumps(tally.snapshot())) == tally.snapshot()
 
 
@@ -92,9 +92,9 @@ def test_a_tally_asks_whether_to_go_on() -> None:
     tally, _ = told()
     tally.check = stop
     with pytest.raises(KeyboardInterrupt):
-        tally.taken(TASK)
+        tally.unit_started(TASK)
     with pytest.raises(KeyboardInterrupt):
-        tally.ended(Outcome(TASK, {}, 1))
+        tally.unit_ended(Outcome(TASK, {}, 1))
     with pytest.raises(KeyboardInterrupt):
         tally.stage("train", 1, 0)
 
@@ -109,7 +109,7 @@ def test_a_heartbeat_writes_now_and_then_and_at_the_end(tmp_path: Path) -> None:
         assert first is not None
         assert first.state == "running"
         assert first.record["stages"]["retrain"]["done"] == 25
-        tally.ended(Outcome(TASK, {"models": 5.0}, 1))
+        tally.unit_ended(Outcome(TASK, {"models": 5.0}, 1))
         deadline = time.monotonic() + 20
         while first.record["stages"]["retrain"]["done"] != 30:
             assert time.monotonic() < deadline
@@ -131,7 +131,7 @@ def test_a_heartbeat_writes_now_and_then_and_at_the_end(tmp_path: Path) -> None:
 )
 def test_how_a_run_ended(tmp_path: Path, error: BaseException, state: str, said: str) -> None:
     store = Store(str(tmp_path))
-    with pytest.raises(type(error)), Heartbeat(Tally(), store, "toy"):
+    with pytest.raises(type(error)), Heartbeat(ProgressCounter(), store, "toy"):
         raise error
     last = read_state(store, "toy")
     assert last is not None
@@ -140,7 +140,7 @@ def test_how_a_run_ended(tmp_path: Path, error: BaseException, state: str, said:
 
 def test_a_run_that_gives_no_sign_is_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(str(tmp_path))
-    with Heartbeat(Tally(), store, "toy"):
+    with Heartbeat(ProgressCounter(), store, "toy"):
         record = store.objects.get_json("experiments/toy/progress.json")
     store.objects.put_json("experiments/toy/progress.json", record)  # as if it had not said that it ends
     now = time.time()
@@ -193,7 +193,7 @@ def test_status_of_a_run_from_its_store_alone_and_watched_to_its_end(tmp_path: P
     """The driver is watched from inside: when its first units end, somebody asks for the status."""
     said: list[dict[str, Any]] = []
 
-    class Asks(Silence):
+    class Asks(NoProgress):
         def advance(self, units: int, statistics: Mapping[str, float]) -> None:
             del units, statistics
             if len(said) == 3:
@@ -240,8 +240,8 @@ class Immediate(SerialExecutor):
 def test_the_driver_holds_no_unit_that_is_not_in_flight(tmp_path: Path) -> None:
     """Five thousand retrainings without a hundred removed samples each: as objects some 5 MB, of which the walk keeps none."""
     prepared = prepare(experiment(), Store(str(tmp_path)), [str(ROOT)])
-    tally, most = Tally(), 0
-    walk = Walk(prepared, tally, Workers(prepared.plan.experiment, executor=Immediate(0)))
+    tally, most = ProgressCounter(), 0
+    runner = StageRunner(prepared, tally, Workers(prepared.plan.experiment, executor=Immediate(0)))
     count = 5_000
     tally.stage("retrain", count, 0)
 
@@ -251,9 +251,9 @@ def test_the_driver_holds_no_unit_that_is_not_in_flight(tmp_path: Path) -> None:
             most = max(most, tally.counts["retrain"].running)
             yield RetrainUnit(0, (Retraining(f"{index:064x}", 0, "same", tuple(range(index, index + 100))),))
 
-    walk._work(itertools.islice(units(), 100), actors=False)  # whatever is loaded once
+    runner._work(itertools.islice(units(), 100), actors=False)  # whatever is loaded once
     tracemalloc.start()
-    walk._work(itertools.islice(units(), count - 100), actors=False)
+    runner._work(itertools.islice(units(), count - 100), actors=False)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert tally.counts["retrain"].done == count

@@ -90,7 +90,7 @@ def test_a_signal_stops_says_what_is_done_and_how_to_go_on(
     process.send_signal(number)
     _, errors = process.communicate(timeout=200)
     assert process.returncode == code, errors
-    assert errors.startswith(f"{number.name}: stopping; once more ends at once\ndone and kept: train 2 of 2, ")
+    assert errors.startswith(f"{number.name}: stopping; a second signal stops immediately\ndone and kept: train 2 of 2, ")
     kept = re.search(r"retrain (\d+) of (\d+)$", errors, re.MULTILINE)
     assert kept is not None
     assert 0 < int(kept[1]) < int(kept[2])
@@ -117,7 +117,7 @@ def test_a_second_signal_ends_at_once_and_loses_nothing_committed(tmp_path: Path
     _, rest = process.communicate(timeout=200)
     assert time.monotonic() - began < 20, "it does not wait for the end of what is in flight"
     assert process.returncode == 130
-    assert "ended at once; what is committed is kept" in rest
+    assert "stopped immediately; committed results are kept" in rest
     kept = re.search(r"retrain (\d+) of", said)
     assert kept is not None, said
     go_on(said, "--serial")

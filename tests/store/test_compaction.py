@@ -71,7 +71,7 @@ def test_small_parts_become_one(folder: str) -> None:
     (path,) = ledger.parts()
     assert done == Compaction(14, 1, 40, (Path(folder) / path).stat().st_size)
     assert contents(ledger) == reference(rows)
-    assert ledger.refuse_damaged() == []
+    assert ledger.move_damaged_parts() == []
     keys = pq.read_table(Path(folder) / path).column("key").to_pylist()
     assert keys == sorted(keys)
 
@@ -135,7 +135,7 @@ def test_the_kept_rows_do_not_depend_on_how_they_were_written(
             assert (done.parts_before, done.rows) == (parts, len(keys))
             assert done.parts_after == len(ledger.parts()) <= parts
             assert contents(ledger) == reference(rows)
-            assert ledger.refuse_damaged() == []
+            assert ledger.move_damaged_parts() == []
         if bound > 2 * len(rows):
             # One merged part: the same bytes, whatever the tasks were.
             hold = [files(ledger, folder) for ledger, folder in zip(ledgers, (first, second), strict=True)]
@@ -224,7 +224,7 @@ def test_a_damaged_part_is_named_before_anything_is_touched(folder: str) -> None
     with pytest.raises(CorruptError, match=path):
         ledger.compact()
     assert files(ledger, folder) == before
-    assert [refused.path for refused in ledger.refuse_damaged()] == [path]
+    assert [moved.path for moved in ledger.move_damaged_parts()] == [path]
     assert ledger.compact().rows == 9
 
 

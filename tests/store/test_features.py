@@ -19,7 +19,7 @@ from genrep_dist.problems.datasets.image_models import VisionCNN
 from genrep_dist.problems.datasets.text_models import TextCNN
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
-from genrep_dist.store.feature_codec import Packed, pack, unpack
+from genrep_dist.store.feature_codec import PackedRows, pack, unpack
 from genrep_dist.store.features import COLUMNS, TABLE, RowsReader, write_block
 from tests.core.models import cnn, initialise, mlp, rows
 
@@ -117,7 +117,7 @@ def test_the_input_under_no_gradient_is_left_out() -> None:
     found = feature_rows(model, inputs)
     packed = pack(found)
     equal(unpack(packed), found)
-    assert packed.numbers.size < 0.65 * found.numbers
+    assert packed.values.size < 0.65 * found.numbers
 
 
 @settings(max_examples=30, deadline=None)
@@ -129,16 +129,16 @@ def test_any_numbers_survive(values: list[float], share: float, seed: int) -> No
     block = FeatureRows((), (), rest, (("p", (len(values),)),), (("p", (len(values),)),))
     packed = pack(block)
     assert torch.equal(unpack(packed).rest, rest)
-    assert packed.numbers.nbytes + packed.places.nbytes + packed.bits.nbytes <= rest.numel() * 4
+    assert packed.values.nbytes + packed.indices.nbytes + packed.masks.nbytes <= rest.numel() * 4
 
 
-@pytest.mark.parametrize("harm", ["numbers", "bits", "places"])
+@pytest.mark.parametrize("harm", ["values", "masks", "indices"])
 def test_arrays_that_do_not_fit_are_refused(harm: str) -> None:
     packed = pack(feature_rows(text_cnn(), tokens(9, 12, 60)))
-    arrays = {name: getattr(packed, name) for name in ("numbers", "places", "bits")}
+    arrays = {name: getattr(packed, name) for name in ("values", "indices", "masks")}
     for changed in (arrays[harm][:-1], np.concatenate([arrays[harm], arrays[harm][:1]])):
-        with pytest.raises(CorruptError, match="does not fit its layout"):
-            unpack(Packed(**{**arrays, harm: changed}, layout=packed.layout))
+        with pytest.raises(CorruptError, match="does not match its layout"):
+            unpack(PackedRows(**{**arrays, harm: changed}, layout=packed.layout))
 
 
 def stored(folder: Path, found: FeatureRows, size: int) -> Artifact:

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 from genrep_dist.errors import StoreError
-from genrep_dist.store import lease as module
-from genrep_dist.store.lease import KEPT, Lease
+from genrep_dist.store.lease import NUMBERS_KEPT, Lease
 from genrep_dist.store.objects import Objects
+from genrep_dist.store.paths import lease_number
 from tests.experiments import ROOT
 from tests.store.s3_server import BUCKET, S3Server
 
 
 def quick(objects: Objects, waiting: Callable[[str], object] = lambda text: None) -> Lease:
-    return Lease(objects, "lease", waiting, beat_seconds=0.05, patience_seconds=0.5)
+    return Lease(objects, "lease", waiting, renew_seconds=0.05, timeout_seconds=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -42,26 +42,13 @@ def objects(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 def numbers(objects: Objects) -> list[int]:
-    return [module._number(path) for path in objects.list("lease")]
+    return [lease_number(path) for path in objects.list("lease")]
 
 
 def foreign(objects: Objects, number: int, **record: Any) -> None:
     """A lease of a process on another machine."""
     there = {"token": "theirs", "beat": 0, "released": False, "host": "elsewhere", "pid": 1, "machine": "another", "started": "1"}
     objects.put_json(f"lease/{number:012d}.json", there | record)
-
-
-def test_create_succeeds_once(objects: Objects) -> None:
-    done: list[bool] = []
-    threads = [threading.Thread(target=lambda n=n: done.append(objects.create("once", str(n).encode()))) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(done) == [False] * 7 + [True]
-    before = objects.get("once")
-    assert not objects.create("once", b"other")
-    assert objects.get("once") == before
 
 
 def test_one_at_a_time(objects: Objects) -> None:
@@ -84,7 +71,7 @@ def test_one_at_a_time(objects: Objects) -> None:
     for thread in threads:
         thread.join()
     assert (entered[0], overlaps[0]) == (8, 0)
-    assert len(numbers(objects)) <= KEPT + 1
+    assert len(numbers(objects)) <= NUMBERS_KEPT + 1
     assert max(numbers(objects)) == 8
 
 
@@ -108,12 +95,12 @@ def test_who_gives_no_sign_of_life_is_followed(objects: Objects) -> None:
     with quick(objects, waits.append) as held:
         assert time.monotonic() - began >= 0.5
         held.confirm()
-    assert waits == ["another driver is at work here, process 1 on elsewhere: waiting for its end"]
+    assert waits == ["waiting: another driver is at work, process 1 on elsewhere"]
     assert max(numbers(objects)) == 4
 
 
 def test_a_sleeper_that_was_passed_is_told(objects: Objects) -> None:
-    sleeper = Lease(objects, "lease", beat_seconds=3600, patience_seconds=3600)
+    sleeper = Lease(objects, "lease", renew_seconds=3600, timeout_seconds=3600)
     with sleeper:
         sleeper.confirm()
         foreign(objects, 2)
@@ -126,7 +113,7 @@ def test_a_number_that_others_have_passed_is_not_the_lease(objects: Objects) -> 
     """Whoever was slow may create it, and holds nothing by it."""
     foreign(objects, 20, released=True)
     late = quick(objects)
-    assert not late._take(5)
+    assert not late._acquire(5)
     assert numbers(objects) == [20]
     with late:
         assert max(numbers(objects)) == 21
@@ -145,6 +132,7 @@ def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(tmp_path: Path
 import os, signal
 from genrep_dist.store.lease import Lease
 from genrep_dist.store.objects import Objects
+from genrep_dist.store.paths import lease_number
 Lease(Objects({str(tmp_path)!r}), "lease").__enter__()
 os.kill(os.getpid(), signal.SIGKILL)
 """

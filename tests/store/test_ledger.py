@@ -15,7 +15,7 @@ import pytest
 from genrep_dist.errors import CorruptError
 from genrep_dist.store import Store
 from genrep_dist.store.ledger import Ledger, LedgerRow
-from genrep_dist.store.ledger_parts import LEDGER_SCHEMA, fault
+from genrep_dist.store.ledger_parts import LEDGER_SCHEMA, find_damage
 from genrep_dist.store.tables import get_table, put_table
 
 
@@ -71,7 +71,7 @@ def test_an_empty_ledger_has_the_schema(ledger: Ledger) -> None:
     assert ledger.keys() == set()
     assert ledger.scan().collect().columns == LEDGER_SCHEMA.names
     assert ledger.scan().select(pl.col("seconds").median()).collect().item() is None
-    assert ledger.refuse_damaged() == []
+    assert ledger.move_damaged_parts() == []
 
 
 def test_a_part_written_twice_is_one_part(ledger: Ledger) -> None:
@@ -109,12 +109,12 @@ def test_a_damaged_part_is_named_put_aside_and_only_its_rows_are_gone(
             ledger.scan().collect()
         with pytest.raises(CorruptError, match=path):
             ledger.keys()
-        (refused,) = ledger.refuse_damaged()
-        assert (refused.path, refused.reason != "") == (path, True)
-        assert (tmp_path / refused.aside).read_bytes() == harm(whole)
-        assert refused.aside.startswith(f"{ledger.folder}/refused/")
+        (moved,) = ledger.move_damaged_parts()
+        assert (moved.path, moved.reason != "") == (path, True)
+        assert (tmp_path / moved.moved_to).read_bytes() == harm(whole)
+        assert moved.moved_to.startswith(f"{ledger.folder}/refused/")
         assert ledger.keys() == {"c"} == set(ledger.scan().collect()["key"])
-        assert ledger.refuse_damaged() == []
+        assert ledger.move_damaged_parts() == []
         assert ledger.write([row("a"), row("b")]) == path
     assert ledger.keys() == {"a", "b", "c"}
 
@@ -124,7 +124,7 @@ def test_what_was_put_aside_is_never_overwritten(ledger: Ledger, tmp_path: Path)
     whole = (tmp_path / path).read_bytes()
     for harm in (truncated, flipped):
         (tmp_path / path).write_bytes(harm(whole))
-        ledger.refuse_damaged()
+        ledger.move_damaged_parts()
     assert {file.read_bytes() for file in (tmp_path / ledger.folder / "refused").iterdir()} == {truncated(whole), flipped(whole)}
 
 
@@ -138,7 +138,7 @@ def test_a_foreign_part_and_one_of_another_version_are_named_and_put_aside(ledge
             ledger.keys()
         with pytest.raises(CorruptError, match=rf"{name}.parquet[\s\S]*another version"):
             ledger.scan().select("key").collect()
-        assert [("another version" in refused.reason, refused.path) for refused in ledger.refuse_damaged()] == [
+        assert [("another version" in moved.reason, moved.path) for moved in ledger.move_damaged_parts()] == [
             (True, f"{ledger.folder}/{name}.parquet")
         ]
     assert ledger.keys() == {"a"}
@@ -148,12 +148,12 @@ def test_any_flipped_bit_of_a_part_shows(ledger: Ledger, tmp_path: Path) -> None
     """Page checksums leave the pages' headers and the footer out; the part's name does not."""
     path = ledger.write([row(str(i), tuple(range(i)), i / 3) for i in range(6)])
     whole = (tmp_path / path).read_bytes()
-    assert fault(path, whole) is None
+    assert find_damage(path, whole) is None
     chance = random.Random(0)
     for position in range(len(whole)):
         hurt = bytearray(whole)
         hurt[position] ^= 1 << chance.randrange(8)
-        assert fault(path, bytes(hurt)) is not None, position
+        assert find_damage(path, bytes(hurt)) is not None, position
 
 
 def test_a_flipped_bit_in_any_column_stops_its_reader(ledger: Ledger, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_failing_disk_puts_nothing_aside(ledger: Ledger, monkeypatch: pytest.M
 
     monkeypatch.setattr(obstore, "get", failing)
     with pytest.raises(PermissionError):
-        ledger.refuse_damaged()
+        ledger.move_damaged_parts()
     monkeypatch.undo()
     assert ledger.parts() == [path]
 

@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +19,7 @@ import genrep_dist as gr
 from genrep_dist import cli
 from genrep_dist.errors import StoreError
 from genrep_dist.store import Store, objects, uris
-from genrep_dist.store.ledger import LedgerRow
-from genrep_dist.store.objects import Objects
-from genrep_dist.store.uris import IMPATIENT, PATIENT
+from genrep_dist.store.uris import FEW_RETRIES, MANY_RETRIES
 from tests.experiments import ROOT, experiment, experiment_file
 from tests.store.s3_server import BUCKET, CuttingProxy, S3Server
 from tests.toys import trainings
@@ -58,7 +55,7 @@ def proxy(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cutting
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "open_bucket", lambda url, _retries=None: uris.open_bucket(url, IMPATIENT))
+    monkeypatch.setattr(objects, "open_bucket", lambda url, _retries=None: uris.open_bucket(url, FEW_RETRIES))
 
 
 @dataclass
@@ -184,13 +181,6 @@ def test_an_address_without_a_bucket() -> None:
         Store("s3:///prefix")
 
 
-def test_a_file_url_is_a_folder(tmp_path: Path) -> None:
-    store = Store(f"file://{tmp_path}/store")
-    assert store.objects.root == tmp_path / "store" == store.objects.local_path("")
-    store.objects.check_access()
-    assert list(store.objects.root.iterdir()) == []
-
-
 # -- access, asked before work ------------------------------------------------------------------------------------------------------
 
 
@@ -237,14 +227,6 @@ def test_a_plan_names_the_missing_bucket(server: S3Server, tmp_path: Path, monke
     assert "there is no bucket absent" in str(result.exception)
 
 
-def test_a_folder_that_became_unusable(tmp_path: Path) -> None:
-    store = Store(str(tmp_path / "store"))
-    (tmp_path / "store").rmdir()
-    (tmp_path / "store").write_text("a file")
-    with pytest.raises(StoreError, match=r"cannot be written[\s\S]*store"):
-        store.objects.check_access()
-
-
 # -- failures -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -265,9 +247,9 @@ def test_servers_errors_are_tried_again_with_growing_pauses(server: S3Server, st
 
 def test_patience_ends_before_credentials_do() -> None:
     """obstore neither signs nor authorises again while it retries: five minutes are its bound."""
-    assert PATIENT["max_retries"] == 10
-    assert PATIENT["retry_timeout"].total_seconds() == 180
-    assert IMPATIENT["retry_timeout"].total_seconds() <= 10
+    assert MANY_RETRIES["max_retries"] == 10
+    assert MANY_RETRIES["retry_timeout"].total_seconds() == 180
+    assert FEW_RETRIES["retry_timeout"].total_seconds() <= 10
 
 
 @pytest.mark.usefixtures("impatient")
@@ -288,7 +270,7 @@ def test_a_put_that_is_cut_off_leaves_what_was_there(server: S3Server, proxy: Cu
     for path in ("a", "b"):
         with pytest.raises(StoreError, match=f"bucket {BUCKET} cannot be reached"):
             place.put(path, bytes(size))
-    assert proxy.cut >= 2 * (1 + IMPATIENT["max_retries"])
+    assert proxy.cut >= 2 * (1 + FEW_RETRIES["max_retries"])
     assert server.files() == files
     proxy.cuts = 0
     place.put("a", bytes(size))
@@ -317,95 +299,3 @@ def test_a_block_that_is_cut_off_is_neither_recorded_nor_committed(proxy: Cuttin
     artifact.write_part("rows-0", "features", (0, 0), BLOCK)
     artifact.commit({}, ["rows-0"])
     np.testing.assert_array_equal(artifact.read("features"), BLOCK)
-
-
-# -- what a folder syncs ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Synced:
-    """Files and folders in the order in which they were synced, by inode, which a rename keeps."""
-
-    inodes: list[int]
-
-    def order(self, path: Path | None) -> int:
-        assert path is not None
-        return self.inodes.index(path.stat().st_ino)
-
-
-@pytest.fixture
-def synced(monkeypatch: pytest.MonkeyPatch) -> Synced:
-    found = Synced([])
-    real = os.fsync
-
-    def fsync(handle: int) -> None:
-        found.inodes.append(os.fstat(handle).st_ino)
-        real(handle)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    return found
-
-
-def test_a_put_is_synced_and_so_are_its_folders(synced: Synced, tmp_path: Path) -> None:
-    place = Objects(str(tmp_path))
-    place.put("a/b/c", b"1")
-    places = [tmp_path / "a" / "b" / "c", tmp_path / "a" / "b", tmp_path / "a", tmp_path]
-    assert {path.stat().st_ino for path in places} == set(synced.inodes)
-    assert synced.order(places[0]) < synced.order(places[1])
-    synced.inodes.clear()
-    place.put("a/b/c", b"2")
-    assert len(synced.inodes) == 2
-
-
-def test_a_block_is_on_the_disk_before_its_record(synced: Synced, tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    artifact = store.artifact("features", KEY)
-    artifact.create("features", (200, 1000), BLOCK.shape, "float32", ("train", "feature"))
-    artifact.write_part("rows-0", "features", (0, 0), BLOCK)
-    folder = store.objects.local_path(artifact.path)
-    assert folder is not None
-    block, record = folder / "features" / "c" / "0" / "0", folder / "parts" / "rows-0.json"
-    metadata = max(synced.order(folder / "zarr.json"), synced.order(folder / "features" / "zarr.json"))
-    assert metadata < synced.order(block) < synced.order(block.parent) < synced.order(record) < synced.order(record.parent)
-    synced.inodes.clear()
-    artifact.write_part("rows-100", "features", (100, 0), BLOCK)
-    assert len(synced.inodes) <= 12
-    artifact.commit({}, ["rows-0", "rows-100"])
-    assert synced.order(folder / "manifest.json") > synced.order(folder / "parts" / "rows-100.json")
-
-
-def test_a_whole_artifact_is_on_the_disk_before_its_manifest(synced: Synced, tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    artifact = store.artifact("train", KEY)
-    for name in ("epochs", "rates"):
-        artifact.write(name, np.ones(3), ("checkpoint",))
-    assert synced.inodes == []
-    artifact.commit({})
-    folder = store.objects.local_path(artifact.path)
-    assert folder is not None
-    manifest = folder / "manifest.json"
-    everything = [path for path in folder.rglob("*") if path != manifest]
-    assert len(everything) >= 5
-    assert all(synced.order(path) < synced.order(manifest) for path in everything)
-
-
-def test_a_ledger_part_is_synced(synced: Synced, tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    path = store.ledger("t").write([LedgerRow(KEY, 0, "same", 0, (), np.ones((2, 1)), 0.1)])
-    assert synced.order(store.objects.local_path(path)) >= 0
-
-
-@pytest.mark.parametrize("broken", ["fsync", "replace"])
-def test_a_disk_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
-    place = Objects(str(tmp_path))
-    place.put("a", b"old")
-
-    def failing(*_arguments: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os if broken == "fsync" else Path, broken, failing)
-    with pytest.raises(StoreError, match=r"cannot be written[\s\S]*No space left"):
-        place.put("a", b"new")
-    monkeypatch.undo()
-    assert place.get("a") == b"old"
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]

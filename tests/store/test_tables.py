@@ -90,6 +90,6 @@ def test_a_frame_declares_what_it_is_and_where_it_may_have_nulls(objects: Object
         ("count", pa.int64(), False),
     ]
     assert scan_frame(objects, "a/frame.parquet").collect().equals(frame)
-    with pytest.raises(CorruptError, match=r"no table frames[\s\S]*b/frame\.parquet[\s\S]*nulls in number"):
+    with pytest.raises(CorruptError, match=r"not a table frames[\s\S]*b/frame\.parquet[\s\S]*nulls in number"):
         put_frame(objects, "b/frame.parquet", frame, table="frames")
     assert not objects.exists("b/frame.parquet")

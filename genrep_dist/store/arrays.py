@@ -1,0 +1,150 @@
+"""The Zarr arrays of one artifact. Local chunks are read and written by :mod:`genrep_dist.store.chunks`, all else by Zarr."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.abc.store import ByteRequest
+from zarr.codecs import Crc32cCodec
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.errors import ContainsArrayError
+from zarr.storage import ObjectStore
+
+from genrep_dist.errors import CorruptError, DamagedArtifact, StoreError
+from genrep_dist.store.chunks import checksum, read_window, write_chunk
+from genrep_dist.store.objects import Objects
+from genrep_dist.store.paths import ArtifactPaths, is_chunk
+
+Array = npt.NDArray[Any]
+
+_CONFIG: Any = {"write_empty_chunks": True}
+"""Zarr would omit a chunk of fill values, which is indistinguishable from one that was never written."""
+
+
+class ArrayGroup:
+    """Arrays by name, as one Zarr group. One chunk is one file, with a CRC32C checksum at its end."""
+
+    def __init__(self, objects: Objects, kind: str, key: str) -> None:
+        self._objects, self._paths, self._damaged = objects, ArtifactPaths(kind, key), DamagedArtifact(kind, key)
+        self._opened: ObjectStore[Any] | None = None
+
+    def create(
+        self,
+        name: str,
+        shape: Sequence[int],
+        chunks: Sequence[int],
+        dtype: str,
+        dimension_names: Sequence[str],
+        attributes: Mapping[str, Any] | None,
+    ) -> None:
+        """Write the metadata of an array. An array that another driver creates at the same time is kept."""
+        with self._objects.translated_errors(self._paths.array(name)), suppress(ContainsArrayError):
+            zarr.create_array(
+                self._store(),
+                name=name,
+                shape=tuple(shape),
+                chunks=tuple(max(1, c) for c in chunks),
+                dtype=dtype,
+                fill_value=float("nan") if np.dtype(dtype).kind == "f" else 0,
+                compressors=[Crc32cCodec()],
+                dimension_names=list(dimension_names),
+                attributes=dict(attributes or {}),
+                config=_CONFIG,
+                # Overwriting would delete the chunks that another driver has written.
+                overwrite=False,
+            )
+
+    def open(self, name: str, mode: str = "r", *, require_chunks: bool = False) -> zarr.Array[Any] | None:
+        """The array, or None. With ``require_chunks``, reading a missing chunk raises instead of returning the fill value."""
+        try:
+            with self._objects.translated_errors(self._paths.array(name)):
+                store = _CompleteStore(self._store().store) if require_chunks else self._store()
+                return zarr.open_array(store, path=name, mode=cast("Any", mode), zarr_format=3).with_config(_CONFIG)
+        except FileNotFoundError:
+            return None
+        # The exceptions that Zarr raises for damaged metadata.
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._corrupt("the metadata of an array is damaged", self._paths.array_metadata(name), error) from error
+
+    def read(self, array: zarr.Array[Any], name: str, window: tuple[slice, ...]) -> Array:
+        """A window of an opened array, with the checksums verified. CorruptError if a chunk is damaged or required and missing."""
+        where = f"{self._paths.array(name)}, window {window}"
+        try:
+            with self._objects.translated_errors(self._paths.array(name)):
+                folder = self._objects.local_path(self._paths.chunks(name))
+                if folder is None or array.ndim == 0:
+                    return np.asarray(array[window])
+                fill_value = None if isinstance(array.store, _CompleteStore) else array.fill_value
+                return read_window(folder, array.shape, array.chunks, array.dtype, fill_value, window)
+        except OSError as error:
+            raise StoreError(
+                "a file of the store cannot be read",
+                where=f"{self._objects.uri}/{where}",
+                got=str(error),
+                remedy="check the disk and permissions",
+            ) from error
+        except ValueError as error:
+            raise self._corrupt("a file of the store is damaged", where, error) from error
+
+    def write_chunk(self, array: zarr.Array[Any], name: str, starts: Sequence[int], values: Array) -> int:
+        """Write one chunk durably and read it back; its CRC32C. CorruptError if the bytes read differ from those written."""
+        chunk = padded_chunk(array, values)
+        path = self._objects.local_path(self._paths.chunk(name, chunk_index(array, starts)))
+        if path is not None:
+            with self._objects.translated_os_errors(self._paths.array(name)):
+                return write_chunk(path, chunk)
+        window = tuple(slice(start, start + size) for start, size in zip(starts, values.shape, strict=True))
+        self.write(array, name, values, window)
+        crc = checksum(chunk)
+        if checksum(padded_chunk(array, self.read(array, name, window))) != crc:
+            raise CorruptError("a part read back differs from what was written", where=self._paths.array(name), remedy="check the disk")
+        return crc
+
+    def write(self, array: zarr.Array[Any], name: str, values: Array, window: Any = ...) -> None:
+        """Write through Zarr, not synced."""
+        with self._objects.translated_errors(self._paths.array(name)):
+            array[window] = values
+
+    def _store(self) -> ObjectStore[Any]:
+        """The artifact's folder. It is opened once, because a handle for a bucket has its own connections."""
+        if self._opened is None:
+            self._opened = ObjectStore(self._objects.subfolder(self._paths.folder))
+        return self._opened
+
+    def _corrupt(self, what: str, where: str, error: Exception) -> CorruptError:
+        return CorruptError(
+            what,
+            where=f"{self._objects.uri}/{where}",
+            got=str(error),
+            remedy="run the experiment again: damaged files are moved away and recomputed",
+            damaged=self._damaged,
+        )
+
+
+class _CompleteStore(ObjectStore[Any]):
+    """A store in which every chunk must exist. (Zarr reads a missing chunk as fill values.)"""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        found = await super().get(key, prototype, byte_range)
+        if found is None and is_chunk(key):
+            raise ValueError(f"the file {key} does not exist")
+        return found
+
+
+def chunk_index(array: zarr.Array[Any], starts: Sequence[int]) -> list[int]:
+    return [start // size for start, size in zip(starts, array.chunks, strict=True)]
+
+
+def padded_chunk(array: zarr.Array[Any], values: Array) -> Array:
+    """``values`` as one whole chunk: contiguous, little-endian, padded with the fill value at the edge of the array."""
+    values = values.astype(array.dtype.newbyteorder("<"), copy=False)
+    if values.shape == tuple(array.chunks):
+        return np.ascontiguousarray(values)
+    chunk = np.full(array.chunks, array.fill_value, dtype=values.dtype)
+    chunk[tuple(map(slice, values.shape))] = values
+    return chunk
