@@ -213,9 +213,6 @@ class Experiment(Section):
         """Plain data, every default filled in, which gives this experiment again; what ``config.yaml`` of the results holds."""
         data = self.model_dump(mode="json", by_alias=True)
         del data["profiles"]
-        for removals in (data["deletion"], data["brittleness"]):
-            if removals is not None and removals["counts"] is not None:
-                del removals["fractions"]
         if data["stop"] is not None:
             del data["seeds"]
         if not data["metrics"]:

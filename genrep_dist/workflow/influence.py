@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from genrep_dist.config.metrics import needs_self_influence
 from genrep_dist.core.self_influence import influence_diagonal, own_outputs
 from genrep_dist.core.solvers.gauss_newton import influence_kernel
 from genrep_dist.core.solvers.hessian import conjugate_gradients, declare_damping, hessian_product, influence_block, lissa
@@ -40,7 +41,7 @@ def run(unit: InfluenceUnit, bench: Workbench) -> dict[str, float]:
 
 def _own_outputs(bench: Workbench) -> Tensor | None:
     """The output (N,) of each sample's own label where self-influence is asked for and can be had; else None."""
-    if bench.experiment.problem.flip_labels is None or bench.experiment.influence.base_kernel is None:
+    if not needs_self_influence(bench.experiment) or bench.experiment.influence.base_kernel is None:
         return None
     return own_outputs(bench.train.targets.cpu(), label_loss(bench.loss))[0]
 
