@@ -223,9 +223,6 @@ class Experiment(Section):
         """The experiment as plain data with all defaults, as in ``config.yaml`` of the results. Validates to an equal experiment."""
         data = self.model_dump(mode="json", by_alias=True)
         del data["profiles"]
-        for removals in (data["deletion"], data["brittleness"]):
-            if removals is not None and removals["counts"] is not None:
-                del removals["fractions"]
         if data["stop"] is not None:
             del data["seeds"]
         if not data["metrics"]:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from genrep_dist.config.score_layouts import score_layout
 from genrep_dist.errors import ConfigError
@@ -140,7 +150,7 @@ class TracInSection(Section):
 
 
 class RetrainSection(Section):
-    """How models are retrained for one metric."""
+    """How models are retrained for one metric; a base for the settings of metrics."""
 
     retrain: Literal["same", "fresh"] = Field(
         "same",
@@ -156,7 +166,7 @@ class RetrainSection(Section):
 
 
 class RemovalSection(RetrainSection):
-    """How many samples are removed, in the order that a method gives."""
+    """How many samples are removed, in the order of a method's scores; a base for the settings of metrics."""
 
     fractions: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
         (0.0, 0.02, 0.04, 0.06, 0.08, 0.10), min_length=1, description="Shares of the training set to remove."
@@ -177,6 +187,13 @@ class RemovalSection(RetrainSection):
     def _fractions_or_counts(cls, data: object) -> object:
         if isinstance(data, dict) and data.get("counts") is not None and "fractions" in data:
             raise ValueError("fractions or counts, not both")
+        return data
+
+    @model_serializer(mode="wrap")
+    def _only_what_was_declared(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        if self.counts is not None:
+            del data["fractions"]
         return data
 
     def removals(self, num_train: int) -> list[tuple[float, int]]:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.config.metrics import needs_self_influence
 from genrep_dist.core.kernels.base import DerivedKernel
 from genrep_dist.core.self_influence import own_outputs
 from genrep_dist.plan import FLOAT_BYTES, Plan, StagePlan, derived_kernel
@@ -149,7 +150,7 @@ def write_diagonal(context: WorkerContext, seed: int, kernel: str, epoch: int, d
 
 def _own_outputs(context: WorkerContext) -> Tensor | None:
     """The output (N,) of each sample's own label where the experiment asks for self-influence; else None."""
-    if context.experiment.problem.flip_labels is None:
+    if not needs_self_influence(context.experiment):
         return None
     return own_outputs(context.train.targets.cpu(), label_loss(context.loss))[0]
 

@@ -185,48 +185,43 @@ def summary_table(metrics: pl.DataFrame, methods: Sequence[MethodLabels]) -> pl.
 
     Raises NotCommittedError for a method without AUC-DEL, or whose signs were measured on different test points.
     """
-    rows = {(row["metric"], row["method"]): row for row in metrics.iter_rows(named=True)}
-    measured = [sign for sign in SIGNS if any(metric == f"auc_del_{sign}" for metric, _ in rows)]
-    frame = pl.DataFrame(
-        [(method.name, method.kernel, method.checkpoint, method.importance) for method in methods],
-        schema=dict.fromkeys(("method", "kernel", "checkpoint", "importance"), pl.String),
-        orient="row",
-    )
-    lacking = [name for name in frame["method"] for sign in measured or SIGNS if (f"auc_del_{sign}", name) not in rows]
-    if lacking:
+    labels = [(method.name, method.kernel, method.checkpoint, method.importance) for method in methods]
+    summary = pl.DataFrame(labels, schema=dict.fromkeys(("method", "kernel", "checkpoint", "importance"), pl.String), orient="row")
+    measured = {sign: metrics.filter(metric=f"auc_del_{sign}") for sign in SIGNS}
+    by_sign = {
+        sign: summary.select("method").join(rows, on="method", how="left", maintain_order="left")
+        for sign, rows in measured.items()
+        if rows.height
+    }
+    if not by_sign or any(rows["mean"].null_count() for rows in by_sign.values()):
+        lacking = [name for rows in by_sign.values() for name in rows.filter(pl.col("mean").is_null())["method"]]
         raise NotCommittedError(
-            f"no AUC-DEL of method {lacking[0]}",
+            f"no AUC-DEL of method {lacking[0]}" if lacking else "no AUC-DEL was measured",
             where="the metrics table",
-            expected="a method of this evaluation",
-            got=", ".join(sorted({method for metric, method in rows if metric.startswith("auc_del_")})) or "none",
+            expected="rows of every method",
+            got=", ".join(dict.fromkeys(name for rows in measured.values() for name in rows["method"])) or "none",
             remedy="run the experiment again with this method",
         )
-    for name in frame["method"]:
-        designs = {(rows[f"auc_del_{sign}", name]["num_seeds"], rows[f"auc_del_{sign}", name]["num_points"]) for sign in measured}
-        if len(designs) > 1:
-            raise NotCommittedError(
-                "the signs were measured on different test points",
-                where=f"the metrics table, method {name}",
-                expected="one number of seeds and of points",
-                got=str(sorted(designs)),
-                remedy="run the experiment to its end",
-            )
-    renamed: dict[str, tuple[str, str]] = {}
+    designs = [rows.select("num_seeds", "num_points") for rows in by_sign.values()]
+    if not designs[0].equals(designs[-1]):
+        raise NotCommittedError(
+            "the signs were measured on different test points",
+            where="the metrics table",
+            expected="one number of seeds and of points for each method",
+            got=" and ".join(str(design.rows()) for design in designs),
+            remedy="run the experiment to its end",
+        )
+    columns = []
     for sign in SIGNS:
         suffix = "" if sign == "negative" else "_positive"
-        if sign in measured:
-            renamed[f"auc_del_{sign}"] = (sign, "mean")
-            renamed |= {f"{name}{suffix}": (sign, name) for name in ("ci95_pooled", "ci95_clustered_low", "ci95_clustered_high")}
+        if sign in by_sign:
+            columns.append(by_sign[sign]["mean"].alias(f"auc_del_{sign}"))
+            columns += [
+                by_sign[sign][name].alias(f"{name}{suffix}") for name in ("ci95_pooled", "ci95_clustered_low", "ci95_clustered_high")
+            ]
         if sign == "negative":
-            renamed |= {name: (measured[0] if measured else sign, name) for name in ("num_seeds", "num_points")}
-    return frame.with_columns(
-        pl.Series(
-            column,
-            [rows[f"auc_del_{sign}", method][name] for method in frame["method"]],
-            dtype=pl.Int64 if name.startswith("num_") else pl.Float64,
-        )
-        for column, (sign, name) in renamed.items()
-    )
+            columns += designs[0].get_columns()
+    return summary.with_columns(columns)
 
 
 def auc_points(deletion: pl.DataFrame) -> pl.DataFrame:
