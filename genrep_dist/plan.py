@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys, checkpoint_epoch
 from genrep_dist.core.methods import SOLVED, Method
-from genrep_dist.core.solvers.nystrom import landmark_bytes
+from genrep_dist.core.solvers.nystrom import nystrom_bytes
 from genrep_dist.errors import PlanError
 from genrep_dist.units import (
     AttributionUnit,
@@ -403,7 +403,7 @@ def _gram_bytes(plan: Plan, kernel: str) -> int:
 def _importance_bytes(plan: Plan) -> int:
     vectors = 12 * 8 * plan.shape.num_train * plan.shape.num_outputs
     if any(importance == "surrogate" for importance, _, _ in plan.solved_needed()):
-        vectors += landmark_bytes(plan.shape.num_train * plan.shape.num_outputs)
+        vectors += nystrom_bytes(plan.shape.num_train * plan.shape.num_outputs)
     return vectors + max(_tile_bytes(plan, kernel) for _, kernel, _ in plan.solved_needed())
 
 

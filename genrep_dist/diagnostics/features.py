@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 
 from genrep_dist.core.gradients.factored import inner_products
-from genrep_dist.core.gradients.hooks import feature_rows
-from genrep_dist.core.gradients.inspection import Layout, layout_of
+from genrep_dist.core.gradients.inspection import ModelInspection, inspect_model
+from genrep_dist.core.gradients.per_sample import factored_gradients
 from genrep_dist.diagnostics.finding import Finding, judge
 from genrep_dist.diagnostics.fixture import ROUNDINGS, Patient, one_by_one
 
 _SAID = {
-    "factors": "as factors",
-    "gradients": "as gradients",
+    "factored": "as factors",
+    "dense": "as gradients",
     "torch.func": "by torch.func",
-    "one by one": "by a backward pass for each sample",
+    "loop": "by a backward pass for each sample",
 }
 
 
@@ -23,7 +23,7 @@ def products(patient: Patient) -> list[Finding]:
     if not any(kernel == "ntk" for kernel, _ in patient.plan.kernels_needed()):
         return []
     model = patient.model
-    rows = feature_rows(model, patient.inputs)
+    rows = factored_gradients(model, patient.inputs)
     found = inner_products(rows, rows).double()
     slow = torch.cat([one_by_one(model, sample) for sample in patient.inputs]).double()
     sizes = slow.norm(dim=1)
@@ -35,7 +35,7 @@ def products(patient: Patient) -> list[Finding]:
         float(ratios[sample]),
         patient.rounding,
         f"largest difference between products of factored features and of gradients taken one by one, over {len(patient.rows)} samples, at "
-        f"sample id {patient.train_id(sample)}; bound: {ROUNDINGS:,} roundings; {told(layout_of(model, patient.inputs))}",
+        f"sample id {patient.train_id(sample)}; bound: {ROUNDINGS:,} roundings; {told(inspect_model(model, patient.inputs))}",
         "on a GPU set torch.backends.cuda.matmul.allow_tf32 = False; else a layer's gradient is put together wrongly: find it by removing "
         "others",
         seed=patient.seed,
@@ -43,11 +43,11 @@ def products(patient: Patient) -> list[Finding]:
     return [finding]
 
 
-def told(layout: Layout) -> str:
+def told(layout: ModelInspection) -> str:
     """Which layers were treated in which way: 'as factors: conv1, conv2 (Conv2d); by torch.func: scale (OwnLayer)'."""
     parts = []
     for way, said in _SAID.items():
-        layers = [f"{one.layer or 'the model itself'} ({one.kind})" for one in layout.ways if one.way == way]
+        layers = [f"{one.layer or 'the model itself'} ({one.layer_type})" for one in layout.strategies if one.strategy == way]
         if layers:
             parts.append(f"{said}: {', '.join(layers)}")
     return "; ".join(parts)

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from genrep_dist.core.gradients.dense import last_layer_features, outputs, per_sample_gradients
+from genrep_dist.core.gradients.last_layer import last_layer_features
+from genrep_dist.core.gradients.model import model_outputs
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.diagnostics.finding import Finding, badness, judge
 from genrep_dist.diagnostics.fixture import ROUNDINGS, Patient, largest_relative, one_by_one
 from genrep_dist.training.loop import predict
@@ -36,7 +38,7 @@ def per_sample(patient: Patient) -> list[Finding]:
 def batch_size(patient: Patient) -> list[Finding]:
     """Outputs and features of the sampled rows in batches of 1, 7 and all of them."""
     model = patient.model
-    wanted: list[tuple[str, Callable[[Tensor], Tensor]]] = [("outputs", lambda inputs: outputs(model, inputs).detach())]
+    wanted: list[tuple[str, Callable[[Tensor], Tensor]]] = [("outputs", lambda inputs: model_outputs(model, inputs).detach())]
     kernels = {kernel for kernel, _ in patient.plan.kernels_needed()}
     if "ntk" in kernels:
         wanted.append(("gradients", lambda inputs: per_sample_gradients(model, inputs)))

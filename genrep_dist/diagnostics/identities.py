@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.dense import outputs as model_outputs
-from genrep_dist.core.gradients.dense import per_sample_gradients
+from genrep_dist.core.gradients.model import model_outputs
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.diagnostics.finding import Finding, green, judge
 from genrep_dist.diagnostics.fixture import ROUNDINGS, Patient, largest_relative, trainable
 from genrep_dist.diagnostics.model_modes import dropout_layers, normalising_layers

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genrep_dist.core.gradients.dense import last_layer_features
+from genrep_dist.core.gradients.last_layer import last_layer_features
 from genrep_dist.core.gradients.projection import Projection
 from genrep_dist.core.kernels.blocks import last_layer_block, ntk_block, per_output
 from genrep_dist.diagnostics.finding import Finding, badness, judge

@@ -17,9 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from genrep_dist.core.gradients.embeddings import TokenRows
-from genrep_dist.core.gradients.factored import Factors, FeatureRows, PatchRows, SpelledRows
-from genrep_dist.core.gradients.layer_rules import Weight
+from genrep_dist.core.gradients.embeddings import TokenGradients
+from genrep_dist.core.gradients.factored import FactoredGradients
+from genrep_dist.core.gradients.factored_weight import FactoredWeight
+from genrep_dist.core.gradients.factors import DenseGradients, LayerFactors, WeightGradients
 from genrep_dist.errors import CorruptError
 
 Floats = npt.NDArray[np.float32]
@@ -86,13 +87,13 @@ class _Pile:
         self.bits += other.bits
 
 
-def pack(rows: FeatureRows) -> Packed:
+def pack(rows: FactoredGradients) -> Packed:
     """A block of float32 feature rows as flat arrays."""
     pile = _Pile()
     layout: dict[str, Any] = {
         "rest": pile.add(rows.rest),
-        "rest_names": [[name, list(shape)] for name, shape in rows.rest_names],
-        "order": [[name, list(shape)] for name, shape in rows.order],
+        "rest_names": [[name, list(shape)] for name, shape in rows.rest_parameters],
+        "order": [[name, list(shape)] for name, shape in rows.parameters],
         "weights": [_add_weight(pile, weight, factor) for weight, factor in zip(rows.weights, rows.factors, strict=True)],
     }
     return Packed(
@@ -103,24 +104,24 @@ def pack(rows: FeatureRows) -> Packed:
     )
 
 
-def _add_weight(pile: _Pile, weight: Weight, factor: Factors) -> dict[str, Any]:
+def _add_weight(pile: _Pile, weight: FactoredWeight, factor: WeightGradients) -> dict[str, Any]:
     entry: dict[str, Any] = {"weight": asdict(weight)}
-    if isinstance(factor, TokenRows):
+    if isinstance(factor, TokenGradients):
         parts = {"tokens": pile.add_places(factor.tokens), "counts": pile.add_places(factor.counts), "values": pile.add(factor.values)}
         return {**entry, "kept": "tokens", **parts}
-    if isinstance(factor, SpelledRows):
+    if isinstance(factor, DenseGradients):
         return {**entry, "kept": "gradient", "values": pile.add(factor.values)}
     small = _Pile()
     parts = {"inputs": small.add(touched(weight, factor)), "gradients": small.add(factor.gradients)}
     rows, num_outputs = factor.gradients.shape[:2]
-    if weight.product == "gradients" and 4 * rows * num_outputs * weight.numel <= small.num_bytes:
+    if weight.product_form == "gradients" and 4 * rows * num_outputs * weight.numel <= small.num_bytes:
         # In the order in which it is multiplied, so that nothing tells it from one that is spelled out when it is used.
-        return {**entry, "kept": "gradient", "values": pile.add(SpelledRows.of(weight, factor).values)}
+        return {**entry, "kept": "gradient", "values": pile.add(DenseGradients.from_factors(weight, factor).values)}
     pile.extend(small)
     return {**entry, "kept": "factors", **parts}
 
 
-def touched(weight: Weight, factor: PatchRows) -> Tensor:
+def touched(weight: FactoredWeight, factor: LayerFactors) -> Tensor:
     """The inputs (B, H, W, I) with zeros wherever no output position has a gradient, as behind padding: they change no product."""
     alive = (factor.gradients != 0).any(dim=3).any(dim=1)
     if bool(alive.all()):
@@ -128,8 +129,8 @@ def touched(weight: Weight, factor: PatchRows) -> Tensor:
     rows, high, wide, _ = factor.inputs.shape
     (top, bottom), (left, right) = weight.padding
     seen = alive.new_zeros(rows, high + top + bottom, wide + left + right)
-    grid = alive.view(rows, *weight.grid)
-    (stride_h, stride_w), (grid_h, grid_w) = weight.stride, weight.grid
+    grid = alive.view(rows, *weight.output_size)
+    (stride_h, stride_w), (grid_h, grid_w) = weight.stride, weight.output_size
     for tap_h in range(weight.kernel[0]):
         for tap_w in range(weight.kernel[1]):
             first_h, first_w = tap_h * weight.dilation[0], tap_w * weight.dilation[1]
@@ -139,7 +140,7 @@ def touched(weight: Weight, factor: PatchRows) -> Tensor:
     return factor.inputs * inside.unsqueeze(3)
 
 
-def unpack(packed: Packed) -> FeatureRows:
+def unpack(packed: Packed) -> FactoredGradients:
     """What :func:`pack` was given. CorruptError for arrays that do not fit their layout."""
     taken = _Taken(packed)
     layout = packed.layout
@@ -150,16 +151,16 @@ def unpack(packed: Packed) -> FeatureRows:
         weights.append(weight)
         factors.append(_take_weight(taken, entry))
     taken.finish()
-    return FeatureRows(tuple(weights), tuple(factors), rest, _names(layout["rest_names"]), _names(layout["order"]))
+    return FactoredGradients(tuple(weights), tuple(factors), rest, _names(layout["rest_names"]), _names(layout["order"]))
 
 
-def _take_weight(taken: _Taken, entry: dict[str, Any]) -> Factors:
+def _take_weight(taken: _Taken, entry: dict[str, Any]) -> WeightGradients:
     if entry["kept"] == "tokens":
         tokens, counts = taken.places(entry["tokens"]), taken.places(entry["counts"])
-        return TokenRows(tokens, taken.tensor(entry["values"]), counts)
+        return TokenGradients(tokens, taken.tensor(entry["values"]), counts)
     if entry["kept"] == "gradient":
-        return SpelledRows(taken.tensor(entry["values"]))
-    return PatchRows(taken.tensor(entry["inputs"]), taken.tensor(entry["gradients"]))
+        return DenseGradients(taken.tensor(entry["values"]))
+    return LayerFactors(taken.tensor(entry["inputs"]), taken.tensor(entry["gradients"]))
 
 
 class _Taken:
@@ -214,10 +215,10 @@ def _misfit(expected: str, got: str) -> CorruptError:
     )
 
 
-def _weight(fields: dict[str, Any]) -> Weight:
+def _weight(fields: dict[str, Any]) -> FactoredWeight:
     pairs = {name: tuple(fields[name]) for name in ("shape", "size", "kernel", "stride", "dilation")}
     top, left = fields["padding"]
-    return Weight(**{**fields, **pairs, "padding": (tuple(top), tuple(left))})
+    return FactoredWeight(**{**fields, **pairs, "padding": (tuple(top), tuple(left))})
 
 
 def _names(entries: list[list[Any]]) -> tuple[tuple[str, tuple[int, ...]], ...]:

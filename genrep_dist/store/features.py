@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from genrep_dist.core.gradients.factored import FeatureRows
+from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.errors import CorruptError
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.store.feature_codec import Packed, pack, unpack
@@ -20,7 +20,7 @@ COLUMNS = ("start", "stop", "numbers", "places", "bits", "layout")
 _ARRAYS = {"numbers": "float32", "places": "int32", "bits": "uint8", "layout": "uint8"}
 
 
-def write_block(artifact: Artifact, part: str, start: int, rows: FeatureRows, **statistics: Any) -> int:
+def write_block(artifact: Artifact, part: str, start: int, rows: FactoredGradients, **statistics: Any) -> int:
     """Write float32 ``rows``, which begin at training row ``start``, as one block; its bytes.
 
     Its rows of the table come last: they say that all else is there. An array's name has its length, so that a second try whose
@@ -50,7 +50,7 @@ class RowsReader:
     def num_rows(self) -> int:
         return len(self._table)
 
-    def read(self, start: int, stop: int) -> FeatureRows:
+    def read(self, start: int, stop: int) -> FactoredGradients:
         """The training rows ``start`` to ``stop``. CorruptError when they are not all there."""
         parts, at = [], start
         while at < stop:
@@ -66,9 +66,9 @@ class RowsReader:
             whole = self._block(row)
             parts.append(whole if (at, last) == (row[0], row[1]) else whole.part(at - row[0], last - row[0]))
             at = last
-        return FeatureRows.joined(parts)
+        return FactoredGradients.cat(parts)
 
-    def _block(self, row: list[int]) -> FeatureRows:
+    def _block(self, row: list[int]) -> FactoredGradients:
         sizes = dict(zip(COLUMNS[2:], row[2:], strict=True))
         arrays = {
             name: self._artifact.reader(_array_name(row[0], name, size)).read() if size else np.empty(0, dtype=_ARRAYS[name])

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.dense import outputs as model_outputs
+from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.core.losses import Loss
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.training.batches import Batch

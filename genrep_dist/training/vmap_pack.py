@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from genrep_dist.core.gradients.outputs import as_outputs
+from genrep_dist.core.gradients.model import as_outputs
 from genrep_dist.problems.protocol import Recipe
 
 MAPPED_SLOTS = 32

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys
 from genrep_dist.core.attribution import random_scores
-from genrep_dist.core.gradients.dense import check_model, find_last_layer, last_layer_features, per_sample_gradients
-from genrep_dist.core.gradients.factored import FeatureRows, Prepared
-from genrep_dist.core.gradients.hooks import feature_rows
-from genrep_dist.core.gradients.inspection import layout_of
+from genrep_dist.core.gradients.factored import FactoredGradients, GramOperand
+from genrep_dist.core.gradients.inspection import inspect_model
+from genrep_dist.core.gradients.last_layer import find_last_layer, last_layer_features
+from genrep_dist.core.gradients.model import check_model
+from genrep_dist.core.gradients.per_sample import factored_gradients, per_sample_gradients
 from genrep_dist.core.gradients.projection import Projection
 from genrep_dist.core.kernels.blocks import Kernel
 from genrep_dist.core.losses import Loss, get_loss
@@ -152,31 +153,31 @@ class Workbench:
         _refuse_rows(_finite(result), self.train.ids[start:stop], f"{kernel} features, seed {seed}, epoch {epoch}")
         return result
 
-    def feature_rows(self, seed: int, epoch: int, start: int, stop: int) -> FeatureRows:
+    def feature_rows(self, seed: int, epoch: int, start: int, stop: int) -> FactoredGradients:
         """NTK features of training rows as factors, float32. NonFiniteError names sample ids."""
-        result = self._projected(feature_rows(self.model(seed, epoch), self.train.inputs[start:stop]).to(torch.float32))
-        _refuse_rows(result.finite(), self.train.ids[start:stop], f"ntk features, seed {seed}, epoch {epoch}")
+        result = self._projected(factored_gradients(self.model(seed, epoch), self.train.inputs[start:stop]).to(torch.float32))
+        _refuse_rows(result.finite_rows(), self.train.ids[start:stop], f"ntk features, seed {seed}, epoch {epoch}")
         return result
 
     def rows_of_a_pass(self, seed: int, epoch: int) -> int:
         """Training rows whose NTK features are best computed at once."""
-        return layout_of(self.model(seed, epoch), self.train.inputs[:2]).rows_of_a_pass
+        return inspect_model(self.model(seed, epoch), self.train.inputs[:2]).batch_size
 
-    def test_rows(self, seed: int, epoch: int) -> Prepared:
+    def test_rows(self, seed: int, epoch: int) -> GramOperand:
         """NTK features of the seed's test points as factors, float32, C = 1: gradients of the target's logit."""
         return self._recent.get(("test rows", seed, epoch), lambda: self._make_test_rows(seed, epoch))
 
-    def _make_test_rows(self, seed: int, epoch: int) -> Prepared:
+    def _make_test_rows(self, seed: int, epoch: int) -> GramOperand:
         positions = self.test_positions(seed)
-        result = feature_rows(self.model(seed, epoch), self.test.inputs[positions], self.target_outputs(seed))
+        result = factored_gradients(self.model(seed, epoch), self.test.inputs[positions], self.target_outputs(seed))
         result = self._projected(result.to(torch.float32))
-        _refuse_rows(result.finite(), self.test.ids[positions], f"ntk features of test points, seed {seed}, epoch {epoch}")
-        return result.prepared()
+        _refuse_rows(result.finite_rows(), self.test.ids[positions], f"ntk features of test points, seed {seed}, epoch {epoch}")
+        return result.as_operand()
 
-    def _projected(self, rows: FeatureRows) -> FeatureRows:
+    def _projected(self, rows: FactoredGradients) -> FactoredGradients:
         """The rows as they are multiplied: projected where the experiment asks for that, the same way on both sides."""
         asked = self.experiment.projection
-        return rows if asked is None else Projection(asked.dim, asked.kind, asked.seed).of(rows)
+        return rows if asked is None else Projection(asked.dim, asked.kind, asked.seed).project(rows)
 
     def own_kernel_block(self, unit: KernelUnit | GramUnit | DiagonalUnit, left: Tensor, right: Tensor) -> Tensor:
         """K (A, B) of a kernel of the user's own, checked: shape, floating point, finite."""
@@ -219,7 +220,7 @@ class Workbench:
     def random_scores(self, seed: int) -> Tensor:
         """Scores (N, M) of the method `random`: an order of its own for every (seed, test point)."""
         ids = self.test.ids[self.test_positions(seed)].tolist()
-        return random_scores([derive_seed(seed, "random", test_id) for test_id in ids], len(self.train.ids), len(ids))
+        return random_scores([derive_seed(seed, "random", test_id) for test_id in ids], len(self.train.ids))
 
     def _load(self, name: str) -> Dataset:
         dataset = read_data(self.store, self.keys.data, name)

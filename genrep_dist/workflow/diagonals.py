@@ -54,7 +54,7 @@ def self_influence_of(method: Method, seed: int, bench: Workbench) -> Tensor:
     """Phi(x_i -> x_i) (N,) float64 of a method: how much each training sample raises the logit of its own given label."""
     own, direction = own_outputs(bench.train.targets.cpu(), label_loss(bench.loss))
     if method.importance == "random":
-        return random_scores([derive_seed(seed, "random", "self")], len(own), 1)[:, 0]
+        return random_scores([derive_seed(seed, "random", "self")], len(own))[:, 0]
     epochs = bench.keys.method_epochs(method)
     total = torch.zeros(len(own), dtype=torch.float64)
     for epoch in epochs:

@@ -66,7 +66,7 @@ def _descent(unit: ImportanceUnit, bench: Workbench, gram: Gram, outputs: Tensor
         outputs,
         rates=rates,
         batches=batches if asked.batches == "recipe" else None,
-        columns=gram.columns if asked.batches == "recipe" else None,
+        batch_matvec=gram.columns if asked.batches == "recipe" else None,
     )
     return alpha, asdict(certificate)
 

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from genrep_dist.core.self_influence import influence_diagonal, own_outputs
+from genrep_dist.core.solvers.conjugate_gradients import conjugate_gradients
 from genrep_dist.core.solvers.gauss_newton import influence_kernel
-from genrep_dist.core.solvers.hessian import conjugate_gradients, declare_damping, hessian_product, influence_block, lissa
+from genrep_dist.core.solvers.hessian import hessian_product, influence_block
+from genrep_dist.core.solvers.hessian_system import declare_damping
+from genrep_dist.core.solvers.lissa import lissa
 from genrep_dist.seeds import derive_seed
 from genrep_dist.units import InfluenceUnit
 from genrep_dist.workflow.context import Workbench, label_loss, to_numpy

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from genrep_dist.core.gradients.factored import FeatureRows, Prepared
+from genrep_dist.core.gradients.factored import FactoredGradients, GramOperand
 from genrep_dist.core.kernels.blocks import last_layer_block, per_output
 from genrep_dist.plan import PANEL
 from genrep_dist.store.features import RowsReader
@@ -17,7 +17,7 @@ from genrep_dist.units import GramUnit, KernelUnit
 from genrep_dist.workflow.context import Workbench, to_numpy
 from genrep_dist.workflow.prefetch import Ahead
 
-Rows = Tensor | FeatureRows
+Rows = Tensor | FactoredGradients
 Span = tuple[int, int]
 Product = Callable[[Span, Span], Tensor]
 
@@ -55,7 +55,7 @@ def _feature_block(unit: KernelUnit, bench: Workbench, num_outputs: int) -> Tens
     columns = []
     for start in range(unit.start, unit.stop, step):
         some = rows(start, min(start + step, unit.stop))
-        assert isinstance(some, FeatureRows)
+        assert isinstance(some, FactoredGradients)
         passing = bench.rows_of_a_pass(unit.seed, unit.epoch)
         columns += [points.inner(some.part(at, min(at + passing, len(some)))) for at in range(0, len(some), passing)]
     return torch.cat(columns, dim=1).T.reshape(num_rows, num_outputs, -1)
@@ -90,7 +90,7 @@ def feature_products(rows: Callable[[int, int], Rows], block: int) -> Product:
 
     It keeps the features of the latest panel, ready to be multiplied.
     """
-    held: dict[Span, Tensor | Prepared] = {}
+    held: dict[Span, Tensor | GramOperand] = {}
     room: list[Tensor] = []
 
     def product(left: Span, right: Span) -> Tensor:
@@ -104,14 +104,14 @@ def feature_products(rows: Callable[[int, int], Rows], block: int) -> Product:
     return product
 
 
-def _panel(parts: Iterator[Rows], num_samples: int, room: list[Tensor]) -> Tensor | Prepared:
+def _panel(parts: Iterator[Rows], num_samples: int, room: list[Tensor]) -> Tensor | GramOperand:
     """Blocks one after the other, ready to be multiplied. Dense ones lie in ``room``, memory that is used again where it is large enough,
     and no more than one of them is held beside it.
     """
-    factored: list[FeatureRows] = []
+    factored: list[FactoredGradients] = []
     at = 0
     for part in parts:
-        if isinstance(part, FeatureRows):
+        if isinstance(part, FactoredGradients):
             factored.append(part)
             continue
         flat = _flat(part)
@@ -121,17 +121,17 @@ def _panel(parts: Iterator[Rows], num_samples: int, room: list[Tensor]) -> Tenso
         room[0][at : at + len(flat)] = flat
         at += len(flat)
         del part, flat
-    return FeatureRows.joined(factored).prepared() if factored else room[0][:at]
+    return FactoredGradients.cat(factored).as_operand() if factored else room[0][:at]
 
 
-def _ready(rows: Rows) -> Tensor | Prepared:
-    return rows.prepared() if isinstance(rows, FeatureRows) else _flat(rows)
+def _ready(rows: Rows) -> Tensor | GramOperand:
+    return rows.as_operand() if isinstance(rows, FactoredGradients) else _flat(rows)
 
 
-def _inner(left: Tensor | Prepared, right: Tensor | Prepared) -> Tensor:
+def _inner(left: Tensor | GramOperand, right: Tensor | GramOperand) -> Tensor:
     """All products of two blocks."""
-    if isinstance(left, Prepared):
-        assert isinstance(right, Prepared)
+    if isinstance(left, GramOperand):
+        assert isinstance(right, GramOperand)
         return left.inner(right)
     assert isinstance(right, Tensor)
     return left @ right.T

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys
-from genrep_dist.core.gradients.dense import check_model, last_layer_features
-from genrep_dist.core.gradients.hooks import feature_rows
-from genrep_dist.core.gradients.inspection import layout_of, sizes_of, slow_layers
+from genrep_dist.core.gradients.inspection import feature_sizes, inspect_model, slow_layers
+from genrep_dist.core.gradients.last_layer import last_layer_features
+from genrep_dist.core.gradients.model import check_model
+from genrep_dist.core.gradients.per_sample import factored_gradients
 from genrep_dist.core.losses import Loss, get_loss
 from genrep_dist.errors import PlanError, ProblemError, StoreError
 from genrep_dist.external import ExternalScores, load_external
@@ -211,13 +212,13 @@ def measure(
     )
     if not gradients:
         return shape
-    layout = layout_of(model, train.inputs[:2])
-    sizes = sizes_of(layout)
+    layout = inspect_model(model, train.inputs[:2])
+    sizes = feature_sizes(layout)
     return replace(
         shape,
-        ntk_held=sizes.held,
-        ntk_spelled=sizes.spelled,
-        ntk_products=sizes.products,
+        ntk_held=sizes.numel,
+        ntk_spelled=sizes.operand_numel,
+        ntk_products=sizes.multiply_adds,
         ntk_bytes=_stored_bytes(model, train.inputs),
         ntk_slow=tuple(slow_layers(layout)),
     )
@@ -234,7 +235,7 @@ def _projected(shape: Shape, experiment: Experiment) -> Shape:
 def _stored_bytes(model: nn.Module, inputs: Tensor) -> int:
     """Bytes that one sample's NTK features take in the store, on average over a few rows of the data, at initial parameters."""
     rows = torch.linspace(0, len(inputs) - 1, min(len(inputs), MEASURED_ROWS)).long()
-    return -(-pack(feature_rows(model, inputs[rows]).to(torch.float32)).num_bytes // len(rows))
+    return -(-pack(factored_gradients(model, inputs[rows]).to(torch.float32)).num_bytes // len(rows))
 
 
 def check_room(plan: Plan, store: Store, slots_for: Callable[[StageName], int], memory_bytes: int) -> None:

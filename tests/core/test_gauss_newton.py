@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.dense import outputs, per_sample_gradients
+from genrep_dist.core.gradients.model import model_outputs
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.kernels.blocks import ntk_block
 from genrep_dist.core.losses import LOSSES
 from genrep_dist.core.solvers.gauss_newton import influence_kernel, square_root
@@ -61,7 +62,7 @@ class Material:
         flat = self.jacobian.flatten(0, 1)
         self.gram = flat @ flat.T
         self.cross = ntk_block(self.jacobian, self.test_gradient)
-        self.curvature = self.loss.second_derivative(outputs(self.model, self.train).detach(), self.targets)
+        self.curvature = self.loss.second_derivative(model_outputs(self.model, self.train).detach(), self.targets)
         self.num_parameters = flat.shape[1]
 
     def gauss_newton(self) -> Tensor:
@@ -127,7 +128,7 @@ def test_on_a_linear_model_the_gauss_newton_is_the_hessian(loss_name: str, num_o
     kernel, _ = influence_kernel(
         flat @ flat.T,
         ntk_block(jacobian, test_gradient),
-        loss.second_derivative(outputs(model, train).detach(), targets),
+        loss.second_derivative(model_outputs(model, train).detach(), targets),
         damping=0.01,
         relative=False,
         num_parameters=len(hessian),

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from genrep_dist.core.gradients.dense import last_layer_features
-from genrep_dist.core.gradients.dense import outputs as model_outputs
+from genrep_dist.core.gradients.last_layer import last_layer_features
+from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.core.losses import LOSSES
 from genrep_dist.core.solvers.kernel_descent import kernel_descent, stability
 from genrep_dist.core.solvers.surrogate import solve_surrogate
@@ -42,7 +42,7 @@ class Material:
     def matvec(self, alpha: Tensor) -> Tensor:
         return (self.gram @ alpha.reshape(-1)).reshape(alpha.shape)
 
-    def columns(self, batch: Tensor, update: Tensor) -> Tensor:
+    def batch_matvec(self, batch: Tensor, update: Tensor) -> Tensor:
         return torch.einsum("ncp,p->nc", self.features, torch.einsum("bcp,bc->p", self.features[batch], update))
 
     def at(self, features: Tensor, alpha: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def test_every_step_is_gradient_descent_on_the_parameters(
             m.outputs,
             rates=rates[:done],
             batches=batches[:done] if batches else None,
-            columns=m.columns if batches else None,
+            batch_matvec=m.batch_matvec if batches else None,
         )
         assert alpha.dtype == f.dtype == torch.float64
         torch.testing.assert_close(f, m.features @ path[done - 1], rtol=0, atol=1e-12)
@@ -133,7 +133,7 @@ def test_it_is_what_the_observer_tracks_when_a_linear_model_learns_the_predictio
         outputs,
         rates=rates,
         batches=batches,
-        columns=lambda batch, update: features @ (features[batch].T @ update),
+        batch_matvec=lambda batch, update: features @ (features[batch].T @ update),
     )
     assert tracked.alpha is not None
     torch.testing.assert_close(alpha, tracked.alpha, rtol=0, atol=1e-13)
@@ -147,23 +147,23 @@ def test_products_of_tensor_and_features_and_of_rows_and_the_whole_agree(loss_na
     everything = torch.arange(13)
 
     def from_features(alpha: Tensor) -> Tensor:
-        return m.columns(everything, alpha)
+        return m.batch_matvec(everything, alpha)
 
     whole = [kernel_descent(product, m.loss, m.outputs, rates=rates) for product in (m.matvec, from_features)]
     torch.testing.assert_close(whole[0][:2], whole[1][:2], rtol=0, atol=1e-12)
     # A batch of all rows is no other step.
-    alpha, f, _ = kernel_descent(m.matvec, m.loss, m.outputs, rates=rates, batches=[everything.flip(0)] * 30, columns=m.columns)
+    alpha, f, _ = kernel_descent(m.matvec, m.loss, m.outputs, rates=rates, batches=[everything.flip(0)] * 30, batch_matvec=m.batch_matvec)
     torch.testing.assert_close((alpha, f), whole[0][:2], rtol=0, atol=1e-12)
-    with_columns = kernel_descent(m.matvec, m.loss, m.outputs, rates=rates, batches=batches, columns=m.columns)
+    with_batch_matvec = kernel_descent(m.matvec, m.loss, m.outputs, rates=rates, batches=batches, batch_matvec=m.batch_matvec)
     without = kernel_descent(m.matvec, m.loss, m.outputs, rates=rates, batches=batches)
-    torch.testing.assert_close(with_columns[:2], without[:2], rtol=0, atol=1e-12)
+    torch.testing.assert_close(with_batch_matvec[:2], without[:2], rtol=0, atol=1e-12)
     assert not torch.allclose(without[0], whole[0][0], atol=1e-3)
 
 
 def test_a_row_that_a_batch_names_twice_counts_twice_and_an_unnamed_one_has_no_importance() -> None:
     m = Material("logistic", 1)
     batch = torch.tensor([4, 2, 4])
-    alpha, f, _ = kernel_descent(m.matvec, m.loss, m.outputs, rates=[0.6], batches=[batch], columns=m.columns)
+    alpha, f, _ = kernel_descent(m.matvec, m.loss, m.outputs, rates=[0.6], batches=[batch], batch_matvec=m.batch_matvec)
     expected = torch.zeros(13, 1, dtype=torch.float64)
     difference = torch.sigmoid(m.outputs) - 0.5
     expected[2], expected[4] = 0.2 * difference[2], 0.4 * difference[4]
@@ -294,12 +294,12 @@ def test_the_certificate_is_that_of_the_answer() -> None:
         calls.append("matvec")
         return m.matvec(alpha)
 
-    def columns(batch: Tensor, update: Tensor) -> Tensor:
-        calls.append("columns")
-        return m.columns(batch, update)
+    def batch_matvec(batch: Tensor, update: Tensor) -> Tensor:
+        calls.append("batch_matvec")
+        return m.batch_matvec(batch, update)
 
     rates, batches = schedule("cosine", 25, 0.4), random_batches(13, 25)
-    alpha, f, c = kernel_descent(matvec, m.loss, m.outputs, rates=rates, batches=batches, columns=columns)
+    alpha, f, c = kernel_descent(matvec, m.loss, m.outputs, rates=rates, batches=batches, batch_matvec=batch_matvec)
     assert torch.equal(f, m.matvec(alpha))
     targets = torch.softmax(m.outputs, dim=1)
     assert c.objective == pytest.approx(float(functional.cross_entropy(f, targets)), rel=1e-12)
@@ -311,7 +311,7 @@ def test_the_certificate_is_that_of_the_answer() -> None:
     assert c.remaining_derivative == pytest.approx(remaining, rel=1e-9)
     assert c.largest_rate == 0.4
     assert c.products == len(calls)
-    assert calls.count("columns") == 25
+    assert calls.count("batch_matvec") == 25
     limits = stability(m.matvec, m.loss, m.outputs)
     assert (c.largest_eigenvalue, c.largest_stable_rate) == (limits.largest_eigenvalue, limits.largest_stable_rate)
 
@@ -362,8 +362,8 @@ def test_impossible_arguments_are_refused() -> None:
         kernel_descent(m.matvec, m.loss, m.outputs[:, 0], rates=[0.1])
     with pytest.raises(ProblemError, match=r"wrong form[\s\S]*matvec"):
         kernel_descent(lambda alpha: alpha.float(), m.loss, m.outputs, rates=[0.1])
-    with pytest.raises(ProblemError, match=r"wrong form[\s\S]*columns"):
-        kernel_descent(m.matvec, m.loss, m.outputs, rates=[0.1], batches=[everything[:4]], columns=lambda _, update: update)
+    with pytest.raises(ProblemError, match=r"wrong form[\s\S]*batch_matvec"):
+        kernel_descent(m.matvec, m.loss, m.outputs, rates=[0.1], batches=[everything[:4]], batch_matvec=lambda _, update: update)
     broken = m.outputs.clone()
     broken[5, 1] = torch.inf
     with pytest.raises(NonFiniteError, match=r"outputs hold NaN or Inf[\s\S]*\[5\]"):

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from genrep_dist.core.attribution import attribute
-from genrep_dist.core.gradients.dense import last_layer_features, outputs, per_sample_gradients
+from genrep_dist.core.gradients.last_layer import last_layer_features
+from genrep_dist.core.gradients.model import model_outputs
+from genrep_dist.core.gradients.per_sample import factored_gradients, per_sample_gradients
 from genrep_dist.core.kernels.blocks import last_layer_block, ntk_block
 from genrep_dist.core.losses import LOSSES
-from genrep_dist.core.self_influence import influence_diagonal, ntk_diagonal, own_outputs, scalar_diagonal, self_influence
+from genrep_dist.core.self_influence import influence_diagonal, own_outputs, scalar_diagonal, self_influence
 from genrep_dist.core.solvers.gauss_newton import influence_kernel
 from genrep_dist.errors import ConvergenceError, MethodError, ProblemError
 from tests.core.models import initialise, mlp, rows, seeded
@@ -33,7 +35,7 @@ class Material:
         self.targets = torch.randint(max(2, num_outputs), (10,), generator=seeded(3))
         self.own, self.direction = own_outputs(self.targets, loss_name)
         self.jacobian = per_sample_gradients(self.model, self.inputs)
-        self.logits = outputs(self.model, self.inputs).detach()
+        self.logits = model_outputs(self.model, self.inputs).detach()
         self.alpha = -self.loss.derivative(self.logits, self.targets)
         self.curvature = self.loss.second_derivative(self.logits, self.targets)
         flat = self.jacobian.flatten(0, 1)
@@ -54,8 +56,9 @@ def test_ntk_diagonal_is_the_kernel_of_each_sample_with_itself(loss_name: str, n
     m = Material(loss_name, num_outputs)
     own_gradient = per_sample_gradients(m.model, m.inputs, m.own)
     expected = diagonal_of(ntk_block(m.jacobian, own_gradient))
-    torch.testing.assert_close(ntk_diagonal(m.jacobian, m.own), expected, rtol=1e-12, atol=1e-12)
-    single = ntk_diagonal(m.jacobian.float(), m.own)
+    gradients = factored_gradients(m.model, m.inputs)
+    torch.testing.assert_close(gradients.self_product(m.own), expected, rtol=1e-12, atol=1e-12)
+    single = gradients.to(torch.float32).self_product(m.own)
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), expected, rtol=1e-5, atol=1e-5)
 
@@ -69,15 +72,15 @@ def test_last_layer_diagonal_enters_the_own_output_only(loss_name: str, num_outp
     torch.testing.assert_close(diagonal, expected, rtol=1e-12, atol=1e-12)
     # It is the diagonal of the NTK of the last layer's parameters alone.
     head = initialise(nn.Sequential(nn.Linear(features.shape[1] - 1, num_outputs)), 1)
-    jacobian = per_sample_gradients(head, features[:, :-1])
-    torch.testing.assert_close(diagonal, ntk_diagonal(jacobian, m.own), rtol=1e-12, atol=1e-12)
+    head_diagonal = factored_gradients(head, features[:, :-1]).self_product(m.own)
+    torch.testing.assert_close(diagonal, head_diagonal, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("loss_name", "num_outputs"), CASES)
 def test_self_influence_is_the_attribution_of_a_sample_to_its_own_label(loss_name: str, num_outputs: int) -> None:
     m = Material(loss_name, num_outputs)
     phi = attribute(m.alpha, ntk_block(m.jacobian, per_sample_gradients(m.model, m.inputs, m.own)))
-    found = self_influence(m.alpha.float(), ntk_diagonal(m.jacobian, m.own), m.direction)
+    found = self_influence(m.alpha.float(), factored_gradients(m.model, m.inputs).self_product(m.own), m.direction)
     assert found.dtype == torch.float64
     for i in range(len(phi)):
         sign = -1 if loss_name == "logistic" and m.targets[i] == 0 else 1
@@ -165,9 +168,9 @@ def test_samples_without_labels_are_refused(targets: Tensor, loss_name: str) -> 
 
 def test_own_outputs_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ProblemError, match="from 0 to 3"):
-        ntk_diagonal(rows(2, 3, 5), torch.tensor([0, 3]))
+        scalar_diagonal(rows(2), torch.tensor([0, 4]), 4)
     with pytest.raises(ProblemError, match=r"int64 \(2,\) from 0 to 2"):
-        ntk_diagonal(rows(2, 3, 5), torch.tensor([0, 1, 2]))
+        scalar_diagonal(rows(2), torch.tensor([0, 1, 2]), 3)
     with pytest.raises(ProblemError, match="float64"):
         scalar_diagonal(rows(2), torch.zeros(2, dtype=torch.float64), 3)
     with pytest.raises(ProblemError, match="influence_diagonal"):

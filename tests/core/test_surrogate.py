@@ -14,11 +14,11 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.dense import outputs as model_outputs
-from genrep_dist.core.gradients.dense import per_sample_gradients
+from genrep_dist.core.gradients.model import model_outputs
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.losses import LOSSES, Loss, SquaredLoss
-from genrep_dist.core.solvers.dual_system import Columns, DualSystem, Matvec
-from genrep_dist.core.solvers.nystrom import landmark_bytes
+from genrep_dist.core.solvers.dual_system import DualSystem, GramColumns, Matvec
+from genrep_dist.core.solvers.nystrom import nystrom_bytes
 from genrep_dist.core.solvers.surrogate import solve_surrogate
 from genrep_dist.errors import ConvergenceError, MethodError, NonFiniteError, ProblemError
 from tests.core.models import initialise, rows
@@ -34,7 +34,7 @@ def product_with(gram: Tensor) -> Matvec:
     return product
 
 
-def columns_of(gram: Tensor) -> Columns:
+def columns_of(gram: Tensor) -> GramColumns:
     return lambda chosen: gram[:, chosen]
 
 
@@ -196,7 +196,7 @@ def test_with_columns_of_the_gram_fewer_products_are_needed(lam: float) -> None:
 def test_whatever_the_landmarks_the_answer_is_the_same(
     monkeypatch: pytest.MonkeyPatch, landmarks: int, name: str, num_outputs: int
 ) -> None:
-    monkeypatch.setattr("genrep_dist.core.solvers.nystrom.MAX_LANDMARKS", landmarks)
+    monkeypatch.setattr("genrep_dist.core.solvers.nystrom.MAX_COLUMNS", landmarks)
     gram, f = random_gram(40 * num_outputs, 60), 3 * rows(40, num_outputs, seed=1)
     asked: list[int] = []
 
@@ -214,7 +214,7 @@ def test_whatever_the_landmarks_the_answer_is_the_same(
 
 def test_landmarks_take_bounded_memory_and_lie_where_the_loss_is_curved() -> None:
     for size in (1, 12_000, 52_000, 10**9):
-        assert landmark_bytes(size) <= max(2**27, 16 * size)
+        assert nystrom_bytes(size) <= max(2**27, 16 * size)
     root = torch.full((10_000, 1, 1), 1e-3, dtype=torch.float64)
     root[5_000:5_100] = 0.5
     found: list[Tensor] = []
@@ -233,7 +233,7 @@ def test_landmarks_take_bounded_memory_and_lie_where_the_loss_is_curved() -> Non
 
 def test_columns_of_the_wrong_form_are_refused() -> None:
     gram, f = random_gram(20, 30), rows(20, 1)
-    with pytest.raises(ProblemError, match="columns of the gram matrix have the wrong form"):
+    with pytest.raises(ProblemError, match="columns of the gram matrix has the wrong form"):
         solve_surrogate(product_with(gram), LOSSES["logistic"], f, lam=1e-2, columns=lambda chosen: gram[chosen].float())
     with pytest.raises(NonFiniteError, match="columns of K"):
         solve_surrogate(product_with(gram), LOSSES["logistic"], f, lam=1e-2, columns=lambda chosen: gram[:, chosen] / 0)
