@@ -41,8 +41,8 @@ class Run:
         self.loss: Loss = LOSSES["logistic" if num_outputs == 1 else "softmax"]
         body = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Dropout(0.3), nn.Linear(6, num_outputs))
         self.model: nn.Module = initialise(Squeezed(body) if num_outputs == 1 else body, 3)
-        self.last_layer = find_last_layer(self.model)
         self.train, self.test = rows(17, 4), rows(6, 4, seed=2)
+        self.last_layer = find_last_layer(self.model, self.train)
         labels = torch.randint(max(2, num_outputs), (17,), generator=seeded(4))
         self.targets = labels.double() if num_outputs == 1 else labels
         self.index = torch.arange(6) % num_outputs

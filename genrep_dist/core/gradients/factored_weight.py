@@ -79,17 +79,16 @@ class FactoredWeight:
         return self.shape[1] * math.prod(self.kernel)
 
     @property
-    def product_form(self) -> Literal["tokens", "vectors", "positions", "gradients"]:
+    def product_form(self) -> Literal["tokens", "positions", "gradients"]:
         """The form of inner products with the fewest multiply-adds, the same for all blocks of a weight.
 
-        "tokens": over tokens that two samples share. "vectors": (x . x')(g . g'). "positions": the same over all pairs of positions.
-        "gradients": between dense gradients of the weight.
+        "tokens": over tokens that two samples share. "positions": sum of (p . p')(g . g') over all pairs of positions. "gradients": between
+        dense gradients of the weight.
         """
         if self.kind == "embedding":
             return "tokens"
-        if self.groups > 1 or self.num_positions**2 * (self.patch_numel + self.shape[0]) >= self.numel:
-            return "gradients"
-        return "vectors" if self.num_positions == 1 else "positions"
+        dense = self.groups > 1 or self.num_positions**2 * (self.patch_numel + self.shape[0]) >= self.numel
+        return "gradients" if dense else "positions"
 
     @property
     def patch_is_input(self) -> bool:

@@ -12,17 +12,14 @@ from genrep_dist.core.gradients.model import model_outputs, require_eval
 from genrep_dist.errors import ProblemError
 
 
-def find_last_layer(model: nn.Module, inputs: Tensor | None = None) -> str:
-    """The name of the nn.Linear whose output is the model's output. Raises ProblemError with the reason if there is none.
+def find_last_layer(model: nn.Module, inputs: Tensor) -> str:
+    """The name of the nn.Linear whose output is the model's output for ``inputs`` (B, ...).
 
-    With ``inputs`` (B, ...) the model is run and the layer is recognised by its output. Without them the result is the nn.Linear that was
-    registered last; :func:`last_layer_features` verifies it.
+    Raises ProblemError with the reason if there is none, or if the model is in train mode.
     """
     linear: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise _no_last_layer(model, "it has no nn.Linear")
-    if inputs is None:
-        return linear[-1]
     forward = _run(model, inputs, linear)
     matching = [name for name in linear if _mismatch(forward, name) is None]
     if not matching:

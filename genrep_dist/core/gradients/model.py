@@ -28,7 +28,7 @@ def as_outputs(raw: object, num_rows: int) -> Tensor:
         if raw.dim() == 2 and raw.shape[0] == num_rows and raw.shape[1] >= 1:
             return raw
     raise ProblemError(
-        "the model's output has the wrong shape",
+        "the model's output has the wrong form",
         where="model(inputs)",
         expected=f"a tensor of shape ({num_rows},) or ({num_rows}, C) for {num_rows} inputs",
         got=f"shape {tuple(raw.shape)}" if isinstance(raw, Tensor) else type(raw).__name__,

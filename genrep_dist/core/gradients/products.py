@@ -18,14 +18,6 @@ PAIR_NUMEL = 2**22
 
 
 @dataclass(frozen=True)
-class VectorOperand:
-    """Gradients that are one outer product each: ``inputs`` (B, K), ``gradients`` (B, C, O)."""
-
-    inputs: Tensor
-    gradients: Tensor
-
-
-@dataclass(frozen=True)
 class PositionOperand:
     """``patches`` (B, T, K) and ``gradients`` (B, C, T, O), multiplied over all pairs of positions."""
 
@@ -33,7 +25,7 @@ class PositionOperand:
     gradients: Tensor
 
 
-WeightOperand = Tensor | VectorOperand | PositionOperand | TokenGradients
+WeightOperand = Tensor | PositionOperand | TokenGradients
 """One weight's gradients in the form in which they are multiplied; a Tensor is the dense gradients (B C, O K)."""
 
 
@@ -44,8 +36,6 @@ def weight_operand(weight: FactoredWeight, factors: WeightGradients) -> WeightOp
     if isinstance(factors, DenseGradients):
         assert weight.product_form == "gradients"
         return _flat(factors.values)
-    if weight.product_form == "vectors":
-        return VectorOperand(extract_patches(weight, factors.inputs)[:, 0, 0], factors.gradients[:, :, 0])
     if weight.product_form == "positions":
         return PositionOperand(extract_patches(weight, factors.inputs)[:, 0], factors.gradients)
     return _flat(DenseGradients.from_factors(weight, factors).values)
@@ -74,7 +64,8 @@ def add_inner_products(
         if isinstance(left, Tensor):
             _add_dense(weight, left, right, result)
         else:
-            _add_factored(weight, left, right, result)
+            assert isinstance(right, LayerFactors)
+            _add_positions(weight, left, right, result)
 
 
 def _add_dense(weight: FactoredWeight, left: Tensor, right: LayerFactors | DenseGradients, result: Tensor) -> None:
@@ -100,40 +91,22 @@ def _add_dense(weight: FactoredWeight, left: Tensor, right: LayerFactors | Dense
             columns.addmm_(left, flat.T)
 
 
-def _add_factored(
-    weight: FactoredWeight, left: VectorOperand | PositionOperand, right: LayerFactors | DenseGradients, result: Tensor
-) -> None:
-    rows, num_outputs = right.tensors[-1].shape[:2]
-    step = max(1, rows)
-    if isinstance(left, PositionOperand):
-        left_rows, positions = left.patches.shape[:2]
-        step = max(1, PAIR_NUMEL // (left_rows * positions * positions * num_outputs * left.gradients.shape[1]))
-    for start in range(0, rows, step):
-        operand = weight_operand(weight, right.part(start, start + step))
-        columns = result[:, start * num_outputs : (start + step) * num_outputs]
-        if isinstance(left, VectorOperand):
-            assert isinstance(operand, VectorOperand)
-            _add_vector_products(left, operand, columns)
-        else:
-            assert isinstance(operand, PositionOperand)
-            _add_position_products(left, operand, columns)
-
-
-def _add_vector_products(left: VectorOperand, right: VectorOperand, result: Tensor) -> None:
-    (rows, outputs, width), (others, other_outputs, _) = left.gradients.shape, right.gradients.shape
-    gradients = left.gradients.reshape(-1, width) @ right.gradients.reshape(-1, width).T
-    inputs = left.inputs @ right.inputs.T
-    products = gradients.view(rows, outputs, others, other_outputs).mul_(inputs[:, None, :, None])
-    result += products.view(rows * outputs, others * other_outputs)
-
-
-def _add_position_products(left: PositionOperand, right: PositionOperand, result: Tensor) -> None:
-    (rows, outputs, positions, width), (others, other_outputs, _, _) = left.gradients.shape, right.gradients.shape
-    inputs = left.patches.flatten(0, 1) @ right.patches.flatten(0, 1).T
-    gradients = left.gradients.reshape(-1, width) @ right.gradients.reshape(-1, width).T
-    products = gradients.view(rows, outputs, positions, others, other_outputs, positions)
-    products = products.mul_(inputs.view(rows, 1, positions, others, 1, positions))
-    result += products.sum(dim=(2, 5)).reshape(rows * outputs, others * other_outputs)
+def _add_positions(weight: FactoredWeight, left: PositionOperand, right: LayerFactors, result: Tensor) -> None:
+    """Products over all pairs of positions, with as many samples of the right block at once as ``PAIR_NUMEL`` allows."""
+    rows, outputs, positions, width = left.gradients.shape
+    right_outputs = right.gradients.shape[1]
+    step = len(right.inputs) if positions == 1 else PAIR_NUMEL // (rows * positions * positions * right_outputs * outputs)
+    for start in range(0, len(right.inputs), max(1, step)):
+        operand = weight_operand(weight, right.part(start, start + max(1, step)))
+        assert isinstance(operand, PositionOperand)
+        right_rows = len(operand.patches)
+        inputs = left.patches.flatten(0, 1) @ operand.patches.flatten(0, 1).T
+        products = left.gradients.reshape(-1, width) @ operand.gradients.reshape(-1, width).T
+        products = products.view(rows, outputs, positions, right_rows, right_outputs, positions)
+        products.mul_(inputs.view(rows, 1, positions, right_rows, 1, positions))
+        summed = products.sum(dim=(2, 5)) if positions > 1 else products
+        columns = result[:, start * right_outputs : (start + right_rows) * right_outputs]
+        columns += summed.reshape(rows * outputs, right_rows * right_outputs)
 
 
 def self_products(weight: FactoredWeight, factors: WeightGradients, own: Tensor) -> Tensor:

@@ -11,22 +11,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from genrep_dist.core.gradients.model import check_model, model_outputs, require_eval, trainable_parameters
+from genrep_dist.core.gradients.model import as_outputs, check_model, require_eval, trainable_parameters
 from genrep_dist.core.losses import Loss
 from genrep_dist.core.solvers.checks import require, require_finite
 from genrep_dist.core.solvers.hessian_system import Matmat
 from genrep_dist.errors import ProblemError
-
-
-class _Outputs(nn.Module):
-    """The model with outputs of shape (B, C)."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return model_outputs(self.model, inputs)
 
 
 def hessian_product(
@@ -50,12 +39,12 @@ def hessian_product(
     a second derivative; NonFiniteError with the row numbers if outputs or the loss's derivatives hold NaN or Inf.
     """
     _check_data(model, inputs, targets, batch_size)
-    n, wrapped = len(inputs), _Outputs(model).eval()
+    n = len(inputs)
     tensors = {
         name: (tensor.detach().to(dtype, copy=True) if tensor.is_floating_point() else tensor.detach().clone())
-        for name, tensor in (*wrapped.named_parameters(), *wrapped.named_buffers())
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
-    order = list(trainable_parameters(wrapped))
+    order = list(trainable_parameters(model))
     sizes = [tensors[name].numel() for name in order]
     constant = {name: tensor for name, tensor in tensors.items() if name not in order}
     centre = {name: tensors[name] for name in order}
@@ -63,8 +52,8 @@ def hessian_product(
 
     def forward(parameters: dict[str, Tensor], rows: slice) -> Tensor:
         batch = inputs[rows]
-        result: Tensor = functional_call(wrapped, {**constant, **parameters}, (batch.to(dtype) if batch.is_floating_point() else batch,))
-        return result
+        raw = functional_call(model, {**constant, **parameters}, (batch.to(dtype) if batch.is_floating_point() else batch,))
+        return as_outputs(raw, len(batch))
 
     with torch.no_grad():
         fitted = torch.cat([forward(centre, slice(i, i + batch_size)) for i in range(0, n, batch_size)])

@@ -82,8 +82,8 @@ def kernel_descent(
     model's soft predictions, those of ``outputs`` (N, C) on the training samples.
 
     ``rates`` are the eta_t, one a step. ``batches`` are the B_t, one a step, each (B,) int64 row numbers; a row that occurs twice in a
-    batch counts twice. Without ``batches`` every step takes all rows. ``batch_matvec`` is a product for batches, at B/N of the cost; without
-    it a batch costs a whole product, and the result is the same to rounding.
+    batch counts twice. Without ``batches`` every step takes all rows. ``batch_matvec`` is a product for batches, at B/N of the cost;
+    without it a batch costs a whole product, and the result is the same to rounding.
 
     Cost: one product a step, one at the end of batches with ``batch_matvec``, and up to 200 for the stable rate. Memory: ten (N, C).
     Raises ConvergenceError with the rate, the largest eigenvalue and the largest stable rate if the rates are too large: the objective
