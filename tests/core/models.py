@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from genrep_dist.core.gradients.factored import FactoredGradients, inner_products
-from genrep_dist.core.gradients.model import parameter_vector
+from genrep_dist.core.gradients.model import model_outputs, parameter_vector
 from genrep_dist.core.gradients.per_sample import factored_gradients, per_sample_gradients
-from genrep_dist.core.losses import Loss
+from genrep_dist.core.kernels.blocks import ntk_block
+from genrep_dist.core.losses import LOSSES, Loss
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -148,3 +149,27 @@ def check_gradients(model: nn.Module, inputs: Tensor) -> None:
     halves = [found.part(0, 2), found.part(2, len(inputs))]
     _close(FactoredGradients.cat(halves).to_dense(), expected)
     torch.testing.assert_close(inner_products(*halves), gram[: 2 * num_outputs, 2 * num_outputs :], rtol=1e-10, atol=1e-10)
+
+
+class NetworkExample:
+    """A small network, ``n`` training and 5 test samples, and the matrices of its influence kernel."""
+
+    def __init__(self, loss_name: str, num_outputs: int, *, n: int = 12, width: int = 6) -> None:
+        self.loss = LOSSES[loss_name]
+        self.model = mlp(num_outputs, seed=2, width=width)
+        self.train, self.test = rows(n, 4), rows(5, 4, seed=2)
+        self.targets = labels(loss_name, num_outputs, n)
+        self.outputs = model_outputs(self.model, self.train).detach()
+        self.jacobian = per_sample_gradients(self.model, self.train)
+        self.test_gradient = per_sample_gradients(self.model, self.test, torch.arange(5) % num_outputs)
+        flat = self.jacobian.flatten(0, 1)
+        self.gram, self.cross = flat @ flat.T, ntk_block(self.jacobian, self.test_gradient)
+        self.curvature = self.loss.second_derivative(self.outputs, self.targets)
+        self.num_parameters = flat.shape[1]
+
+    def gauss_newton(self, delta: float = 0.0) -> Tensor:
+        """H + delta I (P, P), summed sample by sample."""
+        total = delta * torch.eye(self.num_parameters, dtype=torch.float64)
+        for jacobian, curvature in zip(self.jacobian, self.curvature, strict=True):
+            total += jacobian.T @ curvature @ jacobian / len(self.jacobian)
+        return total

@@ -1,4 +1,4 @@
-"""Per-sample features layer kind by layer kind against a loop of backward passes, and products of factors against dense ones."""
+"""Factored gradients of every layer type against a loop of backward passes, and their products against dense ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.core.models import Squeezed, check_gradients, cnn, initialise, jacobi
 
 
 class Tail(nn.Module):
-    """A layer under test, then a nonlinearity and a head, so that its output's gradient is nothing special."""
+    """A layer under test, then a nonlinearity and a head, so that its output's gradient has no special structure."""
 
     def __init__(self, first: nn.Module, example: Tensor, num_outputs: int) -> None:
         super().__init__()
@@ -117,8 +117,8 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("num_outputs", [1, 3])
 @pytest.mark.parametrize("name", LAYERS)
-def test_every_kind_of_layer(name: str, num_outputs: int) -> None:
-    """Gradients, products, diagonals and single outputs, of a layer and the head behind it, without any slower way."""
+def test_every_layer_type(name: str, num_outputs: int) -> None:
+    """Gradients, products, diagonals and single outputs, of a layer and the head behind it, by layer rules alone."""
     layer, inputs = LAYERS[name]()
     model = tailed(layer, inputs, num_outputs)
     inspection = inspect_model(model, inputs)
@@ -145,7 +145,7 @@ def test_blocks_of_different_models_are_not_multiplied() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_rows_that_are_not_finite_are_told(bad: float) -> None:
+def test_rows_that_are_not_finite_are_found(bad: float) -> None:
     inputs = rows(40, 2, 6, 6)
     inputs[35, 1, 2, 3] = bad
     found = factored_gradients(cnn(1), inputs)

@@ -114,7 +114,7 @@ def test_batch_size_bounds_the_pairs_worked_on_at_once(batch_size: int, num_colu
     assert max(seen) * min(num_columns, batch_size) <= batch_size
 
 
-def test_the_product_belongs_to_the_parameters_it_was_made_at_and_leaves_the_model_alone() -> None:
+def test_the_product_keeps_the_parameters_of_its_creation_and_does_not_change_the_model() -> None:
     model, inputs, targets = mlp(1), rows(6, 4), labels("logistic", 1, 6)
     before = parameter_vector(model)
     vectors = rows(len(before), 2, seed=8)
@@ -129,7 +129,7 @@ def test_the_product_belongs_to_the_parameters_it_was_made_at_and_leaves_the_mod
     assert not torch.equal(hessian_product(model, LOSSES["logistic"], inputs, targets, batch_size=64)(vectors), first)
 
 
-def test_of_the_loss_only_its_derivatives_are_asked() -> None:
+def test_only_the_derivatives_of_the_loss_are_used() -> None:
     class Tabulated:
         """A user's loss that autograd cannot see through."""
 
@@ -154,7 +154,7 @@ def test_of_the_loss_only_its_derivatives_are_asked() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_a_float32_model_is_computed_in_float64_unless_asked_otherwise() -> None:
+def test_a_float32_model_is_computed_in_float64_by_default() -> None:
     model, inputs, targets = mlp(3, dtype=torch.float32), rows(12, 4, dtype=torch.float32), labels("softmax", 3, 12)
     vectors = rows(len(parameter_vector(model)), 2, seed=8)
     single = hessian_product(model, LOSSES["softmax"], inputs, targets, batch_size=64, dtype=torch.float32)(vectors)
@@ -165,7 +165,7 @@ def test_a_float32_model_is_computed_in_float64_unless_asked_otherwise() -> None
     assert 1e-12 < float((single - expected).abs().max()) < 1e-5
 
 
-def test_products_that_cannot_be_are_refused() -> None:
+def test_invalid_products_are_refused() -> None:
     model, inputs, targets, loss = mlp(1), rows(6, 4), labels("logistic", 1, 6), LOSSES["logistic"]
     with pytest.raises(ProblemError, match="eval mode"):
         hessian_product(cnn(1).train(), loss, rows(6, 2, 6, 6), targets, batch_size=8)

@@ -23,7 +23,7 @@ from genrep_dist.core.solvers.hessian import hessian_product, influence_block
 from genrep_dist.core.solvers.hessian_system import HessianCertificate, Matmat, declare_damping
 from genrep_dist.core.solvers.lissa import lissa
 from genrep_dist.errors import ConvergenceError, MethodError, NonFiniteError, ProblemError
-from tests.core.models import full_hessian, initialise, labels, mlp, rows
+from tests.core.models import NetworkExample, full_hessian, initialise, labels, mlp, rows
 
 CASES = [("logistic", 1), ("softmax", 3), ("squared", 2)]
 
@@ -38,16 +38,14 @@ def spectrum(*eigenvalues: float, seed: int = 4) -> tuple[Tensor, Tensor]:
     return basis @ torch.diag(torch.tensor(eigenvalues, dtype=torch.float64)) @ basis.T, basis
 
 
-class Material:
-    """A small network with H (P, P), its products, and gradients of test points; ``convex`` damping makes H + damping I positive."""
+class HessianExample(NetworkExample):
+    """A network with its H (P, P), products with H, and the gradients of test points; ``convex`` is a damping that makes H positive."""
 
     def __init__(self, loss_name: str, num_outputs: int) -> None:
-        self.model, self.train, self.test = mlp(num_outputs, seed=2), rows(12, 4), rows(5, 4, seed=2)
-        self.loss, self.targets = LOSSES[loss_name], labels(loss_name, num_outputs, 12)
+        super().__init__(loss_name, num_outputs)
         self.hessian = full_hessian(self.model, self.loss, self.train, self.targets)
         self.product = hessian_product(self.model, self.loss, self.train, self.targets, batch_size=16)
-        self.gradient = per_sample_gradients(self.model, self.test, torch.arange(5) % num_outputs)
-        self.right = self.gradient.T
+        self.right = self.test_gradient.T
         self.smallest = float(torch.linalg.eigvalsh(self.hessian)[0])
         self.convex = 0.05 - self.smallest
 
@@ -61,8 +59,8 @@ Solver = Callable[..., tuple[Tensor, HessianCertificate]]
 @pytest.mark.parametrize("solver", [conjugate_gradients, lissa])
 @pytest.mark.parametrize(("loss_name", "num_outputs"), CASES)
 def test_the_influence_kernel_agrees_with_the_explicit_inverse(loss_name: str, num_outputs: int, solver: Solver) -> None:
-    m = Material(loss_name, num_outputs)
-    # LiSSA takes some thousand steps here, so it gets the matrix.
+    m = HessianExample(loss_name, num_outputs)
+    # LiSSA takes thousands of steps here, so it uses the matrix.
     product = m.product if solver is conjugate_gradients else as_product(m.hessian)
     solution, _ = solver(product, m.right, damping=m.convex, tolerance=1e-10)
     expected = torch.linalg.inv(m.damped(m.convex)) @ m.right
@@ -93,15 +91,15 @@ def test_on_a_linear_model_it_is_the_gauss_newton_kernel(loss_name: str, num_out
 
 @pytest.mark.parametrize("solver", [conjugate_gradients, lissa])
 def test_the_certificate_is_the_residual_of_each_column(solver: Solver) -> None:
-    m = Material("softmax", 3)
+    m = HessianExample("softmax", 3)
     limit = {"max_iterations": 3} if solver is conjugate_gradients else {"depth": 10}
     solution, certificate = solver(m.product, m.right, damping=m.convex, allow_unconverged=True, **limit)
-    told = asdict(certificate)
+    values = asdict(certificate)
     residuals = (m.right - m.damped(m.convex) @ solution).norm(dim=0) / m.right.norm(dim=0)
-    torch.testing.assert_close(torch.tensor(told["residuals"], dtype=torch.float64), residuals, rtol=1e-9, atol=0)
-    assert told["residual"] == max(told["residuals"]) > 1e-6
-    assert (told["converged"], told["negative_curvature"], told["damping"]) == (False, 0, m.convex)
-    assert told["iterations"] == next(iter(limit.values()))
+    torch.testing.assert_close(torch.tensor(values["residuals"], dtype=torch.float64), residuals, rtol=1e-9, atol=0)
+    assert values["residual"] == max(values["residuals"]) > 1e-6
+    assert (values["converged"], values["negative_curvature"], values["damping"]) == (False, 0, m.convex)
+    assert values["iterations"] == next(iter(limit.values()))
 
 
 def test_converged_columns_leave_the_products() -> None:
@@ -126,16 +124,16 @@ def test_zero_columns_and_no_columns(solver: Solver) -> None:
     right = rows(3, 2)
     right[:, 0] = 0
     solution, certificate = solver(as_product(matrix), right, damping=0.5)
-    told = asdict(certificate)
+    values = asdict(certificate)
     assert solution[:, 0].abs().max() == 0
-    assert told["residuals"][0] == 0
-    assert told["converged"]
+    assert values["residuals"][0] == 0
+    assert values["converged"]
     solution, certificate = solver(as_product(matrix), right[:, :0], damping=0.5)
-    told = asdict(certificate)
-    assert (solution.shape, told["residual"], told["residuals"], told["converged"]) == ((3, 0), 0.0, [], True)
+    values = asdict(certificate)
+    assert (solution.shape, values["residual"], values["residuals"], values["converged"]) == ((3, 0), 0.0, [], True)
 
 
-def test_where_recursion_and_truth_part_company_the_truth_decides() -> None:
+def test_the_true_residual_decides_and_not_that_of_the_recursion() -> None:
     matrix, _ = spectrum(1.0, 2.0, 3.0, 5.0, 8.0, 13.0)
     disturbed = matrix + 1e-4 * torch.diag(rows(6, seed=9))
     calls = 0
@@ -160,7 +158,7 @@ def test_what_does_not_converge_is_refused() -> None:
         conjugate_gradients(as_product(matrix), right, damping=0.0, max_iterations=4)
     with pytest.raises(ConvergenceError, match=r"3 of 3 columns above it.*\n.*depth"):
         lissa(as_product(matrix), right, damping=0.0, depth=4)
-    # Below what float64 can tell, no number of steps helps, and none is wasted.
+    # Below the precision of float64 no number of steps helps, and the solver stops.
     _, certificate = conjugate_gradients(
         as_product(matrix), right, damping=0.0, tolerance=1e-30, max_iterations=500, allow_unconverged=True
     )
@@ -173,7 +171,7 @@ def test_what_does_not_converge_is_refused() -> None:
 
 
 def plain_lissa(matrix: Tensor, right: Tensor, scale: float, depth: int) -> Tensor:
-    """The recursion as it is printed, one vector after the other."""
+    """The recursion as published, one vector after the other."""
     columns = []
     for vector in right.T:
         estimate = vector
@@ -207,7 +205,7 @@ def test_lissa_does_not_depend_on_its_scale_once_converged(scale: float | None) 
 
 
 def test_lissa_is_deterministic() -> None:
-    m = Material("softmax", 3)
+    m = HessianExample("softmax", 3)
     first, second = (lissa(m.product, m.right, damping=m.convex, seed=5, depth=9, allow_unconverged=True) for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert first[1] == second[1]
@@ -215,7 +213,7 @@ def test_lissa_is_deterministic() -> None:
 
 @pytest.mark.parametrize("allow_unconverged", [False, True])
 @pytest.mark.parametrize("scale", [0.1, 0.6, 0.62])
-def test_divergence_is_refused_and_a_scale_named_that_works(scale: float, allow_unconverged: bool) -> None:
+def test_divergence_is_refused_and_the_error_names_a_scale_that_works(scale: float, allow_unconverged: bool) -> None:
     matrix, _ = spectrum(0.1, 0.3, 0.7, 1.2)
     right = rows(4, 3)
     with pytest.raises(ConvergenceError, match="diverges") as caught:
@@ -229,8 +227,8 @@ def test_divergence_is_refused_and_a_scale_named_that_works(scale: float, allow_
 # -- negative curvature --------------------------------------------------------------------------------------------------------------
 
 
-def test_an_untrained_network_has_negative_curvature_and_conjugate_gradients_say_so() -> None:
-    m = Material("softmax", 3)
+def test_conjugate_gradients_report_the_negative_curvature_of_an_untrained_network() -> None:
+    m = HessianExample("softmax", 3)
     damping = 0.1 * -m.smallest
     with pytest.raises(ConvergenceError, match="negative curvature in 5 columns") as caught:
         conjugate_gradients(m.product, m.right, damping=damping)
@@ -243,23 +241,23 @@ def test_an_untrained_network_has_negative_curvature_and_conjugate_gradients_say
     assert m.smallest - 1e-12 < certificate.smallest_rayleigh < -damping
 
 
-def test_curvature_that_the_damping_hides_is_reported_all_the_same() -> None:
-    m = Material("softmax", 3)
+def test_negative_curvature_that_the_damping_hides_is_reported() -> None:
+    m = HessianExample("softmax", 3)
     _, certificate = conjugate_gradients(m.product, m.right, damping=m.convex, tolerance=1e-10)
     assert certificate.converged
     assert certificate.negative_curvature == 0
-    # The system was positive; H is not, and its spectrum's ends were seen.
+    # The system is positive definite, but H is not, and the extremes of its spectrum were seen.
     assert certificate.smallest_rayleigh == pytest.approx(m.smallest, rel=1e-6)
     assert certificate.largest_rayleigh == pytest.approx(float(torch.linalg.eigvalsh(m.hessian)[-1]), rel=1e-6)
 
 
-def test_only_the_columns_that_meet_it_are_stopped() -> None:
+def test_only_columns_that_meet_negative_curvature_are_stopped() -> None:
     matrix, basis = spectrum(-0.5, 1.0, 2.0, 4.0)
     right = torch.stack([basis[:, 0], basis[:, 1:].sum(dim=1), basis.sum(dim=1)], dim=1)
     solution, certificate = conjugate_gradients(as_product(matrix), right, damping=0.25, allow_unconverged=True)
     assert certificate.negative_curvature == 2
     assert [residual <= 1e-6 for residual in certificate.residuals] == [False, True, False]
-    assert solution[:, 0].abs().max() == 0  # its first direction is the bad one: it stays where it began
+    assert solution[:, 0].abs().max() == 0  # its first direction is the one of negative curvature, so it stays at zero
     expected = torch.linalg.solve(matrix + 0.25 * torch.eye(4, dtype=torch.float64), right[:, 1])
     torch.testing.assert_close(solution[:, 1], expected, rtol=1e-6, atol=1e-6)
     assert certificate.smallest_rayleigh == pytest.approx(-0.5, abs=1e-9)
@@ -268,7 +266,7 @@ def test_only_the_columns_that_meet_it_are_stopped() -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 1000), st.floats(-1.0, 1.0), st.integers(2, 9))
 def test_rayleigh_quotients_are_within_the_spectrum_and_reach_its_ends(seed: int, lowest: float, size: int) -> None:
-    # A random right side has a part along every eigenvector, and distinct eigenvalues make the Krylov space the whole space.
+    # A random right side has a component along every eigenvector, and the eigenvalues are distinct, so the Krylov space is everything.
     values = [lowest, *(float(k) for k in range(2, size + 1))]
     matrix, _ = spectrum(*values, seed=seed)
     damping = 0.5 - min(lowest, 0.0)
@@ -286,7 +284,7 @@ def test_rayleigh_quotients_are_within_the_spectrum_and_reach_its_ends(seed: int
         (torch.diag(torch.tensor([-0.4, 1.7], dtype=torch.float64)), 1.0),
     ],
 )
-def test_lissa_reports_negative_curvature_and_does_not_blame_its_scale(matrix: Tensor, scale: float | None) -> None:
+def test_lissa_reports_negative_curvature_instead_of_a_small_scale(matrix: Tensor, scale: float | None) -> None:
     lowest = float(torch.linalg.eigvalsh(matrix)[0])
     right = torch.ones(len(matrix), 1, dtype=torch.float64)
     with pytest.raises(ConvergenceError, match="negative curvature in 1 columns"):
@@ -312,7 +310,7 @@ def test_lissa_stops_only_the_columns_that_meet_negative_curvature() -> None:
 
 
 def test_relative_damping_is_in_units_of_the_mean_eigenvalue() -> None:
-    m = Material("logistic", 1)
+    m = HessianExample("logistic", 1)
     mean = float(torch.linalg.eigvalsh(m.hessian).mean())
     found = declare_damping(m.product, len(m.hessian), damping=0.3, relative=True, seed=1)
     assert found.mean_eigenvalue == pytest.approx(mean, rel=1e-10)
@@ -324,13 +322,13 @@ def test_relative_damping_is_in_units_of_the_mean_eigenvalue() -> None:
 
 def test_the_estimated_trace_is_as_good_as_it_says() -> None:
     # The identity is added for the trace to be positive; it is estimated without error.
-    matrix = Material("softmax", 3).damped(1.0)
+    matrix = HessianExample("softmax", 3).damped(1.0)
     size, mean = len(matrix), float(torch.linalg.eigvalsh(matrix).mean())
     estimates = [declare_damping(as_product(matrix), size, damping=1.0, relative=True, seed=seed, probes=20) for seed in range(60)]
     assert estimates[0] == declare_damping(as_product(matrix), size, damping=1.0, relative=True, seed=0, probes=20)
     assert {estimate.probes for estimate in estimates} == {20}
     errors = torch.tensor([((e.mean_eigenvalue or 0.0) - mean) / (e.standard_error or 0.0) for e in estimates])
-    # Deviations in units of the declared standard error: about as many within one and two as a normal law has.
+    # Deviations in units of the declared standard error, compared with a normal distribution.
     assert 0.5 < float((errors.abs() < 1).float().mean()) < 0.85
     assert float((errors.abs() < 2).float().mean()) > 0.85
     assert float(errors.std()) == pytest.approx(1.0, abs=0.35)
@@ -351,7 +349,7 @@ def test_a_relative_damping_needs_a_positive_trace() -> None:
 
 
 @pytest.mark.parametrize("solver", [conjugate_gradients, lissa])
-def test_systems_that_cannot_be_are_refused(solver: Solver) -> None:
+def test_invalid_systems_are_refused(solver: Solver) -> None:
     matrix, _ = spectrum(1.0, 2.0, 3.0)
     right = rows(3, 2)
     for options in ({"damping": -0.1}, {"damping": math.nan}, {"damping": 0.1, "tolerance": 0.0}):

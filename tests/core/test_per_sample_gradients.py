@@ -1,4 +1,4 @@
-"""Features against one-by-one backward passes and against the layer's own algebra."""
+"""Dense per-sample gradients against one backward pass a sample, and last-layer features against the layer's weights."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_bad_arguments_are_refused() -> None:
 
 
 class Returns(nn.Module):
-    """Returns whatever the function makes of the inputs."""
+    """Returns ``make(inputs)``."""
 
     def __init__(self, make: Callable[[Tensor], object]) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ def test_outputs_have_two_dimensions_or_are_refused() -> None:
             model_outputs(Returns(make), inputs)
 
 
-def test_a_model_that_squeezes_a_batch_of_one_away_is_told_so() -> None:
+def test_the_error_of_a_model_that_squeezes_a_batch_of_one_names_the_fix() -> None:
     body = mlp(1)
     with pytest.raises(ProblemError, match=r"squeeze\(1\)"):
         model_outputs(Returns(lambda x: body(x).squeeze()), rows(1, 4))
@@ -214,7 +214,7 @@ def test_a_last_layer_without_bias_has_no_constant_feature() -> None:
     torch.testing.assert_close(features @ weight.T, model_outputs(model, inputs).detach(), rtol=1e-12, atol=1e-12)
 
 
-def test_the_last_layer_is_found_by_what_it_computes_not_by_where_it_stands() -> None:
+def test_the_last_layer_is_found_by_its_output_and_not_by_its_place() -> None:
     class Reversed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -233,7 +233,7 @@ def test_the_last_layer_is_found_by_what_it_computes_not_by_where_it_stands() ->
         last_layer_features(model, inputs, "body")
 
 
-def test_features_survive_a_later_change_in_place() -> None:
+def test_features_do_not_change_when_activations_do() -> None:
     class InPlace(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Random projections: right on average, off by no more than they say, the same in blocks of any size."""
+"""Random projections: unbiased, within their error bound, the same in blocks of any size."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EXAMPLES: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_products_are_right_on_average_and_off_by_no_more_than_is_said(name: str, kind: Kind) -> None:
+def test_products_are_unbiased_and_within_the_error_bound(name: str, kind: Kind) -> None:
     model, inputs = EXAMPLES[name]()
     found = factored_gradients(model, inputs)
     exact = inner_products(found, found)
@@ -49,7 +49,7 @@ def test_products_are_right_on_average_and_off_by_no_more_than_is_said(name: str
     deviation = Projection(64, kind, 0).error
     assert float(stacked.abs().max()) < 6 * deviation
     assert float(stacked.mean(dim=0).abs().max()) < 5 * deviation / 60**0.5
-    # The bound is of the right size: it is met where x = z.
+    # The bound is tight: it is reached for x = z.
     assert 0.3 * deviation < float(stacked.std(dim=0).max()) < 1.6 * deviation
 
 
@@ -63,7 +63,7 @@ def test_blocks_of_any_size_are_projected_alike(name: str, kind: Kind, size: int
     torch.testing.assert_close(FactoredGradients.cat(parts).rest, whole.rest, rtol=1e-10, atol=1e-10)
 
 
-def test_kinds_seeds_and_parameters_have_their_own_numbers() -> None:
+def test_kinds_seeds_and_parameters_draw_different_numbers() -> None:
     model, inputs = mlp(1), rows(3, 4)
     found = factored_gradients(model, inputs)
     seen = [Projection(32, kind, seed).project(found).rest for kind in KINDS for seed in (0, 1)]

@@ -146,7 +146,7 @@ def _add_pairs(
     start = 0
     while start < len(kept):
         done = int(ends[start - 1]) if start else 0
-        # At least one row, whatever its number of partners: it has at most one in each sample.
+        # At least one row: it has at most one partner in each sample.
         stop = max(start + 1, int(torch.searchsorted(ends, torch.tensor(done + at_once, device=ends.device), right=True)))
         count = partners[start:stop]
         mine = torch.repeat_interleave(torch.arange(start, stop, device=ends.device), count)

@@ -23,7 +23,7 @@ FEW_CHANNELS = 8
 LARGE_GRADIENT_NUMEL = 2**15
 """Gradients of at least this size are written to their place by one product a sample. For smaller ones a copy costs less than the calls."""
 PATCH_NUMEL = 2**21
-"""Numbers of the patches that are extracted at once. They fit a processor's cache and bound the memory, whatever the number of rows."""
+"""Numbers of the patches that are extracted at once. They fit a processor's cache and bound the memory for any number of rows."""
 MIN_GRADIENT_ROWS = 8
 """Samples whose dense gradients are computed at once even where they hold more than PATCH_NUMEL numbers."""
 PASS_NUMEL = 2**21
