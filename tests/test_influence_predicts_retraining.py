@@ -37,12 +37,14 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from genrep_dist.core.attribution import attribute
-from genrep_dist.core.gradients.dense import outputs, per_sample_gradients
+from genrep_dist.core.gradients.model import model_outputs
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.importances.target import target_importance
 from genrep_dist.core.kernels.blocks import ntk_block
 from genrep_dist.core.losses import LOSSES, Loss
+from genrep_dist.core.solvers.conjugate_gradients import conjugate_gradients
 from genrep_dist.core.solvers.gauss_newton import influence_kernel
-from genrep_dist.core.solvers.hessian import conjugate_gradients, hessian_product, influence_block
+from genrep_dist.core.solvers.hessian import hessian_product, influence_block
 
 Array = npt.NDArray[np.float64]
 
@@ -104,8 +106,8 @@ class Explained:
         self.theta = newton(problem, uniform, torch.zeros(problem.num_outputs, problem.train.shape[1], dtype=torch.float64))
         with torch.no_grad():
             self.model.weight.copy_(self.theta)
-            self.fitted = outputs(self.model, problem.train)
-            self.predicted = outputs(self.model, problem.test)
+            self.fitted = model_outputs(self.model, problem.train)
+            self.predicted = model_outputs(self.model, problem.test)
         # The declared target: the logit of the class that the model predicts.
         self.output_index = self.predicted.argmax(dim=1)
         self.alpha = target_importance(problem.loss, self.fitted, problem.targets)

@@ -16,7 +16,7 @@ from genrep_dist.core.solvers.gauss_newton import influence_kernel
 from genrep_dist.problems.datasets.text_models import TextCNN
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.store.features import RowsReader
-from tests.core.test_dense_gradients import jacobian_by_loop
+from tests.core.models import jacobian_by_loop
 from tests.experiments import ROOT, experiment
 
 METHODS = ["ntk-final/surrogate", "ntk-final/tracking", "influence-final/tracking", "influence-final/target", "last-layer-final/target"]
@@ -81,8 +81,8 @@ def test_the_stored_features_are_factors_and_smaller_than_rows(finished: gr.Run)
     artifact = finished.store.artifact("features", keys.features(0, "ntk", keys.epochs))
     rows = RowsReader(artifact).read(0, shape.num_train)
     train, _ = jacobians(finished)
-    torch.testing.assert_close(rows.dense()[:, 0].double(), train, rtol=1e-4, atol=1e-6)
-    assert [weight.product for weight in rows.weights] == ["tokens", "gradients", "gradients", "gradients", "gradients"]
+    torch.testing.assert_close(rows.to_dense()[:, 0].double(), train, rtol=1e-4, atol=1e-6)
+    assert [weight.product_form for weight in rows.weights] == ["tokens", "gradients", "gradients", "gradients", "gradients"]
     assert 0 < shape.kernels["ntk"].stored_bytes < 4 * shape.num_parameters
     written = next(stage for stage in finished.plan.stages if stage.name == "gradients").bytes_written
     assert written == shape.num_train * shape.kernels["ntk"].stored_bytes

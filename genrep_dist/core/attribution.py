@@ -1,8 +1,8 @@
-"""Attributions phi(x_i -> x): global times local importance (Eq. 2), TracInCP's sum of such products, random scores, and the ranking."""
+"""Attributions phi(x_i -> x): global times local importance (Eq. 2), TracInCP's sum of such products, random scores, and rankings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -16,7 +16,7 @@ Sign = Literal["negative", "positive"]
 def attribute(alpha: Tensor, kernel: Tensor) -> Tensor:
     """Phi (N, M), phi[n, m] = sum_c alpha[n, c] K[n, c, m] (Eq. 2), for ``alpha`` (N, C) and ``kernel`` (N, C, M).
 
-    Positive: training sample n raises the declared output of test sample m. The dtype is the wider one of the two.
+    Positive: training sample n raises the declared output of test sample m. The result has the wider of the two dtypes.
     """
     if alpha.dim() != 2 or kernel.dim() != 3 or alpha.shape != kernel.shape[:2]:
         raise ProblemError(
@@ -32,8 +32,8 @@ def attribute(alpha: Tensor, kernel: Tensor) -> Tensor:
 def tracincp(terms: Iterable[tuple[float, Tensor, Tensor]]) -> Tensor:
     """Phi (N, M) = sum_t eta_t sum_c alpha_t[n, c] K_t[n, c, m], TracInCP with the test point's output as target (Eq. 14).
 
-    One term a checkpoint: its learning rate, the target derivative (N, C) and the NTK (N, C, M), both at that checkpoint's parameters.
-    Terms are consumed one by one, so an iterator holds one kernel at a time. Raises MethodError when there is none.
+    One term for each checkpoint: its learning rate, the target derivative (N, C) and the NTK (N, C, M) at its parameters. Terms are
+    consumed one by one, so that an iterator holds one kernel at a time. Raises MethodError if there is none, ProblemError if shapes differ.
     """
     total: Tensor | None = None
     for rate, alpha, kernel in terms:
@@ -48,25 +48,22 @@ def tracincp(terms: Iterable[tuple[float, Tensor, Tensor]]) -> Tensor:
     return total
 
 
-def random_scores(seed_of_point: Callable[[int], int] | Sequence[int], num_train: int, num_test: int) -> Tensor:
-    """Phi (N, M) float64 of standard normal draws, column m from a generator of its own seeded by ``seed_of_point`` of m.
+def random_scores(seeds: Iterable[int], num_train: int) -> Tensor:
+    """Phi (N, M) float64 of standard normal draws, with a generator for each column m, seeded by ``seeds[m]``.
 
-    A column depends on its seed and N alone: test points can be added or left out without changing the others.
+    A column depends only on its seed and N, so test points can be added or removed without changing the others.
     """
-    columns = []
-    for m in range(num_test):
-        seed = seed_of_point(m) if callable(seed_of_point) else seed_of_point[m]
-        generator = torch.Generator().manual_seed(seed)
-        columns.append(torch.randn(num_train, generator=generator, dtype=torch.float64))
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    columns = [torch.randn(num_train, generator=generator, dtype=torch.float64) for generator in generators]
     return torch.stack(columns, dim=1) if columns else torch.empty(num_train, 0, dtype=torch.float64)
 
 
 def ranking(phi: Tensor, ids: Tensor, count: int, sign: Sign) -> Tensor:
     """The ``count`` training ids to remove first for each test point: (M, count) int64, for ``phi`` (N, M) and ``ids`` (N,) int64.
 
-    "negative": most negative phi first; "positive": most positive first. Equal scores: lowest id first, so the order of rows does not
-    matter. Scores of the other sign follow when ``count`` asks for more than there are.
-    Raises NonFiniteError naming the ids whose scores are NaN or Inf, ProblemError for arguments that do not fit.
+    ``sign`` "negative": most negative phi first; "positive": most positive first. Among equal scores the lowest id is first, so the order
+    of rows does not matter. If there are fewer than ``count`` scores of that sign, those of the other sign follow.
+    Raises NonFiniteError with the ids of scores that are NaN or Inf, ProblemError for arguments that do not fit.
     """
     _check_ranking(phi, ids, count, sign)
     finite = torch.isfinite(phi).all(dim=1)
@@ -78,9 +75,9 @@ def ranking(phi: Tensor, ids: Tensor, count: int, sign: Sign) -> Tensor:
             expected="finite scores",
             got=f"{len(bad)} training samples, ids {bad[:10]}" + (" ..." if len(bad) > 10 else ""),
         )
-    # Rows by id first, so that a stable sort leaves the lowest id in front. Adding 0 turns -0 into 0, which a sort may tell apart.
+    # Rows sorted by id, so that a stable sort leaves the lowest id in front. Adding 0 turns -0 into 0, which a sort may distinguish.
     by_id = torch.argsort(ids)
-    # A test point's scores lie together: sorting them where they are strewn costs several times more, and ever more with N.
+    # Contiguous scores of a test point sort several times faster, and the more so the larger N is.
     scores = (phi[by_id] + 0.0).T.contiguous()
     order = torch.sort(scores, dim=1, descending=sign == "positive", stable=True).indices
     return ids[by_id][order[:, :count]]
@@ -91,7 +88,7 @@ def _check_ranking(phi: Tensor, ids: Tensor, count: int, sign: str) -> None:
     if phi.dim() != 2 or ids.shape != phi.shape[:1] or ids.dtype != torch.int64:
         raise ProblemError("scores and ids do not fit each other", where="ranking", expected="phi (N, M), ids (N,) int64", got=shapes)
     if torch.unique(ids).numel() != ids.numel():
-        raise ProblemError("sample ids repeat", where="ranking", expected="one row an id", got=shapes)
+        raise ProblemError("sample ids repeat", where="ranking", expected="unique ids", got=shapes)
     if not 0 <= count <= phi.shape[0]:
         raise ProblemError("cannot rank so many", where="ranking count", expected=f"0 to {phi.shape[0]}", got=str(count))
     if sign not in ("negative", "positive"):

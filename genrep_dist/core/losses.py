@@ -1,4 +1,4 @@
-"""Losses with their first and second derivative in the model's output, which is all that the representers need of them.
+"""Losses with their first and second derivatives in the model's outputs.
 
 Outputs are always (N, C); a scalar-output model has C = 1. Targets are (N,), or the soft form that ``soft_targets`` returns.
 """
@@ -16,10 +16,10 @@ from genrep_dist.errors import ProblemError
 
 @runtime_checkable
 class Loss(Protocol):
-    """A loss L(f, y), convex in f for the surrogate to be well posed.
+    """A loss L(f, y). The surrogate needs one that is convex in f.
 
-    ``value`` -> (N,); ``derivative`` dL/df -> (N, C); ``second_derivative`` d2L/df2 -> (N, C, C), symmetric;
-    ``soft_targets`` the model's own predictions in the form that ``targets`` may take (the projection target of Eq. 5).
+    ``value`` -> (N,); ``derivative`` dL/df -> (N, C); ``second_derivative`` d2L/df2 -> (N, C, C), symmetric; ``soft_targets`` -> the
+    model's own predictions in a form that ``targets`` may take (the projection target of Eq. 5).
     """
 
     name: str

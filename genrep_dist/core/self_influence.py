@@ -1,7 +1,7 @@
-"""Self-influence phi(x_i -> x_i): how much a training sample raises the logit of the label that it was given.
+"""Self-influence phi(x_i -> x_i): how much a training sample raises the logit of its own label, which is Eq. 2 at x = x_i.
 
-A sample with a wrong label has to push for it alone, so a large self-influence is suspicious (Koh and Liang 2017; Pruthi et al. 2020,
-"Estimating Training Data Influence by Tracing Gradient Descent"). It is Eq. 2 at x = x_i, where the target is the logit of its own label.
+No other samples support a wrong label, so a large self-influence is suspicious (Koh and Liang 2017; Pruthi et al. 2020, "Estimating
+Training Data Influence by Tracing Gradient Descent").
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from genrep_dist.errors import ProblemError
 
 
 def own_outputs(targets: Tensor, loss_name: str) -> tuple[Tensor, Tensor]:
-    """The output that stands for each sample's own label, int64 (N,), and which way it points, float64 (N,).
+    """The output of each sample's own label, int64 (N,), and its direction, float64 (N,): -1 where a larger output means another label.
 
     Loss "logistic" (targets (N,) or (N, 1), 0 or 1): output 0, direction +1 for label 1 and -1 for label 0. Loss "softmax" (integer targets
-    (N,)): the label's output, direction +1. ProblemError for anything else: such a sample has no label.
+    (N,)): the label's output, direction +1. Raises ProblemError for other losses and targets, which have no labels.
     """
     if loss_name == "logistic" and bool(((targets == 0) | (targets == 1)).all()):
         return torch.zeros(len(targets), dtype=torch.int64), 2 * targets.reshape(len(targets)).double() - 1
@@ -32,18 +32,8 @@ def own_outputs(targets: Tensor, loss_name: str) -> tuple[Tensor, Tensor]:
     )
 
 
-def ntk_diagonal(features: Tensor, own: Tensor) -> Tensor:
-    """K (B, C), K[b, c] = <df_c(x_b)/dtheta, df_own(x_b)/dtheta>, for Jacobians ``features`` (B, C, P) and ``own`` (B,); their dtype.
-
-    It is the diagonal, j = i, of the block that :func:`genrep_dist.core.kernels.blocks.ntk_block` makes of x_i and x_j.
-    """
-    _check_own(own, features.shape[0], features.shape[1], "ntk_diagonal")
-    explained = features[torch.arange(len(own), device=own.device), own]
-    return torch.einsum("bcp,bp->bc", features, explained)
-
-
 def scalar_diagonal(values: Tensor, own: Tensor, num_outputs: int) -> Tensor:
-    """K (B, C) of a kernel k that serves each output alike: ``values`` (B,) = k(x_b, x_b) where c = ``own[b]`` and 0 elsewhere."""
+    """K (B, C) of a scalar kernel k that is the same for all outputs: ``values`` (B,) = k(x_b, x_b) where c = ``own[b]``, 0 elsewhere."""
     _check_own(own, len(values), num_outputs, "scalar_diagonal")
     diagonal = values.new_zeros(len(values), num_outputs)
     diagonal[torch.arange(len(own), device=own.device), own] = values
@@ -62,9 +52,9 @@ def influence_diagonal(
 ) -> Tensor:
     """K_inf (N, C) float64, K_inf[i, c] = <df_c(x_i), (H + delta I)^-1 df_own(x_i)> with the Gauss-Newton H.
 
-    The diagonal of :func:`genrep_dist.core.solvers.gauss_newton.influence_kernel` with each training sample's own output as its test point:
-    ``gram`` (NC, NC), ``curvature`` (N, C, C), damping, certificate and errors are explained there. One Cholesky factorisation; memory
-    is that of the kernel and about eight float64 matrices (NC, N), for N test points.
+    The diagonal of :func:`influence_kernel` with the training samples as test points, each with output ``own[i]``. ``gram`` (NC, NC),
+    ``curvature`` (N, C, C), the damping and the errors are those of :func:`influence_kernel`. One Cholesky factorisation. Memory: that of
+    the kernel for N test points, and eight float64 matrices (NC, N).
     """
     n, num_outputs = curvature.shape[:2]
     _check_own(own, n, num_outputs, "influence_diagonal")
@@ -77,7 +67,7 @@ def influence_diagonal(
 
 
 def self_influence(alpha: Tensor, diagonal: Tensor, direction: Tensor) -> Tensor:
-    """Phi(x_i -> x_i) (N,) float64 = ``direction[i]`` * sum_c ``alpha[i, c]`` ``diagonal[i, c]`` (Eq. 2), for (N, C), (N, C) and (N,)."""
+    """Phi(x_i -> x_i) (N,) float64 = direction[i] sum_c alpha[i, c] diagonal[i, c] (Eq. 2), for (N, C), (N, C) and (N,)."""
     if direction.shape != alpha.shape[:1]:
         expected, got = f"({alpha.shape[0]},)", f"{tuple(direction.shape)}"
         raise ProblemError("directions do not fit the importances", where="self_influence", expected=expected, got=got)

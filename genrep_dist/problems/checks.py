@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.dense import outputs as model_outputs
+from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.core.losses import LOSSES, Loss, get_loss
 from genrep_dist.errors import GenRepError, ProblemError
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from genrep_dist.core.gradients.dense import outputs as model_outputs
+from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.errors import ProblemError
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.report.pixels import PixelRange, are_images, png

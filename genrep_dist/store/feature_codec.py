@@ -16,9 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from genrep_dist.core.gradients.embeddings import TokenRows
-from genrep_dist.core.gradients.factored import Factors, FeatureRows, PatchRows, SpelledRows
-from genrep_dist.core.gradients.layer_rules import Weight
+from genrep_dist.core.gradients.embeddings import TokenGradients
+from genrep_dist.core.gradients.factored import FactoredGradients
+from genrep_dist.core.gradients.factored_weight import FactoredWeight
+from genrep_dist.core.gradients.factors import DenseGradients, LayerFactors, WeightGradients
 from genrep_dist.errors import CorruptError
 
 Array = npt.NDArray[Any]
@@ -83,36 +84,36 @@ class _Writer:
         return np.concatenate([*self.pieces[name], np.empty(0, DTYPES[name])])
 
 
-def pack(rows: FeatureRows) -> PackedRows:
+def pack(rows: FactoredGradients) -> PackedRows:
     """Pack a block of float32 feature rows."""
     writer = _Writer()
     layout: dict[str, Any] = {
         "rest": writer.add(rows.rest),
-        "rest_names": [[name, list(shape)] for name, shape in rows.rest_names],
-        "order": [[name, list(shape)] for name, shape in rows.order],
+        "rest_names": [[name, list(shape)] for name, shape in rows.rest_parameters],
+        "order": [[name, list(shape)] for name, shape in rows.parameters],
         "weights": [_pack_weight(writer, weight, factor) for weight, factor in zip(rows.weights, rows.factors, strict=True)],
     }
     return PackedRows(**{name: writer.array(name) for name in DTYPES}, layout=layout)
 
 
-def _pack_weight(writer: _Writer, weight: Weight, factor: Factors) -> dict[str, Any]:
+def _pack_weight(writer: _Writer, weight: FactoredWeight, factor: WeightGradients) -> dict[str, Any]:
     entry: dict[str, Any] = {"weight": asdict(weight)}
-    if isinstance(factor, TokenRows):
+    if isinstance(factor, TokenGradients):
         integers = {"tokens": writer.add_integers(factor.tokens), "counts": writer.add_integers(factor.counts)}
         return {**entry, "form": "tokens", **integers, "values": writer.add(factor.values)}
-    if isinstance(factor, SpelledRows):
+    if isinstance(factor, DenseGradients):
         return {**entry, "form": "gradient", "values": writer.add(factor.values)}
     factors = _Writer()
     parts = {"inputs": factors.add(_mask_unused_inputs(weight, factor)), "gradients": factors.add(factor.gradients)}
     rows, num_outputs = factor.gradients.shape[:2]
-    if weight.product == "gradients" and 4 * rows * num_outputs * weight.numel <= factors.num_bytes:
+    if weight.product_form == "gradients" and 4 * rows * num_outputs * weight.numel <= factors.num_bytes:
         # In the order in which it is multiplied, so that it equals a gradient that is formed from factors.
-        return {**entry, "form": "gradient", "values": writer.add(SpelledRows.of(weight, factor).values)}
+        return {**entry, "form": "gradient", "values": writer.add(DenseGradients.from_factors(weight, factor).values)}
     writer.extend(factors)
     return {**entry, "form": "factors", **parts}
 
 
-def _mask_unused_inputs(weight: Weight, factor: PatchRows) -> Tensor:
+def _mask_unused_inputs(weight: FactoredWeight, factor: LayerFactors) -> Tensor:
     """The inputs (B, H, W, I), set to zero where no output position has a gradient. This changes no product."""
     used = (factor.gradients != 0).any(dim=3).any(dim=1)
     if bool(used.all()):
@@ -120,8 +121,8 @@ def _mask_unused_inputs(weight: Weight, factor: PatchRows) -> Tensor:
     rows, height, width, _ = factor.inputs.shape
     (top, bottom), (left, right) = weight.padding
     mask = used.new_zeros(rows, height + top + bottom, width + left + right)
-    grid = used.view(rows, *weight.grid)
-    (stride_h, stride_w), (grid_h, grid_w) = weight.stride, weight.grid
+    grid = used.view(rows, *weight.output_size)
+    (stride_h, stride_w), (grid_h, grid_w) = weight.stride, weight.output_size
     for tap_h in range(weight.kernel[0]):
         for tap_w in range(weight.kernel[1]):
             first_h, first_w = tap_h * weight.dilation[0], tap_w * weight.dilation[1]
@@ -130,7 +131,7 @@ def _mask_unused_inputs(weight: Weight, factor: PatchRows) -> Tensor:
     return factor.inputs * mask[:, top : top + height, left : left + width].unsqueeze(3)
 
 
-def unpack(packed: PackedRows) -> FeatureRows:
+def unpack(packed: PackedRows) -> FactoredGradients:
     """The inverse of :func:`pack`. CorruptError for arrays that do not match their layout."""
     reader = _Reader(packed)
     layout = packed.layout
@@ -138,16 +139,16 @@ def unpack(packed: PackedRows) -> FeatureRows:
     weights = tuple(_read_weight(entry["weight"]) for entry in layout["weights"])
     factors = tuple(_unpack_factors(reader, entry) for entry in layout["weights"])
     reader.finish()
-    return FeatureRows(weights, factors, rest, _read_names(layout["rest_names"]), _read_names(layout["order"]))
+    return FactoredGradients(weights, factors, rest, _read_names(layout["rest_names"]), _read_names(layout["order"]))
 
 
-def _unpack_factors(reader: _Reader, entry: dict[str, Any]) -> Factors:
+def _unpack_factors(reader: _Reader, entry: dict[str, Any]) -> WeightGradients:
     if entry["form"] == "tokens":
         tokens, counts = reader.integers(entry["tokens"]), reader.integers(entry["counts"])
-        return TokenRows(tokens, reader.tensor(entry["values"]), counts)
+        return TokenGradients(tokens, reader.tensor(entry["values"]), counts)
     if entry["form"] == "gradient":
-        return SpelledRows(reader.tensor(entry["values"]))
-    return PatchRows(reader.tensor(entry["inputs"]), reader.tensor(entry["gradients"]))
+        return DenseGradients(reader.tensor(entry["values"]))
+    return LayerFactors(reader.tensor(entry["inputs"]), reader.tensor(entry["gradients"]))
 
 
 class _Reader:
@@ -201,10 +202,10 @@ def _mismatch(expected: str, got: str) -> CorruptError:
     )
 
 
-def _read_weight(fields: dict[str, Any]) -> Weight:
+def _read_weight(fields: dict[str, Any]) -> FactoredWeight:
     pairs = {name: tuple(fields[name]) for name in ("shape", "size", "kernel", "stride", "dilation")}
     top, left = fields["padding"]
-    return Weight(**{**fields, **pairs, "padding": (tuple(top), tuple(left))})
+    return FactoredWeight(**{**fields, **pairs, "padding": (tuple(top), tuple(left))})
 
 
 def _read_names(entries: list[list[Any]]) -> Names:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from genrep_dist.core.gradients.factored import FeatureRows
+from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.errors import CorruptError
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.store.feature_codec import DTYPES, PackedRows, pack, unpack
@@ -20,7 +20,7 @@ COLUMNS = ("start", "stop", *DTYPES, "layout")
 _DTYPES = {**DTYPES, "layout": np.uint8}
 
 
-def write_block(artifact: Artifact, part: str, start: int, rows: FeatureRows, **statistics: Any) -> int:
+def write_block(artifact: Artifact, part: str, start: int, rows: FactoredGradients, **statistics: Any) -> int:
     """Write float32 ``rows``, which begin at training row ``start``, as one block; its bytes.
 
     The block's rows of the table are written last and vouch for its arrays. An array's name contains its length, so that a second
@@ -50,7 +50,7 @@ class RowsReader:
     def num_rows(self) -> int:
         return len(self._table)
 
-    def read(self, start: int, stop: int) -> FeatureRows:
+    def read(self, start: int, stop: int) -> FactoredGradients:
         """Training rows ``start`` to ``stop``. CorruptError if one is missing."""
         parts, at = [], start
         while at < stop:
@@ -66,9 +66,9 @@ class RowsReader:
             block = self._read_block(row)
             parts.append(block if (at, last) == (row[0], row[1]) else block.part(at - row[0], last - row[0]))
             at = last
-        return FeatureRows.joined(parts)
+        return FactoredGradients.cat(parts)
 
-    def _read_block(self, row: list[int]) -> FeatureRows:
+    def _read_block(self, row: list[int]) -> FactoredGradients:
         sizes = dict(zip(_DTYPES, row[2:], strict=True))
         arrays = {
             name: self._artifact.reader(_array_name(row[0], name, size)).read() if size else np.empty(0, dtype=_DTYPES[name])

@@ -19,8 +19,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.dense import per_sample_gradients
-from genrep_dist.core.gradients.factored import FeatureRows
+from genrep_dist.core.gradients.factored import FactoredGradients
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.gradients.reference import one_by_one
 from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, Kernel, PairwiseKernel
 from genrep_dist.core.kernels.last_layer import LastLayerKernel
@@ -105,11 +105,11 @@ class FeatureKernelTests(KernelTests):
     def test_the_gram_is_positive_semi_definite(self, num_outputs: int) -> None:
         kernel, model = self.make_kernel(), self.make_model(num_outputs)
         features = kernel.features(model, self.inputs(NUM_TRAIN, 1))
-        dense = features.dense() if isinstance(features, FeatureRows) else features
+        dense = features.to_dense() if isinstance(features, FactoredGradients) else features
         flat = dense.reshape(-1, dense.shape[-1]).double()
         sizes = kernel.sizes(model, self.inputs(2, 1))
         assert len(flat) == NUM_TRAIN * sizes.gram_rows
-        assert kernel.factored == sizes.factored == isinstance(features, FeatureRows)
+        assert kernel.factored == sizes.factored == isinstance(features, FactoredGradients)
         eigenvalues = torch.linalg.eigvalsh(flat @ flat.T)
         assert float(eigenvalues[0]) >= -1e-6 * float(eigenvalues[-1])
 
@@ -119,7 +119,7 @@ class FeatureKernelTests(KernelTests):
         sizes = kernel.sizes(model, self.inputs(2, 1))
         assert min(sizes.held, sizes.products, sizes.gram_rows) > 0
         features = kernel.features(model, self.inputs(NUM_TRAIN, 1))
-        if not isinstance(features, FeatureRows):
+        if not isinstance(features, FactoredGradients):
             assert features.dtype == torch.float32
             assert (sizes.held, sizes.stored_bytes) == (features[0].numel(), 4 * features[0].numel())
         assert kernel.num_parameters(model, self.inputs(2, 1)) <= sum(p.numel() for p in model.parameters())
@@ -237,4 +237,4 @@ class DenseInputs:
 
 
 def _prepared(features: Any) -> Any:
-    return features.prepared() if isinstance(features, FeatureRows) else features
+    return features.as_operand() if isinstance(features, FactoredGradients) else features

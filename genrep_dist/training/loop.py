@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.dense import outputs as model_outputs
+from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.core.losses import Loss
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.problems.protocol import Dataset, Recipe

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.dense import outputs as model_outputs
+from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.problems.protocol import Recipe
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from genrep_dist.core.gradients.dense import check_model
+from genrep_dist.core.gradients.model import check_model
 from genrep_dist.core.losses import Loss
 from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.problems.protocol import Dataset, Recipe

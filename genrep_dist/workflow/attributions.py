@@ -83,7 +83,7 @@ def attribution(method: Method, seed: int, context: WorkerContext, points: TestP
     """Phi (N, M) float64 of a method for ``points``; ``kernel_at(epoch)`` (N, C, M) is its kernel with them."""
     if method.is_random:
         # An order of its own for every (seed, test point).
-        return random_scores([derive_seed(seed, "random", test_id) for test_id in points.ids.tolist()], len(context.train.ids), len(points))
+        return random_scores([derive_seed(seed, "random", test_id) for test_id in points.ids.tolist()], len(context.train.ids))
     # With one unweighted term this is Eq. 2 as it stands.
     return tracincp(
         (

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys
-from genrep_dist.core.gradients.dense import check_model
+from genrep_dist.core.gradients.model import check_model
 from genrep_dist.core.kernels.base import Kernel
 from genrep_dist.core.kernels.user import UserKernel
 from genrep_dist.core.losses import Loss, get_loss

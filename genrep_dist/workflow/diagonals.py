@@ -100,7 +100,7 @@ def self_influence_of(method: Method, seed: int, context: WorkerContext) -> Tens
     """Phi(x_i -> x_i) (N,) float64 of a method: how much each training sample raises the logit of its own given label."""
     own, direction = own_outputs(context.train.targets.cpu(), label_loss(context.loss))
     if method.is_random:
-        return random_scores([derive_seed(seed, "random", "self")], len(own), 1)[:, 0]
+        return random_scores([derive_seed(seed, "random", "self")], len(own))[:, 0]
     total = torch.zeros(len(own), dtype=torch.float64)
     for term in context.keys.terms(method):
         key = context.keys.diagonal(seed, method.kernel, term.kernel_epoch)

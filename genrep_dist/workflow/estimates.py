@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from genrep_dist.core.gradients.hooks import feature_rows
+from genrep_dist.core.gradients.per_sample import factored_gradients
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import GenRepError
 from genrep_dist.plan import Plan
@@ -116,7 +116,7 @@ def _gradients(prepared: PreparedExperiment, device: torch.device) -> float:
     rows = min(*(prepared.plan.block_rows.values() or (32,)), 64, len(prepared.train.ids))
     model = Randomness(0).build(prepared.problem.model).to(device).eval()
     inputs = prepared.train.inputs[:rows].to(device)
-    return rows / _seconds(lambda: feature_rows(model, inputs))
+    return rows / _seconds(lambda: factored_gradients(model, inputs))
 
 
 def _products(device: torch.device) -> float:

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genrep_dist.core.gradients.dense import per_sample_gradients
-from genrep_dist.core.gradients.factored import FeatureRows
+from genrep_dist.core.gradients.factored import FactoredGradients
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.kernels.base import FeatureKernel, PairwiseKernel
 from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.store.features import RowsReader
 from genrep_dist.workflow.context import TestPoints, WorkerContext
 
-Rows = Tensor | FeatureRows
+Rows = Tensor | FactoredGradients
 
 
 def feature_kernel(context: WorkerContext, name: str) -> FeatureKernel:
@@ -37,7 +37,7 @@ def point_features(context: WorkerContext, kernel: str, seed: int, epoch: int, p
     def make() -> Any:
         rows = feature_kernel(context, kernel).features(context.model(seed, epoch), points.inputs, points.outputs)
         refuse_non_finite(rows, points.ids, f"{kernel} features of test points, seed {seed}, epoch {epoch}")
-        return rows.prepared() if isinstance(rows, FeatureRows) else rows
+        return rows.as_operand() if isinstance(rows, FactoredGradients) else rows
 
     # The points stay alive beside their features, so no other points can have the same id meanwhile.
     return context.recent.get(("point features", kernel, seed, epoch, id(points)), lambda: (points, make()))[1]
@@ -87,7 +87,7 @@ def features_reader(context: WorkerContext, kernel: str, seed: int, epoch: int, 
 
 def refuse_non_finite(rows: Rows, ids: Tensor, where: str) -> None:
     """NonFiniteError that names the samples (B,) whose features hold NaN or Inf."""
-    finite = rows.finite() if isinstance(rows, FeatureRows) else torch.isfinite(rows.reshape(len(rows), -1)).all(dim=1)
+    finite = rows.finite_rows() if isinstance(rows, FactoredGradients) else torch.isfinite(rows.reshape(len(rows), -1)).all(dim=1)
     if not bool(finite.all()):
         bad = ids[~finite.to(ids.device)]
         raise NonFiniteError(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from genrep_dist.core.gradients.factored import FeatureRows
+from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.plan import KernelAt, Plan, StagePlan
 from genrep_dist.store.features import COLUMNS, TABLE, write_block
 from genrep_dist.units import RowsUnit
@@ -41,7 +41,7 @@ class GradientsStage(Stage[GradientUnit]):
         """Compute and write one block; factored features in whatever form takes the fewest bytes."""
         artifact = context.store.artifact("features", context.keys.features(unit.seed, unit.kernel, unit.epoch))
         rows = train_features(context, unit.kernel, unit.seed, unit.epoch, unit.start, unit.stop)
-        if isinstance(rows, FeatureRows):
+        if isinstance(rows, FactoredGradients):
             num_bytes = write_block(artifact, unit.part, unit.start, rows, seconds=context.elapsed())
         else:
             artifact.write_part(unit.part, "features", (unit.start, 0), to_numpy(rows), seconds=context.elapsed())

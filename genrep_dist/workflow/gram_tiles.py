@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from genrep_dist.core.gradients.factored import FeatureRows, Prepared
+from genrep_dist.core.gradients.factored import FactoredGradients, GramOperand
 from genrep_dist.workflow.blocks import PANEL
 from genrep_dist.workflow.context import to_numpy
 from genrep_dist.workflow.features import Rows
@@ -23,7 +23,7 @@ def feature_products(rows: Callable[[int, int], Rows], block: int) -> Product:
 
     It keeps the features of the latest panel, ready to be multiplied.
     """
-    held: dict[Span, Tensor | Prepared] = {}
+    held: dict[Span, Tensor | GramOperand] = {}
     room: list[Tensor] = []
 
     def product(left: Span, right: Span) -> Tensor:
@@ -37,14 +37,14 @@ def feature_products(rows: Callable[[int, int], Rows], block: int) -> Product:
     return product
 
 
-def _panel(parts: Iterator[Rows], num_samples: int, room: list[Tensor]) -> Tensor | Prepared:
+def _panel(parts: Iterator[Rows], num_samples: int, room: list[Tensor]) -> Tensor | GramOperand:
     """Blocks one after the other, ready to be multiplied. Dense ones lie in ``room``, memory that is used again where it is large enough,
     and no more than one of them is held beside it.
     """
-    factored: list[FeatureRows] = []
+    factored: list[FactoredGradients] = []
     at = 0
     for part in parts:
-        if isinstance(part, FeatureRows):
+        if isinstance(part, FactoredGradients):
             factored.append(part)
             continue
         flat = _flat(part)
@@ -54,17 +54,17 @@ def _panel(parts: Iterator[Rows], num_samples: int, room: list[Tensor]) -> Tenso
         room[0][at : at + len(flat)] = flat
         at += len(flat)
         del part, flat
-    return FeatureRows.joined(factored).prepared() if factored else room[0][:at]
+    return FactoredGradients.cat(factored).as_operand() if factored else room[0][:at]
 
 
-def _ready(rows: Rows) -> Tensor | Prepared:
-    return rows.prepared() if isinstance(rows, FeatureRows) else _flat(rows)
+def _ready(rows: Rows) -> Tensor | GramOperand:
+    return rows.as_operand() if isinstance(rows, FactoredGradients) else _flat(rows)
 
 
-def _inner(left: Tensor | Prepared, right: Tensor | Prepared) -> Tensor:
+def _inner(left: Tensor | GramOperand, right: Tensor | GramOperand) -> Tensor:
     """All products of two blocks."""
-    if isinstance(left, Prepared):
-        assert isinstance(right, Prepared)
+    if isinstance(left, GramOperand):
+        assert isinstance(right, GramOperand)
         return left.inner(right)
     assert isinstance(right, Tensor)
     return left @ right.T

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from genrep_dist.core.gradients.factored import FeatureRows
+from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.core.kernels.base import FeatureKernel
 from genrep_dist.core.kernels.blocks import per_output
 from genrep_dist.plan import FLOAT_BYTES, Plan, StagePlan
@@ -166,7 +166,7 @@ def _run_tile(unit: GramUnit, context: WorkerContext) -> dict[str, float]:
 
 
 def _part(rows: Rows, start: int, stop: int) -> Rows:
-    return rows.part(start, stop) if isinstance(rows, FeatureRows) else rows[start:stop]
+    return rows.part(start, stop) if isinstance(rows, FactoredGradients) else rows[start:stop]
 
 
 def _cross_array(plan: Plan, kernel: str) -> ArraySpec:

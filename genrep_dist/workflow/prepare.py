@@ -15,8 +15,8 @@ from genrep_dist.config import Experiment
 from genrep_dist.config.digests import non_default_fields
 from genrep_dist.config.keys import Keys
 from genrep_dist.config.metrics import check_loss
-from genrep_dist.core.gradients.dense import check_model
-from genrep_dist.core.gradients.factored import FeatureRows
+from genrep_dist.core.gradients.factored import FactoredGradients
+from genrep_dist.core.gradients.model import check_model
 from genrep_dist.core.kernels.base import FeatureKernel, Kernel, KernelSizes
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import PlanError
@@ -204,7 +204,7 @@ def kernel_sizes(kernel: Kernel, model: nn.Module, inputs: Tensor) -> KernelSize
         return sizes
     rows = torch.linspace(0, len(inputs) - 1, min(len(inputs), MEASURED_ROWS)).long()
     features = kernel.features(model, inputs[rows])
-    assert isinstance(features, FeatureRows)
+    assert isinstance(features, FactoredGradients)
     return replace(sizes, stored_bytes=-(-pack(features).num_bytes // len(rows)))
 
 

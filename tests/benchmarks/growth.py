@@ -26,7 +26,7 @@ import torch
 
 import genrep_dist as gr
 from genrep_dist.core.attribution import ranking
-from genrep_dist.core.gradients.dense import per_sample_gradients
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.kernels.blocks import ntk_block
 from genrep_dist.core.losses import get_loss
 from genrep_dist.core.solvers.gauss_newton import influence_kernel

@@ -57,11 +57,10 @@ class Logit(nn.Module):
 
 
 def ours(model: nn.Module, train: Tensor, test: Tensor, _folder: Path) -> Tensor:
-    from genrep_dist.core.gradients.hooks import blocks, checked_layout, feature_rows
+    from genrep_dist.core.gradients.per_sample import factored_gradients, iter_factored_gradients
 
-    points = feature_rows(model, test).prepared()
-    layout = checked_layout(model, train, None)
-    return torch.cat([points.inner(rows) for rows in blocks(model, layout, train, None)], dim=1).T
+    points = factored_gradients(model, test).as_operand()
+    return torch.cat([points.inner(rows) for rows in iter_factored_gradients(model, train)], dim=1).T
 
 
 def captum(model: nn.Module, train: Tensor, test: Tensor, _folder: Path) -> Tensor:

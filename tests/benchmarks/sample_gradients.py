@@ -13,9 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.dense import per_sample_gradients
-from genrep_dist.core.gradients.hooks import feature_rows, functional_gradients
-from genrep_dist.core.gradients.outputs import trainable
+from genrep_dist.core.gradients.model import trainable_parameters
+from genrep_dist.core.gradients.per_sample import factored_gradients, per_sample_gradients, torch_func_gradients
 from genrep_dist.problems.datasets.image_models import SmallCNN, VisionCNN
 from tests.benchmarks import measured_on, publish, spread, table
 
@@ -31,13 +30,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 def vmapped(model: nn.Module, inputs: Tensor) -> Tensor:
     """Dense rows (B, C, P) by vmap(grad), or vmap(jacrev) where there are several outputs."""
-    names = tuple(trainable(model))
-    found = functional_gradients(model, inputs, None, names)
+    names = tuple(trainable_parameters(model))
+    found = torch_func_gradients(model, inputs, None, names)
     return torch.cat([found[name].flatten(2) for name in names], dim=2)
 
 
 def looped(model: nn.Module, inputs: Tensor) -> Tensor:
-    parameters = list(trainable(model).values())
+    parameters = list(trainable_parameters(model).values())
     rows = []
     for sample in inputs:
         outputs = model(sample.unsqueeze(0))[0]
@@ -52,7 +51,7 @@ def measure(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> dict[str, 
     model, inputs = make().eval(), torch.randn(ROWS, *shape)
     expected = looped(model, inputs[:LOOP_ROWS])
     some = inputs[:LOOP_ROWS]
-    for found in (vmapped(model, some), per_sample_gradients(model, some), feature_rows(model, some).dense()):
+    for found in (vmapped(model, some), per_sample_gradients(model, some), factored_gradients(model, some).to_dense()):
         # Where two inputs of a pool differ by a rounding, either may be its maximum: compared are whole rows.
         difference = float(((found - expected).norm(dim=2) / expected.norm(dim=2)).max())
         if difference > 1e-3:
@@ -61,7 +60,7 @@ def measure(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> dict[str, 
         "loop": (lambda: looped(model, inputs[:LOOP_ROWS]), LOOP_ROWS),
         "vmap": (lambda: [vmapped(model, part) for part in torch.split(inputs, 64)], ROWS),
         "dense": (lambda: [per_sample_gradients(model, part) for part in torch.split(inputs, 64)], ROWS),
-        "factors": (lambda: [feature_rows(model, part) for part in torch.split(inputs, 64)], ROWS),
+        "factors": (lambda: [factored_gradients(model, part) for part in torch.split(inputs, 64)], ROWS),
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(ROUNDS + 1):

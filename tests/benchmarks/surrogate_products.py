@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genrep_dist.core.gradients.dense import per_sample_gradients
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.losses import get_loss
-from genrep_dist.core.solvers.dual_system import Columns
-from genrep_dist.core.solvers.nystrom import landmark_bytes, num_landmarks
-from genrep_dist.core.solvers.surrogate import Certificate, solve_surrogate
+from genrep_dist.core.solvers.dual_system import GramColumns
+from genrep_dist.core.solvers.nystrom import num_nystrom_columns, nystrom_bytes
+from genrep_dist.core.solvers.surrogate import SurrogateCertificate, solve_surrogate
 from genrep_dist.errors import ProblemError
 from genrep_dist.problems.datasets.mnist import Mnist
 from genrep_dist.training.loop import predict, train
@@ -42,7 +42,7 @@ AGREE = 1e-5
 @dataclass(frozen=True)
 class Solved:
     alpha: Tensor
-    certificate: Certificate
+    certificate: SurrogateCertificate
     seconds: float
 
 
@@ -67,7 +67,7 @@ def network_gram(epochs: int) -> tuple[Tensor, Tensor]:
 
 
 def solve(gram: Tensor, outputs: Tensor, lam: float, *, columns: bool) -> Solved:
-    chosen: Columns | None = (lambda rows: gram[rows].T.contiguous()) if columns else None
+    chosen: GramColumns | None = (lambda rows: gram[rows].T.contiguous()) if columns else None
     began = time.process_time()
     alpha, certificate = solve_surrogate(
         lambda vector: gram @ vector, get_loss("logistic"), outputs, lam=lam, columns=chosen, allow_unconverged=True
@@ -117,8 +117,8 @@ def growth_rows(gram: Tensor, outputs: Tensor, whole: Sequence[Solved]) -> tuple
         rows.append(
             (
                 f"{size:,}",
-                f"{num_landmarks(size):,}",
-                f"{landmark_bytes(size) / 2**20:.0f}",
+                f"{num_nystrom_columns(size):,}",
+                f"{nystrom_bytes(size) / 2**20:.0f}",
                 f"{min(products)} to {max(products)}",
                 f"{seconds:.1f}",
             )

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.hooks import feature_rows, functional_gradients
-from genrep_dist.core.gradients.inspection import layout_of, sizes_of
-from genrep_dist.core.gradients.outputs import trainable
+from genrep_dist.core.gradients.inspection import feature_sizes, inspect_model
+from genrep_dist.core.gradients.model import trainable_parameters
+from genrep_dist.core.gradients.per_sample import factored_gradients, torch_func_gradients
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import GenRepError
 from genrep_dist.problems.datasets.text_models import TextCNN
@@ -77,7 +77,7 @@ def factored(model: nn.Module, inputs: Tensor, artifact: Artifact) -> dict[str, 
     artifact.create(TABLE, (rows, len(COLUMNS)), (BLOCK, len(COLUMNS)), "int64", ("train", "column"))
 
     def write() -> int:
-        return sum(write_block(artifact, f"rows-{a:09d}", a, feature_rows(model, inputs[a : a + BLOCK])) for a in starts)
+        return sum(write_block(artifact, f"rows-{a:09d}", a, factored_gradients(model, inputs[a : a + BLOCK])) for a in starts)
 
     feature_seconds, num_bytes = timed(write)
     artifact.commit({}, [f"rows-{a:09d}" for a in starts])
@@ -87,8 +87,8 @@ def factored(model: nn.Module, inputs: Tensor, artifact: Artifact) -> dict[str, 
 
 
 def dense_rows(model: nn.Module, inputs: Tensor) -> Tensor:
-    names = tuple(trainable(model))
-    found = functional_gradients(model, inputs, None, names)
+    names = tuple(trainable_parameters(model))
+    found = torch_func_gradients(model, inputs, None, names)
     return torch.cat([found[name].flatten(1) for name in names], dim=1)
 
 
@@ -162,19 +162,19 @@ def report(data: Dataset, kind: str, folder: Path, rows: int, subset: int) -> li
                 f"{both / total:,.1f}",
             ]
         )
-    sizes = sizes_of(layout_of(model, inputs[:2]))
+    sizes = feature_sizes(inspect_model(model, inputs[:2]))
     return [
         f"{rows:,} {kind}, of {statistics.median(lengths.tolist()):.0f} tokens in the median (at most {inputs.shape[1]}); memory budget "
         f"{BUDGET_BYTES / 2**30:.0f} GiB; dense rows measured on {subset}. A sample takes {4 * width / bytes_each:,.0f} times fewer bytes "
-        f"as factors, and a pair of samples at most {sizes.products:,} multiply-adds instead of {width:,}. The two grams of {subset} rows "
-        f"differ by {difference:.0e} of the largest number. In memory a sample is {_numbers(model, inputs):,.0f} numbers.",
+        f"as factors, and a pair of samples at most {sizes.multiply_adds:,} multiply-adds instead of {width:,}. The two grams of {subset} "
+        f"rows differ by {difference:.0e} of the largest number. In memory a sample is {_numbers(model, inputs):,.0f} numbers.",
         table(["", "kB a sample", "seconds, features", "seconds, gram", "gram / factored", "both / factored"], lines),
     ]
 
 
 def _numbers(model: nn.Module, inputs: Tensor) -> float:
-    found = feature_rows(model, inputs[:64])
-    return found.numbers / len(found)
+    found = factored_gradients(model, inputs[:64])
+    return found.numel / len(found)
 
 
 def main() -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from genrep_dist.core.attribution import Sign, attribute, random_scores, ranking, tracincp
-from genrep_dist.core.gradients.dense import outputs, per_sample_gradients
+from genrep_dist.core.gradients.model import model_outputs
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.importances.target import target_importance
 from genrep_dist.core.kernels.blocks import ntk_block
 from genrep_dist.core.losses import LOSSES
@@ -53,16 +54,16 @@ def test_tracincp_agrees_with_gradients_of_the_loss(loss_name: str, num_outputs:
         model = mlp(num_outputs, seed=t)
         parameters = list(model.parameters())
         for i in range(5):
-            value = loss.value(outputs(model, train[i : i + 1]), targets[i : i + 1]).sum()
+            value = loss.value(model_outputs(model, train[i : i + 1]), targets[i : i + 1]).sum()
             of_loss = torch.autograd.grad(value, parameters)
             for m in range(3):
-                of_output = torch.autograd.grad(outputs(model, test[m : m + 1])[0, index[m]], parameters)
+                of_output = torch.autograd.grad(model_outputs(model, test[m : m + 1])[0, index[m]], parameters)
                 expected[i, m] -= rate * sum(float((a * b).sum()) for a, b in zip(of_loss, of_output, strict=True))
 
     def terms() -> Iterator[tuple[float, Tensor, Tensor]]:
         for t, rate in enumerate(rates):
             model = mlp(num_outputs, seed=t)
-            alpha = target_importance(loss, outputs(model, train).detach(), targets)
+            alpha = target_importance(loss, model_outputs(model, train).detach(), targets)
             yield rate, alpha, ntk_block(per_sample_gradients(model, train), per_sample_gradients(model, test, index))
 
     torch.testing.assert_close(tracincp(terms()), expected, rtol=1e-11, atol=1e-12)
@@ -76,18 +77,18 @@ def test_tracincp_refuses_no_checkpoints_and_unequal_ones() -> None:
 
 
 def test_random_scores_are_deterministic_and_each_point_has_its_own() -> None:
-    whole = random_scores([11, 12, 13], 50, 3)
+    whole = random_scores([11, 12, 13], 50)
     assert whole.dtype == torch.float64
-    torch.testing.assert_close(random_scores(lambda m: 11 + m, 50, 3), whole, rtol=0, atol=0)
+    torch.testing.assert_close(random_scores(range(11, 14), 50), whole, rtol=0, atol=0)
     # A point's scores depend on its seed alone, not on the other points or on the global generator.
     torch.manual_seed(1)
-    torch.testing.assert_close(random_scores([13], 50, 1)[:, 0], whole[:, 2], rtol=0, atol=0)
+    torch.testing.assert_close(random_scores([13], 50)[:, 0], whole[:, 2], rtol=0, atol=0)
     assert not torch.equal(whole[:, 0], whole[:, 1])
-    assert random_scores([], 50, 0).shape == (50, 0)
+    assert random_scores([], 50).shape == (50, 0)
 
 
 def test_random_scores_are_standard_normal_and_independent() -> None:
-    scores = random_scores(range(4), 20_000, 4)
+    scores = random_scores(range(4), 20_000)
     assert scores.mean(dim=0).abs().max() < 0.03
     torch.testing.assert_close(scores.T @ scores / 20_000, torch.eye(4, dtype=torch.float64), rtol=0, atol=0.04)
 

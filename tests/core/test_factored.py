@@ -1,4 +1,4 @@
-"""Per-sample features layer kind by layer kind against a loop of backward passes, and products of factors against dense ones."""
+"""Factored gradients of every layer type against a loop of backward passes, and their products against dense ones."""
 
 from __future__ import annotations
 
@@ -11,21 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.dense import outputs, per_sample_gradients
-from genrep_dist.core.gradients.factored import FeatureRows, inner_products
-from genrep_dist.core.gradients.hooks import feature_rows
-from genrep_dist.core.gradients.inspection import layout_of
+from genrep_dist.core.gradients.factored import inner_products
+from genrep_dist.core.gradients.inspection import inspect_model
+from genrep_dist.core.gradients.model import model_outputs
+from genrep_dist.core.gradients.per_sample import factored_gradients
 from genrep_dist.errors import ProblemError
-from tests.core.models import Squeezed, Tied, cnn, initialise, mlp, rows
-from tests.core.test_dense_gradients import jacobian_by_loop
-
-
-def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
+from tests.core.models import Squeezed, check_gradients, cnn, initialise, jacobian_by_loop, mlp, rows
 
 
 class Tail(nn.Module):
-    """A layer under test, then a nonlinearity and a head, so that its output's gradient is nothing special."""
+    """A layer under test, then a nonlinearity and a head, so that its output's gradient has no special structure."""
 
     def __init__(self, first: nn.Module, example: Tensor, num_outputs: int) -> None:
         super().__init__()
@@ -122,40 +117,14 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("num_outputs", [1, 3])
 @pytest.mark.parametrize("name", LAYERS)
-def test_every_kind_of_layer(name: str, num_outputs: int) -> None:
-    """Gradients, products, diagonals and single outputs, of a layer and the head behind it, without any slower way."""
+def test_every_layer_type(name: str, num_outputs: int) -> None:
+    """Gradients, products, diagonals and single outputs, of a layer and the head behind it, by layer rules alone."""
     layer, inputs = LAYERS[name]()
     model = tailed(layer, inputs, num_outputs)
-    layout = layout_of(model, inputs)
-    assert not layout.functional
-    assert not layout.looped
-    check(model, inputs)
-
-
-def check(model: nn.Module, inputs: Tensor) -> None:
-    """All that feature rows promise, against one backward pass for each sample and output."""
-    expected = jacobian_by_loop(model, inputs)
-    assert expected.abs().max() > 1e-3
-    close(per_sample_gradients(model, inputs), expected)
-    found = feature_rows(model, inputs)
-    close(found.dense(), expected)
-    assert bool(found.finite().all())
-    flat = expected.flatten(0, 1)
-    gram = flat @ flat.T
-    torch.testing.assert_close(inner_products(found, found), gram, rtol=1e-10, atol=1e-10 * float(gram.abs().max()))
-    num_outputs = expected.shape[1]
-    index = torch.arange(len(inputs)) % num_outputs
-    chosen = feature_rows(model, inputs, index)
-    across = expected[torch.arange(len(inputs)), index]
-    close(chosen.dense()[:, 0], across)
-    block = flat @ across.T
-    torch.testing.assert_close(found.prepared().inner(chosen), block, rtol=1e-10, atol=1e-10 * float(block.abs().max()))
-    torch.testing.assert_close(
-        found.self_product(index), torch.einsum("bcp,bp->bc", expected, across), rtol=1e-10, atol=1e-10 * float(gram.abs().max())
-    )
-    halves = [found.part(0, 2), found.part(2, len(inputs))]
-    close(FeatureRows.joined(halves).dense(), expected)
-    torch.testing.assert_close(inner_products(*halves), gram[: 2 * num_outputs, 2 * num_outputs :], rtol=1e-10, atol=1e-10)
+    inspection = inspect_model(model, inputs)
+    assert not inspection.torch_func
+    assert not inspection.loop
+    check_gradients(model, inputs)
 
 
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
@@ -166,298 +135,21 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(name: str) -> None:
-    check(*NETWORKS[name]())
-
-
-# -- what must not be read off a backward pass ---------------------------------------------------------------------------------------
-
-
-class Twice(nn.Module):
-    """One layer that runs twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        out: Tensor = self.head(torch.tanh(self.body(torch.tanh(self.body(inputs)))))
-        return out
-
-
-class UsedElsewhere(nn.Module):
-    """The weight of a layer is used a second time, not through the layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        out: Tensor = self.head(torch.tanh(self.body(inputs)) @ self.body.weight)
-        return out
-
-
-class TiedEmbedding(nn.Module):
-    """An embedding whose weight is also a linear layer's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(6, 4)
-        self.out = nn.Linear(4, 6, bias=False)
-        self.out.weight = self.embedding.weight
-        self.head = nn.Linear(6, 2)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        out: Tensor = self.head(torch.tanh(self.out(self.embedding(tokens).mean(dim=1))))
-        return out
-
-
-class SequenceFirst(nn.Module):
-    """A layer that sees (T, B, I): its first dimension is not the samples, even where T = B."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(4, 3), nn.Linear(3, 2)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        out: Tensor = self.head(torch.tanh(self.body(inputs.transpose(0, 1))).mean(dim=0))
-        return out
-
-
-class Flattened(nn.Module):
-    """A layer that sees (B T, I)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(4, 3), nn.Linear(3, 2)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        hidden = torch.tanh(self.body(inputs.reshape(-1, 4)))
-        out: Tensor = self.head(hidden.reshape(len(inputs), -1, 3).mean(dim=1))
-        return out
-
-
-class Reversed(nn.Module):
-    """A layer that sees the samples in another order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(4, 3), nn.Linear(3, 2)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        out: Tensor = self.head(torch.tanh(self.body(inputs.flip(0)).flip(0)))
-        return out
-
-
-class Company(nn.Module):
-    """Its outputs depend on the other samples of their batch; a sample's gradient is that of the sample alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        out: Tensor = self.head(inputs + (inputs.sum(dim=0, keepdim=True) - inputs).detach())
-        return out
-
-
-class OwnParameter(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(4))
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        out: Tensor = self.head(torch.tanh(inputs * self.scale))
-        return out
-
-
-class Keyword(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(4, 3), nn.Linear(3, 2)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        out: Tensor = self.head(torch.tanh(self.body(input=inputs)))
-        return out
-
-
-class Doubling(nn.Linear):
-    """A subclass that computes something else."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return 2 * super().forward(inputs)
-
-
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, 2)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        hidden, _ = self.body(inputs)
-        out: Tensor = self.head(hidden[:, -1])
-        return out
-
-
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 2)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        hidden, _ = self.body(inputs, inputs, inputs, need_weights=False)
-        out: Tensor = self.head(hidden.mean(dim=1))
-        return out
-
-
-class Unused(nn.Module):
-    """A layer that no output depends on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.idle, self.head = nn.Linear(4, 3), nn.Linear(4, 2)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        self.idle(inputs)
-        out: Tensor = self.head(inputs)
-        return out
-
-
-def parametrised() -> nn.Module:
-    model = mlp(2)
-    nn.utils.parametrizations.weight_norm(model.get_submodule("0"))
-    return model
-
-
-def hooked() -> nn.Module:
-    model = mlp(2)
-    model.get_submodule("0").register_forward_hook(lambda _module, _args, result: 2 * result)
-    return model
-
-
-def replaced_forward() -> nn.Module:
-    model = mlp(2)
-    layer = model.get_submodule("0")
-    plain = layer.forward
-    layer.forward = lambda inputs: 3 * plain(inputs)
-    return model
-
-
-def shared_module() -> nn.Module:
-    layer = nn.Linear(4, 4)
-    return nn.Sequential(layer, nn.Tanh(), layer, nn.Tanh(), nn.Linear(4, 2))
-
-
-def subclassed() -> nn.Module:
-    return nn.Sequential(Doubling(4, 3), nn.Tanh(), nn.Linear(3, 2))
-
-
-UNUSUAL: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str, str]] = {
-    "layer called twice": (Twice, lambda: rows(5, 4), "body.weight", "runs 2 times"),
-    "module in two places": (shared_module, lambda: rows(5, 4), "0.weight", "several layers"),
-    "tied weights": (Tied, lambda: rows(5, 4), "first.weight", "several layers"),
-    "tied embedding": (TiedEmbedding, lambda: torch.arange(10).reshape(5, 2) % 6, "embedding.weight", "several layers"),
-    "weight used elsewhere": (UsedElsewhere, lambda: rows(5, 4), "body.weight", "used 2 times"),
-    "sequence first": (SequenceFirst, lambda: rows(3, 3, 4), "body.weight", "not the samples"),
-    "sequence first, two long": (SequenceFirst, lambda: rows(2, 2, 4), "body.weight", "not the samples"),
-    "samples and positions together": (Flattened, lambda: rows(4, 3, 4), "body.weight", "not the samples"),
-    "samples in another order": (Reversed, lambda: rows(5, 4), "body.weight", "does not follow"),
-    "company": (Company, lambda: rows(5, 4), "head.weight", "depend on the other samples"),
-    "own parameter": (OwnParameter, lambda: rows(5, 4), "scale", "not among the layers"),
-    "keyword argument": (Keyword, lambda: rows(5, 4), "body.weight", "something else than one tensor"),
-    "subclass": (subclassed, lambda: rows(5, 4), "0.weight", "Doubling is not among"),
-    "parametrisation": (parametrised, lambda: rows(5, 4), "0.parametrizations.weight.original1", "not among the layers"),
-    "hook": (hooked, lambda: rows(5, 4), "0.weight", "hooks of its own"),
-    "replaced forward": (replaced_forward, lambda: rows(5, 4), "0.weight", "replaced forward"),
-    "recurrent": (Recurrent, lambda: rows(4, 3, 4), "body.weight_ih_l0", "LSTM is not among"),
-    "attention": (Attention, lambda: rows(4, 3, 4), "body.in_proj_weight", "MultiheadAttention is not among"),
-    "unused": (Unused, lambda: rows(5, 4), "idle.weight", "used 0 times"),
-}
-
-
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
-@pytest.mark.parametrize("name", UNUSUAL)
-def test_what_hooks_would_get_wrong_takes_a_slower_way(name: str) -> None:
-    make, inputs, parameter, reason = UNUSUAL[name]
-    model = make()
-    before = [(hook, len(module._forward_hooks)) for module in model.modules() for hook in [id(module)]]
-    model = initialise(model, 3)
-    layout = layout_of(model, inputs())
-    assert parameter in (*layout.functional, *layout.looped)
-    way = next(way for way in layout.ways if parameter in way.parameters)
-    assert reason in way.reason
-    # The head is fine whatever comes before it, but for other samples.
-    assert name == "company" or any(way.way == "factors" for way in layout.ways)
-    check(model, inputs())
-    assert before == [(id(module), len(module._forward_hooks)) for module in model.modules()]
-
-
-class InPlace(nn.Module):
-    """Outputs of layers that are changed in place afterwards."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        hidden = self.first(inputs)
-        hidden.mul_(1.5).tanh_()
-        out: Tensor = self.head(self.second(hidden).relu_())
-        return out
-
-
-def test_outputs_that_are_changed_in_place() -> None:
-    model, inputs = initialise(InPlace(), 0), rows(5, 4)
-    assert not layout_of(model, inputs).functional
-    check(model, inputs)
-
-
-class Branching(nn.Module):
-    """Runs its layer twice for large inputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 1)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        hidden = self.body(inputs)
-        if float(inputs.detach().abs().max()) > 100:
-            hidden = self.body(hidden)
-        out: Tensor = self.head(hidden)
-        return out
-
-
-def test_a_model_that_branches_on_its_data_is_refused() -> None:
-    model = initialise(Branching(), 0)
-    feature_rows(model, rows(3, 4))
-    with pytest.raises(ProblemError, match="more or less often"):
-        feature_rows(model, 1000 * rows(3, 4))
-
-
-def test_a_layout_is_made_anew_when_the_model_changes() -> None:
-    model, inputs = initialise(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), 0), rows(5, 4)
-    check(model, inputs)
-    first, second = model[0], model[2]  # type: ignore[index]
-    second.weight = first.weight
-    check(model, inputs)
-    first.weight.requires_grad_(False)
-    assert feature_rows(model, inputs).order == (("0.bias", (4,)), ("2.bias", (4,)))
-    first.register_forward_hook(lambda _module, _args, result: 2 * result)
-    assert "hooks" in next(way for way in layout_of(model, inputs).ways if way.layer == "0").reason
+    check_gradients(*NETWORKS[name]())
 
 
 def test_blocks_of_different_models_are_not_multiplied() -> None:
-    first, second = feature_rows(mlp(1), rows(3, 4)), feature_rows(cnn(1), rows(3, 2, 6, 6))
+    first, second = factored_gradients(mlp(1), rows(3, 4)), factored_gradients(cnn(1), rows(3, 2, 6, 6))
     with pytest.raises(ProblemError, match="do not fit each other"):
         inner_products(first, second)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_rows_that_are_not_finite_are_told(bad: float) -> None:
+def test_rows_that_are_not_finite_are_found(bad: float) -> None:
     inputs = rows(40, 2, 6, 6)
     inputs[35, 1, 2, 3] = bad
-    found = feature_rows(cnn(1), inputs)
-    assert (~found.finite()).nonzero().flatten().tolist() == [35]
+    found = factored_gradients(cnn(1), inputs)
+    assert (~found.finite_rows()).nonzero().flatten().tolist() == [35]
 
 
 # -- random networks -----------------------------------------------------------------------------------------------------------------
@@ -529,13 +221,13 @@ def _token_layers(draw: st.DrawFn) -> Iterator[nn.Module]:
 def test_random_networks(network: tuple[nn.Module, Tensor]) -> None:
     model, inputs = network
     expected = jacobian_by_loop(model, inputs)
-    found = feature_rows(model, inputs)
-    torch.testing.assert_close(found.dense(), expected, rtol=1e-10, atol=1e-10)
+    found = factored_gradients(model, inputs)
+    torch.testing.assert_close(found.to_dense(), expected, rtol=1e-10, atol=1e-10)
     flat = expected.flatten(0, 1)
     torch.testing.assert_close(
         inner_products(found, found), flat @ flat.T, rtol=1e-10, atol=1e-10 * max(1.0, float((flat @ flat.T).abs().max()))
     )
-    assert not layout_of(model, inputs).functional
+    assert not inspect_model(model, inputs).torch_func
 
 
 @settings(max_examples=40, deadline=None)
@@ -552,7 +244,7 @@ def test_products_over_shared_tokens(vocabulary: int, counts: tuple[int, int], l
     model = initialise(nn.Sequential(nn.Embedding(vocabulary, 3, padding_idx=0), nn.Flatten(), nn.Linear(3 * length, num_outputs)), seed)
     # Most tokens are small numbers.
     spread = [(torch.rand(count, length, generator=generator) ** 3 * vocabulary).long() for count in counts]
-    left, right = (feature_rows(model, tokens) for tokens in spread)
-    expected = left.dense().flatten(0, 1) @ right.dense().flatten(0, 1).T
+    left, right = (factored_gradients(model, tokens) for tokens in spread)
+    expected = left.to_dense().flatten(0, 1) @ right.to_dense().flatten(0, 1).T
     torch.testing.assert_close(inner_products(left, right), expected, rtol=1e-10, atol=1e-10)
-    assert outputs(model, spread[0]).shape == (counts[0], num_outputs)
+    assert model_outputs(model, spread[0]).shape == (counts[0], num_outputs)

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.dense import outputs, per_sample_gradients
+from genrep_dist.core.gradients.model import model_outputs
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.kernels.blocks import ntk_block
 from genrep_dist.core.losses import LOSSES
 from genrep_dist.core.solvers.gauss_newton import influence_kernel, square_root
 from genrep_dist.errors import ConvergenceError, MethodError, ProblemError
-from tests.core.models import initialise, mlp, rows, seeded
+from tests.core.models import NetworkExample, initialise, rows, seeded
 
 
 @settings(max_examples=40, deadline=None)
@@ -47,33 +48,9 @@ def test_negative_curvature_and_nan_are_refused() -> None:
         square_root(torch.ones(3, 2))
 
 
-class Material:
-    """A small network with everything that its influence kernel is made of, for N = 12 and M = 5."""
-
-    def __init__(self, loss_name: str, num_outputs: int, width: int = 5) -> None:
-        self.loss = LOSSES[loss_name]
-        self.model = mlp(num_outputs, seed=2, width=width)
-        self.train, self.test = rows(12, 4), rows(5, 4, seed=2)
-        self.targets = torch.randint(max(2, num_outputs), (12,), generator=seeded(3))
-        self.index = torch.arange(5) % num_outputs
-        self.jacobian = per_sample_gradients(self.model, self.train)
-        self.test_gradient = per_sample_gradients(self.model, self.test, self.index)
-        flat = self.jacobian.flatten(0, 1)
-        self.gram = flat @ flat.T
-        self.cross = ntk_block(self.jacobian, self.test_gradient)
-        self.curvature = self.loss.second_derivative(outputs(self.model, self.train).detach(), self.targets)
-        self.num_parameters = flat.shape[1]
-
-    def gauss_newton(self) -> Tensor:
-        """H (P, P), one sample after the other."""
-        total = torch.zeros(self.num_parameters, self.num_parameters, dtype=torch.float64)
-        for jacobian, curvature in zip(self.jacobian, self.curvature, strict=True):
-            total += jacobian.T @ curvature @ jacobian / 12
-        return total
-
-    def explicit(self, delta: float) -> Tensor:
-        damped = self.gauss_newton() + delta * torch.eye(self.num_parameters, dtype=torch.float64)
-        return torch.einsum("ncp,mp->ncm", self.jacobian, torch.linalg.solve(damped, self.test_gradient.T).T)
+def explicit_kernel(m: NetworkExample, delta: float) -> Tensor:
+    """K_inf (N, C, M) by the P x P matrix."""
+    return torch.einsum("ncp,mp->ncm", m.jacobian, torch.linalg.solve(m.gauss_newton(delta), m.test_gradient.T).T)
 
 
 CASES = [("logistic", 1), ("softmax", 3), ("squared", 2)]
@@ -82,9 +59,9 @@ CASES = [("logistic", 1), ("softmax", 3), ("squared", 2)]
 @pytest.mark.parametrize("damping", [1e-4, 1e-1, 10.0])
 @pytest.mark.parametrize(("loss_name", "num_outputs"), CASES)
 def test_influence_agrees_with_the_explicit_inverse(loss_name: str, num_outputs: int, damping: float) -> None:
-    m = Material(loss_name, num_outputs)
+    m = NetworkExample(loss_name, num_outputs)
     kernel, certificate = influence_kernel(m.gram, m.cross, m.curvature, damping=damping, relative=False, num_parameters=m.num_parameters)
-    expected = m.explicit(damping)
+    expected = explicit_kernel(m, damping)
     assert kernel.shape == (12, num_outputs, 5)
     torch.testing.assert_close(kernel, expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
     assert certificate.damping == damping
@@ -95,12 +72,12 @@ def test_influence_agrees_with_the_explicit_inverse(loss_name: str, num_outputs:
 @pytest.mark.parametrize(("loss_name", "num_outputs"), CASES)
 def test_relative_damping_is_in_units_of_the_mean_of_all_eigenvalues(loss_name: str, num_outputs: int, width: int) -> None:
     # Fewer parameters than rows of the gram, and more.
-    m = Material(loss_name, num_outputs, width)
+    m = NetworkExample(loss_name, num_outputs, width=width)
     mean = float(torch.linalg.eigvalsh(m.gauss_newton()).mean())
     kernel, certificate = influence_kernel(m.gram, m.cross, m.curvature, damping=0.1, relative=True, num_parameters=m.num_parameters)
     assert certificate.mean_eigenvalue == pytest.approx(mean, rel=1e-9)
     assert certificate.damping == pytest.approx(0.1 * mean, rel=1e-9)
-    expected = m.explicit(0.1 * mean)
+    expected = explicit_kernel(m, 0.1 * mean)
     torch.testing.assert_close(kernel, expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
 
 
@@ -127,7 +104,7 @@ def test_on_a_linear_model_the_gauss_newton_is_the_hessian(loss_name: str, num_o
     kernel, _ = influence_kernel(
         flat @ flat.T,
         ntk_block(jacobian, test_gradient),
-        loss.second_derivative(outputs(model, train).detach(), targets),
+        loss.second_derivative(model_outputs(model, train).detach(), targets),
         damping=0.01,
         relative=False,
         num_parameters=len(hessian),
@@ -136,7 +113,7 @@ def test_on_a_linear_model_the_gauss_newton_is_the_hessian(loss_name: str, num_o
 
 
 def test_the_influence_kernel_between_training_samples_is_symmetric_and_positive() -> None:
-    m = Material("softmax", 3)
+    m = NetworkExample("softmax", 3)
     columns = m.gram.reshape(12, 3, 36)
     kernel, _ = influence_kernel(m.gram, columns, m.curvature, damping=1e-3, relative=False, num_parameters=m.num_parameters)
     square = kernel.reshape(36, 36)
@@ -144,18 +121,18 @@ def test_the_influence_kernel_between_training_samples_is_symmetric_and_positive
     assert torch.linalg.eigvalsh(square).min() > -1e-9 * square.abs().max()
 
 
-def test_float32_material_is_solved_in_float64() -> None:
-    m = Material("softmax", 3)
+def test_float32_matrices_are_solved_in_float64() -> None:
+    m = NetworkExample("softmax", 3)
     kernel, certificate = influence_kernel(
         m.gram.float(), m.cross.float(), m.curvature.float(), damping=0.1, relative=True, num_parameters=m.num_parameters
     )
     assert kernel.dtype == torch.float64
-    expected = m.explicit(certificate.damping)
+    expected = explicit_kernel(m, certificate.damping)
     torch.testing.assert_close(kernel, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_the_certificate_is_the_residual_of_the_answer() -> None:
-    m = Material("softmax", 3)
+    m = NetworkExample("softmax", 3)
     kernel, certificate = influence_kernel(m.gram, m.cross, m.curvature, damping=1e-7, relative=False, num_parameters=m.num_parameters)
     weighted = torch.einsum("ncd,ndm->ncm", m.curvature, kernel).reshape(36, 5)
     left = 1e-7 * kernel.reshape(36, 5) + m.gram @ weighted / 12
@@ -167,13 +144,13 @@ def test_the_certificate_is_the_residual_of_the_answer() -> None:
 
 def test_a_small_damping_is_refined_to_float64() -> None:
     # One application of Woodbury's identity leaves 1e-10 here.
-    m = Material("logistic", 1)
+    m = NetworkExample("logistic", 1)
     _, certificate = influence_kernel(m.gram, m.cross, m.curvature, damping=1e-6, relative=False, num_parameters=m.num_parameters)
     assert certificate.residual < 1e-13
 
 
-def test_no_test_points_and_a_zero_column_are_no_trouble() -> None:
-    m = Material("logistic", 1)
+def test_no_test_points_and_a_zero_column() -> None:
+    m = NetworkExample("logistic", 1)
     arguments = {"damping": 0.1, "relative": False, "num_parameters": m.num_parameters}
     empty, certificate = influence_kernel(m.gram, m.cross[:, :, :0], m.curvature, damping=0.1, relative=False, num_parameters=4)
     assert (empty.shape, certificate.residual) == ((12, 1, 0), 0.0)
@@ -184,8 +161,8 @@ def test_no_test_points_and_a_zero_column_are_no_trouble() -> None:
     assert certificate.residual < 1e-10
 
 
-def test_what_cannot_be_solved_is_refused() -> None:
-    m = Material("logistic", 1)
+def test_unsolvable_systems_are_refused() -> None:
+    m = NetworkExample("logistic", 1)
     size = m.num_parameters
     with pytest.raises(ConvergenceError, match="not positive definite"):
         influence_kernel(-m.gram, m.cross, m.curvature, damping=1e-6, relative=False, num_parameters=size)

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrep_dist.core.gradients.dense import last_layer_features, per_sample_gradients
+from genrep_dist.core.gradients.last_layer import last_layer_features
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.importances.target import target_importance
 from genrep_dist.core.kernels.blocks import last_layer_block, ntk_block
 from genrep_dist.core.losses import LOSSES, SquaredLoss

@@ -14,11 +14,11 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.dense import outputs as model_outputs
-from genrep_dist.core.gradients.dense import per_sample_gradients
+from genrep_dist.core.gradients.model import model_outputs
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.losses import LOSSES, Loss, SquaredLoss
-from genrep_dist.core.solvers.dual_system import Columns, DualSystem, Matvec
-from genrep_dist.core.solvers.nystrom import landmark_bytes
+from genrep_dist.core.solvers.dual_system import DualSystem, GramColumns, Matvec
+from genrep_dist.core.solvers.nystrom import nystrom_bytes
 from genrep_dist.core.solvers.surrogate import solve_surrogate
 from genrep_dist.errors import ConvergenceError, MethodError, NonFiniteError, ProblemError
 from tests.core.models import initialise, rows
@@ -34,7 +34,7 @@ def product_with(gram: Tensor) -> Matvec:
     return product
 
 
-def columns_of(gram: Tensor) -> Columns:
+def columns_of(gram: Tensor) -> GramColumns:
     return lambda chosen: gram[:, chosen]
 
 
@@ -191,30 +191,30 @@ def test_with_columns_of_the_gram_fewer_products_are_needed(lam: float) -> None:
     torch.testing.assert_close(gram @ alpha, gram @ reference, rtol=0, atol=1e-5 * float((gram @ alpha).abs().max()))
 
 
-@pytest.mark.parametrize("landmarks", [1, 7])
+@pytest.mark.parametrize("max_columns", [1, 7])
 @pytest.mark.parametrize(("name", "num_outputs"), [("squared", 2), ("logistic", 1), ("softmax", 3)])
-def test_whatever_the_landmarks_the_answer_is_the_same(
-    monkeypatch: pytest.MonkeyPatch, landmarks: int, name: str, num_outputs: int
+def test_the_number_of_columns_does_not_change_the_answer(
+    monkeypatch: pytest.MonkeyPatch, max_columns: int, name: str, num_outputs: int
 ) -> None:
-    monkeypatch.setattr("genrep_dist.core.solvers.nystrom.MAX_LANDMARKS", landmarks)
+    monkeypatch.setattr("genrep_dist.core.solvers.nystrom.MAX_COLUMNS", max_columns)
     gram, f = random_gram(40 * num_outputs, 60), 3 * rows(40, num_outputs, seed=1)
-    asked: list[int] = []
+    requested: list[int] = []
 
     def columns(chosen: Tensor) -> Tensor:
-        asked.append(len(chosen))
+        requested.append(len(chosen))
         return gram[:, chosen]
 
     reference, _ = solve_surrogate(product_with(gram), LOSSES[name], f, lam=1e-3, tolerance=1e-9)
     alpha, certificate = solve_surrogate(product_with(gram), LOSSES[name], f, lam=1e-3, tolerance=1e-9, columns=columns)
     assert certificate.converged
     torch.testing.assert_close(gram @ alpha.reshape(-1), gram @ reference.reshape(-1), rtol=0, atol=1e-6)
-    assert len(asked) == 1
-    assert 1 <= asked[0] <= landmarks
+    assert len(requested) == 1
+    assert 1 <= requested[0] <= max_columns
 
 
-def test_landmarks_take_bounded_memory_and_lie_where_the_loss_is_curved() -> None:
+def test_columns_take_bounded_memory_and_are_chosen_where_the_loss_is_curved() -> None:
     for size in (1, 12_000, 52_000, 10**9):
-        assert landmark_bytes(size) <= max(2**27, 16 * size)
+        assert nystrom_bytes(size) <= max(2**27, 16 * size)
     root = torch.full((10_000, 1, 1), 1e-3, dtype=torch.float64)
     root[5_000:5_100] = 0.5
     found: list[Tensor] = []
@@ -233,7 +233,7 @@ def test_landmarks_take_bounded_memory_and_lie_where_the_loss_is_curved() -> Non
 
 def test_columns_of_the_wrong_form_are_refused() -> None:
     gram, f = random_gram(20, 30), rows(20, 1)
-    with pytest.raises(ProblemError, match="columns of the gram matrix have the wrong form"):
+    with pytest.raises(ProblemError, match="columns of the gram matrix has the wrong form"):
         solve_surrogate(product_with(gram), LOSSES["logistic"], f, lam=1e-2, columns=lambda chosen: gram[chosen].float())
     with pytest.raises(NonFiniteError, match="columns of K"):
         solve_surrogate(product_with(gram), LOSSES["logistic"], f, lam=1e-2, columns=lambda chosen: gram[:, chosen] / 0)
@@ -241,7 +241,7 @@ def test_columns_of_the_wrong_form_are_refused() -> None:
 
 @pytest.mark.parametrize("lam", [1e-4, 1e3])
 def test_a_start_that_is_worse_than_zero_is_not_taken(lam: float) -> None:
-    # With lambda 1000 the surrogate is near zero and far from the model: that first step may lead astray, but the answer is the same.
+    # With lambda 1000 the surrogate is near zero and far from the model: the first step is then discarded, and the answer is the same.
     gram, f = random_gram(30, 40), 30 * rows(30, 1, seed=4)
     alpha, certificate = solve_surrogate(product_with(gram), LOSSES["logistic"], f, lam=lam)
     assert certificate.converged
@@ -274,14 +274,14 @@ def test_earlier_products_precondition_later_systems() -> None:
     first = system.matvecs
     spread, k_spread = system.solve(root, right + 0.1 * rows(200, 1, seed=7), 1e-8)
     assert system.matvecs - first < first / 2
-    # Whatever the preconditioner, the answer is the system's.
+    # The answer does not depend on the preconditioner.
     dense = 1e-4 * torch.eye(200, dtype=torch.float64) + 0.25 * gram / 200
     exact = 0.5 * torch.linalg.solve(dense, right + 0.1 * rows(200, 1, seed=7))
     torch.testing.assert_close(spread, exact, rtol=0, atol=1e-3 * float(exact.abs().max()))
     torch.testing.assert_close(k_spread, gram @ spread, rtol=0, atol=1e-9 * float(exact.abs().max()))
 
 
-def test_an_unconverged_alpha_is_refused_unless_asked_for() -> None:
+def test_an_unconverged_alpha_is_refused_unless_allowed() -> None:
     gram, f = random_gram(50, 80), 4 * rows(50, 1, seed=4)
     with pytest.raises(ConvergenceError, match=r"within 1 iterations") as caught:
         solve_surrogate(product_with(gram), LOSSES["logistic"], f, lam=1e-3, max_iterations=1)
@@ -306,12 +306,12 @@ def test_an_indefinite_gram_is_reported() -> None:
         solve_surrogate(product_with(gram), LOSSES["logistic"], rows(20, 1, seed=4), lam=1e-3)
 
 
-def test_a_gram_that_is_negative_by_rounding_only_is_no_trouble() -> None:
+def test_a_gram_that_is_negative_only_by_rounding_is_solved() -> None:
     gram = random_gram(20, 5) - 1e-9 * torch.eye(20, dtype=torch.float64)
     assert torch.linalg.eigvalsh(gram)[0] < 0
     _, certificate = solve_surrogate(product_with(gram), LOSSES["logistic"], rows(20, 1, seed=4), lam=1e-2)
     assert certificate.converged
-    # Nothing but rounding is no kernel at all, and refused as such.
+    # A matrix of nothing but rounding is refused.
     with pytest.raises(ConvergenceError):
         solve_surrogate(lambda v: -1e-9 * v, LOSSES["logistic"], rows(20, 1, seed=4), lam=1e-2)
 
@@ -356,7 +356,7 @@ def test_a_zero_kernel_leaves_the_derivative_at_zero() -> None:
     assert certificate.converged
 
 
-def test_a_tiny_model_is_not_taken_for_a_zero_one() -> None:
+def test_a_tiny_model_is_not_treated_as_zero() -> None:
     gram, f = random_gram(8, 10), 1e-12 * rows(8, 1)
     alpha, certificate = solve_surrogate(product_with(gram), SquaredLoss(), f, lam=0.1)
     expected = torch.linalg.solve(gram + 0.8 * torch.eye(8, dtype=torch.float64), f)
@@ -364,7 +364,7 @@ def test_a_tiny_model_is_not_taken_for_a_zero_one() -> None:
     assert certificate.converged
 
 
-def test_impossible_arguments_are_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     product, f = product_with(random_gram(4, 5)), rows(4, 1)
     loss = SquaredLoss()
     for lam in (0.0, -1.0, float("nan"), float("inf")):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import genrep_dist as gr
-from genrep_dist.core.gradients.dense import per_sample_gradients
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.diagnostics.checks import gradients
 from tests.diagnostics.runs import FragileBatchNorm, copy, doctor, run
 

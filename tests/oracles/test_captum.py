@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from genrep_dist.core.attribution import tracincp
-from genrep_dist.core.gradients.dense import find_last_layer, last_layer_features, outputs, per_sample_gradients
+from genrep_dist.core.gradients.last_layer import find_last_layer, last_layer_features
+from genrep_dist.core.gradients.model import model_outputs
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.importances.target import target_importance
 from genrep_dist.core.kernels.blocks import last_layer_block, ntk_block
 from genrep_dist.core.losses import LOSSES, Loss
@@ -39,8 +41,8 @@ class Run:
         self.loss: Loss = LOSSES["logistic" if num_outputs == 1 else "softmax"]
         body = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Dropout(0.3), nn.Linear(6, num_outputs))
         self.model: nn.Module = initialise(Squeezed(body) if num_outputs == 1 else body, 3)
-        self.last_layer = find_last_layer(self.model)
         self.train, self.test = rows(17, 4), rows(6, 4, seed=2)
+        self.last_layer = find_last_layer(self.model, self.train)
         labels = torch.randint(max(2, num_outputs), (17,), generator=seeded(4))
         self.targets = labels.double() if num_outputs == 1 else labels
         self.index = torch.arange(6) % num_outputs
@@ -58,14 +60,14 @@ class Run:
     def terms(self) -> Iterator[tuple[float, Tensor, Tensor]]:
         for checkpoint in self.checkpoints:
             rate = self.load(checkpoint)
-            alpha = target_importance(self.loss, outputs(self.model, self.train).detach(), self.targets)
+            alpha = target_importance(self.loss, model_outputs(self.model, self.train).detach(), self.targets)
             test_gradient = per_sample_gradients(self.model, self.test, self.index)
             yield rate, alpha, ntk_block(per_sample_gradients(self.model, self.train), test_gradient)
 
     def last_layer_terms(self, *, bias: bool) -> Iterator[tuple[float, Tensor, Tensor]]:
         for checkpoint in self.checkpoints:
             rate = self.load(checkpoint)
-            logits = outputs(self.model, self.train).detach()
+            logits = model_outputs(self.model, self.train).detach()
             # The bias is the last column, of ones.
             train, test = (last_layer_features(self.model, x)[:, : None if bias else -1] for x in (self.train, self.test))
             yield rate, target_importance(self.loss, logits, self.targets), last_layer_block(train, test, self.index, logits.shape[1])

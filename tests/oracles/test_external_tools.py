@@ -21,7 +21,8 @@ from torch import Tensor
 
 from genrep_dist.config.sections import ExternalSection
 from genrep_dist.core.attribution import attribute, tracincp
-from genrep_dist.core.gradients.dense import outputs, per_sample_gradients
+from genrep_dist.core.gradients.model import model_outputs
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.importances.target import target_importance
 from genrep_dist.core.kernels.blocks import ntk_block
 from genrep_dist.external import Exported, load_external, open_exported, score_layout_names
@@ -88,7 +89,7 @@ def follow(run: Run, tool: str, program: str | None = None) -> dict[int, Array]:
 def term(problem: Exported) -> tuple[Tensor, Tensor]:
     """Alpha (N, C) of the target derivative and the NTK (N, C, M), at the parameters that the model has now; float64."""
     train = problem.train
-    alpha = target_importance(problem.loss, outputs(problem.model, train.inputs).detach(), train.targets).double()
+    alpha = target_importance(problem.loss, model_outputs(problem.model, train.inputs).detach(), train.targets).double()
     left = per_sample_gradients(problem.model, train.inputs)
     right = per_sample_gradients(problem.model, problem.test_points.inputs, problem.targets)
     return alpha, ntk_block(left, right).double()

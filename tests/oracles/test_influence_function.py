@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from genrep_dist.core.attribution import attribute
-from genrep_dist.core.gradients.dense import outputs, per_sample_gradients
+from genrep_dist.core.gradients.model import model_outputs
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.importances.target import target_importance
 from genrep_dist.core.kernels.blocks import ntk_block
 from genrep_dist.core.losses import LOSSES, Loss
@@ -43,7 +44,7 @@ class Regression:
     def ours(self, damping: float) -> Tensor:
         """phi (N, M)."""
         jacobian, test_gradient = per_sample_gradients(self.model, self.train), per_sample_gradients(self.model, self.test, self.index)
-        flat, logits = jacobian.flatten(0, 1), outputs(self.model, self.train).detach()
+        flat, logits = jacobian.flatten(0, 1), model_outputs(self.model, self.train).detach()
         kernel, _ = influence_kernel(
             flat @ flat.T,
             ntk_block(jacobian, test_gradient),

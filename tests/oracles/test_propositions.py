@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genrep_dist.core.attribution import attribute
-from genrep_dist.core.gradients.dense import last_layer_features, per_sample_gradients
-from genrep_dist.core.gradients.dense import outputs as model_outputs
+from genrep_dist.core.gradients.last_layer import last_layer_features
+from genrep_dist.core.gradients.model import model_outputs
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.kernels.blocks import last_layer_block, ntk_block
 from genrep_dist.core.losses import LOSSES
 from genrep_dist.core.solvers.surrogate import solve_surrogate

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from genrep_dist.core.attribution import attribute, random_scores, tracincp
-from genrep_dist.core.gradients.dense import outputs, parameter_vector, per_sample_gradients
+from genrep_dist.core.gradients.model import model_outputs, parameter_vector
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.importances.target import target_importance
 from genrep_dist.core.kernels.blocks import ntk_block
 from genrep_dist.core.losses import LOSSES
@@ -110,7 +111,7 @@ class Trained:
         self.inputs, self.targets = rows(10, 4), torch.randint(2, (10,), generator=seeded(3))
         self.loss = LOSSES["logistic"]
         self.model = mlp(1, seed=seed, width=5)
-        self.outputs = outputs(self.model, self.inputs).detach()
+        self.outputs = model_outputs(self.model, self.inputs).detach()
         self.features = per_sample_gradients(self.model, self.inputs)
         self.alpha = target_importance(self.loss, self.outputs, self.targets)
         self.kernel = ntk_block(self.features, self.features[:, 0])
@@ -224,7 +225,7 @@ def test_self_explanation_looks_at_test_points_too() -> None:
 
 
 def test_random_scores_break_what_has_to_do_with_symmetry() -> None:
-    phi = random_scores(range(12), 12, 12)
+    phi = random_scores(range(12), 12)
     assert {"symmetric cycle", LITERAL, NORMALISED} <= broken(check_axioms(phi, ids_for(phi)))
 
 
@@ -342,7 +343,7 @@ def test_check_axioms_runs_what_it_is_given() -> None:
 
     points = rows(4, 4, seed=8)
     everything = check_axioms(
-        phi, t.ids, phi_test=explain(points), outputs=outputs(t.model, points).detach()[:, 0], explain=explain, points=points
+        phi, t.ids, phi_test=explain(points), outputs=model_outputs(t.model, points).detach()[:, 0], explain=explain, points=points
     )
     assert [finding.axiom for finding in everything] == [
         "efficiency",
@@ -358,7 +359,7 @@ def test_check_axioms_runs_what_it_is_given() -> None:
 
 
 def test_checks_are_deterministic() -> None:
-    phi = random_scores(range(9), 9, 9)
+    phi = random_scores(range(9), 9)
     assert check_axioms(phi, ids_for(phi), seed=4) == check_axioms(phi, ids_for(phi), seed=4)
 
 

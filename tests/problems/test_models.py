@@ -5,7 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from genrep_dist.core.gradients.dense import check_model, find_last_layer, last_layer_features, outputs, per_sample_gradients
+from genrep_dist.core.gradients.last_layer import find_last_layer, last_layer_features
+from genrep_dist.core.gradients.model import check_model, model_outputs
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.errors import ProblemError
 from genrep_dist.problems.datasets.image_models import SmallCNN, VisionCNN
 
@@ -78,7 +80,7 @@ def test_per_sample_gradients_equal_one_backward_each(model: nn.Module, shape: t
     expected = []
     for sample in inputs:
         rows = []
-        for output in outputs(model, sample[None])[0]:
+        for output in model_outputs(model, sample[None])[0]:
             gradients = torch.autograd.grad(output, list(model.parameters()), retain_graph=True)
             rows.append(torch.cat([gradient.reshape(-1) for gradient in gradients]))
         expected.append(torch.stack(rows))

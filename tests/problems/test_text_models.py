@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from genrep_dist.core.gradients.dense import check_model, find_last_layer, last_layer_features, per_sample_gradients
+from genrep_dist.core.gradients.last_layer import find_last_layer, last_layer_features
+from genrep_dist.core.gradients.model import check_model
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.errors import ProblemError
 from genrep_dist.problems.datasets.text_models import TextCNN
 

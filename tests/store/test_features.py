@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.factored import FeatureRows, inner_products
-from genrep_dist.core.gradients.hooks import feature_rows
+from genrep_dist.core.gradients.factored import FactoredGradients, inner_products
+from genrep_dist.core.gradients.per_sample import factored_gradients
 from genrep_dist.errors import CorruptError
 from genrep_dist.problems.datasets.image_models import VisionCNN
 from genrep_dist.problems.datasets.text_models import TextCNN
@@ -69,10 +69,10 @@ def examples() -> dict[str, Callable[[], tuple[nn.Module, Tensor]]]:
 NAMES = ["mlp", "cnn", "deep", "text", "text, three outputs", "vision"]
 
 
-def equal(found: FeatureRows, expected: FeatureRows) -> None:
+def equal(found: FactoredGradients, expected: FactoredGradients) -> None:
     """Bit for bit, in what they are and in what is computed from them."""
-    assert torch.equal(found.dense(), expected.dense())
-    assert found.order == expected.order
+    assert torch.equal(found.to_dense(), expected.to_dense())
+    assert found.parameters == expected.order
     assert torch.equal(inner_products(found, found), inner_products(expected, expected))
     own = torch.zeros(len(found), dtype=torch.int64)
     assert torch.equal(found.self_product(own), expected.self_product(own))
@@ -82,20 +82,20 @@ def equal(found: FeatureRows, expected: FeatureRows) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_unpacked_is_what_was_packed(name: str) -> None:
     model, inputs = examples()[name]()
-    found = feature_rows(model, inputs)
+    found = factored_gradients(model, inputs)
     packed = pack(found)
     equal(unpack(packed), found)
     # Rows from one block beside rows from another, which may have been kept in another form.
     halves = [unpack(pack(found.part(0, 3))), unpack(pack(found.part(3, len(found))))]
-    equal(FeatureRows.joined(halves), found)
-    assert packed.num_bytes < 4 * found.dense().numel() + 8 * len(packed.layout_bytes())
+    equal(FactoredGradients.cat(halves), found)
+    assert packed.num_bytes < 4 * found.to_dense().numel() + 8 * len(packed.layout_bytes())
 
 
 def test_padding_takes_almost_no_bytes() -> None:
     model = text_cnn()
     short = tokens(8, 12, 60)
     padded = torch.cat([short, torch.zeros(8, 100, dtype=torch.int64)], dim=1)
-    small, large = (pack(feature_rows(model, inputs)).num_bytes for inputs in (short, padded))
+    small, large = (pack(factored_gradients(model, inputs)).num_bytes for inputs in (short, padded))
     # A bit for each of the numbers that padding has.
     assert large < small + 8 * 100 * (6 + 2 * 8 + 2 * 10 + 30) / 8 + 200
 
@@ -114,10 +114,10 @@ def test_the_input_under_no_gradient_is_left_out() -> None:
             return out
 
     model, inputs = initialise(Half(), 0, torch.float32), rows(6, 3, 20, 4, dtype=torch.float32)
-    found = feature_rows(model, inputs)
+    found = factored_gradients(model, inputs)
     packed = pack(found)
     equal(unpack(packed), found)
-    assert packed.values.size < 0.65 * found.numbers
+    assert packed.values.size < 0.65 * found.numel
 
 
 @settings(max_examples=30, deadline=None)
@@ -126,7 +126,7 @@ def test_any_numbers_survive(values: list[float], share: float, seed: int) -> No
     generator = torch.Generator().manual_seed(seed)
     rest = torch.tensor(values, dtype=torch.float32).view(1, 1, -1)
     rest = rest.masked_fill(torch.rand(rest.shape, generator=generator) < share, 0.0)
-    block = FeatureRows((), (), rest, (("p", (len(values),)),), (("p", (len(values),)),))
+    block = FactoredGradients((), (), rest, (("p", (len(values),)),), (("p", (len(values),)),))
     packed = pack(block)
     assert torch.equal(unpack(packed).rest, rest)
     assert packed.values.nbytes + packed.indices.nbytes + packed.masks.nbytes <= rest.numel() * 4
@@ -134,14 +134,14 @@ def test_any_numbers_survive(values: list[float], share: float, seed: int) -> No
 
 @pytest.mark.parametrize("harm", ["values", "masks", "indices"])
 def test_arrays_that_do_not_fit_are_refused(harm: str) -> None:
-    packed = pack(feature_rows(text_cnn(), tokens(9, 12, 60)))
+    packed = pack(factored_gradients(text_cnn(), tokens(9, 12, 60)))
     arrays = {name: getattr(packed, name) for name in ("values", "indices", "masks")}
     for changed in (arrays[harm][:-1], np.concatenate([arrays[harm], arrays[harm][:1]])):
         with pytest.raises(CorruptError, match="does not match its layout"):
             unpack(PackedRows(**{**arrays, harm: changed}, layout=packed.layout))
 
 
-def stored(folder: Path, found: FeatureRows, size: int) -> Artifact:
+def stored(folder: Path, found: FactoredGradients, size: int) -> Artifact:
     artifact = Store(str(folder)).artifact("features", "ab" * 32)
     starts = list(range(0, len(found), size))
     artifact.create(TABLE, (len(found), len(COLUMNS)), (size, len(COLUMNS)), "int64", ("train", "column"))
@@ -153,7 +153,7 @@ def stored(folder: Path, found: FeatureRows, size: int) -> Artifact:
 
 @pytest.mark.parametrize("size", [1, 4, 9, 20])
 def test_any_rows_of_any_blocks(tmp_path: Path, size: int) -> None:
-    found = feature_rows(text_cnn(), tokens(17, 12, 60))
+    found = factored_gradients(text_cnn(), tokens(17, 12, 60))
     reader = RowsReader(stored(tmp_path, found, size))
     assert reader.num_rows == 17
     for start, stop in ((0, 17), (0, 1), (16, 17), (3, 5), (3, 13), (8, 9)):
@@ -163,7 +163,7 @@ def test_any_rows_of_any_blocks(tmp_path: Path, size: int) -> None:
 
 
 def test_a_block_that_is_written_again_with_other_lengths_leaves_the_others(tmp_path: Path) -> None:
-    found = feature_rows(text_cnn(), tokens(8, 12, 60))
+    found = factored_gradients(text_cnn(), tokens(8, 12, 60))
     artifact = Store(str(tmp_path)).artifact("features", "ab" * 32)
     artifact.create(TABLE, (8, len(COLUMNS)), (4, len(COLUMNS)), "int64", ("train", "column"))
     write_block(artifact, "rows-0", 0, found.part(0, 4))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.outputs import model_outputs, trainable
+from genrep_dist.core.gradients.model import model_outputs, trainable_parameters
 
 
 def one_by_one(model: nn.Module, sample: Tensor, output: int | None = None) -> Tensor:
     """The gradients of one sample's outputs (C, P), or of one ``output`` (P,), by one backward pass for each."""
-    parameters = list(trainable(model).values())
+    parameters = list(trainable_parameters(model).values())
     values = model_outputs(model, sample[None])[0]
     rows = []
     for value in values if output is None else values[output : output + 1]:

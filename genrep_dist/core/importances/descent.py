@@ -40,7 +40,7 @@ class KernelDescent(SolvedImportance):
             inputs.outputs,
             rates=[recipe.rate(step, len(batches)) for step in range(len(batches))],
             batches=batches if mini_batches else None,
-            columns=gram.columns if mini_batches else None,
+            batch_matvec=gram.columns if mini_batches else None,
         )
         return alpha, asdict(certificate)
 

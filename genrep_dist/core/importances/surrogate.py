@@ -46,6 +46,6 @@ class SurrogateDerivative(SolvedImportance):
         return NEWTON_PRODUCTS
 
     def extra_bytes(self, gram_rows: int) -> int:
-        from genrep_dist.core.solvers.nystrom import landmark_bytes
+        from genrep_dist.core.solvers.nystrom import nystrom_bytes
 
-        return landmark_bytes(gram_rows)
+        return nystrom_bytes(gram_rows)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from genrep_dist.core.gradients.factored import FeatureRows
+    from genrep_dist.core.gradients.factored import FactoredGradients
     from genrep_dist.core.losses import Loss
 
-    Rows = Tensor | FeatureRows
+    Rows = Tensor | FactoredGradients
     """Features of B samples: dense, (B, L) or (B, C, P), or factored."""
 
 Kind = Literal["feature", "pairwise", "derived"]
@@ -89,8 +89,8 @@ class Kernel(ABC):
 class FeatureKernel(Kernel):
     """K(x, z) = <Phi(x), Phi(z)>, with features of one model's samples.
 
-    ``factored``: features are :class:`~genrep_dist.core.gradients.factored.FeatureRows`, stored as factors of varying length; else they
-    are tensors (B, L), stored as they are.
+    ``factored``: features are :class:`~genrep_dist.core.gradients.factored.FactoredGradients`, stored as factors of varying length;
+    else they are tensors (B, L), stored as they are.
     """
 
     kind = "feature"

@@ -95,8 +95,10 @@ class InfluenceKernel(DerivedKernel):
         """By products with the Hessian of the mean training loss: one linear system for each test point."""
         import torch
 
+        from genrep_dist.core.solvers.conjugate_gradients import conjugate_gradients
         from genrep_dist.core.solvers.hessian import hessian_product, influence_block
-        from genrep_dist.core.solvers.hessian_solvers import conjugate_gradients, declare_damping, lissa
+        from genrep_dist.core.solvers.hessian_system import declare_damping
+        from genrep_dist.core.solvers.lissa import lissa
 
         options = self.options
         # A product works on pairs of a row and a column; as many fit as rows of a block of gradients.

@@ -30,13 +30,13 @@ class LastLayerKernel(FeatureKernel):
         return KernelSizes(held=width, products=width, stored_bytes=4 * width, gradient_passes=0.2)
 
     def num_parameters(self, model: nn.Module, inputs: Tensor) -> int:
-        from genrep_dist.core.gradients.dense import find_last_layer
+        from genrep_dist.core.gradients.last_layer import find_last_layer
 
         layer = model.get_submodule(self.layer or find_last_layer(model, inputs))
         return sum(p.numel() for p in layer.parameters() if p.requires_grad)
 
     def features(self, model: nn.Module, inputs: Tensor, outputs: Tensor | None = None) -> Tensor:
-        from genrep_dist.core.gradients.dense import last_layer_features
+        from genrep_dist.core.gradients.last_layer import last_layer_features
 
         del outputs  # all outputs have the same features
         return last_layer_features(model, inputs, self.layer).float()
@@ -54,7 +54,7 @@ class LastLayerKernel(FeatureKernel):
     def reference(self, model: nn.Module, train: Tensor, test: Tensor, outputs: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
         import torch
 
-        from genrep_dist.core.gradients.dense import last_layer_features
+        from genrep_dist.core.gradients.last_layer import last_layer_features
         from genrep_dist.core.kernels.blocks import last_layer_block
 
         left, right = (torch.cat([last_layer_features(model, x[None], self.layer) for x in rows]).double() for rows in (train, test))

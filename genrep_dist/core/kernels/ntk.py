@@ -9,7 +9,7 @@ from genrep_dist.core.kernels.base import FeatureKernel, KernelSizes
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from genrep_dist.core.gradients.factored import FeatureRows
+    from genrep_dist.core.gradients.factored import FactoredGradients
     from genrep_dist.core.gradients.projection import Projection
     from genrep_dist.core.kernels.base import Rows
 
@@ -42,40 +42,40 @@ class NeuralTangentKernel(FeatureKernel):
         ]
 
     def sizes(self, model: nn.Module, inputs: Tensor) -> KernelSizes:
-        from genrep_dist.core.gradients.inspection import layout_of, sizes_of, slow_layers
+        from genrep_dist.core.gradients.inspection import feature_sizes, inspect_model, slow_layers
 
-        layout = layout_of(model, inputs[:MEASURED_ROWS])
-        sizes = sizes_of(layout)
-        held, stored, products = sizes.held, 0, sizes.products
+        inspection = inspect_model(model, inputs[:MEASURED_ROWS])
+        sizes = feature_sizes(inspection)
+        held, stored, products = sizes.numel, 0, sizes.multiply_adds
         if self.projection is not None:
-            kept = layout.num_outputs * self.projection.dim
-            held, stored, products = held + kept, 4 * kept, layout.num_outputs * kept
+            kept = inspection.num_outputs * self.projection.dim
+            held, stored, products = held + kept, 4 * kept, inspection.num_outputs * kept
         return KernelSizes(
-            gram_rows=layout.num_outputs,
+            gram_rows=inspection.num_outputs,
             held=held,
-            expanded=sizes.spelled,
+            expanded=sizes.operand_numel,
             products=products,
             stored_bytes=stored,
             factored=True,
-            slow_layers=tuple(slow_layers(layout)),
+            slow_layers=tuple(slow_layers(inspection)),
         )
 
     def num_parameters(self, model: nn.Module, inputs: Tensor) -> int:
         del inputs
         return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-    def features(self, model: nn.Module, inputs: Tensor, outputs: Tensor | None = None) -> FeatureRows:
+    def features(self, model: nn.Module, inputs: Tensor, outputs: Tensor | None = None) -> FactoredGradients:
         import torch
 
-        from genrep_dist.core.gradients.hooks import feature_rows
+        from genrep_dist.core.gradients.per_sample import factored_gradients
 
-        rows = feature_rows(model, inputs, outputs).to(torch.float32)
-        return rows if self.projection is None else self._projection().of(rows)
+        rows = factored_gradients(model, inputs, outputs).to(torch.float32)
+        return rows if self.projection is None else self._projection().project(rows)
 
     def rows_per_pass(self, model: nn.Module, inputs: Tensor) -> int | None:
-        from genrep_dist.core.gradients.inspection import layout_of
+        from genrep_dist.core.gradients.inspection import inspect_model
 
-        return layout_of(model, inputs[:MEASURED_ROWS]).rows_of_a_pass
+        return inspect_model(model, inputs[:MEASURED_ROWS]).batch_size
 
     def block(self, train: Rows, test: Any, outputs: Tensor, num_outputs: int) -> Tensor:
         del outputs  # the test features are of the declared outputs already

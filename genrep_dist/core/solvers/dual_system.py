@@ -8,155 +8,140 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from genrep_dist.core.solvers.nystrom import num_landmarks
-from genrep_dist.errors import NonFiniteError, ProblemError
+from genrep_dist.core.solvers.checks import require_finite, require_form
+from genrep_dist.core.solvers.nystrom import num_nystrom_columns
 
 Matvec = Callable[[Tensor], Tensor]
+"""alpha (N, C) -> K alpha (N, C), both float64; K symmetric positive semi-definite."""
 
-Columns = Callable[[Tensor], Tensor]
-"""Rows (r,) int64 of K, ascending, to K[:, rows] (R, r) float64; rows count samples times outputs."""
+GramColumns = Callable[[Tensor], Tensor]
+"""Row numbers (r,) int64 of K, ascending -> K[:, rows] (N C, r) float64. A row is a sample times an output."""
 
 MAX_STEPS = 1000
-MAX_MEMORY = 64
+MAX_STORED_PRODUCTS = 64
 
 
 class DualSystem:
-    """(lam I + S K S/n) z = b for one K (N C x N C, symmetric positive semi-definite) and changing S, the per-sample roots (N, C, C).
+    """Systems (lam I + S K S/n) z = b for one K (N C, N C), symmetric positive semi-definite, and changing roots S (N, C, C).
 
-    Conjugate gradients, preconditioned by a Nystroem approximation F F^T of K. It comes from columns of K at landmarks, where ``columns``
-    gives them (:func:`num_landmarks` of them, evenly spaced in the weight S S of the first system), and from the first 64 products
-    with K that earlier systems paid for: what one system learned of K's leading directions costs the next nothing.
-    Everything is float64; memory is at most 280 tensors (N, C), some 2 kB for each row and output, and MAX_LANDMARK_BYTES with landmarks.
-    ``matvecs`` counts the products, all columns together as one: they need K read once, and so many of its entries as there are
-    landmarks. ``obstacle`` says what is wrong with K, where something was found to be.
+    Solved by conjugate gradients with a Nystrom preconditioner F F^T of K. F comes from ``columns`` of K, if they are given: there are
+    :func:`num_nystrom_columns` of them, evenly spaced in the weight S S of the first system. It also comes from the first 64 products with
+    K of earlier systems, which cost nothing more. Everything is float64. Memory: at most 280 tensors (N, C), and nystrom.MAX_BYTES.
+
+    ``matvecs`` counts the products with K; all columns together count as one. ``failure`` says what is wrong with K, if something is.
     """
 
-    def __init__(self, matvec: Matvec, shape: torch.Size, lam: float, columns: Columns | None = None) -> None:
+    def __init__(self, matvec: Matvec, shape: torch.Size, lam: float, columns: GramColumns | None = None) -> None:
         self._matvec = matvec
         self._shape = shape
         self._lam = lam
         self._columns = columns
-        # F, the landmarks' columns first; made by the first system.
-        self._factor: Tensor | None = None
-        # Columns v and K v, the first ``_remembered`` of them in use; made when the first product comes.
+        # F (N C, r) from the columns, made by the first system.
+        self._column_factor: Tensor | None = None
+        # Unit vectors v and products K v as columns, of which the first ``_num_stored`` are in use.
         self._vectors = torch.empty(0)
         self._products = torch.empty(0)
-        self._remembered = 0
+        self._num_stored = 0
         self.matvecs = 0
-        self.obstacle = ""
+        self.failure = ""
 
     def product(self, vector: Tensor) -> Tensor:
         """K v (N, C), counted. Raises ProblemError for the wrong form and NonFiniteError for NaN or Inf."""
         self.matvecs += 1
-        product = self._matvec(vector)
-        if product.shape != self._shape or product.dtype != torch.float64:
-            raise ProblemError(
-                "the product with the gram matrix has the wrong form",
-                where="matvec",
-                expected=f"float64 of shape {tuple(self._shape)}",
-                got=f"{product.dtype} of shape {tuple(product.shape)}",
-            )
-        require_finite(product, "K alpha")
-        return product
+        product = require_form(self._matvec(vector), self._shape, "the product with the gram matrix", "matvec")
+        return require_finite(product, "K alpha", "surrogate")
 
-    def solve(self, root: Tensor, right: Tensor, goal: float) -> tuple[Tensor, Tensor]:
-        """S z and K S z, both (N, C), for z near the solution for b = ``right`` and S = ``root``.
+    def solve(self, root: Tensor, right: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+        """S z and K S z, both (N, C), for an approximate solution z with b = ``right`` (N, C) and S = ``root`` (N, C, C).
 
-        Near means ||S ((lam I + S K S/n) z - b)|| <= ``goal``. The pair is what a Newton step needs, and K S z costs no further product.
-        Started from z = 0, so <b, z> never exceeds its value at the solution, whatever the accuracy.
-        Stops early after 1,000 steps, or on negative curvature (``obstacle``).
+        The residual satisfies ||S ((lam I + S K S/n) z - b)|| <= ``tolerance``, unless 1,000 steps are not enough or negative curvature is
+        found (``failure``). A Newton step needs both results; K S z costs no further product. The start is z = 0, so <b, z> never exceeds
+        its value at the solution.
         """
         n = self._shape[0]
         precondition = self._preconditioner(root)
         solution, k_solution = torch.zeros_like(right), torch.zeros_like(right)
-        remaining = right
-        scaled = precondition(remaining)
+        residual = right
+        scaled = precondition(residual)
         direction = scaled
-        square = float((remaining * scaled).sum())
+        square = float((residual * scaled).sum())
         for _ in range(MAX_STEPS):
-            if square <= 0 or float(apply_blocks(root, remaining).norm()) <= goal:
+            if square <= 0 or float(apply_blocks(root, residual).norm()) <= tolerance:
                 break
-            spread = apply_blocks(root, direction)
-            k_spread = self.product(spread)
-            self._remember(spread, k_spread)
-            image = self._lam * direction + apply_blocks(root, k_spread) / n
+            s_direction = apply_blocks(root, direction)
+            k_direction = self.product(s_direction)
+            self._store(s_direction, k_direction)
+            image = self._lam * direction + apply_blocks(root, k_direction) / n
             curvature = float((direction * image).sum())
             if curvature <= 0:
                 relative = curvature / float((direction * direction).sum())
-                self.obstacle = f"K is not positive semi-definite: lam I + S K S/n has curvature {relative:.3g}"
+                self.failure = f"K is not positive semi-definite: lam I + S K S/n has curvature {relative:.3g}"
                 break
             length = square / curvature
-            solution = solution + length * spread
-            k_solution = k_solution + length * k_spread
-            remaining = remaining - length * image
-            scaled = precondition(remaining)
-            previous, square = square, float((remaining * scaled).sum())
+            solution = solution + length * s_direction
+            k_solution = k_solution + length * k_direction
+            residual = residual - length * image
+            scaled = precondition(residual)
+            previous, square = square, float((residual * scaled).sum())
             direction = scaled + (square / previous) * direction
         return solution, k_solution
 
-    def _remember(self, vector: Tensor, product: Tensor) -> None:
-        size = float(vector.norm())
-        if size == 0 or self._remembered == MAX_MEMORY:
+    def _store(self, vector: Tensor, product: Tensor) -> None:
+        norm = float(vector.norm())
+        if norm == 0 or self._num_stored == MAX_STORED_PRODUCTS:
             return
-        if self._remembered == 0:
-            self._vectors = vector.new_empty(vector.numel(), MAX_MEMORY)
+        if self._num_stored == 0:
+            self._vectors = vector.new_empty(vector.numel(), MAX_STORED_PRODUCTS)
             self._products = torch.empty_like(self._vectors)
-        self._vectors[:, self._remembered] = vector.reshape(-1) / size
-        self._products[:, self._remembered] = product.reshape(-1) / size
-        self._remembered += 1
+        self._vectors[:, self._num_stored] = vector.reshape(-1) / norm
+        self._products[:, self._num_stored] = product.reshape(-1) / norm
+        self._num_stored += 1
 
-    def _landmark_factor(self, root: Tensor) -> Tensor:
-        """F (NC, r) of the landmarks' columns; (NC, 0) where no columns can be had."""
+    def _make_column_factor(self, root: Tensor) -> Tensor:
+        """F (N C, r) from columns of K; r = 0 without ``columns``."""
         size = self._shape.numel()
         if self._columns is None:
             return root.new_empty(size, 0)
-        rows = _landmarks(root, num_landmarks(size))
+        rows = _choose_rows(root, num_nystrom_columns(size))
         self.matvecs += 1
-        columns = self._columns(rows)
-        if columns.shape != (size, len(rows)) or columns.dtype != torch.float64:
-            raise ProblemError(
-                "the columns of the gram matrix have the wrong form",
-                where="columns",
-                expected=f"float64 of shape {(size, len(rows))}",
-                got=f"{columns.dtype} of shape {tuple(columns.shape)}",
-            )
-        require_finite(columns.reshape(self._shape[0], -1), "columns of K")
-        return _nystroem(columns, columns[rows])
+        columns = require_form(self._columns(rows), (size, len(rows)), "the block of columns of the gram matrix", "columns")
+        require_finite(columns.reshape(self._shape[0], -1), "columns of K", "surrogate")
+        return _nystrom_factor(columns, columns[rows])
 
     def _preconditioner(self, root: Tensor) -> Matvec:
-        """The inverse of I + S F F^T S/(n lam), by Woodbury's identity in the dimension of F; the identity while there is none."""
-        if self._factor is None:
-            self._factor = self._landmark_factor(root)
-        landmarks = self._factor.shape[1]
-        factor = [self._factor] if landmarks else []
-        if self._remembered:
-            vectors, products = self._vectors[:, : self._remembered], self._products[:, : self._remembered]
-            if landmarks:
-                # Nystroem's approximation on both spans is that on the first, and on the second that of what the first leaves of K.
-                products = products - self._factor @ (self._factor.T @ vectors)
-            factor.append(_nystroem(products, vectors.T @ products))
-        if not factor:
+        """The inverse of I + S F F^T S/(n lam) by Woodbury's identity; the identity as long as there is no F."""
+        if self._column_factor is None:
+            self._column_factor = self._make_column_factor(root)
+        has_columns = self._column_factor.shape[1] > 0
+        factors = [self._column_factor] if has_columns else []
+        if self._num_stored:
+            vectors, products = self._vectors[:, : self._num_stored], self._products[:, : self._num_stored]
+            if has_columns:
+                # The stored products approximate what the columns' approximation leaves of K.
+                products = products - self._column_factor @ (self._column_factor.T @ vectors)
+            factors.append(_nystrom_factor(products, vectors.T @ products))
+        if not factors:
             return lambda vector: vector
-        spread = torch.cat([torch.einsum("ncd,ndm->ncm", root, f.reshape(*self._shape, f.shape[1])).flatten(0, 1) for f in factor], dim=1)
-        spread /= math.sqrt(self._shape[0])
-        small = spread.T @ spread
+        scaled = torch.cat([torch.einsum("ncd,ndm->ncm", root, f.reshape(*self._shape, f.shape[1])).flatten(0, 1) for f in factors], dim=1)
+        scaled /= math.sqrt(self._shape[0])
+        small = scaled.T @ scaled
         small.diagonal().add_(self._lam)
         cholesky, info = torch.linalg.cholesky_ex(small)
         if int(info) != 0:
-            # lam is below the rounding of K's leading direction: no preconditioner, and the certificate will say what the answer is worth.
+            # lam is below the rounding of K's leading direction: solve without a preconditioner; the certificate judges the answer.
             return lambda vector: vector
 
         def precondition(vector: Tensor) -> Tensor:
             column = vector.reshape(-1, 1)
-            return (column - spread @ torch.cholesky_solve(spread.T @ column, cholesky)).reshape(self._shape)
+            return (column - scaled @ torch.cholesky_solve(scaled.T @ column, cholesky)).reshape(self._shape)
 
         return precondition
 
 
-def _landmarks(root: Tensor, count: int) -> Tensor:
-    """``count`` rows of K, ascending, evenly spaced: half of the weight is each row's own curvature, half is shared equally.
+def _choose_rows(root: Tensor, count: int) -> Tensor:
+    """At most ``count`` rows of K, ascending, evenly spaced in a weight: half of it uniform, half each row's own curvature S S.
 
-    Where the loss is flat K does not matter, and where it is curved at the solution is not known yet.
+    K matters where the loss is curved, and where that is at the solution is not known yet.
     """
     curvature = root.square().sum(dim=2).reshape(-1)
     size = len(curvature)
@@ -169,10 +154,10 @@ def _landmarks(root: Tensor, count: int) -> Tensor:
     return rows
 
 
-def _nystroem(products: Tensor, inner: Tensor) -> Tensor:
-    """F (NC, m) with F F^T = (K V) (V^T K V)^-1 (K V)^T, from ``products`` = K V and ``inner`` = V^T K V."""
+def _nystrom_factor(products: Tensor, inner: Tensor) -> Tensor:
+    """F (N C, m) with F F^T = (K V) (V^T K V)^-1 (K V)^T, from ``products`` = K V and ``inner`` = V^T K V."""
     values, rotation = torch.linalg.eigh((inner + inner.T) / 2)
-    # Directions that are a rounding error of the others would be blown up by the inverse root.
+    # The inverse root would amplify directions that are rounding errors of the others.
     kept = values > 1e-10 * values[-1].abs()
     factor: Tensor = products @ (rotation[:, kept] / values[kept].sqrt())
     return factor
@@ -181,16 +166,3 @@ def _nystroem(products: Tensor, inner: Tensor) -> Tensor:
 def apply_blocks(blocks: Tensor, vectors: Tensor) -> Tensor:
     """Per-sample products (N, C) of ``blocks`` (N, C, C) with ``vectors`` (N, C)."""
     return torch.einsum("ncd,nd->nc", blocks, vectors)
-
-
-def require_finite(values: Tensor, name: str) -> None:
-    """Raise NonFiniteError naming the rows of ``values`` (N, C) that hold NaN or Inf."""
-    finite = torch.isfinite(values).all(dim=1)
-    if not bool(finite.all()):
-        rows = (~finite).nonzero().flatten().tolist()
-        raise NonFiniteError(
-            f"{name} hold NaN or Inf",
-            where="surrogate",
-            expected="finite numbers",
-            got=f"{len(rows)} training rows, the first: {rows[:10]}",
-        )

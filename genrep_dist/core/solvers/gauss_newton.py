@@ -1,4 +1,4 @@
-"""Curvature of the training loss: per-sample square roots, and the influence kernel by the exact generalized Gauss-Newton (Eq. 15)."""
+"""The influence kernel by the exact generalized Gauss-Newton matrix (Eq. 15), and square roots of per-sample curvature."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _MAX_REFINEMENTS = 4
 def square_root(curvature: Tensor, *, rounding: float | None = None) -> Tensor:
     """S (N, C, C), symmetric positive semi-definite with S @ S = ``curvature`` (N, C, C) per sample, in its dtype.
 
-    ``rounding`` is the relative precision at which ``curvature`` was computed, its dtype's unless it was converted since.
-    Raises ProblemError where a matrix has an eigenvalue below zero by more than rounding: the loss is not convex in the outputs there.
+    ``rounding`` is the relative precision of ``curvature``, by default that of its dtype.
+    Raises ProblemError if an eigenvalue is below zero by more than rounding: the loss is not convex in the outputs.
     """
     if curvature.dim() != 3 or curvature.shape[1] != curvature.shape[2]:
         raise ProblemError("curvature has the wrong form", where="square_root", expected="(N, C, C)", got=f"{tuple(curvature.shape)}")
@@ -26,7 +26,7 @@ def square_root(curvature: Tensor, *, rounding: float | None = None) -> Tensor:
     else:
         values, vectors = torch.linalg.eigh(curvature)
     slack = 64 * (rounding or torch.finfo(curvature.dtype).eps) * values.abs().amax(dim=1, keepdim=True)
-    # Written so that NaN is refused too.
+    # Negated, so that NaN is refused too.
     bad = ~(values >= -slack).all(dim=1)
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
@@ -42,12 +42,12 @@ def square_root(curvature: Tensor, *, rounding: float | None = None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class InfluenceCertificate:
-    """What an influence kernel is worth.
+class GaussNewtonCertificate:
+    """The quality of an influence kernel.
 
-    ``damping`` is the absolute delta that was added to H; ``mean_eigenvalue`` = trace(H)/P over all P parameters, undamped;
-    ``residual`` = max over test points of ||k_m - (delta I + gram h/n) K_inf[:, m]|| / ||k_m||, k_m the column of K(train, test) and h the
-    block diagonal of second derivatives: an equation that only the exact kernel satisfies, so it judges the answer and not a step to it.
+    ``damping`` is the absolute delta that was added to H. ``mean_eigenvalue`` = trace(H)/P over all P parameters, without damping.
+    ``residual`` = max over test points of ||k_m - (delta I + gram h/n) K_inf[:, m]|| / ||k_m||, with k_m the column of K(train, test) and h
+    the block diagonal of second derivatives. Only the exact kernel satisfies this equation.
     """
 
     damping: float
@@ -65,22 +65,22 @@ def influence_kernel(
     relative: bool,
     num_parameters: int,
     tolerance: float = 1e-8,
-) -> tuple[Tensor, InfluenceCertificate]:
+) -> tuple[Tensor, GaussNewtonCertificate]:
     """The influence kernel (Eq. 15) K_inf (N, C, M) float64 = J (H + delta I)^-1 g_test, and its certificate.
 
-    H = (1/n) sum_i J_i^T h_i J_i over all P parameters is the exact generalized Gauss-Newton; it is positive semi-definite, so K_inf is a
-    Mercer kernel. With the features G (NC, P), S the roots of h and W = S G/sqrt(n), H = W^T W and
-    (delta I + W^T W)^-1 = (1/delta)(I - W^T (delta I + W W^T)^-1 W), where every product is one of ``gram`` = G G^T (NC, NC), row n C + c,
-    and ``cross`` = K(train, test) (N, C, M): nothing of size P occurs. ``curvature`` (N, C, C) is h, the loss's second derivative at
-    the outputs and targets that the model was trained on.
+    H = (1/n) sum_i J_i^T h_i J_i over all P parameters is the exact generalized Gauss-Newton matrix. It is positive semi-definite, so K_inf
+    is a Mercer kernel. With the features G (NC, P), the roots S of h and W = S G/sqrt(n), H = W^T W and
+    (delta I + W^T W)^-1 = (1/delta)(I - W^T (delta I + W W^T)^-1 W). All products are those of ``gram`` = G G^T (NC, NC), row n C + c, and
+    ``cross`` = K(train, test) (N, C, M), so nothing of size P is formed. ``curvature`` (N, C, C) is h, the loss's second derivative at the
+    model's outputs and the training targets.
 
-    ``damping`` is delta itself, or, if ``relative``, delta in units of trace(H)/P, the mean of H's P eigenvalues (most of them are zero
-    when P > NC). One Cholesky factorisation in float64, refined against the certificate's equation; memory is three float64
-    matrices of the gram's size, ``gram`` included.
+    ``damping`` is delta itself, or, if ``relative``, delta in units of trace(H)/P, the mean of H's P eigenvalues, of which most are zero
+    if P > NC. One Cholesky factorisation in float64, refined on the certificate's equation. Memory: three float64 matrices of the gram's
+    size, ``gram`` included.
 
     Raises ProblemError for shapes that do not fit and for a loss that is not convex; MethodError for a damping that is not positive;
-    ConvergenceError when the factorisation fails or the residual is above ``tolerance``: the gram is then not positive
-    semi-definite to the precision that this damping asks for.
+    ConvergenceError if the factorisation fails or the residual is above ``tolerance``: the gram is then not positive semi-definite to the
+    precision that this damping needs.
     """
     _check_influence(gram, cross, curvature, num_parameters)
     n, num_outputs, num_test = cross.shape
@@ -96,7 +96,7 @@ def influence_kernel(
             expected="a finite number above 0" + (", and curvature that is not zero everywhere" if relative else ""),
             got=f"{damping!r}" + (f" times the mean eigenvalue {mean_eigenvalue:.3g}" if relative else ""),
         )
-    cholesky = _factor(gram, root, delta)
+    cholesky = _factorise(gram, root, delta)
 
     def blockwise(blocks: Tensor, columns: Tensor) -> Tensor:
         return torch.einsum("ncd,ndm->ncm", blocks, columns.reshape(n, num_outputs, num_test)).flatten(0, 1)
@@ -107,14 +107,14 @@ def influence_kernel(
         return (right - gram @ blockwise(root, inner) / n) / delta
 
     columns = cross.flatten(0, 1)
-    sizes = columns.norm(dim=0)
+    norms = columns.norm(dim=0)
     solution, best = torch.zeros_like(columns), math.inf
     remaining = columns
     for _ in range(_MAX_REFINEMENTS):
         candidate = solution + invert(remaining)
         remaining = columns - delta * candidate - gram @ blockwise(curvature, candidate) / n
-        # A column of zeros is its own solution.
-        residual = float(torch.where(sizes > 0, remaining.norm(dim=0) / sizes, remaining.norm(dim=0)).max()) if num_test else 0.0
+        # For a column of zeros the solution zero is exact.
+        residual = float(torch.where(norms > 0, remaining.norm(dim=0) / norms, remaining.norm(dim=0)).max()) if num_test else 0.0
         if not residual < best:
             break
         solution, best = candidate, residual
@@ -126,7 +126,7 @@ def influence_kernel(
             got=f"residual {best:.3g}",
             remedy="raise the damping, or compute the gram in higher precision",
         )
-    return solution.reshape(n, num_outputs, num_test), InfluenceCertificate(delta, mean_eigenvalue, best, tolerance)
+    return solution.reshape(n, num_outputs, num_test), GaussNewtonCertificate(delta, mean_eigenvalue, best, tolerance)
 
 
 def _trace(gram: Tensor, curvature: Tensor) -> float:
@@ -137,7 +137,7 @@ def _trace(gram: Tensor, curvature: Tensor) -> float:
     return float(torch.einsum("ncd,ndc->", curvature, blocks)) / n
 
 
-def _factor(gram: Tensor, root: Tensor, delta: float) -> Tensor:
+def _factorise(gram: Tensor, root: Tensor, delta: float) -> Tensor:
     """Cholesky factor of delta I + S gram S/n."""
     n, num_outputs = root.shape[:2]
     system = torch.einsum("ncd,ndk->nck", root, gram.reshape(n, num_outputs, -1)).reshape(-1, n, num_outputs)
@@ -159,8 +159,8 @@ def _factor(gram: Tensor, root: Tensor, delta: float) -> Tensor:
 def _check_influence(gram: Tensor, cross: Tensor, curvature: Tensor, num_parameters: int) -> None:
     n, num_outputs = curvature.shape[0], curvature.shape[-1]
     size = n * num_outputs
-    fine = curvature.shape == (n, num_outputs, num_outputs) and gram.shape == (size, size) and cross.dim() == 3
-    if not (fine and cross.shape[:2] == (n, num_outputs) and size > 0 and num_parameters > 0):
+    fits = curvature.shape == (n, num_outputs, num_outputs) and gram.shape == (size, size) and cross.dim() == 3
+    if not (fits and cross.shape[:2] == (n, num_outputs) and size > 0 and num_parameters > 0):
         raise ProblemError(
             "gram, kernel and curvature do not fit each other",
             where="influence_kernel",

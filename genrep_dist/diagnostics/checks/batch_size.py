@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.dense import outputs
-from genrep_dist.core.gradients.factored import FeatureRows
+from genrep_dist.core.gradients.factored import FactoredGradients
+from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.core.kernels.base import FeatureKernel
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, dtype_text, largest_relative
 from genrep_dist.diagnostics.finding import Finding, compare, nan_as_inf
@@ -18,15 +18,15 @@ _BATCH_SIZES = (1, 7)
 
 
 def check(context: CheckContext) -> Iterator[Finding]:
-    """A finding for the outputs, and one for the features of each feature kernel of the run."""
-    yield _invariance(context, "outputs", outputs)
+    """A finding for the model_outputs, and one for the features of each feature kernel of the run."""
+    yield _invariance(context, "outputs", model_outputs)
     for name, kernel in context.feature_kernels().items():
         yield _invariance(context, f"features of kernel {name}", partial(_dense_features, kernel))
 
 
 def _dense_features(kernel: FeatureKernel, model: nn.Module, inputs: Tensor) -> Tensor:
     features = kernel.features(model, inputs)
-    return features.dense() if isinstance(features, FeatureRows) else features
+    return features.to_dense() if isinstance(features, FactoredGradients) else features
 
 
 def _invariance(context: CheckContext, what: str, compute: Callable[[torch.nn.Module, Tensor], Tensor]) -> Finding:

@@ -7,17 +7,17 @@ from collections.abc import Iterator
 import torch
 
 from genrep_dist.core.gradients.factored import inner_products
-from genrep_dist.core.gradients.hooks import feature_rows
-from genrep_dist.core.gradients.inspection import Layout, layout_of
+from genrep_dist.core.gradients.inspection import ModelInspection, inspect_model
+from genrep_dist.core.gradients.per_sample import factored_gradients
 from genrep_dist.core.gradients.reference import one_by_one
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, largest_sample
 from genrep_dist.diagnostics.finding import Finding, compare
 
-_WAYS = {
-    "factors": "as factors",
-    "gradients": "as gradients",
+_STRATEGIES = {
+    "factored": "as factors",
+    "dense": "as gradients",
     "torch.func": "by torch.func",
-    "one by one": "by one backward pass per sample",
+    "loop": "by one backward pass per sample",
 }
 
 
@@ -26,7 +26,7 @@ def check(context: CheckContext) -> Iterator[Finding]:
     if not any(kernel.factored for kernel in context.feature_kernels().values()):
         return
     model = context.model
-    rows = feature_rows(model, context.inputs)
+    rows = factored_gradients(model, context.inputs)
     found = inner_products(rows, rows).double()
     slow = torch.cat([one_by_one(model, sample) for sample in context.inputs]).double()
     sizes = slow.norm(dim=1)
@@ -37,18 +37,18 @@ def check(context: CheckContext) -> Iterator[Finding]:
         number,
         context.rounding,
         f"largest difference between products of factored features and of single gradients, over {len(context.rows)} samples, at sample "
-        f"id {context.train_id(sample)}; bound: {ROUNDINGS:,} roundings; {layers_text(layout_of(model, context.inputs))}",
+        f"id {context.train_id(sample)}; bound: {ROUNDINGS:,} roundings; {layers_text(inspect_model(model, context.inputs))}",
         "on a GPU set torch.backends.cuda.matmul.allow_tf32 = False; else a layer's gradient is assembled wrongly: find it by removing "
         "layers",
         seed=context.seed,
     )
 
 
-def layers_text(layout: Layout) -> str:
+def layers_text(inspection: ModelInspection) -> str:
     """Layers by the method that computes their gradients: 'as factors: conv1, conv2 (Conv2d); by torch.func: scale (OwnLayer)'."""
     parts = []
-    for way, text in _WAYS.items():
-        layers = [f"{one.layer or 'the model itself'} ({one.kind})" for one in layout.ways if one.way == way]
+    for strategy, text in _STRATEGIES.items():
+        layers = [f"{one.layer or 'the model itself'} ({one.layer_type})" for one in inspection.strategies if one.strategy == strategy]
         if layers:
             parts.append(f"{text}: {', '.join(layers)}")
     return "; ".join(parts)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from genrep_dist.core.gradients.dense import per_sample_gradients
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.gradients.reference import one_by_one
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, dtype_text, largest_relative
 from genrep_dist.diagnostics.finding import Finding, compare

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.dense import outputs as model_outputs
-from genrep_dist.core.gradients.dense import per_sample_gradients
+from genrep_dist.core.gradients.model import model_outputs
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.diagnostics.checks.dropout import dropout_layers
 from genrep_dist.diagnostics.checks.normalisation import normalising_layers
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, largest_relative, rerun_text, trainable

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx, nn
 
-from genrep_dist.core.gradients.dense import outputs as model_outputs
+from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.core.losses import Loss
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.training.batches import packed_steps, padded_rows

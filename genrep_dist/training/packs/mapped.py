@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from genrep_dist.core.gradients.outputs import as_outputs
+from genrep_dist.core.gradients.model import as_outputs
 from genrep_dist.training.fast_paths import FastPaths
 from genrep_dist.training.optimizers.base import OptimizedParameters, Optimizer
 from genrep_dist.training.packs.base import Pack

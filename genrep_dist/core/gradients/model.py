@@ -1,0 +1,95 @@
+"""A model's outputs as (B, C), its trainable parameters, and the checks that make its per-sample gradients well defined."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from genrep_dist.errors import ProblemError
+
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_LAZY_INSTANCE_NORMS = (nn.LazyInstanceNorm1d, nn.LazyInstanceNorm2d, nn.LazyInstanceNorm3d)
+
+
+def model_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The model's outputs (B, C) for ``inputs`` (B, ...). Grad mode and the model's mode are left as they are.
+
+    The model may return (B,), which becomes (B, 1), or (B, C). Raises ProblemError for anything else.
+    """
+    return as_outputs(model(inputs), inputs.shape[0])
+
+
+def as_outputs(raw: object, num_rows: int) -> Tensor:
+    """What a model returned for ``num_rows`` inputs, as (B, C). Raises ProblemError unless it is a tensor (B,) or (B, C)."""
+    if isinstance(raw, Tensor):
+        if raw.shape == (num_rows,):
+            return raw.unsqueeze(1)
+        if raw.dim() == 2 and raw.shape[0] == num_rows and raw.shape[1] >= 1:
+            return raw
+    raise ProblemError(
+        "the model's output has the wrong form",
+        where="model(inputs)",
+        expected=f"a tensor of shape ({num_rows},) or ({num_rows}, C) for {num_rows} inputs",
+        got=f"shape {tuple(raw.shape)}" if isinstance(raw, Tensor) else type(raw).__name__,
+        remedy="name the dimension when squeezing: squeeze() also drops a batch of one, squeeze(1) does not",
+    )
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The floating-point parameters with requires_grad, by name, in the order of ``model.named_parameters()``."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
+
+
+def parameter_vector(model: nn.Module) -> Tensor:
+    """A copy of all trainable parameters as one vector (P,), in the order of ``model.named_parameters()``."""
+    check_model(model)
+    return torch.cat([parameter.detach().reshape(-1) for parameter in trainable_parameters(model).values()])
+
+
+def require_eval(model: nn.Module) -> None:
+    """Raise ProblemError if the model or one of its layers is in train mode."""
+    for name, module in model.named_modules():
+        if module.training:
+            raise ProblemError(
+                "gradients need eval mode: dropout and batch statistics would make them random",
+                where=f"model layer {name!r} ({type(module).__name__})" if name else f"model {type(model).__name__}",
+                expected="model.eval() for every layer",
+                got="training=True",
+                remedy="call model.eval() first",
+            )
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise ProblemError for a model whose per-sample gradients are undefined. The model is not changed.
+
+    Refused are lazy parameters without a shape, models without trainable floating-point parameters, and batch normalisation without
+    running statistics, where a sample's output depends on the other samples of its batch even in eval mode.
+    """
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ProblemError(
+                "a parameter has no shape yet",
+                where=f"model parameter {name!r}",
+                expected="initialised parameters",
+                got=type(parameter).__name__,
+                remedy="run the model once on a batch inside model()",
+            )
+    if not trainable_parameters(model):
+        raise ProblemError(
+            "the model has no trainable parameters",
+            where=f"model {type(model).__name__}",
+            expected="at least one floating-point parameter with requires_grad=True",
+            got=f"{sum(1 for _ in model.parameters())} parameters, none of them trainable",
+        )
+    for name, module in model.named_modules():
+        # Duck typing also covers layers of other libraries. Instance norm without statistics normalises each sample by itself.
+        without_statistics = hasattr(module, "running_mean") and module.running_mean is None
+        if without_statistics and not isinstance(module, _INSTANCE_NORMS + _LAZY_INSTANCE_NORMS):
+            raise ProblemError(
+                "batch normalisation without running statistics mixes the samples of a batch",
+                where=f"model layer {name!r} ({type(module).__name__})",
+                expected="track_running_stats=True, or a normalisation within each sample",
+                got="no running_mean",
+                remedy="keep running statistics, or use GroupNorm or LayerNorm",
+            )
