@@ -72,7 +72,7 @@ NAMES = ["mlp", "cnn", "deep", "text", "text, three outputs", "vision"]
 def equal(found: FactoredGradients, expected: FactoredGradients) -> None:
     """Bit for bit, in what they are and in what is computed from them."""
     assert torch.equal(found.to_dense(), expected.to_dense())
-    assert found.parameters == expected.order
+    assert found.parameters == expected.parameters
     assert torch.equal(inner_products(found, found), inner_products(expected, expected))
     own = torch.zeros(len(found), dtype=torch.int64)
     assert torch.equal(found.self_product(own), expected.self_product(own))
