@@ -1,12 +1,13 @@
-"""Registries: named objects of one kind, extended by `register` or by an installed package's entry points."""
+"""Registries: named objects of one kind, extended by `register` or by the entry points of installed packages."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from genrep_dist.errors import ConfigError
 
@@ -16,45 +17,69 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Objects of one ``kind`` by name, in the order of registration.
 
-    A package adds one with an entry point of the ``group`` (``name = "module:Object"``). Entry points are read when a name is not
-    found among the registered ones, and when names are listed. A value given as text, ``module:Object``, is imported when it is used.
+    An installed package adds one with an entry point of the ``group`` (``name = "module:Object"``). Entry points are read when names
+    are listed for the first time, and whenever a name is not found. A value given as text, ``module:Object``, is imported when it is
+    first used. ``make`` turns a registered value into the object that :meth:`get` returns, and raises TypeError or ValueError for a
+    value that is not of this kind; without it, the value is the object.
     """
 
-    def __init__(self, kind: str, group: str) -> None:
+    def __init__(self, kind: str, group: str, make: Callable[[Any], T] | None = None) -> None:
         self.kind, self.group = kind, group
-        self._values: dict[str, T | str] = {}
+        self._make = make
+        self._values: dict[str, Any] = {}
+        self._made: dict[str, T] = {}
         self._entry_points_read = False
 
-    def register(self, name: str, value: T | str) -> None:
-        """Add ``value``. Raises ConfigError for a name that another value has."""
-        if self._values.setdefault(name, value) != value:
+    def register(self, name: str, value: Any) -> None:
+        """Add ``value``. A class or function that is defined again, as when a module is reloaded, replaces the earlier one.
+
+        Raises ConfigError for a name that another value has, and for one that is not lower-case letters, digits, ``-`` and ``_``.
+        """
+        if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
             raise ConfigError(
-                f"two {self.kind}s have the same name", where=self.group, expected="another name", got=f"{name}, which is taken"
+                f"the name of a {self.kind} is not usable", where=self.group, expected="lower-case letters, digits, - and _", got=repr(name)
             )
+        if name in self._values and self._values[name] != value and _path(self._values[name]) != _path(value):
+            raise ConfigError(
+                f"two {self.kind}s have the same name",
+                where=name,
+                expected=f"a name that is not taken by {_path(self._values[name])}",
+                got=_path(value),
+                remedy="choose another name",
+            )
+        self._values[name] = value
+        self._made.pop(name, None)
 
     def unregister(self, name: str) -> None:
         """Remove a name; nothing happens if it is not there."""
         self._values.pop(name, None)
+        self._made.pop(name, None)
 
     def get(self, name: str) -> T:
-        """The object of that name. Raises ConfigError with the nearest names when there is none."""
+        """The object of that name. Raises ConfigError, with the nearest names, when there is none or it cannot be loaded."""
         if name not in self:
             near = difflib.get_close_matches(name, self._values, n=3)
             raise ConfigError(
                 f"there is no {self.kind} {name!r}",
                 where=self.group,
-                expected=", ".join(self._values),
+                expected=f"one of {', '.join(self._values)}",
                 got=repr(name),
                 remedy=f"did you mean {' or '.join(near)}?" if near else f"register it, or install the package that has it ({self.group})",
             )
-        value = self._values[name]
-        if isinstance(value, str):
-            module, _, path = value.partition(":")
-            found: object = importlib.import_module(module)
-            for attribute in path.split("."):
-                found = getattr(found, attribute)
-            self._values[name] = value = cast("T", found)
-        return value
+        if name not in self._made:
+            value = self._values[name]
+            try:
+                found = _import(value) if isinstance(value, str) else value
+                self._made[name] = found if self._make is None else self._make(found)
+            except Exception as error:
+                raise ConfigError(
+                    f"the {self.kind} {name!r} cannot be loaded",
+                    where=f"{name} = {_path(value)} in {self.group}",
+                    expected=f"a {self.kind} as documented, at an importable path module:Object",
+                    got=f"{type(error).__name__}: {error}",
+                    remedy="correct or uninstall the package that declares it",
+                ) from error
+        return self._made[name]
 
     def __contains__(self, name: object) -> bool:
         if name not in self._values:
@@ -62,7 +87,8 @@ class Registry(Generic[T]):
         return name in self._values
 
     def __iter__(self) -> Iterator[str]:
-        self._read_entry_points()
+        if not self._entry_points_read:
+            self._read_entry_points()
         return iter(tuple(self._values))
 
     def values(self) -> list[T]:
@@ -70,7 +96,20 @@ class Registry(Generic[T]):
         return [self.get(name) for name in self]
 
     def _read_entry_points(self) -> None:
-        if not self._entry_points_read:
-            self._entry_points_read = True
-            for found in entry_points(group=self.group):
-                self._values.setdefault(found.name, found.value)
+        self._entry_points_read = True
+        for found in entry_points(group=self.group):
+            if found.name not in self._values:
+                self.register(found.name, found.value)
+
+
+def _import(path: str) -> Any:
+    module, _, attributes = path.partition(":")
+    found: Any = importlib.import_module(module)
+    for attribute in attributes.split("."):
+        found = getattr(found, attribute)
+    return found
+
+
+def _path(value: Any) -> str:
+    """``module:Object`` of a class or function and of the text that names one; any other value as text."""
+    return f"{value.__module__}:{value.__qualname__}" if hasattr(value, "__qualname__") else str(value)

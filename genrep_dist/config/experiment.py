@@ -240,7 +240,7 @@ class Experiment(Section):
         for section in question.get("external", {}).values():
             section.pop("path", None)
         if "metrics" in question:
-            question["metrics"] = {name: [METRICS[name].version, section] for name, section in question["metrics"].items()}
+            question["metrics"] = {name: [METRICS.get(name).version, section] for name, section in question["metrics"].items()}
         return question
 
     def to_yaml(self) -> str:

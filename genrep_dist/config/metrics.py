@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from genrep_dist.config.sections import Section
 from genrep_dist.errors import ConfigError, PlanError
-from genrep_dist.plugins import Registry
+from genrep_dist.registry import Registry
 
 if TYPE_CHECKING:
     from genrep_dist.config.experiment import Experiment
@@ -59,19 +59,23 @@ class PlannedMetric(Protocol):
     def disabled(self, experiment: Experiment) -> Experiment: ...
 
 
-_SHIPPED = "genrep_dist.evaluation.metrics"
+def _instance(metric: Any) -> PlannedMetric:
+    """A metric of its class. Raises TypeError for what is not a class of a metric."""
+    if not isinstance(metric, type) or not hasattr(metric, "check_feasible"):
+        raise TypeError("not a subclass of Metric")
+    built: PlannedMetric = metric()
+    return built
 
-METRICS: Registry[PlannedMetric] = Registry(
-    "metric",
-    "genrep_dist.metrics",
-    (
-        f"{_SHIPPED}.deletion:Deletion",
-        f"{_SHIPPED}.lds:LinearDatamodeling",
-        f"{_SHIPPED}.loo:LeaveOneOut",
-        f"{_SHIPPED}.brittleness:Brittleness",
-        f"{_SHIPPED}.mislabel:Mislabel",
-    ),
-)
+
+METRICS: Registry[PlannedMetric] = Registry("metric", "genrep_dist.metrics", make=_instance)
+for _name, _class in (
+    ("deletion", "deletion:Deletion"),
+    ("lds", "lds:LinearDatamodeling"),
+    ("loo", "loo:LeaveOneOut"),
+    ("brittleness", "brittleness:Brittleness"),
+    ("mislabel", "mislabel:Mislabel"),
+):
+    METRICS.register(_name, f"genrep_dist.evaluation.metrics.{_class}")
 
 
 def measured_metrics(experiment: Experiment) -> tuple[PlannedMetric, ...]:
@@ -135,13 +139,15 @@ def complete_settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, di
     for name, settings in sections.items():
         own = dict(settings)
         target = own.pop("class", None)
-        try:
-            metric = METRICS.get(name) if target is None else METRICS.load(str(target))
-        except ConfigError as error:
-            raise ValueError(f"an importable metric; {error.got}") from error
-        if metric is None or metric.name != name:
+        if target is None and name not in METRICS:
             known = [metric.name for metric in METRICS.values() if metric.section is not None]
             raise ValueError(f"registered metrics ({', '.join(known) or 'none'}), or `class: module:Class` with that metric's name")
+        try:
+            metric = METRICS.get(name) if target is None else _load(name, str(target))
+        except ConfigError as error:
+            raise ValueError(f"an importable metric; {error.got}") from error
+        if metric.name != name:
+            raise ValueError(f"the metric's own name, {metric.name}")
         if metric.section is None:
             raise ValueError(f"metrics of other packages; {name} is measured by a field of its own")
         try:
@@ -151,3 +157,17 @@ def complete_settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, di
             raise ValueError("; ".join(faults)) from error
         found[name] = ({} if target is None else {"class": target}) | complete
     return found
+
+
+def _load(name: str, path: str) -> PlannedMetric:
+    """Register the class at ``path`` and return its metric; one that cannot be used is not registered."""
+    is_new = name not in METRICS
+    METRICS.register(name, path)
+    usable = False
+    try:
+        metric = METRICS.get(name)
+        usable = metric.name == name
+    finally:
+        if is_new and not usable:
+            METRICS.unregister(name)
+    return metric

@@ -1,19 +1,14 @@
 """How attribution tools store their score files: the file, the array's name in it, the direction and the sign.
 
-Another tool is one :class:`ScoreLayout` and one registration: :func:`register_score_layout` from Python, or an entry point of the
-group ``genrep_dist.score_layouts`` whose name is the layout's and whose object is a :class:`ScoreLayout`.
+Another tool is one :class:`ScoreLayout` and one registration: ``SCORE_LAYOUTS.register(name, layout)``, or an entry point of the group
+``genrep_dist.score_layouts``. Experiments name it as ``external.<method>.layout``.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 
-from genrep_dist.errors import ConfigError
-
-ENTRY_POINT_GROUP = "genrep_dist.score_layouts"
+from genrep_dist.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,14 @@ class ScoreLayout:
     source: str = ""
 
 
-_LAYOUTS: dict[str, ScoreLayout] = {
+def _layout(found: object) -> ScoreLayout:
+    if not isinstance(found, ScoreLayout):
+        raise TypeError(f"{type(found).__name__} is not a ScoreLayout")
+    return found
+
+
+SCORE_LAYOUTS: Registry[ScoreLayout] = Registry("score layout", "genrep_dist.score_layouts", make=_layout)
+for _name, _value in {
     "plain": ScoreLayout(sign="as declared", source="docs/external-scores.md"),
     "captum": ScoreLayout(
         transposed=True,
@@ -66,72 +68,5 @@ _LAYOUTS: dict[str, ScoreLayout] = {
         sign="as in the wrapped tool; the loss on both sides: positive lowers the test loss",
         source="quanda 0.5 explainers/base.py, Explainer.explain: (test_samples, train_dataset_size)",
     ),
-}
-
-
-def register_score_layout(name: str, layout: ScoreLayout) -> None:
-    """Make ``layout`` available as ``external.<method>.layout: name`` in this process.
-
-    ConfigError for a name that is taken by another layout or is not lower-case letters, digits, ``-`` and ``_``.
-    """
-    if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
-        raise ConfigError(
-            "a score layout's name is not usable",
-            where="register_score_layout",
-            expected="lower-case letters, digits, - and _",
-            got=repr(name),
-            remedy="choose another name",
-        )
-    if _LAYOUTS.setdefault(name, layout) != layout:
-        raise ConfigError(
-            f"there is already a score layout {name!r}",
-            where="register_score_layout",
-            expected="a new name",
-            got=repr(name),
-            remedy="choose another name",
-        )
-
-
-def score_layout(name: str) -> ScoreLayout:
-    """The layout of that name. ConfigError, with the nearest names, if none is registered."""
-    if name not in _LAYOUTS:
-        _load_entry_points()
-    if name not in _LAYOUTS:
-        near = difflib.get_close_matches(name, _LAYOUTS, n=2)
-        raise ConfigError(
-            f"there is no score layout {name!r}",
-            where="external: layout",
-            expected=f"one of {', '.join(sorted(_LAYOUTS))}",
-            got=repr(name),
-            remedy=f"did you mean {' or '.join(near)}?" if near else "install or import the package that registers it",
-        )
-    return _LAYOUTS[name]
-
-
-def score_layout_names() -> tuple[str, ...]:
-    """Names of all registered layouts."""
-    _load_entry_points()
-    return tuple(_LAYOUTS)
-
-
-def _load_entry_points() -> None:
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.name in _LAYOUTS:
-            continue
-        cause: Exception | None = None
-        try:
-            layout = point.load()
-        except Exception as error:
-            got, cause = f"{type(error).__name__}: {error}", error
-        else:
-            if isinstance(layout, ScoreLayout):
-                register_score_layout(point.name, layout)
-                continue
-            got = type(layout).__name__
-        raise ConfigError(
-            "an entry point does not give a score layout",
-            where=f"{point.name} = {point.value} of the entry point group {ENTRY_POINT_GROUP}",
-            expected="a ScoreLayout",
-            got=got,
-            remedy="correct or uninstall the package that declares it",
-        ) from cause
+}.items():
+    SCORE_LAYOUTS.register(_name, _value)

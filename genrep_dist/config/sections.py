@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from genrep_dist.config.score_layouts import score_layout
+from genrep_dist.config.score_layouts import SCORE_LAYOUTS
 from genrep_dist.errors import ConfigError
 
 StageName = str
@@ -290,7 +290,7 @@ class ExternalSection(Section):
     @classmethod
     def _registered_layout(cls, value: str) -> str:
         try:
-            score_layout(value)
+            SCORE_LAYOUTS.get(value)
         except ConfigError as error:
             raise ValueError(f"{error.expected} ({error.remedy})") from error
         return value

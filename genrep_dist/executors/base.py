@@ -62,7 +62,7 @@ class Executor(Protocol):
     """Runs units in any order and yields one outcome for each, as it ends. A failing unit does not stop the others.
 
     A worker runs a unit with :func:`genrep_dist.workflow.execute.execute`. :class:`genrep_dist.testing.ExecutorTests` tests the rest of
-    the contract. Register an executor with :func:`genrep_dist.executors.registry.register_executor`.
+    the contract. Register an executor with :data:`genrep_dist.executors.registry.EXECUTORS`.
     """
 
     name: str

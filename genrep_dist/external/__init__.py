@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from genrep_dist.config.score_layouts import ScoreLayout, register_score_layout, score_layout, score_layout_names
+from genrep_dist.config.score_layouts import SCORE_LAYOUTS, ScoreLayout
 from genrep_dist.external.exported import Exported, open_exported
 from genrep_dist.external.load import ExternalScores, load_external
 
 __all__ = [
+    "SCORE_LAYOUTS",
     "Exported",
     "ExternalScores",
     "ScoreLayout",
     "load_external",
     "open_exported",
-    "register_score_layout",
-    "score_layout",
-    "score_layout_names",
 ]

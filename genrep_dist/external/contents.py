@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from genrep_dist.config.score_layouts import score_layout
+from genrep_dist.config.score_layouts import SCORE_LAYOUTS
 from genrep_dist.config.sections import ExternalSection
 from genrep_dist.errors import ConfigError, MethodError
 
@@ -42,7 +42,7 @@ class Contents:
 
 def is_transposed(section: ExternalSection) -> bool:
     """Whether matrices are (test x train), for files that do not say so themselves."""
-    return score_layout(section.layout).transposed if section.transposed is None else section.transposed
+    return SCORE_LAYOUTS.get(section.layout).transposed if section.transposed is None else section.transposed
 
 
 def scores_name(section: ExternalSection, path: Path, shapes: dict[str, tuple[int, ...]]) -> str:
@@ -58,7 +58,7 @@ def scores_name(section: ExternalSection, path: Path, shapes: dict[str, tuple[in
             got=", ".join(map(repr, shapes)) or "no arrays",
             remedy="set key to the name of the scores in the file",
         )
-    for name in (section.key, score_layout(section.layout).key, "scores"):
+    for name in (section.key, SCORE_LAYOUTS.get(section.layout).key, "scores"):
         if name in shapes:
             return name
     matrices = [name for name, shape in shapes.items() if len(shape) == 2]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genrep_dist.config import json_digest
-from genrep_dist.config.score_layouts import score_layout
+from genrep_dist.config.score_layouts import SCORE_LAYOUTS
 from genrep_dist.config.sections import ExternalSection
 from genrep_dist.errors import ConfigError, MethodError
 from genrep_dist.external.assemble import assemble
@@ -103,7 +103,7 @@ def _check_model(where: str, section: ExternalSection, path: Path, model: str | 
 
 def _digest(path: Path, section: ExternalSection) -> str:
     """sha256 of all bytes of a file or folder, of its sidecar, and of the section and its layout, but not of the path."""
-    layout = score_layout(section.layout)
+    layout = SCORE_LAYOUTS.get(section.layout)
     declared = [section.model_dump(mode="json", exclude={"path"}), layout.key, layout.transposed]
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     found = [[file.relative_to(path).as_posix(), _sha256(file)] for file in files]

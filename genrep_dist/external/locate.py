@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from genrep_dist.config.score_layouts import score_layout
+from genrep_dist.config.score_layouts import SCORE_LAYOUTS
 from genrep_dist.config.sections import ExternalSection
 from genrep_dist.errors import ConfigError
 
@@ -57,7 +57,7 @@ def _by_template(name: str, section: ExternalSection, folders: Sequence[Path], s
 
 def _tool_file(folder: Path, layout: str) -> Path | None:
     """The score file in the output folder of the layout's tool, or None."""
-    pattern = score_layout(layout).file
+    pattern = SCORE_LAYOUTS.get(layout).file
     files = sorted(folder.glob(pattern)) if pattern else []
     if len(files) > 1:
         raise ConfigError(

@@ -15,7 +15,7 @@ from genrep_dist.config import Experiment
 from genrep_dist.errors import CorruptError, FailureKind, GenRepError, UnitError
 from genrep_dist.evaluation.metrics.base import REQUEST_NULLABLE
 from genrep_dist.executors.base import Executor, Outcome, SupportsMetrics
-from genrep_dist.executors.registry import make_executor
+from genrep_dist.executors.registry import EXECUTORS
 from genrep_dist.plan import Plan
 from genrep_dist.runner.progress import ProgressCounter
 from genrep_dist.runner.quarantine import Quarantine
@@ -47,7 +47,7 @@ class Workers:
 
     def open(self) -> Executor:
         if self._executor is None:
-            self._executor = make_executor(self._name, self._experiment.resources, address=self._address)
+            self._executor = EXECUTORS.get(self._name)(self._experiment.resources, address=self._address)
         return self._executor
 
     def export_metrics(self, counts: Mapping[str, Any]) -> None:

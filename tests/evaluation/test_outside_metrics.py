@@ -15,7 +15,6 @@ import genrep_dist as gr
 from genrep_dist.config.metrics import METRICS, requested_retrainings
 from genrep_dist.errors import ConfigError, PlanError
 from genrep_dist.evaluation.metrics.base import metric_infos, register
-from genrep_dist.plugins import Registry
 from genrep_dist.units import Retraining
 from genrep_dist.workflow.retrain import retrain
 from tests.experiments import ROOT, experiment
@@ -30,9 +29,9 @@ FIELDS: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def registry_restored() -> Iterator[None]:
-    before = dict(METRICS._items)
     yield
-    METRICS._items = before
+    for name in ("self_removal", "undeclared", "impostor"):
+        METRICS.unregister(name)
 
 
 def test_a_registered_metric_runs_from_requests_to_the_report(tmp_path: Path) -> None:
@@ -90,7 +89,7 @@ def test_settings_and_version_are_a_part_of_the_question() -> None:
         ({"self_removal": {"count": 0}}, r"self_removal\.count: Input should be greater than or equal to 1"),
         ({"self_removal": {"replicates": 3}}, "retrain: fresh with several replicates"),
         ({"lds": {"subsets": 4}}, "lds is measured by a field of its own"),
-        ({"other": {"class": "tests.outside_metrics:SelfRemoval"}}, "with that metric's name"),
+        ({"other": {"class": "tests.outside_metrics:SelfRemoval"}}, "the metric's own name, self_removal"),
         ({"self_removal": {"class": "tests.outside_metrics:Nothing"}}, "an importable metric; AttributeError"),
     ],
 )
@@ -110,21 +109,15 @@ def test_more_requests_than_declared_are_refused(tmp_path: Path) -> None:
 def test_names_that_are_taken_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"numbers of one name[\s\S]*metric lds"):
         register(Impostor)
-    with pytest.raises(ConfigError, match=r"two metrics have one name[\s\S]*Renamed"):
+    with pytest.raises(ConfigError, match=r"two metrics have the same name[\s\S]*Renamed"):
         register(type("Renamed", (SelfRemoval,), {"name": "deletion", "numbers": ()}))
 
 
 def test_an_installed_package_can_name_its_metric(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = importlib.metadata.EntryPoint("mine", "tests.outside_metrics:SelfRemoval", "genrep_dist.metrics")
-    monkeypatch.setattr("genrep_dist.plugins.entry_points", lambda *, group: [entry] if group == "genrep_dist.metrics" else [])
-    registry: Registry[SelfRemoval] = Registry("metric", "genrep_dist.metrics", ())
-    assert list(registry) == ["self_removal"]
-    with pytest.raises(ConfigError, match=r"no metric of this name[\s\S]*one of self_removal"):
-        registry["another"]
-    broken = importlib.metadata.EntryPoint("mine", "tests.nowhere:Metric", "genrep_dist.metrics")
-    monkeypatch.setattr("genrep_dist.plugins.entry_points", lambda *, group: [broken])
-    with pytest.raises(ConfigError, match=r"cannot be loaded[\s\S]*entry point mine of genrep_dist.metrics"):
-        list(Registry("metric", "genrep_dist.metrics", ()))
+    entry = importlib.metadata.EntryPoint("self_removal", "tests.outside_metrics:SelfRemoval", METRICS.group)
+    monkeypatch.setattr("genrep_dist.registry.entry_points", lambda *, group: [entry] if group == METRICS.group else [])
+    asked = experiment(**FIELDS)
+    assert asked.metric_names == ("auc_del_negative", "mean_drop")
 
 
 def test_tuning_leaves_other_metrics_out() -> None:

@@ -15,7 +15,7 @@ from genrep_dist.errors import ConfigError, FailureKind, ProblemError
 from genrep_dist.executors import registry
 from genrep_dist.executors.base import Executor, Outcome
 from genrep_dist.executors.ray_executor import RayExecutor
-from genrep_dist.executors.registry import executor_names, make_executor, register_executor
+from genrep_dist.executors.registry import EXECUTORS
 from genrep_dist.executors.serial import SerialExecutor
 from genrep_dist.testing import ExecutorTests
 from genrep_dist.testing.executors import RETRIES, Workload, make_experiment
@@ -48,7 +48,7 @@ class ReversedExecutor:
 
 class TestSerialExecutor(ExecutorTests):
     def make_executor(self, resources: ResourcesSection) -> Executor:
-        return make_executor("serial", resources)
+        return EXECUTORS.get("serial")(resources)
 
 
 class TestReversedExecutor(ExecutorTests):
@@ -73,19 +73,21 @@ class TestRayExecutor(ExecutorTests):
     isolates_processes = True
 
     def make_executor(self, resources: ResourcesSection) -> Executor:
-        return make_executor("ray", resources)
+        return EXECUTORS.get("ray")(resources)
 
 
 @pytest.fixture
-def _clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+def _clean_registry() -> Iterator[None]:
+    yield
+    EXECUTORS.unregister("reversed")
+    EXECUTORS.unregister("backwards")
 
 
 @pytest.mark.usefixtures("_clean_registry")
 def test_an_executor_from_outside_is_used_by_its_name(tmp_path: Path) -> None:
-    register_executor("reversed", ReversedExecutor)
-    register_executor("reversed", ReversedExecutor)  # a module that is imported twice
-    assert executor_names() == ["ray", "reversed", "serial"]
+    EXECUTORS.register("reversed", ReversedExecutor)
+    EXECUTORS.register("reversed", ReversedExecutor)  # a module that is imported twice
+    assert list(EXECUTORS) == ["serial", "ray", "reversed"]
     tables = []
     for name in ("serial", "reversed"):
         (tmp_path / name).mkdir()
@@ -93,21 +95,18 @@ def test_an_executor_from_outside_is_used_by_its_name(tmp_path: Path) -> None:
         tables.append(run.deletion().collect())
     assert tables[0].equals(tables[1])
     with pytest.raises(ConfigError, match="two executors have the same name"):
-        register_executor("reversed", SerialExecutor.from_resources)
-    with pytest.raises(ConfigError, match=r"no such executor[\s\S]*ray or reversed or serial"):
+        EXECUTORS.register("reversed", SerialExecutor.from_resources)
+    with pytest.raises(ConfigError, match=r"no executor 'slurm'[\s\S]*serial, ray, reversed"):
         gr.run(make_experiment(tmp_path / "serial"), store=str(tmp_path / "third"), executor="slurm")
 
 
+@pytest.mark.usefixtures("_clean_registry")
 def test_an_entry_point_is_used_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if an installed package declared it."""
-    point = EntryPoint("backwards", f"{__name__}:ReversedExecutor", registry.ENTRY_POINT_GROUP)
-
-    def installed(*, group: str, name: str = "backwards") -> list[EntryPoint]:
-        return [point] if (group, name) == (point.group, point.name) else []
-
-    monkeypatch.setattr(registry, "entry_points", installed)
-    assert "backwards" in executor_names()
-    made = make_executor("backwards", ResourcesSection.model_validate({}), address="here")
+    point = EntryPoint("backwards", f"{__name__}:ReversedExecutor", EXECUTORS.group)
+    monkeypatch.setattr(registry, "entry_points", lambda *, group: [point] if group == point.group else [])
+    assert "backwards" in EXECUTORS
+    made = EXECUTORS.get("backwards")(ResourcesSection.model_validate({}), address="here")
     assert isinstance(made, ReversedExecutor)
     assert made.address == "here"
 

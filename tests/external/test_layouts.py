@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genrep_dist.config import score_layouts
 from genrep_dist.errors import ConfigError
-from genrep_dist.external import ScoreLayout, register_score_layout, score_layout, score_layout_names
+from genrep_dist.external import SCORE_LAYOUTS, ScoreLayout
 from tests.external import files
 from tests.external.files import MODELS, TEST_IDS, TRAIN_IDS, expected, load, scores, section
 
@@ -19,9 +18,11 @@ THEIRS = ScoreLayout("out/*.npz", "influence", True, "positive raises the logit"
 
 
 @pytest.fixture(autouse=True)
-def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy of the registry, so that no test changes another's."""
-    monkeypatch.setattr(score_layouts, "_LAYOUTS", dict(score_layouts._LAYOUTS))
+def registered_layouts() -> Iterator[None]:
+    """The registry as it was, so that no test changes another's."""
+    yield
+    for name in ("theirs", "one"):
+        SCORE_LAYOUTS.unregister(name)
 
 
 def check_that_it_reads(tmp_path: Path, layout: str) -> None:
@@ -36,9 +37,9 @@ def check_that_it_reads(tmp_path: Path, layout: str) -> None:
 def test_a_layout_is_registered_from_python(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected|plain"):
         section("a.npz", layout="theirs")
-    register_score_layout("theirs", THEIRS)
-    register_score_layout("theirs", THEIRS)  # again is no fault
-    assert "theirs" in score_layout_names()
+    SCORE_LAYOUTS.register("theirs", THEIRS)
+    SCORE_LAYOUTS.register("theirs", THEIRS)  # again is no fault
+    assert "theirs" in SCORE_LAYOUTS
     check_that_it_reads(tmp_path, "theirs")
 
 
@@ -63,7 +64,7 @@ def test_a_layout_comes_from_another_package_by_entry_point(tmp_path: Path, site
     code = "from genrep_dist.external import ScoreLayout\nLAYOUT = ScoreLayout('out/*.npz', 'influence', True, 'positive raises', 'docs')\n"
     distribution(site, "their_package:LAYOUT", code)
     check_that_it_reads(tmp_path, "theirs")
-    assert "theirs" in score_layout_names()
+    assert "theirs" in SCORE_LAYOUTS
 
 
 @pytest.mark.parametrize(
@@ -71,23 +72,24 @@ def test_a_layout_comes_from_another_package_by_entry_point(tmp_path: Path, site
 )
 def test_a_broken_entry_point_is_named(site: Path, value: str, code: str, got: str) -> None:
     distribution(site, value, code)
-    with pytest.raises(ConfigError, match=rf"does not give a score layout[\s\S]*theirs = {value}[\s\S]*{got}"):
-        score_layout("theirs")
-    assert score_layout("captum").transposed, "shipped layouts do not depend on it"
+    with pytest.raises(ConfigError, match=rf"cannot be loaded[\s\S]*theirs = {value}[\s\S]*{got}"):
+        SCORE_LAYOUTS.get("theirs")
+    assert SCORE_LAYOUTS.get("captum").transposed, "shipped layouts do not depend on it"
 
 
 def test_names_that_cannot_be_registered() -> None:
-    with pytest.raises(ConfigError, match="already a score layout 'trak'"):
-        register_score_layout("trak", THEIRS)
+    with pytest.raises(ConfigError, match="two score layouts have the same name"):
+        SCORE_LAYOUTS.register("trak", THEIRS)
     with pytest.raises(ConfigError, match="not usable"):
-        register_score_layout("Their Layout", THEIRS)
+        SCORE_LAYOUTS.register("Their Layout", THEIRS)
     with pytest.raises(ConfigError, match=r"no score layout 'tark'[\s\S]*did you mean trak"):
-        score_layout("tark")
+        SCORE_LAYOUTS.get("tark")
 
 
 def test_the_digest_covers_what_the_layout_means(tmp_path: Path) -> None:
     files.write_npz(tmp_path / "a.npz", {"influence": scores(), "scores": scores(), "model": MODELS[0]})
-    register_score_layout("one", ScoreLayout("", "influence", False, "", ""))
+    SCORE_LAYOUTS.register("one", ScoreLayout("", "influence", False, "", ""))
     first = load(tmp_path / "a.npz", layout="one")[0].digest
-    score_layouts._LAYOUTS["one"] = ScoreLayout("", "scores", False, "", "a later version of the package")
+    SCORE_LAYOUTS.unregister("one")
+    SCORE_LAYOUTS.register("one", ScoreLayout("", "scores", False, "", "a later version of the package"))
     assert load(tmp_path / "a.npz", layout="one")[0].digest != first

@@ -25,7 +25,7 @@ from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.importances.target import target_importance
 from genrep_dist.core.kernels.blocks import ntk_block
-from genrep_dist.external import Exported, load_external, open_exported, score_layout_names
+from genrep_dist.external import SCORE_LAYOUTS, Exported, load_external, open_exported
 from genrep_dist.results import Run
 from genrep_dist.runner.export import export_problem
 from genrep_dist.runner.run import train_originals
@@ -265,7 +265,7 @@ def test_quandas_explainers_wrap_captum(run: Run, place: Path) -> None:
 
 
 def test_every_layout_has_its_recipe() -> None:
-    for tool in set(score_layout_names()) - {"plain"}:
+    for tool in set(SCORE_LAYOUTS) - {"plain"}:
         program, section = recipe(tool)
         compile(program, tool, "exec")
         assert section.layout in ("plain", tool)

@@ -15,7 +15,7 @@ from genrep_dist.errors import ConfigError, ProblemError
 from genrep_dist.problems.protocol import Recipe
 from genrep_dist.registry import Registry
 from genrep_dist.training.fast_paths import PLAIN
-from genrep_dist.training.optimizers import OPTIMIZERS, identity_gap_reasons, make_optimizer, register
+from genrep_dist.training.optimizers import OPTIMIZERS, identity_gap_reasons, make_optimizer
 from genrep_dist.training.optimizers.base import OptimizedParameters, Optimizer, per_model
 from genrep_dist.training.packs.base import Pack
 from genrep_dist.training.packs.compatibility import why_not_packed
@@ -84,7 +84,7 @@ class TorchSign(torch.optim.SGD):
 def registered() -> Iterator[None]:
     names: dict[str, type[Optimizer]] = {"toy-adam": ToyAdam, "sign": SignSGD, "whitened": Whitened}
     for name, optimizer in names.items():
-        register(name, optimizer)
+        OPTIMIZERS.register(name, optimizer)
     yield
     for name in names:
         OPTIMIZERS.unregister(name)
@@ -180,7 +180,7 @@ def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"no optimizer 'sdg'[\s\S]*did you mean sgd"):
         make_optimizer(replace(RECIPES["plain"], optimizer="sdg"))
     with pytest.raises(ConfigError, match="name"):
-        register("sgd", ToyAdam)
+        OPTIMIZERS.register("sgd", ToyAdam)
     with pytest.raises(ProblemError, match="weight_decay"):
         make_optimizer(replace(RECIPES["weight decay"], optimizer="toy-adam"))
     with pytest.raises(ProblemError, match=r"recipe\.optimizer"):

@@ -292,7 +292,7 @@ def register(metric: type[Metric]) -> type[Metric]:
             got=", ".join(shared),
             remedy="rename the number",
         )
-    METRICS.register(built)
+    METRICS.register(built.name, metric)
     return metric
 
 

@@ -1,4 +1,4 @@
-"""Optimizers: update rules by name. :func:`register` or an entry point of the group ``genrep_dist.optimizers`` adds one."""
+"""Optimizers: update rules by name. ``OPTIMIZERS.register`` or an entry point of the group ``genrep_dist.optimizers`` adds one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,6 @@ from genrep_dist.training.optimizers.sgd import SGD
 
 OPTIMIZERS: Registry[type[Optimizer]] = Registry("optimizer", "genrep_dist.optimizers")
 OPTIMIZERS.register("sgd", SGD)
-
-
-def register(name: str, optimizer: type[Optimizer]) -> None:
-    """Make ``optimizer`` available as ``recipe.optimizer: name``. Raises ConfigError for a name that is taken."""
-    OPTIMIZERS.register(name, optimizer)
 
 
 def make_optimizer(recipe: Recipe) -> Optimizer:

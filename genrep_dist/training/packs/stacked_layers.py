@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 MIN_RUN = 8
-"""Numbers in a row of a window (width x channels), below which windows are copied kernel element by kernel element, in longer runs of memory. With the
-reused buffers this makes a step of the digits' network about 1.2 times as fast."""
+"""Numbers in a row of a window (width x channels), below which windows are copied kernel element by kernel element, in longer runs of
+memory. With the reused buffers this makes a step of the digits' network about 1.2 times as fast."""
 
 
 class Stacked(nn.Module):
