@@ -54,9 +54,7 @@ def test_entry_points_are_found_by_name_and_in_lists(monkeypatch: pytest.MonkeyP
 def test_a_value_that_cannot_be_loaded_is_refused() -> None:
     made = colours()
     made.register("nowhere", "tests.nowhere:Colour")
-    with pytest.raises(
-        ConfigError, match=r"cannot be loaded[\s\S]*nowhere = tests\.nowhere:Colour[\s\S]*ModuleNotFoundError"
-    ):
+    with pytest.raises(ConfigError, match=r"cannot be loaded[\s\S]*nowhere = tests\.nowhere:Colour[\s\S]*ModuleNotFoundError"):
         made.get("nowhere")
 
 

@@ -191,7 +191,8 @@ def _fold(ctx: Any, weight: Tensor, gradient: Tensor) -> Tensor:
     padded = layer.buffer("padded gradient", (rows, height + 2 * ph, width + 2 * pw, channels), gradient).zero_()
     for i, j, ys, xs in layer.taps(ctx.out):
         padded[:, ys, xs].add_(by_tap[:, :, :, i, j])
-    return padded[:, ph : ph + height, pw : pw + width].permute(0, 3, 1, 2)
+    unpadded: Tensor = padded[:, ph : ph + height, pw : pw + width]
+    return unpadded.permute(0, 3, 1, 2)
 
 
 class StackedEmbedding(Stacked):
