@@ -14,6 +14,7 @@ NAMES = {*KERNELS, *IMPORTANCES, "external", "random"}
 HOMES = {"core/methods.py": "the grammar of method names"}
 ALLOWED = {
     ("problems/tables.py", "target"): "a column of the samples' table",
+    ("config/experiment.py", "external"): "a field of the experiment",
 }
 
 

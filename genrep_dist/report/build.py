@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genrep_dist.evaluation.metrics.base import registered_metrics
 from genrep_dist.evaluation.tables import EvaluationTables
@@ -95,18 +95,25 @@ def facts(run: Run, tables: EvaluationTables, more_facts: Mapping[str, str] | No
     accuracy = run.training()["test_accuracy"].drop_nulls()
     if len(accuracy):
         found["Test accuracy of the originals"] = f"mean {100 * float(accuracy.mean()):.1f} %, lowest {100 * float(accuracy.min()):.1f} %"  # type: ignore[arg-type]
-    certificates = [certificate for certificate in run.certificates() if certificate["importance"] == "surrogate"]
-    if certificates:
-        residual = max(certificate["residual"] for certificate in certificates)
-        gap = max(certificate["efficiency_gap"] for certificate in certificates)
-        found["Surrogate"] = (
-            f"lambda {experiment.surrogate.lam:g}; largest stationarity residual {residual:.1e}; "
-            f"largest efficiency gap max |f - K alpha| on the training set {gap:.3g}"
+    certificates = run.certificates()
+    for name in sorted({certificate["importance"] for certificate in certificates if certificate["importance"]}):
+        found[name.capitalize()] = _solution_text(
+            experiment.importance(name).description, [certificate for certificate in certificates if certificate["importance"] == name]
         )
     found["Versions"] = ", ".join(f"{name} {version(name)}" for name in LIBRARIES) + f", Python {platform.python_version()}"
     found["Experiment digest"] = plan.keys.question
     found["Data digest"] = plan.keys.data
     return found
+
+
+def _solution_text(settings: str, certificates: Sequence[dict[str, Any]]) -> str:
+    """The settings of a solved importance, and the worst of its certificates."""
+    texts = [settings] if settings else []
+    residuals = [certificate["residual"] for certificate in certificates if certificate.get("residual") is not None]
+    if residuals:
+        texts.append(f"largest residual {max(residuals):.1e}")
+    gap = max(certificate["efficiency_gap"] for certificate in certificates)
+    return "; ".join([*texts, f"largest efficiency gap max |f - K alpha| on the training set {gap:.3g}"])
 
 
 def _recipe_text(recipe: Recipe) -> str:

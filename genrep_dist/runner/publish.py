@@ -15,6 +15,7 @@ from genrep_dist.evaluation.metrics.base import RESULTS_VERSION, registered_metr
 from genrep_dist.evaluation.metrics.deletion import summary_table
 from genrep_dist.evaluation.statistics import seed_means
 from genrep_dist.evaluation.tables import EvaluationTables, table_specs
+from genrep_dist.plan import derived_kernel
 from genrep_dist.provenance import provenance
 from genrep_dist.results import Run, open_run
 from genrep_dist.store import Store
@@ -187,11 +188,14 @@ def diagnostics(finished: Run) -> dict[str, list[tuple[str, float, int]]]:
     """For each method whose importance or kernel was solved for: its residuals and gaps, as (name, value, seed)."""
     found: dict[str, list[tuple[str, float, int]]] = {}
     certificates = finished.certificates()
-    for name in finished.plan.experiment.methods:
-        method = finished.plan.experiment.method(name)
+    experiment = finished.plan.experiment
+    for name in experiment.methods:
+        method = experiment.method(name)
+        if not method.has_kernel:
+            continue
         epochs = finished.plan.keys.method_epochs(method)
         for certificate in certificates:
-            solved = (method.importance, method.kernel) if method.kernel != "influence" else ("", "influence")
+            solved = (method.importance if derived_kernel(experiment, method.kernel) is None else "", method.kernel)
             if (certificate["importance"], certificate["kernel"]) == solved and certificate["epoch"] in epochs:
                 numbers = [(key, certificate.get(key)) for key in CERTIFIED]
                 found.setdefault(name, []).extend((key, float(value), certificate["seed"]) for key, value in numbers if value is not None)

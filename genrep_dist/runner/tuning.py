@@ -13,6 +13,10 @@ from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys
 from genrep_dist.config.metrics import only_metric
 from genrep_dist.config.sections import StopSection, TuneSection
+from genrep_dist.core.importances import IMPORTANCES
+from genrep_dist.core.importances.base import Importance
+from genrep_dist.core.kernels import KERNELS
+from genrep_dist.core.kernels.base import Kernel
 from genrep_dist.errors import ConfigError, NotCommittedError
 from genrep_dist.evaluation.metrics.base import metric_info
 
@@ -57,7 +61,9 @@ def next_num_seeds(found: Precision, stop: StopSection) -> int | None:
 
 def parameter_path(experiment: Experiment, parameter: str) -> tuple[str, ...]:
     """The path of a parameter, given by its path or by its last name. ConfigError if there is none, or if several have the name."""
-    leaves = [path for path in _leaves(experiment.resolved()) if path[0] in ("surrogate", "influence", "descent", "tracincp")]
+    kinds: tuple[type[Kernel | Importance], ...] = (*KERNELS.values(), *IMPORTANCES.values())
+    sections = {"tracincp", *(field for kind in kinds for field in kind.settings)}
+    leaves = [path for path in _leaves(experiment.resolved()) if len(path) > 1 and path[0] in sections]
     found = [path for path in leaves if ".".join(path) == parameter or path[-1] == parameter]
     if len(found) != 1:
         names = [".".join(path) for path in (found or leaves)]

@@ -29,6 +29,11 @@ class Importance(ABC):
     follows_training: ClassVar[bool] = False
     """Whether its meaning rests on what plain SGD did: a recipe with another optimizer then breaks its identity."""
 
+    @property
+    def description(self) -> str:
+        """The settings that matter to a reader of the report; "" if there are none."""
+        return ""
+
 
 class OutputImportance(Importance):
     """A function of the model's outputs on the training set."""

@@ -26,6 +26,10 @@ class SurrogateDerivative(SolvedImportance):
     def __init__(self, surrogate: Any) -> None:
         self.options = surrogate
 
+    @property
+    def description(self) -> str:
+        return f"lambda {self.options.lam:g}"
+
     def solve(self, gram: GramOperator, inputs: SolveInputs) -> tuple[Tensor, dict[str, Any]]:
         from genrep_dist.core.solvers.surrogate import solve_surrogate
 
