@@ -191,12 +191,12 @@ def test_a_problem_is_exported_before_its_scores_are_there(place: Path, tmp_path
 def test_a_ledger_is_compacted_and_answers_the_same(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "store", tmp_path / "store")
     before = gr.open_run(str(tmp_path / "store"), "toy")
-    asked, parts = before.judge()[0], len(before.store.ledger(before.plan.keys.training).parts())
+    asked, parts = before.judge()["deletion"], len(before.store.ledger(before.plan.keys.training).parts())
     output = call("ledger", "compact", "toy", "--store", tmp_path / "store").output
     assert f"{parts} parts -> 1" in output
     after = gr.open_run(str(tmp_path / "store"), "toy")
     assert len(after.store.ledger(after.plan.keys.training).parts()) == 1 < parts
-    assert after.judge()[0].equals(asked)
+    assert after.judge()["deletion"].equals(asked)
 
 
 def test_a_stopping_rule_is_planned_at_its_worst_and_told_by_status(tmp_path: Path) -> None:

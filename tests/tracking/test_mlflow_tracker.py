@@ -229,17 +229,17 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 def test_many_numbers_go_in_several_batches(place: dict[str, Any]) -> None:
     made = publication()
-    many = pl.DataFrame({"method": ["random"] * 2500, "sign": ["negative"] * 2500, "seed": range(2500), "auc": [0.5] * 2500})
-    link = publish(publication(by_seed=many, parameters={f"p{n}": "v" for n in range(250)}), **place)
+    many = pl.DataFrame({"metric": "auc_del_negative", "method": "random", "seed": range(2500), "value": 0.5})
+    link = publish(publication(seed_means=many, parameters={f"p{n}": "v" for n in range(250)}), **place)
     client = MlflowClient(tracking_uri=place["tracking_uri"])
     assert len(client.get_metric_history(link.runs["random"], "auc_del_negative_by_seed")) == 2500
     assert len(client.get_run(link.run_id).data.params) == 250
-    assert made.summary.height == len(link.runs)
+    assert len(made.methods) == len(link.runs)
 
 
 def test_nothing_is_written_when_a_number_is_none(tmp_path: Path) -> None:
     made = publication()
-    spoilt = publication(summary=made.summary.with_columns(auc_del_negative=pl.lit(float("inf"))))
+    spoilt = publication(metrics=made.metrics.with_columns(mean=pl.lit(float("inf"))))
     with pytest.raises(NonFiniteError):
         publish(spoilt, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert list(tmp_path.iterdir()) == []
