@@ -229,7 +229,7 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 def test_many_numbers_go_in_several_batches(place: dict[str, Any]) -> None:
     made = publication()
-    many = pl.DataFrame({"metric": ["auc_del_negative"] * 2500, "method": ["random"] * 2500, "seed": range(2500), "value": [0.5] * 2500})
+    many = pl.DataFrame({"metric": "auc_del_negative", "method": "random", "seed": range(2500), "value": 0.5})
     link = publish(publication(seed_means=many, parameters={f"p{n}": "v" for n in range(250)}), **place)
     client = MlflowClient(tracking_uri=place["tracking_uri"])
     assert len(client.get_metric_history(link.runs["random"], "auc_del_negative_by_seed")) == 2500
