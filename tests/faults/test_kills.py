@@ -115,7 +115,7 @@ def test_a_head_that_is_killed(tmp_path: Path, nodes: Nodes, undisturbed: Undist
     process = start(gone, nodes)
     strike(process, lambda: gone.recorded("artifacts/gram/*/*/parts/*.json"), nodes.kill_gcs)
     said = finish(process, code=1)
-    assert "the head of the Ray cluster has gone" in said
+    assert "the head of the Ray cluster is gone" in said
     assert "run the same command there" in said
 
     with Nodes.running((1, 1), gcs_rpc_server_reconnect_timeout_s=RAY_WAITS_SECONDS) as another:
