@@ -40,7 +40,7 @@ _ENTRIES = {
         fetch_mnist,
     ),
     "cifar10": _Source(
-        "50,000 + 10,000 colour images of ten classes, 32x32 (Krizhevsky)", 60_000, "package, torchvision, huggingface, PATH", fetch_cifar10
+        "50,000 + 10,000 colour images of ten classes, 32x32 (Krizhevsky)", "package, torchvision, huggingface, PATH", fetch_cifar10
     ),
     "toxicity": _Source(
         "184,354 comments, 36,845 of them offensive: Jigsaw's Wikipedia comments and Davidson's tweets, mixed, without a split",
