@@ -151,7 +151,7 @@ def test_rounds_go_on_to_the_last_seed_and_equal_a_run_of_all_at_once(tmp_path: 
 
 
 def test_seeds_and_stop_exclude_each_other() -> None:
-    with pytest.raises(ValueError, match="stop: or seeds:, not both"):
+    with pytest.raises(ValueError, match="stop or seeds, not both"):
         experiment(stop={"half_width": 0.1})
 
 

@@ -184,7 +184,7 @@ def test_what_status_shows() -> None:
     assert f"1 ProblemError; the first: {TASK.label}" in text
     assert "a note" in text
     dead = rendered(RunState(record, 3000.0))
-    assert "dead, or cut off from the store" in dead
+    assert "dead, or unable to reach the store" in dead
     assert "2.5/s" not in dead
 
 
