@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from genrep_dist.errors import ConfigError
 
 T = TypeVar("T")
+Registration = tuple[str, str, Any]
+"""Group of a registry, name, and the registered value."""
+_registries: dict[str, Registry[Any]] = {}
 
 
 class Registry(Generic[T]):
@@ -29,6 +32,7 @@ class Registry(Generic[T]):
         self._values: dict[str, Any] = {}
         self._made: dict[str, T] = {}
         self._entry_points_read = False
+        _registries[group] = self
 
     def register(self, name: str, value: Any) -> None:
         """Add ``value``. A class or function that is defined again, as when a module is reloaded, replaces the earlier one.
@@ -95,11 +99,38 @@ class Registry(Generic[T]):
         """All objects, in the order of registration."""
         return [self.get(name) for name in self]
 
+    def extensions(self) -> list[Registration]:
+        """What was registered by code outside this package."""
+        return [(self.group, name, value) for name, value in self._values.items() if not _is_shipped(value)]
+
+    def replace(self, name: str, value: Any) -> None:
+        """Register ``value`` whatever has the name now."""
+        if self._values.get(name) is not value:
+            self._values[name] = value
+            self._made.pop(name, None)
+
     def _read_entry_points(self) -> None:
         self._entry_points_read = True
         for found in entry_points(group=self.group):
             if found.name not in self._values:
                 self.register(found.name, found.value)
+
+
+def registrations() -> tuple[Registration, ...]:
+    """What other packages and programs have registered in this process."""
+    return tuple(found for registry in _registries.values() for found in registry.extensions())
+
+
+def register_all(found: Iterable[Registration]) -> None:
+    """Register the :func:`registrations` of another process in the registries that this one has imported."""
+    for group, name, value in found:
+        if group in _registries:
+            _registries[group].replace(name, value)
+
+
+def _is_shipped(value: Any) -> bool:
+    module = value if isinstance(value, str) else getattr(value, "__module__", type(value).__module__)
+    return str(module).startswith("genrep_dist.")
 
 
 def _import(path: str) -> Any:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -180,3 +184,92 @@ def test_a_stage(tmp_path: Path) -> None:
         state = done.checkpoint(1, "final")
         expected = float(torch.cat([value.flatten() for value in state.values()]).norm())
         assert done.store.artifact("norm", done.plan.keys.train(1)).read("norm")[0] == pytest.approx(expected)
+
+
+SCRIPT = """
+import sys
+
+import genrep_dist as gr
+from genrep_dist.core.importances import IMPORTANCES
+from genrep_dist.core.importances.base import OutputImportance
+from genrep_dist.core.kernels import KERNELS
+from genrep_dist.core.kernels.base import PairwiseKernel
+from genrep_dist.training.optimizers import OPTIMIZERS
+from genrep_dist.training.optimizers.sgd import SGD
+from tests.experiments import ROOT, experiment
+
+
+class Laplace(PairwiseKernel):
+    name, formula, source = "laplace", "exp(-|x - z|)", "this script"
+
+    def pairs(self, model, left, right):
+        return (-(left.flatten(1)[:, None] - right.flatten(1)[None, :]).norm(dim=2)).exp()
+
+
+class Sign(OutputImportance):
+    name, formula, source = "sign", "sign(-dL/df)", "this script"
+
+    def compute(self, loss, outputs, targets):
+        return -loss.derivative(outputs, targets).sign()
+
+
+class SlowSGD(SGD):
+    def update(self, parameters, gradients, state, rate):
+        super().update(parameters, gradients, state, rate / 2)
+
+
+KERNELS.register("laplace", Laplace)
+IMPORTANCES.register("sign", Sign)
+OPTIMIZERS.register("slow-sgd", SlowSGD)
+
+if __name__ == "__main__":
+    asked = experiment(methods=["laplace-final/sign", "random"], recipe={"optimizer": "slow-sgd"})
+    runs = [gr.run(asked, store=f"{sys.argv[1]}/{name}", executor=name, search_path=[str(ROOT)]) for name in ("serial", "ray")]
+    assert runs[0].deletion().collect().equals(runs[1].deletion().collect())
+    print("equal")
+"""
+
+
+def test_extensions_of_a_script_are_known_to_the_workers_of_ray(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "equal"
+
+
+THEIRS = """
+from genrep_dist.core.importances.base import OutputImportance
+
+
+class Theirs(OutputImportance):
+    name, formula, source = "theirs", "-{factor} dL/df", "this test"
+
+    def compute(self, loss, outputs, targets):
+        return -{factor} * loss.derivative(outputs, targets)
+"""
+
+
+def test_the_code_of_an_extension_is_a_part_of_its_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "their_importances.py"
+    module.write_text(THEIRS.format(factor=1))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = []
+    for factor in (1, 2):
+        module.write_text(THEIRS.format(factor=factor))
+        sys.modules.pop("their_importances", None)
+        importlib.invalidate_caches()
+        with registered(IMPORTANCES, "theirs", "their_importances:Theirs"):
+            done = run(tmp_path / "store", methods=["ntk-final/theirs", "random"])
+            found.append((done.plan.keys, done.attributions("ntk-final/theirs", 0)))
+    (first, scores), (second, doubled) = found
+    assert first.training == second.training
+    assert first.question != second.question
+    np.testing.assert_allclose(doubled, 2 * scores, rtol=1e-6)

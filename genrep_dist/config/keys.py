@@ -54,6 +54,7 @@ class Keys:
 
     ``data`` and ``problem`` are the digests of the samples and of the model's and loss's source; ``recipe`` is the recipe in force as
     plain data, of which ``recipe_changes`` differ from the defaults; ``own_kernels`` the source digests of the user's kernels, by name;
+    ``extensions`` those of registered kernels, importances, targets and optimizers of other packages, by kind and name;
     ``external`` the digests of scores from other tools, by method and seed; ``shared_points`` the rows of the test set that all seeds
     explain, where the experiment names them.
     """
@@ -67,6 +68,7 @@ class Keys:
     own_kernels: dict[str, str] = field(default_factory=dict)
     external: dict[str, dict[int, str]] = field(default_factory=dict)
     shared_points: tuple[int, ...] | None = None
+    extensions: dict[str, str] = field(default_factory=dict)
 
     @property
     def epochs(self) -> int:
@@ -75,13 +77,14 @@ class Keys:
     @property
     def training(self) -> str:
         """What every trained model depends on, apart from its seed and its removal set."""
-        return self._digest("training", self.data, self.problem, self.recipe_changes)
+        return self._digest("training", self.data, self.problem, self.recipe_changes, *self._source("optimizer", self.recipe["optimizer"]))
 
     @property
     def question(self) -> str:
         """The whole experiment: equal digests have equal results."""
         external = {name: {str(seed): digest for seed, digest in by_seed.items()} for name, by_seed in self.external.items()}
-        return self._digest("experiment", self.training, self.experiment.question(), self.own_kernels, external)
+        extensions = [self.extensions] if self.extensions else []
+        return self._digest("experiment", self.training, self.experiment.question(), self.own_kernels, external, *extensions)
 
     def test_positions(self, seed: int) -> list[int]:
         """Rows of the test set that ``seed`` explains, ascending."""
@@ -131,8 +134,8 @@ class Keys:
 
     def kernel(self, seed: int, kernel: str, epoch: int) -> str:
         """K(train, test) with the seed's test points."""
-        target = non_default_fields(self.experiment.target)
-        return self._digest("kernel", self.model(seed), self._kernel_identity(kernel), epoch, self.test_positions(seed), target)
+        target = [non_default_fields(self.experiment.target), *self._source("target", self.experiment.target.kind)]
+        return self._digest("kernel", self.model(seed), self._kernel_identity(kernel), epoch, self.test_positions(seed), *target)
 
     def gram(self, seed: int, kernel: str, epoch: int) -> str:
         return self._digest("gram", self.features(seed, kernel, epoch))
@@ -143,7 +146,8 @@ class Keys:
 
     def solved(self, importance: str, seed: int, kernel: str, epoch: int) -> str:
         """Importances that are solved for on a gram."""
-        return self._digest(importance, self.gram(seed, kernel, epoch), self._settings(self.experiment.importance(importance).settings))
+        settings = self._settings(self.experiment.importance(importance).settings)
+        return self._digest(importance, self.gram(seed, kernel, epoch), settings, *self._source("importance", importance))
 
     def attribution(self, seed: int, method: Method) -> str:
         # A sum over one checkpoint is not the plain product there: its importances and its rate are that checkpoint's own.
@@ -154,7 +158,7 @@ class Keys:
         parts += [self.kernel(seed, method.kernel, epoch) for epoch in epochs]
         if method.needs_gram:
             parts += [self.solved(method.importance, seed, method.kernel, epoch) for epoch in epochs]
-        return self._digest("attribution", *parts)
+        return self._digest("attribution", *parts, *self._source("importance", method.importance))
 
     def retraining(self, seed: int, removed: Sequence[int], policy: str, replicate: int = 0) -> str:
         """Key of a ledger row. With nothing removed it is the original model, whatever the policy."""
@@ -166,7 +170,12 @@ class Keys:
         """What distinguishes one kernel from another: its name with its settings, or the source of the user's own."""
         if kernel in self.own_kernels:
             return [kernel, self.own_kernels[kernel]]
-        return [kernel, self._settings(self.experiment.kernel(kernel).key_settings())]
+        return [kernel, self._settings(self.experiment.kernel(kernel).key_settings()), *self._source("kernel", kernel)]
+
+    def _source(self, kind: str, name: str) -> list[str]:
+        """The source digest of a class of another package; nothing for one of this package, which ``NUMBERS_VERSION`` covers."""
+        label = f"{kind} {name}"
+        return [self.extensions[label]] if label in self.extensions else []
 
     def _settings(self, names: Sequence[str]) -> dict[str, Any]:
         chosen = non_default_fields(self.experiment)

@@ -67,6 +67,12 @@ def object_digest(built: object, options: Mapping[str, Any] | None = None) -> st
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def class_digest(kind: type) -> str:
+    """sha256 of the source files of a class and of its bases. ProblemError if one has no source file."""
+    sources = sorted({(base.__qualname__, _file_digest(base)) for base in kind.__mro__ if _is_own(base)})
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
+
+
 def _is_own(kind: type) -> bool:
     """Whether a class may come from the user or one of their libraries."""
     return kind.__module__.partition(".")[0] not in _NOT_THE_USERS_OWN

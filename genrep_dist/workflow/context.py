@@ -22,21 +22,27 @@ from genrep_dist.errors import ProblemError
 from genrep_dist.problems.checks import is_shipped
 from genrep_dist.problems.load import load_object, load_problem, object_digest, source_digest
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
+from genrep_dist.registry import Registration
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.training.trainer import Trainer
 from genrep_dist.workflow.cache import LastUsed
 from genrep_dist.workflow.checkpoints import unpack_state
 from genrep_dist.workflow.data import read_data
+from genrep_dist.workflow.extensions import extension_digests
 
 
 @dataclass(frozen=True)
 class Job:
-    """Small and picklable: where the store is, the experiment, and the digests that the worker's own copy must match."""
+    """Small and picklable: where the store is, the experiment, and the digests that the worker's own copy must match.
+
+    ``registrations`` are what other packages and programs registered in the driver, for workers to register too.
+    """
 
     store_uri: str
     keys: Keys
     search_path: tuple[str, ...] = ()
+    registrations: tuple[Registration, ...] = ()
 
     @property
     def experiment(self) -> Experiment:
@@ -71,6 +77,8 @@ class WorkerContext:
         self.recipe = recipe_in_force(self.problem, job.experiment)
         self._own_kernels, digests = load_own_kernels(job.experiment, job.search_path)
         _require_same_source("kernels", digests, job.keys.own_kernels)
+        extensions = extension_digests(job.experiment, self.recipe, on_worker=True)
+        _require_same_source("extensions", extensions, {label: job.keys.extensions.get(label) for label in extensions})
         self.train = self._load("train")
         self.test = self._load("test")
         self.recent = LastUsed(4)

@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from genrep_dist.registry import register_all
 from genrep_dist.training.threads import one_thread
 from genrep_dist.units import Unit
 from genrep_dist.workflow.context import Job, WorkerContext
@@ -32,6 +33,7 @@ def execute(job: Job, unit: Unit) -> dict[str, float]:
     # On a GPU, float32 products are computed in float32: lower precision is used only where it is declared.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+    register_all(job.registrations)
     with one_thread():
         context = worker_context(job)
         context.unit_began = time.perf_counter()

@@ -27,6 +27,7 @@ from genrep_dist.problems.label_flips import flip_labels
 from genrep_dist.problems.load import load_datasets, load_problem, source_digest
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.problems.tables import data_digest
+from genrep_dist.registry import registrations
 from genrep_dist.store import Store
 from genrep_dist.store.feature_codec import pack
 from genrep_dist.training.batches import padded_rows
@@ -39,6 +40,7 @@ from genrep_dist.units import StageName
 from genrep_dist.workflow.attributions import write_attribution
 from genrep_dist.workflow.context import Job, label_loss, load_own_kernels, recipe_in_force
 from genrep_dist.workflow.data import publish_data
+from genrep_dist.workflow.extensions import extension_digests
 from genrep_dist.workflow.planning import make_plan
 from genrep_dist.workflow.status import stage_status
 
@@ -98,10 +100,11 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
         len(test.ids),
         own_digests,
         shared_points=_shared_points(experiment, test),
+        extensions=extension_digests(experiment, recipe),
     )
     external = _read_external(keys, train, test, search_path)
     keys = replace(keys, external=_digests(external))
-    job = Job(store.uri, keys, tuple(search_path))
+    job = Job(store.uri, keys, tuple(search_path), registrations())
     return PreparedExperiment(make_plan(keys, shape), job, store, problem, recipe, train, test, flipped, external)
 
 

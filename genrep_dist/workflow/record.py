@@ -36,6 +36,7 @@ def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None
         "own_kernels": keys.own_kernels,
         "external": keys.external,
         "shared_points": keys.shared_points,
+        "extensions": keys.extensions,
         "flipped_ids": list(prepared.flipped),
         "choices": dict(choices or {}),
     }
@@ -84,5 +85,6 @@ def plan_of_record(record: dict[str, Any]) -> Plan:
         record["own_kernels"],
         {name: {int(seed): digest for seed, digest in by_seed.items()} for name, by_seed in record["external"].items()},
         None if record["shared_points"] is None else tuple(record["shared_points"]),
+        record["extensions"],
     )
     return make_plan(keys, shape)
