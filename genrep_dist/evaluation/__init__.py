@@ -1,1 +1,1 @@
-"""What the retrained models say: deletion curves, their areas, and honest intervals."""
+"""Evaluation of attribution methods: the metrics, and one path of statistics for all of them."""

@@ -1,22 +1,20 @@
 """Intervals of a mean over networks and test points.
 
-Networks (seeds) are the independent units; the test points of one seed share its network. So the honest interval resamples seeds:
-draw S seeds with replacement, average, 10,000 times, and read two percentiles off the averages. The paper's pooled interval,
-1.96 s / sqrt(seeds x points), treats all points as independent; it stands beside for comparison. With one seed nothing is known about
-another, and there is no interval.
+Networks (seeds) are the independent units; the test points of one seed share its network. So the clustered interval resamples seeds: draw
+S seeds with replacement, average, repeat 10,000 times, and take two percentiles of the averages. The paper's pooled interval,
+1.96 s / sqrt(seeds x points), treats all points as independent and is given for comparison. With one seed there is no interval.
 
-Which percentiles: the plain 2.5% and 97.5% are too narrow for few seeds, because resampling has the variance of S, not S - 1, and the
-normal distribution's tails instead of Student's. The expanded percentile interval (Hesterberg 2015, "What teachers should know about the
-bootstrap", The American Statistician 69:371) mends both with a smaller tail, Phi(-sqrt(S / (S - 1)) t): 0.1% for 5 seeds, 0.9% for 10,
-1.6% for 20, 2.1% for 50. It still cannot reach beyond the smallest and the largest seed's mean: up to four seeds it is their range, which
-holds the mean of a symmetric distribution with chance 1 - 2^(1-S) at most (50%, 75%, 87.5%). Its coverage is measured in
+Percentiles: the plain 2.5% and 97.5% are too narrow for few seeds, because resampling divides the variance by S instead of S - 1, and has
+the tails of a normal distribution instead of Student's. The expanded percentile interval (Hesterberg 2015, "What teachers should know about
+the bootstrap", The American Statistician 69:371) corrects both with a smaller tail, Phi(-sqrt(S / (S - 1)) t): 0.1% for 5 seeds, 0.9% for
+10, 1.6% for 20, 2.1% for 50. It cannot extend beyond the smallest and the largest mean of a seed: up to four seeds it is their range, which
+contains the mean of a symmetric distribution with probability at most 1 - 2^(1-S) (50%, 75%, 87.5%). Its coverage is measured in
 docs/benchmarks/interval_coverage.md.
 
-Where all seeds share their test points, the points are a sample too, and the two-way ("pigeonhole") bootstrap draws seeds and points
-independently of each other (Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1:386): its interval is about other
-networks AND other test points. It counts the noise of single (seed, point) cells up to three times, so it is too wide where that noise is
-most of the variation; with plain percentiles it is too narrow where that noise is little. Its percentiles are expanded for the smaller of
-S and P, which leans to the wide side.
+If all seeds share their test points, the points are a sample too. The two-way ("pigeonhole") bootstrap draws seeds and points independently
+of each other (Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1:386); its interval covers other networks and other test
+points. It counts the noise of single (seed, point) cells up to three times, so it is too wide if that noise dominates; with plain
+percentiles it is too narrow if that noise is small. Its percentiles are expanded for the smaller of S and P, which errs on the wide side.
 """
 
 from __future__ import annotations
@@ -34,8 +32,8 @@ Array = npt.NDArray[np.float64]
 
 NUM_DRAWS = 10_000
 CONFIDENCE = 0.95
-_MAX_HELD = 4_000_000  # numbers of one array that are held at once: 32 MB
-_TILE = 32_768  # numbers that are added up at once: they stay in the processor's cache
+_MAX_HELD = 4_000_000  # numbers of one array in memory: 32 MB
+_TILE = 32_768  # numbers that are summed together: they fit the processor's cache
 
 
 def pooled_half_width(values: Array) -> float | None:
@@ -55,14 +53,14 @@ def expanded_levels(num_units: int) -> tuple[float, float]:
 def bootstrap_interval(per_seed: Array, *, seed: int = 0) -> tuple[float, float] | tuple[None, None]:
     """Expanded percentile bootstrap 95% interval of the mean of ``per_seed`` (S,); (None, None) with one seed.
 
-    The draws depend on ``seed`` and S alone. Seeds that all agree give an interval of width zero, at ``per_seed.mean()``.
+    The draws depend on ``seed`` and S alone. If all seeds are equal, the interval has width zero, at ``per_seed.mean()``.
     """
     found = clustered_intervals(per_seed[None], seed=seed)
     return (None, None) if found is None else (float(found[0, 0]), float(found[0, 1]))
 
 
 def clustered_intervals(rows: Array, *, seed: int = 0) -> Array | None:
-    """:func:`bootstrap_interval` of each row of ``rows`` (R, S): (R, 2). All rows share the draws; no row changes another's ends."""
+    """:func:`bootstrap_interval` of each row of ``rows`` (R, S): (R, 2). All rows share the draws."""
     if rows.shape[1] < 2:
         return None
     levels = expanded_levels(rows.shape[1])
@@ -84,7 +82,7 @@ def two_way_intervals(values: Array, *, seed: int = 0) -> Array | None:
 def resampled_means(rows: Array, *, seed: int = 0) -> Iterator[Array]:
     """The means of :data:`NUM_DRAWS` bootstrap samples of the columns of ``rows`` (R, S), as blocks (r, NUM_DRAWS) in the rows' order.
 
-    All rows see the same samples of the S seeds, which depend on ``seed`` and S alone. A block holds at most 32 MB.
+    All rows use the same samples of the S seeds, which depend on ``seed`` and S alone. A block has at most 32 MB.
     """
     for centre, deviations in _centred(rows):
         block = np.empty((len(deviations), NUM_DRAWS))
@@ -96,7 +94,7 @@ def resampled_means(rows: Array, *, seed: int = 0) -> Iterator[Array]:
 def two_way_means(values: Array, *, seed: int = 0) -> Iterator[Array]:
     """The means of :data:`NUM_DRAWS` two-way bootstrap samples of each of ``values`` (R, S, P), as blocks (r, NUM_DRAWS).
 
-    A sample draws S seeds and, independently of them, P points; all of ``values`` see the same samples.
+    A sample draws S seeds and, independently of them, P points; all of ``values`` use the same samples.
     """
     num_seeds, num_points = values.shape[1:]
     at_once = _draws_at_once(max(num_seeds, num_points))
@@ -116,9 +114,9 @@ def _draws_at_once(num_units: int) -> int:
 
 
 def _resamples(num_units: int, seed: int, purpose: str, at_once: int) -> Iterator[tuple[slice, Array]]:
-    """How often each unit is in each bootstrap sample, (units, draws), for one slice of the draws after the other.
+    """The count of each unit in each bootstrap sample (units, draws), for consecutive slices of the draws.
 
-    One generator runs through all draws: ``at_once`` changes the slices and no number.
+    One generator is used for all draws: ``at_once`` changes the slices and no number.
     """
     generator = np.random.default_rng(derive_seed(seed, "bootstrap", purpose))
     shares = np.full(num_units, 1 / num_units)
@@ -131,14 +129,14 @@ def _resamples(num_units: int, seed: int, purpose: str, at_once: int) -> Iterato
 def _centred(values: Array) -> Iterator[tuple[Array, Array]]:
     """Blocks of ``values`` (R, ...): the mean of each (r,), and the deviations from it (r, ...).
 
-    Resampling deviations loses nothing to a large mean. Where all numbers are one, they are exactly zero, whatever the mean's rounding.
+    Resampling deviations avoids cancellation with a large mean. If all numbers are equal, the deviations are exactly zero.
     """
     at_once = max(1, min(_MAX_HELD // NUM_DRAWS, _MAX_HELD // math.prod(values.shape[1:])))
     inner = tuple(range(1, values.ndim))
     for start in range(0, len(values), at_once):
         block = np.ascontiguousarray(values[start : start + at_once])
         spread = np.ptp(block, axis=inner, keepdims=True)
-        # Row by row and seed by seed, as for a row that is alone: a mean's rounding depends on the order of its terms.
+        # Row by row and seed by seed, as for a single row: the rounding of a mean depends on the order of its terms.
         centre = np.array([_mean(row) for row in block])
         yield centre, np.where(spread == 0, 0, block - centre.reshape(-1, *(1,) * len(inner)))
 
@@ -148,10 +146,10 @@ def _mean(row: Array) -> float:
 
 
 def _weighted_means(rows: Array, weights: Array) -> Array:
-    """``rows`` (R, S) @ ``weights`` (S, D) / S, added up unit after unit.
+    """``rows`` (R, S) @ ``weights`` (S, D) / S, summed unit by unit.
 
-    Not by a matrix product, whose rounding may change with the number of rows and of threads: a method's numbers would depend on which
-    others are there.
+    Not by a matrix product, whose rounding can change with the number of rows and of threads: a method's numbers would depend on the
+    other methods.
     """
     num_rows, num_units = rows.shape
     total = np.empty((num_rows, weights.shape[1]))

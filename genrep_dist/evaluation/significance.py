@@ -1,4 +1,4 @@
-"""P-values of paired differences, over seeds: the sign-flip permutation test, and Holm's correction for asking many times."""
+"""P-values of paired differences over seeds: the sign-flip permutation test, and Holm's correction for multiple comparisons."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from genrep_dist.evaluation.intervals import Array
 from genrep_dist.seeds import derive_seed
 
 NUM_FLIPS = 49_999
-"""All 2^S patterns of signs are tried up to this many (15 seeds); beyond, this many random ones."""
+"""All 2^S patterns of signs are used up to this number (15 seeds); beyond it, this many random ones."""
 _ROWS_AT_ONCE = 16
-_MAX_HELD = 4_000_000  # numbers that the test holds at once: 32 MB
+_MAX_HELD = 4_000_000  # numbers of the test in memory: 32 MB
 
 
 def sign_flip_p_values(rows: Array, *, seed: int = 0) -> Array:
     """Two-sided p-value of each row of ``rows`` (R, S), differences of S independent seeds: (R,).
 
-    The hypothesis: each difference is as likely as its negative, so that flipping the signs of seeds changes nothing but chance. P is
-    twice the share of the patterns of signs whose mean is as far out as the real one, on its side. With all 2^S patterns (S <= 15) the
-    smallest p that S seeds can give is 2 / 2^S: 0.0625 for 5, so five seeds never reach 0.05; 0.002 for 10. With more seeds the patterns
-    are random, they depend on ``seed`` and S alone, the real one counts as one of them, and the smallest p is 2 / 50,000. A row of
-    zeros has p = 1.
+    Null hypothesis: each difference is as likely as its negative. P is twice the share of the patterns of signs whose mean is at least as
+    extreme as the observed one, on its side. With all 2^S patterns (S <= 15) the smallest p is 2 / 2^S: 0.0625 for 5 seeds, which never
+    reach 0.05; 0.002 for 10. With more seeds the patterns are random and depend on ``seed`` and S alone; the observed one is included, and
+    the smallest p is 2 / 50,000. A row of zeros has p = 1.
     """
     # Blocks and batches depend on S alone: the random patterns, and so a row's p, do not change with the other rows.
     num_seeds = rows.shape[1]
@@ -31,7 +30,7 @@ def sign_flip_p_values(rows: Array, *, seed: int = 0) -> Array:
 
 
 def _p_values(rows: Array, batch: int, seed: int) -> Array:
-    from scipy import stats  # half a second to import: plans and workers do without
+    from scipy import stats  # slow to import, and not needed by plans and workers
 
     result = stats.permutation_test(
         (rows,),
@@ -52,9 +51,9 @@ def _mean(values: Array, axis: int) -> Any:
 
 
 def holm(p_values: Array) -> Array:
-    """Holm's step-down correction of ``p_values`` (R,), in their order: the chance of any false alarm among all R stays below p.
+    """Holm's step-down correction of ``p_values`` (R,), in their order: it bounds the probability of any false positive among all R.
 
-    The k-th smallest is multiplied by R - k + 1, never falls below the corrected one before it and never exceeds 1. Holm 1979,
+    The k-th smallest is multiplied by R - k + 1, is at least the corrected one before it, and at most 1. Holm 1979,
     "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6:65.
     """
     order = np.argsort(p_values, kind="stable")

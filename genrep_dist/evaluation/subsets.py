@@ -1,8 +1,8 @@
-"""Models trained on random subsets, against what sums of scores say of them: the linear datamodeling score, and leave-one-out.
+"""Models trained on random subsets, compared with sums of scores: the linear datamodeling score and leave-one-out.
 
 The linear datamodeling score (LDS) of a test point is the Spearman correlation, over subsets S of the training set, of the output of a
 model trained on S with sum_{i in S} phi_i (Park et al. 2023, "TRAK: Attributing Model Behavior at Scale"). The leave-one-out correlation
-is the same number over the subsets that lack one sample.
+is the same number over subsets without one sample.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Mask = npt.NDArray[np.bool_]
 
 
 def draw_subsets(seed: int, num_train: int, count: int, fraction: float) -> Mask:
-    """What each of ``count`` subsets leaves out, bool (count, N).
+    """The samples that each of ``count`` subsets leaves out, bool (count, N).
 
     A subset keeps round(``fraction`` * N) samples, at least 1 and at most N - 1, drawn uniformly without replacement. Subset j depends on
-    ``seed``, j, N and ``fraction`` alone: asking for more keeps the first ones. PlanError with fewer than two samples.
+    ``seed``, j, N and ``fraction`` alone: a larger ``count`` keeps the first ones. PlanError with fewer than two samples.
     """
     if num_train < 2:
         raise PlanError("there are no subsets to train on", where="lds", expected="two training samples or more", got=str(num_train))
@@ -37,25 +37,25 @@ def draw_subsets(seed: int, num_train: int, count: int, fraction: float) -> Mask
 
 
 def draw_left_out(seed: int, num_train: int, count: int) -> Mask:
-    """``count`` different single samples to leave out, bool (count, N) with one True a row; asking for more keeps the first ones.
+    """``count`` different single samples to leave out, bool (count, N) with one True a row; a larger ``count`` keeps the first ones.
 
-    PlanError when there are not so many samples.
+    PlanError if there are fewer samples.
     """
     if count > num_train:
-        raise PlanError("not so many samples can be left out", where="loo.samples", expected=f"at most {num_train}", got=str(count))
+        raise PlanError("too few samples to leave out", where="loo.samples", expected=f"at most {num_train}", got=str(count))
     removed = np.zeros((count, num_train), dtype=np.bool_)
     removed[np.arange(count), _generator(seed, "loo").permutation(num_train)[:count]] = True
     return removed
 
 
 def subset_correlations(phi: npt.NDArray[np.floating[Any]], removed: Mask, outputs: Array) -> tuple[Array, Mask]:
-    """Spearman correlation of predicted and real outputs for each test point, (M,) in [-1, 1], and where a side was constant, bool (M,).
+    """Spearman correlation of predicted and retrained outputs for each test point, (M,) in [-1, 1], and where a side is constant (M,).
 
-    ``phi`` (N, M) scores, ``removed`` (J, N) what each subset leaves out, ``outputs`` (J, M) of the models trained on the subsets, the mean
-    over replicates. A method that predicts the same for all subsets, and a model whose output never changes, has no correlation: it
-    counts as 0 and is marked.
+    ``phi`` (N, M) scores, ``removed`` (J, N) the samples that each subset leaves out, ``outputs`` (J, M) of the models trained on the
+    subsets, the mean over replicates. If predictions or outputs are equal for all subsets, the correlation is not defined: it is 0 and
+    True in the second array.
 
-    The order of the samples changes no bit, and rounding breaks no tie: subsets that leave out equal scores have equal sums.
+    The result does not depend on the order of the samples, and ties are exact: subsets that leave out equal scores have equal sums.
     Raises StoreError for shapes that do not fit, NonFiniteError for NaN or Inf in ``phi`` or ``outputs``.
     """
     fits = phi.ndim == removed.ndim == outputs.ndim == 2 and removed.shape == (len(outputs), len(phi)) and phi.shape[1] == outputs.shape[1]
@@ -76,23 +76,23 @@ def subset_correlations(phi: npt.NDArray[np.floating[Any]], removed: Mask, outpu
                 expected="finite numbers",
                 got=str(values[row, point]),
             )
-    # What is kept is the total less what is removed: for each test point the same ranks as the negative of what is removed.
+    # The sum over a subset is the total minus the removed sum: for each test point it has the ranks of the negative removed sum.
     return spearman(-_exact_sums(removed, phi.astype(np.float64)), outputs)
 
 
 def noise_ceiling(outputs: Array) -> tuple[Array, Array] | None:
-    """How well the retrained outputs can be predicted at all: (reliability (M,), ceiling (M,)), both finite; None with R < 2.
+    """The best possible correlation with the retrained outputs: (reliability (M,), ceiling (M,)), both finite; None with R < 2.
 
-    ``outputs`` (R, J, M) of R replicates. Reliability is the mean Spearman correlation rho of the pairs of replicates: what one run
-    tells about another. The ceiling is the correlation that a perfect predictor of the expected output would reach with the mean of the R
-    replicates, the root of that mean's own reliability by the Spearman-Brown formula,
+    ``outputs`` (R, J, M) of R replicates. Reliability is the mean Spearman correlation rho of the pairs of replicates. The ceiling
+    is the correlation of a perfect predictor of the expected output with the mean of the R replicates: the root of that mean's
+    reliability by the Spearman-Brown formula,
 
         sqrt(R rho / (1 + (R - 1) rho)),
 
-    with rho below 0 taken as 0 in the root (reliability itself is not changed). A replicate that is constant correlates with none: 0.
+    with rho below 0 taken as 0 in the root (reliability itself is not changed). A constant replicate has correlation 0.
     Source: Spearman 1904 ("The proof and measurement of association between two things", attenuation), Spearman 1910 and Brown 1910
-    (British Journal of Psychology 3). They hold for Pearson correlations of truth plus independent noise; for ranks they are an
-    approximation: for Gaussian values Spearman's rho is (6/pi) asin(r/2), at most 0.018 below Pearson's r.
+    (British Journal of Psychology 3). They hold for Pearson correlations of truth plus independent noise, and approximately
+    for ranks: for Gaussian values Spearman's rho is (6/pi) asin(r/2), at most 0.018 below Pearson's r.
     """
     num_replicates = len(outputs)
     if num_replicates < 2:
@@ -106,9 +106,9 @@ def noise_ceiling(outputs: Array) -> tuple[Array, Array] | None:
 def spearman(left: Array, right: Array) -> tuple[Array, Mask]:
     """Spearman correlation of each column of ``left`` (J, M) with that of ``right``, (M,); ties share their mean rank.
 
-    Where a column is constant the correlation is 0, and True in the second array.
+    For a constant column the correlation is 0, and the second array is True.
     """
-    # A second and 60 MB to import, and the planner, which draws subsets, has no use for it.
+    # Slow to import, and not needed by the planner.
     from scipy.stats import rankdata
 
     ranks = [rankdata(side, axis=0) - (len(side) + 1) / 2 for side in (left, right)]
@@ -119,10 +119,10 @@ def spearman(left: Array, right: Array) -> tuple[Array, Mask]:
 
 
 def _exact_sums(chosen: Mask, values: Array) -> Array:
-    """Sums (J, M) of the ``values`` (N, M) of the ``chosen`` (J, N) rows: the exact ones, rounded when they are put together.
+    """Sums (J, M) of the ``values`` (N, M) of the ``chosen`` (J, N) rows: exact sums, rounded once.
 
-    The values are cut into slices of so few bits that adding N of them needs no rounding, in whatever order (as in Demmel and
-    Nguyen 2013, "Fast reproducible floating-point summation"). One matrix product a slice, two or three of them as a rule.
+    The values are split into slices of so few bits that adding N of them needs no rounding, in any order (as in Demmel and
+    Nguyen 2013, "Fast reproducible floating-point summation"). One matrix product a slice, usually two or three.
     """
     bits = 52 - math.ceil(math.log2(max(len(values), 2)))
     rows = chosen.astype(np.float64)
@@ -130,7 +130,7 @@ def _exact_sums(chosen: Mask, values: Array) -> Array:
     rest = values
     while rest.any():
         _, exponent = np.frexp(np.abs(rest).max(axis=0))
-        # No unit below the smallest number there is.
+        # No unit below the smallest float64.
         unit = np.ldexp(1.0, np.maximum(exponent - bits, -1074))
         piece = np.rint(rest / unit) * unit
         sums.append(rows @ piece)

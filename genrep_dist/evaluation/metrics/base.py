@@ -102,7 +102,7 @@ class CurvePlot:
     """Curves of the methods over a share of the training set, for the report and the tracker.
 
     ``frame`` has the columns method, share (0 to 1), mean, low and high; ``low`` and ``high`` bound the 95% interval of each point, or are
-    null. ``metric`` names the number that summarises the curve, beside which it is shown; None: after all numbers of its metric.
+    null. ``metric`` names the number that summarises the curve, with which it is shown; None: it is shown after all numbers of its metric.
     ``reference``: a line at zero, or the diagonal of scores without information. ``logged_as``: its name in the tracker, if it is logged.
     """
 
