@@ -1,4 +1,4 @@
-"""Training speed: our loop against the loop that a user writes, one core; packs of models against one by one; two workers against one.
+"""Training speed: our loop against the loop that a user writes, on one core; packs against single models; two workers against one.
 
 The plain loop is PyTorch's textbook one, as the retraining utilities of attribution libraries have it: a DataLoader over a TensorDataset,
 contiguous convolutions with a ReLU before each pool, the loss on the batch's mean, `zero_grad`, `backward`, `torch.optim.SGD`. Both sides
@@ -6,7 +6,7 @@ visit the same rows in the same order from the same initial parameters, and end 
 against how far they moved (1 %; with products of bfloat16 10 %, for the text network 20 %).
 The order of the sides turns from round to round; on a CPU their processor times are compared. The rate of arithmetic counts the
 multiply-adds of products forward and backward, by the sgemm rate of a 1024 x 1024 product on the same core in the same minute, also by
-processor time: those that our loop does, and those that the plain loop does for the same samples, which are more, as ours leaves out what
+processor time: those of our loop, and those of the plain loop for the same samples, which are more, because our loop leaves out what
 pools drop.
 Goals on a CPU: 2 times the plain loop and 55% of sgemm; two workers 1.9 times one. On a GPU, against the plain loop there: 30 times for the
 93,825-parameter network, 10 times for the text network.
@@ -54,7 +54,7 @@ class Case:
     plain_multiply_adds: int
     """In the plain loop."""
     apart: float = 0.01
-    """How far apart the two loops may end, by how far they moved the parameters."""
+    """Bound for the distance between the two results, as a share of how far the parameters moved."""
 
 
 class PlainCNN(nn.Module):
@@ -93,7 +93,7 @@ class PlainTextCNN(nn.Module):
 
 
 class OwnCNN(nn.Module):
-    """A network as somebody might have it, with layers that no stacked ones are known for: learned slopes, groups, a scale of its own."""
+    """A user's network with layers that have no stacked counterparts: learned slopes, groups, a parameter of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class InOrder(Sampler[int]):
 
 
 def plain_loop(case: Case, model: nn.Module, randomness: Randomness) -> None:
-    """What is written today."""
+    """The textbook loop."""
     device = next(model.parameters()).device
     dataset = TensorDataset(case.data.inputs.cpu(), case.data.targets.cpu())
     loader = DataLoader(dataset, batch_size=case.recipe.batch_size, sampler=InOrder(randomness, len(dataset)))
@@ -157,7 +157,15 @@ def cases() -> list[Case]:
     found = [
         Case("digits as 28x28, VisionCNN", large.model, PlainCNN, large.train_data(), Recipe(1, 64, 0.05), vision, plain_vision),
         Case("digits 8x8, SmallCNN", small.model, PlainCNN, small.train_data(), replace(small.recipe, epochs=8), digits, digits),
-        Case("digits 8x8, layers that are not known", OwnCNN, as_it_is, small.train_data(), replace(small.recipe, epochs=8), own, own),
+        Case(
+            "digits 8x8, layers without stacked ones",
+            OwnCNN,
+            as_it_is,
+            small.train_data(),
+            replace(small.recipe, epochs=8),
+            own,
+            own,
+        ),
     ]
     for length, batch_size, num_rows in ((128, 16, 256), (40, 32, 512)):
         # The last convolution's two products on the way back are with the 200 windows that the pool kept.
@@ -184,7 +192,7 @@ def rounded(cases: Sequence[Case]) -> list[Case]:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Processor time on a CPU, where other work on the machine only takes turns with ours; on a GPU, time."""
+    """Processor time on a CPU, which other work on the machine lengthens least; elapsed time on a GPU."""
     if device.type == "cpu":
         began = time.process_time()
         work()
@@ -244,7 +252,7 @@ def against_plain(case: Case, rounds: int, device: torch.device) -> tuple[str, .
 
 
 def check_alike(mine: Tensor, plain: Tensor, initial: Tensor, case: Case) -> None:
-    """Both sides went the same way: they are apart by a small share of how far they went."""
+    """Raise SystemExit unless the two sides differ by a small share of how far they moved."""
     share = float((mine - plain).norm() / (plain - initial).norm())
     if not share < case.apart:
         raise SystemExit(f"{case.name}: the two loops end apart by {share:.2g} of what they moved")
@@ -283,7 +291,7 @@ def packs(case: Case, rounds: int, device: torch.device) -> tuple[list[tuple[str
 
 
 def train_some(count: int) -> float:
-    """What a worker process does: seconds for ``count`` trainings of the vision network, with one thread."""
+    """The work of a worker process: seconds for ``count`` trainings of the vision network, with one thread."""
     torch.set_num_threads(1)
     case, device = cases()[0], torch.device("cpu")
     trainer = Trainer(case.factory, get_loss("logistic"), case.recipe, case.data)
@@ -323,28 +331,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each comparison")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/retraining.md")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     where = measured_on("torch")
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
     every = cases()
-    rows = [against_plain(case, asked.rounds, cpu) for case in every]
-    pack_rows, checked = packs(every[1], max(3, asked.rounds // 2), cpu)
+    rows = [against_plain(case, options.rounds, cpu) for case in every]
+    pack_rows, checked = packs(every[1], max(3, options.rounds // 2), cpu)
     sections: Sequence[str] = [
         " ".join(str(__doc__).split()),
         where,
-        f"One core, medians of {asked.rounds} rounds, in parentheses quartiles:",
+        f"One core, medians of {options.rounds} rounds, in parentheses quartiles:",
         table(COLUMNS, rows),
         "By declared choice (`recipe.precision`): products of factors that are rounded to bfloat16, on the same core, against the same "
         "plain loop in float32, and by its sgemm rate in float32:",
-        table(COLUMNS, [against_plain(case, asked.rounds, cpu) for case in rounded(every)]),
+        table(COLUMNS, [against_plain(case, options.rounds, cpu) for case in rounded(every)]),
         f"Milliseconds a model of the digits' network ({every[1].recipe.epochs} epochs of 250 rows) by the number of models in a step, and "
         f"how many times the solo loop's rate that is. {checked}",
         table(("models", "ms a model", "times one by one"), pack_rows),
-        two_workers(max(3, asked.rounds // 2)),
-        on_a_gpu(asked.rounds),
+        two_workers(max(3, options.rounds // 2)),
+        on_a_gpu(options.rounds),
     ]
-    publish("retraining", "The speed of training", sections, write=asked.write)
+    publish("retraining", "The speed of training", sections, write=options.write)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """What tracking costs: training with the observer that accumulates Eq. 10's importances, against training without any.
 
-The same model is trained from the same seed on the same data in turns; of each pair the ratio of processor times is taken, with one
-thread, as a worker has it. Beside it stands the ratio of two trainings without the observer: what pairs see on this machine where there
-is nothing to see. A further training of each round has a clock around every call of the observer: the time inside it, by the time
-outside it, is the sharper number. Goal: under 5%.
+The same model is trained from the same seed on the same data, with and without the observer in turn, on one thread as in a worker. The
+table shows the ratio of processor times of each pair, and the ratio of two trainings without the observer, which is the noise of this
+machine. A further training of each round measures the time inside the observer; that time divided by the time outside it is more precise.
+Goal: under 5%.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def measure(case: Case, pairs: int) -> tuple[str, ...]:
     shares: list[float] = []
     microseconds: list[float] = []
     for pair in range(pairs):
-        # Whoever comes first in a round may find the machine in another state: the order turns.
+        # The state of the machine may depend on the position in a round: the order alternates.
         order = ("plain", "tracked", "again") if pair % 2 else ("again", "tracked", "plain")
         took = {name: cpu_seconds(case, data, [TrackingImportance()] if name == "tracked" else []) for name in order}
         plain.append(1e3 * took["plain"])
@@ -124,18 +124,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=40, help="rounds of four trainings for each case")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/tracking_cost.md")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     where = measured_on("torch")
     torch.set_num_threads(1)
     columns = ("case", "plain, ms", "tracked / plain", "plain / plain", "inside / outside, %", "inside, µs a step")
-    rows = [measure(case, asked.pairs) for case in CASES]
+    rows = [measure(case, options.pairs) for case in CASES]
     sections = [
         " ".join(str(__doc__).split()),
         where,
-        f"Medians of {asked.pairs} rounds, in parentheses their quartiles:",
+        f"Medians of {options.pairs} rounds, in parentheses their quartiles:",
         table(columns, rows),
     ]
-    publish("tracking_cost", "The cost of tracking", sections, write=asked.write)
+    publish("tracking_cost", "The cost of tracking", sections, write=options.write)
 
 
 if __name__ == "__main__":

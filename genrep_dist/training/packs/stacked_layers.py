@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 MIN_RUN = 8
-"""Numbers in a row of a window (width x channels), below which windows are copied kernel element by kernel element, in longer runs of
-memory. With the reused buffers this makes a step of the digits' network about 1.2 times as fast."""
+"""Numbers in a row of a window (width x channels), below which windows are copied one kernel element at a time, in longer runs of memory.
+With the reused buffers this makes a step of the digits' network about 1.2 times as fast."""
 
 
 class Stacked(nn.Module):
@@ -183,7 +183,8 @@ class _Convolution(torch.autograd.Function):
 
 def _fold(ctx: Any, weight: Tensor, gradient: Tensor) -> Tensor:
     """The gradient of the inputs: that of every window, added where the window lies."""
-    layer, (rows, channels, height, width) = ctx.layer, ctx.sizes
+    layer: StackedConv = ctx.layer
+    rows, channels, height, width = ctx.sizes
     (kh, kw), (ph, pw) = layer.kernel, layer.padding
     of_windows = layer.buffer("window gradients", (*gradient.shape[:2], kh * kw * channels), gradient)
     torch.bmm(gradient, weight.transpose(1, 2), out=of_windows)
