@@ -327,7 +327,7 @@ def test_a_finished_run_again_does_nothing(finished: gr.Run, monkeypatch: pytest
         raise AssertionError("work was done")
 
     monkeypatch.setattr("genrep_dist.executors.serial.SerialExecutor.from_resources", refuse)
-    monkeypatch.setattr("genrep_dist.runner.run.judge", refuse)
+    monkeypatch.setattr("genrep_dist.runner.run.evaluate", refuse)
     again = gr.run(finished.plan.experiment, store=finished.store.uri, serial=True, search_path=[str(ROOT)])
     assert again.summary().equals(finished.summary())
 
