@@ -1,7 +1,7 @@
-"""What is measured: each module here runs as ``python -m tests.benchmarks.<name>`` and prints a Markdown report.
+"""Benchmarks. Each module runs as ``python -m tests.benchmarks.<name>`` and prints a Markdown report.
 
-With ``--write`` the report also goes to ``docs/benchmarks/<name>.md``. This file holds what they share: a table, a number with its
-spread, and what it was measured on. Nothing asserts a time; whoever runs it reads it.
+With ``--write`` it also writes the report to ``docs/benchmarks/<name>.md``. This file has what they share: tables, medians with quartiles,
+and the description of the machine. No benchmark asserts a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REPORTS = Path(__file__).parents[2] / "docs" / "benchmarks"
 
 
 def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
-    """The median of ``values`` and their quartiles; of fewer than four values the smallest and the largest."""
+    """The median of ``values`` with their quartiles; for fewer than four values, with the smallest and the largest."""
     low, *_, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) >= 4 else (min(values), max(values))
     return f"{form.format(statistics.median(values))} ({form.format(low)} to {form.format(high)})"
 
@@ -32,7 +32,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def measured_on(*packages: str) -> str:
-    """One sentence: processor, cores, memory, threads, versions, and how busy the machine was before."""
+    """One sentence: processor, cores, memory, threads, versions, and the load before the measurement."""
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     threads = os.environ.get("OMP_NUM_THREADS", "not set")
     return (
@@ -43,7 +43,7 @@ def measured_on(*packages: str) -> str:
 
 
 def publish(name: str, title: str, sections: Sequence[str], *, write: bool) -> None:
-    """Print a report and, if ``write``, put it where the documents are."""
+    """Print a report and, if ``write``, write it to ``docs/benchmarks``."""
     options = " ".join(argument for argument in sys.argv[1:] if argument != "--write")
     command = f"Made by `python -m tests.benchmarks.{name}{' ' + options if options else ''}`."
     text = "\n\n".join([f"# {title}", *sections, command]) + "\n"
@@ -54,7 +54,7 @@ def publish(name: str, title: str, sections: Sequence[str], *, write: bool) -> N
 
 
 def _processor() -> str:
-    """The processor's own name, where the system tells it."""
+    """The name of the processor, or of its architecture."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

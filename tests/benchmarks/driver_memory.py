@@ -1,7 +1,8 @@
-"""Memory of the driver and of Ray's own processes while a run hands out very many units of work that do nothing.
+"""Memory of the driver and of Ray's own processes while a run submits many units of work that do nothing.
 
-Units go the way of every stage: drawn from a generator, counted, sent to Ray, two a slot in flight, their outcomes counted. Beside it
-the same tasks all submitted at once, as a loop without bounds would. Resident memory (RSS) above that before the first unit; goal: flat.
+As in every stage, a generator makes the units, two per slot are in flight in Ray, and a counter counts them when they are sent and when
+they end. For comparison, such tasks are also submitted all at once. The tables show the increase of resident memory (RSS) since before the
+first unit. Goal: no growth.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tests.experiments import ROOT, experiment
 
 PROCESSES = ("driver", "gcs_server", "raylet")
 Sample = tuple[int, float, dict[str, float], int]
-"""Units ended, seconds, MiB above the beginning of each process, units in flight."""
+"""Units ended, seconds, increase of each process in MiB, units in flight."""
 
 
 def nothing(job: Job, unit: Unit) -> dict[str, float]:
@@ -46,7 +47,7 @@ def units(count: int) -> Iterator[RetrainUnit]:
 
 
 def memory() -> dict[str, float]:
-    """RSS of the driver and of the cluster's two central processes, MiB."""
+    """RSS of the driver, gcs_server and raylet, MiB."""
     found = {"driver": psutil.Process().memory_info().rss / 2**20}
     for process in psutil.Process().children(recursive=True):
         for name in PROCESSES[1:]:
@@ -56,7 +57,7 @@ def memory() -> dict[str, float]:
 
 
 class Watch(ProgressCounter):
-    """A tally that samples memory every ``every`` units that end."""
+    """A counter that samples memory once per ``every`` units that end."""
 
     def __init__(self, every: int) -> None:
         super().__init__()
@@ -77,7 +78,7 @@ def above(before: dict[str, float]) -> dict[str, float]:
 
 
 def bounded(executor: RayExecutor, count: int, every: int) -> Watch:
-    """The walk's own way with ``count`` units."""
+    """Run ``count`` units as a stage does."""
     with tempfile.TemporaryDirectory(prefix="genrep-benchmark-") as folder:
         prepared = prepare(experiment(), Store(folder), [str(ROOT)])
         publish_inputs(prepared)
@@ -90,7 +91,7 @@ def bounded(executor: RayExecutor, count: int, every: int) -> Watch:
 
 
 def at_once(count: int, every: int) -> list[Sample]:
-    """All tasks submitted before the first result is taken."""
+    """Submit all tasks before the first result is read."""
     task = ray.remote(num_cpus=1, max_retries=0)(nothing)
     job: Any = ray.put(None)
     before, start = memory(), time.perf_counter()
@@ -115,13 +116,13 @@ def rows(samples: list[Sample]) -> list[tuple[str, ...]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--units", type=int, default=100_000)
-    parser.add_argument("--at-once", type=int, default=20_000, help="how many for the loop without bounds")
+    parser.add_argument("--at-once", type=int, default=20_000, help="number of tasks that are submitted all at once")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/driver_memory.md")
     asked = parser.parse_args()
     where = measured_on("ray")
     executor = RayExecutor(ResourcesSection.model_validate({"workers": 2}), work=nothing)
     try:
-        bounded(executor, 2_000, 2_000)  # whatever is loaded once
+        bounded(executor, 2_000, 2_000)  # warm-up
         watch = bounded(executor, asked.units, asked.units // 10)
         loop = at_once(asked.at_once, asked.at_once // 4)
     finally:
@@ -131,14 +132,14 @@ def main() -> None:
     per_unit = (drivers[-1] - drivers[0]) / (watch.samples[-1][0] - watch.samples[0][0]) * 2**20
     publish(
         "driver_memory",
-        f"{asked.units:,} units of work, and the driver's memory",
+        f"The driver's memory during {asked.units:,} units of work",
         [
             " ".join(str(__doc__).split()),
             where,
-            f"At most {watch.most} units in flight at any time. Between the first and the last sample the driver grew by {per_unit:.0f} "
-            f"bytes a unit; {asked.units / watch.samples[-1][1]:,.0f} units a second.",
+            f"At most {watch.most} units were in flight at any time. Between the first and the last sample, the driver's memory grew by "
+            f"{per_unit:.0f} bytes per unit. The rate was {asked.units / watch.samples[-1][1]:,.0f} units per second.",
             table(columns, rows(watch.samples)),
-            f"The same {asked.at_once:,} tasks submitted all at once:",
+            f"{asked.at_once:,} such tasks, submitted all at once:",
             table(columns, rows(loop)),
         ],
         write=asked.write,

@@ -1,8 +1,9 @@
-"""What a plan says that a run will take, beside what the run then takes: the whole commands, in fresh processes and an empty store.
+"""The time that `genrep plan` predicts for a run, and the time that the run takes. Both run in new processes with an empty store.
 
-`genrep plan` probes this machine for a few seconds and predicts each stage, and what surrounds them (starting Ray and its workers, judging,
-tables, report, MLflow). `genrep run` follows, through Ray with two workers. Three experiments, each cut down from one that ships so that a
-run takes a minute or less. Goal: the whole run's seconds predicted within 30%.
+`genrep plan` measures this machine for a few seconds. It predicts the seconds of each stage and of the work outside the stages: start of
+Ray and its workers, evaluation, tables, report, MLflow. The experiment then runs through Ray with two workers. The three experiments are
+included ones, reduced so that a run takes a minute or less. Goal: the predicted seconds of the whole run are within 30% of the measured
+seconds.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ COMMON = ("resources.workers=2",)
 
 
 class Clock:
-    """A run's progress that notes when each stage begins, and how many units it has."""
+    """A progress display that records when each stage begins and how many units it has."""
 
     def __init__(self) -> None:
         self.begun: list[tuple[str, float, int]] = [("before", time.time(), 0)]
@@ -67,7 +68,7 @@ def command(*arguments: str) -> str:
 
 
 def measure(name: str, folder: str | None) -> tuple[dict[str, Any], dict[str, float], int, float]:
-    """The plan's JSON, seconds of each part of the run, models trained anew, and seconds of the whole command."""
+    """The plan's JSON, seconds of each part of the run, number of retrained models, and seconds of the whole process."""
     with tempfile.TemporaryDirectory(prefix="genrep-benchmark-", dir=folder) as store:
         plan: dict[str, Any] = json.loads(command("genrep_dist", "plan", name, "--store", store, "--json", *overrides_of(name)))
         began = time.time()
@@ -80,8 +81,8 @@ def measure(name: str, folder: str | None) -> tuple[dict[str, Any], dict[str, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=list(EXPERIMENTS), help="one of the experiments")
-    parser.add_argument("--folder", help="where the temporary stores go; default: the system's temporary folder")
+    parser.add_argument("--only", choices=list(EXPERIMENTS), help="run only this experiment")
+    parser.add_argument("--folder", help="folder of the temporary stores; default: the system's temporary folder")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/estimates.md")
     parser.add_argument("--drive", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -95,8 +96,8 @@ def main() -> None:
         plan, seconds, models, took = measure(name, asked.folder)
         predicted = {stage["stage"]: float(stage["seconds"]) for stage in plan["stages"]}
         rows = [(stage, f"{predicted[stage]:.1f}", f"{seconds.get(stage, 0.0):.1f}") for stage in predicted]
-        around = float(plan["seconds"]) - sum(predicted.values())
-        rows.append(("around them", f"{around:.1f}", f"{took - sum(seconds.get(stage, 0.0) for stage in predicted):.1f}"))
+        outside = float(plan["seconds"]) - sum(predicted.values())
+        rows.append(("outside the stages", f"{outside:.1f}", f"{took - sum(seconds.get(stage, 0.0) for stage in predicted):.1f}"))
         ratio = float(plan["seconds"]) / took
         totals.append(
             (
@@ -115,11 +116,11 @@ def main() -> None:
         " ".join(str(__doc__).split()),
         where,
         table(columns, totals),
-        "The first stage of a run waits for Ray, and for the workers to import what they need; the last includes judging, report and "
-        "publishing. The plan counts both under 'around them'.",
+        "In a run, the first stage includes the start of Ray and the imports of the workers; the last includes evaluation, report and "
+        "publication. The plan counts both under 'outside the stages'.",
         *sections,
     ]
-    publish("estimates", "What plans predict, and what runs take", sections, write=asked.write)
+    publish("estimates", "Predicted and measured time of runs", sections, write=asked.write)
 
 
 if __name__ == "__main__":

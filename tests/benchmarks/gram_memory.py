@@ -1,8 +1,8 @@
-"""Memory of driver and workers while a gram ten times larger than the memory budget is computed, and used, out of core.
+"""Memory of the driver and the workers while a gram ten times larger than the memory budget is computed and used out of core.
 
-Each size runs in a fresh driver process: a whole experiment (training, features, gram, surrogate, attributions, judge, report) through
-Ray with two workers, on a linear model of 64 parameters, so that the gram dwarfs all else. A thread of the driver watches the kernel's
-own high-water mark (VmHWM) of the driver and of each worker, and resets it where a stage begins. Linux only.
+For each size, a new driver process runs a whole experiment (training, features, gram, surrogate, attributions, evaluation, report) through
+Ray with two workers. The model is linear with 64 parameters, so the gram is much larger than all other data. A thread of the driver reads
+the peak memory of the driver and of each worker (VmHWM of Linux), and resets it at the start of each stage. Linux only.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from tests.benchmarks import measured_on, publish, table
 ROOT = Path(__file__).parents[2]
 BUDGET_BYTES = 2**30
 ROWS, SMALL_ROWS = 52_000, 13_000
-"""4 x 52,000^2 bytes are ten budgets. The small version cannot show that: a Python process alone holds half a budget."""
+"""4 x 52,000^2 bytes are ten budgets. The small gram is within the budget: a Python process alone takes half of it."""
 FREE_BYTES = 20 * 2**30
-"""What must stay free on the disk."""
+"""Disk space that must stay free."""
 FEATURES = 63
-"""Inputs of the linear model; its gradient has one number more, for the bias."""
+"""Inputs of the linear model; its gradient has one more number, for the bias."""
 
 Stages = dict[str, dict[str, Any]]
 
 
 class Wide:
-    """Many rows, few features: two noisy classes and a linear model of 64 parameters, so that the gram dwarfs all else."""
+    """Many rows, few features: two noisy classes and a linear model of 64 parameters. The gram is much larger than all other data."""
 
     loss = "logistic"
     recipe = Recipe(epochs=1, batch_size=256, learning_rate=0.1)
@@ -67,7 +67,7 @@ class Wide:
 
 
 class Watch:
-    """A run's progress that notes, for each stage, its seconds and the high-water marks of the driver and of every worker."""
+    """A progress display that records, for each stage, its seconds and the peak memory of the driver and of every worker."""
 
     def __init__(self) -> None:
         self.stages: Stages = {}
@@ -123,7 +123,7 @@ class Watch:
 
 
 def is_worker(process: psutil.Process) -> bool:
-    """Whether a process runs our units, by the title that Ray gives it: its agents, which do not, are titled so too."""
+    """Whether a process runs units of work, by the title that Ray gives it. Ray's agents have such titles too, but run no units."""
     try:
         title = process.cmdline()[0]
         return title.startswith("ray::") and "Agent" not in title
@@ -132,7 +132,7 @@ def is_worker(process: psutil.Process) -> bool:
 
 
 def high_water_bytes(process: int) -> int:
-    """The most memory that a process has held at once since its mark was last reset."""
+    """The peak memory of a process since the peak was last reset."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -140,7 +140,7 @@ def high_water_bytes(process: int) -> int:
 
 
 def drive(rows: int, store: str) -> Stages:
-    """The measured driver: the whole experiment, from an empty store to its report."""
+    """The measured driver: runs the whole experiment, from an empty store to its report."""
     import genrep_dist as gr
 
     fields = {
@@ -149,7 +149,7 @@ def drive(rows: int, store: str) -> Stages:
         "seeds": 1,
         "test_points": 1,
         "methods": ["ntk-final/surrogate"],
-        # Nothing is removed: what is measured is the gram, not retraining. A loose tolerance spares products with it.
+        # No sample is removed: the gram is measured, not retraining. A loose tolerance needs fewer products with the gram.
         "deletion": {"fractions": [0.0]},
         "surrogate": {"lambda": 0.1, "tolerance": 1e-3},
         "resources": {"memory_budget": BUDGET_BYTES, "workers": 2},
@@ -160,7 +160,7 @@ def drive(rows: int, store: str) -> Stages:
 
 
 def hold(rows: int) -> int:
-    """The other side: bytes that a process takes at most which computes the same gram as one tensor."""
+    """For comparison: peak bytes of a process that computes the same gram as one tensor."""
     features = torch.randn(rows, FEATURES + 1)
     gram = features @ features.T
     assert gram.shape == (rows, rows)
@@ -168,18 +168,18 @@ def hold(rows: int) -> int:
 
 
 def in_a_fresh_process(*arguments: str) -> Any:
-    """What this module prints as its last line, run anew with ``arguments``."""
+    """Run this module in a new process with ``arguments``; return the JSON value of its last line."""
     command = [sys.executable, "-m", "tests.benchmarks.gram_memory", *arguments]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(rows: int, folder: str | None) -> Stages:
-    """All stages of a run in a store that is deleted afterwards; SystemExit rather than filling the disk."""
+    """All stages of a run in a store that is deleted afterwards. SystemExit if the disk has too little space."""
     with tempfile.TemporaryDirectory(prefix="genrep-benchmark-", dir=folder) as store:
         needed, free = 3 * rows * rows, shutil.disk_usage(store).free
         if free - needed < FREE_BYTES:
-            raise SystemExit(f"{store}: {free:,} bytes are free and {needed:,} are needed; {FREE_BYTES:,} shall stay free (--folder)")
+            raise SystemExit(f"{store}: {free:,} bytes are free, {needed:,} are needed, {FREE_BYTES:,} must stay free (--folder)")
         stages: Stages = in_a_fresh_process("--drive", str(rows), "--folder", store)
         return stages
 
@@ -197,12 +197,12 @@ def mebibytes(*counts: int) -> str:
 
 
 def sizes_table(runs: Mapping[int, Stages]) -> str:
-    """Peaks for each number of rows, in MiB, beside the gram held as one tensor."""
+    """Peak memory in MiB for each number of rows, and that of the gram as one tensor."""
     rows = []
     for n, stages in runs.items():
         both = sorted(stages["kernels"]["workers"].values())[-2:]
-        # As one tensor the largest gram would fill most machines: only its own bytes are counted.
-        dense = f"{mebibytes(4 * n * n)}, not tried" if n == ROWS else mebibytes(in_a_fresh_process("--hold", str(n)))
+        # As one tensor the largest gram does not fit most machines: its own bytes are shown instead.
+        dense = f"{mebibytes(4 * n * n)}, not measured" if n == ROWS else mebibytes(in_a_fresh_process("--hold", str(n)))
         peak = max(driver_bytes(stages), worker_bytes(stages))
         rows.append(
             (
@@ -216,7 +216,7 @@ def sizes_table(runs: Mapping[int, Stages]) -> str:
                 dense,
             )
         )
-    columns = ("rows", "gram", "gram / budget", "driver", "two workers, tiles", "worker, surrogate", "largest / budget", "as one tensor")
+    columns = ("rows", "gram", "gram / budget", "driver", "two workers, tiles", "worker, surrogate", "peak / budget", "as one tensor")
     return table(columns, rows)
 
 
@@ -232,27 +232,27 @@ def stages_table(stages: Stages) -> str:
         )
         for name, stage in stages.items()
     ]
-    return table(("stage", "units", "seconds", "driver", "largest worker", "largest / budget"), rows)
+    return table(("stage", "units", "seconds", "driver", "largest worker", "peak / budget"), rows)
 
 
 def verdict(runs: Mapping[int, Stages]) -> str:
     peaks = {n: max(driver_bytes(stages), worker_bytes(stages)) for n, stages in runs.items()}
     small, large = min(runs), max(runs)
-    where = "under" if max(peaks.values()) < BUDGET_BYTES else "**over**"
+    where = "within" if max(peaks.values()) < BUDGET_BYTES else "**above**"
     growth = (
-        f" While the rows grew {large / small:.0f} times and the gram {(large / small) ** 2:.0f} times, the largest process grew "
-        f"{peaks[large] / peaks[small]:.2f} times."
+        f" From the fewest to the most rows, the rows grow {large / small:.0f} times, the gram {(large / small) ** 2:.0f} times, and the "
+        f"largest process {peaks[large] / peaks[small]:.2f} times."
     )
     return (
-        f"The declared budget is {mebibytes(BUDGET_BYTES)} MiB, the largest gram {4 * large**2 / BUDGET_BYTES:.1f} times that. The largest "
-        f"process, interpreter and libraries included, held {max(peaks.values()) / BUDGET_BYTES:.2f} of the budget: {where} it."
+        f"The budget is {mebibytes(BUDGET_BYTES)} MiB; the largest gram is {4 * large**2 / BUDGET_BYTES:.1f} times that. The largest "
+        f"process, including interpreter and libraries, took {max(peaks.values()) / BUDGET_BYTES:.2f} of the budget: {where} it."
     ) + (growth if large > small else "")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="one run with a quarter of the rows: its gram is smaller than the budget")
-    parser.add_argument("--folder", help="where the temporary store goes; default: the system's temporary folder")
+    parser.add_argument("--small", action="store_true", help="one run with a quarter of the rows, whose gram is smaller than the budget")
+    parser.add_argument("--folder", help="folder of the temporary store; default: the system's temporary folder")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/gram_memory.md")
     parser.add_argument("--drive", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--hold", type=int, help=argparse.SUPPRESS)
@@ -263,7 +263,7 @@ def main() -> None:
     if asked.hold:
         sys.stdout.write(f"\n{json.dumps(hold(asked.hold))}\n")
         return
-    # Ended from outside, it must still delete its store: that is gigabytes.
+    # SIGTERM must still delete the store, which has gigabytes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sizes = (SMALL_ROWS,) if asked.small else (ROWS // 4, ROWS // 2, ROWS)
     where = measured_on("torch", "ray", "zarr", "obstore")
@@ -274,12 +274,12 @@ def main() -> None:
         verdict(runs),
         "Peak memory in MiB:",
         sizes_table(runs),
-        f"Stage by stage with {sizes[-1]:,} rows, peak memory in MiB ('start' imports, reads the problem and lays out the plan; 'retrain' "
-        "also judges, draws the report and publishes to MLflow). The surrogate is solved in a worker from the stored tiles; a small gram, "
-        "which fits in half the budget as float64, is held in memory there:",
+        f"Peak memory in MiB by stage, with {sizes[-1]:,} rows. 'start' includes imports, the problem's data and the plan; 'retrain' "
+        "includes evaluation, report and publication to MLflow. A worker solves the surrogate from the stored tiles. It holds the gram in "
+        "memory if the gram fits half the budget:",
         stages_table(runs[sizes[-1]]),
     ]
-    publish("gram_memory", "Memory with a gram that does not fit", sections, write=asked.write)
+    publish("gram_memory", "Memory with a gram larger than the budget", sections, write=asked.write)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How fast gram tiles are computed from stored features, beside one product of matrices in memory.
+"""The speed of computing gram tiles from stored features, compared with one matrix product in memory.
 
-Features are as wide as the gradient of the vision network (93,825 parameters) and random; a block is 103 MiB. In core: all features in
-memory, their whole gram as one matrix product with one thread, as a worker has it. Out of core: the same gram's upper half, tile by tile,
-from the store, as the stage does it, with one thread for the products and one that reads ahead, every read verified, every tile written
-and synced; and the same without reading ahead. Rates count the multiply-adds of the entries that are asked for, all of them in core, the
-upper half out of core, so that doing only half of the gram is no advantage. Both grams must agree. Memory of either side is the high-water
-mark of a process of its own, less what it held before.
+The features are random and as wide as the gradient of the vision network (93,825 parameters); a block is 103 MiB. In core: all features are
+in memory, and the whole gram is one matrix product with one thread, as in a worker. Out of core: the upper half of the gram is computed
+tile by tile from the store, as in the stage. One thread computes and one reads ahead; every read is verified, every tile is written and
+synced. The same is measured without reading ahead. Rates count the multiply-adds of the computed entries: all in core, the upper half out
+of core. So computing only half of the gram is no advantage. The grams must agree. Each method runs in its own process; its memory is the
+peak minus the peak before.
 Goal: at least 70% of the in-core rate at a quarter of its memory.
 """
 
@@ -37,11 +37,11 @@ ROOT = Path(__file__).parents[2]
 WIDTH, BLOCK = 93_825, 288
 KEY = "ab" * 32
 AGREE = 1e-3
-"""Largest difference of two float32 sums of so many terms, by the diagonal."""
+"""Largest allowed difference of two grams in float32, relative to the diagonal."""
 
 
 def rows(start: int, stop: int) -> Tensor:
-    """Features of rows: the same for the same rows, whoever asks."""
+    """Features of rows; each row depends only on its number."""
     return torch.cat([torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(row)) for row in range(start, stop)])
 
 
@@ -106,9 +106,9 @@ def in_a_fresh_process(*arguments: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=18 * BLOCK)
-    parser.add_argument("--tile", type=int, default=9 * BLOCK, help="rows along a tile's edge")
+    parser.add_argument("--tile", type=int, default=9 * BLOCK, help="rows of a square tile")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--folder", help="where the temporary store goes; default: the system's temporary folder")
+    parser.add_argument("--folder", help="folder of the temporary store; default: the system's temporary folder")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/gram_speed.md")
     parser.add_argument("--side", choices=["fill", "core", "ahead", "plain"], help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -148,14 +148,14 @@ def main() -> None:
         )
         for side, all_found in runs.items()
     ]
-    columns = ("side", "GF/s", "by in core", "s", "MiB", "by in core")
+    columns = ("method", "GFLOP/s", "rate / in core", "s", "MiB", "memory / in core")
     sections = [
         " ".join(str(__doc__).split()),
         where,
-        f"{n:,} rows, tiles of {asked.tile:,}; {asked.rounds} rounds, smallest and largest in parentheses.",
+        f"{n:,} rows, tiles of {asked.tile:,} rows. Medians of {asked.rounds} rounds, smallest and largest in parentheses.",
         table(columns, lines),
     ]
-    publish("gram_speed", "Gram tiles beside one product in memory", sections, write=asked.write)
+    publish("gram_speed", "Gram tiles compared with one product in memory", sections, write=asked.write)
 
 
 if __name__ == "__main__":

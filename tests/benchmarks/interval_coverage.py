@@ -1,11 +1,11 @@
-"""How often the 95% intervals hold the truth: simulated networks and test points whose true mean is known.
+"""How often the 95% intervals contain the true mean, for simulated networks and test points.
 
-A value is mean + effect of its seed + noise of its point, with the share of the seed's effect in the variance (the intra-seed correlation)
-that a real run shows. Effects and noise are normal, heavy-tailed (Student's t with 5 degrees of freedom) or skewed (exponential). In a
-crossed design all seeds share their points, and a value has an effect of its point too, as large as the seed's; there the truth is the
-mean over all networks and all points, and a second case has hardly any noise. The product's own code makes every interval; the simulated
-tables of one row share the bootstrap's draws, as the methods of a run do. Goal: with 50 seeds of 10 points the clustered interval holds
-the truth in 93 to 97%, where the pooled one does not.
+A simulated value is the sum of the true mean, an effect of its seed and the noise of its point. The seed's effect has the share of the
+variance (the intra-seed correlation) that it has in a real run. Effects and noise are normal, heavy-tailed (Student's t with 5 degrees of
+freedom) or skewed (exponential). In a crossed design all seeds share their points, and a point has an effect as large as a seed's; the true
+mean is that over all networks and all points. A further crossed case has little noise. `genrep_dist.evaluation.intervals` computes every
+interval. The simulated tables of one row share the bootstrap's draws, as the methods of a run do. Goal: with 50 seeds of 10 points the
+clustered interval contains the true mean in 93 to 97% of the tables, and the pooled interval in fewer.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ SHAPES: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Array]] = {
 }
 """Variates of mean 0 and variance 1."""
 LITTLE_NOISE = 0.45
-"""Share of each of two effects in the variance of the crossed case that leaves a tenth for the noise of single cells."""
+"""Share of each of two effects in the variance; a tenth of the variance is left for the noise of single cells."""
 
 
 def intra_seed_correlation(values: Array) -> float:
-    """ICC(1) of ``values`` (S, P) by one-way analysis of variance: (MSB - MSW) / (MSB + (P - 1) MSW). Negative where chance has it so."""
+    """ICC(1) of ``values`` (S, P) by one-way analysis of variance: (MSB - MSW) / (MSB + (P - 1) MSW). Can be negative by chance."""
     num_points = values.shape[1]
     between = num_points * values.mean(axis=1).var(ddof=1)
     within = values.var(axis=1, ddof=1).mean()
@@ -47,7 +47,7 @@ def intra_seed_correlation(values: Array) -> float:
 
 
 def nested(shape: str, correlation: float, num_seeds: int, repeats: int) -> Array:
-    """Simulated tables (repeats, S, P) with true mean 0; each seed has points of its own."""
+    """Simulated tables (repeats, S, P) with true mean 0; each seed has its own points."""
     draw, generator = SHAPES[shape], np.random.default_rng(derive_seed(0, "coverage", "nested", shape, num_seeds))
     seeds = draw(generator, (repeats, num_seeds, 1))
     noise = draw(generator, (repeats, num_seeds, POINTS))
@@ -63,22 +63,22 @@ def crossed(shape: str, correlation: float, num_seeds: int, repeats: int) -> Arr
 
 
 def pooled_coverage(tables: Array) -> str:
-    """Share of ``tables`` whose pooled interval holds 0."""
+    """Share of ``tables`` whose pooled interval contains 0."""
     half_widths = [pooled_half_width(values) or 0.0 for values in tables]
     return coverage(np.abs(tables.mean(axis=(1, 2))) <= half_widths)
 
 
 def bootstrap_coverage(blocks: Iterable[Array], num_units: int) -> tuple[str, str]:
-    """Share of the bootstrapped means whose plain, and whose expanded, percentile interval holds 0."""
+    """Share of the bootstrapped means whose plain, and whose expanded, percentile interval contains 0."""
     levels = (*PLAIN, *expanded_levels(num_units))
     low, high, expanded_low, expanded_high = np.concatenate([np.quantile(block, levels, axis=1) for block in blocks], axis=1)
     return coverage((low <= 0) & (high >= 0)), coverage((expanded_low <= 0) & (expanded_high >= 0))
 
 
-def coverage(holds: Array | np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> str:
+def coverage(contains: Array | np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> str:
     """A share in percent with its standard error."""
-    share = float(np.mean(holds))
-    return f"{100 * share:.1f} ± {100 * math.sqrt(share * (1 - share) / len(holds)):.1f}"
+    share = float(np.mean(contains))
+    return f"{100 * share:.1f} ± {100 * math.sqrt(share * (1 - share) / len(contains)):.1f}"
 
 
 def main() -> None:
@@ -112,18 +112,19 @@ def main() -> None:
         " ".join(str(__doc__).split()),
         where,
         f"Intra-seed correlation of AUC-DEL₋ in a run of {shape_of[0]} seeds × {shape_of[1]} test points (`genrep run demo --serial "
-        f"--set seeds={shape_of[0]}`), one-way analysis of variance. Their median without `random`, {correlation:.3f}, is simulated.",
+        f"--set seeds={shape_of[0]}`), by one-way analysis of variance. The simulation uses their median without `random`, "
+        f"{correlation:.3f}.",
         table(("method", "correlation"), [(method, f"{value:.3f}") for method, value in found.items()]),
-        f"Each seed with points of its own. Share of {asked.repeats:,} simulated tables whose 95% interval holds the true mean, in %, with "
-        "its standard error. The product's clustered interval is the expanded one:",
+        f"Each seed has its own points. Share of {asked.repeats:,} simulated tables whose 95% interval contains the true mean, in %, with "
+        "its standard error. The clustered interval of genrep_dist is the expanded one:",
         table(("effects", "seeds × points", "pooled", "clustered, plain percentiles", "clustered, expanded"), nested_rows),
-        "Crossed: all seeds with the same points. The pooled and the clustered interval know nothing of other test points; the product's "
-        "two-way interval is the expanded one: in these cases not below 95%, and too wide where single cells are noisy, of which the "
-        "two-way bootstrap counts too much:",
+        "Crossed: all seeds have the same points. The pooled and the clustered interval do not account for other test points. The two-way "
+        "interval of genrep_dist is the expanded one. In these cases its coverage is not below 95%. It is too wide if the noise of single "
+        "cells is large, because the two-way bootstrap counts that noise more than once:",
         table(
             ("effects", "seeds × points", "pooled", "clustered, expanded", "two-way, plain percentiles", "two-way, expanded"), crossed_rows
         ),
-        f"All of it took {time.process_time() - began:.0f} seconds of one core.",
+        f"CPU time: {time.process_time() - began:.0f} seconds.",
     ]
     publish("interval_coverage", "Coverage of the intervals", sections, write=asked.write)
 

@@ -1,10 +1,10 @@
-"""K(train, a few test points) of the paper's vision network, streamed, beside captum's TracInCP, dattri's TracIn (GradDot) and TRAK.
+"""K(train, a few test points) of the paper's vision network, compared with captum's TracInCP, dattri's TracIn (GradDot) and TRAK.
 
-Every tool runs in a process of its own with one thread, on the same model, training rows and test points. The explained quantity is the
-model's logit on both sides, so that K(x, z) = <grad f(x), grad f(z)> is what captum, dattri and we are all asked for; their numbers
-are compared. TRAK is given the same logit; its scores are projected and weighted, so they are another quantity, and only its cost is
-looked at. Seconds are of the tool's own call after a call on a few rows; memory is the process's peak (`getrusage`), and what of it came
-after the libraries, the model and the data were there.
+genrep_dist computes K in blocks of training rows. Every tool runs in its own process with one thread, on the same model, training rows and
+test points. The explained quantity is the model's logit, so genrep_dist, captum and dattri all compute
+K(x, z) = <grad f(x), grad f(z)>; their results are compared. TRAK gets the same logit, but its scores are projected and weighted. They are
+another quantity, so only TRAK's cost is compared. Seconds are those of one call after a warm-up call on a few rows. Memory is the peak of
+the process (`getrusage`), and how far the peak is above the memory before that call.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Score = Callable[[nn.Module, Tensor, Tensor, Path], Tensor]
 
 
 class Scalar(nn.Module):
-    """The network with its logit as (B,)."""
+    """The network with a logit of shape (B,)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Scalar(nn.Module):
 
 
 class Logit(nn.Module):
-    """The sum of the logits as a "loss", whatever the targets."""
+    """The sum of the logits as a "loss"; the targets are ignored."""
 
     reduction = "sum"
 
@@ -146,7 +146,7 @@ TOOLS: dict[str, tuple[Score, str]] = {
 
 
 def drive(tool: str, folder: Path, rows: int) -> dict[str, float]:
-    """One tool in this process: its scores go to a file, its cost is returned."""
+    """Run one tool in this process, save its scores to a file and return its cost."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = Scalar().eval()
@@ -191,7 +191,7 @@ def main() -> None:
         folder = Path(name)
         for round_number in range(ROUNDS):
             for tool in TOOLS:
-                # TRAK's projection takes minutes on a CPU: once will do.
+                # TRAK's projection takes minutes on a CPU: it runs once.
                 if tool != "TRAK" or not round_number:
                     runs[tool].append(measure(tool, folder, asked.rows))
         reference = np.load(folder / "genrep_dist.npy")
@@ -201,7 +201,7 @@ def main() -> None:
         }
     for tool, difference in differences.items():
         if difference > 1e-4:
-            raise SystemExit(f"{tool} computes something else: {difference:g}")
+            raise SystemExit(f"{tool} differs from genrep_dist by {difference:g} of the largest K")
     fastest = min((tool for tool in TOOLS if tool != "genrep_dist"), key=lambda tool: min(run["seconds"] for run in runs[tool]))
     lines = []
     for tool, found in runs.items():
@@ -217,16 +217,16 @@ def main() -> None:
             ]
         )
     best = [other["seconds"] / mine["seconds"] for other, mine in zip(runs[fastest], runs["genrep_dist"], strict=False)]
-    columns = ["tool", "rows a second", "seconds / ours", "peak MiB", "of these in the call", "largest difference of K"]
+    columns = ["tool", "rows per second", "seconds / genrep_dist", "peak MiB", "MiB of the call", "largest relative difference of K"]
     sections = [
         " ".join(str(__doc__).split()),
         where,
-        f"{asked.rows:,} training rows, {POINTS} test points, 93,825 parameters, one checkpoint; {ROUNDS} rounds (TRAK: one), the best for "
-        f"rows a second, all for the ratios. The fastest of the others is {fastest}; it takes {spread(best, '{:.1f}')} times as long as "
-        "genrep_dist.",
+        f"{asked.rows:,} training rows, {POINTS} test points, 93,825 parameters, one checkpoint; {ROUNDS} rounds (TRAK: one). Rows per "
+        f"second are those of the fastest round; the ratios are of all rounds. The fastest other tool is {fastest}; it takes "
+        f"{spread(best, '{:.1f}')} times as long as genrep_dist.",
         table(columns, lines),
     ]
-    publish("kernel_peers", "K(train, few test points) beside other tools", sections, write=asked.write)
+    publish("kernel_peers", "K(train, few test points) compared with other tools", sections, write=asked.write)
 
 
 if __name__ == "__main__":

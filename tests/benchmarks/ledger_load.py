@@ -1,9 +1,9 @@
-"""What it costs to ask a ledger of 100,000 retrainings, as tasks write it and after compaction.
+"""The time to read a ledger of 100,000 retrainings, before and after compaction.
 
-Each row has the outputs for 200 test samples, of a float32 model, and up to 25 removed ids; a task writes 25 rows. One store is
-compacted, its twin is not, and both are asked in turns: for the keys of all rows, which every run does before it trains what is missing;
-for the deletion table (50 seeds, 10 methods, 40 test points, 5 fractions, so that every row is asked for); and for a proof that every
-byte of it is what was written. Answers are compared. Goal: the keys in under a second after compaction.
+Each row has the outputs of a float32 model for 200 test samples, and up to 25 removed ids; a task writes 25 rows. One store is compacted
+and its copy is not. Three operations read both in turn: the keys of all rows, which every run reads before it trains missing models; the
+deletion table (50 seeds, 10 methods, 40 test points, 5 fractions, so that every row is requested); and a verification of every byte. The
+results are compared. Goal: the keys in under a second after compaction.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def key(seed: int, *removal: int) -> str:
 
 
 def make_rows(exact: Callable[[Array], Array]) -> Iterator[LedgerRow]:
-    """An original for each seed, and its retrainings, which move its outputs a little; ``exact`` says what a model computes in."""
+    """An original for each seed, and its retrainings with slightly different outputs; ``exact`` rounds to the model's dtype."""
     for seed in SEEDS:
         draw = np.random.default_rng(seed)
         original = 2 * draw.normal(size=(NUM_TEST, 1))
@@ -72,13 +72,13 @@ def write_ledger(folder: Path, rows: Iterator[LedgerRow]) -> Ledger:
 
 
 def part_bytes(folder: Path, exact: Callable[[Array], Array]) -> float:
-    """Bytes a row in the parts of 100 tasks."""
+    """Bytes per row in the parts of 100 tasks."""
     ledger = write_ledger(folder, itertools.islice(make_rows(exact), 100 * PER_TASK))
     return sum(Path(folder, path).stat().st_size for path in ledger.parts()) / (100 * PER_TASK)
 
 
 def plain_bytes(folder: Path) -> float:
-    """Bytes a row when outputs are float32 and the writer's defaults choose how they are encoded."""
+    """Bytes per row with float32 outputs and the writer's default encoding."""
     rows = list(itertools.islice(make_rows(float32), 100 * PER_TASK))
     schema = LEDGER_SCHEMA.set(6, pa.field("outputs", pa.list_(pa.field("element", pa.float32(), nullable=False)), nullable=False))
     folder.mkdir()
@@ -91,7 +91,7 @@ def plain_bytes(folder: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="how often each is asked")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each operation")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/ledger_load.md")
     asked = parser.parse_args()
     where = measured_on("polars", "pyarrow", "obstore")
@@ -106,21 +106,21 @@ def main() -> None:
         began = time.perf_counter()
         done = compacted.compact()
         compaction_seconds = time.perf_counter() - began
-        questions: dict[str, Callable[[Ledger], Any]] = {
+        operations: dict[str, Callable[[Ledger], Any]] = {
             "keys of all rows": lambda ledger: ledger.keys(),
             "the deletion table": lambda ledger: deletion_table(wanted, ledger.scan()),
-            "every byte proved": lambda ledger: ledger.move_damaged_parts(),
+            "every byte verified": lambda ledger: ledger.move_damaged_parts(),
         }
-        took: dict[tuple[str, str], list[float]] = {(name, which): [] for name in questions for which in ("as written", "compacted")}
+        took: dict[tuple[str, str], list[float]] = {(name, which): [] for name in operations for which in ("as written", "compacted")}
         for _ in range(asked.rounds):
-            for name, question in questions.items():
-                answers = []
+            for name, operation in operations.items():
+                results = []
                 for which, ledger in (("as written", as_written), ("compacted", compacted)):
                     began = time.perf_counter()
-                    answers.append(question(ledger))
+                    results.append(operation(ledger))
                     took[name, which].append(time.perf_counter() - began)
-                # A frame's == would go element by element.
-                same = answers[0].equals(answers[1]) if isinstance(answers[0], pl.DataFrame) else answers[0] == answers[1]
+                # == on DataFrames compares element by element.
+                same = results[0].equals(results[1]) if isinstance(results[0], pl.DataFrame) else results[0] == results[1]
                 assert same, name
     rows = [
         (
@@ -129,22 +129,22 @@ def main() -> None:
             spread(took[name, "compacted"]),
             f"{statistics.median(took[name, 'as written']) / statistics.median(took[name, 'compacted']):.0f}",
         )
-        for name in questions
+        for name in operations
     ]
     sections = [
         " ".join(str(__doc__).split()),
         where,
-        f"Seconds, in turns, {asked.rounds} times each: medians, in parentheses quartiles. The answers of both were equal each time.",
-        table(("question", f"{done.parts_before:,} parts", f"{done.parts_after} parts", "ratio"), rows),
-        f"Compaction of {done.rows:,} rows took {compaction_seconds:.1f} seconds and made {before_bytes / 2**20:.0f} MiB "
+        f"Seconds: medians of {asked.rounds} runs in turn, quartiles in parentheses. The results of both were equal each time.",
+        table(("operation", f"{done.parts_before:,} parts", f"{done.parts_after} parts", "ratio"), rows),
+        f"Compaction of {done.rows:,} rows took {compaction_seconds:.1f} seconds and reduced {before_bytes / 2**20:.0f} MiB to "
         f"{done.bytes / 2**20:.0f} MiB.",
-        f"Bytes a row in parts of {PER_TASK} rows:",
+        f"Bytes per row in parts of {PER_TASK} rows:",
         table(
-            ("outputs", "bytes a row"),
+            ("outputs", "bytes per row"),
             (
-                ("of a float32 model, as float32 by the writer's defaults", f"{sizes[0]:,.0f}"),
-                ("of a float32 model, as the ledger keeps them", f"{sizes[1]:,.0f}"),
-                ("of a float64 model, as the ledger keeps them", f"{sizes[2]:,.0f}"),
+                ("of a float32 model, as float32 in the writer's default encoding", f"{sizes[0]:,.0f}"),
+                ("of a float32 model, as the ledger stores them", f"{sizes[1]:,.0f}"),
+                ("of a float64 model, as the ledger stores them", f"{sizes[2]:,.0f}"),
             ),
         ),
     ]

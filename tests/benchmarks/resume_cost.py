@@ -1,7 +1,7 @@
-"""What it costs to ask again for what is done: a finished experiment run once more, beside its first run and the bare interpreter.
+"""The time to run a finished experiment again, compared with its first run and with the start of the Python interpreter.
 
-The whole command is timed as a user waits for it, from the start of the process to its end. A process that has imported everything
-already then does the same twice: its second time is the work without the imports. Goal: no unit of work, under 5 seconds plus imports.
+Each command is timed from the start of its process to the end. In addition, one process runs the command twice; the second run is the work
+without interpreter and imports. Goal: no unit of work, under 5 seconds plus imports.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ print(f"\\n{took}")
 
 
 def run(*command: str) -> str:
-    """What a process of this interpreter prints; CalledProcessError when it fails."""
+    """The output of a Python process; CalledProcessError if it fails."""
     done = subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout
 
@@ -49,14 +49,14 @@ def files(store: str) -> dict[str, int]:
 
 
 def changed(before: dict[str, int], after: dict[str, int], store: str) -> str:
-    """Files that are new or written anew, one by one."""
+    """Names of the files that are new or were written again."""
     names = sorted(os.path.relpath(name, store) for name, when in after.items() if before.get(name) != when)
     return ", ".join(f"`{name}`" for name in names) or "none"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="how often each command is run")
+    parser.add_argument("--rounds", type=int, default=7, help="runs of each command")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/resume_cost.md")
     asked = parser.parse_args()
     where = measured_on("torch", "ray", "mlflow", "polars", "zarr")
@@ -69,7 +69,7 @@ def main() -> None:
         commands: dict[str, Callable[[], float]] = {
             "the same again, `--serial`": lambda: wait("-m", "genrep_dist", *again, "--serial"),
             "the same again, through Ray": lambda: wait("-m", "genrep_dist", *again),
-            "of it, without interpreter and imports": lambda: float(run("-c", INSIDE, *again).splitlines()[-1]),
+            "the same again, without interpreter and imports": lambda: float(run("-c", INSIDE, *again).splitlines()[-1]),
             "`genrep status smoke`": lambda: wait("-m", "genrep_dist", "status", "smoke", *again[2:]),
             "`genrep --help`": lambda: wait("-m", "genrep_dist", "--help"),
             "the interpreter alone": lambda: wait("-c", "pass"),
@@ -82,7 +82,7 @@ def main() -> None:
     sections = [
         " ".join(str(__doc__).split()),
         where,
-        f"Seconds, in turns, {asked.rounds} times each: medians, in parentheses quartiles. The first run, 3 times: smallest and largest.",
+        f"Seconds: medians of {asked.rounds} runs in turn, quartiles in parentheses. The first run: 3 times, smallest and largest.",
         table(("command", "seconds", "share of the first run"), rows),
         f"Files of the store that the second run wrote: {rewritten}.",
     ]

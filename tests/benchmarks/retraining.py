@@ -1,15 +1,14 @@
-"""Training speed: our loop against the loop that a user writes, on one core; packs against single models; two workers against one.
+"""Training speed: our loop compared with a usual PyTorch loop on one core; packs with single models; two workers with one.
 
-The plain loop is PyTorch's textbook one, as the retraining utilities of attribution libraries have it: a DataLoader over a TensorDataset,
-contiguous convolutions with a ReLU before each pool, the loss on the batch's mean, `zero_grad`, `backward`, `torch.optim.SGD`. Both sides
-visit the same rows in the same order from the same initial parameters, and end in the same parameters up to rounding, which is checked
-against how far they moved (1 %; with products of bfloat16 10 %, for the text network 20 %).
-The order of the sides turns from round to round; on a CPU their processor times are compared. The rate of arithmetic counts the
-multiply-adds of products forward and backward, by the sgemm rate of a 1024 x 1024 product on the same core in the same minute, also by
-processor time: those of our loop, and those of the plain loop for the same samples, which are more, because our loop leaves out what
-pools drop.
-Goals on a CPU: 2 times the plain loop and 55% of sgemm; two workers 1.9 times one. On a GPU, against the plain loop there: 30 times for the
-93,825-parameter network, 10 times for the text network.
+The plain loop is the usual PyTorch code, as in the retraining utilities of attribution libraries: a DataLoader over a TensorDataset,
+contiguous convolutions with a ReLU before each pool, the mean loss of the batch, `zero_grad`, `backward`, `torch.optim.SGD`. Both loops use
+the same rows in the same order and the same initial parameters. Their final parameters may differ by a share of the distance from the
+initial ones: 1 %; with products of bfloat16 10 %, and for the text network 20 %. The order of the loops alternates; on a CPU their CPU
+times are compared. "% of sgemm" is the rate of the multiply-adds of products, forward and backward, relative to the rate of a float32
+1024 x 1024 product on the same core in the same minute, also in CPU time. The multiply-adds are those of our loop or, in the last column,
+those of the plain loop for the same samples. The plain loop has more, because our loop leaves out what pools drop.
+Goals on a CPU: 2 times the plain loop and 55% of sgemm; two workers 1.9 times one. Goals on a GPU, compared with the plain loop there: 30
+times for the 93,825-parameter network, 10 times for the text network.
 """
 
 from __future__ import annotations
@@ -54,11 +53,11 @@ class Case:
     plain_multiply_adds: int
     """In the plain loop."""
     apart: float = 0.01
-    """Bound for the distance between the two results, as a share of how far the parameters moved."""
+    """Largest allowed distance between the two results, relative to their distance from the initial parameters."""
 
 
 class PlainCNN(nn.Module):
-    """The same layers as a user writes them: ReLU, then pool."""
+    """The same layers in the usual order: ReLU, then pool."""
 
     def __init__(self, ours: nn.Module) -> None:
         super().__init__()
@@ -77,7 +76,7 @@ class PlainCNN(nn.Module):
 
 
 class PlainTextCNN(nn.Module):
-    """The same layers as a user writes them: padding is filled with zeros, ReLU, then the largest value of what is no padding."""
+    """The same layers as a user writes them: ReLU, zeros at the padding, and at the end the maximum over the positions."""
 
     def __init__(self, ours: nn.Module) -> None:
         super().__init__()
@@ -93,7 +92,7 @@ class PlainTextCNN(nn.Module):
 
 
 class OwnCNN(nn.Module):
-    """A user's network with layers that have no stacked counterparts: learned slopes, groups, a parameter of its own."""
+    """A user's network with layers that have no stacked version: PReLU, groups, a parameter of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,12 +107,12 @@ class OwnCNN(nn.Module):
 
 
 def as_it_is(model: nn.Module) -> nn.Module:
-    """A network that is a user's own."""
+    """The same network: the plain loop needs no other form."""
     return model
 
 
 class InOrder(Sampler[int]):
-    """The rows in the order of the epoch, as a random sampler would give them."""
+    """The rows in the order of each epoch of our loop."""
 
     def __init__(self, randomness: Randomness, num_rows: int) -> None:
         self._randomness, self._num_rows, self._epoch = randomness, num_rows, 0
@@ -127,7 +126,7 @@ class InOrder(Sampler[int]):
 
 
 def plain_loop(case: Case, model: nn.Module, randomness: Randomness) -> None:
-    """The textbook loop."""
+    """The usual PyTorch loop."""
     device = next(model.parameters()).device
     dataset = TensorDataset(case.data.inputs.cpu(), case.data.targets.cpu())
     loader = DataLoader(dataset, batch_size=case.recipe.batch_size, sampler=InOrder(randomness, len(dataset)))
@@ -142,7 +141,7 @@ def plain_loop(case: Case, model: nn.Module, randomness: Randomness) -> None:
 
 
 def text_data(num_rows: int, length: int) -> Dataset:
-    """Sentences of 8 to ``length`` words, drawn as words are: the r-th most frequent with a share of about 1/r."""
+    """Sentences of 8 to ``length`` words with natural frequencies: the r-th most frequent has a share of about 1/r."""
     generator = torch.Generator().manual_seed(0)
     tokens = (30_521 ** torch.rand(num_rows, length, generator=generator)).long().clamp(1, 30_521)
     tokens[torch.arange(length) >= torch.randint(8, length + 1, (num_rows, 1), generator=generator)] = 0
@@ -158,7 +157,7 @@ def cases() -> list[Case]:
         Case("digits as 28x28, VisionCNN", large.model, PlainCNN, large.train_data(), Recipe(1, 64, 0.05), vision, plain_vision),
         Case("digits 8x8, SmallCNN", small.model, PlainCNN, small.train_data(), replace(small.recipe, epochs=8), digits, digits),
         Case(
-            "digits 8x8, layers without stacked ones",
+            "digits 8x8, layers without a stacked version",
             OwnCNN,
             as_it_is,
             small.train_data(),
@@ -168,10 +167,10 @@ def cases() -> list[Case]:
         ),
     ]
     for length, batch_size, num_rows in ((128, 16, 256), (40, 32, 512)):
-        # The last convolution's two products on the way back are with the 200 windows that the pool kept.
+        # The last convolution's two products in the backward pass use only the 200 windows that the pool keeps.
         others = length * (3 * (12_000 + 25_000) + 100_000) + 3 * 200
         text, plain_text = others + 2 * 200 * 500, others + 2 * length * 100_000
-        name = f"text of {length} tokens, {batch_size} a step, TextCNN"
+        name = f"text of {length} tokens, batches of {batch_size}, TextCNN"
         found.append(Case(name, TextCNN, PlainTextCNN, text_data(num_rows, length), Recipe(1, batch_size, 0.05), text, plain_text))
     return found
 
@@ -184,7 +183,7 @@ def rounded(cases: Sequence[Case]) -> list[Case]:
             case,
             name=f"{case.name}, bfloat16",
             recipe=replace(case.recipe, precision="bfloat16"),
-            # With 8 bits many positions of a text share the largest value, and the first takes the gradient.
+            # bfloat16 has 8 bits: many positions of a text share the largest value, and the first gets the gradient.
             apart=0.2 if "TextCNN" in case.name else 0.1,
         )
         for case in chosen
@@ -192,7 +191,7 @@ def rounded(cases: Sequence[Case]) -> list[Case]:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Processor time on a CPU, which other work on the machine lengthens least; elapsed time on a GPU."""
+    """CPU time on a CPU, which depends least on other work on the machine; elapsed time on a GPU."""
     if device.type == "cpu":
         began = time.process_time()
         work()
@@ -208,14 +207,14 @@ def parameters(model: nn.Module) -> Tensor:
 
 
 def sgemm(device: torch.device) -> float:
-    """Multiply-adds a second of a float32 product."""
+    """Multiply-adds per second of a float32 product."""
     matrix = torch.rand(1024, 1024, device=device)
     matrix @ matrix
     return 1024**3 / min(seconds(lambda: matrix @ matrix, device) for _ in range(5))
 
 
 def ours(case: Case, trainer: Trainer, size: int, device: torch.device) -> tuple[Callable[[], object], list[nn.Module]]:
-    """Training of ``size`` models as a worker does it, and the models."""
+    """Training of ``size`` models as in a worker, and the models."""
     models = [Randomness(seed).build(case.factory).to(device) for seed in range(size)]
     return lambda: trainer.train_in_place(models, [TrainingRun(Randomness(seed)) for seed in range(size)]), models
 
@@ -233,14 +232,14 @@ def against_plain(case: Case, rounds: int, device: torch.device) -> tuple[str, .
         took = {name: seconds(sides[name], device) for name in (sides if number % 2 else reversed(sides))}
         check_alike(parameters(models[0]), parameters(plain_model), parameters(Randomness(0).build(case.factory).to(device)), case)
         samples = len(case.data.ids) * case.recipe.epochs * size
-        if number:  # the first round is to warm up
+        if number:  # the first round is a warm-up
             rates.append(samples / took["ours"])
             ratios.append(took["plain"] * size / took["ours"])
             share = 100 * rates[-1] / sgemm(device)
             shares.append(share * case.multiply_adds)
             plain_shares.append(share * case.plain_multiply_adds)
     parameters_of_one = sum(p.numel() for p in case.factory().parameters())
-    way = f"{trainer.pack_kind}, {size} at once"
+    way = f"{trainer.pack_kind}, {size}"
     return (
         f"{case.name}; {parameters_of_one:,} parameters",
         way,
@@ -252,14 +251,14 @@ def against_plain(case: Case, rounds: int, device: torch.device) -> tuple[str, .
 
 
 def check_alike(mine: Tensor, plain: Tensor, initial: Tensor, case: Case) -> None:
-    """Raise SystemExit unless the two sides differ by a small share of how far they moved."""
+    """Raise SystemExit if the two results differ by more than ``case.apart``."""
     share = float((mine - plain).norm() / (plain - initial).norm())
     if not share < case.apart:
-        raise SystemExit(f"{case.name}: the two loops end apart by {share:.2g} of what they moved")
+        raise SystemExit(f"{case.name}: the results of the loops differ by {share:.2g} of their distance from the initial parameters")
 
 
 def packs(case: Case, rounds: int, device: torch.device) -> tuple[list[tuple[str, ...]], str]:
-    """Rows of the second table: a model's time by the size of its pack. And what was checked."""
+    """Rows of the table of pack sizes, and a sentence on the comparison of the results."""
     data = Dataset(case.data.inputs.to(device), case.data.targets.to(device), case.data.ids)
     loss = get_loss("logistic")
     reason = why_not_packed(case.factory, loss, case.recipe, data)
@@ -280,18 +279,18 @@ def packs(case: Case, rounds: int, device: torch.device) -> tuple[list[tuple[str
     difference = float((found[0] - found[1]).abs().max())
     rows: list[tuple[str, ...]] = [
         (
-            "one by one" if size == 0 else f"{size} at once",
+            "one by one" if size == 0 else f"pack of {size}",
             spread([1e3 * t for t in took[size]], "{:.1f}"),
             spread([a / b for a, b in zip(took[0], took[size], strict=True)], "{:.2f}"),
         )
         for size in took
     ]
-    text = f"The first model has the same bits in all packs; its largest difference from the solo loop is {difference:.1e}."
+    text = f"The first model has the same bits in all packs; its largest difference from the model trained alone is {difference:.1e}."
     return rows, text
 
 
 def train_some(count: int) -> float:
-    """The work of a worker process: seconds for ``count`` trainings of the vision network, with one thread."""
+    """Runs in a worker process: seconds for ``count`` trainings of the vision network, with one thread."""
     torch.set_num_threads(1)
     case, device = cases()[0], torch.device("cpu")
     trainer = Trainer(case.factory, get_loss("logistic"), case.recipe, case.data)
@@ -302,29 +301,29 @@ def train_some(count: int) -> float:
 
 
 def two_workers(rounds: int) -> str:
-    """How many times one worker's rate two have together."""
+    """The rate of two workers together, relative to one."""
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         pool.map(train_some, [1, 1], chunksize=1)
         ratios = [2 * rate_of(pool, 1) / rate_of(pool, 2) for _ in range(rounds)]
-    return f"Two single-threaded workers train {spread(ratios, '{:.2f}')} times what one does in the same time (VisionCNN)."
+    return f"Two single-threaded workers train {spread(ratios, '{:.2f}')} times as many models as one in the same time (VisionCNN)."
 
 
 def rate_of(pool: Pool, workers: int) -> float:
-    """Mean seconds of each worker for the same work."""
+    """Mean seconds per worker for the same work."""
     return statistics.mean(pool.map(train_some, [6] * workers, chunksize=1))
 
 
 def on_a_gpu(rounds: int) -> str:
     if not torch.cuda.is_available():
-        return "On a GPU: not measured, there is no CUDA device here."
+        return "On a GPU: not measured, because this machine has no CUDA device."
     device = torch.device("cuda")
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     rows = [against_plain(case, rounds, device) for case in cases()]
-    return f"On {torch.cuda.get_device_name(device)}, against the plain loop on it, float32:\n\n{table(COLUMNS, rows)}"
+    return f"On {torch.cuda.get_device_name(device)}, compared with the plain loop on it, in float32:\n\n{table(COLUMNS, rows)}"
 
 
-COLUMNS = ("case", "ours", "samples/s", "times the plain loop", "% of sgemm", "by the plain loop's arithmetic")
+COLUMNS = ("case", "kind of pack, models", "samples/s", "rate / plain loop", "% of sgemm", "% of sgemm, multiply-adds of the plain loop")
 
 
 def main() -> None:
@@ -341,14 +340,14 @@ def main() -> None:
     sections: Sequence[str] = [
         " ".join(str(__doc__).split()),
         where,
-        f"One core, medians of {options.rounds} rounds, in parentheses quartiles:",
+        f"One core, medians of {options.rounds} rounds, quartiles in parentheses:",
         table(COLUMNS, rows),
-        "By declared choice (`recipe.precision`): products of factors that are rounded to bfloat16, on the same core, against the same "
-        "plain loop in float32, and by its sgemm rate in float32:",
+        "With `recipe.precision: bfloat16`, which rounds the factors of products to bfloat16, on the same core. The plain loop and sgemm "
+        "are in float32:",
         table(COLUMNS, [against_plain(case, options.rounds, cpu) for case in rounded(every)]),
-        f"Milliseconds a model of the digits' network ({every[1].recipe.epochs} epochs of 250 rows) by the number of models in a step, and "
-        f"how many times the solo loop's rate that is. {checked}",
-        table(("models", "ms a model", "times one by one"), pack_rows),
+        f"Milliseconds per model of SmallCNN on 8x8 digits ({every[1].recipe.epochs} epochs of 250 rows) by the size of the pack, and the "
+        f"rate relative to models trained one by one. {checked}",
+        table(("models", "ms per model", "rate / one by one"), pack_rows),
         two_workers(max(3, options.rounds // 2)),
         on_a_gpu(options.rounds),
     ]

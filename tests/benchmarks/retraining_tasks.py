@@ -1,10 +1,9 @@
-"""What scheduling costs: retraining tasks of the demo through Ray, by how many models a task carries.
+"""The cost of scheduling: retraining tasks of the demo through Ray with one worker, by the number of models per task.
 
-One worker. What is left of the time from the first task's submission to the last one's end, when the seconds in which models were
-built, trained and asked for their predictions are taken away, is what submitting, looking up, entering into the ledger and reporting
-cost. The models are the demo's own, of two seeds, in the removal sets that its methods name. Before the clock starts a task has brought
-the worker's process to life (imports, data, the choice of a pack size): a run pays that once a process. Goal: under 3% at the size that
-the run chooses.
+The total time runs from the submission of the first task to the end of the last. The overhead is this time without the seconds in which
+models are built, trained and used for prediction: submission, lookups, writing to the ledger and reporting. The models are those of the
+demo with two seeds, with the removal sets that its methods request. An earlier task starts the worker process (imports, data, choice of the
+pack size), which a run does once per process. Goal: under 3% at the size that the run chooses.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ SIZES = (1, 4, 16)
 
 
 def asked_models(prepared: PreparedExperiment) -> list[Retraining]:
-    """All retrainings of the experiment, after the stages that name them."""
+    """All retrainings of the experiment, after the stages that determine them."""
     workers = Workers(prepared.plan.experiment, serial=True)
     runner = StageRunner(prepared, ProgressCounter(NoProgress()), workers)
     for stage in STAGES:
@@ -43,13 +42,13 @@ def asked_models(prepared: PreparedExperiment) -> list[Retraining]:
 
 
 def models_per_task(prepared: PreparedExperiment, models: list[Retraining], executor: RayExecutor) -> int:
-    """The size that a run of the whole demo would choose: by time, as there are many more models than these."""
+    """The size that a run of the whole demo would choose, which has many more models."""
     many = models * 50
     return StageRunner(prepared, ProgressCounter(NoProgress()), Workers(prepared.plan.experiment, executor=executor))._models_per_task(many)
 
 
 def measure(prepared: PreparedExperiment, models: list[Retraining], size: int, executor: RayExecutor) -> tuple[float, float, int, float]:
-    """Seconds from submission to the end, seconds of training in them, tasks, and the packs' size."""
+    """Total seconds, seconds of training in them, number of tasks, and pack size."""
     units = list(retrain_units(models, size))
     trained, pack = 0.0, 0.0
     began = time.perf_counter()
@@ -63,7 +62,7 @@ def measure(prepared: PreparedExperiment, models: list[Retraining], size: int, e
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="how often each size is run")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each size")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/retraining_tasks.md")
     asked = parser.parse_args()
     where = measured_on("torch", "ray")
@@ -97,9 +96,9 @@ def main() -> None:
     sections = [
         " ".join(str(__doc__).split()),
         where,
-        f"{len(models)} models (40 where a task carries one), {asked.rounds} rounds: medians, in parentheses the smallest and the largest. "
-        "Every model has the same outputs, bit for bit, in all of them.",
-        table(("models a task", "pack", "ms a task", "of them overhead", "%"), rows),
+        f"{len(models)} models (40 with one model per task). Medians of {asked.rounds} rounds, smallest and largest in parentheses. Every "
+        "model has the same outputs, bit for bit, in all tasks.",
+        table(("models per task", "pack size", "ms per task", "ms of overhead", "overhead, %"), rows),
     ]
     publish("retraining_tasks", "The cost of scheduling retrainings", sections, write=asked.write)
 

@@ -1,6 +1,7 @@
-"""Per-sample gradients of the vision networks, three ways: one batched backward pass read layer by layer, as dense rows and as factors,
-against `torch.func.vmap(grad)` over the same rows and against a loop of backward passes. One thread, the ways in turn in every round;
-results are compared before anything is timed.
+"""Per-sample gradients of the vision networks by one batched backward pass, as dense rows and as factors.
+
+They are compared with `torch.func.vmap(grad)` on the same rows and with a loop of backward passes. One thread; all methods in turn in every
+round. The results are compared before the timing.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def vmapped(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Dense rows (B, C, P) by vmap(grad), or vmap(jacrev) where there are several outputs."""
+    """Dense rows (B, C, P) by vmap(grad), or by vmap(jacrev) for several outputs."""
     names = tuple(trainable_parameters(model))
     found = torch_func_gradients(model, inputs, None, names)
     return torch.cat([found[name].flatten(2) for name in names], dim=2)
@@ -46,16 +47,16 @@ def looped(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def measure(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> dict[str, list[float]]:
-    """Rows a second of each way, round by round."""
+    """Rows per second of each method in each round."""
     torch.manual_seed(0)
     model, inputs = make().eval(), torch.randn(ROWS, *shape)
     expected = looped(model, inputs[:LOOP_ROWS])
     some = inputs[:LOOP_ROWS]
     for found in (vmapped(model, some), per_sample_gradients(model, some), factored_gradients(model, some).to_dense()):
-        # Where two inputs of a pool differ by a rounding, either may be its maximum: compared are whole rows.
+        # If two inputs of a pool differ by rounding, either may be the maximum. So whole rows are compared.
         difference = float(((found - expected).norm(dim=2) / expected.norm(dim=2)).max())
         if difference > 1e-3:
-            raise SystemExit(f"the ways disagree: {difference:g}")
+            raise SystemExit(f"the results differ by {difference:g}")
     ways: dict[str, tuple[Callable[[], object], int]] = {
         "loop": (lambda: looped(model, inputs[:LOOP_ROWS]), LOOP_ROWS),
         "vmap": (lambda: [vmapped(model, part) for part in torch.split(inputs, 64)], ROWS),
@@ -87,8 +88,8 @@ def main() -> None:
     sections = [
         " ".join(str(__doc__).split()),
         where,
-        f"Rows a second, medians of {ROUNDS} rounds over {ROWS} rows in batches of 64 (the loop: {LOOP_ROWS} rows); the ratio with its "
-        "quartiles:",
+        f"Rows per second, medians of {ROUNDS} rounds over {ROWS} rows in batches of 64 (the loop: {LOOP_ROWS} rows). Quartiles of the "
+        "ratio in parentheses:",
         table(columns, lines),
     ]
     publish("sample_gradients", "Per-sample gradients of the vision networks", sections, write=asked.write)

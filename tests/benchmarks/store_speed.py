@@ -1,12 +1,12 @@
-"""How fast blocks of gradients go into the store and come back, beside numpy's own files.
+"""The speed of writing and reading blocks of gradients in the store, compared with numpy's own files.
 
-A block is 64 MiB of float32, the largest that the store makes. All sides take turns on the same values and the same disk. Written: into
-the store as a unit of work does (refused if not finite, checksummed, written aside, read back and compared, synced, renamed, folder
-synced, recorded); to a numpy memmap that is flushed to the disk, which promises less; by numpy.save with fsync, which promises still
-less; to a memmap that is not flushed and so proves nothing about the disk; and through zarr and obstore as a store without its own file
-path would. Read: warm, and cold after the system was told to drop the file from its cache. Every read through the store verifies the
-checksum, and maps the file instead of copying it; numpy.load verifies nothing. Equal values are demanded of every side. Goals: written at
-least as fast as the flushed memmap, read cold at least at 90% of numpy.load.
+A block is 64 MiB of float32, the largest that the store makes. All methods take turns on the same values and the same disk. Writing to the
+store is as in a unit of work: refuse values that are not finite, compute a checksum, write a temporary file, read it back and compare,
+sync, rename, sync the folder, record. The other writers are a numpy memmap that is flushed to the disk, which guarantees less; numpy.save
+with fsync, which guarantees still less; a memmap that is not flushed, which guarantees nothing about the disk; and zarr with obstore, which
+a store without its own file path would use. Reading is warm, or cold after the system was told to drop the file from its cache. Every read
+of the store verifies the checksum, and maps the file instead of copying it; numpy.load verifies nothing. All methods must return equal
+values. Goals: writing at least as fast as the flushed memmap, cold reading at least at 90% of numpy.load.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def sync(path: Path) -> None:
 
 
 def drop(path: Path) -> None:
-    """Have the system forget the pages of a file that is on the disk."""
+    """Drop the pages of a synced file from the system's cache."""
     handle = os.open(path, os.O_RDONLY)
     os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(handle)
@@ -55,7 +55,7 @@ class Sides:
         self.folder, self.store = folder, Store(str(folder / "store"))
         self.artifact = self.store.artifact("features", "ab" * 32)
         self.artifact.create("features", (ROWS * rounds, WIDTH), (ROWS, WIDTH), "float32", ("train", "parameter"))
-        # Obstore's local files behind Zarr, as the store has buckets behind it.
+        # Zarr on obstore's local files, as the store uses zarr for buckets.
         self.other = zarr.create_array(
             ObjectStore(self.store.objects.subfolder("through-zarr")),
             shape=(ROWS * rounds, WIDTH),
@@ -119,7 +119,7 @@ def timed(work: Callable[..., Any], *arguments: Any) -> float:
 
 
 def measure(folder: Path, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, list[float]]]:
-    """Seconds of every round of writing, of reading warm and of reading cold, by side."""
+    """Seconds of every round of writing, warm reading and cold reading, by method."""
     sides = Sides(folder, rounds)
     blocks = np.random.default_rng(0).normal(size=(2, ROWS, WIDTH)).astype(np.float32)
     writers: dict[str, Callable[[int, Block], None]] = {
@@ -131,7 +131,7 @@ def measure(folder: Path, rounds: int) -> tuple[dict[str, list[float]], dict[str
     }
     written: dict[str, list[float]] = {name: [] for name in writers}
     for number in range(rounds):
-        # The order turns: what one side leaves to the disk must not always fall on the same other.
+        # The order rotates: unfinished disk writes of one method must not always delay the same other method.
         names = list(writers)[number % len(writers) :] + list(writers)[: number % len(writers)]
         for name in names:
             written[name].append(timed(writers[name], number, blocks[number % 2]))
@@ -154,7 +154,7 @@ def measure(folder: Path, rounds: int) -> tuple[dict[str, list[float]], dict[str
 
 
 def rows(found: Mapping[str, list[float]], names: Mapping[str, str]) -> list[tuple[str, ...]]:
-    """Rates in GB/s, and the store's rate by each side's, round by round."""
+    """Rates in GB/s, and the store's rate relative to each method's in the same round."""
     size = 4 * ROWS * WIDTH / 1e9
     return [
         (
@@ -169,7 +169,7 @@ def rows(found: Mapping[str, list[float]], names: Mapping[str, str]) -> list[tup
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--folder", help="where the temporary files go; default: the system's temporary folder")
+    parser.add_argument("--folder", help="folder of the temporary files; default: the system's temporary folder")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/store_speed.md")
     asked = parser.parse_args()
     where = measured_on("numpy", "zarr", "obstore", "google-crc32c")
@@ -183,25 +183,25 @@ def main() -> None:
         "flushed": "numpy memmap, flushed",
         "numpy": "numpy.save, fsync",
         "mapped": "numpy memmap, not flushed",
-        "zarr": "through zarr and obstore",
+        "zarr": "zarr with obstore",
     }
     reads = {**names, "numpy": "numpy.load"}
     ratio = statistics.median(other / ours for other, ours in zip(written["flushed"], written["store"], strict=True))
     share = statistics.median(other / ours for other, ours in zip(cold["numpy"], cold["store"], strict=True))
-    columns = ("side", "GB/s", "store's rate / this one")
+    columns = ("method", "GB/s", "store's rate / this rate")
     sections = [
         " ".join(str(__doc__).split()),
         where,
-        f"Written at {ratio:.2f} of the flushed memmap's rate (goal 1), read cold at {share:.2f} of numpy.load's (goal 0.9): medians of "
-        f"{asked.rounds} rounds. In parentheses quartiles.",
-        "Written:",
+        f"The store writes at {ratio:.2f} of the flushed memmap's rate (goal: 1) and reads cold at {share:.2f} of numpy.load's (goal: "
+        f"0.9). Medians of {asked.rounds} rounds, quartiles in parentheses.",
+        "Writing:",
         table(columns, rows(written, names)),
-        "Read cold:",
+        "Cold reading:",
         table(columns, rows(cold, reads)),
-        "Read warm:",
+        "Warm reading:",
         table(columns, rows(warm, reads)),
     ]
-    publish("store_speed", "The store beside numpy's files", sections, write=asked.write)
+    publish("store_speed", "The store compared with numpy's files", sections, write=asked.write)
 
 
 if __name__ == "__main__":

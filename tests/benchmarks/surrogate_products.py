@@ -1,10 +1,11 @@
-"""How many products with the gram the surrogate takes, and how its cost grows with the number of training samples.
+"""The number of products with the gram that the surrogate needs, and how its cost grows with the number of training samples.
 
-The gram is real: all gradients (93,825 parameters) of the vision network after some epochs on MNIST's threes and eights, some 12,000
-images, in memory as float64. For each lambda Eq. 5 is solved to a residual of 1e-6 twice in the same run: with columns of the gram for
-the preconditioner, and from products alone, as conjugate gradients that remember their own. Both answers must agree. "Products" counts
-every product with K, and the columns as one more. Then the same on a quarter and a half of the images, evenly spaced, for the growth.
-Seconds are the processor's, all threads together. Goal: under 60 products at 12,000 samples, and a cost that grows as their square.
+The gram is real: all gradients (93,825 parameters) of the vision network after a few epochs on MNIST's threes and eights (about 12,000
+images), in memory as float64. For each lambda, Eq. 5 is solved to a residual of 1e-6 twice in the same run: with columns of the gram for
+the Nyström preconditioner, and without them, where the preconditioner uses only earlier products. Both solutions must agree. "Products"
+counts every product with K, and all columns together as one more. The same is done with a quarter and a half of the images, evenly spaced,
+to measure the growth. Seconds are CPU seconds of all threads. Goal: under 60 products at 12,000 samples, and a cost that grows as the
+square of the number of samples.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SHARES = (4, 2, 1)
 """A quarter of the images, half of them, all."""
 BLOCK = 256
 AGREE = 1e-5
-"""Largest difference of the two fitted functions, by the largest output."""
+"""Largest allowed difference of the two fitted functions, relative to the largest output."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def lambda_rows(gram: Tensor, outputs: Tensor) -> tuple[list[tuple[str, ...]], l
         with_columns, without = (solve(gram, outputs, lam, columns=columns) for columns in (True, False))
         difference = float((gram @ (with_columns.alpha - without.alpha)).abs().max() / outputs.abs().max())
         if difference > AGREE:
-            raise SystemExit(f"lambda {lam:g}: the two answers differ by {difference:.2g} of the largest output")
+            raise SystemExit(f"lambda {lam:g}: the two solutions differ by {difference:.2g} of the largest output")
         rows.append(
             (
                 f"{lam:g}",
@@ -104,7 +105,7 @@ def lambda_rows(gram: Tensor, outputs: Tensor) -> tuple[list[tuple[str, ...]], l
 
 
 def growth_rows(gram: Tensor, outputs: Tensor, whole: Sequence[Solved]) -> tuple[list[tuple[str, ...]], float]:
-    """Mean products, and seconds for all lambdas, by size; and the exponent of the seconds."""
+    """Products, and seconds for all lambdas, by size; and the exponent of the seconds."""
     rows: list[tuple[str, ...]] = []
     points: list[tuple[float, float]] = []
     n = len(outputs)
@@ -129,8 +130,8 @@ def growth_rows(gram: Tensor, outputs: Tensor, whole: Sequence[Solved]) -> tuple
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=3, help="how long the network is trained")
-    parser.add_argument("--cache", type=Path, help="a file that keeps the gram for another time (576 MB)")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of training")
+    parser.add_argument("--cache", type=Path, help="file to save the gram in, or to load it from if it exists (576 MB)")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/surrogate_products.md")
     asked = parser.parse_args()
     where = measured_on("torch")
@@ -149,18 +150,19 @@ def main() -> None:
     rows, whole = lambda_rows(gram, outputs)
     growth, exponent = growth_rows(gram, outputs, whole)
     most = max(one.certificate.matvecs for one in whole)
-    columns = ("lambda", "products", "without columns", "ratio", "s", "s without", "residual", "difference")
+    columns = ("lambda", "products", "products without columns", "ratio", "s", "s without columns", "residual", "difference")
     sections = [
         " ".join(str(__doc__).split()),
         where,
-        f"{len(outputs):,} images, {asked.epochs} epochs, logits of {float(outputs.abs().median()):.0f} in the median; the most "
-        f"products that a lambda took: {most}, {'under' if most < 60 else '**not under**'} 60.",
+        f"{len(outputs):,} images, {asked.epochs} epochs; the median absolute logit is {float(outputs.abs().median()):.0f}. The largest "
+        f"number of products for a lambda is {most}, {'under' if most < 60 else '**not under**'} 60.",
         table(columns, rows),
-        "By the number of samples, seconds for all lambdas together (landmarks are the columns of the gram that make the preconditioner):",
-        table(("samples", "landmarks", "MiB for them", "products", "s"), growth),
+        "By the number of samples, with the seconds for all lambdas together. Nyström columns are the gram's columns in the "
+        "preconditioner:",
+        table(("samples", "Nyström columns", "MiB for them", "products", "s"), growth),
         f"Seconds grow with the power {exponent:.2f} of the number of samples (expected: 2).",
     ]
-    publish("surrogate_products", "Products with the gram that a surrogate takes", sections, write=asked.write)
+    publish("surrogate_products", "Products with the gram that a surrogate needs", sections, write=asked.write)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The NTK gram of the paper's text network (1,602,257 parameters) from factored features, against dense rows: bytes and seconds.
+"""The NTK gram of the paper's text network (1,602,257 parameters) from factored features, compared with dense rows: bytes and seconds.
 
-Factored: features of all rows are computed, written, read and multiplied as the stages do it. Dense: the same through rows of 1,602,257
-numbers, by vmap(grad), in files of 64 MiB (10 rows). What dense rows cost for all rows is measured on fewer: computing and writing grow
-with the rows, products with pairs of blocks, each of which is read and multiplied. Three dense numbers are given: with blocks of one
-file, with the largest blocks that the same memory budget holds, and the least that any dense way can take: every row written and read
-once, and one matrix product at full speed. One thread. Comments are real (the toxicity data in the cache), or tokens with Zipf's
-frequencies where there are none.
+Factored: features of all rows are computed, written, read and multiplied as in the stages. Dense: the same with rows of 1,602,257 numbers
+from vmap(grad), in files of 64 MiB (10 rows). Dense rows are measured on fewer rows and scaled up: computing and writing grow with the
+number of rows, reading and multiplying with the number of pairs of blocks. Three dense results are given: with blocks of one file, with the
+largest blocks within the same memory budget, and a lower bound for all dense methods, in which every row is written and read once and the
+gram is one matrix product at full speed. One thread. The texts are real comments (the toxicity data in the cache), or, if there are none,
+tokens with Zipf's frequencies.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def comments(rows: int) -> tuple[Dataset, str]:
 
 
 def trained(data: Dataset) -> nn.Module:
-    """One epoch, so that what is zero behind ReLUs is what a trained network has there."""
+    """The network after one epoch, so that its ReLUs give zeros as in a trained network."""
     randomness = Randomness(0)
     recipe = Recipe(epochs=1, batch_size=16, learning_rate=0.1)
     return train(randomness.build(TextCNN), get_loss("logistic"), recipe, data, randomness).eval()
@@ -71,7 +71,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def factored(model: nn.Module, inputs: Tensor, artifact: Artifact) -> dict[str, Any]:
-    """Seconds to compute and write all features and to make the gram of what was written; bytes; the gram."""
+    """Seconds to compute and write all features, and to compute the gram from the stored features; bytes; the gram."""
     rows = len(inputs)
     starts = range(0, rows, BLOCK)
     artifact.create(TABLE, (rows, len(COLUMNS)), (BLOCK, len(COLUMNS)), "int64", ("train", "column"))
@@ -93,7 +93,7 @@ def dense_rows(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def dense(model: nn.Module, inputs: Tensor, artifact: Artifact, rows: int) -> dict[str, Any]:
-    """Seconds of dense rows for ``rows`` rows, from those of ``inputs``."""
+    """Seconds of dense rows for ``rows`` rows, scaled up from those of ``inputs``."""
     count, width = len(inputs), sum(p.numel() for p in model.parameters())
     block = SHARD_BYTES // (4 * width)
     artifact.create("features", (count, width), (block, width), "float32", ("train", "parameter"))
@@ -111,7 +111,7 @@ def dense(model: nn.Module, inputs: Tensor, artifact: Artifact, rows: int) -> di
     product_seconds = min(timed(lambda: whole @ whole.T)[0] for _ in range(3))
     pairs = _pairs(-(-count // block))
     small = gram_seconds / pairs * _pairs(-(-rows // block))
-    # The largest: two blocks and what reading one takes beside it, in half the budget.
+    # The largest block: two blocks and the memory for reading one fit half the budget.
     large_block = BUDGET_BYTES // 2 // (3 * 4 * width)
     blocks = -(-rows // large_block)
     per_row = read_seconds / count
@@ -146,8 +146,8 @@ def report(data: Dataset, kind: str, folder: Path, rows: int, subset: int) -> li
     lengths = (inputs != 0).sum(dim=1)
     ways = {
         f"dense, blocks of {few['block']} rows (one file each)": few["small"],
-        f"dense, blocks of {few['large_block']} rows (as many as the budget holds)": few["large"],
-        "dense, read once, product at full speed": few["least"],
+        f"dense, blocks of {few['large_block']} rows (as many as fit the budget)": few["large"],
+        "dense, lower bound": few["least"],
     }
     lines = [["factored", f"{bytes_each / 1e3:,.0f}", f"{mine['features']:,.1f}", f"{mine['gram']:,.1f}", "1.0", "1.0"]]
     for name, seconds in ways.items():
@@ -164,11 +164,11 @@ def report(data: Dataset, kind: str, folder: Path, rows: int, subset: int) -> li
         )
     sizes = feature_sizes(inspect_model(model, inputs[:2]))
     return [
-        f"{rows:,} {kind}, of {statistics.median(lengths.tolist()):.0f} tokens in the median (at most {inputs.shape[1]}); memory budget "
-        f"{BUDGET_BYTES / 2**30:.0f} GiB; dense rows measured on {subset}. A sample takes {4 * width / bytes_each:,.0f} times fewer bytes "
-        f"as factors, and a pair of samples at most {sizes.multiply_adds:,} multiply-adds instead of {width:,}. The two grams of {subset} "
-        f"rows differ by {difference:.0e} of the largest number. In memory a sample is {_numbers(model, inputs):,.0f} numbers.",
-        table(["", "kB a sample", "seconds, features", "seconds, gram", "gram / factored", "both / factored"], lines),
+        f"{rows:,} {kind} with a median of {statistics.median(lengths.tolist()):.0f} tokens (at most {inputs.shape[1]}); memory budget "
+        f"{BUDGET_BYTES / 2**30:.0f} GiB; dense rows measured on {subset}. As factors, a sample takes {4 * width / bytes_each:,.0f} times "
+        f"fewer bytes, and a pair of samples at most {sizes.multiply_adds:,} multiply-adds instead of {width:,}. The two grams of {subset} "
+        f"rows differ by {difference:.0e} of the largest entry. In memory a sample has {_numbers(model, inputs):,.0f} numbers.",
+        table(["method", "kB per sample", "seconds, features", "seconds, gram", "gram / factored", "sum / factored"], lines),
     ]
 
 
@@ -180,8 +180,8 @@ def _numbers(model: nn.Module, inputs: Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=ROWS)
-    parser.add_argument("--dense-rows", type=int, default=DENSE_ROWS, help="rows that the dense way is measured on")
-    parser.add_argument("--folder", help="where the temporary store goes; default: the system's temporary folder")
+    parser.add_argument("--dense-rows", type=int, default=DENSE_ROWS, help="rows on which dense rows are measured")
+    parser.add_argument("--folder", help="folder of the temporary store; default: the system's temporary folder")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/text_gram.md")
     asked = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,8 +1,8 @@
-"""What tracking costs: training with the observer that accumulates Eq. 10's importances, against training without any.
+"""The cost of tracking: training with the observer that accumulates the importances of Eq. 10, compared with training without it.
 
 The same model is trained from the same seed on the same data, with and without the observer in turn, on one thread as in a worker. The
-table shows the ratio of processor times of each pair, and the ratio of two trainings without the observer, which is the noise of this
-machine. A further training of each round measures the time inside the observer; that time divided by the time outside it is more precise.
+table shows the ratio of CPU times of each pair, and the ratio of two trainings without the observer, which is the noise of this machine. A
+further training of each round measures the time inside the observer; that time divided by the time outside it is more precise.
 Goal: under 5%.
 """
 
@@ -27,7 +27,7 @@ from tests.benchmarks import measured_on, publish, spread, table
 
 
 class Timed(TrackingImportance):
-    """The observer with a clock around its work."""
+    """The observer, which also measures the seconds of its steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ CASES = (
 
 
 def cpu_seconds(case: Case, data: Dataset, observers: Sequence[Observer]) -> float:
-    """Processor time of one training."""
+    """CPU time of one training."""
     randomness = Randomness(0)
     model = randomness.build(case.problem.model)
     began = time.process_time()
@@ -80,7 +80,7 @@ def cpu_seconds(case: Case, data: Dataset, observers: Sequence[Observer]) -> flo
 
 
 def share_inside(case: Case, data: Dataset) -> tuple[float, float]:
-    """Time inside the observer by the time outside it, and seconds inside."""
+    """Time inside the observer divided by the time outside it, and seconds inside."""
     observer = Timed()
     began = time.perf_counter()
     cpu_seconds(case, data, [observer])
@@ -92,7 +92,7 @@ def measure(case: Case, pairs: int) -> tuple[str, ...]:
     """A row of the table."""
     data = case.problem.train_data()
     assert isinstance(data, Dataset)
-    share_inside(case, data)  # to warm up
+    share_inside(case, data)  # warm-up
     steps = case.epochs * -(-len(data.ids) // case.recipe.batch_size)
     plain: list[float] = []
     tracked_ratios: list[float] = []
@@ -127,12 +127,12 @@ def main() -> None:
     options = parser.parse_args()
     where = measured_on("torch")
     torch.set_num_threads(1)
-    columns = ("case", "plain, ms", "tracked / plain", "plain / plain", "inside / outside, %", "inside, µs a step")
+    columns = ("case", "plain, ms", "tracked / plain", "plain / plain", "inside / outside, %", "inside, µs per step")
     rows = [measure(case, options.pairs) for case in CASES]
     sections = [
         " ".join(str(__doc__).split()),
         where,
-        f"Medians of {options.pairs} rounds, in parentheses their quartiles:",
+        f"Medians of {options.pairs} rounds, quartiles in parentheses:",
         table(columns, rows),
     ]
     publish("tracking_cost", "The cost of tracking", sections, write=options.write)
