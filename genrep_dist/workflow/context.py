@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from torch import Tensor, nn
 
 from genrep_dist.config import Experiment
@@ -26,10 +27,11 @@ from genrep_dist.registry import Registration
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.training.trainer import Trainer
-from genrep_dist.workflow.cache import LastUsed
 from genrep_dist.workflow.checkpoints import unpack_state
 from genrep_dist.workflow.data import read_data
 from genrep_dist.workflow.extensions import extension_digests
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,7 @@ class WorkerContext:
         _require_same_source("extensions", extensions, {label: job.keys.extensions.get(label) for label in extensions})
         self.train = self._load("train")
         self.test = self._load("test")
-        self.recent = LastUsed(4)
-        """Models and features of test points that the next unit is likely to use again."""
+        self._recent: LRUCache[Hashable, Any] = LRUCache(4)
         self.unit_began = time.perf_counter()
 
     @property
@@ -98,6 +99,13 @@ class WorkerContext:
         """Seconds that the running unit has taken so far."""
         return time.perf_counter() - self.unit_began
 
+    def cached(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The value of ``key``, computed by ``make`` if it is not among the four most recently used."""
+        if key not in self._recent:
+            self._recent[key] = make()
+        value: T = self._recent[key]
+        return value
+
     def kernel(self, name: str) -> Kernel:
         """The kernel of that name with the experiment's settings: a registered one or the user's own."""
         return self._own_kernels[name] if name in self._own_kernels else self.experiment.kernel(name)
@@ -107,7 +115,7 @@ class WorkerContext:
 
     def model(self, seed: int, epoch: int) -> nn.Module:
         """The model of ``seed`` after ``epoch`` epochs, in evaluation mode."""
-        return self.recent.get(("model", seed, epoch), lambda: self._load_model(seed, epoch))
+        return self.cached(("model", seed, epoch), lambda: self._load_model(seed, epoch))
 
     def fresh_model(self) -> nn.Module:
         """A model as the problem builds it; the global random generators are left as they were."""
@@ -130,7 +138,7 @@ class WorkerContext:
 
     def test_points(self, seed: int) -> TestPoints:
         """The test points that the experiment explains for ``seed``."""
-        return self.recent.get(("test points", seed), lambda: self._make_test_points(seed))
+        return self.cached(("test points", seed), lambda: self._make_test_points(seed))
 
     def _make_test_points(self, seed: int) -> TestPoints:
         positions = self.keys.test_positions(seed)

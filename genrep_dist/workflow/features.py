@@ -40,7 +40,7 @@ def point_features(context: WorkerContext, kernel: str, seed: int, epoch: int, p
         return rows.as_operand() if isinstance(rows, FactoredGradients) else rows
 
     # The points stay alive beside their features, so no other points can have the same id meanwhile.
-    return context.recent.get(("point features", kernel, seed, epoch, id(points)), lambda: (points, make()))[1]
+    return context.cached(("point features", kernel, seed, epoch, id(points)), lambda: (points, make()))[1]
 
 
 def train_jacobians(context: WorkerContext, seed: int, epoch: int, start: int, stop: int) -> Tensor:
