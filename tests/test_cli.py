@@ -64,7 +64,7 @@ def test_plan_before_and_after(place: Path, tmp_path: Path) -> None:
 def test_a_plan_that_this_machine_can_never_hold_is_refused(tmp_path: Path) -> None:
     experiment_file(tmp_path / "toy.yaml")
     planned = call("plan", tmp_path / "toy.yaml", "--store", tmp_path / "store", "--set", "resources.stages={influence: {num_gpus: 64}}")
-    assert "`genrep run` would refuse this plan here: no node of the cluster can ever hold a worker" in planned.output
+    assert "`genrep run` would refuse this plan here: no node of the cluster can ever run a worker" in planned.output
     assert re.search(r"resources.stages.influence.num_gpus[\s\S]*1 CPU and 64 GPU[\s\S]*on any of 1 nodes", planned.output)
 
 
@@ -163,7 +163,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["core.gradients.dense", "core.solvers.surrogate", "training.loop", "training.observers"])
+@pytest.mark.parametrize("module", ["core.gradients.per_sample", "core.solvers.surrogate", "training.loop", "training.observers"])
 def test_mathematics_and_training_need_torch_alone(module: str) -> None:
     code = (
         f"import sys, genrep_dist.{module}; "
@@ -209,7 +209,7 @@ def test_a_stopping_rule_is_planned_at_its_worst_and_told_by_status(tmp_path: Pa
     assert "lambda is tuned: 2 values on 1 seeds" in planned
     asked.write_text(text)
     output = call("run", asked, "--store", tmp_path / "store", "--serial").output
-    assert "after 2 seeds, asked for ± 1e-06" in output
+    assert "after 2 seeds, target ± 1e-06" in output
     assert "not reached with all 3 seeds" in call("status", "toy", "--store", tmp_path / "store").output
     told = json.loads(call("status", "toy", "--store", tmp_path / "store", "--json").output)["choices"]["stop"]
     assert [found["seeds"] for found in told["rounds"]] == [2, 3]

@@ -77,7 +77,9 @@ class Keys:
     @property
     def training(self) -> str:
         """What every trained model depends on, apart from its seed and its removal set."""
-        return self._digest("training", self.data, self.problem, self.recipe_changes, *self._source("optimizer", self.recipe["optimizer"]))
+        return self._digest(
+            "training", self.data, self.problem, self.recipe_changes, *self._source("optimizer", self.recipe.get("optimizer", ""))
+        )
 
     @property
     def question(self) -> str:

@@ -145,7 +145,7 @@ def complete_settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, di
         try:
             metric = METRICS.get(name) if target is None else _load(name, str(target))
         except ConfigError as error:
-            raise ValueError(f"an importable metric; {error.got}") from error
+            raise ValueError(f"an importable metric; {error.what}; {error.got}") from error
         if metric.name != name:
             raise ValueError(f"the metric's own name, {metric.name}")
         if metric.section is None:

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from genrep_dist.config.score_layouts import SCORE_LAYOUTS
+from genrep_dist.config.stages import STAGES
 from genrep_dist.errors import ConfigError
 
 StageName = str
@@ -331,6 +332,14 @@ class ResourcesSection(Section):
     memory: Bytes | None = Field(None, description="Bytes that the cluster reserves for each worker. Default: none.")
     min_workers: int = Field(1, ge=1, description="Workers that the cluster must have room for. An actor pool does not shrink below it.")
     stages: dict[StageName, StageResources] = Field({}, description="Stages whose workers need other resources.")
+
+    @field_validator("stages")
+    @classmethod
+    def _registered_stages(cls, value: dict[StageName, StageResources]) -> dict[StageName, StageResources]:
+        unknown = [name for name in value if name not in STAGES]
+        if unknown:
+            raise ValueError(f"stages by name ({', '.join(STAGES)}), not {', '.join(unknown)}")
+        return value
 
 
 class TrackingSection(Section):

@@ -9,31 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from genrep_dist.config.stages import STAGES as _STAGES
 from genrep_dist.plan import Plan
 from genrep_dist.registry import Registry
 from genrep_dist.units import StageName
-from genrep_dist.workflow.attributions import AttributionsStage
 from genrep_dist.workflow.base import ArtifactSpec, Stage
-from genrep_dist.workflow.derived import DerivedStage
-from genrep_dist.workflow.diagonals import DiagonalsStage
-from genrep_dist.workflow.gradients import GradientsStage
-from genrep_dist.workflow.importances import ImportancesStage
-from genrep_dist.workflow.kernels import KernelsStage
-from genrep_dist.workflow.retrain import RetrainStage
-from genrep_dist.workflow.train import TrainStage
 
-STAGES: Registry[Stage[Any]] = Registry("stage", "genrep_dist.stages")
-for _stage in (
-    TrainStage(),
-    GradientsStage(),
-    KernelsStage(),
-    DerivedStage(),
-    ImportancesStage(),
-    AttributionsStage(),
-    DiagonalsStage(),
-    RetrainStage(),
-):
-    STAGES.register(_stage.name, _stage)
+STAGES: Registry[Stage[Any]] = _STAGES
 
 
 def artifacts_of(plan: Plan, stage: StageName) -> Iterator[ArtifactSpec]:

@@ -90,7 +90,10 @@ def test_settings_and_version_are_a_part_of_the_question() -> None:
         ({"self_removal": {"replicates": 3}}, "retrain: fresh with several replicates"),
         ({"lds": {"subsets": 4}}, "lds is measured by a field of its own"),
         ({"other": {"class": "tests.outside_metrics:SelfRemoval"}}, "the metric's own name, self_removal"),
-        ({"self_removal": {"class": "tests.outside_metrics:Nothing"}}, "an importable metric; AttributeError"),
+        (
+            {"nothing": {"class": "tests.outside_metrics:Nothing"}},
+            "an importable metric; the metric 'nothing' cannot be loaded; AttributeError",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(metrics: dict[str, Any], says: str) -> None:

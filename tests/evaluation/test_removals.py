@@ -245,5 +245,5 @@ def test_the_published_file_carries_its_schema_and_version() -> None:
 def test_a_null_is_not_written_as_a_deletion() -> None:
     requests, ledger = example()
     table = deletion_table(pl.DataFrame(requests), ledger_frame(ledger).lazy())
-    with pytest.raises(CorruptError, match="no table deletion"):
+    with pytest.raises(CorruptError, match="not a table deletion"):
         parquet_bytes(table.with_columns(pl.lit(None, pl.Float64).alias("delta")))

@@ -12,7 +12,6 @@ import ray
 import genrep_dist as gr
 from genrep_dist.config.sections import ResourcesSection
 from genrep_dist.errors import ConfigError, FailureKind, ProblemError
-from genrep_dist.executors import registry
 from genrep_dist.executors.base import Executor, Outcome
 from genrep_dist.executors.ray_executor import RayExecutor
 from genrep_dist.executors.registry import EXECUTORS
@@ -104,7 +103,7 @@ def test_an_executor_from_outside_is_used_by_its_name(tmp_path: Path) -> None:
 def test_an_entry_point_is_used_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if an installed package declared it."""
     point = EntryPoint("backwards", f"{__name__}:ReversedExecutor", EXECUTORS.group)
-    monkeypatch.setattr(registry, "entry_points", lambda *, group: [point] if group == point.group else [])
+    monkeypatch.setattr("genrep_dist.registry.entry_points", lambda *, group: [point] if group == point.group else [])
     assert "backwards" in EXECUTORS
     made = EXECUTORS.get("backwards")(ResourcesSection.model_validate({}), address="here")
     assert isinstance(made, ReversedExecutor)

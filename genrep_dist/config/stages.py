@@ -1,0 +1,24 @@
+"""The registry of stages, in the order in which they run.
+
+It stands here, below the stages, so that an experiment can be validated without importing them. Use it as
+:data:`genrep_dist.workflow.stages.STAGES`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from genrep_dist.registry import Registry
+
+STAGES: Registry[Any] = Registry("stage", "genrep_dist.stages", make=lambda found: found() if isinstance(found, type) else found)
+for _name, _class in (
+    ("train", "train:TrainStage"),
+    ("gradients", "gradients:GradientsStage"),
+    ("kernels", "kernels:KernelsStage"),
+    ("influence", "derived:DerivedStage"),
+    ("importances", "importances:ImportancesStage"),
+    ("attributions", "attributions:AttributionsStage"),
+    ("diagonals", "diagonals:DiagonalsStage"),
+    ("retrain", "retrain:RetrainStage"),
+):
+    STAGES.register(_name, f"genrep_dist.workflow.{_class}")
