@@ -143,8 +143,8 @@ class _ExperimentRunner:
             if following is None:
                 self._progress.message(width)
                 return current.plan.keys.question, tables
-            goal = f"the goal is ± {stop.half_width:g}: about {found.projected} seeds projected"
-            self._progress.message(f"{width}; {goal}; next {following}")
+            target = f"target ± {stop.half_width:g}: about {found.projected} seeds projected"
+            self._progress.message(f"{width}, {target}; next round: {following} seeds")
             seeds = list(range(following))
 
     def _evaluate(self, prepared: PreparedExperiment) -> EvaluationTables:

@@ -55,7 +55,7 @@ def test_a_block_that_kills_its_process(tmp_path: Path, undisturbed: Undisturbed
 
     said = finish(trial.start(), code=1)
     assert "1 units of work are in quarantine" in said
-    assert "kernel seed=1 trap" in said
+    assert "kernels seed=1 trap" in said
     assert str(sample) in said
     assert "--retry-failed" in said
     assert deaths(tmp_path) == ATTEMPTS
@@ -65,7 +65,7 @@ def test_a_block_that_kills_its_process(tmp_path: Path, undisturbed: Undisturbed
     found = {row["key"] for row in asked(gr.open_run(trial.store, "toy"))}
     assert found == {row["key"] for row in asked(whole) if row["seed"] == 0}, "all of the other seed, and nothing of this one"
     assert not trial.recorded("results/toy/manifest.json")
-    assert "in quarantine, not tried again without --retry-failed: 1 units: kernel seed=1 trap" in status(tmp_path)
+    assert "in quarantine, not tried again without --retry-failed: 1 units: kernels seed=1 trap" in status(tmp_path)
     assert json.loads(status(tmp_path, "--json"))["quarantine"] == list(record.values())
 
     # In one process: if the block were tried again, that would be the driver's end.
