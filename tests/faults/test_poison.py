@@ -65,7 +65,7 @@ def test_a_block_that_kills_its_process(tmp_path: Path, undisturbed: Undisturbed
     found = {row["key"] for row in asked(gr.open_run(trial.store, "toy"))}
     assert found == {row["key"] for row in asked(whole) if row["seed"] == 0}, "all of the other seed, and nothing of this one"
     assert not trial.recorded("results/toy/manifest.json")
-    assert "in quarantine, not tried again without --retry-failed: 1 units: kernels seed=1 trap" in status(tmp_path)
+    assert "in quarantine, not retried without --retry-failed: 1 units: kernels seed=1 trap" in status(tmp_path)
     assert json.loads(status(tmp_path, "--json"))["quarantine"] == list(record.values())
 
     # In one process: if the block were tried again, that would be the driver's end.
