@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
@@ -23,11 +24,11 @@ class Registry(Generic[T]):
     An installed package adds one with an entry point of the ``group`` (``name = "module:Object"``). Entry points are read when names
     are listed for the first time, and whenever a name is not found. A value given as text, ``module:Object``, is imported when it is
     first used. ``make`` turns a registered value into the object that :meth:`get` returns, and raises TypeError or ValueError for a
-    value that is not of this kind; without it, the value is the object.
+    value that is not of this kind; without it, the value is the object. ``reserved`` names are refused.
     """
 
-    def __init__(self, kind: str, group: str, make: Callable[[Any], T] | None = None) -> None:
-        self.kind, self.group = kind, group
+    def __init__(self, kind: str, group: str, make: Callable[[Any], T] | None = None, reserved: Collection[str] = ()) -> None:
+        self.kind, self.group, self._reserved = kind, group, reserved
         self._make = make
         self._values: dict[str, Any] = {}
         self._made: dict[str, T] = {}
@@ -43,6 +44,8 @@ class Registry(Generic[T]):
             raise ConfigError(
                 f"the name of a {self.kind} is not usable", where=self.group, expected="lower-case letters, digits, - and _", got=repr(name)
             )
+        if name in self._reserved:
+            raise ConfigError(f"the name of a {self.kind} is reserved", where=self.group, expected="another name", got=repr(name))
         if name in self._values and self._values[name] != value and _path(self._values[name]) != _path(value):
             raise ConfigError(
                 f"two {self.kind}s have the same name",
@@ -133,6 +136,19 @@ def _is_shipped(value: Any) -> bool:
     return str(module).startswith("genrep_dist.")
 
 
+def subclass_of(base: type[T]) -> Callable[[Any], type[T]]:
+    """A check for :class:`Registry`: that a value is a subclass of ``base`` with nothing abstract left."""
+
+    def check(found: Any) -> type[T]:
+        if not isinstance(found, type) or not issubclass(found, base):
+            raise TypeError(f"{found!r} is not a subclass of {base.__name__}")
+        if inspect.isabstract(found):
+            raise TypeError(f"{found.__name__} does not define {', '.join(sorted(getattr(found, '__abstractmethods__', ())))}")
+        return found
+
+    return check
+
+
 def _import(path: str) -> Any:
     module, _, attributes = path.partition(":")
     found: Any = importlib.import_module(module)
@@ -142,5 +158,9 @@ def _import(path: str) -> Any:
 
 
 def _path(value: Any) -> str:
-    """``module:Object`` of a class or function and of the text that names one; any other value as text."""
-    return f"{value.__module__}:{value.__qualname__}" if hasattr(value, "__qualname__") else str(value)
+    """``module:Object`` of a class or function, of the text that names one, and of the class of another package's object."""
+    if isinstance(value, str):
+        return value
+    named = value if hasattr(value, "__qualname__") else type(value)
+    path = f"{named.__module__}:{named.__qualname__}"
+    return path if named is value or not _is_shipped(path) else str(value)

@@ -10,7 +10,7 @@ from genrep_dist.config import Experiment, load_experiment, profile_names, shipp
 from genrep_dist.config.sections import parse_bytes
 from genrep_dist.core.importances import IMPORTANCES
 from genrep_dist.core.kernels import KERNELS
-from genrep_dist.core.methods import RESERVED_NAMES
+from genrep_dist.core.reserved import RESERVED_NAMES
 from genrep_dist.errors import ConfigError
 
 GOOD = """\

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,18 +19,24 @@ import torch
 from torch import Tensor, nn
 
 import genrep_dist as gr
+from genrep_dist.config.keys import Keys
 from genrep_dist.core.importances import IMPORTANCES
 from genrep_dist.core.importances.base import OutputImportance
 from genrep_dist.core.kernels import KERNELS
-from genrep_dist.core.kernels.base import FeatureKernel, KernelSizes
+from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, KernelSizes, PairwiseKernel, Work
 from genrep_dist.core.losses import Loss
 from genrep_dist.core.targets import TARGETS, Target
+from genrep_dist.errors import ConfigError, StoreError
 from genrep_dist.plan import Plan, StagePlan
+from genrep_dist.problems.protocol import Recipe
 from genrep_dist.registry import Registry
 from genrep_dist.testing.kernels import FeatureKernelTests
+from genrep_dist.training.optimizers import OPTIMIZERS
+from genrep_dist.training.optimizers.sgd import SGD
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Stage
 from genrep_dist.workflow.context import WorkerContext
+from genrep_dist.workflow.extensions import extension_digests
 from genrep_dist.workflow.stages import STAGES
 from tests.experiments import ROOT, experiment
 
@@ -273,3 +279,66 @@ def test_the_code_of_an_extension_is_a_part_of_its_keys(tmp_path: Path, monkeypa
     assert first.training == second.training
     assert first.question != second.question
     np.testing.assert_allclose(doubled, 2 * scores, rtol=1e-6)
+
+
+class Doubled(DerivedKernel):
+    """Twice the kernel of the inputs."""
+
+    name = "doubled"
+    formula, source = "2 <x_i, x>", "this test"
+    base = "inputs"
+
+    def columns(self, inputs: Any, own_outputs: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
+        return 2 * inputs.cross("inputs").double(), {"residual": 0.0}
+
+    def diagonal(self, inputs: Any, own_outputs: Tensor) -> Tensor:
+        raise AssertionError("no metric reads it")
+
+    def peak_bytes(self, *sizes: int, diagonal: bool) -> int:
+        return 8 * sum(sizes)
+
+    def work(self, num_train: int, num_outputs: int, num_test: int) -> Work:
+        return Work()
+
+    def summary(self) -> str:
+        return "doubled"
+
+
+def test_the_base_of_a_derived_kernel_is_a_part_of_its_keys() -> None:
+    with registered(KERNELS, "inputs", InputKernel), registered(KERNELS, "doubled", Doubled):
+        asked = experiment(methods=["doubled-final/target", "random"])
+        sources = {"kernel doubled": "a", "kernel inputs": "b"}
+        first = Keys(asked, "data", "problem", {"epochs": 4}, {}, 10, extensions=sources)
+        second = replace(first, extensions={**sources, "kernel inputs": "c"})
+        assert set(extension_digests(asked, Recipe(epochs=1, batch_size=1, learning_rate=0.1))) == set(sources)
+        assert first.kernel(0, "doubled", 4) != second.kernel(0, "doubled", 4)
+
+
+@pytest.mark.parametrize("registry", [KERNELS, IMPORTANCES])
+@pytest.mark.parametrize("name", ["external", "random", "final", "tracincp"])
+def test_words_of_method_names_are_refused(registry: Registry[Any], name: str) -> None:
+    with pytest.raises(ConfigError, match=f"is reserved[\\s\\S]*'{name}'"):
+        registry.register(name, InputKernel)
+
+
+@pytest.mark.parametrize("registry", [KERNELS, IMPORTANCES, TARGETS, OPTIMIZERS])
+@pytest.mark.parametrize("value", [3, torch.optim.Adam, PairwiseKernel])
+def test_what_is_no_class_of_the_kind_is_refused(registry: Registry[Any], value: Any) -> None:
+    with registered(registry, "wrong", value), pytest.raises(ConfigError, match="'wrong' cannot be loaded"):
+        registry.get("wrong")
+
+
+def test_a_rule_that_is_not_declared_elementwise_trains_models_one_by_one(tmp_path: Path) -> None:
+    class Clipped(SGD):
+        is_elementwise = False
+
+    with registered(OPTIMIZERS, "clipped", Clipped):
+        plan = run(tmp_path, methods=["random"], recipe={"optimizer": "clipped"}).plan
+    assert plan.shape.pack_kind == "solo"
+
+
+def test_a_run_without_its_extensions_is_refused_by_name(tmp_path: Path) -> None:
+    with registered(IMPORTANCES, "sign", SignImportance):
+        run(tmp_path, methods=["ntk-final/sign", "random"])
+    with pytest.raises(StoreError, match=r"cannot be read here[\s\S]*ntk-final/sign[\s\S]*import or install"):
+        gr.open_run(str(tmp_path), "toy")

@@ -37,7 +37,8 @@ from genrep_dist.core.importances import IMPORTANCES
 from genrep_dist.core.importances.base import Importance
 from genrep_dist.core.kernels import KERNELS
 from genrep_dist.core.kernels.base import Kernel
-from genrep_dist.core.methods import RESERVED_NAMES, Method, parse_method
+from genrep_dist.core.methods import Method, parse_method
+from genrep_dist.core.reserved import RESERVED_NAMES
 from genrep_dist.core.targets import TARGETS, Target
 from genrep_dist.errors import MethodError
 

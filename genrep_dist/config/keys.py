@@ -10,6 +10,7 @@ import numpy as np
 
 from genrep_dist.config.digests import json_digest, non_default_fields
 from genrep_dist.config.experiment import Experiment
+from genrep_dist.core.kernels.base import DerivedKernel
 from genrep_dist.core.methods import Method
 from genrep_dist.seeds import derive_seed
 
@@ -172,7 +173,13 @@ class Keys:
         """What distinguishes one kernel from another: its name with its settings, or the source of the user's own."""
         if kernel in self.own_kernels:
             return [kernel, self.own_kernels[kernel]]
-        return [kernel, self._settings(self.experiment.kernel(kernel).key_settings()), *self._source("kernel", kernel)]
+        found = self.experiment.kernel(kernel)
+        identity = [kernel, self._settings(found.key_settings()), *self._source("kernel", kernel)]
+        # The settings of this package's derived kernels include those of their bases.
+        is_from_outside = len(identity) > 2
+        if is_from_outside and isinstance(found, DerivedKernel) and found.base is not None:
+            identity.append(self._kernel_identity(found.base))
+        return identity
 
     def _source(self, kind: str, name: str) -> list[str]:
         """The source digest of a class of another package; nothing for one of this package, which ``NUMBERS_VERSION`` covers."""

@@ -98,8 +98,6 @@ NAMED_METHODS: dict[str, Method] = {
     "representer-point": Method("representer-point", "last-layer", "final", "surrogate"),
     "random": Method("random", _NONE, _NONE, _RANDOM),
 }
-RESERVED_NAMES = (_NONE, _ALL, _EXTERNAL, _RANDOM, *CHECKPOINTS, *NAMED_METHODS)
-"""Names that a kernel or scores of the user's own cannot have, besides those of registered kernels and importances."""
 
 # Where the field's own name says more than its parts: the formula and the source.
 _NAMED_TEXT: dict[str, tuple[str, str]] = {

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genrep_dist.errors import PlanError
-from genrep_dist.registry import Registry
+from genrep_dist.registry import Registry, subclass_of
 
 Outputs = npt.NDArray[np.floating[Any]]
 
@@ -31,10 +31,6 @@ class Target(ABC):
     @abstractmethod
     def choose(self, outputs: Outputs) -> npt.NDArray[np.int64]:
         """The output that is explained at each of M points (M,), from the original model's ``outputs`` (M, C)."""
-
-    def value(self, outputs: Outputs, chosen: npt.NDArray[np.int64]) -> Outputs:
-        """F (M,) from any model's ``outputs`` (M, C) and the outputs ``chosen`` (M,) with the original model."""
-        return outputs[np.arange(len(outputs)), chosen]
 
     def check(self, num_outputs: int) -> None:
         """Raise PlanError for a model that the target is not defined for."""
@@ -58,5 +54,5 @@ class LogitTarget(Target):
         return np.asarray(outputs.argmax(axis=1), dtype=np.int64)
 
 
-TARGETS: Registry[type[Target]] = Registry("target", "genrep_dist.targets")
+TARGETS: Registry[type[Target]] = Registry("target", "genrep_dist.targets", subclass_of(Target))  # type: ignore[type-abstract]
 TARGETS.register(LogitTarget.name, LogitTarget)

@@ -16,12 +16,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from genrep_dist.config import Experiment
-from genrep_dist.config.sections import ResourcesSection, StageName
+from genrep_dist.config.sections import ResourcesSection
 from genrep_dist.errors import CorruptError, FailureKind, ProblemError
 from genrep_dist.executors.base import Executor, Outcome
 from genrep_dist.executors.serial import SerialExecutor
@@ -32,6 +31,7 @@ from genrep_dist.testing.problems import DAMAGED, Fault, trainings
 from genrep_dist.units import Unit
 from genrep_dist.workflow.execute import execute
 from genrep_dist.workflow.prepare import prepare, publish_inputs
+from genrep_dist.workflow.stages import STAGES
 from genrep_dist.workflow.train import TrainUnit
 
 RETRIES = 2
@@ -110,7 +110,7 @@ class ExecutorTests:
         assert executor.name
         assert executor.memory_bytes > 0
         assert executor.slots == executor.slots_for("retrain")
-        assert all(executor.slots_for(stage) >= 1 for stage in get_args(StageName))
+        assert all(executor.slots_for(stage) >= 1 for stage in STAGES)
 
     @EITHER
     def test_each_unit_has_one_outcome(self, executor: Executor, workload: Workload, actors: bool) -> None:

@@ -8,7 +8,7 @@ from genrep_dist.config import Experiment
 from genrep_dist.core.importances import IMPORTANCES
 from genrep_dist.core.kernels import KERNELS
 from genrep_dist.core.targets import TARGETS
-from genrep_dist.plan import kernel_names
+from genrep_dist.plan import derived_kernel, kernel_names
 from genrep_dist.problems.digests import class_digest
 from genrep_dist.problems.protocol import Recipe
 from genrep_dist.training.optimizers import OPTIMIZERS
@@ -27,6 +27,9 @@ def _classes(experiment: Experiment, recipe: Recipe) -> Iterator[tuple[str, type
     for name in kernel_names(experiment):
         if name not in experiment.kernels:
             yield f"kernel {name}", KERNELS.get(name)
+            derived = derived_kernel(experiment, name)
+            if derived is not None and derived.base is not None:
+                yield f"kernel {derived.base}", KERNELS.get(derived.base)
     for method in experiment.parsed_methods:
         if method.has_kernel:
             yield f"importance {method.importance}", IMPORTANCES.get(method.importance)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from pydantic import ValidationError
+
 from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys
 from genrep_dist.core.losses import get_loss
@@ -75,8 +77,18 @@ def read_record(store: Store, name: str) -> dict[str, Any]:
 def plan_of_record(record: dict[str, Any]) -> Plan:
     """The plan that a record describes, without loading the problem."""
     shape = Shape.from_record(record["shape"])
+    try:
+        experiment = Experiment.model_validate(record["experiment"])
+    except ValidationError as error:
+        raise StoreError(
+            "the experiment of this run cannot be read here",
+            where=str(record["experiment"].get("name")),
+            expected="all kernels, importances and metrics that it uses are registered",
+            got="; ".join(str(fault["msg"]) for fault in error.errors()),
+            remedy="import or install the package that registers them",
+        ) from error
     keys = Keys(
-        Experiment.model_validate(record["experiment"]),
+        experiment,
         record["data"],
         record["problem"],
         record["recipe"],

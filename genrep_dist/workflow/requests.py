@@ -175,6 +175,7 @@ class _Requests:
         self._keys = plan.keys
         self._experiment = plan.experiment
         self._num_train = plan.shape.num_train
+        self._train_ids: frozenset[int] = frozenset()
         self._metrics = [metric for metric in registered_metrics() if metric.measured(plan.experiment)]
         self.rows: list[dict[str, Any]] = []
         self.retrainings: dict[str, Retraining] = {}
@@ -189,17 +190,32 @@ class _Requests:
         # The requests of one test point are adjacent, so that one task trains models that remove similar sets.
         rank: dict[int | None, int] = {point.test_id: number for number, point in enumerate(data.points)}
         for name, request in sorted(requests, key=lambda named: rank.get(named[1].test_id, len(rank))):
-            self._add(name, data.seed, request)
+            self._add(name, data, request)
 
     def add_shared(self, data: StoredSeed) -> None:
         for metric in self._metrics:
             found = list(metric.shared_requests(self._experiment, data))
             _check_count(metric, found, metric.count_requests(self._experiment, self._num_train).shared)
             for request in found:
-                self._add(metric.name, data.seed, request)
+                self._add(metric.name, data, request)
 
-    def _add(self, metric: str, seed: int, request: RetrainRequest) -> None:
+    def _check(self, metric: str, data: StoredSeed, removed: Sequence[int]) -> None:
+        """Raise PlanError for a removed set that no model can be trained without."""
+        self._train_ids = self._train_ids or frozenset(data.train_ids.tolist())
+        unknown = sorted(set(removed) - self._train_ids)
+        if unknown or len(set(removed)) != len(removed) or len(removed) >= self._num_train:
+            raise PlanError(
+                "a metric requests a model without samples that cannot be removed",
+                where=f"{metric}, seed {data.seed}",
+                expected=f"different ids of training samples, fewer than {self._num_train}",
+                got=f"unknown ids {unknown[:5]}" if unknown else f"{len(removed)} ids, {len(set(removed))} of them different",
+                remedy="correct the requests of the metric",
+            )
+
+    def _add(self, metric: str, data: StoredSeed, request: RetrainRequest) -> None:
+        seed = data.seed
         removed = tuple(sorted(request.removed.tolist()))
+        self._check(metric, data, removed)
         key = self._keys.retraining(seed, removed, request.policy, request.replicate)
         if removed and key not in self.retrainings:
             self.retrainings[key] = Retraining(key, seed, request.policy, removed, request.replicate)

@@ -32,6 +32,8 @@ LOSS = get_loss("logistic")
 class ToyAdam(Optimizer):
     """Two moments of the parameter's shape, and one step count for each parameter of each model."""
 
+    is_elementwise = True
+
     def __init__(self, recipe: Recipe) -> None:
         if recipe.weight_decay:
             raise ProblemError("no weight decay", where="recipe.weight_decay", expected="0", got=str(recipe.weight_decay))

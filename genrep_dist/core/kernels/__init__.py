@@ -6,8 +6,14 @@ from genrep_dist.core.kernels.base import Kernel
 from genrep_dist.core.kernels.influence import InfluenceKernel
 from genrep_dist.core.kernels.last_layer import LastLayerKernel
 from genrep_dist.core.kernels.ntk import NeuralTangentKernel
-from genrep_dist.registry import Registry
+from genrep_dist.core.reserved import RESERVED_NAMES
+from genrep_dist.registry import Registry, subclass_of
 
-KERNELS: Registry[type[Kernel]] = Registry("kernel", "genrep_dist.kernels")
+KERNELS: Registry[type[Kernel]] = Registry(
+    "kernel",
+    "genrep_dist.kernels",
+    subclass_of(Kernel),
+    RESERVED_NAMES,
+)
 for _kernel in (NeuralTangentKernel, LastLayerKernel, InfluenceKernel):
     KERNELS.register(_kernel.name, _kernel)

@@ -15,8 +15,8 @@ class Optimizer(ABC):
     """An update rule with the settings of one recipe. It holds no tensors: its state is passed in.
 
     The same rule updates one model and S models that train together. For S models every parameter, gradient and state tensor has S as
-    its first dimension, and a slot may hold a model's parameter transposed or reshaped, so a rule must be elementwise in the parameter
-    (one that is not fails the trial in :mod:`genrep_dist.training.packs.compatibility`, and its models then train one by one).
+    its first dimension, and a slot may hold a model's parameter transposed or reshaped, so models
+    train together only under a rule that declares :attr:`is_elementwise`.
     Results are equal in packs of any size, bit for bit, if a rule rounds after each operation: use ``add`` and ``mul`` instead of
     ``add(alpha=...)``, ``addcmul`` or ``lerp``, which round differently at the end of a tensor.
     """
@@ -40,6 +40,14 @@ class Optimizer(ABC):
         """
         del shape
         return {}
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether a new element of a parameter depends on the same element of parameter, gradient and state alone.
+
+        Gradient clipping by norm, for example, does not. Under a rule that is not elementwise, models train one by one.
+        """
+        return False
 
     @property
     def accepts_sparse_gradients(self) -> bool:

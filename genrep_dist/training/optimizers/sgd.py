@@ -21,6 +21,10 @@ class SGD(Optimizer):
         return {"momentum_buffer": shape} if self._momentum else {}
 
     @property
+    def is_elementwise(self) -> bool:
+        return True
+
+    @property
     def accepts_sparse_gradients(self) -> bool:
         return not (self._momentum or self._weight_decay)
 

@@ -60,6 +60,8 @@ def why_not_packed(
     rows = min(len(data.inputs), recipe.batch_size + 2 * TRIAL_SHIFT)
     data = Dataset(data.inputs[:rows].cpu(), data.targets[:rows].cpu(), data.ids[:rows].cpu())
     on_cpu, fast_paths = max_multiply_adds is not None, fast_paths or FastPaths()
+    if not make_optimizer(recipe).is_elementwise:
+        return f"the optimizer {recipe.optimizer!r} does not declare that it is elementwise"
     model = Randomness(0).build(factory)
     reasons = _unstackable(model) if kind is StackedPack else _better_alone(model, recipe, fast_paths, on_cpu)
     reason = next(_unshareable(model), None) or next(reasons, None)
