@@ -27,6 +27,8 @@ GPU_ROWS = 4
 MAX_RATE = 1e-3
 """Learning rate of a step at most: whether training diverges on one batch says nothing."""
 
+STEP_REMEDY = "make model().train()(inputs).sum().backward() work, twice in succession and on any number of rows"
+
 Factory = Callable[[], nn.Module]
 
 
@@ -57,17 +59,13 @@ def rehearse(factory: Factory, loss: Loss, recipe: Recipe, data: Dataset, *, on_
         if on_gpu:
             return fault
         found = user_code_error("the model fails in a step of training", f"model().train() on {rows} rows", error)
-        raise ProblemError(found.what, where=found.where, got=found.got, remedy=_STEP_REMEDY) from error
-    arrays = state_arrays([checkpoint.state for checkpoint in checkpoints.saved])
-    state = {
-        name: tensor for dtype, array in arrays.items() for name, tensor in state_tensors(dtype, array.values[1], array.entries).items()
-    }
+        raise ProblemError(found.what, where=found.where, got=found.got, remedy=STEP_REMEDY) from error
+    state: dict[str, Tensor] = {}
+    for dtype, array in state_arrays([checkpoint.state for checkpoint in checkpoints.saved]).items():
+        state |= state_tensors(dtype, array.values[-1], array.entries)
     # Another seed: what the constructor draws, and is not in the state, differs.
     _check_restored(model, Randomness(1).build(factory), state, some.inputs)
     return fault
-
-
-_STEP_REMEDY = "make model().train()(inputs).sum().backward() work, twice in succession and on any number of rows"
 
 
 def _one_row_fault(factory: Factory, inputs: Tensor) -> str:
@@ -76,9 +74,7 @@ def _one_row_fault(factory: Factory, inputs: Tensor) -> str:
         return ""
     model = Randomness(0).build(factory)
     fault = _training_fault(model, inputs[:1])
-    layers = [
-        f"{name or 'the model'} ({type(module).__name__})" for name, module in model.named_modules() if hasattr(module, "running_mean")
-    ]
+    layers = [f"{name} ({type(module).__name__})" for name, module in model.named_modules() if hasattr(module, "running_mean")]
     return f"{fault}; layers that normalise: {', '.join(layers[:3])}" if fault and layers else fault
 
 
