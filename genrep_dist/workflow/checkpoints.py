@@ -96,7 +96,7 @@ def state_tensors(dtype: str, row: npt.NDArray[Any], entries: Entries) -> dict[s
     """The tensors of ``dtype`` of one state, from its ``row`` (numbers,) of :func:`state_arrays`."""
     numbers = torch.from_numpy(row.copy()).to(getattr(torch, dtype))
     sizes = [int(np.prod(entry["shape"], dtype=np.int64)) for entry in entries]
-    parts = numbers.split(sizes)
+    parts = torch.split(numbers, sizes)
     return {entry["name"]: part.reshape(entry["shape"]) for entry, part in zip(entries, parts, strict=True)}
 
 

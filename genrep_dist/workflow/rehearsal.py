@@ -6,6 +6,7 @@ after hours, in every attempt.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -44,20 +45,22 @@ def rehearse(factory: Factory, loss: Loss, recipe: Recipe, data: Dataset, *, on_
     if getattr(model, "trains_alone", False):
         return ""
     rows = min(len(data.ids), GPU_ROWS if on_gpu else recipe.batch_size)
-    fault = _one_row_fault(factory, data.inputs[: max(rows, 2)])
-    rows = max(rows, min(len(data.ids), 2)) if fault else rows
     some = Dataset(*(tensor[:rows] for tensor in data))
+    if rows == 1 and not _training_fault(Randomness(0).build(factory), data.inputs[:2]):
+        fault = _one_row_fault(factory, some.inputs)
+        if fault:
+            return fault
     short = replace(recipe, epochs=2, batch_size=rows, learning_rate=min(recipe.learning_rate, MAX_RATE))
     checkpoints = Checkpoints((0, 2), some, short)
     try:
         train(model, loss, short, some, Randomness(0), observers=(TrackingImportance(), checkpoints))
     except NonFiniteError:
-        return fault  # training itself says where
+        return ""  # training itself says where
     except GenRepError:
         raise
     except Exception as error:
         if on_gpu:
-            return fault
+            return ""
         found = user_code_error("the model fails in a step of training", f"model().train() on {rows} rows", error)
         raise ProblemError(found.what, where=found.where, got=found.got, remedy=STEP_REMEDY) from error
     state: dict[str, Tensor] = {}
@@ -65,13 +68,11 @@ def rehearse(factory: Factory, loss: Loss, recipe: Recipe, data: Dataset, *, on_
         state |= state_tensors(dtype, array.values[-1], array.entries)
     # Another seed: what the constructor draws, and is not in the state, differs.
     _check_restored(model, Randomness(1).build(factory), state, some.inputs)
-    return fault
+    return _one_row_fault(factory, some.inputs)
 
 
 def _one_row_fault(factory: Factory, inputs: Tensor) -> str:
-    """What goes wrong in training mode on one row and not on all ``inputs`` (B, ...); "" if nothing does, or B = 1."""
-    if len(inputs) < 2 or _training_fault(Randomness(0).build(factory), inputs):
-        return ""
+    """What goes wrong in training on the first of ``inputs`` alone, and the layers that may be the cause; "" if nothing does."""
     model = Randomness(0).build(factory)
     fault = _training_fault(model, inputs[:1])
     layers = [f"{name} ({type(module).__name__})" for name, module in model.named_modules() if hasattr(module, "running_mean")]
@@ -82,7 +83,7 @@ def _training_fault(model: nn.Module, inputs: Tensor) -> str:
     """Why a forward and backward pass over ``inputs`` in training mode fails, or ""."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     try:
-        with Randomness(0).scope("train"):
+        with Randomness(0).scope("train"), warnings.catch_warnings(action="ignore"):
             outputs = model_outputs(model.train(), inputs)
             gradients = torch.autograd.grad(outputs.sum(), parameters, allow_unused=True)
     except Exception as error:  # whatever the user's code raises

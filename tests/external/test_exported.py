@@ -135,9 +135,7 @@ def test_saved_scores_are_verified(run: Run, folder: Path, tmp_path: Path, trans
 
 
 @pytest.mark.parametrize("convert", [Tensor.bfloat16, Tensor.half, Tensor.to_sparse, Tensor.requires_grad_])
-def test_scores_of_any_real_dtype_and_layout_are_saved(
-    run: Run, folder: Path, tmp_path: Path, convert: Callable[[Tensor], Tensor]
-) -> None:
+def test_scores_of_any_real_dtype_and_layout_are_saved(run: Run, folder: Path, tmp_path: Path, convert: Callable[[Tensor], Tensor]) -> None:
     rounded = torch.arange(80.0).reshape(40, 2)
     for seed in (0, 1):
         open_exported(folder, seed).save(tmp_path / "theirs" / f"seed-{seed}.npz", convert(rounded.clone()))

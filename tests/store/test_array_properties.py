@@ -25,7 +25,7 @@ DTYPES = [
     *("float16", "float32", "float64", "complex64", "complex128"),
 ]
 KEYS = (f"{number:064x}" for number in itertools.count())
-FEW = settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+FEW = settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def arrays(special: list[float], min_dims: int = 0) -> st.SearchStrategy[Array]:
