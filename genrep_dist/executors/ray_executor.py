@@ -10,10 +10,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+from ray._private.services import get_ray_address_from_environment
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 from ray.experimental.internal_kv import _internal_kv_exists
 from ray.util.metrics import Gauge
@@ -24,6 +26,7 @@ from genrep_dist.executors import capacity
 from genrep_dist.executors.auth_token import create_auth_token
 from genrep_dist.executors.base import Failure, Outcome
 from genrep_dist.executors.capacity import NodeResources, WorkerResources, worker_resources
+from genrep_dist.executors.cluster_address import check_cluster, unreachable
 from genrep_dist.executors.head_watch import HeadWatch
 from genrep_dist.units import StageName, Unit
 from genrep_dist.workflow.context import Job
@@ -240,7 +243,7 @@ class RayExecutor:
 
     def _attach(self, address: str | None) -> None:
         handler = signal.getsignal(signal.SIGTERM)
-        if address is not None or "RAY_ADDRESS" in os.environ:
+        if address is not None or os.environ.get("RAY_ADDRESS"):
             _connect(address)  # without resource arguments, which Ray refuses for an existing cluster
         else:
             create_auth_token()
@@ -309,16 +312,20 @@ def cluster_nodes(address: str) -> list[NodeResources]:
 
 def _connect(address: str | None) -> None:
     """Attach to the running cluster at ``address``, by default at RAY_ADDRESS. ConfigError if there is none."""
-    try:
-        ray.init(address=address, **_QUIET)
-    except (ConnectionError, ValueError) as error:
-        raise ConfigError(
-            "no Ray cluster can be reached",
-            where="RAY_ADDRESS" if address is None else "--address",
-            expected="the address of a running cluster, host:port or auto",
-            got=f"{address or os.environ.get('RAY_ADDRESS')}: {str(error).partition(chr(10))[0]}",
-            remedy="start a cluster there (ray start --head), or omit the address to work on this machine",
-        ) from error
+    # As in Ray, RAY_ADDRESS comes before "auto".
+    declared = os.environ.get("RAY_ADDRESS") if address in (None, "auto") else None
+    where, wanted = ("RAY_ADDRESS", declared) if declared else ("--address", str(address))
+    with ExitStack() as stack:
+        try:
+            found = get_ray_address_from_environment("auto", None) if wanted == "auto" else wanted
+            if found != "local":
+                # Ray waits for minutes for a head that goes while a driver attaches: the watch says so at once.
+                stack.callback(HeadWatch("{}:{}".format(*check_cluster(found, where))).close)
+            ray.init(address=address, **_QUIET)
+        except ConfigError:
+            raise
+        except (ConnectionError, ValueError, RuntimeError, RayError) as error:
+            raise unreachable(wanted, where, str(error).partition("\n")[0]) from error
 
 
 def _living_nodes() -> list[NodeResources]:

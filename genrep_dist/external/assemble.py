@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genrep_dist.errors import MethodError, NonFiniteError
-from genrep_dist.external.contents import Array, Contents, Ids
+from genrep_dist.external.contents import Array, Contents, Ids, require_real
 
 
 def assemble(
@@ -53,14 +53,7 @@ def _check_form(path: Path, contents: Contents) -> None:
             got=f"shape {tuple(scores.shape)}",
             remedy="reduce other dimensions, such as one of layers, before saving",
         )
-    if np.dtype(scores.dtype).kind not in "fiub":
-        raise MethodError(
-            "scores are not real numbers",
-            where=str(path),
-            expected="floating point or integers",
-            got=str(scores.dtype),
-            remedy="save them as float32 or float64",
-        )
+    require_real(scores.dtype, str(path))
 
 
 def _check_shape(path: Path, contents: Contents, num_train: int, num_points: int, num_test: int) -> None:

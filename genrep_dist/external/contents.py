@@ -73,6 +73,19 @@ def scores_name(section: ExternalSection, path: Path, shapes: dict[str, tuple[in
     )
 
 
+def require_real(dtype: Any, where: str) -> None:
+    """Raise MethodError unless scores of ``dtype`` are real numbers."""
+    kind = np.dtype(dtype).kind
+    if kind not in "fiub":
+        raise MethodError(
+            "scores are not real numbers",
+            where=where,
+            expected="floating point or integers",
+            got=str(dtype),
+            remedy="save their real part, or what else they mean, as float32" if kind == "c" else "save them as float32 or float64",
+        )
+
+
 def integer_ids(values: Any, where: str) -> Ids:
     """Ids (K,) as int64. MethodError for anything but a one-dimensional list of integers."""
     try:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from genrep_dist.core.losses import Loss, get_loss
+from genrep_dist.core.tensors import numpy_array
 from genrep_dist.errors import ConfigError, CorruptError, MethodError, ProblemError
+from genrep_dist.external.contents import require_real
 from genrep_dist.problems.load import build_model, load_problem, source_digest
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.problems.tables import data_digest
@@ -54,8 +56,8 @@ class Exported:
     def save(self, path: str | Path, scores: Tensor | npt.NDArray[Any], transposed: bool = False) -> None:
         """Write ``scores`` with ids and identity to an .npz file for an experiment's ``external`` section, with the layout plain.
 
-        Shape (N, M) or (N, T); with ``transposed`` (M, N) or (T, N). Rows and columns are in the order of the data here. MethodError
-        for another shape, ConfigError for another suffix.
+        Shape (N, M) or (N, T); with ``transposed`` (M, N) or (T, N). Rows and columns are in the order of the data here. bfloat16
+        is written as float32. MethodError for another shape and for complex numbers, ConfigError for another suffix.
         """
         path = Path(path)
         if path.suffix != ".npz":
@@ -66,7 +68,8 @@ class Exported:
                 got=path.suffix or "no suffix",
                 remedy=f"save to {path.with_suffix('.npz').name}, or write the file yourself",
             )
-        values = scores.detach().cpu().numpy() if isinstance(scores, Tensor) else np.asarray(scores)
+        values = numpy_array(scores)
+        require_real(values.dtype, str(path))
         values = values.T if transposed else values
         ids = {len(samples.ids): samples.ids for samples in (self.test, self.test_points)}
         num_train = len(self.train.ids)

@@ -223,9 +223,7 @@ def _from_entries(path: Path, section: ExternalSection, entries: Mapping[str, An
 
 
 def _to_array(value: Any) -> Any:
-    """A tensor as a numpy array. numpy has no bfloat16; float32 holds all its values."""
-    import torch
+    """A tensor as a numpy array; a list as it is."""
+    from genrep_dist.core.tensors import numpy_array
 
-    if not isinstance(value, torch.Tensor):
-        return value
-    return (value.float() if value.dtype == torch.bfloat16 else value).detach().resolve_conj().numpy()
+    return value if isinstance(value, list) else numpy_array(value)

@@ -78,7 +78,8 @@ class Problem(Protocol):
     ``loss`` is a loss or the name of one in :mod:`genrep_dist.core.losses`; ``recipe`` says how to train.
     ``model()`` builds a new module with new random parameters: inputs (B, ...) -> logits (B,) or (B, C).
     Several small models train at once where their layers allow it. A module whose attribute ``trains_alone`` is true always trains
-    alone, for instance because its forward pass has side effects.
+    alone, for instance because its forward pass has side effects, and takes no step of training before the run.
+    All that its outputs depend on is in ``state_dict()``: a new model that loads a trained one's state gives the same outputs.
     ``train_data()`` and ``test_data()`` return (inputs, targets, ids), as a :class:`Dataset` or a plain tuple.
 
     A problem of texts may also have ``texts(ids: Tensor) -> Sequence[str]``, the sentences of samples by id, which the report shows;

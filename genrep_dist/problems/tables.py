@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from genrep_dist.core.tensors import numpy_values
 from genrep_dist.errors import CorruptError, NonFiniteError, ProblemError
 from genrep_dist.problems.protocol import Dataset
 
@@ -142,17 +143,22 @@ def _check_form(dataset: Dataset, which: str) -> None:
         where = f"{which} data, {name}"
         if not isinstance(tensor, Tensor):
             raise ProblemError("data are not tensors", where=where, expected="torch.Tensor", got=type(tensor).__name__)
-        if tensor.device.type != "cpu" or tensor.requires_grad or tensor.layout != torch.strided:
+        sparse = tensor.is_nested or tensor.layout != torch.strided
+        if tensor.device.type != "cpu" or tensor.requires_grad or sparse:
             raise ProblemError(
                 "data must be plain tensors on the CPU; training moves them to its device",
                 where=where,
                 expected="a dense CPU tensor without requires_grad",
-                got=f"{tensor.layout} on {tensor.device}, requires_grad={tensor.requires_grad}",
-                remedy="return tensor.detach().cpu()",
+                got=f"{tensor.layout}{' (nested)' * tensor.is_nested} on {tensor.device}, requires_grad={tensor.requires_grad}",
+                remedy="return samples of one shape, padded where needed" if tensor.is_nested else _plain_remedy(tensor),
             )
         if tensor.dtype not in _ARROW_TYPES:
             raise ProblemError(
-                "data have a dtype that cannot be stored", where=where, expected=", ".join(_TORCH_TYPES), got=str(tensor.dtype)
+                "data have a dtype that cannot be stored",
+                where=where,
+                expected=", ".join(_TORCH_TYPES),
+                got=str(tensor.dtype),
+                remedy=_dtype_remedy(tensor),
             )
     inputs, targets, ids = dataset
     checks = [
@@ -170,10 +176,24 @@ def _check_form(dataset: Dataset, which: str) -> None:
         raise ProblemError("data differ in length", where=f"{which} data", expected="one input, target and id per sample", got=got)
 
 
+def _plain_remedy(tensor: Tensor) -> str:
+    steps = {"detach()": tensor.requires_grad, "to_dense()": tensor.layout != torch.strided, "cpu()": tensor.device.type != "cpu"}
+    return "return " + ".".join(["tensor", *(step for step, needed in steps.items() if needed)])
+
+
+def _dtype_remedy(tensor: Tensor) -> str:
+    if tensor.is_quantized:
+        return "return tensor.dequantize()"
+    if tensor.is_floating_point():
+        return "return tensor.float(), which holds the same values; model.forward can convert them to its own dtype"
+    if tensor.is_complex():
+        return "return torch.view_as_real(tensor): two real numbers for each complex one"
+    return "return tensor.to(torch.uint8)" if tensor.dtype == torch.bool else "return tensor.long(), if its values fit"
+
+
 def _values(tensor: Tensor) -> npt.NDArray[Any]:
     """All values, row-major, (numel,)."""
-    values: npt.NDArray[Any] = tensor.contiguous().reshape(-1).numpy()
-    return values
+    return numpy_values(tensor.contiguous()).reshape(-1)
 
 
 def _to_arrow(tensor: Tensor, *, as_list: bool) -> pa.Array:

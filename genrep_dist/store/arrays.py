@@ -48,7 +48,7 @@ class ArrayGroup:
                 self._store(),
                 name=name,
                 shape=tuple(shape),
-                chunks=tuple(max(1, c) for c in chunks),
+                chunks=stored_chunks(chunks),
                 dtype=dtype,
                 fill_value=float("nan") if np.dtype(dtype).kind == "f" else 0,
                 compressors=[Crc32cCodec()],
@@ -134,6 +134,11 @@ class _CompleteStore(ObjectStore[Any]):
         if found is None and is_chunk(key):
             raise ValueError(f"the file {key} does not exist")
         return found
+
+
+def stored_chunks(chunks: Sequence[int]) -> tuple[int, ...]:
+    """The chunk shape that is stored for ``chunks``: Zarr has no chunks of size 0, which arrays without elements would have."""
+    return tuple(max(1, size) for size in chunks)
 
 
 def chunk_index(array: zarr.Array[Any], starts: Sequence[int]) -> list[int]:

@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 
 from genrep_dist.errors import CorruptError, DamagedArtifact, DamagedFile, NonFiniteError, NotCommittedError, StoreError
-from genrep_dist.store.arrays import Array, ArrayGroup, chunk_index, padded_chunk
+from genrep_dist.store.arrays import Array, ArrayGroup, chunk_index, padded_chunk, stored_chunks
 from genrep_dist.store.chunks import checksum, first_non_finite
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import ArtifactPaths
@@ -54,7 +54,7 @@ class Artifact:
     def _create(self, name: str, shape: Sequence[int], chunks: Sequence[int], dtype: str, *rest: Any) -> None:
         existing = self._group.open(name)
         if existing is not None:
-            if (existing.shape, existing.chunks, str(existing.dtype)) == (tuple(shape), tuple(chunks), dtype):
+            if (existing.shape, existing.chunks, str(existing.dtype)) == (tuple(shape), stored_chunks(chunks), dtype):
                 return
             # Records first: a record without its chunk would vouch for a chunk of the new grid.
             self._objects.delete_folder(self.paths.records)
@@ -74,11 +74,23 @@ class Artifact:
         crc = self._group.write_chunk(array, name, starts, values)
         self._objects.put_json(self.paths.record(part), {"array": name, "starts": list(starts), "crc32c": crc, **statistics})
 
-    def write(self, name: str, values: Array, dimension_names: Sequence[str], attributes: Mapping[str, Any] | None = None) -> None:
-        """Declare and write a whole array as one chunk, for small results of one task. :meth:`commit` syncs it."""
+    def write(
+        self,
+        name: str,
+        values: Array,
+        dimension_names: Sequence[str],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        require_finite: bool = True,
+    ) -> None:
+        """Declare and write a whole array as one chunk, for small results of one task. :meth:`commit` syncs it.
+
+        Raises NonFiniteError for NaN or Inf, unless ``require_finite`` is false.
+        """
         values = np.asarray(values)
         self._create(name, values.shape, values.shape, str(values.dtype), dimension_names, attributes)
-        _check_finite(values, self.paths.array(name))
+        if require_finite:
+            _check_finite(values, self.paths.array(name))
         self._group.write(self._require(name, mode="r+"), name, values)
 
     def _check_chunk(self, array: zarr.Array[Any], name: str, starts: Sequence[int], values: Array) -> None:

@@ -20,6 +20,7 @@ from genrep_dist.core.gradients.embeddings import TokenGradients
 from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.core.gradients.factored_weight import FactoredWeight
 from genrep_dist.core.gradients.factors import DenseGradients, LayerFactors, WeightGradients
+from genrep_dist.core.tensors import numpy_values
 from genrep_dist.errors import CorruptError
 
 Array = npt.NDArray[Any]
@@ -58,7 +59,7 @@ class _Writer:
 
     def add(self, tensor: Tensor) -> dict[str, Any]:
         """Append a float32 tensor; its layout entry."""
-        values: npt.NDArray[np.float32] = np.ascontiguousarray(tensor.detach().cpu().numpy()).reshape(-1)
+        values: npt.NDArray[np.float32] = np.ascontiguousarray(numpy_values(tensor)).reshape(-1)
         nonzero = np.flatnonzero(values)
         sizes = {"dense": 4 * values.size, "masked": 4 * nonzero.size + -(-values.size // 8), "sparse": 8 * nonzero.size}
         if values.size > np.iinfo(np.int32).max:

@@ -185,6 +185,26 @@ class StoreTests:
         assert again.seconds() == 2.5
         assert again.damaged_parts() == {}
 
+    def test_an_array_is_written_again_beside_others(self, store: Store, uri: str) -> None:
+        for _ in range(2):
+            artifact = Store(uri).artifact("tests", KEY)
+            for name, values in ARRAYS.items():
+                artifact.write(name, values, tuple("abc"[: values.ndim]))
+        artifact.commit({})
+        for name, values in ARRAYS.items():
+            np.testing.assert_array_equal(store.artifact("tests", KEY).read(name), values)
+
+    def test_zeros_are_written_in_parts(self, store: Store, uri: str) -> None:
+        for dtype in DTYPES:
+            artifact = store.artifact("tests", KEY)
+            artifact.create(dtype, (10, 3), (4, 3), dtype, ("row", "column"))
+            for start in (0, 4, 8):
+                artifact.write_part(f"{dtype}-{start}", dtype, (start, 0), np.zeros((min(4, 10 - start), 3), dtype))
+        artifact.commit({})
+        again = Store(uri).artifact("tests", KEY)
+        assert again.damaged_parts() == {}
+        assert not any(again.read(dtype).any() for dtype in DTYPES)
+
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
     def test_non_finite_numbers_are_refused(self, store: Store, bad: float) -> None:
         artifact = declare(store)
@@ -195,6 +215,10 @@ class StoreTests:
         assert artifact.parts_done() == set()
         with pytest.raises(NonFiniteError, match=r"at \(2, 1\)"):
             store.artifact("tests", "cd" * 32).write("values", values, ("a", "b"))
+        state = store.artifact("tests", "ef" * 32)
+        state.write("values", values, ("a", "b"), require_finite=False)
+        state.commit({})
+        np.testing.assert_array_equal(state.read("values"), values)
 
     def test_an_artifact_is_read_after_its_commit_only(self, store: Store) -> None:
         artifact = declare(store)

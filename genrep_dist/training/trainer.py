@@ -110,9 +110,14 @@ class Trainer:
 
     def train_all(self, runs: Sequence[TrainingRun]) -> list[nn.Module | NonFiniteError]:
         """The trained model of each run, or the error of one that diverged. Memory grows with ``runs``: pass :meth:`pack_size` of them."""
-        # Runs with common random numbers have the same initial model.
-        initial = {run.randomness: self.build(run.randomness) for run in runs}
-        models = [copy.deepcopy(initial[run.randomness]) for run in runs]
+        # Runs with common random numbers have the same initial model. A model that trains alone need not support copies.
+        initial: dict[Randomness, nn.Module] = {}
+        models = [
+            copy.deepcopy(initial[run.randomness])
+            if run.randomness in initial
+            else initial.setdefault(run.randomness, self.build(run.randomness))
+            for run in runs
+        ]
         errors = self.train_in_place(models, runs)
         return [model if error is None else error for model, error in zip(models, errors, strict=True)]
 

@@ -19,6 +19,7 @@ from genrep_dist.core.gradients.model import check_model
 from genrep_dist.core.kernels.base import Kernel
 from genrep_dist.core.kernels.user import UserKernel
 from genrep_dist.core.losses import Loss, get_loss
+from genrep_dist.core.tensors import numpy_values
 from genrep_dist.errors import ProblemError
 from genrep_dist.problems.checks import is_shipped
 from genrep_dist.problems.load import load_object, load_problem, object_digest, source_digest
@@ -203,4 +204,4 @@ def pick_device(choice: str) -> torch.device:
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
-    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+    return np.ascontiguousarray(numpy_values(tensor))

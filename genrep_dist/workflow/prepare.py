@@ -42,6 +42,8 @@ from genrep_dist.workflow.context import Job, label_loss, load_own_kernels, reci
 from genrep_dist.workflow.data import publish_data
 from genrep_dist.workflow.extensions import extension_digests
 from genrep_dist.workflow.planning import make_plan
+from genrep_dist.workflow.rehearsal import rehearse
+from genrep_dist.workflow.single_rows import check_batches
 from genrep_dist.workflow.status import stage_status
 
 MEASURED_ROWS = 16
@@ -87,8 +89,9 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     device = experiment.resources.device
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     own_kernels, own_digests = load_own_kernels(experiment, search_path)
-    shape = measure(problem, train, test, recipe, kernels_in_use(experiment, own_kernels), on_gpu=on_gpu)
     loss = get_loss(problem.loss)
+    one_row_fault = rehearse(problem.model, loss, recipe, train, on_gpu=on_gpu)
+    shape = measure(problem, train, test, recipe, kernels_in_use(experiment, own_kernels), on_gpu=on_gpu)
     check_loss(experiment, loss.name if is_shipped(loss) else f"{loss.name}, which is the problem's own", bool(label_loss(loss)))
     train, flipped = _flip(experiment, problem, train, shape)
     keys = Keys(
@@ -105,7 +108,9 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     external = _read_external(keys, train, test, search_path)
     keys = replace(keys, external=_digests(external))
     job = Job(store.uri, keys, tuple(search_path), registrations())
-    return PreparedExperiment(make_plan(keys, shape), job, store, problem, recipe, train, test, flipped, external)
+    plan = make_plan(keys, shape)
+    check_batches(plan, recipe, one_row_fault)
+    return PreparedExperiment(plan, job, store, problem, recipe, train, test, flipped, external)
 
 
 def _flip(experiment: Experiment, problem: Problem, train: Dataset, shape: Shape) -> tuple[Dataset, tuple[int, ...]]:

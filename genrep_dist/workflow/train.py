@@ -19,7 +19,7 @@ from genrep_dist.training.observers import Checkpoints, TrackingImportance
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
-from genrep_dist.workflow.checkpoints import pack_states
+from genrep_dist.workflow.checkpoints import pack_states, state_dtypes
 from genrep_dist.workflow.context import WorkerContext, to_numpy
 
 PARAMETER_COPIES = 8
@@ -73,7 +73,7 @@ class TrainStage(Stage[TrainUnit]):
         artifact.commit(
             {
                 "seed": unit.seed,
-                "state_dtypes": sorted({str(v.dtype).removeprefix("torch.") for v in checkpoints.saved[0].state.values()}),
+                "state_dtypes": state_dtypes(checkpoints.saved[0].state),
                 "train_loss": float(loss),
                 "seconds": seconds,
                 "test_accuracy": accuracy,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,15 @@ def test_saved_scores_are_verified(run: Run, folder: Path, tmp_path: Path, trans
         load(run, "theirs", [tmp_path])
 
 
+@pytest.mark.parametrize("convert", [Tensor.bfloat16, Tensor.half, Tensor.to_sparse, Tensor.requires_grad_])
+def test_scores_of_any_real_dtype_and_layout_are_saved(run: Run, folder: Path, tmp_path: Path, convert: Callable[[Tensor], Tensor]) -> None:
+    rounded = torch.arange(80.0).reshape(40, 2)
+    for seed in (0, 1):
+        open_exported(folder, seed).save(tmp_path / "theirs" / f"seed-{seed}.npz", convert(rounded.clone()))
+    for scores in load(run, "theirs", [tmp_path]).values():
+        np.testing.assert_array_equal(scores.phi, rounded.double().numpy())
+
+
 def test_scores_that_are_not_saved(folder: Path, tmp_path: Path) -> None:
     exported = open_exported(folder, 0)
     scores = torch.zeros(40, 2)
@@ -145,6 +155,8 @@ def test_scores_that_are_not_saved(folder: Path, tmp_path: Path) -> None:
     for shape in ((40,), (40, 3), (39, 2), (40, 2, 1)):
         with pytest.raises(MethodError, match=r"40 training samples x 2 or 12 test samples"):
             exported.save(tmp_path / "a.npz", np.zeros(shape))
+    with pytest.raises(MethodError, match=r"not real numbers[\s\S]*real part"):
+        exported.save(tmp_path / "a.npz", torch.zeros(40, 2, dtype=torch.complex64))
     assert not list(tmp_path.iterdir())
 
 

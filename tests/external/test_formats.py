@@ -124,6 +124,20 @@ def test_bfloat16_and_gradients_of_torch(tmp_path: Path, form: str) -> None:
     same(load(tmp_path / "a.pt", unverified=True)[0], expected(wanted, TRAIN_IDS.tolist(), TEST_IDS.tolist()))
 
 
+@pytest.mark.parametrize("form", ["sparse", "float8", "conjugate", "expanded"])
+def test_tensors_of_other_layouts_and_dtypes(tmp_path: Path, form: str) -> None:
+    plain = torch.from_numpy(np.round(scores() * 4)).float()
+    tensor = {
+        "sparse": plain.to_sparse(),
+        "float8": plain.to(torch.float8_e5m2),
+        "conjugate": torch.complex(plain, -plain).conj().imag,
+        "expanded": plain[:, :1].expand(plain.shape),
+    }[form]
+    torch.save({"phi": tensor}, tmp_path / "a.pt")
+    wanted = plain[:, :1].expand(plain.shape) if form == "expanded" else tensor.float().to_dense() if form != "conjugate" else plain
+    same(load(tmp_path / "a.pt", unverified=True)[0], expected(wanted.double().numpy(), TRAIN_IDS.tolist(), TEST_IDS.tolist()))
+
+
 def test_a_folder_that_is_one_zarr_array(tmp_path: Path) -> None:
     array = zarr.create_array(str(tmp_path / "influences"), data=scores().T, chunks=(2, 3))
     array.attrs["genrep.model"] = MODELS[0]

@@ -77,6 +77,17 @@ def test_tensors_need_not_be_contiguous() -> None:
     assert data_digest(transposed, dataset) == data_digest(contiguous, dataset)
 
 
+def test_views_are_resolved() -> None:
+    """Expanded samples, and the imaginary part of a conjugate, whose sign is a bit of the view."""
+    plain = example(4, (3,))
+    numbers = torch.complex(torch.zeros(4, 3), torch.rand(4, 3))
+    for view, values in ((torch.ones(1, 3).expand(4, 3), torch.ones(4, 3)), (numbers.conj().imag, -numbers.imag)):
+        dataset, expected = plain._replace(inputs=view), plain._replace(inputs=values)
+        validate(dataset, "train")
+        assert equal(from_table(to_table(dataset)), expected)
+        assert data_digest(dataset, plain) == data_digest(expected, plain)
+
+
 def test_the_schema_is_declared() -> None:
     schema = to_table(example()).schema
     assert schema.names == ["id", "input", "target"]
@@ -181,13 +192,25 @@ def test_a_bad_number_is_named_by_its_sample() -> None:
         ({"inputs": torch.zeros(())}, "shape"),
         ({"inputs": torch.zeros(6, 2, requires_grad=True)}, "requires_grad"),
         ({"inputs": torch.zeros(6, 2, dtype=torch.complex64)}, "complex64"),
-        ({"inputs": torch.zeros(6, 2).to_sparse()}, "dense"),
+        ({"inputs": torch.zeros(6, 2).to_sparse()}, r"dense[\s\S]*tensor\.to_dense\(\)"),
+        ({"inputs": torch.zeros(6, 2).to_sparse().requires_grad_()}, r"tensor\.detach\(\)\.to_dense\(\)"),
+        ({"inputs": torch.zeros(6, 2).bfloat16()}, r"bfloat16[\s\S]*tensor\.float\(\)"),
+        ({"inputs": torch.zeros(6, 2).half()}, r"float16[\s\S]*tensor\.float\(\)"),
+        ({"targets": torch.zeros(6).to(torch.float8_e5m2)}, r"float8_e5m2[\s\S]*tensor\.float\(\)"),
+        ({"inputs": torch.zeros(6, 2, dtype=torch.complex64).conj()}, "view_as_real"),
     ],
 )
 def test_malformed_data_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ProblemError, match=message) as caught:
         validate(example()._replace(**change), "train")
     assert "train data" in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused() -> None:
+    inputs = torch.nested.nested_tensor([torch.zeros(size) for size in range(6)])
+    with pytest.raises(ProblemError, match=r"nested[\s\S]*padded"):
+        validate(example()._replace(inputs=inputs), "train")
 
 
 def test_an_empty_dataset_is_refused() -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from genrep_dist.core.tensors import real_outputs
 from genrep_dist.errors import ProblemError
 
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -21,12 +22,15 @@ def model_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def as_outputs(raw: object, num_rows: int) -> Tensor:
-    """What a model returned for ``num_rows`` inputs, as (B, C). Raises ProblemError unless it is a tensor (B,) or (B, C)."""
+    """What a model returned for ``num_rows`` inputs, as (B, C). Raises ProblemError unless it is a tensor (B,) or (B, C).
+
+    The dtype is that of :func:`~genrep_dist.core.tensors.real_outputs`.
+    """
     if isinstance(raw, Tensor):
         if raw.shape == (num_rows,):
-            return raw.unsqueeze(1)
+            return real_outputs(raw.unsqueeze(1))
         if raw.dim() == 2 and raw.shape[0] == num_rows and raw.shape[1] >= 1:
-            return raw
+            return real_outputs(raw)
     raise ProblemError(
         "the model's output has the wrong form",
         where="model(inputs)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -166,7 +167,7 @@ class _Trial:
                 full = replace(self, recipe=replace(self.recipe, precision="full"))._packed_step(models, groups[0])
                 steps = [(index, one) for group in groups for index, one in zip(group, self._packed_step(models, group), strict=True)]
                 found = [(index, computed + moved) for index, (computed, moved) in steps]
-        except (UserWarning, *MODEL_ERRORS) as error:
+        except (UserWarning, copy.Error, pickle.PickleError, *MODEL_ERRORS) as error:
             return f"it fails on the rows of several models ({_short(error)})"
         finally:
             drew = not torch.equal(generator, torch.get_rng_state())
