@@ -26,11 +26,13 @@ class CheckContext:
     """A finished run. Checks that are too expensive for all seeds use its first ``seed``.
 
     ``rows``: positions (S,) of sampled training rows, ascending, drawn by a seed derived from the first one. S is ``samples``, but at
-    most N, and at most the number of samples whose gradients fit the memory budget.
+    most N, and at most the number of samples whose gradients fit the memory budget. ``before_retraining``: the run is at its beginning,
+    and has one seed, whose original model is trained.
     """
 
-    def __init__(self, run: Run, samples: int) -> None:
+    def __init__(self, run: Run, samples: int, *, before_retraining: bool = False) -> None:
         self.run = run
+        self.before_retraining = before_retraining
         self.plan = run.plan
         self.store = run.store
         self.seeds = run.plan.experiment.seeds
@@ -91,6 +93,11 @@ class CheckContext:
         """The feature kernels of the run, by name."""
         kernels = {name: self.worker.kernel(name) for name, _ in self.plan.needs.cross}
         return {name: kernel for name, kernel in kernels.items() if isinstance(kernel, FeatureKernel)}
+
+    @property
+    def uses_gradients(self) -> bool:
+        """Whether the run uses gradients of the parameters."""
+        return bool(self.plan.needs.derived) or any(kernel.factored for kernel in self.feature_kernels().values())
 
     def solved(self, importance: type[SolvedImportance]) -> list[tuple[str, int]]:
         """(kernel, epoch) of every gram on which an importance was solved."""
