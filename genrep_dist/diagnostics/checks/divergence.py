@@ -27,10 +27,13 @@ _REMEDY = "lower recipe.learning_rate, or scale the inputs to about one: explana
 
 def check(context: CheckContext) -> Iterator[Finding]:
     """A finding about the training loss, and for losses of classification one about the logits."""
-    final = {seed: context.train_outputs(seed, context.plan.keys.epochs) for seed in context.seeds}
-    models = count_text(len(final), "original model")
+    sizes: dict[int, float] = {}
+    growths: dict[int, float] = {}
+    for seed in context.seeds:
+        final = context.train_outputs(seed, context.plan.keys.epochs)
+        sizes[seed], growths[seed] = _largest_logit(final), _growth(context, seed, final)
+    models = count_text(len(sizes), "original model")
     if label_loss(context.worker.loss):
-        sizes = {seed: _largest_logit(outputs) for seed, outputs in final.items()}
         seed = largest_key(sizes)
         is_absurd = not sizes[seed] <= ABSURD_LOGIT
         reason = "no training that converges gives a class odds of e^1000" if is_absurd else "beyond it derivatives of the loss are zero"
@@ -43,13 +46,13 @@ def check(context: CheckContext) -> Iterator[Finding]:
             seed=seed,
             otherwise="red" if is_absurd else "amber",
         )
-    growths = {seed: _growth(context, seed, outputs) for seed, outputs in final.items()}
     seed = largest_key(growths)
     yield compare(
         "divergence",
         growths[seed],
         LOSS_GROWTH,
-        f"final training loss in units of the initial one, or of that of a model that answers 0 if this is larger, largest of {models}",
+        f"final training loss in units of the initial one, or of that of a model that answers 0 if this is larger, largest of {models}; "
+        "bound: far more than training from any start adds",
         _REMEDY,
         seed=seed,
     )
