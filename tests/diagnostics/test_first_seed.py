@@ -111,6 +111,13 @@ class Asymmetric:
         return left @ right.T + left[:, :1]
 
 
+class Distance:
+    """Symmetric, and not positive semi-definite."""
+
+    def __call__(self, model: nn.Module, left: Tensor, right: Tensor) -> Tensor:
+        return torch.cdist(left, right)
+
+
 @dataclass
 class Ended:
     code: int
@@ -163,6 +170,7 @@ OWN = {"methods": ["mine-final/target"]}
         (LEARNABLE, {"kernels": {"mine": {"class": f"{HERE}:Scaled"}}, **OWN}, "kernel rows", "correct its class"),
         (LEARNABLE, {"kernels": {"mine": {"class": f"{HERE}:Centred"}}, **OWN}, "batch size", "dimension 0"),
         (LEARNABLE, {"kernels": {"mine": {"class": f"{HERE}:Asymmetric"}}, **OWN}, "kernel rows", "not symmetric"),
+        (LEARNABLE, {"kernels": {"mine": {"class": f"{HERE}:Distance"}}, "methods": ["mine-final/surrogate"]}, "kernel minor", "Mercer"),
     ],
 )
 def test_faults_that_stop_a_run(genrep: Any, tmp_path: Path, problem: str, fields: dict[str, Any], check: str, words: str) -> None:

@@ -23,6 +23,7 @@ _FILES = (
     "batch_size",
     "reproduction",
     "kernel_rows",
+    "kernel_minor",
     "kernel",
     "gram",
     "surrogate_residual",

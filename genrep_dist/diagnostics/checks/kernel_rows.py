@@ -19,7 +19,6 @@ from genrep_dist.diagnostics.finding import Finding, compare
 from genrep_dist.diagnostics.rounding import amber_if_rounding
 
 BEFORE_RETRAINING = True
-MOST_POINTS = 8
 
 
 def check(context: CheckContext) -> Iterator[Finding]:
@@ -52,8 +51,9 @@ def _finding(context: CheckContext, name: str, epoch: int) -> Finding:
 def _difference(context: CheckContext, name: str, model: nn.Module, inputs: Tensor) -> tuple[float, int]:
     """The largest difference of K (S, C, M) from its reference, in units of its scale, and its sample."""
     kernel, points = context.worker.kernel(name), context.worker.test_points(context.seed)
-    num_outputs, outputs = context.plan.shape.num_outputs, points.outputs[:MOST_POINTS]
-    test = points.inputs[:MOST_POINTS].to(inputs.dtype)
+    # No more test points than training rows, of which the budget holds several copies of the gradients.
+    num_outputs, outputs = context.plan.shape.num_outputs, points.outputs[: len(inputs)]
+    test = points.inputs[: len(inputs)].to(inputs.dtype)
     if isinstance(kernel, FeatureKernel):
         columns = kernel.features(model, test, outputs)
         prepared = columns.as_operand() if isinstance(columns, FactoredGradients) else columns
