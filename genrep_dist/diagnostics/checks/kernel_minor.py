@@ -1,4 +1,4 @@
-"""A kernel of the user's own is positive semi-definite on a few training rows. In a finished run the check `gram` reads the stored grams."""
+"""A kernel of the user's own is positive semi-definite on a few training rows. In a finished run `gram` checks the stored grams."""
 
 from __future__ import annotations
 
