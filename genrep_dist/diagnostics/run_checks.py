@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from genrep_dist.diagnostics.checks import CHECKS, FIRST_SEED_CHECKS, Check
 from genrep_dist.diagnostics.context import CheckContext
-from genrep_dist.diagnostics.finding import Colour, Finding
+from genrep_dist.diagnostics.finding import Colour, Finding, worst_colour
 from genrep_dist.errors import GenRepError, MethodError, NotCommittedError, StoreError
 from genrep_dist.problems.checks import user_code_error
 from genrep_dist.results import Run
@@ -65,13 +65,39 @@ def diagnose_first_seed(context: CheckContext) -> list[Finding]:
 
 def _run(name: str, check: Check, context: CheckContext) -> list[Finding]:
     try:
-        return list(check(context))
+        findings = list(check(context))
     except GenRepError as error:
         if context.before_retraining and isinstance(error, StoreError):
             raise  # the run moves damage away and computes it again
         return [_not_checked(name, error, context)]
     except Exception as error:  # checks call the user's model, which may raise anything
         return [_not_checked(name, user_code_error("a check raised an error", f"check {name}", error), context)]
+    if name in FIRST_SEED_CHECKS and worst_colour(findings) == "red":
+        return _amber_where_rounding(findings, check, context)
+    return findings
+
+
+def _amber_where_rounding(findings: list[Finding], check: Check, context: CheckContext) -> list[Finding]:
+    """``findings``, with those in amber that are red and that ``check`` finds green when all is computed in float64.
+
+    Where a unit of a ReLU network is within one rounding of zero, or a layer chooses by comparing numbers, two right ways of computing
+    differ by far more than a rounding. In float64 they agree. A model that does not run in float64 stays red.
+    """
+    try:
+        precise = CheckContext(context.run, len(context.rows), before_retraining=context.before_retraining, in_float64=True)
+        again = list(check(precise))
+    except Exception:  # the user's model may raise anything
+        return findings
+    if len(again) != len(findings):
+        return findings
+    text = "; in float64 it is {number:.2g}, so that it is rounding, which this model amplifies"
+    remedy = "no action is needed if such differences do not matter to you; else use float64"
+    return [
+        replace(one, colour="amber", text=one.text + text.format(number=other.number), remedy=remedy)
+        if one.colour == "red" and other.colour == "green"
+        else one
+        for one, other in zip(findings, again, strict=True)
+    ]
 
 
 def _not_checked(name: str, error: GenRepError, context: CheckContext) -> Finding:

@@ -19,10 +19,9 @@ from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.core.kernels.base import Rows
 from genrep_dist.core.kernels.last_layer import LastLayerKernel
 from genrep_dist.core.kernels.ntk import NeuralTangentKernel
-from genrep_dist.diagnostics.checks import CHECKS, FIRST_SEED_CHECKS
+from genrep_dist.diagnostics.checks import CHECKS, FIRST_SEED_CHECKS, gradients
 from genrep_dist.diagnostics.context import CheckContext
 from genrep_dist.diagnostics.finding import Finding
-from genrep_dist.diagnostics.rounding import amber_if_rounding
 from genrep_dist.errors import DoctorError, FailureKind, UnitError
 from genrep_dist.executors.base import Failure, Outcome
 from genrep_dist.executors.serial import SerialExecutor
@@ -306,14 +305,14 @@ def test_no_check_of_the_beginning_reads_what_is_not_there_yet() -> None:
     assert not {"ledger", "retraining", "published results", "scores", "finite", "power"} & set(FIRST_SEED_CHECKS)
 
 
-def test_rounding_that_a_model_amplifies_is_amber(healthy: gr.Run) -> None:
-    context = CheckContext(healthy, 4)
-    red = Finding("gradients", "red", 1e-3, 1e-4, "text", "remedy")
-
-    def measure(_model: nn.Module, inputs: Tensor) -> float:
-        return 1e-12 if inputs.dtype == torch.float64 else 1e-3
-
-    assert amber_if_rounding(red, context, measure).colour == "amber"
-    assert amber_if_rounding(red, context, lambda *_: 1e-3) == red
-    assert amber_if_rounding(red, context, lambda *_: float("nan")) == red
-    assert context.model[0].weight.dtype == torch.float32
+def test_rounding_that_a_model_amplifies_is_amber(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A difference that is there in float32 alone, of the gradients of one layer; one that is there in float64, too, is red."""
+    right, factor = gradients.one_by_one, {torch.float32: 1.01, torch.float64: 1.0}
+    monkeypatch.setattr(gradients, "one_by_one", lambda model, *more: factor[model[0].weight.dtype] * right(model, *more))
+    messages = Messages()
+    gr_run(tmp_path, Watched(), messages, methods=NTK)
+    (told,) = (text for text in messages.texts if text.startswith("doctor: amber, gradients"))
+    assert "in float64 it is" in told
+    factor[torch.float64] = 1.01
+    with pytest.raises(DoctorError, match="gradients"):
+        gr_run(tmp_path, Watched(), methods=NTK, recipe={"epochs": 3})

@@ -13,7 +13,6 @@ from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.core.kernels.base import FeatureKernel
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, dtype_text, largest_relative
 from genrep_dist.diagnostics.finding import Finding, compare, nan_as_inf
-from genrep_dist.diagnostics.rounding import amber_if_rounding
 
 BEFORE_RETRAINING = True
 _BATCH_SIZES = (1, 7)
@@ -31,28 +30,11 @@ def _dense_features(kernel: FeatureKernel, model: nn.Module, inputs: Tensor) -> 
     return features.to_dense() if isinstance(features, FactoredGradients) else features
 
 
-def _invariance(context: CheckContext, what: str, compute: Callable[[nn.Module, Tensor], Tensor]) -> Finding:
-    sizes = sorted({*(size for size in _BATCH_SIZES if size < len(context.rows)), len(context.rows)})
-    (number, sample), dtype_of = _difference(context.model, context.inputs, sizes, what, compute)
-    found = compare(
-        "batch size",
-        number,
-        ROUNDINGS * float(torch.finfo(dtype_of.dtype).eps),
-        f"{what}: largest relative difference between batches of {', '.join(map(str, sizes))}, at sample id {context.train_id(sample)}; "
-        f"bound: {ROUNDINGS:,} roundings of {dtype_text(dtype_of)}",
-        "an output depends on the other samples of its batch, or is random: look for normalisation or statistics over dimension 0, "
-        "and for random numbers in evaluation mode",
-        seed=context.seed,
-    )
-    return amber_if_rounding(found, context, lambda model, inputs: _difference(model, inputs, sizes, what, compute)[0][0])
-
-
-def _difference(
-    model: nn.Module, inputs: Tensor, sizes: list[int], what: str, compute: Callable[[nn.Module, Tensor], Tensor]
-) -> tuple[tuple[float, int], Tensor]:
-    """The largest relative difference between batches of ``sizes`` and its sample, and what it is relative to (S, L)."""
+def _invariance(context: CheckContext, what: str, compute: Callable[[torch.nn.Module, Tensor], Tensor]) -> Finding:
+    inputs = context.inputs
+    sizes = sorted({*(size for size in _BATCH_SIZES if size < len(inputs)), len(inputs)})
     results = [
-        torch.cat([compute(model, inputs[i : i + size]).detach() for i in range(0, len(inputs), size)]).flatten(1)  # (S, L)
+        torch.cat([compute(context.model, inputs[i : i + size]).detach() for i in range(0, len(inputs), size)]).flatten(1)  # (S, L)
         for size in sizes
     ]
     reference = results[0]
@@ -60,5 +42,16 @@ def _difference(
         # Outputs may be near zero, where any rounding is relatively large: their scale is the largest output.
         largest = float(reference.abs().max())
         reference = torch.full_like(reference, largest if largest > 0 else 1.0)
-    found = (largest_relative(result - results[0], reference) for result in results[1:])
-    return max(found, key=lambda pair: nan_as_inf(pair[0]), default=(0.0, 0)), reference
+    number, sample = max(
+        (largest_relative(result - results[0], reference) for result in results[1:]), key=lambda pair: nan_as_inf(pair[0]), default=(0.0, 0)
+    )
+    return compare(
+        "batch size",
+        number,
+        ROUNDINGS * float(torch.finfo(reference.dtype).eps),
+        f"{what}: largest relative difference between batches of {', '.join(map(str, sizes))}, at sample id {context.train_id(sample)}; "
+        f"bound: {ROUNDINGS:,} roundings of {dtype_text(reference)}",
+        "an output depends on the other samples of its batch, or is random: look for normalisation or statistics over dimension 0, "
+        "and for random numbers in evaluation mode",
+        seed=context.seed,
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
 
 from genrep_dist.core.gradients.factored import inner_products
 from genrep_dist.core.gradients.inspection import ModelInspection, inspect_model
@@ -13,10 +12,8 @@ from genrep_dist.core.gradients.per_sample import factored_gradients
 from genrep_dist.core.gradients.reference import one_by_one
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, largest_sample
 from genrep_dist.diagnostics.finding import Finding, compare
-from genrep_dist.diagnostics.rounding import amber_if_rounding
 
 BEFORE_RETRAINING = True
-
 _STRATEGIES = {
     "factored": "as factors",
     "dense": "as gradients",
@@ -29,28 +26,23 @@ def check(context: CheckContext) -> Iterator[Finding]:
     """One finding if the run uses gradient features. The number is in units of |g_i| |g_j|."""
     if not any(kernel.factored for kernel in context.feature_kernels().values()):
         return
-    number, sample = _difference(context.model, context.inputs)
-    found = compare(
+    model = context.model
+    rows = factored_gradients(model, context.inputs)
+    found = inner_products(rows, rows).double()
+    slow = torch.cat([one_by_one(model, sample) for sample in context.inputs]).double()
+    sizes = slow.norm(dim=1)
+    scale = (sizes[:, None] * sizes[None, :]).clamp(min=torch.finfo(torch.float64).tiny)
+    number, sample = largest_sample(((found - slow @ slow.T).abs() / scale).view(len(context.rows), -1))
+    yield compare(
         "features",
         number,
         context.rounding,
         f"largest difference between products of factored features and of single gradients, over {len(context.rows)} samples, at sample "
-        f"id {context.train_id(sample)}; bound: {ROUNDINGS:,} roundings; {layers_text(inspect_model(context.model, context.inputs))}",
+        f"id {context.train_id(sample)}; bound: {ROUNDINGS:,} roundings; {layers_text(inspect_model(model, context.inputs))}",
         "on a GPU set torch.backends.cuda.matmul.allow_tf32 = False; else a layer's gradient is assembled wrongly: find it by removing "
         "layers",
         seed=context.seed,
     )
-    yield amber_if_rounding(found, context, lambda model, inputs: _difference(model, inputs)[0])
-
-
-def _difference(model: nn.Module, inputs: Tensor) -> tuple[float, int]:
-    """The largest difference of the products from those of single gradients, and its sample."""
-    rows = factored_gradients(model, inputs)
-    found = inner_products(rows, rows).double()
-    slow = torch.cat([one_by_one(model, sample) for sample in inputs]).double()
-    sizes = slow.norm(dim=1)
-    scale = (sizes[:, None] * sizes[None, :]).clamp(min=torch.finfo(torch.float64).tiny)
-    return largest_sample(((found - slow @ slow.T).abs() / scale).view(len(inputs), -1))
 
 
 def layers_text(inspection: ModelInspection) -> str:

@@ -21,7 +21,7 @@ def check(context: CheckContext) -> Iterator[Finding]:
         return
     num_train = context.plan.shape.num_train
     rows = np.sort(context.generator("minor").choice(num_train, size=min(MOST_ROWS, num_train), replace=False)).tolist()
-    inputs = context.worker.train.inputs[rows]
+    inputs = context.in_dtype(context.worker.train.inputs[rows])
     for name, epoch in dict(context.plan.needs.grams).items():
         kernel = context.worker.kernel(name)
         if not isinstance(kernel, PairwiseKernel):

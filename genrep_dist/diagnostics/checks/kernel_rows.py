@@ -9,14 +9,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.core.kernels.base import FeatureKernel, PairwiseKernel
 from genrep_dist.core.kernels.blocks import per_output
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, largest_sample
 from genrep_dist.diagnostics.finding import Finding, compare
-from genrep_dist.diagnostics.rounding import amber_if_rounding
 
 BEFORE_RETRAINING = True
 
@@ -35,8 +33,8 @@ def _finding(context: CheckContext, name: str, epoch: int) -> Finding:
     tolerance = kernel.tolerance() if isinstance(kernel, FeatureKernel) else None
     bound, bound_text = tolerance or (ROUNDINGS * float(np.finfo(np.float32).eps), f"{ROUNDINGS:,} roundings of float32")
     own = "the kernel is not symmetric, or depends on the other samples of its batch, or its features are not those of its reference"
-    number, sample = _difference(context, name, context.model_at(epoch), context.inputs)
-    found = compare(
+    number, sample = _difference(context, name, epoch)
+    return compare(
         "kernel rows",
         number,
         bound,
@@ -45,11 +43,11 @@ def _finding(context: CheckContext, name: str, epoch: int) -> Finding:
         f"{own}: correct its class; on a GPU set torch.backends.cudnn.allow_tf32 = False",
         seed=context.seed,
     )
-    return amber_if_rounding(found, context, lambda model, inputs: _difference(context, name, model, inputs)[0], epoch)
 
 
-def _difference(context: CheckContext, name: str, model: nn.Module, inputs: Tensor) -> tuple[float, int]:
+def _difference(context: CheckContext, name: str, epoch: int) -> tuple[float, int]:
     """The largest difference of K (S, C, M) from its reference, in units of its scale, and its sample."""
+    model, inputs = context.model_at(epoch), context.inputs
     kernel, points = context.worker.kernel(name), context.worker.test_points(context.seed)
     # No more test points than training rows, of which the budget holds several copies of the gradients.
     num_outputs, outputs = context.plan.shape.num_outputs, points.outputs[: len(inputs)]
