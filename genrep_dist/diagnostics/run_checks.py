@@ -93,7 +93,7 @@ def _amber_where_rounding(findings: list[Finding], check: Check, context: CheckC
     text = "; in float64 it is {number:.2g}, so that it is rounding, which this model amplifies"
     remedy = "no action is needed if such differences do not matter to you; else use float64"
     return [
-        replace(one, colour="amber", text=one.text + text.format(number=other.number), remedy=remedy)
+        replace(one, colour="amber", text=one.text + text.format(number=other.number or 0.0), remedy=remedy)
         if one.colour == "red" and other.colour == "green"
         else one
         for one, other in zip(findings, again, strict=True)
