@@ -44,7 +44,14 @@ def _lines(seed: int, findings: list[Finding], seconds: float) -> list[str]:
     counts = ", ".join(f"{sum(found.colour == colour for found in findings)} {colour}" for colour in ("green", "amber", "red"))
     result = counts if others else f"all {len(findings)} findings are green"
     head = f"doctor: seed {seed}, before the retrainings: {result} ({seconds:.1f} s)"
-    return [head, *(f"doctor: {found.colour}, {found.name}: {found.text}. What to do: {found.remedy}" for found in others)]
+    return [head, *(f"doctor: {found.colour}, {found.name}: {_described(found)}. What to do: {found.remedy}" for found in others)]
+
+
+def _described(found: Finding) -> str:
+    """The number and what it is."""
+    if found.number is None or found.bound is None:
+        return found.text
+    return f"{found.number:.3g}, not within {found.bound:.3g}: {found.text}"
 
 
 def _error(name: str, seed: int, red: list[Finding]) -> DoctorError:
@@ -53,7 +60,7 @@ def _error(name: str, seed: int, red: list[Finding]) -> DoctorError:
         f"the doctor's findings about the first seed are red ({', '.join(names)}), so no model was retrained",
         where=f"experiment {name}, seed {seed}",
         expected="no red finding",
-        got="; ".join(found.text for found in red),
+        got="; ".join(map(_described, red)),
         remedy="; ".join(dict.fromkeys(found.remedy for found in red))
         + ". Then run the same command again: what is computed is kept and used where it is still valid. --force (force=True) goes on "
         "with the retrainings all the same",
