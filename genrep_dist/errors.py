@@ -10,7 +10,8 @@
     │   ├── NotCommittedError   something unfinished was read
     │   └── CorruptError        something finished is damaged
     ├── ConvergenceError     a solver did not reach its tolerance
-    └── UnitError            a unit of work failed in all of its attempts
+    ├── UnitError            a unit of work failed in all of its attempts
+    └── DoctorError          the doctor has red findings about the first seed
 
 Each class states in ``failure_kind`` what its error means for a unit of work that raises it.
 """
@@ -137,3 +138,9 @@ class ConvergenceError(GenRepError):
 
 class UnitError(GenRepError):
     """A unit of work failed in all of its attempts."""
+
+
+class DoctorError(GenRepError):
+    """The doctor has red findings about a run's first seed, so that its retrainings are not begun."""
+
+    failure_kind = FailureKind.FATAL

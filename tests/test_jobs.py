@@ -112,6 +112,7 @@ def test_a_submitted_job_runs_the_smoke_experiment(cluster: Cluster, tmp_path: P
     log = result.stdout + result.stderr
     assert result.returncode == 0, log
     assert "retrain: 0 of" in log
+    assert "doctor: seed 0, before the retrainings: all" in log
     assert "ntk-final/tracking" in log
     assert "\x1b[2K" not in log, "a log has no cursor movements"
     summary = pl.read_parquet(tmp_path / "store/results/smoke/summary.parquet")

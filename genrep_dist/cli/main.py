@@ -73,8 +73,12 @@ def run(
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, for example auto.")] = None,
     serial: Annotated[bool, typer.Option("--serial", help="Work in this process, without Ray.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Retry units that are in quarantine.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Go on even if the doctor has red findings about the first seed.")] = False,
 ) -> None:
-    """Run an experiment. After an interruption or a crash, the same command resumes it."""
+    """Run an experiment. After an interruption or a crash, the same command resumes it.
+
+    Before models are retrained, the doctor checks the first seed's original model. Its red findings stop the run.
+    """
     from genrep_dist.cli.display import show_summary
     from genrep_dist.runner.run import run as run_experiment
 
@@ -90,6 +94,7 @@ def run(
             progress=progress,
             search_path=_search_path(experiment),
             retry_failed=retry_failed,
+            force=force,
         )
     show_summary(console, finished)
 

@@ -22,3 +22,4 @@ for _name, _class in (
     ("retrain", "retrain:RetrainStage"),
 ):
     STAGES.register(_name, f"genrep_dist.workflow.{_class}")
+STAGES.register("doctor", "genrep_dist.diagnostics.first_seed:DoctorStage")

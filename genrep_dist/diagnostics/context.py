@@ -26,11 +26,13 @@ class CheckContext:
     """A finished run. Checks that are too expensive for all seeds use its first ``seed``.
 
     ``rows``: positions (S,) of sampled training rows, ascending, drawn by a seed derived from the first one. S is ``samples``, but at
-    most N, and at most the number of samples whose gradients fit the memory budget.
+    most N, and at most the number of samples whose gradients fit the memory budget. ``before_retraining``: the run is at its beginning,
+    and has one seed, whose original model is trained. ``in_float64``: models and inputs are in float64.
     """
 
-    def __init__(self, run: Run, samples: int) -> None:
+    def __init__(self, run: Run, samples: int, *, before_retraining: bool = False, in_float64: bool = False) -> None:
         self.run = run
+        self.before_retraining, self.in_float64 = before_retraining, in_float64
         self.plan = run.plan
         self.store = run.store
         self.seeds = run.plan.experiment.seeds
@@ -59,12 +61,16 @@ class CheckContext:
         """The first seed's model after ``epoch`` epochs, in evaluation mode. Unlike in the stages, the model is not validated."""
         model = self.worker.fresh_model()
         model.load_state_dict(self.run.checkpoint(self.seed, epoch))
-        return model.to(self.worker.device).eval()
+        return (model.double() if self.in_float64 else model).to(self.worker.device).eval()
 
     @property
     def inputs(self) -> Tensor:
         """Inputs (S, ...) of the sampled training rows."""
-        return self.worker.train.inputs[self.rows]
+        return self.in_dtype(self.worker.train.inputs[self.rows])
+
+    def in_dtype(self, inputs: Tensor) -> Tensor:
+        """``inputs`` as the models take them."""
+        return inputs.double() if self.in_float64 and inputs.is_floating_point() else inputs
 
     @property
     def test_inputs(self) -> Tensor:
@@ -91,6 +97,11 @@ class CheckContext:
         """The feature kernels of the run, by name."""
         kernels = {name: self.worker.kernel(name) for name, _ in self.plan.needs.cross}
         return {name: kernel for name, kernel in kernels.items() if isinstance(kernel, FeatureKernel)}
+
+    @property
+    def uses_gradients(self) -> bool:
+        """Whether the run uses gradients of the parameters."""
+        return bool(self.plan.needs.derived) or any(kernel.factored for kernel in self.feature_kernels().values())
 
     def solved(self, importance: type[SolvedImportance]) -> list[tuple[str, int]]:
         """(kernel, epoch) of every gram on which an importance was solved."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
-from genrep_dist.diagnostics.checks import CHECKS, Check
+from genrep_dist.diagnostics.checks import CHECKS, FIRST_SEED_CHECKS, Check
 from genrep_dist.diagnostics.context import CheckContext
-from genrep_dist.diagnostics.finding import Finding
-from genrep_dist.errors import GenRepError, MethodError, NotCommittedError
+from genrep_dist.diagnostics.finding import Colour, Finding, worst_colour
+from genrep_dist.errors import GenRepError, MethodError, NotCommittedError, StoreError
 from genrep_dist.problems.checks import user_code_error
 from genrep_dist.results import Run
 
 _NOT_CHECKED = "not checked: "
+MOST_SECONDS = 60.0
+"""After this time no other check before the retrainings begins."""
 
 
 def diagnose(run: Run, *, samples: int = 8) -> list[Finding]:
@@ -39,18 +42,69 @@ def diagnose(run: Run, *, samples: int = 8) -> list[Finding]:
     return _merge_same_error([finding for name, check in CHECKS.items() for finding in _run(name, check, context)])
 
 
+def diagnose_first_seed(context: CheckContext) -> list[Finding]:
+    """All findings about a run at its beginning, in the order of :data:`genrep_dist.diagnostics.checks.FIRST_SEED_CHECKS`.
+
+    Checks that have not begun after MOST_SECONDS are left out, which is an amber finding. An error inside a check is one as well: if the
+    run needs what the check could not compute, the run ends with that error itself. Raises StoreError for damage in the store.
+    """
+    began = time.monotonic()
+    findings: list[Finding] = []
+    left_out: list[str] = []
+    for name, check in FIRST_SEED_CHECKS.items():
+        if time.monotonic() - began > MOST_SECONDS:
+            left_out.append(name)
+        else:
+            findings += _run(name, check, context)
+    if left_out:
+        text = f"not checked, as the checks before took {MOST_SECONDS:.0f} seconds: {', '.join(left_out)}"
+        remedy = "run `genrep doctor` when the run is finished"
+        findings.append(Finding("time", "amber", None, None, text, remedy, context.seed))
+    return _merge_same_error(findings)
+
+
 def _run(name: str, check: Check, context: CheckContext) -> list[Finding]:
     try:
-        return list(check(context))
+        findings = list(check(context))
     except GenRepError as error:
+        if context.before_retraining and isinstance(error, StoreError):
+            raise  # the run moves damage away and computes it again
         return [_not_checked(name, error, context)]
     except Exception as error:  # checks call the user's model, which may raise anything
         return [_not_checked(name, user_code_error("a check raised an error", f"check {name}", error), context)]
+    if name in FIRST_SEED_CHECKS and worst_colour(findings) == "red":
+        return _amber_where_rounding(findings, check, context)
+    return findings
+
+
+def _amber_where_rounding(findings: list[Finding], check: Check, context: CheckContext) -> list[Finding]:
+    """``findings``, with those in amber that are red and that ``check`` finds green when all is computed in float64.
+
+    Where a unit of a ReLU network is within one rounding of zero, or a layer chooses by comparing numbers, two right ways of computing
+    differ by far more than a rounding. In float64 they agree. A model that does not run in float64 stays red.
+    """
+    try:
+        precise = CheckContext(context.run, len(context.rows), before_retraining=context.before_retraining, in_float64=True)
+        again = list(check(precise))
+    except Exception:  # the user's model may raise anything
+        return findings
+    if len(again) != len(findings):
+        return findings
+    text = "; in float64 it is {number:.2g}, so that it is rounding, which this model amplifies"
+    remedy = "no action is needed if such differences do not matter to you; else use float64"
+    return [
+        replace(one, colour="amber", text=one.text + text.format(number=other.number or 0.0), remedy=remedy)
+        if one.colour == "red" and other.colour == "green"
+        else one
+        for one, other in zip(findings, again, strict=True)
+    ]
 
 
 def _not_checked(name: str, error: GenRepError, context: CheckContext) -> Finding:
     text = "; ".join(part for part in (_NOT_CHECKED + error.what, error.where, error.got) if part)
-    return Finding(name, "red", None, None, text, error.remedy or "correct the cause and run the doctor again", context.seed)
+    # What a run needs and cannot compute ends it anyway.
+    colour: Colour = "amber" if context.before_retraining else "red"
+    return Finding(name, colour, None, None, text, error.remedy or "correct the cause and run the doctor again", context.seed)
 
 
 def _merge_same_error(findings: list[Finding]) -> list[Finding]:

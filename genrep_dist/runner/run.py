@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from genrep_dist.errors import CorruptError, DamagedArtifact, DamagedFile
 from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.executors.base import Executor
 from genrep_dist.results import Run, open_run
+from genrep_dist.runner.first_seed import check_first_seed
 from genrep_dist.runner.heartbeat import Heartbeat
 from genrep_dist.runner.progress import NoProgress, Progress, ProgressCounter
 from genrep_dist.runner.publish import is_finished, publish
@@ -42,11 +44,15 @@ def run(
     search_path: Sequence[str] = (),
     executor: Executor | str | None = None,
     retry_failed: bool = False,
+    force: bool = False,
 ) -> Run:
     """Run an experiment and return its results. Only what the store lacks is computed.
 
     Waits while another driver works on this experiment in this store. Damaged files of the store are moved away and recomputed.
     ``retry_failed`` runs the units in quarantine again.
+
+    The doctor checks the first seed's original model before models are retrained. DoctorError for its red findings; with ``force`` they
+    are shown, and the run goes on.
 
     ``serial`` runs in this process without Ray; ``address`` attaches to a running Ray cluster; ``executor`` is the name of a registered
     executor, or an executor, which stays open. Raises GenRepError; units that were finished before stay finished.
@@ -69,7 +75,7 @@ def run(
         def compute_and_publish(heartbeat: Heartbeat) -> None:
             write_record(declared.with_experiment(experiment.with_fixed_seeds()))
             publish_inputs(declared)
-            question, tables = _ExperimentRunner(declared, counter, workers).run()
+            question, tables = _ExperimentRunner(declared, counter, workers, force=force).run()
             workers.close()
             lease.confirm()
             publish(declared, question, tables, heartbeat.measurements())
@@ -116,8 +122,9 @@ def train_originals(
 class _ExperimentRunner:
     """Runs a declared experiment: tuning on seeds that are not reported, then rounds of seeds until the intervals are narrow."""
 
-    def __init__(self, declared: PreparedExperiment, progress: ProgressCounter, workers: Workers) -> None:
-        self._declared, self._progress, self._workers = declared, progress, workers
+    def __init__(self, declared: PreparedExperiment, progress: ProgressCounter, workers: Workers, *, force: bool) -> None:
+        self._declared, self._progress, self._workers, self._force = declared, progress, workers, force
+        self._is_checked = False
         self._choices: dict[str, Any] = {}
 
     def run(self) -> tuple[str, EvaluationTables]:
@@ -148,7 +155,11 @@ class _ExperimentRunner:
             seeds = list(range(following))
 
     def _evaluate(self, prepared: PreparedExperiment) -> EvaluationTables:
-        requests = StageRunner(prepared, self._progress, self._workers).run()
+        runner = StageRunner(prepared, self._progress, self._workers)
+        # Later rounds and other values of a parameter have the same problem and code.
+        check = None if self._is_checked else partial(check_first_seed, prepared, runner, self._progress, force=self._force)
+        self._is_checked = True
+        requests = runner.run(check)
         return evaluate(prepared.plan, prepared.store, requests, lambda: worker_context(prepared.job), prepared.flipped)
 
     def _tuned(self, experiment: Experiment) -> Experiment:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -79,13 +80,14 @@ class StageRunner:
         self._skipped_seeds: set[int] = set()
         """Seeds with units in quarantine: what depends on these is not computed."""
 
-    def run(self) -> pl.DataFrame:
+    def run(self, check: Callable[[int], None] | None = None) -> pl.DataFrame:
         """Run all stages up to a filled ledger; returns the table of retrain requests.
 
-        Raises UnitError for units in quarantine, after everything that does not depend on them is done.
+        ``check`` is called with the first seed when its original model is trained, before anything else is begun. What it raises ends the
+        run. Raises UnitError for units in quarantine, after everything that does not depend on them is done.
         """
         for stage in STAGES:
-            self.run_stage(stage)
+            self.run_stage(stage, check if stage == TrainStage.name else None)
         plan = self._plan
         if self._skipped_seeds:
             seeds = [seed for seed in plan.experiment.seeds if seed not in self._skipped_seeds]
@@ -104,8 +106,17 @@ class StageRunner:
         self.run_stage(TrainStage.name)
         self._quarantine.raise_if_skipped()
 
-    def run_stage(self, stage: StageName) -> None:
-        """Run the units of one stage whose artifacts are missing, and commit these."""
+    def run_alone(self, unit: Unit) -> Outcome:
+        """Run one unit outside of its stage: it is not counted, and its failure is the caller's."""
+        with closing(self._open_executor().run(self._prepared.job, [unit])) as outcomes:
+            return next(outcomes)
+
+    def run_stage(self, stage: StageName, check: Callable[[int], None] | None = None) -> None:
+        """Run the units of one stage whose artifacts are missing, and commit these.
+
+        ``check``, for a stage of one unit a seed, is called with the first seed that is not in quarantine when its unit is done, before
+        the next one is begun. It is not called if that unit fails.
+        """
         artifacts = list(artifacts_of(self._plan, stage))
         if not artifacts:
             return
@@ -124,7 +135,14 @@ class StageRunner:
         self._progress.stage(stage, total, total - len(missing))
         runnable = self._quarantine.runnable(missing)
         skipped = set(missing).difference(runnable)
-        crashed = self._work(runnable, actors=STAGES.get(stage).uses_actors)
+        after_first = None
+        first = next((seed for seed in self._plan.experiment.seeds if seed not in {unit.seed for unit in skipped}), None)
+        if check is not None and first is not None:
+            after_first = partial(check, first)
+            if not runnable or runnable[0].seed != first:  # its units were run before
+                after_first()
+                after_first = None
+        crashed = self._work(runnable, actors=STAGES.get(stage).uses_actors, after_first=after_first)
         self._skipped_seeds |= {unit.seed for unit in (*skipped, *(outcome.unit for outcome in crashed))}
         for artifact in unfinished:
             if artifact.seed not in self._skipped_seeds:
@@ -178,20 +196,16 @@ class StageRunner:
             self._checked = True
         return executor
 
-    def _work(self, units: Iterable[Unit], *, actors: bool) -> list[Outcome]:
+    def _work(self, units: Iterable[Unit], *, actors: bool, after_first: Callable[[], None] | None = None) -> list[Outcome]:
         """Run all units, then raise the first failure. A failure of the store is raised at once, because nothing could be written.
 
         Returns the outcomes of units that crashed in every attempt. Those of a single model, or of none, are put in quarantine.
+        ``after_first`` is called when the first unit has succeeded, before the second one is begun.
         """
-        units = iter(units)
-        head = next(units, None)
-        if head is None:
-            return []
         failures: list[Outcome] = []
         crashed: list[Outcome] = []
         ended = 0
-        outcomes = self._open_executor().run(self._prepared.job, self._counted(itertools.chain([head], units)), actors=actors)
-        with closing(outcomes):
+        with closing(self._outcomes(iter(units), actors, after_first)) as outcomes:
             for outcome in outcomes:
                 ended += 1
                 self._progress.unit_ended(outcome)
@@ -219,6 +233,20 @@ class StageRunner:
             remedy=(_MORE_MEMORY if out_of_memory else "fix the cause")
             + " and run the same command again: only what is missing is computed",
         ) from first.error
+
+    def _outcomes(self, units: Iterator[Unit], actors: bool, after_first: Callable[[], None] | None) -> Generator[Outcome, None, None]:
+        """Run the units; the executor is opened for the first one."""
+        batches = [units] if after_first is None else [itertools.islice(units, 1), units]
+        for batch in batches:
+            head = next(batch, None)
+            if head is None:
+                return
+            counted = self._counted(itertools.chain([head], batch))
+            with closing(self._open_executor().run(self._prepared.job, counted, actors=actors)) as ended:
+                for outcome in ended:
+                    yield outcome
+                    if after_first is not None and batch is not units and outcome.failure is None:
+                        after_first()
 
     def _counted(self, units: Iterable[Unit]) -> Iterator[Unit]:
         """The units, each counted when the executor takes it."""

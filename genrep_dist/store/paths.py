@@ -71,6 +71,7 @@ class ExperimentPaths:
         self.progress = f"{self.folder}/progress.json"
         self.quarantine = f"{self.folder}/quarantine.json"
         self.lease = f"{self.folder}/lease"
+        self.doctor = f"{self.folder}/doctor.json"
 
     def requests(self, question: str) -> str:
         return f"{self.folder}/requests-{question}.parquet"

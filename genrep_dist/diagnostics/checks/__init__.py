@@ -1,4 +1,8 @@
-"""The checks. Each is one file with a function ``check``, and one line in :data:`CHECKS`."""
+"""The checks. Each is one file with a function ``check``, and one line in :data:`CHECKS`.
+
+A file with ``BEFORE_RETRAINING = True`` is also run by `genrep run`, on the first seed, as soon as its original model is trained. Such a
+check reads the original model and its outputs, and computes a few rows: it takes seconds, and nothing of the other stages exists yet.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,8 @@ _FILES = (
     "features",
     "batch_size",
     "reproduction",
+    "kernel_rows",
+    "kernel_minor",
     "kernel",
     "gram",
     "surrogate_residual",
@@ -33,9 +39,17 @@ _FILES = (
     "originals",
     "retraining",
     "published_results",
+    "divergence",
     "learning",
+    "overlap",
     "power",
 )
 
-CHECKS: dict[str, Check] = {name.replace("_", " "): import_module(f"{__name__}.{name}").check for name in _FILES}
+_MODULES = {name.replace("_", " "): import_module(f"{__name__}.{name}") for name in _FILES}
+
+CHECKS: dict[str, Check] = {name: module.check for name, module in _MODULES.items()}
 """Checks by name, in the order of the report."""
+FIRST_SEED_CHECKS: dict[str, Check] = {
+    name: module.check for name, module in _MODULES.items() if getattr(module, "BEFORE_RETRAINING", False)
+}
+"""Those that are run on the first seed before the retrainings."""

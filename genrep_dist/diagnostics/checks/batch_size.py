@@ -14,6 +14,7 @@ from genrep_dist.core.kernels.base import FeatureKernel
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, dtype_text, largest_relative
 from genrep_dist.diagnostics.finding import Finding, compare, nan_as_inf
 
+BEFORE_RETRAINING = True
 _BATCH_SIZES = (1, 7)
 
 

@@ -10,6 +10,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from genrep_dist.diagnostics.context import CheckContext
 from genrep_dist.diagnostics.finding import Finding, compare, names_text
 
+BEFORE_RETRAINING = True
+
 
 def check(context: CheckContext) -> Iterator[Finding]:
     layers = dropout_layers(context.model)

@@ -13,6 +13,7 @@ from genrep_dist.core.gradients.reference import one_by_one
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, largest_sample
 from genrep_dist.diagnostics.finding import Finding, compare
 
+BEFORE_RETRAINING = True
 _STRATEGIES = {
     "factored": "as factors",
     "dense": "as gradients",

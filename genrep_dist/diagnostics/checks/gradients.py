@@ -11,8 +11,13 @@ from genrep_dist.core.gradients.reference import one_by_one
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, dtype_text, largest_relative
 from genrep_dist.diagnostics.finding import Finding, compare
 
+BEFORE_RETRAINING = True
+
 
 def check(context: CheckContext) -> Iterator[Finding]:
+    """One finding if the run uses gradients of the parameters."""
+    if not context.uses_gradients:
+        return
     fast = per_sample_gradients(context.model, context.inputs)
     slow = torch.stack([one_by_one(context.model, sample) for sample in context.inputs])
     number, sample = largest_relative(fast - slow, slow)

@@ -15,6 +15,8 @@ from genrep_dist.diagnostics.finding import Finding, compare, count_text, larges
 
 Array = npt.NDArray[Any]
 
+BEFORE_RETRAINING = True
+
 LOSS_SHARE = 0.9
 """Without an accuracy, training must reduce the initial loss by a tenth."""
 

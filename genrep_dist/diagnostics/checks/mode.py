@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from genrep_dist.diagnostics.context import CheckContext
 from genrep_dist.diagnostics.finding import Finding, compare, names_text
 
+BEFORE_RETRAINING = True
+
 
 def check(context: CheckContext) -> Iterator[Finding]:
     training = [name or type(module).__name__ for name, module in context.model.named_modules() if module.training]

@@ -10,6 +10,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from genrep_dist.diagnostics.context import CheckContext
 from genrep_dist.diagnostics.finding import Finding, compare, green, names_text
 
+BEFORE_RETRAINING = True
+
 
 def check(context: CheckContext) -> Iterator[Finding]:
     batch_statistics, frozen = normalising_layers(context.model)

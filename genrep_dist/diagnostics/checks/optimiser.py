@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from genrep_dist.diagnostics.context import CheckContext
 from genrep_dist.diagnostics.finding import Finding, compare, green
 
+BEFORE_RETRAINING = True
+
 
 def check(context: CheckContext) -> Iterator[Finding]:
     """The number counts the reasons why the optimizer breaks the tracking identities."""
