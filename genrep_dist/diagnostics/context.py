@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.importances.base import SolvedImportance
 from genrep_dist.core.kernels.base import FeatureKernel
 from genrep_dist.results import Run
@@ -22,11 +23,17 @@ ROUNDINGS = 1000
 like a random walk. Real faults are larger by orders of magnitude."""
 
 
+GRADIENT_COPIES = 12
+"""Copies of the sampled gradients that a check holds at once, some of them in float64."""
+FEW_OUTPUTS = 3
+
+
 class CheckContext:
     """A finished run. Checks that are too expensive for all seeds use its first ``seed``.
 
     ``rows``: positions (S,) of sampled training rows, ascending, drawn by a seed derived from the first one. S is ``samples``, but at
-    most N, and at most the number of samples whose gradients fit the memory budget.
+    most N, and at most the number of samples whose gradients fit the memory budget. ``outputs``: (None,), all outputs together; or, if
+    the gradients of all outputs of one sample do not fit, a few drawn outputs, checked one after the other.
     """
 
     def __init__(self, run: Run, samples: int) -> None:
@@ -37,8 +44,14 @@ class CheckContext:
         self.seed = self.seeds[0]
         self.memory_budget_bytes = run.plan.experiment.resources.memory_budget
         shape = run.plan.shape
-        sample_bytes = 8 * 4 * shape.num_outputs * shape.num_parameters  # several copies of a sample's gradients
-        count = max(1, min(samples, shape.num_train, self.memory_budget_bytes // sample_bytes))
+        gradient_bytes = GRADIENT_COPIES * shape.parameter_bytes
+        self.outputs: tuple[int | None, ...] = (None,)
+        if gradient_bytes * shape.num_outputs <= self.memory_budget_bytes:
+            gradient_bytes *= shape.num_outputs
+        else:
+            drawn = self.generator("outputs").choice(shape.num_outputs, size=min(FEW_OUTPUTS, shape.num_outputs), replace=False)
+            self.outputs = tuple(sorted(drawn.tolist()))
+        count = max(1, min(samples, shape.num_train, self.memory_budget_bytes // gradient_bytes))
         self.rows = sorted(self.generator("rows").choice(shape.num_train, size=count, replace=False).tolist())
 
     def generator(self, purpose: str) -> np.random.Generator:
@@ -70,6 +83,21 @@ class CheckContext:
     def test_inputs(self) -> Tensor:
         """Inputs (M, ...) of the first seed's test points."""
         return self.worker.test.inputs[self.plan.keys.test_positions(self.seed)]
+
+    def gradients(self, model: nn.Module, inputs: Tensor, output: int | None) -> Tensor:
+        """Per-sample gradients (B, C, P) of ``inputs`` (B, ...), or (B, P) of one ``output``."""
+        return per_sample_gradients(model, inputs, self.output_index(inputs, output))
+
+    def output_index(self, inputs: Tensor, output: int | None) -> Tensor | None:
+        """One of :attr:`outputs` for each of ``inputs`` (B, ...)."""
+        return None if output is None else torch.full((len(inputs),), output, dtype=torch.int64, device=inputs.device)
+
+    @property
+    def outputs_text(self) -> str:
+        """Which outputs gradients were computed of, for a finding; "" for all."""
+        return (
+            "" if self.outputs == (None,) else f"; outputs {', '.join(map(str, self.outputs))} only, as those of all exceed memory_budget"
+        )
 
     def train_id(self, sample: int) -> int:
         """The sample id of sampled row number ``sample``."""

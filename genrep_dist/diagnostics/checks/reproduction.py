@@ -8,13 +8,12 @@ import torch
 
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, dtype_text, largest_sample, rerun_text
 from genrep_dist.diagnostics.finding import Finding, compare
-from genrep_dist.training.loop import predict
 
 
 def check(context: CheckContext) -> Iterator[Finding]:
     artifact = context.train_artifact(context.seed)
     stored = torch.from_numpy(artifact.read("outputs_test")).double()
-    found = predict(context.model, context.worker.test.inputs).cpu()
+    found = context.worker.predict(context.model, context.worker.test.inputs).cpu()
     gap, sample = largest_sample((found.double() - stored).abs())
     scale = float(stored.abs().max())
     yield compare(
