@@ -95,9 +95,8 @@ class CheckContext:
     @property
     def outputs_text(self) -> str:
         """Which outputs gradients were computed of, for a finding; "" for all."""
-        return (
-            "" if self.outputs == (None,) else f"; outputs {', '.join(map(str, self.outputs))} only, as those of all exceed memory_budget"
-        )
+        chosen = [str(output) for output in self.outputs if output is not None]
+        return f"; outputs {', '.join(chosen)} only, as the gradients of all exceed memory_budget" if chosen else ""
 
     def train_id(self, sample: int) -> int:
         """The sample id of sampled row number ``sample``."""

@@ -26,6 +26,8 @@ STATE_COPIES = 2
 """Copies of a whole model beside those of its trained parameters: the model, and the initial one."""
 PARAMETER_COPIES = 6
 """Further copies of the trained parameters that training holds: packed, gradients, optimizer state, and what an update computes."""
+ORDER_BYTES = 48
+"""Bytes that each model's order of an epoch takes for each training row: as drawn, without the removed rows, cut into steps."""
 CHECKPOINT_COPIES = 3
 """Copies of all checkpoints: as they were saved, as one array, and what writing it takes."""
 
@@ -110,7 +112,7 @@ def model_bytes(plan: Plan, models: int = 1) -> int:
     them, or the predictions of one after the other that follow.
     """
     shape = plan.shape
-    held = STATE_COPIES * shape.checkpoint_bytes + PARAMETER_COPIES * shape.parameter_bytes
+    held = STATE_COPIES * shape.checkpoint_bytes + PARAMETER_COPIES * shape.parameter_bytes + ORDER_BYTES * shape.num_train
     return models * held + max(models * shape.step_bytes, plan.prediction_bytes)
 
 

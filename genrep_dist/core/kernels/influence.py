@@ -18,6 +18,8 @@ COLUMN_COPIES = 16
 """Copies of K(train, points) float64 that solving and refining take."""
 CURVATURE_COPIES = 6
 """Copies of the loss's second derivatives (N, C, C) float64, with their square roots."""
+HESSIAN_COPIES, TRACE_PROBES = 12, 8
+"""Copies of the columns (P, M) float64 that conjugate gradients and a product with the Hessian hold; columns of a product for the trace."""
 HESSIAN_PRODUCTS = 50
 """Hessian-vector products of a solve, for estimates."""
 
@@ -77,9 +79,10 @@ class InfluenceKernel(DerivedKernel):
 
     def peak_bytes(self, num_train: int, num_outputs: int, num_parameters: int, num_test: int, dense_bytes: int, *, diagonal: bool) -> int:
         """The dual system's float64 matrices of the gram's size; for the true Hessian the columns of conjugate gradients and products."""
-        if self.base is None:
-            return 12 * 8 * num_parameters * num_test + 2 * dense_bytes
         rows, points = num_train * num_outputs, num_test + (num_train if diagonal else 0)
+        if self.base is None:
+            columns = HESSIAN_COPIES * num_parameters * max(num_test, TRACE_PROBES)
+            return 8 * (columns + CURVATURE_COPIES * rows * num_outputs + 3 * rows * num_test) + 2 * dense_bytes
         matrices = MATRICES if num_outputs == 1 else MATRICES + 1
         return 8 * (matrices * rows**2 + COLUMN_COPIES * rows * points + CURVATURE_COPIES * rows * num_outputs)
 

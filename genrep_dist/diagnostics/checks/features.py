@@ -25,14 +25,14 @@ def check(context: CheckContext) -> Iterator[Finding]:
     """One finding if the run uses gradient features. The number is in units of |g_i| |g_j|."""
     if not any(kernel.factored for kernel in context.feature_kernels().values()):
         return
-    model = context.model
     number, sample = max((_difference(context, output) for output in context.outputs), key=lambda found: nan_as_inf(found[0]))
     yield compare(
         "features",
         number,
         context.rounding,
         f"largest difference between products of factored features and of single gradients, over {len(context.rows)} samples, at sample "
-        f"id {context.train_id(sample)}{context.outputs_text}; bound: {ROUNDINGS:,} roundings; {layers_text(inspect_model(model, context.inputs))}",
+        f"id {context.train_id(sample)}{context.outputs_text}; bound: {ROUNDINGS:,} roundings; "
+        f"{layers_text(inspect_model(context.model, context.inputs))}",
         "on a GPU set torch.backends.cuda.matmul.allow_tf32 = False; else a layer's gradient is assembled wrongly: find it by removing "
         "layers",
         seed=context.seed,
