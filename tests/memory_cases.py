@@ -24,12 +24,14 @@ from genrep_dist.workflow.prepare import prepare, publish_inputs
 from tests.experiments import ROOT, experiment
 
 MIB = 2**20
+TRIM = ctypes.CDLL(None).malloc_trim
 
 
 class Case:
     """``sizes``: training and test samples. ``shape``: of one input; ``outputs``: classes, one logit for 1."""
 
-    sizes, shape, outputs, dtype = (40, 20), (8,), 1, torch.float32
+    sizes, outputs, dtype = (40, 20), 1, torch.float32
+    shape: tuple[int, ...] = (8,)
     recipe = Recipe(epochs=2, batch_size=20, learning_rate=0.01)
 
     @property
@@ -74,10 +76,10 @@ class LargeActivations(Case):
 class DoublePrecision(Case):
     """A network in float64, with checkpoints of 25 MB."""
 
-    shape, outputs, dtype = (1000,), 10, torch.float64
+    shape, dtype = (1000,), torch.float64
 
     def model(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(1000, 3000), nn.ReLU(), nn.Linear(3000, 10)).double()
+        return nn.Sequential(nn.Linear(1000, 3000), nn.ReLU(), nn.Linear(3000, 1)).double()
 
 
 class Mean(nn.Module):
@@ -141,8 +143,10 @@ class StagePeaks(ProgressCounter):
         super().stage(name, total, done)
 
     def look(self, following: str = "") -> None:
+        """Note the peak since the last call. What the allocator keeps of freed memory is no stage's."""
         self.bytes[self._name] = max(self.bytes.get(self._name, 0), status_bytes("VmHWM"))
         self._name = following
+        TRIM(0)
         Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -157,7 +161,6 @@ def status_bytes(field: str) -> int:
 def run_stages(name: str, methods: list[str], budget: int, base: int) -> dict[str, Any]:
     """Peak bytes of each stage above ``base``, and of the plan's stages."""
     fields: dict[str, Any] = {
-        "problem": {"name": f"tests.memory_cases:{name}"},
         "seeds": 1,
         "test_points": 2,
         "methods": methods,
@@ -167,7 +170,7 @@ def run_stages(name: str, methods: list[str], budget: int, base: int) -> dict[st
     peaks = StagePeaks()
     peaks.look("start")
     with tempfile.TemporaryDirectory() as folder:
-        prepared = prepare(experiment(**fields), Store(folder), [str(ROOT)])
+        prepared = prepare(experiment(f"tests.memory_cases:{name}", **fields), Store(folder), [str(ROOT)])
         publish_inputs(prepared)
         peaks.look()
         StageRunner(prepared, peaks, Workers(prepared.plan.experiment, serial=True)).run()
@@ -180,10 +183,9 @@ def main(names: list[str]) -> None:
     # What a first run imports and keeps is not of the models.
     with tempfile.TemporaryDirectory() as folder:
         gr.run(experiment(methods=[*FEATURES, "ntk-final/surrogate", "influence-function"], seeds=1), store=folder, serial=True)
-    trim = ctypes.CDLL(None).malloc_trim
     for name, (methods, budgets) in CASES.items():
         for budget in budgets if not names or name in names else ():
-            trim(0)
+            TRIM(0)
             base = status_bytes("VmRSS")
             sys.stdout.write(json.dumps(run_stages(name, methods, budget * MIB, base)) + "\n")
             sys.stdout.flush()

@@ -75,7 +75,7 @@ def has_hooks(module: nn.Module) -> bool:
 def peak_tensor_bytes(work: Callable[[], object]) -> int | None:
     """The most bytes that ``work`` holds at once in tensors of its own; whatever ``work`` raises. None without torch's dispatch modes.
 
-    A convolution counts its input and its result once more: libraries rearrange both.
+    Convolutions count their arguments and results once more: libraries rearrange them.
     """
     try:
         dispatch = importlib.import_module("torch.utils._python_dispatch")
@@ -83,6 +83,7 @@ def peak_tensor_bytes(work: Callable[[], object]) -> int | None:
         mode, weak_reference, leaves = dispatch.TorchDispatchMode, reductions.StorageWeakRef, torch.utils._pytree.tree_leaves
     except (ImportError, AttributeError):
         return None
+    rearranging = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
     live: dict[int, tuple[Any, int]] = {}
     most = 0
 
@@ -99,7 +100,8 @@ def peak_tensor_bytes(work: Callable[[], object]) -> int | None:
                 del live[key]
             # A result in the storage of a tensor from outside, such as a parameter, is a view of it.
             live.update({key: (weak_reference(one), one.nbytes()) for key, one in made.items() if key not in live and key not in given})
-            again = sum(tensor.nbytes for tensor in (args[0], result)) if function is torch.ops.aten.convolution.default else 0
+            arrays = leaves((args, result)) if function in rearranging else ()
+            again = sum(one.nbytes for one in arrays if isinstance(one, Tensor))
             most = max(most, sum(count for _, count in live.values()) + again)
             return result
 

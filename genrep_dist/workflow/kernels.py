@@ -17,7 +17,7 @@ from genrep_dist.core.kernels.blocks import per_output
 from genrep_dist.plan import FLOAT_BYTES, Plan, StagePlan
 from genrep_dist.units import RowsUnit, Unit
 from genrep_dist.workflow.base import ArraySpec, ArtifactSpec, Rates, SampleAxis, Stage
-from genrep_dist.workflow.blocks import block_bytes, tile_bytes, worker_bytes
+from genrep_dist.workflow.blocks import MODELS_HELD, block_bytes, tile_bytes
 from genrep_dist.workflow.context import TestPoints, WorkerContext, to_numpy
 from genrep_dist.workflow.features import Rows, features_reader, pairwise_block, pass_rows, point_features
 from genrep_dist.workflow.gradients import feature_passes, features_seconds, kernel_manifest
@@ -90,7 +90,8 @@ class KernelsStage(Stage[KernelUnit | GramUnit]):
         written = len(cross) * FLOAT_BYTES * shape.num_train * shape.num_outputs * plan.experiment.num_test_points
         written += sum(_gram_bytes(plan, kernel) for kernel, _ in grams)
         peaks = [block_bytes(plan, kernel) for kernel, _ in cross]
-        peaks += [tile_bytes(plan, kernel) + worker_bytes(plan, kernel) for kernel, _ in grams]
+        # A pass that computes features has the room of what reading them takes.
+        peaks += [tile_bytes(plan, kernel) + MODELS_HELD * shape.checkpoint_bytes for kernel, _ in grams]
         streamed = len([pair for pair in cross if pair not in plan.stored_features])
         what = f"{len(cross)} K(train, test) ({streamed} streamed), {len(grams)} grams in {tiles} tiles"
         return StagePlan(self.name, what, seeds * (blocks + tiles), seeds * written, max(peaks))

@@ -31,11 +31,11 @@ from genrep_dist.registry import registrations
 from genrep_dist.store import Store
 from genrep_dist.store.feature_codec import pack
 from genrep_dist.training.batches import padded_rows
-from genrep_dist.training.flop_count import backward_bytes, forward_bytes, forward_flop, step_bytes
+from genrep_dist.training.flop_count import backward_bytes, forward_bytes, forward_flop
 from genrep_dist.training.loop import predict
 from genrep_dist.training.optimizers import identity_gap_reasons
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.trainer import choose_pack_kind, max_models_per_step
+from genrep_dist.training.trainer import choose_pack_kind, max_models_per_step, training_step_bytes
 from genrep_dist.units import StageName
 from genrep_dist.workflow.attributions import write_attribution
 from genrep_dist.workflow.blocks import numbers_at_work
@@ -196,7 +196,8 @@ def measure(
     item_bytes, few = max(p.element_size() for p in parameters), train.inputs[torch.arange(2) % len(train.inputs)]
     # A GPU's own memory says how many models it takes.
     pack_kind = "solo" if on_gpu else choose_pack_kind(problem.model, get_loss(problem.loss), recipe, train)[0]
-    step_rows = padded_rows(recipe.batch_size) if pack_kind != "solo" else recipe.batch_size
+    step_rows = min(recipe.batch_size, len(train.inputs))
+    step_rows = padded_rows(step_rows) if pack_kind != "solo" else step_rows
     return Shape(
         len(train.ids),
         len(test.ids),
@@ -206,7 +207,7 @@ def measure(
         forward_flop=forward_flop(model, train.inputs[:2]),
         on_gpu=on_gpu,
         pack_kind=pack_kind,
-        step_bytes=step_bytes(model, train.inputs[:step_rows]),
+        step_bytes=training_step_bytes(pack_kind, model, recipe, few, step_rows) or step_rows * backward_bytes(model, few),
         pack=max_models_per_step(pack_kind, sum(p.numel() * p.element_size() for p in parameters)),
         identity_gap_reasons=tuple(identity_gap_reasons(recipe)),
         state_bytes=sum(tensor.nbytes for tensor in model.state_dict().values()),

@@ -91,10 +91,15 @@ class RetrainStage(Stage[RetrainUnit]):
         what = f"{plan.retrainings_requested} requested, at most {count} distinct"
         # A task holds the rows of its models until it writes them.
         rows = max_models_per_task(plan) * (output_bytes(plan) + REMOVED_BYTES * plan.most_removed)
-        return StagePlan(self.name, what, count, count * row, model_bytes(plan, shape.pack) + rows)
+        return StagePlan(self.name, what, count, count * row, model_bytes(plan, _models_per_step(plan)) + rows)
 
     def seconds(self, plan: Plan, rates: Rates) -> float:
         return plan.retrainings_at_most * rates.retrain_seconds
+
+
+def _models_per_step(plan: Plan) -> int:
+    """Models that share a step: as many as there are, but a mapped pack has all its slots always."""
+    return plan.shape.pack if plan.shape.pack_kind == "mapped" else max(1, min(plan.shape.pack, plan.retrainings_at_most))
 
 
 def max_models_per_task(plan: Plan) -> int:

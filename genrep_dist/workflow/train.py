@@ -26,6 +26,7 @@ STATE_COPIES = 2
 """Copies of a whole model beside those of its trained parameters: the model, and the initial one."""
 PARAMETER_COPIES = 6
 """Further copies of the trained parameters that training holds: packed, gradients, optimizer state, and what an update computes."""
+TRIAL_MODELS = 3
 ORDER_BYTES = 48
 """Bytes that each model's order of an epoch takes for each training row: as drawn, without the removed rows, cut into steps."""
 CHECKPOINT_COPIES = 3
@@ -113,7 +114,9 @@ def model_bytes(plan: Plan, models: int = 1) -> int:
     """
     shape = plan.shape
     held = STATE_COPIES * shape.checkpoint_bytes + PARAMETER_COPIES * shape.parameter_bytes + ORDER_BYTES * shape.num_train
-    return models * held + max(models * shape.step_bytes, plan.prediction_bytes)
+    # A process that trains in packs first tries one of three models.
+    shared = max(models, TRIAL_MODELS) if shape.pack_kind != "solo" else models
+    return models * held + max(shared * shape.step_bytes, plan.prediction_bytes)
 
 
 def output_bytes(plan: Plan) -> int:

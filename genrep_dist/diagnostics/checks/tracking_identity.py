@@ -60,7 +60,7 @@ def _weighted_gradient(context: CheckContext) -> Tensor:
         values = model_outputs(context.model, inputs[start : start + step])
         weights = alpha[start : start + step].to(values)
         gradients = torch.autograd.grad(values, parameters, weights, allow_unused=True)
-        for part, gradient in zip(total.split([p.numel() for p in parameters]), gradients, strict=True):
+        for part, gradient in zip(torch.split(total, [p.numel() for p in parameters]), gradients, strict=True):
             if gradient is not None:
                 part.add_(gradient.to_dense().reshape(-1))
     return total
