@@ -6,11 +6,24 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
-from tests.experiments import ROOT
+from genrep_dist.errors import PlanError
+from genrep_dist.plan import Plan, Shape
+from genrep_dist.problems.protocol import Dataset
+from genrep_dist.store import Store
+from genrep_dist.training.loop import predict
+from genrep_dist.workflow.planning import make_plan
+from genrep_dist.workflow.prepare import check_room, measure, prepare
+from tests.experiments import ROOT, experiment
 from tests.memory_cases import CASES
+from tests.toys import Blobs
 
 MIB = 2**20
 NOISE_BYTES = 48 * MIB
@@ -40,6 +53,20 @@ class Wide(Blobs):
     def model(self) -> nn.Module:
         body = nn.Sequential(nn.Linear(5, 8).requires_grad_(False), nn.BatchNorm1d(8, affine=False))
         return nn.Sequential(*body, nn.Linear(8, 2**20), nn.Tanh(), nn.AdaptiveAvgPool1d(4), nn.Linear(4, 1))
+
+
+class Frozen(Blobs):
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(5, 1000), nn.Linear(1000, 1000).requires_grad_(False), nn.Linear(1000, 1))
+
+
+class Double(Blobs):
+    def model(self) -> nn.Module:
+        return super().model().double()
+
+    def _data(self, seed: int, rows: int, first_id: int) -> Dataset:
+        inputs, targets, ids = super()._data(seed, rows, first_id)
+        return Dataset(inputs.double(), targets.double(), ids)
 
 
 class Counting(nn.Module):
@@ -81,14 +108,9 @@ def test_outputs_agree_whatever_the_rows_of_a_pass() -> None:
 
 
 def test_sizes_are_those_of_the_dtype_and_of_all_that_a_checkpoint_holds() -> None:
-    problem = Blobs()
-    single = shape_of(problem)
+    single = shape_of(Blobs())
     assert (single.item_bytes, single.state_bytes) == (4, 4 * 57)
-    problem = Blobs()
-    plain, inputs = problem.model, problem.train_data().inputs
-    problem.model = lambda: plain().double()  # type: ignore[method-assign]
-    problem._data = lambda *_: problem.__class__()._data(0, 40, 0)._replace(inputs=inputs.double())  # type: ignore[method-assign]
-    double = shape_of(problem)
+    double = shape_of(Double())
     assert (double.item_bytes, double.parameter_bytes, double.state_bytes) == (8, 8 * 57, 8 * 57)
     assert double.backward_bytes == 2 * single.backward_bytes
     assert double.forward_bytes == 2 * single.forward_bytes
@@ -106,11 +128,6 @@ def test_a_frozen_model_is_in_every_planned_checkpoint(tmp_path: Path) -> None:
     assert stages["train"].peak_bytes > 2 * checkpoints
 
 
-class Frozen(Blobs):
-    def model(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(5, 1000), nn.Linear(1000, 1000).requires_grad_(False), nn.Linear(1000, 1))
-
-
 @pytest.mark.parametrize(
     ("influence", "shape", "instead"),
     [
@@ -126,12 +143,7 @@ def test_influence_that_exceeds_the_budget_is_refused_with_both_numbers(
     asked = experiment(methods=["influence-function", "random"], influence=influence, resources={"memory_budget": "1GiB"})
     prepared = prepare(asked, store, [str(ROOT)])
     check_room(prepared.plan, store, lambda _: 1, 2**40)
-    from dataclasses import replace
-
-    from genrep_dist.workflow.planning import make_plan
-
     large = make_plan(prepared.plan.keys, replace(prepared.plan.shape, **shape))
     with pytest.raises(PlanError, match=r"memory budget is too small[\s\S]*at least [0-9,]+ bytes[\s\S]*1,073,741,824 bytes") as refused:
         check_room(large, store, lambda _: 1, 2**40)
     assert instead in refused.value.remedy
-    assert isinstance(large.keys, Keys)
