@@ -14,6 +14,8 @@ from genrep_dist.units import StageName
 
 FLOAT_BYTES = 4
 MAX_BLOCK_ROWS = 512
+MAX_PREDICTION_ROWS = 1024
+"""Rows that pass through a model at once where memory allows. Last bits of outputs depend on it."""
 KernelAt = tuple[str, int]
 """A kernel's name and the epoch of its parameters."""
 
@@ -27,6 +29,9 @@ class Shape:
     ("stacked", "mapped" or "solo"), ``step_bytes`` what a step of one takes beside its parameters, and ``pack`` how many models share a
     step: at most, or always where they are mapped. ``identity_gap_reasons``: why the optimizer breaks the tracking identities of the
     paper; empty if it does not.
+
+    Bytes: ``state_bytes`` of a checkpoint, with frozen parameters and buffers; ``item_bytes`` of one number of the parameters;
+    ``forward_bytes`` of one row's forward pass without gradients, ``backward_bytes`` of one with gradients; 0 where they are unknown.
     """
 
     num_train: int
@@ -40,6 +45,20 @@ class Shape:
     step_bytes: int = 0
     pack: int = 1
     identity_gap_reasons: tuple[str, ...] = ()
+    state_bytes: int = 0
+    item_bytes: int = FLOAT_BYTES
+    forward_bytes: int = 0
+    backward_bytes: int = 0
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of the trained parameters."""
+        return self.item_bytes * self.num_parameters
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of all that a checkpoint holds."""
+        return max(self.state_bytes, self.parameter_bytes)
 
     @property
     def jacobian_numbers(self) -> int:
@@ -140,9 +159,39 @@ class Plan:
 
     @property
     def dense_rows(self) -> int:
-        """Training rows whose whole Jacobians are held at once, for products with a true Hessian; three such blocks fit half the budget."""
-        fitting = self.budget_bytes // 2 // (3 * FLOAT_BYTES * self.shape.jacobian_numbers)
-        return max(1, min(MAX_BLOCK_ROWS, self.shape.num_train, fitting))
+        """Training rows whose whole Jacobians are held at once, for products with a true Hessian; three such blocks fit half the budget.
+
+        So do the activations of a product, which are float64 and differentiated twice, a quarter.
+        """
+        fitting = self.budget_bytes // 2 // (3 * self.shape.item_bytes * self.shape.jacobian_numbers)
+        passing = _pass_rows(self.budget_bytes // 4, self.curvature_row_bytes, MAX_BLOCK_ROWS)
+        return max(1, min(passing, self.shape.num_train, fitting))
+
+    @property
+    def curvature_row_bytes(self) -> int:
+        """Bytes of the activations of one row in a product with the true Hessian: float64, forward over reverse."""
+        return 4 * 8 // self.shape.item_bytes * self.shape.backward_bytes
+
+    @property
+    def prediction_rows(self) -> int:
+        """Rows of one forward pass without gradients, a power of two: they fit half the budget, or it is one."""
+        return _pass_rows(self.budget_bytes // 2, self.shape.forward_bytes, MAX_PREDICTION_ROWS)
+
+    @property
+    def gradient_rows(self) -> int:
+        """Rows of one pass for per-sample gradients, a power of two: they fit a quarter of the budget, or it is one."""
+        return _pass_rows(self.budget_bytes // 4, self.gradient_row_bytes, MAX_BLOCK_ROWS)
+
+    @property
+    def gradient_row_bytes(self) -> int:
+        """Bytes of one row in a pass for per-sample gradients: activations, and twice the largest factors, by output and put together."""
+        held = max((sizes.held for sizes in self.shape.kernels.values() if sizes.factored), default=0)
+        return self.shape.backward_bytes + 2 * self.shape.item_bytes * held
+
+    @property
+    def prediction_bytes(self) -> int:
+        """Memory of a forward pass without gradients."""
+        return self.shape.forward_bytes * min(self.prediction_rows, max(self.shape.num_train, self.shape.num_test))
 
     def blocks(self, kernel: str) -> list[tuple[int, int]]:
         """(start, stop) of the blocks of training rows of a feature or pairwise kernel."""
@@ -156,6 +205,12 @@ class Plan:
 
     def with_changes(self, **changes: Any) -> Plan:
         return replace(self, **changes)
+
+
+def _pass_rows(room_bytes: int, row_bytes: int, most: int) -> int:
+    """Rows of ``row_bytes`` each that fit ``room_bytes``, a power of two from 1 to ``most`` (itself one)."""
+    fitting = most if row_bytes <= 0 else min(most, room_bytes // row_bytes)
+    return 1 << max(0, fitting.bit_length() - 1)
 
 
 def kernel_names(experiment: Experiment) -> list[str]:

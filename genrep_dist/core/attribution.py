@@ -13,11 +13,20 @@ from genrep_dist.errors import MethodError, NonFiniteError, ProblemError
 Sign = Literal["negative", "positive"]
 
 
-def attribute(alpha: Tensor, kernel: Tensor) -> Tensor:
+def attribute(alpha: Tensor, kernel: Tensor | Iterable[Tensor]) -> Tensor:
     """Phi (N, M), phi[n, m] = sum_c alpha[n, c] K[n, c, m] (Eq. 2), for ``alpha`` (N, C) and ``kernel`` (N, C, M).
 
+    The kernel may come in blocks of consecutive rows, which are consumed one by one.
     Positive: training sample n raises the declared output of test sample m. The result has the wider of the two dtypes.
     """
+    if not isinstance(kernel, Tensor):
+        parts, at = list[Tensor](), 0
+        for block in kernel:
+            parts.append(attribute(alpha[at : at + len(block)], block))
+            at += len(block)
+        if at != len(alpha):
+            raise ProblemError("blocks of a kernel are missing", where="attribute", expected=f"{len(alpha)} rows", got=f"{at} rows")
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
     if alpha.dim() != 2 or kernel.dim() != 3 or alpha.shape != kernel.shape[:2]:
         raise ProblemError(
             "importances and kernel do not fit each other",
@@ -29,11 +38,12 @@ def attribute(alpha: Tensor, kernel: Tensor) -> Tensor:
     return torch.einsum("nc,ncm->nm", alpha.to(dtype), kernel.to(dtype))
 
 
-def tracincp(terms: Iterable[tuple[float, Tensor, Tensor]]) -> Tensor:
+def tracincp(terms: Iterable[tuple[float, Tensor, Tensor | Iterable[Tensor]]]) -> Tensor:
     """Phi (N, M) = sum_t eta_t sum_c alpha_t[n, c] K_t[n, c, m], TracInCP with the test point's output as target (Eq. 14).
 
-    One term for each checkpoint: its learning rate, the target derivative (N, C) and the NTK (N, C, M) at its parameters. Terms are
-    consumed one by one, so that an iterator holds one kernel at a time. Raises MethodError if there is none, ProblemError if shapes differ.
+    One term for each checkpoint: its learning rate, the target derivative (N, C) and the NTK (N, C, M) at its parameters. Terms, and
+    blocks of a kernel, are consumed one by one, so that an iterator holds one at a time. Raises MethodError if there is none, ProblemError
+    if shapes differ.
     """
     total: Tensor | None = None
     for rate, alpha, kernel in terms:

@@ -54,7 +54,7 @@ def influence_diagonal(
 
     The diagonal of :func:`influence_kernel` with the training samples as test points, each with output ``own[i]``. ``gram`` (NC, NC),
     ``curvature`` (N, C, C), the damping and the errors are those of :func:`influence_kernel`. One Cholesky factorisation. Memory: that of
-    the kernel for N test points, and eight float64 matrices (NC, N).
+    the kernel for N test points.
     """
     n, num_outputs = curvature.shape[:2]
     _check_own(own, n, num_outputs, "influence_diagonal")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.importances.base import SolvedImportance
 from genrep_dist.core.kernels.base import FeatureKernel
 from genrep_dist.results import Run
@@ -22,12 +23,18 @@ ROUNDINGS = 1000
 like a random walk. Real faults are larger by orders of magnitude."""
 
 
+GRADIENT_COPIES = 12
+"""Copies of the sampled gradients that a check holds at once, some of them in float64."""
+FEW_OUTPUTS = 3
+
+
 class CheckContext:
     """A finished run. Checks that are too expensive for all seeds use its first ``seed``.
 
     ``rows``: positions (S,) of sampled training rows, ascending, drawn by a seed derived from the first one. S is ``samples``, but at
-    most N, and at most the number of samples whose gradients fit the memory budget. ``before_retraining``: the run is at its beginning,
-    and has one seed, whose original model is trained. ``in_float64``: models and inputs are in float64.
+    most N, and at most the number of samples whose gradients fit the memory budget. ``outputs``: (None,), all outputs together; or, if
+    the gradients of all outputs of one sample do not fit, a few drawn outputs, checked one after the other. ``before_retraining``: the
+    run is at its beginning, and has one seed, whose original model is trained. ``in_float64``: models and inputs are in float64.
     """
 
     def __init__(self, run: Run, samples: int, *, before_retraining: bool = False, in_float64: bool = False) -> None:
@@ -39,8 +46,14 @@ class CheckContext:
         self.seed = self.seeds[0]
         self.memory_budget_bytes = run.plan.experiment.resources.memory_budget
         shape = run.plan.shape
-        sample_bytes = 8 * 4 * shape.num_outputs * shape.num_parameters  # several copies of a sample's gradients
-        count = max(1, min(samples, shape.num_train, self.memory_budget_bytes // sample_bytes))
+        gradient_bytes = GRADIENT_COPIES * shape.parameter_bytes
+        self.outputs: tuple[int | None, ...] = (None,)
+        if gradient_bytes * shape.num_outputs <= self.memory_budget_bytes:
+            gradient_bytes *= shape.num_outputs
+        else:
+            drawn = self.generator("outputs").choice(shape.num_outputs, size=min(FEW_OUTPUTS, shape.num_outputs), replace=False)
+            self.outputs = tuple(sorted(drawn.tolist()))
+        count = max(1, min(samples, shape.num_train, self.memory_budget_bytes // gradient_bytes))
         self.rows = sorted(self.generator("rows").choice(shape.num_train, size=count, replace=False).tolist())
 
     def generator(self, purpose: str) -> np.random.Generator:
@@ -76,6 +89,20 @@ class CheckContext:
     def test_inputs(self) -> Tensor:
         """Inputs (M, ...) of the first seed's test points."""
         return self.worker.test.inputs[self.plan.keys.test_positions(self.seed)]
+
+    def gradients(self, model: nn.Module, inputs: Tensor, output: int | None) -> Tensor:
+        """Per-sample gradients (B, C, P) of ``inputs`` (B, ...), or (B, P) of one ``output``."""
+        return per_sample_gradients(model, inputs, self.output_index(inputs, output))
+
+    def output_index(self, inputs: Tensor, output: int | None) -> Tensor | None:
+        """One of :attr:`outputs` for each of ``inputs`` (B, ...)."""
+        return None if output is None else torch.full((len(inputs),), output, dtype=torch.int64, device=inputs.device)
+
+    @property
+    def outputs_text(self) -> str:
+        """Which outputs gradients were computed of, for a finding; "" for all."""
+        chosen = [str(output) for output in self.outputs if output is not None]
+        return f"; outputs {', '.join(chosen)} only, as the gradients of all exceed memory_budget" if chosen else ""
 
     def train_id(self, sample: int) -> int:
         """The sample id of sampled row number ``sample``."""

@@ -90,7 +90,8 @@ def examples(
     reader = _SampleReader(run.train, run.test, texts, frozenset(run.flipped_ids()))
     model, loss = run.problem(seed).model, run.problem(seed).loss.name
     train_ids, test_ids = run.train_ids(seed), run.test_ids(seed)[:num_points]
-    phis = {method: run.attributions(method, seed)[:, : len(test_ids)] for method in methods}
+    # Copies: a view would keep the scores of all methods for all points in memory.
+    phis = {method: run.attributions(method, seed)[:, : len(test_ids)].copy() for method in methods}
     found = []
     for column, test_id in enumerate(test_ids.tolist()):
         named = []

@@ -43,7 +43,8 @@ class OpenedRun:
     @property
     def context(self) -> WorkerContext:
         """What a worker opens for this run: problem, data, models at their checkpoints. Loads the problem's own code."""
-        return worker_context(Job(self.store.uri, self.plan.keys, tuple(self.record["search_path"])))
+        folders, rows = tuple(self.record["search_path"]), (self.plan.prediction_rows, self.plan.gradient_rows)
+        return worker_context(Job(self.store.uri, self.plan.keys, folders, (), *rows))
 
     def train_ids(self, seed: int) -> npt.NDArray[np.int64]:
         """Sample ids of the rows of attributions, importances and kernels (N,)."""

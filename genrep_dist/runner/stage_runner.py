@@ -24,11 +24,17 @@ from genrep_dist.store.tables import put_frame
 from genrep_dist.units import Retraining, StageName, Unit
 from genrep_dist.workflow.prepare import PreparedExperiment, check_room
 from genrep_dist.workflow.requests import RetrainRequests, requests_path, retrain_requests
-from genrep_dist.workflow.retrain import RetrainStage, RetrainUnit, original_row, retrain_units
+from genrep_dist.workflow.retrain import (
+    MAX_MODELS_PER_TASK,
+    RetrainStage,
+    RetrainUnit,
+    max_models_per_task,
+    original_row,
+    retrain_units,
+)
 from genrep_dist.workflow.stages import STAGES, artifacts_of
 from genrep_dist.workflow.train import TrainStage
 
-MAX_MODELS_PER_TASK = 256
 TASKS_PER_SLOT = 8
 """Retraining tasks per slot at least, if there are enough models: the last tasks then delay the end little."""
 _MORE_MEMORY = "lower resources.workers or resources.memory_budget, or declare resources.memory for each worker,"
@@ -186,7 +192,7 @@ class StageRunner:
         seconds = retrained or (original or 1.0) / pack
         by_time = self._plan.experiment.resources.task_seconds / max(seconds, 1e-6)
         by_slots = math.ceil(len(missing) / (TASKS_PER_SLOT * self._open_executor().slots))
-        return max(1, min(int(by_time), by_slots, MAX_MODELS_PER_TASK) // pack) * pack
+        return max(1, min(int(by_time), by_slots, MAX_MODELS_PER_TASK, max_models_per_task(self._plan)) // pack) * pack
 
     def _open_executor(self) -> Executor:
         """The executor. Before its first unit, the plan is checked against its memory."""

@@ -1,7 +1,8 @@
-"""What a network's passes cost, measured on a few rows: operations of a forward pass, and memory of a training step."""
+"""What a network's passes cost, measured on a few rows: operations and memory of a forward pass, memory of a training step."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -10,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genrep_dist.errors import ProblemError
-from genrep_dist.training.torch_private import forward_product_flop, without_onednn
+from genrep_dist.training.torch_private import forward_product_flop, peak_tensor_bytes, without_onednn
 
 MODEL_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, NotImplementedError, ProblemError)
 """What a model's own code raises on inputs that it was not written for."""
@@ -63,3 +64,31 @@ def step_bytes(model: nn.Module, inputs: Tensor) -> int:
         for hook in hooks:
             hook.remove()
     return 2 * (sum(saved.values()) + windows)
+
+
+def forward_bytes(model: nn.Module, inputs: Tensor) -> int:
+    """Bytes that each row of ``inputs`` (2, ...) or more takes in a forward pass without gradients, approximately.
+
+    Where they cannot be counted, those that a pass with gradients takes.
+    """
+
+    def measure(rows: Tensor) -> int:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            found = peak_tensor_bytes(lambda: model(rows))
+        return step_bytes(model, rows) if found is None else found
+
+    try:
+        return _bytes_of_each_row(measure, inputs)
+    except MODEL_ERRORS:
+        return backward_bytes(model, inputs)
+
+
+def backward_bytes(model: nn.Module, inputs: Tensor) -> int:
+    """Bytes that each row of ``inputs`` (2, ...) or more takes in a pass with gradients, approximately; 0 where they cannot be measured."""
+    return _bytes_of_each_row(lambda rows: step_bytes(model, rows), inputs)
+
+
+def _bytes_of_each_row(measure: Callable[[Tensor], int], inputs: Tensor) -> int:
+    """What two more rows add, so that copies of parameters do not count."""
+    two, four = inputs[:2], torch.cat([inputs[:2], inputs[:2]])
+    return max(0, measure(four) - measure(two)) // 2

@@ -110,7 +110,7 @@ def train_models(
                 for observer in observers:
                     observer.step(*step.first_model(output_gradient), rate)
             if not all_finite([p.detach() for p in pack.parameters]):
-                _remove_diverged(pack, models, data, runs, epoch, errors)
+                _remove_diverged(pack, models, data, runs, epoch, recipe.batch_size, errors)
                 if None not in errors or (observers and errors[0] is not None):
                     return errors
             if observers:
@@ -124,11 +124,16 @@ def train_models(
 
 
 def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1024) -> Tensor:
-    """Outputs (N, C) in evaluation mode, without gradients, in the model's dtype."""
+    """Outputs (N, C) in evaluation mode, without gradients, in the model's dtype. Last bits depend on ``batch_size``."""
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        result = torch.cat([model_outputs(model, inputs[i : i + batch_size]) for i in range(0, len(inputs), batch_size)])
+        result = model_outputs(model, inputs[:batch_size])
+        if len(inputs) > batch_size:
+            first, result = result, result.new_empty(len(inputs), result.shape[1])
+            result[:batch_size] = first
+            for start in range(batch_size, len(inputs), batch_size):
+                result[start : start + batch_size] = model_outputs(model, inputs[start : start + batch_size])
     model.train(was_training)
     return result
 
@@ -148,23 +153,29 @@ def _kept_rows(run: TrainingRun, data: Dataset) -> Tensor:
 
 
 def _remove_diverged(
-    pack: Pack, models: Sequence[nn.Module], data: Dataset, runs: Sequence[TrainingRun], epoch: int, errors: list[NonFiniteError | None]
+    pack: Pack,
+    models: Sequence[nn.Module],
+    data: Dataset,
+    runs: Sequence[TrainingRun],
+    epoch: int,
+    batch_size: int,
+    errors: list[NonFiniteError | None],
 ) -> None:
     """Enter the error of each model that is no longer finite; in a pack where others remain, set it to zero."""
     for slot, (model, run) in enumerate(zip(models, runs, strict=True)):
         if errors[slot] is None:
             pack.unload(slot, model)
-            errors[slot] = _divergence(model, data, run, epoch)
+            errors[slot] = _divergence(model, data, run, epoch, batch_size)
     for slot, error in enumerate(errors):
         if error is not None and None in errors:
             pack.optimized.zero_slot(slot)
 
 
-def _divergence(model: nn.Module, data: Dataset, run: TrainingRun, epoch: int) -> NonFiniteError | None:
+def _divergence(model: nn.Module, data: Dataset, run: TrainingRun, epoch: int, batch_size: int) -> NonFiniteError | None:
     """The error of a model with a parameter that is NaN or Inf after ``epoch``, with sample ids; None if all are finite."""
     if all_finite([p.detach() for p in model.parameters()]):
         return None
-    bad = ~torch.isfinite(predict(model, data.inputs)).all(dim=1)
+    bad = ~torch.isfinite(predict(model, data.inputs, batch_size=batch_size)).all(dim=1)
     ids = data.ids[bad.to(data.ids.device)][:5].tolist()
     prefix = f"{run.description}, " if run.description else ""
     return NonFiniteError(

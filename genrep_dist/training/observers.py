@@ -47,14 +47,16 @@ class Checkpoint:
 class Checkpoints:
     """Keeps a checkpoint at each of ``epochs``, in ``saved``.
 
-    The rate of a checkpoint is that of the step that starts from it; after the last step, that of the last step.
+    The rate of a checkpoint is that of the step that starts from it; after the last step, that of the last step. Outputs are computed
+    of ``batch_size`` rows at a time.
     """
 
-    def __init__(self, epochs: Iterable[int], data: Dataset, recipe: Recipe) -> None:
+    def __init__(self, epochs: Iterable[int], data: Dataset, recipe: Recipe, *, batch_size: int = 1024) -> None:
         self.epochs = frozenset(epochs)
         self.saved: list[Checkpoint] = []
         self._data = data
         self._recipe = recipe
+        self._batch_size = batch_size
         self._num_steps = 0
 
     def start(self, model: nn.Module, num_rows: int, num_steps: int) -> None:
@@ -72,4 +74,4 @@ class Checkpoints:
             return
         rate = self._recipe.rate(min(next_step, self._num_steps - 1), self._num_steps)
         state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        self.saved.append(Checkpoint(epoch, rate, state, predict(model, self._data.inputs)))
+        self.saved.append(Checkpoint(epoch, rate, state, predict(model, self._data.inputs, batch_size=self._batch_size)))

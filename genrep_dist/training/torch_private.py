@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -70,3 +70,41 @@ def has_hooks(module: nn.Module) -> bool:
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     hooks: list[Any] = [getattr(module, name, None) for name in names]
     return any(hooks)
+
+
+def peak_tensor_bytes(work: Callable[[], object]) -> int | None:
+    """The most bytes that ``work`` holds at once in tensors of its own; whatever ``work`` raises. None without torch's dispatch modes.
+
+    Convolutions count their arguments and results once more: libraries rearrange them.
+    """
+    try:
+        dispatch = importlib.import_module("torch.utils._python_dispatch")
+        reductions = importlib.import_module("torch.multiprocessing.reductions")
+        mode, weak_reference, leaves = dispatch.TorchDispatchMode, reductions.StorageWeakRef, torch.utils._pytree.tree_leaves
+    except (ImportError, AttributeError):
+        return None
+    rearranging = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+    live: dict[int, tuple[Any, int]] = {}
+    most = 0
+
+    def storages(values: object) -> dict[int, Any]:
+        tensors = [leaf for leaf in leaves(values) if isinstance(leaf, Tensor) and leaf.layout == torch.strided]
+        return {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors}
+
+    class Counter(mode):  # type: ignore[misc, valid-type]
+        def __torch_dispatch__(self, function: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal most
+            result = function(*args, **(kwargs or {}))
+            given, made = storages((args, kwargs)), storages(result)
+            for key in [key for key, (reference, _) in live.items() if reference.expired()]:
+                del live[key]
+            # A result in the storage of a tensor from outside, such as a parameter, is a view of it.
+            live.update({key: (weak_reference(one), one.nbytes()) for key, one in made.items() if key not in live and key not in given})
+            arrays = leaves((args, result)) if function in rearranging else ()
+            again = sum(one.nbytes for one in arrays if isinstance(one, Tensor))
+            most = max(most, sum(count for _, count in live.values()) + again)
+            return result
+
+    with Counter():
+        work()
+    return most

@@ -9,19 +9,23 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from genrep_dist.core.gradients.model import check_model
 from genrep_dist.core.losses import Loss
 from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.training.fast_paths import FastPaths
+from genrep_dist.training.flop_count import MODEL_ERRORS
 from genrep_dist.training.loop import Observer, TrainingRun, train_models
+from genrep_dist.training.optimizers import make_optimizer
 from genrep_dist.training.packs.base import Pack, Solo
 from genrep_dist.training.packs.compatibility import CPU_PACK_BYTES, why_not_packed
 from genrep_dist.training.packs.mapped import MAPPED_SLOTS, MappedPack
 from genrep_dist.training.packs.stacked import StackedPack
+from genrep_dist.training.precision import training_outputs
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.torch_private import peak_tensor_bytes
 
 PackKind = Literal["solo", "stacked", "mapped"]
 PACKS: dict[PackKind, type[Pack]] = {"solo": Solo, "stacked": StackedPack, "mapped": MappedPack}
@@ -62,6 +66,29 @@ def max_models_per_step(kind: PackKind, parameter_bytes: int) -> int:
     if kind == "mapped":
         return MAPPED_SLOTS
     return max(1, min(MAX_SLOTS["cpu"], CPU_PACK_BYTES // parameter_bytes)) if kind == "stacked" else 1
+
+
+def training_step_bytes(kind: PackKind, model: nn.Module, recipe: Recipe, inputs: Tensor, num_rows: int) -> int:
+    """Bytes that a step of one model on ``num_rows`` rows takes beside its parameters, approximately; 0 where they cannot be counted.
+
+    It follows from steps on two and on four rows like ``inputs`` (2, ...).
+    """
+
+    def measure(rows: Tensor) -> int | None:
+        pack = PACKS[kind](copy.deepcopy(model).train(), 1, make_optimizer(recipe), FastPaths())
+
+        def step() -> None:
+            outputs = training_outputs(pack.module, rows, recipe)
+            torch.autograd.grad(outputs, pack.parameters, torch.ones_like(outputs), allow_unused=True)
+
+        with torch.random.fork_rng(devices=[]), pack.while_training():
+            return peak_tensor_bytes(step)
+
+    try:
+        few, more = measure(inputs[:2]), measure(torch.cat([inputs[:2], inputs[:2]]))
+    except MODEL_ERRORS:
+        return 0
+    return 0 if few is None or more is None else max(few, few + (num_rows - 2) * (more - few) // 2)
 
 
 class Trainer:

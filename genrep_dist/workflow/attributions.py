@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +22,10 @@ from genrep_dist.workflow.importances import alpha
 SIGNS: tuple[Sign, ...] = ("negative", "positive")
 ARRAYS_HELD = 3
 """Arrays (N, M) of 8 bytes a number that one method's attributions are: scores and two orders."""
+KERNEL_ROW_COPIES = 5
+"""Times 4 bytes: a kernel's row as it is stored, in float64, and as it is multiplied."""
+KernelBlocks = Callable[[int], Iterable[Tensor]]
+"""epoch -> blocks of consecutive training rows of K (N, C, M)."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class AttributionsStage(Stage[AttributionUnit]):
     def run(self, unit: AttributionUnit, context: WorkerContext) -> dict[str, float]:
         """Write phi (N, M) float64 and the full removal orders (M, N) of sample ids, most negative and most positive first."""
         method, points = context.experiment.method(unit.method), context.test_points(unit.seed)
-        phi = attribution(method, unit.seed, context, points, _stored_kernel(context, unit.seed, method))
+        phi = stored_attribution(method, unit.seed, context)
         manifest: dict[str, Any] = {"test_ids": points.ids.tolist()}
         if method.needs_gram:
             manifest["efficiency_gap_test"] = _efficiency_gap(phi, unit.seed, points, context)
@@ -66,7 +70,15 @@ class AttributionsStage(Stage[AttributionUnit]):
         each = ARRAYS_HELD * 8 * plan.shape.num_train * points
         what = f"{methods} methods x {points} test points" + (f", {external} of them external scores" if external else "")
         seeds = len(plan.experiment.seeds)
-        return StagePlan(self.name, what, seeds * (methods - external), seeds * methods * each, 2 * each)
+        shape = plan.shape
+        rows = min(shape.num_train, kernel_rows(plan.budget_bytes, shape.num_outputs, points))
+        held = shape.num_outputs * (2 * 8 * shape.num_train + rows * 4 * KERNEL_ROW_COPIES * points)
+        return StagePlan(self.name, what, seeds * (methods - external), seeds * methods * each, 2 * each + held)
+
+
+def kernel_rows(budget_bytes: int, num_outputs: int, num_points: int) -> int:
+    """Training rows of K (rows, C, M) that are multiplied with their importances at once; they fit a quarter of the budget."""
+    return max(1, budget_bytes // 4 // (4 * KERNEL_ROW_COPIES * num_outputs * max(1, num_points)))
 
 
 def write_attribution(artifact: Artifact, method: Method, seed: int, phi: Tensor, ids: Tensor, manifest: dict[str, Any]) -> None:
@@ -79,8 +91,8 @@ def write_attribution(artifact: Artifact, method: Method, seed: int, phi: Tensor
     artifact.commit({**parts, "seed": seed, **manifest})
 
 
-def attribution(method: Method, seed: int, context: WorkerContext, points: TestPoints, kernel_at: Callable[[int], Tensor]) -> Tensor:
-    """Phi (N, M) float64 of a method for ``points``; ``kernel_at(epoch)`` (N, C, M) is its kernel with them."""
+def attribution(method: Method, seed: int, context: WorkerContext, points: TestPoints, kernel_at: KernelBlocks) -> Tensor:
+    """Phi (N, M) float64 of a method for ``points``, from the blocks of its kernel with them."""
     if method.is_random:
         # An order of its own for every (seed, test point).
         return random_scores([derive_seed(seed, "random", test_id) for test_id in points.ids.tolist()], len(context.train.ids))
@@ -89,16 +101,18 @@ def attribution(method: Method, seed: int, context: WorkerContext, points: TestP
         (
             context.learning_rate(seed, term.kernel_epoch) if term.weighted else 1.0,
             alpha(context, method.importance, seed, method.kernel, term.importance_epoch),
-            kernel_at(term.kernel_epoch).double(),
+            (block.double() for block in kernel_at(term.kernel_epoch)),
         )
         for term in context.keys.terms(method)
     )
 
 
-def _stored_kernel(context: WorkerContext, seed: int, method: Method) -> Callable[[int], Tensor]:
-    def read(epoch: int) -> Tensor:
-        artifact = context.store.artifact("kernel", context.keys.kernel(seed, method.kernel, epoch))
-        return torch.from_numpy(artifact.read("kernel"))
+def _stored_kernel(context: WorkerContext, seed: int, method: Method) -> KernelBlocks:
+    def read(epoch: int) -> Iterator[Tensor]:
+        reader = context.store.artifact("kernel", context.keys.kernel(seed, method.kernel, epoch)).reader("kernel")
+        num_train, *inner = reader.shape
+        step = kernel_rows(context.experiment.resources.memory_budget, *inner)
+        return (torch.from_numpy(reader.read(slice(at, at + step))) for at in range(0, num_train, step))
 
     return read
 

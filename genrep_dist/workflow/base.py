@@ -104,6 +104,10 @@ class Stage(ABC, Generic[UnitT]):
     def plan(self, plan: Plan) -> StagePlan | None:
         """Its line of the plan: units, bytes written, and the most memory that a unit takes; None where there is nothing to do."""
 
+    def check_budget(self, plan: Plan) -> None:
+        """Raise PlanError, with both numbers, for work that cannot be divided to fit the memory budget. By default it can."""
+        del plan
+
     def sample_axes(self, kind: str) -> dict[str, SampleAxis]:
         """The arrays of numbers of its artifacts of one ``kind``, each with the axis along which samples run."""
         del kind

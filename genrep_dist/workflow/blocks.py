@@ -15,6 +15,10 @@ PANEL = 2
 """Left blocks of features that a tile of the gram keeps, ready to be multiplied, while the right ones are read one after the other."""
 BLOCKS_HELD = PANEL + 3
 """Blocks of features that a tile has in memory at once: the panel, a right block, the one that is being read, and what reading takes."""
+MODELS_HELD = 5
+"""Models that a worker holds at most: recently used ones, one that is being built, and its numbers as they are read."""
+CROSS_COPIES = 3
+"""Copies of a block of K(train, test): its parts, the whole, and what writing it takes."""
 
 
 def numbers_at_work(sizes: KernelSizes) -> int:
@@ -26,11 +30,28 @@ def numbers_at_work(sizes: KernelSizes) -> int:
     return BLOCKS_HELD * sizes.held
 
 
+def point_bytes(sizes: KernelSizes) -> int:
+    """Memory of the features of one test point, prepared for products: as if all outputs were explained."""
+    return FLOAT_BYTES * (sizes.held + sizes.expanded)
+
+
+def cross_bytes(num_outputs: int, num_points: int) -> int:
+    """Memory of one training row of K (rows, C, M)."""
+    return CROSS_COPIES * FLOAT_BYTES * num_outputs * num_points
+
+
+def worker_bytes(plan: Plan, kernel: str) -> int:
+    """Memory that every unit with features of a kernel takes beside them: models, and a pass through one of them."""
+    rows = min(plan.gradient_rows, plan.block_rows[kernel])
+    passes = plan.gradient_row_bytes * rows if plan.shape.kernels[kernel].factored else plan.prediction_bytes
+    return MODELS_HELD * plan.shape.checkpoint_bytes + passes
+
+
 def block_bytes(plan: Plan, kernel: str) -> int:
-    """Memory of a block of features at work, and of the prepared test points."""
-    sizes = plan.shape.kernels[kernel]
-    prepared = sizes.held + sizes.expanded
-    return FLOAT_BYTES * (numbers_at_work(sizes) * plan.block_rows[kernel] + prepared * plan.experiment.num_test_points)
+    """Memory of a block of features at work, of the prepared test points, and of K with them."""
+    sizes, points = plan.shape.kernels[kernel], plan.experiment.num_test_points
+    row_bytes = FLOAT_BYTES * numbers_at_work(sizes) + cross_bytes(plan.shape.num_outputs, points)
+    return row_bytes * plan.block_rows[kernel] + point_bytes(sizes) * points + worker_bytes(plan, kernel)
 
 
 def tile_bytes(plan: Plan, kernel: str) -> int:
@@ -40,9 +61,12 @@ def tile_bytes(plan: Plan, kernel: str) -> int:
     return TILES_HELD * FLOAT_BYTES * edge * edge + FLOAT_BYTES * plan.block_rows[kernel] * numbers_at_work(sizes)
 
 
-def block_rows(kernel: str, sizes: KernelSizes, num_train: int, budget_bytes: int, num_test: int) -> int:
-    """Training rows in one block of features: the block at work and the test rows fit half the budget. PlanError if one row does not."""
-    row_bytes, test_bytes = FLOAT_BYTES * numbers_at_work(sizes), FLOAT_BYTES * (sizes.held + sizes.expanded)
+def block_rows(kernel: str, sizes: KernelSizes, num_train: int, budget_bytes: int, num_test: int, num_outputs: int = 1) -> int:
+    """Training rows in one block of features: the block at work and the test rows fit half the budget. PlanError if one row does not.
+
+    A block of K with the ``num_test`` points fits an eighth, or has one row.
+    """
+    row_bytes, test_bytes = FLOAT_BYTES * numbers_at_work(sizes), point_bytes(sizes)
     room = budget_bytes // 2 - num_test * test_bytes
     if room < row_bytes:
         raise PlanError(
@@ -54,7 +78,8 @@ def block_rows(kernel: str, sizes: KernelSizes, num_train: int, budget_bytes: in
             remedy="raise resources.memory_budget, or explain fewer test points at once",
         )
     # No more of a sample is ever stored than its factors as they are.
-    return max(1, min(room // row_bytes, SHARD_BYTES // (FLOAT_BYTES * sizes.held), MAX_BLOCK_ROWS, num_train))
+    multiplied = budget_bytes // 8 // cross_bytes(num_outputs, num_test) if num_test else MAX_BLOCK_ROWS
+    return max(1, min(room // row_bytes, multiplied, SHARD_BYTES // (FLOAT_BYTES * sizes.held), MAX_BLOCK_ROWS, num_train))
 
 
 def gram_tile_rows(kernel: str, sizes: KernelSizes, num_train: int, budget_bytes: int, rows_of_block: int) -> int:

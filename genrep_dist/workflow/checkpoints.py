@@ -49,7 +49,8 @@ def unpack_state(artifact: Artifact, epoch: int) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for dtype in manifest["state_dtypes"]:
         name = f"state_{dtype}"
-        state |= state_tensors(dtype, artifact.read(name)[row], artifact.attributes(name)["entries"])
+        values = artifact.read(name, (slice(row, row + 1), slice(None)))[0]
+        state |= state_tensors(dtype, values, artifact.attributes(name)["entries"])
     return state
 
 
@@ -87,8 +88,13 @@ def state_arrays(states: Sequence[Mapping[str, Tensor]]) -> dict[str, StateArray
             )
     for dtype in dtypes:
         names = [name for name, value in first.items() if str(value.dtype) == f"torch.{dtype}"]
-        rows = [np.concatenate([numpy_values(state[name]).reshape(-1) for name in names]) for state in states]
-        arrays[dtype] = StateArray(np.stack(rows), [{"name": name, "shape": list(first[name].shape)} for name in names])
+        ends = np.cumsum([first[name].numel() for name in names])
+        # One matrix, filled a tensor at a time: the states are in memory beside it.
+        rows = np.empty((len(states), int(ends[-1])), dtype=numpy_values(first[names[0]].reshape(-1)[:0]).dtype)
+        for row, state in zip(rows, states, strict=True):
+            for part, name in zip(np.split(row, ends[:-1]), names, strict=True):
+                part[:] = numpy_values(state[name]).reshape(-1)
+        arrays[dtype] = StateArray(rows, [{"name": name, "shape": list(first[name].shape)} for name in names])
     return arrays
 
 

@@ -21,12 +21,14 @@ from genrep_dist.core.kernels.user import UserKernel
 from genrep_dist.core.losses import Loss, get_loss
 from genrep_dist.core.tensors import numpy_values
 from genrep_dist.errors import ProblemError
+from genrep_dist.plan import MAX_BLOCK_ROWS, MAX_PREDICTION_ROWS
 from genrep_dist.problems.checks import is_shipped
 from genrep_dist.problems.load import load_object, load_problem, object_digest, source_digest
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.registry import Registration
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
+from genrep_dist.training.loop import predict
 from genrep_dist.training.trainer import Trainer
 from genrep_dist.workflow.checkpoints import unpack_state
 from genrep_dist.workflow.data import read_data
@@ -39,13 +41,16 @@ T = TypeVar("T")
 class Job:
     """Small and picklable: where the store is, the experiment, and the digests that the worker's own copy must match.
 
-    ``registrations`` are what other packages and programs registered in the driver, for workers to register too.
+    ``registrations`` are what other packages and programs registered in the driver, for workers to register too. ``prediction_rows`` and
+    ``gradient_rows``: rows that pass through a model at once, of the plan, so that all workers compute the same bits.
     """
 
     store_uri: str
     keys: Keys
     search_path: tuple[str, ...] = ()
     registrations: tuple[Registration, ...] = ()
+    prediction_rows: int = MAX_PREDICTION_ROWS
+    gradient_rows: int = MAX_BLOCK_ROWS
 
     @property
     def experiment(self) -> Experiment:
@@ -95,6 +100,10 @@ class WorkerContext:
     def trainer(self) -> Trainer:
         """What trains the models of this experiment."""
         return Trainer(self.problem.model, self.loss, self.recipe, self.train)
+
+    def predict(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """Outputs (N, C) in evaluation mode, without gradients, in as many rows at once as the plan allows."""
+        return predict(model, inputs, batch_size=self.job.prediction_rows)
 
     def elapsed(self) -> float:
         """Seconds that the running unit has taken so far."""

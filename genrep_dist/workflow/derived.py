@@ -12,13 +12,18 @@ from torch import Tensor, nn
 from genrep_dist.config.metrics import needs_self_influence
 from genrep_dist.core.kernels.base import DerivedKernel
 from genrep_dist.core.self_influence import own_outputs
+from genrep_dist.errors import PlanError
 from genrep_dist.plan import FLOAT_BYTES, Plan, StagePlan, derived_kernel
 from genrep_dist.seeds import derive_seed
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
+from genrep_dist.workflow.blocks import MODELS_HELD
 from genrep_dist.workflow.context import TestPoints, WorkerContext, label_loss, to_numpy
 from genrep_dist.workflow.features import feature_kernel, point_gradients, train_jacobians
 from genrep_dist.workflow.gram import Gram
+
+SMALL_BYTES = 64 * 2**20
+"""What takes less is never refused: the libraries' own memory varies by as much."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,19 @@ class DerivedStage(Stage[DerivedUnit]):
         what = "; ".join(f"{name} kernel, {_planned(plan, name).summary()}" for name in sorted({name for name, _ in derived}))
         peak = max(peak_bytes(plan, name) for name, _ in derived)
         return StagePlan(self.name, what, seeds * len(derived), seeds * written, peak)
+
+    def check_budget(self, plan: Plan) -> None:
+        for name in sorted({name for name, _ in plan.needs.derived}):
+            needed, kernel, shape = peak_bytes(plan, name), _planned(plan, name), plan.shape
+            if needed > max(plan.budget_bytes, SMALL_BYTES):
+                alternatives = kernel.alternatives()
+                raise PlanError(
+                    "the memory budget is too small for a kernel that is computed as a whole",
+                    where=f"resources.memory_budget, kernel {name} ({kernel.summary()})",
+                    expected=f"at least {needed:,} bytes, for {shape.num_train:,} training samples and {shape.num_outputs:,} outputs",
+                    got=f"{plan.budget_bytes:,} bytes",
+                    remedy="raise resources.memory_budget" + (f", {alternatives}" if alternatives else ""),
+                )
 
     def seconds(self, plan: Plan, rates: Rates) -> float:
         shape, points = plan.shape, plan.experiment.num_test_points
@@ -135,10 +153,13 @@ class Inputs:
 def peak_bytes(plan: Plan, name: str) -> int:
     """Memory of computing a derived kernel."""
     shape, points = plan.shape, plan.experiment.num_test_points
-    dense = FLOAT_BYTES * shape.jacobian_numbers * (3 * plan.dense_rows + points)
+    dense = shape.parameter_bytes * shape.num_outputs * (3 * plan.dense_rows + points)
     diagonal = any(kernel == name for kernel, _ in plan.needs.diagonals)
     kernel = _planned(plan, name)
-    return kernel.peak_bytes(shape.num_train, shape.num_outputs, shape.num_parameters, points, dense, diagonal=diagonal)
+    needed = kernel.peak_bytes(shape.num_train, shape.num_outputs, shape.num_parameters, points, dense, diagonal=diagonal)
+    if kernel.base is None:
+        needed += plan.curvature_row_bytes * plan.dense_rows
+    return needed + MODELS_HELD * shape.checkpoint_bytes
 
 
 def write_diagonal(context: WorkerContext, seed: int, kernel: str, epoch: int, diagonal: Tensor) -> None:

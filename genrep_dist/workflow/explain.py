@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
+from genrep_dist.core.kernels import KERNELS
 from genrep_dist.core.kernels.base import DerivedKernel
 from genrep_dist.core.methods import Method
 from genrep_dist.errors import MethodError
-from genrep_dist.plan import Plan
-from genrep_dist.training.loop import predict
+from genrep_dist.plan import Plan, derived_kernel
 from genrep_dist.training.threads import one_thread
 from genrep_dist.workflow.attributions import attribution
+from genrep_dist.workflow.blocks import cross_bytes, point_bytes
 from genrep_dist.workflow.context import TestPoints, WorkerContext
 from genrep_dist.workflow.derived import Inputs
 from genrep_dist.workflow.kernels import kernel_block
@@ -20,7 +23,7 @@ from genrep_dist.workflow.kernels import kernel_block
 def other_points(context: WorkerContext, seed: int, inputs: Tensor, ids: Tensor) -> TestPoints:
     """``inputs`` (M, ...) with ``ids`` (M,) as test points; the original model's outputs choose what is explained."""
     inputs = inputs.to(context.device)
-    predictions = predict(context.model(seed, context.keys.epochs), inputs)
+    predictions = context.predict(context.model(seed, context.keys.epochs), inputs)
     chosen = context.experiment.make_target().choose(predictions.cpu().numpy())
     return TestPoints(inputs, ids, torch.as_tensor(chosen, device=context.device))
 
@@ -30,10 +33,15 @@ def explain(plan: Plan, context: WorkerContext, method: Method, seed: int, point
 
     Kernels with the new points are computed in blocks of rows, from stored features where there are any; of what the run has solved
     for (surrogate, descent, the gram of a derived kernel) the stored one serves. NotCommittedError where it is missing, MethodError for a
-    kernel of which the run has nothing.
+    kernel of which the run has nothing. As many points at once as the memory budget allows, and at least as many as the run explained.
     """
+    at_once = _points_at_once(plan, method.kernel)
+    if len(points) > at_once:
+        parts = (slice(at, at + at_once) for at in range(0, len(points), at_once))
+        some = (TestPoints(points.inputs[part], points.ids[part], points.outputs[part]) for part in parts)
+        return torch.cat([explain(plan, context, method, seed, each) for each in some], dim=1)
 
-    def stored_or_computed(kernel: str, epoch: int) -> Tensor:
+    def stored_or_computed(kernel: str, epoch: int) -> Iterator[Tensor]:
         if kernel not in plan.block_rows:
             raise MethodError(
                 "this run has nothing of that kernel",
@@ -44,16 +52,26 @@ def explain(plan: Plan, context: WorkerContext, method: Method, seed: int, point
         features = context.store.artifact("features", context.keys.features(seed, kernel, epoch))
         stored = (kernel, epoch) in plan.stored_features and features.is_committed()
         blocks = (kernel_block(context, kernel, seed, epoch, *block, points, stored=stored) for block in plan.blocks(kernel))
-        return torch.cat([block.float().cpu() for block in blocks])
+        return (block.float().cpu() for block in blocks)
 
-    def kernel_at(epoch: int) -> Tensor:
+    def kernel_at(epoch: int) -> Iterable[Tensor]:
         kernel = context.kernel(method.kernel)
         if not isinstance(kernel, DerivedKernel):
             return stored_or_computed(method.kernel, epoch)
-        cross = None if kernel.base is None else lambda base: stored_or_computed(base, epoch)
+        cross = None if kernel.base is None else lambda base: torch.cat(list(stored_or_computed(base, epoch)))
         block, _ = kernel.columns(Inputs(context, seed, epoch, plan.dense_rows, points, cross))
         # As it is stored: float32.
-        return block.float().cpu()
+        return [block.float().cpu()]
 
     with one_thread():
         return attribution(method, seed, context, points, kernel_at)
+
+
+def _points_at_once(plan: Plan, kernel: str) -> int:
+    """Test points whose features, and whose K with a block of training rows, each fit a quarter of the memory budget."""
+    derived = derived_kernel(plan.experiment, kernel) if kernel in KERNELS else None
+    base = kernel if derived is None else derived.base
+    room, most = plan.budget_bytes // 4, plan.experiment.num_test_points
+    if base not in plan.block_rows:
+        return max(most, room // (6 * 8 * plan.shape.num_parameters))
+    return max(most, min(room // point_bytes(plan.shape.kernels[base]), room // cross_bytes(plan.shape.num_outputs, plan.block_rows[base])))

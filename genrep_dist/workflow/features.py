@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.kernels.base import FeatureKernel, PairwiseKernel
 from genrep_dist.errors import NonFiniteError, ProblemError
+from genrep_dist.plan import MAX_BLOCK_ROWS
 from genrep_dist.store.features import RowsReader
 from genrep_dist.workflow.context import TestPoints, WorkerContext
 
@@ -26,7 +27,7 @@ def feature_kernel(context: WorkerContext, name: str) -> FeatureKernel:
 
 def train_features(context: WorkerContext, kernel: str, seed: int, epoch: int, start: int, stop: int) -> Rows:
     """Features of training rows of a feature kernel. NonFiniteError names sample ids."""
-    rows = feature_kernel(context, kernel).features(context.model(seed, epoch), context.train.inputs[start:stop])
+    rows = _features(context, feature_kernel(context, kernel), context.model(seed, epoch), context.train.inputs[start:stop])
     refuse_non_finite(rows, context.train.ids[start:stop], f"{kernel} features, seed {seed}, epoch {epoch}")
     return rows
 
@@ -35,7 +36,7 @@ def point_features(context: WorkerContext, kernel: str, seed: int, epoch: int, p
     """Features of the explained outputs of test points, prepared for products with many blocks of training features."""
 
     def make() -> Any:
-        rows = feature_kernel(context, kernel).features(context.model(seed, epoch), points.inputs, points.outputs)
+        rows = _features(context, feature_kernel(context, kernel), context.model(seed, epoch), points.inputs, points.outputs)
         refuse_non_finite(rows, points.ids, f"{kernel} features of test points, seed {seed}, epoch {epoch}")
         return rows.as_operand() if isinstance(rows, FactoredGradients) else rows
 
@@ -43,8 +44,31 @@ def point_features(context: WorkerContext, kernel: str, seed: int, epoch: int, p
     return context.cached(("point features", kernel, seed, epoch, id(points)), lambda: (points, make()))[1]
 
 
+def pass_rows(context: WorkerContext, kernel: FeatureKernel, model: nn.Module) -> int:
+    """Rows of which the kernel's features are computed in one pass: as many as it prefers, and as the plan allows."""
+    allowed = _allowed_rows(context, kernel)
+    return min(allowed, kernel.rows_per_pass(model, context.train.inputs) or allowed)
+
+
+def _allowed_rows(context: WorkerContext, kernel: FeatureKernel) -> int:
+    return context.job.gradient_rows if kernel.factored else min(context.job.prediction_rows, MAX_BLOCK_ROWS)
+
+
+def _features(context: WorkerContext, kernel: FeatureKernel, model: nn.Module, inputs: Tensor, outputs: Tensor | None = None) -> Rows:
+    """The kernel's features of ``inputs`` (B, ...), of ``outputs`` (B,) if they are given; no pass takes more rows than the plan allows."""
+    step, preferred = _allowed_rows(context, kernel), kernel.rows_per_pass(model, context.train.inputs) or len(inputs)
+    if preferred <= step:
+        return kernel.features(model, inputs, outputs)
+    parts = [
+        kernel.features(model, inputs[at : at + step], None if outputs is None else outputs[at : at + step])
+        for at in range(0, len(inputs), step)
+    ]
+    factored = [part for part in parts if isinstance(part, FactoredGradients)]
+    return FactoredGradients.cat(factored) if factored else torch.cat(parts)  # type: ignore[arg-type]
+
+
 def train_jacobians(context: WorkerContext, seed: int, epoch: int, start: int, stop: int) -> Tensor:
-    """Whole Jacobians (rows, C, P) of training rows."""
+    """Whole Jacobians (rows, C, P) of training rows, at most those of one pass."""
     rows = per_sample_gradients(context.model(seed, epoch), context.train.inputs[start:stop])
     refuse_non_finite(rows, context.train.ids[start:stop], f"gradients, seed {seed}, epoch {epoch}")
     return rows
@@ -52,7 +76,11 @@ def train_jacobians(context: WorkerContext, seed: int, epoch: int, start: int, s
 
 def point_gradients(context: WorkerContext, seed: int, epoch: int, points: TestPoints) -> Tensor:
     """Whole gradients (M, P) of the explained outputs of test points."""
-    rows = per_sample_gradients(context.model(seed, epoch), points.inputs, points.outputs)
+    rows, step = torch.empty(0), context.job.gradient_rows
+    for at in range(0, len(points), step):
+        some = per_sample_gradients(context.model(seed, epoch), points.inputs[at : at + step], points.outputs[at : at + step])
+        rows = some.new_empty(len(points), some.shape[1]) if at == 0 else rows
+        rows[at : at + step] = some
     refuse_non_finite(rows, points.ids, f"gradients of test points, seed {seed}, epoch {epoch}")
     return rows
 

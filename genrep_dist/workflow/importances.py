@@ -69,7 +69,8 @@ class ImportancesStage(Stage[ImportanceUnit]):
         if not solved:
             return None
         what = ", ".join(f"{importance} on {kernel} (epoch {epoch})" for importance, kernel, epoch in solved)
-        extra = max(_planned(plan, importance).extra_bytes(values) for importance, _, _ in solved)
+        planned = [_planned(plan, importance) for importance, _, _ in solved]
+        extra = max(one.extra_bytes(values) + one.curvature_copies * 8 * values * plan.shape.num_outputs for one in planned)
         peak = VECTORS_HELD * 8 * values + extra + max(tile_bytes(plan, kernel) for _, kernel, _ in solved)
         return StagePlan(self.name, what, seeds * len(solved), seeds * len(solved) * 8 * values, peak)
 

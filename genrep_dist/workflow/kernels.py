@@ -17,9 +17,9 @@ from genrep_dist.core.kernels.blocks import per_output
 from genrep_dist.plan import FLOAT_BYTES, Plan, StagePlan
 from genrep_dist.units import RowsUnit, Unit
 from genrep_dist.workflow.base import ArraySpec, ArtifactSpec, Rates, SampleAxis, Stage
-from genrep_dist.workflow.blocks import block_bytes, tile_bytes
+from genrep_dist.workflow.blocks import MODELS_HELD, block_bytes, tile_bytes
 from genrep_dist.workflow.context import TestPoints, WorkerContext, to_numpy
-from genrep_dist.workflow.features import Rows, features_reader, pairwise_block, point_features
+from genrep_dist.workflow.features import Rows, features_reader, pairwise_block, pass_rows, point_features
 from genrep_dist.workflow.gradients import feature_passes, features_seconds, kernel_manifest
 from genrep_dist.workflow.gram_tiles import feature_products, gram_tile, reads
 from genrep_dist.workflow.prefetch import Prefetcher
@@ -89,10 +89,12 @@ class KernelsStage(Stage[KernelUnit | GramUnit]):
         tiles = sum(len(plan.tiles(kernel)) for kernel, _ in grams)
         written = len(cross) * FLOAT_BYTES * shape.num_train * shape.num_outputs * plan.experiment.num_test_points
         written += sum(_gram_bytes(plan, kernel) for kernel, _ in grams)
-        peak = max([block_bytes(plan, kernel) for kernel, _ in cross] + [tile_bytes(plan, kernel) for kernel, _ in grams])
+        peaks = [block_bytes(plan, kernel) for kernel, _ in cross]
+        # A pass that computes features has the room of what reading them takes.
+        peaks += [tile_bytes(plan, kernel) + MODELS_HELD * shape.checkpoint_bytes for kernel, _ in grams]
         streamed = len([pair for pair in cross if pair not in plan.stored_features])
         what = f"{len(cross)} K(train, test) ({streamed} streamed), {len(grams)} grams in {tiles} tiles"
-        return StagePlan(self.name, what, seeds * (blocks + tiles), seeds * written, peak)
+        return StagePlan(self.name, what, seeds * (blocks + tiles), seeds * written, max(peaks))
 
     def seconds(self, plan: Plan, rates: Rates) -> float:
         streamed = sorted({*plan.needs.cross, *plan.needs.grams} - set(plan.stored_features))
@@ -120,7 +122,7 @@ def kernel_block(
     # ever held, and in the same steps, so that both give the same bits.
     rows = features_reader(context, kernel, seed, epoch, stored=stored)
     prepared = point_features(context, kernel, seed, epoch, points)
-    at_once = computed.rows_per_pass(context.model(seed, epoch), context.train.inputs) or stop - start
+    at_once = pass_rows(context, computed, context.model(seed, epoch))
     step = stop - start if stored else at_once
     blocks = []
     for first in range(start, stop, step):

@@ -22,9 +22,8 @@ def make_plan(keys: Keys, shape: Shape) -> Plan:
     """
     experiment, budget = keys.experiment, keys.experiment.resources.memory_budget
     _refuse_impossible(keys, shape)
-    rows = {
-        name: block_rows(name, sizes, shape.num_train, budget, experiment.num_test_points) for name, sizes in sorted(shape.kernels.items())
-    }
+    points, outputs = experiment.num_test_points, shape.num_outputs
+    rows = {name: block_rows(name, sizes, shape.num_train, budget, points, outputs) for name, sizes in sorted(shape.kernels.items())}
     tiles = {name: gram_tile_rows(name, sizes, shape.num_train, budget, rows[name]) for name, sizes in shape.kernels.items()}
     plan = Plan(experiment, keys, shape, Needs.from_keys(keys), rows, tiles)
     plan = plan.with_changes(stored_features=stored_features(plan), **_retrainings(keys, shape))

@@ -21,7 +21,7 @@ from genrep_dist.core.kernels.base import FeatureKernel, Kernel, KernelSizes
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import PlanError
 from genrep_dist.external import ExternalScores, load_external
-from genrep_dist.plan import Plan, Shape, derived_kernel, kernel_names
+from genrep_dist.plan import FLOAT_BYTES, Plan, Shape, derived_kernel, kernel_names
 from genrep_dist.problems.checks import is_shipped
 from genrep_dist.problems.label_flips import flip_labels
 from genrep_dist.problems.load import load_datasets, load_problem, source_digest
@@ -31,19 +31,21 @@ from genrep_dist.registry import registrations
 from genrep_dist.store import Store
 from genrep_dist.store.feature_codec import pack
 from genrep_dist.training.batches import padded_rows
-from genrep_dist.training.flop_count import forward_flop, step_bytes
+from genrep_dist.training.flop_count import backward_bytes, forward_bytes, forward_flop
 from genrep_dist.training.loop import predict
 from genrep_dist.training.optimizers import identity_gap_reasons
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.trainer import choose_pack_kind, max_models_per_step
+from genrep_dist.training.trainer import choose_pack_kind, max_models_per_step, training_step_bytes
 from genrep_dist.units import StageName
 from genrep_dist.workflow.attributions import write_attribution
+from genrep_dist.workflow.blocks import numbers_at_work
 from genrep_dist.workflow.context import Job, label_loss, load_own_kernels, recipe_in_force
 from genrep_dist.workflow.data import publish_data
 from genrep_dist.workflow.extensions import extension_digests
 from genrep_dist.workflow.planning import make_plan
 from genrep_dist.workflow.rehearsal import rehearse
 from genrep_dist.workflow.single_rows import check_batches
+from genrep_dist.workflow.stages import STAGES
 from genrep_dist.workflow.status import stage_status
 
 MEASURED_ROWS = 16
@@ -73,7 +75,8 @@ class PreparedExperiment:
         external = {name: {seed: self.external[name][seed] for seed in experiment.seeds} for name in experiment.external_methods}
         keys = replace(self.plan.keys, experiment=experiment, external=_digests(external))
         plan = make_plan(keys, self.plan.shape)
-        return replace(self, plan=plan, job=replace(self.job, keys=keys), external=external)
+        job = replace(self.job, keys=keys, prediction_rows=plan.prediction_rows, gradient_rows=plan.gradient_rows)
+        return replace(self, plan=plan, job=job, external=external)
 
 
 def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = ()) -> PreparedExperiment:
@@ -89,9 +92,10 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     device = experiment.resources.device
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     own_kernels, own_digests = load_own_kernels(experiment, search_path)
+    kernels, budget = kernels_in_use(experiment, own_kernels), experiment.resources.memory_budget
     loss = get_loss(problem.loss)
     one_row_fault = rehearse(problem.model, loss, recipe, train, on_gpu=on_gpu)
-    shape = measure(problem, train, test, recipe, kernels_in_use(experiment, own_kernels), on_gpu=on_gpu)
+    shape = measure(problem, train, test, recipe, kernels, on_gpu=on_gpu, memory_budget_bytes=budget)
     check_loss(experiment, loss.name if is_shipped(loss) else f"{loss.name}, which is the problem's own", bool(label_loss(loss)))
     train, flipped = _flip(experiment, problem, train, shape)
     keys = Keys(
@@ -107,9 +111,9 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     )
     external = _read_external(keys, train, test, search_path)
     keys = replace(keys, external=_digests(external))
-    job = Job(store.uri, keys, tuple(search_path), registrations())
     plan = make_plan(keys, shape)
     check_batches(plan, recipe, one_row_fault)
+    job = Job(store.uri, keys, tuple(search_path), registrations(), plan.prediction_rows, plan.gradient_rows)
     return PreparedExperiment(plan, job, store, problem, recipe, train, test, flipped, external)
 
 
@@ -174,43 +178,58 @@ def publish_inputs(prepared: PreparedExperiment) -> None:
 
 
 def measure(
-    problem: Problem, train: Dataset, test: Dataset, recipe: Recipe, kernels: Mapping[str, Kernel], *, on_gpu: bool = False
+    problem: Problem,
+    train: Dataset,
+    test: Dataset,
+    recipe: Recipe,
+    kernels: Mapping[str, Kernel],
+    *,
+    on_gpu: bool = False,
+    memory_budget_bytes: int = 2**31,
 ) -> Shape:
     """The sizes of a problem and of the feature and pairwise ``kernels`` of its model, from one model and a few rows.
 
-    ProblemError for a kernel that is not defined for the model.
+    Of rows whose features do not fit ``memory_budget_bytes`` fewer are measured. ProblemError for a kernel that is not defined for the
+    model.
     """
     model = Randomness(0).build(problem.model)
     check_model(model)
     num_outputs = predict(model, train.inputs[:2]).shape[1]
     model.eval()
     parameters = [p for p in model.parameters() if p.requires_grad]
+    item_bytes, few = max(p.element_size() for p in parameters), train.inputs[torch.arange(2) % len(train.inputs)]
     # A GPU's own memory says how many models it takes.
     pack_kind = "solo" if on_gpu else choose_pack_kind(problem.model, get_loss(problem.loss), recipe, train)[0]
-    step_rows = padded_rows(recipe.batch_size) if pack_kind != "solo" else recipe.batch_size
+    step_rows = min(recipe.batch_size, len(train.inputs))
+    step_rows = padded_rows(step_rows) if pack_kind != "solo" else step_rows
     return Shape(
         len(train.ids),
         len(test.ids),
         num_outputs,
         sum(p.numel() for p in parameters),
-        {name: kernel_sizes(kernel, model, train.inputs) for name, kernel in kernels.items()},
+        {name: kernel_sizes(kernel, model, train.inputs, memory_budget_bytes) for name, kernel in kernels.items()},
         forward_flop=forward_flop(model, train.inputs[:2]),
         on_gpu=on_gpu,
         pack_kind=pack_kind,
-        step_bytes=step_bytes(model, train.inputs[:step_rows]),
+        step_bytes=training_step_bytes(pack_kind, model, recipe, few, step_rows) or step_rows * backward_bytes(model, few),
         pack=max_models_per_step(pack_kind, sum(p.numel() * p.element_size() for p in parameters)),
         identity_gap_reasons=tuple(identity_gap_reasons(recipe)),
+        state_bytes=sum(tensor.nbytes for tensor in model.state_dict().values()),
+        item_bytes=item_bytes,
+        forward_bytes=forward_bytes(model, few),
+        backward_bytes=backward_bytes(model, few),
     )
 
 
-def kernel_sizes(kernel: Kernel, model: nn.Module, inputs: Tensor) -> KernelSizes:
+def kernel_sizes(kernel: Kernel, model: nn.Module, inputs: Tensor, memory_budget_bytes: int = 2**31) -> KernelSizes:
     """Sizes of a feature or pairwise kernel; factored features are measured as they are stored, on average over a few rows."""
     if not isinstance(kernel, FeatureKernel):
         return KernelSizes(storable=False)
     sizes = kernel.sizes(model, inputs[:2])
     if sizes.stored_bytes:
         return sizes
-    rows = torch.linspace(0, len(inputs) - 1, min(len(inputs), MEASURED_ROWS)).long()
+    fitting = memory_budget_bytes // 2 // (FLOAT_BYTES * numbers_at_work(sizes))
+    rows = torch.linspace(0, len(inputs) - 1, max(1, min(len(inputs), MEASURED_ROWS, fitting))).long()
     features = kernel.features(model, inputs[rows])
     assert isinstance(features, FactoredGradients)
     return replace(sizes, stored_bytes=-(-pack(features).num_bytes // len(rows)))
@@ -226,7 +245,7 @@ def kernels_in_use(experiment: Experiment, own_kernels: Mapping[str, Kernel]) ->
 
 
 def check_room(plan: Plan, store: Store, slots_for: Callable[[StageName], int], memory_bytes: int) -> None:
-    """Refuse what neither the disk nor the ``memory_bytes`` of all workers' machines can hold. PlanError names both numbers.
+    """Refuse what the memory budget, the disk or the ``memory_bytes`` of all workers' machines cannot hold. PlanError names both numbers.
 
     ``slots_for(stage)``: workers of a stage at once.
     """
@@ -246,6 +265,7 @@ def check_room(plan: Plan, store: Store, slots_for: Callable[[StageName], int], 
                 remedy="choose a larger --store, fewer seeds, or resources.features: stream",
             )
     for stage in plan.stages:
+        STAGES.get(stage.name).check_budget(plan)
         slots = slots_for(stage.name)
         if stage.peak_bytes * slots > memory_bytes:
             raise PlanError(

@@ -175,7 +175,8 @@ class _Requests:
         self._keys = plan.keys
         self._experiment = plan.experiment
         self._num_train = plan.shape.num_train
-        self._train_ids: frozenset[int] = frozenset()
+        self._train_ids: dict[int, int] = {}
+        """Each id by itself: the removed sets share the objects, which take four times as much as references to them."""
         self._metrics = [metric for metric in registered_metrics() if metric.measured(plan.experiment)]
         self.rows: list[dict[str, Any]] = []
         self.retrainings: dict[str, Retraining] = {}
@@ -201,8 +202,8 @@ class _Requests:
 
     def _check(self, metric: str, data: StoredSeed, removed: Sequence[int]) -> None:
         """Raise PlanError for a removed set that no model can be trained without."""
-        self._train_ids = self._train_ids or frozenset(data.train_ids.tolist())
-        unknown = sorted(set(removed) - self._train_ids)
+        self._train_ids = self._train_ids or {sample: sample for sample in data.train_ids.tolist()}
+        unknown = sorted(set(removed) - self._train_ids.keys())
         if unknown or len(set(removed)) != len(removed) or len(removed) >= self._num_train:
             raise PlanError(
                 "a metric requests a model without samples that cannot be removed",
@@ -216,6 +217,7 @@ class _Requests:
         seed = data.seed
         removed = tuple(sorted(request.removed.tolist()))
         self._check(metric, data, removed)
+        removed = tuple(self._train_ids[sample] for sample in removed)
         key = self._keys.retraining(seed, removed, request.policy, request.replicate)
         if removed and key not in self.retrainings:
             self.retrainings[key] = Retraining(key, seed, request.policy, removed, request.replicate)

@@ -16,12 +16,16 @@ from genrep_dist.errors import NonFiniteError
 from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.store import Store
 from genrep_dist.store.ledger import LedgerRow
-from genrep_dist.training.loop import TrainingRun, predict
+from genrep_dist.training.loop import TrainingRun
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.units import Retraining, Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, Stage
 from genrep_dist.workflow.context import WorkerContext, to_numpy
-from genrep_dist.workflow.train import check_outputs, model_bytes
+from genrep_dist.workflow.train import check_outputs, model_bytes, output_bytes
+
+MAX_MODELS_PER_TASK = 256
+REMOVED_BYTES = 64
+"""Bytes that one removed sample's id takes in a unit, in a row and on its way to the ledger."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +89,23 @@ class RetrainStage(Stage[RetrainUnit]):
         count, shape = plan.retrainings_at_most, plan.shape
         row = 8 * shape.num_test * shape.num_outputs + 8 * plan.most_removed
         what = f"{plan.retrainings_requested} requested, at most {count} distinct"
-        return StagePlan(self.name, what, count, count * row, shape.pack * model_bytes(plan))
+        # A task holds the rows of its models until it writes them.
+        rows = max_models_per_task(plan) * (output_bytes(plan) + REMOVED_BYTES * plan.most_removed)
+        return StagePlan(self.name, what, count, count * row, model_bytes(plan, _models_per_step(plan)) + rows)
 
     def seconds(self, plan: Plan, rates: Rates) -> float:
         return plan.retrainings_at_most * rates.retrain_seconds
+
+
+def _models_per_step(plan: Plan) -> int:
+    """Models that share a step: as many as there are, but a mapped pack has all its slots always."""
+    return plan.shape.pack if plan.shape.pack_kind == "mapped" else max(1, min(plan.shape.pack, plan.retrainings_at_most))
+
+
+def max_models_per_task(plan: Plan) -> int:
+    """Models of one retraining task at most: their rows of the ledger fit a quarter of the memory budget. At least one pack."""
+    row = output_bytes(plan) + REMOVED_BYTES * plan.most_removed
+    return max(plan.shape.pack, min(MAX_MODELS_PER_TASK, plan.retrainings_at_most, plan.budget_bytes // 4 // max(1, row)))
 
 
 def retrain(retraining: Retraining, context: WorkerContext) -> LedgerRow:
@@ -105,7 +122,7 @@ def _retrain_pack(retrainings: Sequence[Retraining], context: WorkerContext) -> 
     runs = [_as_run(retraining, context) for retraining in retrainings]
     results: list[LedgerRow | NonFiniteError] = []
     trained = context.trainer.train_all(runs)
-    outputs = [model if isinstance(model, NonFiniteError) else predict(model, context.test.inputs) for model in trained]
+    outputs = [model if isinstance(model, NonFiniteError) else context.predict(model, context.test.inputs) for model in trained]
     seconds = (time.perf_counter() - began) / len(retrainings)
     for retraining, run, output in zip(retrainings, runs, outputs, strict=True):
         if isinstance(output, NonFiniteError):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from genrep_dist.errors import NonFiniteError
-from genrep_dist.plan import FLOAT_BYTES, Plan, StagePlan
+from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.store.ledger import LedgerRow
-from genrep_dist.training.loop import TrainingRun, predict
+from genrep_dist.training.loop import TrainingRun
 from genrep_dist.training.observers import Checkpoints, TrackingImportance
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.units import Unit
@@ -22,8 +22,15 @@ from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
 from genrep_dist.workflow.checkpoints import pack_states, state_dtypes
 from genrep_dist.workflow.context import WorkerContext, to_numpy
 
-PARAMETER_COPIES = 8
-"""Copies of the parameters that training holds: themselves, gradients, optimizer state, a checkpoint on its way to the store."""
+STATE_COPIES = 2
+"""Copies of a whole model beside those of its trained parameters: the model, and the initial one."""
+PARAMETER_COPIES = 6
+"""Further copies of the trained parameters that training holds: packed, gradients, optimizer state, and what an update computes."""
+TRIAL_MODELS = 3
+ORDER_BYTES = 48
+"""Bytes that each model's order of an epoch takes for each training row: as drawn, without the removed rows, cut into steps."""
+CHECKPOINT_COPIES = 3
+"""Copies of all checkpoints: as they were saved, as one array, and what writing it takes."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +50,12 @@ class TrainStage(Stage[TrainUnit]):
         """Train, write the artifact, enter the model into the ledger as the one with nothing removed, commit. Returns statistics."""
         randomness = Randomness(unit.seed)
         tracking = TrackingImportance()
-        checkpoints = Checkpoints(context.keys.saved_epochs(), context.train, context.recipe)
+        checkpoints = Checkpoints(context.keys.saved_epochs(), context.train, context.recipe, batch_size=context.job.prediction_rows)
         trainer = context.trainer
         began = time.perf_counter()
         model = trainer.train(TrainingRun(randomness), observers=(tracking, checkpoints))
         seconds = time.perf_counter() - began
-        outputs_test = predict(model, context.test.inputs)
+        outputs_test = context.predict(model, context.test.inputs)
         check_outputs(outputs_test, context.test.ids, f"test outputs, seed {unit.seed}")
         assert tracking.alpha is not None
 
@@ -91,17 +98,30 @@ class TrainStage(Stage[TrainUnit]):
 
     def plan(self, plan: Plan) -> StagePlan | None:
         shape, seeds, saved = plan.shape, len(plan.experiment.seeds), len(plan.keys.saved_epochs())
-        n, c = shape.num_train, shape.num_outputs
-        per_model = FLOAT_BYTES * (saved * (shape.num_parameters + n * c) + shape.num_test * c) + 8 * n * c
-        return StagePlan(self.name, f"{seeds} models, {saved} checkpoints each", seeds, seeds * per_model, model_bytes(plan))
+        values = shape.num_train * shape.num_outputs
+        checkpoints = saved * (shape.checkpoint_bytes + shape.item_bytes * values)
+        per_model = checkpoints + shape.item_bytes * shape.num_test * shape.num_outputs + 8 * values
+        peak = model_bytes(plan) + CHECKPOINT_COPIES * checkpoints + output_bytes(plan) + 8 * values
+        return StagePlan(self.name, f"{seeds} models, {saved} checkpoints each", seeds, seeds * per_model, peak)
 
     def seconds(self, plan: Plan, rates: Rates) -> float:
         return len(plan.experiment.seeds) * rates.train_seconds
 
 
-def model_bytes(plan: Plan) -> int:
-    """Memory of training one model: parameters, gradients and optimizer state, with room to spare, and what a step takes beside them."""
-    return PARAMETER_COPIES * FLOAT_BYTES * plan.shape.num_parameters + plan.shape.step_bytes
+def model_bytes(plan: Plan, models: int = 1) -> int:
+    """Memory of training ``models`` together: parameters, gradients and optimizer state, with room to spare, and what a step takes beside
+    them, or the predictions of one after the other that follow.
+    """
+    shape = plan.shape
+    held = STATE_COPIES * shape.checkpoint_bytes + PARAMETER_COPIES * shape.parameter_bytes + ORDER_BYTES * shape.num_train
+    # A process that trains in packs first tries one of three models.
+    shared = max(models, TRIAL_MODELS) if shape.pack_kind != "solo" else models
+    return models * held + max(shared * shape.step_bytes, plan.prediction_bytes)
+
+
+def output_bytes(plan: Plan) -> int:
+    """Memory of one model's outputs (T, C) on all test samples: its own, float64, and as they are written."""
+    return (shape := plan.shape).num_test * shape.num_outputs * (shape.item_bytes + 3 * 8)
 
 
 def test_accuracy(loss_name: str, outputs: Tensor, targets: Tensor) -> float | None:

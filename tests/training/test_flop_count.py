@@ -7,12 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from genrep_dist.core.losses import get_loss
 from genrep_dist.problems.datasets.digits import Digits
 from genrep_dist.problems.datasets.image_models import VisionCNN
 from genrep_dist.problems.datasets.text_models import TextCNN
-from genrep_dist.training.flop_count import forward_flop, step_bytes
+from genrep_dist.training.flop_count import backward_bytes, forward_bytes, forward_flop, step_bytes
 from genrep_dist.training.packs.mapped import MAPPED_SLOTS
 from genrep_dist.training.trainer import choose_pack_kind, max_models_per_step
 from tests.training.reference import RECIPES
@@ -70,10 +71,29 @@ def test_memory_of_a_step() -> None:
     assert step_bytes(convolution, torch.zeros(3, 2, 6, 6)) == 2 * 4 * 3 * (2 * 36 + 16 * 18)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_memory_of_a_row_without_gradients(dtype: torch.dtype) -> None:
+    """The input and the result of the widest operation; what does not grow with the rows is left out."""
+    size = torch.finfo(dtype).bits // 8
+    assert forward_bytes(multilayer().to(dtype), torch.zeros(2, 5, dtype=dtype)) == size * (8 + 8)
+    convolution = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten()).to(dtype)
+    # Twice the result, and once more the input: a library rearranges both. The sums over the rows are of batches.
+    assert forward_bytes(convolution, torch.zeros(2, 2, 6, 6, dtype=dtype)) == size * (2 * 64 + 72)
+    assert forward_bytes(nn.Sequential(nn.Embedding(1000, 4), nn.Flatten()), torch.zeros(2, 3, dtype=torch.int64)) == 4 * 12
+
+
+def test_a_parameter_that_is_computed_in_the_forward_pass_is_not_counted_for_each_row() -> None:
+    model = weight_norm(nn.Linear(1000, 500)).eval()
+    assert forward_bytes(model, torch.zeros(2, 1000)) == 4 * 500
+    assert backward_bytes(model, torch.zeros(2, 1000)) <= 2 * 4 * 1000
+
+
 def test_what_cannot_be_counted_is_no_error() -> None:
     for model in (Graph(), VisionCNN()):
         assert forward_flop(model, torch.zeros(2, 5)) >= 0
         assert step_bytes(model, torch.zeros(2, 5)) >= 0
+        assert forward_bytes(model, torch.zeros(2, 5)) >= 0
+        assert backward_bytes(model, torch.zeros(2, 5)) >= 0
 
 
 @pytest.mark.parametrize(

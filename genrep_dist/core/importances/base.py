@@ -87,6 +87,8 @@ class SolvedImportance(Importance):
     needs = ("gram",)
     advice: ClassVar[str]
     """How to bring K alpha closer to the model's outputs."""
+    curvature_copies: ClassVar[int] = 0
+    """Copies of the loss's second derivatives (N, C, C) float64 that a solve holds."""
 
     @abstractmethod
     def solve(self, gram: GramOperator, inputs: SolveInputs) -> tuple[Tensor, dict[str, Any]]:

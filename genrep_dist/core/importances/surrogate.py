@@ -10,6 +10,8 @@ from genrep_dist.core.importances.base import GramOperator, SolvedImportance, So
 if TYPE_CHECKING:
     from torch import Tensor
 
+VECTORS_HELD = 280
+"""Tensors (N, C) float64 of the systems of the Newton steps: products that are kept, and the preconditioner that is made of them."""
 NEWTON_PRODUCTS = 60
 """Products with the gram of a typical solve, for estimates."""
 
@@ -22,6 +24,7 @@ class SurrogateDerivative(SolvedImportance):
     source = "surrogate derivative, Tsai et al. 2023, Eq. 5-6"
     settings = ("surrogate",)
     advice = "lower surrogate.lambda for a closer fit"
+    curvature_copies = 6
 
     def __init__(self, surrogate: Any) -> None:
         self.options = surrogate
@@ -52,4 +55,4 @@ class SurrogateDerivative(SolvedImportance):
     def extra_bytes(self, gram_rows: int) -> int:
         from genrep_dist.core.solvers.nystrom import nystrom_bytes
 
-        return nystrom_bytes(gram_rows)
+        return nystrom_bytes(gram_rows) + 8 * VECTORS_HELD * gram_rows

@@ -213,6 +213,10 @@ class DerivedKernel(Kernel):
     def peak_bytes(self, num_train: int, num_outputs: int, num_parameters: int, num_test: int, dense_bytes: int, *, diagonal: bool) -> int:
         """Memory of :meth:`columns`; ``dense_bytes``: a block of whole Jacobians and the test points' gradients."""
 
+    def alternatives(self) -> str:
+        """What to choose where :meth:`peak_bytes` is above the memory budget, for the error's remedy; "" if there is nothing."""
+        return ""
+
     @abstractmethod
     def work(self, num_train: int, num_outputs: int, num_test: int) -> Work:
         """Cost of :meth:`columns`."""

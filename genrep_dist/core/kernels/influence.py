@@ -12,6 +12,14 @@ if TYPE_CHECKING:
 
 BASES = {"ggn": "ntk", "last-layer": "last-layer"}
 """Curvature -> the feature kernel from whose gram its dual system is built. The true Hessian has no dual system."""
+MATRICES = 3
+"""Matrices of the gram's size: the gram, the system and its factor; one more where outputs are multiplied block by block."""
+COLUMN_COPIES = 16
+"""Copies of K(train, points) float64 that solving and refining take."""
+CURVATURE_COPIES = 6
+"""Copies of the loss's second derivatives (N, C, C) float64, with their square roots."""
+HESSIAN_COPIES, TRACE_PROBES = 12, 8
+"""Copies of the columns (P, M) float64 that conjugate gradients and a product with the Hessian hold; columns of a product for the trace."""
 HESSIAN_PRODUCTS = 50
 """Hessian-vector products of a solve, for estimates."""
 
@@ -70,11 +78,18 @@ class InfluenceKernel(DerivedKernel):
         return influence_diagonal(inputs.gram(self.base), self._curvature(inputs), own_outputs, **self._damping(inputs))
 
     def peak_bytes(self, num_train: int, num_outputs: int, num_parameters: int, num_test: int, dense_bytes: int, *, diagonal: bool) -> int:
-        """Three float64 matrices of the gram's size for the dual system; for the true Hessian the columns of conjugate gradients."""
+        """The dual system's float64 matrices of the gram's size; for the true Hessian the columns of conjugate gradients and products."""
+        rows, points = num_train * num_outputs, num_test + (num_train if diagonal else 0)
         if self.base is None:
-            return 6 * 8 * num_parameters * num_test + 2 * dense_bytes
-        rows = num_train * num_outputs
-        return 3 * 8 * rows**2 + 8 * 8 * rows * (num_train if diagonal else 0)
+            columns = HESSIAN_COPIES * num_parameters * max(num_test, TRACE_PROBES)
+            return 8 * (columns + CURVATURE_COPIES * rows * num_outputs + 3 * rows * num_test) + 2 * dense_bytes
+        matrices = MATRICES if num_outputs == 1 else MATRICES + 1
+        return 8 * (matrices * rows**2 + COLUMN_COPIES * rows * points + CURVATURE_COPIES * rows * num_outputs)
+
+    def alternatives(self) -> str:
+        if self.base is None:
+            return "explain fewer test points at once, or choose influence.curvature: ggn for a small training set"
+        return "use fewer training samples, or choose influence.curvature: hessian, which needs no gram"
 
     def work(self, num_train: int, num_outputs: int, num_test: int) -> Work:
         """One Cholesky factorisation, or some Hessian-vector products for each test point."""

@@ -67,9 +67,11 @@ class NeuralTangentKernel(FeatureKernel):
     def features(self, model: nn.Module, inputs: Tensor, outputs: Tensor | None = None) -> FactoredGradients:
         import torch
 
-        from genrep_dist.core.gradients.per_sample import factored_gradients
+        from genrep_dist.core.gradients.factored import FactoredGradients
+        from genrep_dist.core.gradients.per_sample import iter_factored_gradients
 
-        rows = factored_gradients(model, inputs, outputs).to(torch.float32)
+        # A pass at a time, so that gradients in float64 are never held for more rows than that.
+        rows = FactoredGradients.cat([part.to(torch.float32) for part in iter_factored_gradients(model, inputs, outputs)])
         return rows if self.projection is None else self._projection().project(rows)
 
     def rows_per_pass(self, model: nn.Module, inputs: Tensor) -> int | None:
@@ -92,10 +94,14 @@ class NeuralTangentKernel(FeatureKernel):
         from genrep_dist.core.gradients.reference import one_by_one
         from genrep_dist.core.kernels.blocks import ntk_block
 
-        del num_outputs
-        jacobians = torch.stack([one_by_one(model, sample) for sample in train]).double()
-        gradients = torch.stack([one_by_one(model, x, c) for x, c in zip(test, outputs.tolist(), strict=True)]).double()
-        return ntk_block(jacobians, gradients).cpu(), (jacobians.norm(dim=2)[:, :, None] * gradients.norm(dim=1)).cpu()
+        gradients = torch.stack([one_by_one(model, x, c).double() for x, c in zip(test, outputs.tolist(), strict=True)])
+        block = torch.empty(len(train), num_outputs, len(test), dtype=torch.float64)
+        norms = torch.empty(len(train), num_outputs, 1, dtype=torch.float64)
+        for row, sample in enumerate(train):
+            for output in range(num_outputs):  # one at a time: a whole Jacobian may not fit memory
+                gradient = one_by_one(model, sample, output).double()
+                block[row, output], norms[row, output] = ntk_block(gradient[None, None], gradients)[0, 0], gradient.norm()
+        return block, norms * gradients.norm(dim=1).cpu()
 
     def tolerance(self) -> tuple[float, str] | None:
         if self.projection is None:

@@ -76,7 +76,7 @@ def influence_kernel(
 
     ``damping`` is delta itself, or, if ``relative``, delta in units of trace(H)/P, the mean of H's P eigenvalues, of which most are zero
     if P > NC. One Cholesky factorisation in float64, refined on the certificate's equation. Memory: three float64 matrices of the gram's
-    size, ``gram`` included.
+    size, ``gram`` included, four for C > 1; sixteen of the size of ``cross``, six of ``curvature``.
 
     Raises ProblemError for shapes that do not fit and for a loss that is not convex; MethodError for a damping that is not positive;
     ConvergenceError if the factorisation fails or the residual is above ``tolerance``: the gram is then not positive semi-definite to the

@@ -22,11 +22,12 @@ def check(context: CheckContext) -> Iterator[Finding]:
     """A finding for the model_outputs, and one for the features of each feature kernel of the run."""
     yield _invariance(context, "outputs", model_outputs)
     for name, kernel in context.feature_kernels().items():
-        yield _invariance(context, f"features of kernel {name}", partial(_dense_features, kernel))
+        output = context.outputs[0] if kernel.factored else None
+        yield _invariance(context, f"features of kernel {name}", partial(_dense_features, context, kernel, output))
 
 
-def _dense_features(kernel: FeatureKernel, model: nn.Module, inputs: Tensor) -> Tensor:
-    features = kernel.features(model, inputs)
+def _dense_features(context: CheckContext, kernel: FeatureKernel, output: int | None, model: nn.Module, inputs: Tensor) -> Tensor:
+    features = kernel.features(model, inputs, context.output_index(inputs, output))
     return features.to_dense() if isinstance(features, FactoredGradients) else features
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from genrep_dist.core.importances.base import SolvedImportance
 from genrep_dist.diagnostics.context import CheckContext
 from genrep_dist.diagnostics.finding import Finding, compare, count_text, largest_key
+from genrep_dist.workflow.attributions import kernel_rows
 
 GAP_SHARE = 0.1
 """Largest gap, as a share of the outputs' range, with which explanations count as summing to the prediction."""
@@ -46,8 +47,13 @@ def _gap_on_test(context: CheckContext, importance: str, seed: int, kernel: str,
     """Maximum over the seed's test points of |f(x) - sum_i alpha_i K(x_i, x)|, from stored arrays."""
     keys = context.plan.keys
     alpha = context.solved_artifact(importance, seed, kernel, epoch).read("alpha")
-    stored = context.store.artifact("kernel", keys.kernel(seed, kernel, epoch)).read("kernel").astype(np.float64)
+    stored = context.store.artifact("kernel", keys.kernel(seed, kernel, epoch)).reader("kernel")
+    step = kernel_rows(context.memory_budget_bytes, *stored.shape[1:])
+    fitted = sum(
+        np.einsum("nc,ncm->m", alpha[at : at + step], stored.read(slice(at, at + step)).astype(np.float64))
+        for at in range(0, len(alpha), step)
+    )
     positions = keys.test_positions(seed)
     outputs = context.train_artifact(seed).read("outputs_test")[positions].astype(np.float64)
     explained = outputs[np.arange(len(positions)), context.worker.test_points(seed).outputs.cpu().numpy()]
-    return float(np.abs(explained - np.einsum("nc,ncm->m", alpha, stored)).max())
+    return float(np.abs(explained - fitted).max())

@@ -11,7 +11,7 @@ from genrep_dist.core.gradients.inspection import ModelInspection, inspect_model
 from genrep_dist.core.gradients.per_sample import factored_gradients
 from genrep_dist.core.gradients.reference import one_by_one
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, largest_sample
-from genrep_dist.diagnostics.finding import Finding, compare
+from genrep_dist.diagnostics.finding import Finding, compare, nan_as_inf
 
 BEFORE_RETRAINING = True
 _STRATEGIES = {
@@ -26,23 +26,28 @@ def check(context: CheckContext) -> Iterator[Finding]:
     """One finding if the run uses gradient features. The number is in units of |g_i| |g_j|."""
     if not any(kernel.factored for kernel in context.feature_kernels().values()):
         return
-    model = context.model
-    rows = factored_gradients(model, context.inputs)
-    found = inner_products(rows, rows).double()
-    slow = torch.cat([one_by_one(model, sample) for sample in context.inputs]).double()
-    sizes = slow.norm(dim=1)
-    scale = (sizes[:, None] * sizes[None, :]).clamp(min=torch.finfo(torch.float64).tiny)
-    number, sample = largest_sample(((found - slow @ slow.T).abs() / scale).view(len(context.rows), -1))
+    number, sample = max((_difference(context, output) for output in context.outputs), key=lambda found: nan_as_inf(found[0]))
     yield compare(
         "features",
         number,
         context.rounding,
         f"largest difference between products of factored features and of single gradients, over {len(context.rows)} samples, at sample "
-        f"id {context.train_id(sample)}; bound: {ROUNDINGS:,} roundings; {layers_text(inspect_model(model, context.inputs))}",
+        f"id {context.train_id(sample)}{context.outputs_text}; bound: {ROUNDINGS:,} roundings; "
+        f"{layers_text(inspect_model(context.model, context.inputs))}",
         "on a GPU set torch.backends.cuda.matmul.allow_tf32 = False; else a layer's gradient is assembled wrongly: find it by removing "
         "layers",
         seed=context.seed,
     )
+
+
+def _difference(context: CheckContext, output: int | None) -> tuple[float, int]:
+    """The largest difference of two products in units of the norms, and its sample."""
+    rows = factored_gradients(context.model, context.inputs, context.output_index(context.inputs, output))
+    found = inner_products(rows, rows).double()
+    slow = torch.cat([one_by_one(context.model, sample, output).double().reshape(rows.num_outputs, -1) for sample in context.inputs])
+    sizes = slow.norm(dim=1)
+    scale = (sizes[:, None] * sizes[None, :]).clamp(min=torch.finfo(torch.float64).tiny)
+    return largest_sample(((found - slow @ slow.T).abs() / scale).view(len(context.rows), -1))
 
 
 def layers_text(inspection: ModelInspection) -> str:

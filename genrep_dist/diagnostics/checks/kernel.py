@@ -67,7 +67,12 @@ def _reference(context: CheckContext, name: str, epoch: int) -> tuple[Tensor, Te
     kernel, model, points = context.worker.kernel(name), context.model_at(epoch), context.worker.test_points(context.seed)
     num_outputs = context.plan.shape.num_outputs
     if isinstance(kernel, FeatureKernel):
-        return kernel.reference(model, context.inputs, points.inputs, points.outputs, num_outputs)
+        # The gradients of the points, twice in float64, fit half the budget.
+        step = max(1, context.memory_budget_bytes // 2 // (16 * context.plan.shape.num_parameters))
+        parts = (slice(at, at + step) for at in range(0, len(points), step))
+        found = [kernel.reference(model, context.inputs, points.inputs[at], points.outputs[at], num_outputs) for at in parts]
+        blocks, scales = zip(*found, strict=True)
+        return torch.cat(blocks, dim=2), torch.cat(scales, dim=2)
     assert isinstance(kernel, PairwiseKernel)
     with torch.no_grad():
         rows = [torch.cat([kernel.pairs(model, right[None], left[None]) for right in points.inputs], dim=1) for left in context.inputs]

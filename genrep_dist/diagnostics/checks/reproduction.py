@@ -8,7 +8,6 @@ import torch
 
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, dtype_text, largest_sample, rerun_text
 from genrep_dist.diagnostics.finding import Finding, compare
-from genrep_dist.training.loop import predict
 
 BEFORE_RETRAINING = True
 FIRST_SEED_ROWS = 64
@@ -19,7 +18,7 @@ def check(context: CheckContext) -> Iterator[Finding]:
     artifact = context.train_artifact(context.seed)
     rows = slice(FIRST_SEED_ROWS if context.before_retraining else None)
     stored = torch.from_numpy(artifact.read("outputs_test"))[rows].double()
-    found = predict(context.model, context.worker.test.inputs[rows]).cpu()
+    found = context.worker.predict(context.model, context.in_dtype(context.worker.test.inputs[rows])).cpu()
     gap, sample = largest_sample((found.double() - stored).abs())
     scale = float(stored.abs().max())
     yield compare(

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from genrep_dist.core.gradients.model import model_outputs
-from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.diagnostics.checks.dropout import dropout_layers
 from genrep_dist.diagnostics.checks.normalisation import normalising_layers
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, largest_relative, rerun_text, trainable
@@ -24,9 +23,8 @@ _BATCH = 256
 def check(context: CheckContext) -> Iterator[Finding]:
     direction = _weighted_gradient(context)
     inputs = torch.cat([context.inputs, context.test_inputs])
-    before = _outputs(context.model_at(0), inputs)
-    after = _outputs(context.model, inputs)
-    predicted = torch.cat([per_sample_gradients(context.model, sample[None]).double() @ direction for sample in inputs])
+    before, after = (_outputs(context, model, inputs) for model in (context.model_at(0), context.model))
+    predicted = torch.cat([_predicted(context, sample[None], direction) for sample in inputs])
     gap = float((after - before - predicted).abs().max())
     change = float((after - before).abs().max())
     reason = _why_not_exact(context)
@@ -57,13 +55,21 @@ def _weighted_gradient(context: CheckContext) -> Tensor:
     alpha = torch.from_numpy(context.train_artifact(context.seed).read("tracking"))
     parameters, inputs = trainable(context.model), context.worker.train.inputs
     total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=context.worker.device)
-    for start in range(0, len(inputs), _BATCH):
-        values = model_outputs(context.model, inputs[start : start + _BATCH])
-        weights = alpha[start : start + _BATCH].to(values)
+    step = min(_BATCH, context.plan.gradient_rows)
+    for start in range(0, len(inputs), step):
+        values = model_outputs(context.model, inputs[start : start + step])
+        weights = alpha[start : start + step].to(values)
         gradients = torch.autograd.grad(values, parameters, weights, allow_unused=True)
-        parts = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
-        total += torch.cat([part.reshape(-1) for part in parts]).double()
+        for part, gradient in zip(torch.split(total, [p.numel() for p in parameters]), gradients, strict=True):
+            if gradient is not None:
+                part.add_(gradient.to_dense().reshape(-1))
     return total
+
+
+def _predicted(context: CheckContext, inputs: Tensor, direction: Tensor) -> Tensor:
+    """The change of the checked outputs (1, C) of one sample along ``direction`` (P,)."""
+    changes = [context.gradients(context.model, inputs, output).double() @ direction for output in context.outputs]
+    return changes[0] if context.outputs == (None,) else torch.stack(changes, dim=1)
 
 
 def _why_not_exact(context: CheckContext) -> str:
@@ -85,11 +91,15 @@ def _is_linear(context: CheckContext) -> bool:
     with torch.no_grad():
         for parameter in trainable(other):
             parameter.copy_(torch.from_numpy(generator.standard_normal(tuple(parameter.shape))))
-    here = per_sample_gradients(context.model, inputs)
-    difference, _ = largest_relative(per_sample_gradients(other, inputs) - here, here)
-    return difference <= context.rounding
+    for output in context.outputs:
+        here = context.gradients(context.model, inputs, output)
+        difference, _ = largest_relative(context.gradients(other, inputs, output).sub_(here), here)
+        if not difference <= context.rounding:
+            return False
+    return True
 
 
-def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model_outputs(model, inputs).double()
+def _outputs(context: CheckContext, model: nn.Module, inputs: Tensor) -> Tensor:
+    """The checked outputs of ``inputs``, float64."""
+    outputs = context.worker.predict(model, inputs).double()
+    return outputs if context.outputs == (None,) else outputs[:, list(context.outputs)]

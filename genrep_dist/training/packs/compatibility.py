@@ -65,7 +65,10 @@ def why_not_packed(
         return f"the optimizer {recipe.optimizer!r} does not declare that it is elementwise"
     model = Randomness(0).build(factory)
     reasons = _unstackable(model) if kind is StackedPack else _better_alone(model, recipe, fast_paths, on_cpu)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
     reason = next(_unshareable(model), None) or next(reasons, None)
+    if reason is None and on_cpu and 2 * size > CPU_PACK_BYTES:
+        reason = f"two models would take {2 * size:,} bytes, more than {CPU_PACK_BYTES:,}"
     if reason is None and max_multiply_adds is not None:
         step = min(recipe.batch_size, len(data.inputs))
         reason = _too_large(model, data, step if kind is StackedPack else padded_rows(step), max_multiply_adds)
@@ -163,10 +166,8 @@ class _Trial:
                 # torch warns where it cannot map a layer and computes it slot by slot.
                 warnings.filterwarnings("error", ".*batching rule")
                 mixes = self._mixes_rows(models[0])
-                alone = [self._step_alone(model, index) for index, model in enumerate(models)]
-                full = replace(self, recipe=replace(self.recipe, precision="full"))._packed_step(models, groups[0])
-                steps = [(index, one) for group in groups for index, one in zip(group, self._packed_step(models, group), strict=True)]
-                found = [(index, computed + moved) for index, (computed, moved) in steps]
+                other_numbers = self._other_numbers(models, groups[0])
+                same_bits = self._same_bits(models, groups)
         except (UserWarning, copy.Error, pickle.PickleError, *MODEL_ERRORS) as error:
             return f"it fails on the rows of several models ({_short(error)})"
         finally:
@@ -176,15 +177,29 @@ class _Trial:
             return "its forward pass draws random numbers"
         if mixes:
             return "the rows of one batch change each other's numbers"
-        for index, (computed, moved) in zip(groups[0], full, strict=True):
-            if not _agree(alone[index], computed):
+        if other_numbers is not None:
+            return other_numbers
+        return None if same_bits else "its last bits depend on which models share a step"
+
+    def _other_numbers(self, models: Sequence[nn.Module], group: Sequence[int]) -> str | None:
+        """What differs between a pack in full precision and each of its models alone."""
+        full = replace(self, recipe=replace(self.recipe, precision="full"))._packed_step(models, group)
+        for index, (computed, moved) in zip(group, full, strict=True):
+            if not _agree(self._step_alone(models[index], index), computed):
                 return "the rows of several models in one batch change each other's numbers"
             if not _agree(self._move_alone(models[index], computed[1:]), moved):
                 return f"the optimizer {self.recipe.optimizer!r} moves several models otherwise than each alone"
-        first = dict(reversed(found))
-        if not all(torch.equal(a, b) for index, tensors in found for a, b in zip(first[index], tensors, strict=True)):
-            return "its last bits depend on which models share a step"
         return None
+
+    def _same_bits(self, models: Sequence[nn.Module], groups: Sequence[Sequence[int]]) -> bool:
+        """Whether a model has the same bits in every pack. The numbers of one pack at a time are held beside those of each model."""
+        first: dict[int, list[Tensor]] = {}
+        for group in groups:
+            for index, (computed, moved) in zip(group, self._packed_step(models, group), strict=True):
+                tensors = computed + moved
+                if not all(torch.equal(a, b) for a, b in zip(first.setdefault(index, tensors), tensors, strict=True)):
+                    return False
+        return True
 
     def _groups(self, on_cpu: bool) -> list[tuple[int, ...]]:
         """Which of the three models make up the packs of the trial. Equal bits are not claimed on a GPU: there one pack will do."""
