@@ -26,7 +26,7 @@ class Shape:
     forward pass, 0 where they are unknown. ``on_gpu``: whether workers compute on GPUs. ``pack_kind`` is how a CPU trains models
     ("stacked", "mapped" or "solo"), ``step_bytes`` what a step of one takes beside its parameters, and ``pack`` how many models share a
     step: at most, or always where they are mapped. ``identity_gap_reasons``: why the optimizer breaks the tracking identities of the
-    paper; empty if it does not.
+    paper; empty if it does not. ``is_loss_linear``: the loss's second derivative in the outputs is zero wherever it was tried.
     """
 
     num_train: int
@@ -40,6 +40,7 @@ class Shape:
     step_bytes: int = 0
     pack: int = 1
     identity_gap_reasons: tuple[str, ...] = ()
+    is_loss_linear: bool = False
 
     @property
     def jacobian_numbers(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,9 +115,10 @@ def report(name: NameArgument, store: StoreOption = "store") -> None:
     """Write the tables, curves and report.html of a finished run again, and show the table."""
     from genrep_dist.cli.display import show_summary
     from genrep_dist.results import open_run
-    from genrep_dist.runner.publish import write_report
+    from genrep_dist.runner.publish import follow_moved_store, write_report
 
     opened = open_run(store, name)
+    follow_moved_store(opened)
     paths = write_report(opened, opened.judged())
     console = _console()
     show_summary(console, opened)
@@ -255,18 +255,20 @@ def data_fetch(
 def _interruptible(console: Console) -> Iterator[ProgressCounter]:
     """The progress of a long command. On the first SIGINT or SIGTERM: print progress and resume command, exit with 130 or 143."""
     from genrep_dist.cli.progress import ProgressBars, ProgressLines
+    from genrep_dist.cli.terminal import moves_cursor
     from genrep_dist.provenance import resume_command
     from genrep_dist.runner.progress import ProgressCounter
     from genrep_dist.runner.signals import Signals
 
-    with ProgressBars(console) if console.is_terminal else ProgressLines(console) as shown:
+    with_bars = moves_cursor(console)
+    with ProgressBars(console) if with_bars else ProgressLines(console) as shown:
         progress = ProgressCounter(shown)
 
         def stopped() -> str:
             return f"{progress.summary()}\nto resume: {resume_command()}\n"
 
         # In a log at once; at a terminal after the bars, which would overwrite the text.
-        signals = Signals(lambda: "" if console.is_terminal else stopped())
+        signals = Signals(lambda: "" if with_bars else stopped())
         progress.check = signals.check
         try:
             with signals:
@@ -274,7 +276,7 @@ def _interruptible(console: Console) -> Iterator[ProgressCounter]:
             return
         except KeyboardInterrupt:
             pass
-    if console.is_terminal:
+    if with_bars:
         console.print(stopped(), markup=False, highlight=False, soft_wrap=True, end="")
     raise typer.Exit(signals.exit_code)
 
@@ -293,11 +295,9 @@ def _search_path(experiment: str) -> tuple[str, ...]:
 
 
 def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
+    from genrep_dist.cli.terminal import make_console
 
-    # A log has no width: lines are not wrapped to that of a terminal.
-    terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(soft_wrap=False, stderr=stderr) if terminal else Console(width=160, stderr=stderr)
+    return make_console(stderr=stderr)
 
 
 def _print_json(data: Any) -> None:
@@ -306,6 +306,9 @@ def _print_json(data: Any) -> None:
 
 def main() -> None:
     """The console script. An error of this package is printed as one message, without traceback, with exit code 1."""
+    from genrep_dist.cli.terminal import accept_any_text
+
+    accept_any_text()
     try:
         app()
     except GenRepError as error:

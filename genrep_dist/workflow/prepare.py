@@ -18,7 +18,7 @@ from genrep_dist.config.metrics import check_loss
 from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.core.gradients.model import check_model
 from genrep_dist.core.kernels.base import FeatureKernel, Kernel, KernelSizes
-from genrep_dist.core.losses import get_loss
+from genrep_dist.core.losses import get_loss, has_classes, is_linear
 from genrep_dist.errors import PlanError
 from genrep_dist.external import ExternalScores, load_external
 from genrep_dist.plan import Plan, Shape, derived_kernel, kernel_names
@@ -45,7 +45,7 @@ from genrep_dist.workflow.planning import make_plan
 from genrep_dist.workflow.status import stage_status
 
 MEASURED_ROWS = 16
-"""Training rows that the size of stored features is measured on."""
+"""Training rows on which the size of stored features is measured, and the loss is tried."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,13 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     device = experiment.resources.device
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     own_kernels, own_digests = load_own_kernels(experiment, search_path)
-    shape = measure(problem, train, test, recipe, kernels_in_use(experiment, own_kernels), on_gpu=on_gpu)
+    curved = any(derived_kernel(experiment, name) is not None for name in kernel_names(experiment))
+    in_use = kernels_in_use(experiment, own_kernels)
+    shape = measure(problem, train, test, recipe, in_use, on_gpu=on_gpu, needs_curvature=curved)
     loss = get_loss(problem.loss)
-    check_loss(experiment, loss.name if is_shipped(loss) else f"{loss.name}, which is the problem's own", bool(label_loss(loss)))
+    loss_name = loss.name if is_shipped(loss) else f"{loss.name}, which is the problem's own"
+    check_loss(experiment, loss_name, bool(label_loss(loss)))
+    experiment.make_target().check_classes(shape.num_outputs, loss_name, has_classes(loss, train.targets, shape.num_outputs))
     train, flipped = _flip(experiment, problem, train, shape)
     keys = Keys(
         experiment,
@@ -169,9 +173,18 @@ def publish_inputs(prepared: PreparedExperiment) -> None:
 
 
 def measure(
-    problem: Problem, train: Dataset, test: Dataset, recipe: Recipe, kernels: Mapping[str, Kernel], *, on_gpu: bool = False
+    problem: Problem,
+    train: Dataset,
+    test: Dataset,
+    recipe: Recipe,
+    kernels: Mapping[str, Kernel],
+    *,
+    on_gpu: bool = False,
+    needs_curvature: bool = False,
 ) -> Shape:
     """The sizes of a problem and of the feature and pairwise ``kernels`` of its model, from one model and a few rows.
+
+    ``needs_curvature``: a kernel is derived from the loss's curvature, so that a loss without any is looked for.
 
     ProblemError for a kernel that is not defined for the model.
     """
@@ -180,8 +193,9 @@ def measure(
     num_outputs = predict(model, train.inputs[:2]).shape[1]
     model.eval()
     parameters = [p for p in model.parameters() if p.requires_grad]
+    loss, rows = get_loss(problem.loss), _some_rows(train.inputs)
     # A GPU's own memory says how many models it takes.
-    pack_kind = "solo" if on_gpu else choose_pack_kind(problem.model, get_loss(problem.loss), recipe, train)[0]
+    pack_kind = "solo" if on_gpu else choose_pack_kind(problem.model, loss, recipe, train)[0]
     step_rows = padded_rows(recipe.batch_size) if pack_kind != "solo" else recipe.batch_size
     return Shape(
         len(train.ids),
@@ -195,6 +209,7 @@ def measure(
         step_bytes=step_bytes(model, train.inputs[:step_rows]),
         pack=max_models_per_step(pack_kind, sum(p.numel() * p.element_size() for p in parameters)),
         identity_gap_reasons=tuple(identity_gap_reasons(recipe)),
+        is_loss_linear=needs_curvature and is_linear(loss, predict(model, train.inputs[rows]).cpu(), train.targets[rows]),
     )
 
 
@@ -205,10 +220,15 @@ def kernel_sizes(kernel: Kernel, model: nn.Module, inputs: Tensor) -> KernelSize
     sizes = kernel.sizes(model, inputs[:2])
     if sizes.stored_bytes:
         return sizes
-    rows = torch.linspace(0, len(inputs) - 1, min(len(inputs), MEASURED_ROWS)).long()
+    rows = _some_rows(inputs)
     features = kernel.features(model, inputs[rows])
     assert isinstance(features, FactoredGradients)
     return replace(sizes, stored_bytes=-(-pack(features).num_bytes // len(rows)))
+
+
+def _some_rows(inputs: Tensor) -> Tensor:
+    """Positions of at most :data:`MEASURED_ROWS` rows, spread evenly."""
+    return torch.linspace(0, len(inputs) - 1, min(len(inputs), MEASURED_ROWS)).long()
 
 
 def kernels_in_use(experiment: Experiment, own_kernels: Mapping[str, Kernel]) -> dict[str, Kernel]:
