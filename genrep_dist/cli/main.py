@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from genrep_dist.cli.terminal import accept_any_text, make_console, moves_cursor, write_line
 from genrep_dist.errors import GenRepError
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def export(
     else:
         raise typer.BadParameter("genrep export NAME, or genrep export problem EXPERIMENT")
     for path in paths:
-        typer.echo(path)
+        write_line(path)
 
 
 @ledger_app.command("compact")
@@ -211,7 +212,7 @@ def ledger_compact(name: NameArgument, store: StoreOption = "store") -> None:
 
     opened = open_run(store, name)
     done = opened.store.ledger(opened.plan.keys.training).compact()
-    typer.echo(f"{done.parts_before:,} parts -> {done.parts_after:,}; {done.rows:,} trained models, {done.bytes:,} bytes")
+    write_line(f"{done.parts_before:,} parts -> {done.parts_after:,}; {done.rows:,} trained models, {done.bytes:,} bytes")
 
 
 @app.command()
@@ -248,14 +249,13 @@ def data_fetch(
     """Put a data set into the cache (GENREP_DATA). Files are checked against their published digests."""
     from genrep_dist.problems.datasets.catalogue import fetch
 
-    typer.echo(str(fetch(name, source)))
+    write_line(fetch(name, source))
 
 
 @contextmanager
 def _interruptible(console: Console) -> Iterator[ProgressCounter]:
     """The progress of a long command. On the first SIGINT or SIGTERM: print progress and resume command, exit with 130 or 143."""
     from genrep_dist.cli.progress import ProgressBars, ProgressLines
-    from genrep_dist.cli.terminal import moves_cursor
     from genrep_dist.provenance import resume_command
     from genrep_dist.runner.progress import ProgressCounter
     from genrep_dist.runner.signals import Signals
@@ -295,22 +295,18 @@ def _search_path(experiment: str) -> tuple[str, ...]:
 
 
 def _console(*, stderr: bool = False) -> Console:
-    from genrep_dist.cli.terminal import make_console
-
     return make_console(stderr=stderr)
 
 
 def _print_json(data: Any) -> None:
-    typer.echo(json.dumps(data, indent=1, allow_nan=False))
+    write_line(json.dumps(data, indent=1, allow_nan=False))
 
 
 def main() -> None:
     """The console script. An error of this package is printed as one message, without traceback, with exit code 1."""
-    from genrep_dist.cli.terminal import accept_any_text
-
     accept_any_text()
     try:
         app()
     except GenRepError as error:
-        typer.echo(f"error: {error}", err=True)
+        write_line(f"error: {error}", stderr=True)
         raise SystemExit(1) from None

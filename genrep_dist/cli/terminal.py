@@ -33,6 +33,13 @@ def accept_any_text() -> None:
             stream.reconfigure(errors=_HANDLER)
 
 
+def write_line(text: object, *, stderr: bool = False) -> None:
+    """Write one line. Unlike ``click.echo``, which writes UTF-8 to a stream of ASCII."""
+    stream = sys.stderr if stderr else sys.stdout
+    stream.write(f"{text}\n")
+    stream.flush()
+
+
 class PlainConsole(Console):
     """A console whose texts are replaced before they are laid out, so that the columns of a table stay aligned."""
 

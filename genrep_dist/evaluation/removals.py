@@ -74,6 +74,11 @@ def check_removals(name: str, section: RemovalSection, num_train: int) -> None:
 def removal_warnings(name: str, section: RemovalSection, num_train: int) -> list[str]:
     """What limits the reading of the removals of the section ``name``: shares that remove nothing, or as many samples as another one."""
     removals, found = section.removals(num_train), []
+    if largest_count(section, num_train) == 0:
+        found.append(
+            f"{name} removes no sample, so its numbers are 0 for every method. The smallest useful share is "
+            f"{smallest_share_text(num_train)}."
+        )
     empty = [f"{fraction:g}" for fraction, count in removals if count == 0 and fraction > 0]
     if empty:
         found.append(

@@ -42,8 +42,8 @@ def read_scores(path: Path, section: ExternalSection, seed: int) -> Contents:
 
     ConfigError for an unknown format, a damaged file, a file with Python objects, and names that the file does not contain.
     """
-    suffix = ".zarr" if is_zarr(path) else path.suffix
     found = what_is_at(path)
+    suffix = ".zarr" if found == FOLDER and is_zarr(path) else path.suffix
     if found != (FOLDER if suffix == ".zarr" else FILE):
         raise ConfigError(
             "the scores cannot be read",

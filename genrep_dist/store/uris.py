@@ -83,6 +83,16 @@ def parse_uri(uri: str) -> Path | str:
 
 def _local_folder(name: str) -> Path:
     try:
+        name.encode()  # Parquet and Zarr take paths in UTF-8 only
+    except UnicodeEncodeError as error:
+        raise StoreError(
+            "the name of the store's folder is not UTF-8",
+            where="--store",
+            expected="a name in UTF-8, and a locale of UTF-8",
+            got=ascii(name),
+            remedy="set LC_ALL=C.UTF-8, or choose another --store",
+        ) from error
+    try:
         return Path(name).expanduser().resolve()
     except (OSError, RuntimeError, ValueError) as error:
         raise StoreError(
