@@ -29,6 +29,9 @@ from genrep_dist.store import Store
 from genrep_dist.tracking.database import create_database, sqlite_uri
 from tests.experiments import ROOT, experiment, experiment_file
 
+# MLflow's own models use an interface that newer versions of SQLAlchemy deprecate.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
 FIELDS: dict[str, Any] = {"methods": ["random"], "seeds": 2, "deletion": {"fractions": [0.1]}}
 
 
@@ -72,7 +75,7 @@ def test_what_is_at_a_place_is_said(tmp_path: Path, make: Any, found: str) -> No
     assert what_is_at(place).startswith(found)
     with pytest.raises(ConfigError, match=found):
         load_experiment(place)
-    section = ExternalSection(path=str(place), positive_raises=True)
+    section = ExternalSection.model_validate({"path": str(place), "positive_raises": True})
     with pytest.raises(ConfigError, match="folder" if "folder" in found else found):
         read_scores(place, section, 0)
     if found != "an empty file":
@@ -96,8 +99,9 @@ def test_a_folder_of_experiments_names_them(tmp_path: Path) -> None:
 def test_a_template_of_scores_that_is_a_folder_names_the_file_in_it(tmp_path: Path) -> None:
     (tmp_path / "scores/0").mkdir(parents=True)
     np.save(tmp_path / "scores/0/mine.npy", np.zeros((2, 2)))
+    section = ExternalSection.model_validate({"path": "scores/{seed}", "positive_raises": True})
     with pytest.raises(ConfigError, match=r"is a folder[\s\S]*seed 0[\s\S]*scores/0/mine\.npy"):
-        locate("mine", ExternalSection(path="scores/{seed}", positive_raises=True), [tmp_path], [0])
+        locate("mine", section, [tmp_path], [0])
 
 
 @pytest.mark.parametrize(
@@ -205,14 +209,15 @@ def test_a_moved_store_writes_into_itself(odd: Path, tmp_path: Path) -> None:
     manifest = again.manifest()
     assert manifest is not None
     for run_id in (before["tracking"]["run_id"], manifest["tracking"]["run_id"]):
-        assert Path(client.download_artifacts(run_id, "report.html")).is_relative_to(new)
+        assert client.get_run(run_id).info.artifact_uri.startswith((new / "mlflow-artifacts").as_uri())
+        assert Path(client.download_artifacts(run_id, "report.html")).is_file()
     assert str(new) in manifest["tracking"]["hint"]
     assert old.stat().st_size == 0
 
 
 @pytest.mark.parametrize("export", [export_run, export_problem])
 def test_an_export_to_a_file_is_refused(odd: Path, tmp_path: Path, export: Any) -> None:
-    with pytest.raises(StoreError, match=r"cannot be written[\s\S]*an empty file"):
+    with pytest.raises(StoreError, match=r"cannot be written[\s\S]*(an empty file|a part of this path is a file)"):
         list(export(gr.open_run(str(odd / "store"), "toy"), empty(tmp_path / "to")))
 
 
