@@ -35,6 +35,10 @@ class Registry(Generic[T]):
         self._entry_points_read = False
         _registries[group] = self
 
+    def require(self, make: Callable[[Any], T]) -> None:
+        """Set ``make`` of a registry that stands below the module of its objects, and so was built without it."""
+        self._make = make
+
     def register(self, name: str, value: Any) -> None:
         """Add ``value``. A class or function that is defined again, as when a module is reloaded, replaces the earlier one.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from genrep_dist.cli import app
+from genrep_dist.cli.terminal import accept_any_text
 from genrep_dist.errors import GenRepError
 from jobs.evaluate import arguments
 
@@ -35,4 +36,5 @@ def main(given: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    accept_any_text()
     sys.exit(main(sys.argv[1:]))

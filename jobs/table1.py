@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rich.console import Console
 
 from genrep_dist.cli.progress import ProgressLines
+from genrep_dist.cli.terminal import accept_any_text
 from genrep_dist.config import load_experiment
 from genrep_dist.errors import GenRepError
 from genrep_dist.paper.table1 import last_layer_experiment, measured_column
@@ -47,6 +48,7 @@ def main(given: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    accept_any_text()
     try:
         main()
     except GenRepError as error:

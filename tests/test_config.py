@@ -8,10 +8,12 @@ import yaml
 
 from genrep_dist.config import Experiment, load_experiment, profile_names, shipped_experiments
 from genrep_dist.config.sections import parse_bytes
+from genrep_dist.config.yaml_text import parse_yaml
 from genrep_dist.core.importances import IMPORTANCES
 from genrep_dist.core.kernels import KERNELS
 from genrep_dist.core.reserved import RESERVED_NAMES
 from genrep_dist.errors import ConfigError
+from tests.experiments import ROOT
 
 GOOD = """\
 name: mine
@@ -152,6 +154,24 @@ def test_a_profile_must_be_there_and_be_chosen(tmp_path: Path) -> None:
         ("external: {mine: {path: a}}\n", r"line 6: field external\.mine\.positive_raises: expected this field"),
         ("tune: {parameter: damping, values: [1, 2], seeds: [0]}\n", r"line 6: field tune: expected seeds that are not reported; \[0\]"),
         ("tune: {parameter: damping, values: [1], seeds: 2}\n", r"line 6: field tune\.values: expected .*at least 2"),
+        ("kernels: [rbf]\n", r"line 6: field kernels: expected a table \(lines of key: value\); got \['rbf'\]"),
+        ("deletion: often\n", r"line 6: field deletion: expected a table \(lines of key: value\); got 'often'"),
+        ("lds: [3]\n", r"line 6: field lds: expected a table"),
+        ("surrogate: {tolerance: 2}\n", r"line 6: field surrogate\.tolerance: expected a number greater than 0 and less than 1; got 2"),
+        ("lds: {fraction: 0}\n", r"line 6: field lds\.fraction: expected a number greater than 0 and less than 1; got 0"),
+        ("recipe: {momentum: 1}\n", r"line 6: field recipe\.momentum: expected a number at least 0 and less than 1; got 1"),
+        ("recipe: {schedule: linear}\n", r"line 6: field recipe\.schedule: expected one of 'constant' or 'cosine'; got 'linear'"),
+        ("recipe: {epochs: 2.5}\n", r"line 6: field recipe\.epochs: expected a whole number, without a fraction; got 2\.5"),
+        ("recipe: {learning_rate: .inf}\n", r"line 6: field recipe\.learning_rate: expected a finite number"),
+        ("last_layer: 3\n", r"line 6: field last_layer: expected text; got 3"),
+        ("blocks: {a: 3}\n", r"line 6: field blocks\.a: expected a list \(\[a, b\]\); got 3"),
+        ("deletion: {fractions: []}\n", r"line 6: field deletion\.fractions: expected a list of at least 1 item; this one has 0"),
+        ("target: {kind: logits}\n", r"line 6: field target\.kind: expected one of logit \(did you mean logit\?\); got 'logits'"),
+        ("recipe: {optimizer: sdg}\n", r"line 6: field recipe\.optimizer: expected one of .*sgd.*\(did you mean sgd\?\); got 'sdg'"),
+        (
+            "metrics: {mine: {class: '__main__:Metric'}}\n",
+            r"line 6: field metrics: expected a class in a file that other processes can import",
+        ),
     ],
 )
 def test_a_bad_field_is_named_with_file_line_and_remedy(tmp_path: Path, change: str, message: str) -> None:
@@ -211,7 +231,55 @@ def test_bad_overrides_name_the_command_line(tmp_path: Path, override: str, mess
         load_experiment(write(tmp_path, GOOD), [override])
 
 
-@pytest.mark.parametrize("text", ["a: [1, 2", "- 1\n- 2\n", "", "\tname: x"])
+@pytest.mark.parametrize(
+    ("more", "key", "lines"),
+    [
+        ("seeds: 4\n", "seeds", (3, 6)),
+        ("deletion:\n  fractions: [0.0, 0.5]\n  signs: [negative]\n  fractions: [0.1]\n", "deletion.fractions", (7, 9)),
+        ("deletion: {counts: [1], counts: [2]}\n", "deletion.counts", (6, 6)),
+        ("profiles:\n  small: {seeds: 1}\n  large: {seeds: 9}\n  small: {seeds: 2}\n", "profiles.small", (7, 9)),
+        ("profiles:\n  small:\n    seeds: 1\n    seeds: 2\n", "profiles.small.seeds", (8, 9)),
+        ("metrics:\n  a: {b: [{c: 1,\n c: 2}]}\n", "metrics.a.b.0.c", (7, 8)),
+        ("'problem': {name: mnist}\n", "problem", (2, 6)),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused_with_both_lines(tmp_path: Path, more: str, key: str, lines: tuple[int, int]) -> None:
+    name = key.rpartition(".")[2]
+    message = rf"the key '{name}' is there twice[\s\S]*experiment\.yaml, lines {lines[0]} and {lines[1]}: field {key}\n"
+    for read in (load_experiment, profile_names):
+        with pytest.raises(ConfigError, match=message):
+            read(write(tmp_path, GOOD + more))
+
+
+def test_an_override_with_a_key_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--set deletion=[\s\S]*line 1 and line 1"):
+        load_experiment(write(tmp_path, GOOD), ["deletion={counts: [1], counts: [2]}"])
+
+
+def test_merged_keys_and_keys_of_other_types_are_not_twice(tmp_path: Path) -> None:
+    problem = "problem: {name: digits, options: &base {a: 1, 1: x, '1': y}}\n"
+    kernels = "kernels: {rbf: {class: 'm:K', options: {<<: *base, a: 2}}}\n"
+    data, _ = parse_yaml(problem + kernels, "a file", "not YAML")
+    assert data["kernels"]["rbf"]["options"] == {"a": 2, 1: "x", "1": "y"}
+
+
+@pytest.mark.parametrize("path", sorted([*ROOT.glob("jobs/**/*.yaml"), *ROOT.glob("cluster/**/*.yaml")]), ids=lambda path: path.name)
+def test_no_file_that_ships_has_a_key_twice(path: Path) -> None:
+    for part in path.read_text(encoding="utf-8").split("\n---\n"):
+        parse_yaml(part, str(path), "not YAML")
+
+
+@pytest.mark.parametrize("override", ["deletion=3", "problem.name=7", "colour=red"])
+def test_the_model_itself_raises_our_error(override: str) -> None:
+    name, _, value = override.partition("=")
+    data = yaml.safe_load(GOOD)
+    section, _, last = name.rpartition(".")
+    (data[section] if section else data)[last] = yaml.safe_load(value)
+    with pytest.raises(ConfigError, match=rf"field {name}: expected"):
+        Experiment.model_validate(data)
+
+
+@pytest.mark.parametrize("text", ["a: [1, 2", "- 1\n- 2\n", "", "\tname: x", "# a comment\n", "name: 2024-99-99\n", "a: &a [*a]\n"])
 def test_what_is_not_an_experiment_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"experiment\.yaml"):
         load_experiment(write(tmp_path, text))

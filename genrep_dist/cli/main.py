@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from genrep_dist.cli.terminal import accept_any_text, make_console, moves_cursor, write_line
 from genrep_dist.errors import GenRepError
 
 if TYPE_CHECKING:
@@ -121,9 +121,10 @@ def report(name: NameArgument, store: StoreOption = "store") -> None:
     """Write the tables, curves and report.html of a finished run again, and show the table."""
     from genrep_dist.cli.display import show_summary
     from genrep_dist.results import open_run
-    from genrep_dist.runner.publish import write_report
+    from genrep_dist.runner.publish import follow_moved_store, write_report
 
     opened = open_run(store, name)
+    follow_moved_store(opened)
     paths = write_report(opened, opened.judged())
     console = _console()
     show_summary(console, opened)
@@ -206,7 +207,7 @@ def export(
     else:
         raise typer.BadParameter("genrep export NAME, or genrep export problem EXPERIMENT")
     for path in paths:
-        typer.echo(path)
+        write_line(path)
 
 
 @ledger_app.command("compact")
@@ -216,7 +217,7 @@ def ledger_compact(name: NameArgument, store: StoreOption = "store") -> None:
 
     opened = open_run(store, name)
     done = opened.store.ledger(opened.plan.keys.training).compact()
-    typer.echo(f"{done.parts_before:,} parts -> {done.parts_after:,}; {done.rows:,} trained models, {done.bytes:,} bytes")
+    write_line(f"{done.parts_before:,} parts -> {done.parts_after:,}; {done.rows:,} trained models, {done.bytes:,} bytes")
 
 
 @app.command()
@@ -253,7 +254,7 @@ def data_fetch(
     """Put a data set into the cache (GENREP_DATA). Files are checked against their published digests."""
     from genrep_dist.problems.datasets.catalogue import fetch
 
-    typer.echo(str(fetch(name, source)))
+    write_line(fetch(name, source))
 
 
 @contextmanager
@@ -264,14 +265,15 @@ def _interruptible(console: Console) -> Iterator[ProgressCounter]:
     from genrep_dist.runner.progress import ProgressCounter
     from genrep_dist.runner.signals import Signals
 
-    with ProgressBars(console) if console.is_terminal else ProgressLines(console) as shown:
+    with_bars = moves_cursor(console)
+    with ProgressBars(console) if with_bars else ProgressLines(console) as shown:
         progress = ProgressCounter(shown)
 
         def stopped() -> str:
             return f"{progress.summary()}\nto resume: {resume_command()}\n"
 
         # In a log at once; at a terminal after the bars, which would overwrite the text.
-        signals = Signals(lambda: "" if console.is_terminal else stopped())
+        signals = Signals(lambda: "" if with_bars else stopped())
         progress.check = signals.check
         try:
             with signals:
@@ -279,7 +281,7 @@ def _interruptible(console: Console) -> Iterator[ProgressCounter]:
             return
         except KeyboardInterrupt:
             pass
-    if console.is_terminal:
+    if with_bars:
         console.print(stopped(), markup=False, highlight=False, soft_wrap=True, end="")
     raise typer.Exit(signals.exit_code)
 
@@ -298,21 +300,18 @@ def _search_path(experiment: str) -> tuple[str, ...]:
 
 
 def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    # A log has no width: lines are not wrapped to that of a terminal.
-    terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(soft_wrap=False, stderr=stderr) if terminal else Console(width=160, stderr=stderr)
+    return make_console(stderr=stderr)
 
 
 def _print_json(data: Any) -> None:
-    typer.echo(json.dumps(data, indent=1, allow_nan=False))
+    write_line(json.dumps(data, indent=1, allow_nan=False))
 
 
 def main() -> None:
     """The console script. An error of this package is printed as one message, without traceback, with exit code 1."""
+    accept_any_text()
     try:
         app()
     except GenRepError as error:
-        typer.echo(f"error: {error}", err=True)
+        write_line(f"error: {error}", stderr=True)
         raise SystemExit(1) from None

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from genrep_dist.cli.display import seconds_text, table
+from genrep_dist.cli.terminal import moves_cursor
 from genrep_dist.results import open_run
 from genrep_dist.runner.heartbeat import RunState, read_state
 from genrep_dist.runner.quarantine import describe_units, read_quarantine
@@ -40,7 +41,7 @@ def show_status(console: Console, store: str, name: str, every_seconds: float | 
     if every_seconds is None or not running:
         console.print(shown)
         return
-    with Live(shown, console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
+    with Live(shown, console=console, auto_refresh=False) if moves_cursor(console) else nullcontext() as live:
         while True:
             if live is None:
                 console.print(shown)

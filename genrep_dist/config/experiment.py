@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from genrep_dist.config.digests import non_default_fields
+from genrep_dist.config.field_errors import Location, describe_errors
 from genrep_dist.config.metrics import METRICS, complete_settings
 from genrep_dist.config.sections import (
     BrittlenessSection,
@@ -182,6 +184,19 @@ class Experiment(Section):
             if section is not None and section.metric not in self.metric_names:
                 raise ValueError(f"{name}.metric: a metric of this experiment ({', '.join(self.metric_names)}), not {section.metric!r}")
         return self
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """As pydantic's, but raises ConfigError, which names all fields with what was expected and what was found."""
+        return cls.validated(obj, **options)
+
+    @classmethod
+    def validated(cls, data: Any, source: Callable[[Location], str] = lambda _: "", **options: Any) -> Self:
+        """The experiment of plain data. ``source`` says where a field stands, for the ConfigError of wrong ones."""
+        try:
+            return super().model_validate(data, **options)
+        except ValidationError as error:
+            raise describe_errors(error, cls, source) from error
 
     @property
     def parsed_methods(self) -> tuple[Method, ...]:

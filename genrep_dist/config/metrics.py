@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import ValidationError
 
+from genrep_dist.config.field_errors import describe_fields
 from genrep_dist.config.sections import Section
 from genrep_dist.errors import ConfigError, PlanError
 from genrep_dist.registry import Registry
@@ -56,6 +57,7 @@ class PlannedMetric(Protocol):
     def count_requests(self, experiment: Experiment, num_train: int) -> RequestCount: ...
     def largest_removal(self, experiment: Experiment, num_train: int) -> int: ...
     def warnings(self, experiment: Experiment) -> list[str]: ...
+    def size_warnings(self, experiment: Experiment, num_train: int) -> list[str]: ...
     def disabled(self, experiment: Experiment) -> Experiment: ...
 
 
@@ -116,9 +118,10 @@ def needs_self_influence(experiment: Experiment) -> bool:
     return any(metric.needs_self_influence for metric in measured_metrics(experiment))
 
 
-def metric_warnings(experiment: Experiment) -> list[str]:
-    """What limits the reading of the metrics' numbers, each a sentence or two."""
-    return [warning for metric in measured_metrics(experiment) for warning in metric.warnings(experiment)]
+def metric_warnings(experiment: Experiment, num_train: int) -> list[str]:
+    """What limits the reading of the metrics' numbers with ``num_train`` training samples, each a sentence or two."""
+    metrics = measured_metrics(experiment)
+    return [warning for metric in metrics for warning in (*metric.warnings(experiment), *metric.size_warnings(experiment, num_train))]
 
 
 def only_metric(experiment: Experiment, metric_name: str) -> Experiment:
@@ -139,6 +142,8 @@ def complete_settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, di
     for name, settings in sections.items():
         own = dict(settings)
         target = own.pop("class", None)
+        if str(target).partition(":")[0] == "__main__":
+            raise ValueError("a class in a file that other processes can import, module:Class, and not one of the script that runs")
         if target is None and name not in METRICS:
             known = [metric.name for metric in METRICS.values() if metric.section is not None]
             raise ValueError(f"registered metrics ({', '.join(known) or 'none'}), or `class: module:Class` with that metric's name")
@@ -153,8 +158,7 @@ def complete_settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, di
         try:
             complete = metric.section.model_validate(own).model_dump(mode="json", by_alias=True)
         except ValidationError as error:
-            faults = [".".join([name, *map(str, fault["loc"])]) + f": {fault['msg']}" for fault in error.errors()]
-            raise ValueError("; ".join(faults)) from error
+            raise ValueError("; ".join(describe_fields(error, metric.section, (name,)))) from error
         found[name] = ({} if target is None else {"class": target}) | complete
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -19,7 +20,10 @@ from pydantic import (
 
 from genrep_dist.config.score_layouts import SCORE_LAYOUTS
 from genrep_dist.config.stages import STAGES
+from genrep_dist.core.optimizers import OPTIMIZERS
+from genrep_dist.core.targets import TARGETS
 from genrep_dist.errors import ConfigError
+from genrep_dist.registry import Registry
 
 StageName = str
 
@@ -40,6 +44,15 @@ def parse_bytes(text: object) -> object:
     if match is None or match[2].upper() not in _UNITS:
         raise ValueError("a number of bytes such as 512MiB, 2GiB or 1000000000")
     return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def require_registered(registry: Registry[Any], name: str) -> str:
+    """``name``, if it is registered; else ValueError with the nearest names. The object itself is not loaded."""
+    if name in registry:
+        return name
+    near = difflib.get_close_matches(name, list(registry), n=2)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"or install the package that registers it ({registry.group})"
+    raise ValueError(f"one of {', '.join(registry)} ({hint})")
 
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes, json_schema_input_type=int | str), Field(gt=0)]
@@ -90,14 +103,26 @@ class RecipeSection(Section):
         None, description="Precision of training only: tf32 (GPU) or bfloat16 round its products. Explanations use full precision."
     )
 
+    @field_validator("optimizer")
+    @classmethod
+    def _registered_optimizer(cls, value: str | None) -> str | None:
+        return value if value is None else require_registered(OPTIMIZERS, value)
+
 
 class TargetSection(Section):
     """The explained number f(x): one raw logit, the same for the methods and the evaluation."""
 
     kind: str = Field("logit", min_length=1, description="What is explained; logit: one of the model's outputs as it is.")
     output: Literal["predicted"] | Annotated[int, Field(ge=0)] = Field(
-        "predicted", description="Which logit: of the class that the original model predicts, or of a fixed class number."
+        "predicted",
+        description="Which output: that of the class that the original model predicts, or the number of one. With several outputs that are "
+        "not those of classes (the squared loss) a number is required.",
     )
+
+    @field_validator("kind")
+    @classmethod
+    def _registered_target(cls, value: str) -> str:
+        return require_registered(TARGETS, value)
 
 
 class SurrogateSection(Section):
@@ -132,6 +157,11 @@ class InfluenceSection(Section):
     max_iterations: int = Field(1000, ge=1, description="True Hessian only: steps of conjugate gradients, or LiSSA's depth.")
     scale: float | None = Field(None, gt=0, description="LiSSA's scale; default: 1.1 times the estimated largest eigenvalue.")
     allow_unconverged: bool = Field(False, description="True Hessian only: use an unconverged solution instead of raising an error.")
+    allow_zero_curvature: bool = Field(
+        False,
+        description="Not for the true Hessian: accept a loss that is linear in the outputs, such as the hinge loss. The kernel is then the "
+        "NTK (or the last layer's kernel) divided by the damping.",
+    )
 
 
 class ProjectionSection(Section):
@@ -290,10 +320,11 @@ class ExternalSection(Section):
     @field_validator("layout")
     @classmethod
     def _registered_layout(cls, value: str) -> str:
+        require_registered(SCORE_LAYOUTS, value)
         try:
             SCORE_LAYOUTS.get(value)
         except ConfigError as error:
-            raise ValueError(f"{error.expected} ({error.remedy})") from error
+            raise ValueError(f"{error.expected}, where loading this one failed with {error.got}") from error
         return value
 
 

@@ -20,6 +20,8 @@ class Loss(Protocol):
 
     ``value`` -> (N,); ``derivative`` dL/df -> (N, C); ``second_derivative`` d2L/df2 -> (N, C, C), symmetric; ``soft_targets`` -> the
     model's own predictions in a form that ``targets`` may take (the projection target of Eq. 5).
+
+    An attribute ``has_classes`` may say whether the outputs are those of classes (:func:`has_classes`).
     """
 
     name: str
@@ -37,6 +39,7 @@ class SquaredLoss:
     """L = |f - y|^2 / 2, so that dL/df = f - y. Targets (N,) for C = 1, or (N, C)."""
 
     name = "squared"
+    has_classes = False
 
     def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return 0.5 * (outputs - _like(targets, outputs)).square().sum(dim=1)
@@ -59,6 +62,7 @@ class LogisticLoss:
     """
 
     name = "logistic"
+    has_classes = True
 
     def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
         y = _like(targets, _one_logit(outputs))
@@ -82,6 +86,7 @@ class SoftmaxLoss:
     """Cross-entropy on C raw logits. Targets: class numbers (N,) or distributions (N, C) that sum to one."""
 
     name = "softmax"
+    has_classes = True
 
     def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return -(self._distribution(outputs, targets) * functional.log_softmax(outputs, dim=1)).sum(dim=1)
@@ -131,6 +136,45 @@ def get_loss(loss: str | Loss) -> Loss:
             got=type(loss).__name__,
         )
     return loss
+
+
+def has_classes(loss: Loss, targets: Tensor, num_outputs: int) -> bool:
+    """Whether the C = ``num_outputs`` outputs are those of classes, so that one of them is the predicted one.
+
+    The loss's attribute ``has_classes`` says so. Without it, outputs are those of classes if ``targets`` are class numbers (N,) below C.
+    """
+    declared = getattr(loss, "has_classes", None)
+    if declared is not None:
+        return bool(declared)
+    numbers = targets.numel() == len(targets) and not targets.is_floating_point()
+    return numbers and bool(((targets >= 0) & (targets < num_outputs)).all())
+
+
+def flat_share(curvature: Tensor) -> float:
+    """Share of the samples whose second derivative, a row of ``curvature`` (N, C, C), is zero up to the rounding of the largest one."""
+    sizes = curvature.detach().reshape(len(curvature), -1).abs().amax(dim=1)
+    return float((sizes <= torch.finfo(curvature.dtype).eps * sizes.amax()).double().mean())
+
+
+def is_linear(loss: Loss, outputs: Tensor, targets: Tensor) -> bool:
+    """Whether the second derivative of a loss is zero at all outputs that are tried: ``outputs`` (N, C), these with noise, the targets.
+
+    Zero at ``outputs`` alone says little: Huber's loss of an untrained model may be linear on all samples.
+    """
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(outputs.shape, generator=generator).to(outputs)
+    tried = [outputs, *(outputs + scale * noise for scale in (1e-2, 1.0, 1e2))]
+    if targets.is_floating_point() and targets.numel() == outputs.numel():
+        tried += [targets.reshape(outputs.shape).to(outputs) + scale * noise for scale in (0.0, 1e-2)]
+    for some in tried:
+        try:
+            curvature = loss.second_derivative(some, targets)
+        except Exception:  # noqa: S112 - a user's loss need not be defined for all of these outputs
+            continue
+        # NaN is not zero: what is not known is not refused.
+        if not bool((curvature == 0).all()):
+            return False
+    return True
 
 
 def _like(targets: Tensor, outputs: Tensor) -> Tensor:

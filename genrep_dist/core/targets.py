@@ -28,9 +28,26 @@ class Target(ABC):
     def __init__(self, output: str | int) -> None:
         self.output = output
 
+    @property
+    def needs_classes(self) -> bool:
+        """Whether it is defined for outputs of classes only, if there are several."""
+        return False
+
     @abstractmethod
     def choose(self, outputs: Outputs) -> npt.NDArray[np.int64]:
         """The output that is explained at each of M points (M,), from the original model's ``outputs`` (M, C)."""
+
+    def check_classes(self, num_outputs: int, loss_name: str, has_classes: bool) -> None:
+        """Raise PlanError if the target :attr:`needs_classes` and the loss of a model of several outputs has none."""
+        if self.needs_classes and num_outputs > 1 and not has_classes:
+            raise PlanError(
+                "the explained output must be declared: the outputs of this loss are not those of classes",
+                where="target.output",
+                expected=f"one of the outputs, 0 to {num_outputs - 1}",
+                got=f"{self.output!r}, the largest of {num_outputs} outputs: another quantity for each test point (loss {loss_name})",
+                remedy="add the line `target: {output: 0}`, with the number of the output; or give the loss the attribute "
+                "`has_classes = True` if its outputs are those of classes",
+            )
 
     def check(self, num_outputs: int) -> None:
         """Raise PlanError for a model that the target is not defined for."""
@@ -47,6 +64,10 @@ class LogitTarget(Target):
     """A raw logit: of a declared output, or of the class that the original model predicts."""
 
     name = "logit"
+
+    @property
+    def needs_classes(self) -> bool:
+        return self.output == "predicted"
 
     def choose(self, outputs: Outputs) -> npt.NDArray[np.int64]:
         if isinstance(self.output, int):

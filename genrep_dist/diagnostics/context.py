@@ -16,6 +16,7 @@ from genrep_dist.core.kernels.base import FeatureKernel
 from genrep_dist.results import Run
 from genrep_dist.seeds import derive_seed
 from genrep_dist.store.artifacts import Artifact
+from genrep_dist.store.paths import ResultPaths
 from genrep_dist.workflow.context import WorkerContext
 
 ROUNDINGS = 1000
@@ -146,9 +147,14 @@ class CheckContext:
         return ROUNDINGS * float(torch.finfo(next(p.dtype for p in trainable(self.model))).eps)
 
 
-def rerun_text(artifact: Artifact) -> str:
-    """The remedy for an artifact whose contents are wrong."""
-    return f"delete the folder {artifact.path} of the store and run again"
+def recompute_text(context: CheckContext, *wrong: str) -> str:
+    """The remedy for files that were changed after they were written. The manifest goes too: with it the run counts as finished."""
+    return f"delete {' and '.join([*wrong, ResultPaths(context.run.name).manifest])} in the store and run the experiment again"
+
+
+def rerun_text(context: CheckContext, artifact: Artifact) -> str:
+    """The same for one artifact."""
+    return recompute_text(context, f"the folder {artifact.path}")
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:

@@ -57,7 +57,13 @@ def designs(points: pl.DataFrame, methods: Sequence[str]) -> dict[str, dict[str,
     known = metric_infos()
     unknown = sorted(set(points["metric"].unique()) - set(known))
     if unknown:
-        raise StoreError("an unknown metric", where="the points table", expected=", ".join(known), got=", ".join(unknown))
+        raise StoreError(
+            f"the metric {unknown[0]} is not registered",
+            where=f"the points table, metric {', '.join(unknown)}",
+            expected=f"one of {', '.join(known)}",
+            got=", ".join(unknown),
+            remedy="import or install the package that registers it (genrep_dist.metrics); if it was renamed, run the experiment again",
+        )
     ordered = points.sort(_CELL)
     _check_twice(ordered)
     split = ordered.partition_by("metric", maintain_order=True, as_dict=True)

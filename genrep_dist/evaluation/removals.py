@@ -49,8 +49,19 @@ def count_removals(section: RemovalSection, num_points: int, num_signs: int, num
 
 
 def check_removals(name: str, section: RemovalSection, num_train: int) -> None:
-    """Raise PlanError if a removal of the section ``name`` would take the whole training set."""
+    """Raise PlanError if a removal of the section ``name`` would take the whole training set, or all its shares remove no sample.
+
+    Where 0 alone is declared, nothing is meant to be removed.
+    """
     largest = largest_count(section, num_train)
+    if largest == 0 and section.counts is None and max(section.fractions) > 0:
+        raise PlanError(
+            "the declared shares remove no sample, so every number of this metric would be 0",
+            where=f"{name}.fractions",
+            expected=f"a share that removes at least one of {num_train} training samples: {smallest_share_text(num_train)}",
+            got=", ".join(f"{fraction:g}" for fraction in section.fractions if fraction > 0) + f": less than half a sample of {num_train}",
+            remedy=f"declare larger shares, or numbers of samples: {name}.counts: [0, 1, 2]",
+        )
     if largest >= num_train:
         raise PlanError(
             "a removal would take the whole training set",
@@ -58,6 +69,39 @@ def check_removals(name: str, section: RemovalSection, num_train: int) -> None:
             expected=f"fewer than {num_train} samples removed",
             got=f"{largest} of {num_train}",
         )
+
+
+def removal_warnings(name: str, section: RemovalSection, num_train: int) -> list[str]:
+    """What limits the reading of the removals of the section ``name``: shares that remove nothing, or as many samples as another one."""
+    removals, found = section.removals(num_train), []
+    if largest_count(section, num_train) == 0:
+        found.append(
+            f"{name} removes no sample, so its numbers are 0 for every method. The smallest useful share is "
+            f"{smallest_share_text(num_train)}."
+        )
+    empty = [f"{fraction:g}" for fraction, count in removals if count == 0 and fraction > 0]
+    if empty:
+        found.append(
+            f"{name}.fractions: the share{'s' if len(empty) > 1 else ''} {', '.join(empty)} of {num_train} training samples "
+            f"remove{'' if len(empty) > 1 else 's'} no sample, which adds zeros to the mean. The smallest useful share is "
+            f"{smallest_share_text(num_train)}."
+        )
+    same: dict[int, list[str]] = {}
+    for fraction, count in removals:
+        if count > 0:
+            same.setdefault(count, []).append(f"{fraction:g}")
+    found += [
+        f"{name}.fractions: the shares {', '.join(shares)} of {num_train} training samples are the same removal, of {count} "
+        f"sample{'s' if count > 1 else ''}, which counts {len(shares)} times."
+        for count, shares in same.items()
+        if len(shares) > 1
+    ]
+    return found
+
+
+def smallest_share_text(num_train: int) -> str:
+    """The share of one training sample, which is surely not rounded to none."""
+    return f"1/{num_train} = {1 / num_train:.3g}"
 
 
 def largest_count(section: RemovalSection, num_train: int) -> int:

@@ -18,6 +18,7 @@ from genrep_dist.errors import ConfigError, MethodError
 from genrep_dist.external.contents import Contents, Matrix, integer_ids, is_transposed, scores_name
 from genrep_dist.external.locate import SUFFIXES, is_zarr
 from genrep_dist.external.parquet import MODEL, names_seeds, read_parquet
+from genrep_dist.filesystem import FILE, FOLDER, what_is_at
 from genrep_dist.store.zarr_reader import open_zarr
 
 Found = tuple[Contents, Any]
@@ -41,8 +42,17 @@ def read_scores(path: Path, section: ExternalSection, seed: int) -> Contents:
 
     ConfigError for an unknown format, a damaged file, a file with Python objects, and names that the file does not contain.
     """
-    suffix = ".zarr" if is_zarr(path) else path.suffix
-    if suffix not in SUFFIXES or (path.is_dir() and suffix != ".zarr"):
+    found = what_is_at(path)
+    suffix = ".zarr" if found == FOLDER and is_zarr(path) else path.suffix
+    if found != (FOLDER if suffix == ".zarr" else FILE):
+        raise ConfigError(
+            "the scores cannot be read",
+            where=str(path),
+            expected="a Zarr folder" if suffix == ".zarr" else "a file of scores",
+            got=found,
+            remedy="set path to the file, or compute the scores again",
+        )
+    if suffix not in SUFFIXES:
         raise ConfigError(
             "this format of scores cannot be read",
             where=str(path),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from genrep_dist.config.score_layouts import SCORE_LAYOUTS
 from genrep_dist.config.sections import ExternalSection
 from genrep_dist.errors import ConfigError
+from genrep_dist.filesystem import what_is_at
 
 SUFFIXES = (".npy", ".npz", ".pt", ".safetensors", ".parquet", ".zarr", ".mmap")
 """Suffixes of readable files, and of Zarr folders."""
@@ -22,18 +24,20 @@ def locate(name: str, section: ExternalSection, folders: Sequence[Path], seeds: 
     """
     if "{seed}" in section.path:
         return _by_template(name, section, folders, seeds)
-    found = next((folder / section.path for folder in folders if (folder / section.path).exists()), None)
+    found = _first(folders, section.path)
     if found is None:
-        tried = ", ".join(dict.fromkeys(str(folder / section.path) for folder in folders))
+        tried = dict.fromkeys(folder / section.path for folder in folders)
         raise ConfigError(
             "the scores do not exist",
             where=f"external.{name}.path",
-            expected=f"one of {tried}",
-            got="neither a file nor a folder",
+            expected=f"a file or folder: one of {', '.join(map(str, tried))}",
+            got=", ".join(dict.fromkeys(what_is_at(path) for path in tried)),
             remedy="correct path; or compute the scores from the exported models: genrep export problem EXPERIMENT --to FOLDER",
         )
     if not found.is_dir() or is_zarr(found):
         return found
+    if found.suffix in SUFFIXES:
+        raise _folder_not_file(f"external.{name}.path", found)
     return _tool_file(found, section.layout) or _in_folder(name, found, seeds)
 
 
@@ -46,13 +50,34 @@ def _by_template(name: str, section: ExternalSection, folders: Sequence[Path], s
     found: dict[int, Path] = {}
     for seed in seeds:
         relative = section.path.replace("{seed}", str(seed))
-        path = next((folder / relative for folder in folders if (folder / relative).exists()), None)
+        path = _first(folders, relative)
         if path is not None and path.is_dir() and not is_zarr(path):
-            path = _tool_file(path, section.layout)
+            file = _tool_file(path, section.layout)
+            if file is None:
+                raise _folder_not_file(f"external.{name}.path: {section.path}, seed {seed}", path)
+            path = file
         if path is not None:
             found[seed] = path
     _refuse_missing(f"external.{name}.path: {section.path}", found, seeds)
     return found
+
+
+def _first(folders: Sequence[Path], relative: str) -> Path | None:
+    """The first of ``folders`` that has a file or folder of this name."""
+    # Unlike Path.exists, it raises nothing for links in a circle and folders that may not be read.
+    return next((folder / relative for folder in folders if os.path.exists(folder / relative)), None)
+
+
+def _folder_not_file(where: str, path: Path) -> ConfigError:
+    inside = sorted(entry.name for entry in path.iterdir())
+    readable = [name for name in inside if Path(name).suffix in SUFFIXES]
+    return ConfigError(
+        "the path of scores is a folder",
+        where=where,
+        expected=f"a file ({', '.join(SUFFIXES)}), or a Zarr folder",
+        got=f"the folder {path}, with {', '.join(inside[:5]) or 'nothing in it'}" + (", ..." if len(inside) > 5 else ""),
+        remedy=f"name the file in it, such as {path / readable[0]}" if readable else "set path to the file",
+    )
 
 
 def _tool_file(folder: Path, layout: str) -> Path | None:
@@ -85,6 +110,8 @@ def _in_folder(name: str, folder: Path, seeds: Sequence[int]) -> dict[int, Path]
                 remedy="move one of them to another folder, or set path to a template with {seed}",
             )
         found[seed] = path
+    if not found:
+        raise _folder_not_file(f"external.{name}.path", folder)
     _refuse_missing(f"external.{name}.path: {folder}", found, seeds)
     return {seed: found[seed] for seed in seeds}
 

@@ -90,6 +90,8 @@ def _find(name: str, search_path: Sequence[str | Path]) -> tuple[Any, str]:
             got=repr(name),
             remedy=f"did you mean {near[0]}?" if near else "",
         )
+    if module_name == "__main__":
+        raise _class_of_script(target, class_name)
     folders = [str(Path(folder).resolve()) for folder in (*search_path, ".")]
     module = _import(module_name, folders, target)
     found: Any = module
@@ -101,6 +103,18 @@ def _find(name: str, search_path: Sequence[str | Path]) -> tuple[Any, str]:
             "a module has no such class", where=target, expected=f"one of {', '.join(names) or 'its classes (it has none)'}", got=class_name
         )
     return found, target
+
+
+def _class_of_script(target: str, class_name: str) -> ProblemError:
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    beside = "" if script is None else f" beside {Path(script).name}"
+    return ProblemError(
+        "a class of the script that runs cannot be used by other processes",
+        where=target,
+        expected="module:Class in a file that every worker can import",
+        got="__main__, which is another module in each process",
+        remedy=f"move the class to a file of its own{beside}, such as my_problem.py, and name it my_problem:{class_name}",
+    )
 
 
 def _import(module_name: str, folders: list[str], target: str) -> Any:

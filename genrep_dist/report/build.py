@@ -44,13 +44,27 @@ def report_data(run: Run, tables: EvaluationTables, *, more_facts: Mapping[str, 
         methods=experiment.methods,
         tables=tables,
         facts=facts(run, tables, more_facts),
-        warnings=run.plan.warnings,
+        warnings=(*run.plan.warnings, *_curvature_warnings(run)),
         config_yaml=experiment.to_yaml(),
         examples=examples(run, contrast, seed=experiment.seeds[0], texts=getattr(run.context.problem, "texts", None)),
         blocks=experiment.blocks,
         baseline=experiment.baseline,
         time_unit=time_unit(run),
     )
+
+
+def _curvature_warnings(run: Run) -> list[str]:
+    """Derived kernels whose curvature is zero on some training samples, each a sentence."""
+    flat: dict[str, float] = {}
+    for certificate in run.certificates():
+        name = certificate["kernel"]
+        flat[name] = max(flat.get(name, 0.0), certificate.get("flat_share", 0.0))
+    return [
+        f"The loss is linear in the outputs on {share:.0%} of the training samples (the largest share of all networks): they add "
+        f"nothing to the curvature H of the {name} kernel, which is close to a kernel without curvature where this share is large."
+        for name, share in flat.items()
+        if share > 0
+    ]
 
 
 def time_unit(run: Run) -> TimeUnit:

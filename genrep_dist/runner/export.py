@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from genrep_dist.errors import StoreError
 from genrep_dist.external.exported import FORMAT, write_samples
+from genrep_dist.filesystem import what_is_at
 from genrep_dist.problems.tables import to_table
 from genrep_dist.results import Run
 
@@ -21,8 +23,13 @@ def export_run(run: Run, folder: Path, seeds: Sequence[int] | None = None) -> It
 
     summary.csv, deletion.csv; data/{train,test}.parquet; for every seed (or the given ones) seed-<s>/: test_ids.npy,
     {initial,middle,final}.pt (state dicts, loadable with ``weights_only=True``), and one phi of (N, M) per method as .npy, its
-    rows in the order of data/train.parquet. Raises StoreError or NotCommittedError for a run that is not finished.
+    rows in the order of data/train.parquet. Raises StoreError or NotCommittedError for a run that is not finished, StoreError for a
+    folder that cannot be written.
     """
+    return _checked(folder, _run_files(run, folder, seeds))
+
+
+def _run_files(run: Run, folder: Path, seeds: Sequence[int] | None) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     run.summary().write_csv(folder / "summary.csv")
     yield folder / "summary.csv"
@@ -54,6 +61,10 @@ def export_problem(run: Run, folder: Path, seeds: Sequence[int] | None = None) -
     the model's content address, ids, explained outputs, checkpoints with their learning rates, loss, recipe, problem.
     :func:`genrep_dist.external.open_exported` opens it. The run need not be finished: NotCommittedError where a model is not trained.
     """
+    return _checked(folder, _problem_files(run, folder, seeds))
+
+
+def _problem_files(run: Run, folder: Path, seeds: Sequence[int] | None) -> Iterator[Path]:
     for name, samples in (("train", run.train), ("test", run.test)):
         yield write_samples(folder, name, samples)
     for seed in run.plan.experiment.seeds if seeds is None else seeds:
@@ -68,6 +79,20 @@ def export_problem(run: Run, folder: Path, seeds: Sequence[int] | None = None) -
         # Last: a folder with this file is whole.
         (place / "problem.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         yield place / "problem.json"
+
+
+def _checked(folder: Path, paths: Iterator[Path]) -> Iterator[Path]:
+    """``paths``, which are written while they are taken. StoreError where the folder or a file in it cannot be written."""
+    try:
+        yield from paths
+    except OSError as error:
+        raise StoreError(
+            "the exported files cannot be written",
+            where=str(error.filename or folder),
+            expected="a folder, existing or new, and plain files in it",
+            got=f"{what_is_at(error.filename or folder)} ({error.strerror or error})",
+            remedy="choose another folder (--to), or move away what is there",
+        ) from error
 
 
 def _problem_record(run: Run, seed: int) -> dict[str, Any]:

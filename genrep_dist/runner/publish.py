@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,8 @@ from genrep_dist.store import Store
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import ExperimentPaths, ResultPaths
 from genrep_dist.store.tables import put_frame
+from genrep_dist.tracking.database import move_artifacts, sqlite_path, sqlite_uri
+from genrep_dist.tracking.server import tracking_hint
 from genrep_dist.workflow.prepare import PreparedExperiment
 from genrep_dist.workflow.record import read_record, restore_record
 
@@ -93,7 +96,13 @@ def publish(declared: PreparedExperiment, question: str, tables: EvaluationTable
         "experiment": experiment.name,
         "results_version": RESULTS_VERSION,
         "costs": finished.costs(),
-        "tracking": {"uri": link.tracking_uri, "experiment_id": link.experiment_id, "run_id": link.run_id, "hint": link.hint},
+        "tracking": {
+            "uri": link.tracking_uri,
+            "experiment_id": link.experiment_id,
+            "run_id": link.run_id,
+            "hint": link.hint,
+            "in_store": tracking_uri(experiment, store)[1] is not None,
+        },
         "provenance": provenance(),
         "record": read_record(store, experiment.name),
         "tables": {f"{name}.parquet": _digest(store.objects, results.table(name)) for name in names},
@@ -226,4 +235,20 @@ def tracking_uri(experiment: Experiment, store: Store) -> tuple[str, str | None]
     if declared:
         return declared, None
     root = store.objects.root or Path.cwd()
-    return f"sqlite:///{root / 'mlflow.db'}", (root / "mlflow-artifacts").as_uri()
+    return sqlite_uri(root / "mlflow.db"), (root / "mlflow-artifacts").as_uri()
+
+
+def follow_moved_store(finished: Run) -> None:
+    """Let MLflow's database in a store that was moved or copied point to the artifacts beside it, and the manifest to this database."""
+    uri, artifacts = tracking_uri(finished.plan.experiment, finished.store)
+    database, manifest = sqlite_path(uri), finished.manifest()
+    if artifacts is None or database is None or manifest is None or not manifest["tracking"].get("in_store") or not database.is_file():
+        return
+    try:
+        move_artifacts(database, artifacts)
+    except sqlite3.Error as error:
+        raise StoreError("the tracking database cannot be used", where=str(database), got=f"{type(error).__name__}: {error}") from error
+    link = manifest["tracking"]
+    if link["uri"] != uri:
+        moved = {**link, "uri": uri, "hint": tracking_hint(uri, link["experiment_id"], link["run_id"])}
+        finished.store.objects.put_json(ResultPaths(finished.name).manifest, {**manifest, "tracking": moved})

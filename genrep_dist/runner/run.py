@@ -18,7 +18,7 @@ from genrep_dist.results import Run, open_run
 from genrep_dist.runner.first_seed import check_first_seed
 from genrep_dist.runner.heartbeat import Heartbeat
 from genrep_dist.runner.progress import NoProgress, Progress, ProgressCounter
-from genrep_dist.runner.publish import is_finished, publish
+from genrep_dist.runner.publish import follow_moved_store, is_finished, publish, tracking_uri
 from genrep_dist.runner.quarantine import clear_quarantine
 from genrep_dist.runner.stage_runner import StageRunner, Workers
 from genrep_dist.runner.tuning import best_value, candidates, measure_precision, next_num_seeds, parameter_path, with_parameter
@@ -60,6 +60,7 @@ def run(
     experiment, search_path = _loaded(experiment, search_path)
     opened = Store(store)
     opened.objects.check_access()
+    tracking_uri(experiment, opened)  # refused now, not after the work
     declared = prepare(experiment, opened, search_path)
     counter = _progress_counter(progress)
     for warning in declared.plan.warnings:
@@ -67,7 +68,9 @@ def run(
     with _lease(opened, experiment.name, counter) as lease:
         if is_finished(declared):
             counter.message("everything is done already: nothing was computed")
-            return open_run(opened, experiment.name)
+            finished = open_run(opened, experiment.name)
+            follow_moved_store(finished)
+            return finished
         if retry_failed and clear_quarantine(opened, experiment.name):
             counter.message("what was in quarantine is tried again")
         workers = Workers(experiment, serial=serial, address=address, executor=executor)

@@ -14,6 +14,7 @@ from obstore.exceptions import AlreadyExistsError
 from obstore.store import LocalStore, ObjectStore
 
 from genrep_dist.errors import CorruptError, DamagedFile, StoreError
+from genrep_dist.filesystem import what_is_at
 from genrep_dist.store import paths
 from genrep_dist.store.disk import create_file, free_space, sync_files, write_file
 from genrep_dist.store.uris import FEW_RETRIES, open_bucket, parse_uri, translated_errors
@@ -35,7 +36,11 @@ class Objects:
                 place.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise StoreError(
-                    "the store's folder cannot be created", where=str(place), got=str(error), remedy="choose another --store"
+                    "the store's folder cannot be created",
+                    where=str(place),
+                    expected="a folder, existing or new",
+                    got=f"{what_is_at(place)} ({error})",
+                    remedy="choose another --store",
                 ) from error
             self.root = place
             self.backend: ObjectStore = LocalStore(place)
@@ -159,6 +164,14 @@ class Objects:
         """Turns an OSError of a write into StoreError."""
         try:
             yield
+        except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+            raise StoreError(
+                "a file of the store cannot be written: something else has its place",
+                where=f"{self.uri}/{path}".rstrip("/"),
+                expected="a file, or nothing, below folders",
+                got=what_is_at(f"{self.uri}/{path}"),
+                remedy="move it out of the store and run the same command again: only what is missing is computed",
+            ) from error
         except OSError as error:
             raise StoreError(
                 "a file cannot be written",

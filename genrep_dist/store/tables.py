@@ -96,7 +96,7 @@ def scan_frame(objects: Objects, path: str) -> pl.LazyFrame:
     """A lazy frame of one Parquet file. StoreError if there is none."""
     local = objects.local_path(path)
     if local is not None and local.is_file():
-        return pl.scan_parquet(local)
+        return pl.scan_parquet(local, glob=False)  # a store's folder may be named with * or [
     try:
         return pl.read_parquet(io.BytesIO(objects.get(path))).lazy()
     except FileNotFoundError as error:

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from obstore.exceptions import BaseError
 from obstore.store import ObjectStore, from_url
 
 from genrep_dist.errors import StoreError
+from genrep_dist.filesystem import FOLDER, what_is_at
 from genrep_dist.store.disk import free_space
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ def parse_uri(uri: str) -> Path | str:
     """
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme == "file":
-        return Path(rest if separator else uri).expanduser().resolve()
+        return _local_folder(unquote(rest) if separator else uri)
     if scheme not in CREDENTIALS:
         raise StoreError(
             "the scheme of the store's address is not supported",
@@ -77,6 +79,29 @@ def parse_uri(uri: str) -> Path | str:
     if not rest.partition("/")[0]:
         raise StoreError("the address names no bucket", where="--store", expected=f"{scheme}://bucket/prefix", got=uri)
     return uri.rstrip("/")
+
+
+def _local_folder(name: str) -> Path:
+    try:
+        name.encode()  # Parquet and Zarr take paths in UTF-8 only
+    except UnicodeEncodeError as error:
+        raise StoreError(
+            "the name of the store's folder is not UTF-8",
+            where="--store",
+            expected="a name in UTF-8, and a locale of UTF-8",
+            got=ascii(name),
+            remedy="set LC_ALL=C.UTF-8, or choose another --store",
+        ) from error
+    try:
+        return Path(name).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise StoreError(
+            "the store's folder cannot be used",
+            where="--store",
+            expected="a folder, existing or new",
+            got=f"{name!r}: {what_is_at(name)}" if what_is_at(name) != FOLDER else f"{name!r}: {error}",
+            remedy="choose another --store",
+        ) from error
 
 
 def open_bucket(url: str, retries: RetryConfig = MANY_RETRIES) -> ObjectStore:

@@ -1,13 +1,17 @@
-"""Creates a SQLite database for tracking, completely or not at all."""
+"""The SQLite database for tracking: its address, its creation in one step, and its artifacts after a move."""
 
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+
+from genrep_dist.errors import StoreError
+from genrep_dist.filesystem import FOLDER, what_is_at
 
 
 def sqlite_path(tracking_uri: str) -> Path | None:
@@ -18,6 +22,41 @@ def sqlite_path(tracking_uri: str) -> Path | None:
     return None if name in ("", ":memory:") else Path(name)
 
 
+def sqlite_uri(path: Path) -> str:
+    """The URI of an SQLite database at an absolute ``path``. StoreError for a path that such a URI cannot hold.
+
+    MLflow makes the parent folder of the URI's text, and SQLAlchemy decodes it: quoting would give a second folder beside the store.
+    """
+    found = re.search(r"\?|%[0-9a-fA-F]{2}", str(path))
+    if found is not None:
+        raise StoreError(
+            "MLflow cannot open a database in this folder",
+            where=str(path.parent),
+            expected="a path without ? and without % before two hexadecimal digits",
+            got=f"{found[0]!r} in the path",
+            remedy="rename the folder or choose another --store; or set tracking.uri to another database or a server",
+        )
+    return f"sqlite:///{path}"
+
+
+def move_artifacts(path: Path, location: str) -> None:
+    """Point our experiments in the database at ``path`` that point to a folder elsewhere of the same name to ``location`` (a URI).
+
+    MLflow stores absolute locations: those of a store that was moved or copied are in the old place. MLflow has no call that changes them.
+    """
+    folder = location.rpartition("/")[2]
+    with closing(sqlite3.connect(path, timeout=30)) as connection, connection:
+        experiments = connection.execute("SELECT experiment_id, artifact_location FROM experiments WHERE name LIKE 'genrep/%'").fetchall()
+        for number, old in experiments:
+            if old == location or not str(old).endswith(f"/{folder}"):
+                continue
+            connection.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (location, number))
+            connection.execute(
+                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
+                (location, len(old) + 1, number, len(old) + 1, f"{old}/"),
+            )
+
+
 def create_database(tracking_uri: str, initialise: Callable[[str], object]) -> None:
     """Create the SQLite database of ``tracking_uri`` if it does not exist; do nothing for any other URI.
 
@@ -25,6 +64,14 @@ def create_database(tracking_uri: str, initialise: Callable[[str], object]) -> N
     leave half of the tables, and every later run would fail. So the finished database is moved into place in one step.
     """
     path = sqlite_path(tracking_uri)
+    if path is not None and what_is_at(path) == FOLDER:
+        raise StoreError(
+            "the tracking database is a folder",
+            where=str(path),
+            expected="an SQLite file, or nothing",
+            got=FOLDER,
+            remedy="move this folder away, or set tracking.uri",
+        )
     if path is None or path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)

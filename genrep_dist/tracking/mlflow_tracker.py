@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import os
-import shlex
+import sqlite3
 import tempfile
 import time
 import warnings
@@ -23,9 +23,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from genrep_dist.errors import StoreError
-from genrep_dist.tracking.database import create_database
+from genrep_dist.tracking.database import create_database, move_artifacts, sqlite_path
 from genrep_dist.tracking.publication import MethodRun, Publication, json_digest, method_runs, run_files, short_parameters
-from genrep_dist.tracking.server import check_server, is_server, without_user
+from genrep_dist.tracking.server import check_server, tracking_hint, without_user
 
 # Read when MLflow is imported or used: no usage statistics are sent, and nothing is printed into the progress display. A user's own
 # values are kept.
@@ -68,7 +68,7 @@ def publish(publication: Publication, *, tracking_uri: str, artifact_location: s
     """Write ``publication`` to the MLflow at ``tracking_uri`` (SQLite or a server), or complete an earlier, interrupted publication.
 
     A missing SQLite database is created first. ``artifact_location`` (a URI) is for the files of a new MLflow experiment; None leaves
-    the choice to the server. An existing experiment keeps its location.
+    the choice to the server. An existing experiment keeps its location, except in an SQLite database whose artifacts were moved with it.
 
     Raises NonFiniteError for NaN or Inf before anything is written, StoreError if MLflow cannot be reached or refuses.
     """
@@ -76,12 +76,16 @@ def publish(publication: Publication, *, tracking_uri: str, artifact_location: s
     with _quiet(), _as_store_error(tracking_uri):
         check_server(tracking_uri)
         create_database(tracking_uri, lambda uri: MlflowClient(tracking_uri=uri).search_experiments(max_results=1))
+        if artifact_location is not None and (database := sqlite_path(tracking_uri)) is not None:
+            move_artifacts(database, artifact_location)
         client = MlflowClient(tracking_uri=tracking_uri)
         experiment_id = _experiment(client, f"genrep/{publication.problem}", artifact_location)
         parent = _parent(client, experiment_id, publication)
         runs = _children(client, experiment_id, parent.info.run_id, children)
         _finish_parent(client, parent, publication, children, _note(publication, experiment_id, runs, children))
-    return TrackingLink(tracking_uri, experiment_id, parent.info.run_id, runs, _hint(tracking_uri, experiment_id, parent.info.run_id))
+    return TrackingLink(
+        tracking_uri, experiment_id, parent.info.run_id, runs, tracking_hint(tracking_uri, experiment_id, parent.info.run_id)
+    )
 
 
 def _experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
@@ -200,13 +204,6 @@ def _note(publication: Publication, experiment_id: str, runs: Mapping[str, str],
     return "\n\n".join([text for text in (first, *curves, more) if text])
 
 
-def _hint(tracking_uri: str, experiment_id: str, run_id: str) -> str:
-    page = f"#/experiments/{experiment_id}/runs/{run_id}"
-    if is_server(tracking_uri):
-        return f"{without_user(tracking_uri).rstrip('/')}/{page}"
-    return f"mlflow ui --backend-store-uri {shlex.quote(without_user(tracking_uri))}, then http://127.0.0.1:5000/{page}"
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hide MLflow's messages about its own tables; its warnings and errors are still shown."""
@@ -228,7 +225,7 @@ def _quiet() -> Iterator[None]:
 def _as_store_error(tracking_uri: str) -> Iterator[None]:
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise StoreError(
             "MLflow refused the publication",
             where=without_user(tracking_uri),

@@ -1,7 +1,8 @@
-"""Checks that a tracking server answers, before the tracking library spends minutes on retries."""
+"""Addresses of tracking servers and databases, and a check that a server answers before the tracking library spends minutes on retries."""
 
 from __future__ import annotations
 
+import shlex
 import urllib.error
 import urllib.request
 from urllib.parse import urlsplit, urlunsplit
@@ -32,6 +33,14 @@ def check_server(tracking_uri: str, *, timeout_seconds: float = TIMEOUT_SECONDS)
 
 def is_server(tracking_uri: str) -> bool:
     return urlsplit(tracking_uri).scheme in ("http", "https")
+
+
+def tracking_hint(tracking_uri: str, experiment_id: str, run_id: str) -> str:
+    """How to open a published run, one line."""
+    page = f"#/experiments/{experiment_id}/runs/{run_id}"
+    if is_server(tracking_uri):
+        return f"{without_user(tracking_uri).rstrip('/')}/{page}"
+    return f"mlflow ui --backend-store-uri {shlex.quote(without_user(tracking_uri))}, then http://127.0.0.1:5000/{page}"
 
 
 def without_user(uri: str) -> str:

@@ -192,11 +192,12 @@ def load_own_kernels(experiment: Experiment, search_path: Sequence[str]) -> tupl
 def _require_same_source(where: str, found: object, expected: object) -> None:
     if found != expected:
         raise ProblemError(
-            "this worker's copy of the code differs from the driver's",
+            "this copy of the code differs from the run's",
             where=where,
             expected=f"source digest {expected}",
             got=str(found),
-            remedy="give all machines the same code (ray job submit --working-dir)",
+            remedy="if the code was edited since the run, restore it, or run the experiment again, which computes it anew; on a cluster, "
+            "give all machines the same code (ray job submit --working-dir)",
         )
 
 

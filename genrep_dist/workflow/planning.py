@@ -8,20 +8,21 @@ from collections.abc import Iterator
 from genrep_dist.config.keys import Keys
 from genrep_dist.config.metrics import check_feasible, largest_removal, metric_warnings, needs_self_influence, requested_retrainings
 from genrep_dist.errors import ConfigError, PlanError
-from genrep_dist.plan import Needs, Plan, Shape, has_self_influence
+from genrep_dist.plan import Needs, Plan, Shape, derived_kernel, has_self_influence, kernel_names
 from genrep_dist.workflow.blocks import block_rows, gram_tile_rows
 from genrep_dist.workflow.gradients import stored_features
 from genrep_dist.workflow.stages import STAGES
 
 
-def make_plan(keys: Keys, shape: Shape) -> Plan:
-    """Lay out the work of an experiment; refuses what is impossible.
+def make_plan(keys: Keys, shape: Shape, *, refuse: bool = True) -> Plan:
+    """Lay out the work of an experiment; refuses what is impossible, unless ``refuse`` is false, as for a run that exists.
 
     Raises PlanError when more test points are requested than there are, when a fraction removes everything, when a method needs
     an epoch that is never reached, and when one block does not fit the memory budget; ConfigError for resources of an unknown stage.
     """
     experiment, budget = keys.experiment, keys.experiment.resources.memory_budget
-    _refuse_impossible(keys, shape)
+    if refuse:
+        _refuse_impossible(keys, shape)
     points, outputs = experiment.num_test_points, shape.num_outputs
     rows = {name: block_rows(name, sizes, shape.num_train, budget, points, outputs) for name, sizes in sorted(shape.kernels.items())}
     tiles = {name: gram_tile_rows(name, sizes, shape.num_train, budget, rows[name]) for name, sizes in shape.kernels.items()}
@@ -77,7 +78,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
             f"The scores of {', '.join(unverified)} need not say which models they were computed for (unverified: true): nothing "
             "here can verify that they are scores of the models that are judged."
         )
-    yield from metric_warnings(experiment)
+    yield from metric_warnings(experiment, plan.shape.num_train)
 
 
 def _refuse_impossible(keys: Keys, shape: Shape) -> None:
@@ -101,6 +102,9 @@ def _refuse_impossible(keys: Keys, shape: Shape) -> None:
         )
     check_feasible(experiment, shape.num_train)
     experiment.make_target().check(shape.num_outputs)
+    derived = [derived_kernel(experiment, name) for name in kernel_names(experiment)]
+    for kernel in filter(None, derived):
+        kernel.check_curvature(float(shape.is_loss_linear))
     for method in experiment.parsed_methods:
         beyond = [epoch for epoch in keys.method_epochs(method) if epoch > keys.epochs]
         if beyond:

@@ -18,7 +18,7 @@ from genrep_dist.config.metrics import check_loss
 from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.core.gradients.model import check_model
 from genrep_dist.core.kernels.base import FeatureKernel, Kernel, KernelSizes
-from genrep_dist.core.losses import get_loss
+from genrep_dist.core.losses import get_loss, has_classes, is_linear
 from genrep_dist.errors import PlanError
 from genrep_dist.external import ExternalScores, load_external
 from genrep_dist.plan import FLOAT_BYTES, Plan, Shape, derived_kernel, kernel_names
@@ -49,7 +49,7 @@ from genrep_dist.workflow.stages import STAGES
 from genrep_dist.workflow.status import stage_status
 
 MEASURED_ROWS = 16
-"""Training rows that the size of stored features is measured on."""
+"""Training rows on which the size of stored features is measured, and the loss is tried."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,14 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     device = experiment.resources.device
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     own_kernels, own_digests = load_own_kernels(experiment, search_path)
+    curved = any(derived_kernel(experiment, name) is not None for name in kernel_names(experiment))
     kernels, budget = kernels_in_use(experiment, own_kernels), experiment.resources.memory_budget
     loss = get_loss(problem.loss)
     one_row_fault = rehearse(problem.model, loss, recipe, train, on_gpu=on_gpu)
-    shape = measure(problem, train, test, recipe, kernels, on_gpu=on_gpu, memory_budget_bytes=budget)
-    check_loss(experiment, loss.name if is_shipped(loss) else f"{loss.name}, which is the problem's own", bool(label_loss(loss)))
+    shape = measure(problem, train, test, recipe, kernels, on_gpu=on_gpu, memory_budget_bytes=budget, needs_curvature=curved)
+    loss_name = loss.name if is_shipped(loss) else f"{loss.name}, which is the problem's own"
+    check_loss(experiment, loss_name, bool(label_loss(loss)))
+    experiment.make_target().check_classes(shape.num_outputs, loss_name, has_classes(loss, train.targets, shape.num_outputs))
     train, flipped = _flip(experiment, problem, train, shape)
     keys = Keys(
         experiment,
@@ -186,11 +189,12 @@ def measure(
     *,
     on_gpu: bool = False,
     memory_budget_bytes: int = 2**31,
+    needs_curvature: bool = False,
 ) -> Shape:
     """The sizes of a problem and of the feature and pairwise ``kernels`` of its model, from one model and a few rows.
 
-    Of rows whose features do not fit ``memory_budget_bytes`` fewer are measured. ProblemError for a kernel that is not defined for the
-    model.
+    Of rows whose features do not fit ``memory_budget_bytes`` fewer are measured. ``needs_curvature``: a kernel is derived from the loss's
+    curvature, so that a loss without any is looked for. ProblemError for a kernel that is not defined for the model.
     """
     model = Randomness(0).build(problem.model)
     check_model(model)
@@ -198,8 +202,9 @@ def measure(
     model.eval()
     parameters = [p for p in model.parameters() if p.requires_grad]
     item_bytes, few = max(p.element_size() for p in parameters), train.inputs[torch.arange(2) % len(train.inputs)]
+    loss, rows = get_loss(problem.loss), _some_rows(train.inputs)
     # A GPU's own memory says how many models it takes.
-    pack_kind = "solo" if on_gpu else choose_pack_kind(problem.model, get_loss(problem.loss), recipe, train)[0]
+    pack_kind = "solo" if on_gpu else choose_pack_kind(problem.model, loss, recipe, train)[0]
     step_rows = min(recipe.batch_size, len(train.inputs))
     step_rows = padded_rows(step_rows) if pack_kind != "solo" else step_rows
     return Shape(
@@ -214,6 +219,7 @@ def measure(
         step_bytes=training_step_bytes(pack_kind, model, recipe, few, step_rows) or step_rows * backward_bytes(model, few),
         pack=max_models_per_step(pack_kind, sum(p.numel() * p.element_size() for p in parameters)),
         identity_gap_reasons=tuple(identity_gap_reasons(recipe)),
+        is_loss_linear=needs_curvature and is_linear(loss, predict(model, train.inputs[rows]).cpu(), train.targets[rows]),
         state_bytes=sum(tensor.nbytes for tensor in model.state_dict().values()),
         item_bytes=item_bytes,
         forward_bytes=forward_bytes(model, few),
@@ -229,10 +235,15 @@ def kernel_sizes(kernel: Kernel, model: nn.Module, inputs: Tensor, memory_budget
     if sizes.stored_bytes:
         return sizes
     fitting = memory_budget_bytes // 2 // (FLOAT_BYTES * numbers_at_work(sizes))
-    rows = torch.linspace(0, len(inputs) - 1, max(1, min(len(inputs), MEASURED_ROWS, fitting))).long()
+    rows = _some_rows(inputs, max(1, min(MEASURED_ROWS, fitting)))
     features = kernel.features(model, inputs[rows])
     assert isinstance(features, FactoredGradients)
     return replace(sizes, stored_bytes=-(-pack(features).num_bytes // len(rows)))
+
+
+def _some_rows(inputs: Tensor, most: int = MEASURED_ROWS) -> Tensor:
+    """Positions of at most ``most`` rows, spread evenly."""
+    return torch.linspace(0, len(inputs) - 1, min(len(inputs), most)).long()
 
 
 def kernels_in_use(experiment: Experiment, own_kernels: Mapping[str, Kernel]) -> dict[str, Kernel]:

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from pydantic import ValidationError
-
 from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys
 from genrep_dist.core.losses import get_loss
-from genrep_dist.errors import StoreError
+from genrep_dist.errors import ConfigError, StoreError
 from genrep_dist.plan import Plan, Shape
 from genrep_dist.store import Store
 from genrep_dist.store.paths import EXPERIMENTS, ExperimentPaths, experiment_name
@@ -79,12 +77,12 @@ def plan_of_record(record: dict[str, Any]) -> Plan:
     shape = Shape.from_record(record["shape"])
     try:
         experiment = Experiment.model_validate(record["experiment"])
-    except ValidationError as error:
+    except ConfigError as error:
         raise StoreError(
             "the experiment of this run cannot be read here",
             where=str(record["experiment"].get("name")),
             expected="all kernels, importances and metrics that it uses are registered",
-            got="; ".join(str(fault["msg"]) for fault in error.errors()),
+            got=error.what,
             remedy="import or install the package that registers them",
         ) from error
     keys = Keys(
@@ -99,4 +97,4 @@ def plan_of_record(record: dict[str, Any]) -> Plan:
         None if record["shared_points"] is None else tuple(record["shared_points"]),
         record["extensions"],
     )
-    return make_plan(keys, shape)
+    return make_plan(keys, shape, refuse=False)

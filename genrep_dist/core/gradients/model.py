@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from genrep_dist.core.gradients.output_form import describe_output, output_remedy
 from genrep_dist.core.tensors import real_outputs
 from genrep_dist.errors import ProblemError
 
@@ -18,10 +19,10 @@ def model_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
 
     The model may return (B,), which becomes (B, 1), or (B, C). Raises ProblemError for anything else.
     """
-    return as_outputs(model(inputs), inputs.shape[0])
+    return as_outputs(model(inputs), inputs.shape[0], type(model).__name__)
 
 
-def as_outputs(raw: object, num_rows: int) -> Tensor:
+def as_outputs(raw: object, num_rows: int, model_name: str = "YourModel") -> Tensor:
     """What a model returned for ``num_rows`` inputs, as (B, C). Raises ProblemError unless it is a tensor (B,) or (B, C).
 
     The dtype is that of :func:`~genrep_dist.core.tensors.real_outputs`.
@@ -35,8 +36,8 @@ def as_outputs(raw: object, num_rows: int) -> Tensor:
         "the model's output has the wrong form",
         where="model(inputs)",
         expected=f"a tensor of shape ({num_rows},) or ({num_rows}, C) for {num_rows} inputs",
-        got=f"shape {tuple(raw.shape)}" if isinstance(raw, Tensor) else type(raw).__name__,
-        remedy="name the dimension when squeezing: squeeze() also drops a batch of one, squeeze(1) does not",
+        got=describe_output(raw),
+        remedy=output_remedy(raw, num_rows, model_name),
     )
 
 

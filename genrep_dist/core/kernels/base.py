@@ -198,6 +198,10 @@ class DerivedKernel(Kernel):
         """Whether K_c(x_i, x_i) of all training samples can be computed."""
         return self.base is not None
 
+    def check_curvature(self, flat_share: float) -> None:
+        """Raise MethodError if the kernel says nothing for a loss that is linear in the outputs on this share of the samples."""
+        del flat_share
+
     @abstractmethod
     def columns(self, inputs: DerivedInputs, own_outputs: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
         """K (N, C, M) float64 and the solver's certificate.

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from genrep_dist.core.kernels.base import DerivedInputs, DerivedKernel, Work
+from genrep_dist.errors import MethodError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,21 +56,39 @@ class InfluenceKernel(DerivedKernel):
     def summary(self) -> str:
         return f"curvature {self.options.curvature}, damping {self.options.damping:g}"
 
+    def check_curvature(self, flat_share: float) -> None:
+        """The Gauss-Newton matrix of a loss that is linear on all samples is zero, which leaves the damping alone."""
+        if self.base is None or flat_share < 1 or self.options.allow_zero_curvature:
+            return
+        raise MethodError(
+            f"the loss has no curvature in the model's outputs, so this influence kernel would be the {self.base} kernel divided by the "
+            "damping",
+            where=f"influence.curvature: {self.options.curvature}",
+            expected="a loss whose second derivative in the outputs is not zero on all training samples",
+            got="a second derivative of zero on all of them: the Gauss-Newton matrix H is zero",
+            remedy="set influence.curvature: hessian, which has the curvature of the model too; or use the method "
+            f"{self.base}-final/target, whose ranking is the same; or accept this with influence.allow_zero_curvature: true",
+        )
+
     def columns(self, inputs: DerivedInputs, own_outputs: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
         import torch
 
+        from genrep_dist.core.losses import flat_share
         from genrep_dist.core.solvers.gauss_newton import influence_kernel
 
         if self.base is None:
             return self._true_hessian(inputs)
+        curvature = self._curvature(inputs)
+        flat = flat_share(curvature)
+        self.check_curvature(flat)
         gram, columns = inputs.gram(self.base), inputs.cross(self.base)
         if own_outputs is not None:
             # The training samples as further test points: one factorisation serves both.
             n, num_outputs = columns.shape[:2]
             mirrored = gram[:, torch.arange(n) * num_outputs + own_outputs].reshape(n, num_outputs, n)
             columns = torch.cat([columns.double(), mirrored], dim=2)
-        block, certificate = influence_kernel(gram, columns, self._curvature(inputs), **self._damping(inputs))
-        return block, asdict(certificate)
+        block, certificate = influence_kernel(gram, columns, curvature, **self._damping(inputs))
+        return block, {**asdict(certificate), "flat_share": flat}
 
     def diagonal(self, inputs: DerivedInputs, own_outputs: Tensor) -> Tensor:
         from genrep_dist.core.self_influence import influence_diagonal

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from genrep_dist.diagnostics.context import CheckContext
+from genrep_dist.diagnostics.context import CheckContext, recompute_text
 from genrep_dist.diagnostics.finding import Finding, compare
 from genrep_dist.diagnostics.ledger_rows import needed_keys
 from genrep_dist.store.artifacts import Artifact
@@ -37,9 +37,7 @@ def check(context: CheckContext) -> Iterator[Finding]:
         f"NaN or Inf stored, first in {first.where}: sample id {first.sample_id}"
         if first
         else "no NaN or Inf in stored outputs, importances, kernels and scores of all seeds, or in the ledger",
-        f"the files were damaged after writing, which refuses such numbers: delete {first.folder} of the store and run again"
-        if first
-        else "",
+        f"the files were damaged after writing, which refuses such numbers: {recompute_text(context, first.folder)}" if first else "",
         seed=first.seed if first else None,
     )
 

@@ -38,18 +38,23 @@ def check(context: CheckContext) -> Iterator[Finding]:
             spectra[damaged][0],
             0,
             f"{which}: largest |K - K^T| within a diagonal tile; bound: tiles are written symmetric to the bit",
-            f"the stored gram was changed: {rerun_text(artifacts[damaged])}",
+            f"the stored gram was changed: {rerun_text(context, artifacts[damaged])}",
             seed=damaged,
         )
         part = f"all {size} rows" if count == size else f"a principal minor, {count} of {size} rows, which can miss a negative one"
         is_users = kernel in context.plan.experiment.kernels
-        cause = "correct the kernel's class" if is_users else "on a GPU set torch.backends.cudnn.allow_tf32 = False"
+        remedy = (
+            "correct the kernel's class and run the experiment again: the changed class is another kernel, which is computed anew"
+            if is_users
+            else "on a GPU set torch.backends.cudnn.allow_tf32 = False; then, or if the stored gram was changed, "
+            f"{rerun_text(context, artifacts[lowest])}"
+        )
         yield compare(
             "gram eigenvalue",
             spectra[lowest][1],
             -count * float(np.finfo(np.float32).eps),
             f"{which}: smallest eigenvalue relative to the largest, of {part}; bound: one float32 rounding of the largest per row",
-            f"K is not a Mercer kernel, so neither surrogate nor influence is defined on it: {cause}, {rerun_text(artifacts[lowest])}",
+            f"K is not a Mercer kernel, so neither surrogate nor influence is defined on it: {remedy}",
             seed=lowest,
             at_least=True,
         )

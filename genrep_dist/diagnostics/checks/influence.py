@@ -10,15 +10,17 @@ from genrep_dist.diagnostics.finding import Finding, compare, count_text, green,
 
 DEFAULT_TOLERANCE = 1e-2
 """Residual above which a solve without a declared tolerance is amber."""
+MOSTLY_FLAT = 0.5
+"""Share of samples without curvature above which H is mostly the damping."""
 _FLOAT32_ROUNDING = ROUNDINGS * 2.0**-23
 
 Certificate = dict[str, Any]
 
 
 def check(context: CheckContext) -> Iterator[Finding]:
-    """The largest residual over all certified kernels, and the negative curvature that their solvers met.
+    """The largest residual over all certified kernels, the samples without curvature, and the negative curvature that solvers met.
 
-    No finding for a run without such kernels, and none about curvature if no solver could have met a negative one.
+    No finding for a run without such kernels, and none about negative curvature if no solver could have met it.
     """
     keys = context.plan.keys
     certificates = [
@@ -28,6 +30,8 @@ def check(context: CheckContext) -> Iterator[Finding]:
     ]
     if certificates:
         yield _residual(certificates)
+    if any("flat_share" in certificate for _, certificate in certificates):
+        yield _loss_curvature(certificates)
     if any("negative_curvature" in certificate for _, certificate in certificates):
         yield _curvature(certificates)
 
@@ -44,6 +48,20 @@ def _residual(certificates: list[tuple[int, Certificate]]) -> Finding:
         "raise influence.damping, or influence.max_iterations for the true Hessian",
         seed=seed,
         otherwise="red" if declared else "amber",
+    )
+
+
+def _loss_curvature(certificates: list[tuple[int, Certificate]]) -> Finding:
+    seed, worst = max(certificates, key=lambda pair: float(pair[1].get("flat_share", 0.0)))
+    return compare(
+        "loss curvature",
+        float(worst["flat_share"]),
+        MOSTLY_FLAT,
+        "largest share of training samples whose loss is linear in the outputs: they add nothing to H, and where all are, the influence "
+        "kernel is its base kernel divided by the damping; bound: half of the samples",
+        "use influence.curvature: hessian, or compare with ntk-final/target, which needs no H",
+        seed=seed,
+        otherwise="amber",
     )
 
 

@@ -27,11 +27,17 @@ def _finding(context: CheckContext, name: str, epochs: list[int]) -> Finding:
     tolerance = None
     if isinstance(kernel, FeatureKernel):
         against = "products of single features, in units of |g_i| |g_j|"
-        cause = "the stored kernel does not belong to the model; on a GPU set torch.backends.cudnn.allow_tf32 = False"
+        remedy = (
+            "the stored kernel does not belong to the model; on a GPU set torch.backends.cudnn.allow_tf32 = False. If code that the model "
+            "calls has changed since the run, restore it, or run in a new store; else"
+        )
         tolerance = kernel.tolerance()
     else:
         against = "K of single samples with its arguments exchanged, relative to the largest"
-        cause = "the kernel is not symmetric, or depends on the other samples of its batch: correct its class. Else it was changed"
+        remedy = (
+            "if the kernel is not symmetric, or depends on the other samples of its batch, correct its class and run the experiment again; "
+            "else the stored kernel was changed:"
+        )
     rounding = ROUNDINGS * float(np.finfo(np.float32).eps), f"{ROUNDINGS:,} roundings of float32, the dtype of stored kernels"
     bound, bound_text = tolerance or rounding
     differences: Mapping[int, tuple[float, int]] = {
@@ -47,7 +53,7 @@ def _finding(context: CheckContext, name: str, epochs: list[int]) -> Finding:
         bound,
         f"{which}: largest difference between stored K and {against}, over {len(context.rows)} training samples; "
         f"at sample id {context.train_id(sample)}; bound: {bound_text}",
-        f"{cause}: {rerun_text(artifact)}",
+        f"{remedy} {rerun_text(context, artifact)}",
         seed=context.seed,
     )
 

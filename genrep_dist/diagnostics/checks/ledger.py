@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from genrep_dist.diagnostics.context import CheckContext
+from genrep_dist.diagnostics.context import CheckContext, recompute_text
 from genrep_dist.diagnostics.finding import Finding, compare
 from genrep_dist.diagnostics.ledger_rows import ledger_rows, needed_keys, requested
 from genrep_dist.workflow.requests import retrain_requests
@@ -32,7 +32,7 @@ def check(context: CheckContext) -> Iterator[Finding]:
         0,
         f"faults in {len(needed):,} requested models: {len(missing)} without a row, {len(wrong_key)} whose removed set does not give their "
         f"key, {different} requested removals that differ from those of the stored scores{example}",
-        "run the experiment again, which trains missing models; move parts of the ledger with wrong rows to another folder",
+        f"missing models are trained when you {recompute_text(context)}; move parts of the ledger with wrong rows out of the store before",
     )
 
 

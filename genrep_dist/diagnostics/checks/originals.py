@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 
-from genrep_dist.diagnostics.context import CheckContext
+from genrep_dist.diagnostics.context import CheckContext, recompute_text
 from genrep_dist.diagnostics.finding import Finding, compare, count_text, largest_key, nan_as_inf
 from genrep_dist.diagnostics.ledger_rows import largest_difference, ledger_rows
 
@@ -27,7 +27,7 @@ def check(context: CheckContext) -> Iterator[Finding]:
         0,
         "largest difference between the ledger's outputs with nothing removed and those of the original models, "
         f"{count_text(rows.height, 'row')} of {count_text(len(context.seeds), 'seed')}; bound: both were written by one training",
-        f"the ledger or this seed's original model was changed: delete the folder {context.train_artifact(seed).path} and the ledger's "
-        "part with this key, and run again",
+        "the ledger or this seed's original model was changed: "
+        + recompute_text(context, f"the folder {context.train_artifact(seed).path}", "the ledger's part with this key"),
         seed=seed,
     )

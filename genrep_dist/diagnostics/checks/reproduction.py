@@ -27,6 +27,8 @@ def check(context: CheckContext) -> Iterator[Finding]:
         context.rounding,
         "largest difference between the loaded model's test outputs and the stored ones, relative to the largest output, "
         f"at test sample id {int(context.worker.test.ids[sample])}; bound: {ROUNDINGS:,} roundings of {dtype_text(found)}",
-        f"the checkpoint or the outputs were changed, or the model's code draws random numbers: {rerun_text(artifact)}",
+        "if code that the model calls has changed since the run (another file of yours, a library, the device), restore it, or run in a "
+        "new store; if the model draws random numbers in evaluation mode, correct it. Else the checkpoint or the outputs were changed: "
+        f"{rerun_text(context, artifact)}",
         seed=context.seed,
     )

@@ -41,6 +41,6 @@ def check(context: CheckContext) -> Iterator[Finding]:
         _FLOAT64_ROUNDING,
         f"{worst}, worst of {len(differences)} methods: largest difference between stored phi and alpha K of the stored arrays, relative "
         "to the largest phi (infinite: the removal order does not match phi); bound: float64 sums in another order",
-        f"scores, importances or kernels were changed after the run: {rerun_text(artifacts[worst])}",
+        f"scores, importances or kernels were changed after the run: {rerun_text(context, artifacts[worst])}",
         seed=context.seed,
     )

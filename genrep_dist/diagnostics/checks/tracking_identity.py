@@ -42,7 +42,7 @@ def check(context: CheckContext) -> Iterator[Finding]:
         (ROUNDINGS + context.num_steps) * context.rounding / ROUNDINGS,
         "largest |f_T - f_0 - sum_i alpha_i K(x_i, .)| relative to the largest output: Eq. 8 is exact, as the model is linear in its "
         f"parameters and was trained by plain SGD; bound: {ROUNDINGS:,} roundings, and one for each of {context.num_steps:,} steps",
-        f"the stored tracking importances do not belong to this training: {rerun_text(context.train_artifact(context.seed))}",
+        f"the stored tracking importances do not belong to this training: {rerun_text(context, context.train_artifact(context.seed))}",
         seed=context.seed,
     )
 

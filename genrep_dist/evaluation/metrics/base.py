@@ -254,6 +254,10 @@ class Metric(ABC):
         """What limits the reading of its numbers, each a sentence or two."""
         return []
 
+    def size_warnings(self, experiment: Experiment, num_train: int) -> list[str]:
+        """The same, of what shows with ``num_train`` training samples only."""
+        return []
+
     # -- requests and points ----------------------------------------------------------------------------------------------------
 
     def method_requests(self, experiment: Experiment, data: SeedData, method: str) -> Iterable[RetrainRequest]:

