@@ -26,7 +26,7 @@ class Shape:
     forward pass, 0 where they are unknown. ``on_gpu``: whether workers compute on GPUs. ``pack_kind`` is how a CPU trains models
     ("stacked", "mapped" or "solo"), ``step_bytes`` what a step of one takes beside its parameters, and ``pack`` how many models share a
     step: at most, or always where they are mapped. ``identity_gap_reasons``: why the optimizer breaks the tracking identities of the
-    paper; empty if it does not.
+    paper; empty if it does not. ``slow_derived``: what takes a slower way in derived kernels, with the reason.
     """
 
     num_train: int
@@ -40,6 +40,7 @@ class Shape:
     step_bytes: int = 0
     pack: int = 1
     identity_gap_reasons: tuple[str, ...] = ()
+    slow_derived: tuple[str, ...] = ()
 
     @property
     def jacobian_numbers(self) -> int:
@@ -59,7 +60,8 @@ class Shape:
     def from_record(cls, record: dict[str, Any]) -> Shape:
         """The shape of its plain data, as ``dataclasses.asdict`` gives it."""
         kernels = {name: KernelSizes(**{**sizes, "slow_layers": tuple(sizes["slow_layers"])}) for name, sizes in record["kernels"].items()}
-        return cls(**{**record, "kernels": kernels, "identity_gap_reasons": tuple(record["identity_gap_reasons"])})
+        lists = {name: tuple(record.get(name, ())) for name in ("identity_gap_reasons", "slow_derived")}
+        return cls(**{**record, **lists, "kernels": kernels})
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.core.gradients.per_sample import per_sample_gradients
@@ -26,7 +26,7 @@ def feature_kernel(context: WorkerContext, name: str) -> FeatureKernel:
 
 def train_features(context: WorkerContext, kernel: str, seed: int, epoch: int, start: int, stop: int) -> Rows:
     """Features of training rows of a feature kernel. NonFiniteError names sample ids."""
-    rows = feature_kernel(context, kernel).features(context.model(seed, epoch), context.train.inputs[start:stop])
+    rows = feature_kernel(context, kernel).features(_inspected_model(context, kernel, seed, epoch), context.train.inputs[start:stop])
     refuse_non_finite(rows, context.train.ids[start:stop], f"{kernel} features, seed {seed}, epoch {epoch}")
     return rows
 
@@ -35,12 +35,19 @@ def point_features(context: WorkerContext, kernel: str, seed: int, epoch: int, p
     """Features of the explained outputs of test points, prepared for products with many blocks of training features."""
 
     def make() -> Any:
-        rows = feature_kernel(context, kernel).features(context.model(seed, epoch), points.inputs, points.outputs)
+        rows = feature_kernel(context, kernel).features(_inspected_model(context, kernel, seed, epoch), points.inputs, points.outputs)
         refuse_non_finite(rows, points.ids, f"{kernel} features of test points, seed {seed}, epoch {epoch}")
         return rows.as_operand() if isinstance(rows, FactoredGradients) else rows
 
     # The points stay alive beside their features, so no other points can have the same id meanwhile.
     return context.cached(("point features", kernel, seed, epoch, id(points)), lambda: (points, make()))[1]
+
+
+def _inspected_model(context: WorkerContext, kernel: str, seed: int, epoch: int) -> nn.Module:
+    """The model at a checkpoint. How its features are computed follows from the first training rows, so that all workers decide alike."""
+    model = context.model(seed, epoch)
+    feature_kernel(context, kernel).rows_per_pass(model, context.train.inputs)
+    return model
 
 
 def train_jacobians(context: WorkerContext, seed: int, epoch: int, start: int, stop: int) -> Tensor:

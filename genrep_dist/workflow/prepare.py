@@ -16,8 +16,8 @@ from genrep_dist.config.digests import non_default_fields
 from genrep_dist.config.keys import Keys
 from genrep_dist.config.metrics import check_loss
 from genrep_dist.core.gradients.factored import FactoredGradients
-from genrep_dist.core.gradients.model import check_model
-from genrep_dist.core.kernels.base import FeatureKernel, Kernel, KernelSizes
+from genrep_dist.core.gradients.model import check_model, num_parameters
+from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, Kernel, KernelSizes
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import PlanError
 from genrep_dist.external import ExternalScores, load_external
@@ -44,8 +44,10 @@ from genrep_dist.workflow.extensions import extension_digests
 from genrep_dist.workflow.planning import make_plan
 from genrep_dist.workflow.status import stage_status
 
-MEASURED_ROWS = 16
-"""Training rows that the size of stored features is measured on."""
+INSPECTED_ROWS = 3
+"""Training rows on which the kernels' ways to compute are tried."""
+MEASURED_ROWS, MEASURED_NUMEL = 16, 2**24
+"""Training rows that the size of stored features is measured on, and numbers that they hold at most, but for one row."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     device = experiment.resources.device
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     own_kernels, own_digests = load_own_kernels(experiment, search_path)
-    shape = measure(problem, train, test, recipe, kernels_in_use(experiment, own_kernels), on_gpu=on_gpu)
+    derived = [kernel for name in kernel_names(experiment) if (kernel := derived_kernel(experiment, name)) is not None]
+    shape = measure(problem, train, test, recipe, kernels_in_use(experiment, own_kernels), derived, on_gpu=on_gpu)
     loss = get_loss(problem.loss)
     check_loss(experiment, loss.name if is_shipped(loss) else f"{loss.name}, which is the problem's own", bool(label_loss(loss)))
     train, flipped = _flip(experiment, problem, train, shape)
@@ -169,7 +172,14 @@ def publish_inputs(prepared: PreparedExperiment) -> None:
 
 
 def measure(
-    problem: Problem, train: Dataset, test: Dataset, recipe: Recipe, kernels: Mapping[str, Kernel], *, on_gpu: bool = False
+    problem: Problem,
+    train: Dataset,
+    test: Dataset,
+    recipe: Recipe,
+    kernels: Mapping[str, Kernel],
+    derived: Sequence[DerivedKernel] = (),
+    *,
+    on_gpu: bool = False,
 ) -> Shape:
     """The sizes of a problem and of the feature and pairwise ``kernels`` of its model, from one model and a few rows.
 
@@ -183,11 +193,12 @@ def measure(
     # A GPU's own memory says how many models it takes.
     pack_kind = "solo" if on_gpu else choose_pack_kind(problem.model, get_loss(problem.loss), recipe, train)[0]
     step_rows = padded_rows(recipe.batch_size) if pack_kind != "solo" else recipe.batch_size
+    few_rows = (train.inputs[:INSPECTED_ROWS], train.targets[:INSPECTED_ROWS])
     return Shape(
         len(train.ids),
         len(test.ids),
         num_outputs,
-        sum(p.numel() for p in parameters),
+        num_parameters(model),
         {name: kernel_sizes(kernel, model, train.inputs) for name, kernel in kernels.items()},
         forward_flop=forward_flop(model, train.inputs[:2]),
         on_gpu=on_gpu,
@@ -195,6 +206,7 @@ def measure(
         step_bytes=step_bytes(model, train.inputs[:step_rows]),
         pack=max_models_per_step(pack_kind, sum(p.numel() * p.element_size() for p in parameters)),
         identity_gap_reasons=tuple(identity_gap_reasons(recipe)),
+        slow_derived=tuple(note for kernel in derived for note in kernel.model_notes(model, get_loss(problem.loss), *few_rows)),
     )
 
 
@@ -205,7 +217,7 @@ def kernel_sizes(kernel: Kernel, model: nn.Module, inputs: Tensor) -> KernelSize
     sizes = kernel.sizes(model, inputs[:2])
     if sizes.stored_bytes:
         return sizes
-    rows = torch.linspace(0, len(inputs) - 1, min(len(inputs), MEASURED_ROWS)).long()
+    rows = torch.linspace(0, len(inputs) - 1, max(1, min(len(inputs), MEASURED_ROWS, MEASURED_NUMEL // sizes.held))).long()
     features = kernel.features(model, inputs[rows])
     assert isinstance(features, FactoredGradients)
     return replace(sizes, stored_bytes=-(-pack(features).num_bytes // len(rows)))
