@@ -86,12 +86,13 @@ class Cube(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         ctx.save_for_backward(values)
-        return values**3
+        cubed: Tensor = values.pow(3)
+        return cubed
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (values,) = ctx.saved_tensors
-        return 3 * values**2 * gradients[0]
+        return 3 * values.pow(2) * gradients[0]
 
 
 class OwnFunction(Own):
@@ -143,9 +144,9 @@ class Temperature(nn.Module):
 class Recurrent(nn.Module):
     """A recurrent layer beside a parameter of its own."""
 
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
+    def __init__(self, body: nn.Module) -> None:
         super().__init__()
-        self.embed, self.body, self.head = nn.Embedding(9, 4), kind(4, 4, batch_first=True), nn.Linear(4, 2)
+        self.embed, self.body, self.head = nn.Embedding(9, 4), body, nn.Linear(4, 2)
         self.gain = nn.Parameter(torch.ones(4))
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -224,7 +225,7 @@ def with_tensor_hook() -> nn.Module:
         def middle(self, hidden: Tensor) -> Tensor:
             hidden = torch.tanh(hidden)
             if hidden.requires_grad:
-                hidden.register_hook(lambda gradient: 2 * gradient)
+                hidden.register_hook(lambda gradient: 2 * gradient)  # type: ignore[no-untyped-call]
             return hidden
 
     return Hooked()
@@ -236,12 +237,14 @@ def scripted() -> nn.Module:
 
 
 def traced() -> nn.Module:
-    model: nn.Module = torch.jit.trace(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)), torch.zeros(3, 4))
+    plain = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+    model: nn.Module = torch.jit.trace(plain, torch.zeros(3, 4))  # type: ignore[no-untyped-call]
     return model
 
 
 def compiled() -> nn.Module:
-    model: nn.Module = torch.compile(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)), backend="eager")
+    model: Any = torch.compile(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)), backend="eager")
+    assert isinstance(model, nn.Module)
     return model
 
 
@@ -273,8 +276,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "padded encoder": (Padded, tokens),
     "trimmed to the longest": (Trimmed, tokens),
     "no dimensions": (Temperature, vectors),
-    "GRU beside a parameter": (lambda: Recurrent(nn.GRU), tokens),
-    "RNN beside a parameter": (lambda: Recurrent(nn.RNN), tokens),
+    "GRU beside a parameter": (lambda: Recurrent(nn.GRU(4, 4, batch_first=True)), tokens),
+    "RNN beside a parameter": (lambda: Recurrent(nn.RNN(4, 4, batch_first=True)), tokens),
     "checkpointed": (Checkpointed, vectors),
     "complex parameters": (Spectrum, vectors),
     "fails on one row": (Squeezing, sequences),

@@ -129,7 +129,7 @@ def test_gradients_that_are_zero_but_for_rounding_keep_their_rules() -> None:
     assert not slow_layers(inspect_model(model.float(), rows(4, 3, 4).float()))
 
 
-class _Largest(TorchDispatchMode):
+class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the largest tensor that is computed."""
 
     numel = 0
@@ -144,7 +144,7 @@ class _Largest(TorchDispatchMode):
 
 def test_inspection_forms_no_rows_of_all_outputs() -> None:
     model = mlp(50, width=40, inputs=60)
-    with _Largest() as largest:
+    with _Largest() as largest:  # type: ignore[no-untyped-call]
         inspect_model(model, rows(5, 60))
     assert largest.numel <= num_parameters(model)
 
@@ -166,8 +166,8 @@ def test_products_with_the_hessian(name: str) -> None:
         flat = torch.cat([(torch.view_as_real(g) if g.is_complex() else g).reshape(-1) for g in first])
         lines = []
         for value in flat:
-            found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-            dense = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+            second = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+            dense = [torch.zeros_like(p) if g is None else g for g, p in zip(second, parameters, strict=True)]
             lines.append(torch.cat([(torch.view_as_real(g) if g.is_complex() else g).reshape(-1) for g in dense]))
     expected = torch.stack(lines)
     product = hessian_product(model, loss, inputs, targets, batch_size=4)

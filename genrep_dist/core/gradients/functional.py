@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 
 from genrep_dist.core.gradients.model import as_outputs, as_real, model_outputs, trainable_parameters
-from genrep_dist.core.gradients.torch_internals import without_fused_encoders
+from genrep_dist.core.gradients.torch_internals import without_fused_attention
 
 
 def functional_model(model: nn.Module) -> Callable[[Mapping[str, Tensor], Tensor], object]:
@@ -47,7 +47,7 @@ def torch_func_gradients(
         return found if outputs is None else found[outputs]
 
     # torch.func differentiates in any grad mode. Fixing the mode makes the result's last bits independent of the caller's.
-    with torch.no_grad(), without_fused_encoders():
+    with torch.no_grad(), without_fused_attention():
         num_outputs = model_outputs(model, inputs[:1]).shape[1]
         if output_index is not None or num_outputs == 1:
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 HOOK_ATTRIBUTES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 VERSION_ATTRIBUTE = "_version"
@@ -38,11 +39,12 @@ def uncompiled() -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def without_fused_encoders() -> Iterator[None]:
-    """Inside, encoders of transformers compute layer by layer: torch.func does not know their fused operations and nested tensors."""
+def without_fused_attention() -> Iterator[None]:
+    """Inside, attention is computed from plain operations: torch.func does not vectorise fused ones and nested tensors."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -150,7 +149,7 @@ class HessianProduct:
             image = jvp(lambda parameters: grad(self._quadratic)(parameters, rows), (self._centre,), (tangent,))[1]
             return torch.cat([image[name].reshape(-1) for name in self._order])
 
-        return cast("Tensor", vmap(column, 1, 1)(vectors))
+        return vmap(column, 1, 1)(vectors)
 
     def _twice_backward(self, vectors: Tensor, rows: slice) -> Tensor:
         leaves = self._leaves()
