@@ -58,10 +58,10 @@ class InfluenceKernel(DerivedKernel):
         from genrep_dist.core.gradients.model import num_parameters
         from genrep_dist.core.solvers.hessian import hessian_product
 
+        slow = slow_layers(inspect_model(model, inputs))
         product = hessian_product(model, loss, inputs, targets, batch_size=len(inputs))
         product(torch.ones(num_parameters(model), 1))
-        slow = [f"products with the Hessian: twice backward, because {product.slow_reason}"] if product.slow_reason else []
-        return slow + slow_layers(inspect_model(model, inputs))
+        return slow + ([f"products with the Hessian: twice backward, because {product.slow_reason}"] if product.slow_reason else [])
 
     def columns(self, inputs: DerivedInputs, own_outputs: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
         import torch
