@@ -28,7 +28,8 @@ class Shape:
     forward pass, 0 where they are unknown. ``on_gpu``: whether workers compute on GPUs. ``pack_kind`` is how a CPU trains models
     ("stacked", "mapped" or "solo"), ``step_bytes`` what a step of one takes beside its parameters, and ``pack`` how many models share a
     step: at most, or always where they are mapped. ``identity_gap_reasons``: why the optimizer breaks the tracking identities of the
-    paper; empty if it does not. ``is_loss_linear``: the loss's second derivative in the outputs is zero wherever it was tried.
+    paper; empty if it does not. ``slow_derived``: what takes a slower way in derived kernels, with the reason. ``is_loss_linear``: the
+    loss's second derivative in the outputs is zero wherever it was tried.
 
     Bytes: ``state_bytes`` of a checkpoint, with frozen parameters and buffers; ``item_bytes`` of one number of the parameters;
     ``forward_bytes`` of one row's forward pass without gradients, ``backward_bytes`` of one with gradients; 0 where they are unknown.
@@ -45,6 +46,7 @@ class Shape:
     step_bytes: int = 0
     pack: int = 1
     identity_gap_reasons: tuple[str, ...] = ()
+    slow_derived: tuple[str, ...] = ()
     is_loss_linear: bool = False
     state_bytes: int = 0
     item_bytes: int = FLOAT_BYTES
@@ -79,7 +81,8 @@ class Shape:
     def from_record(cls, record: dict[str, Any]) -> Shape:
         """The shape of its plain data, as ``dataclasses.asdict`` gives it."""
         kernels = {name: KernelSizes(**{**sizes, "slow_layers": tuple(sizes["slow_layers"])}) for name, sizes in record["kernels"].items()}
-        return cls(**{**record, "kernels": kernels, "identity_gap_reasons": tuple(record["identity_gap_reasons"])})
+        lists = {name: tuple(record.get(name, ())) for name in ("identity_gap_reasons", "slow_derived")}
+        return cls(**{**record, **lists, "kernels": kernels})
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from genrep_dist.core.gradients.model import check_model
 from genrep_dist.core.losses import Loss
 from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.problems.protocol import Dataset, Recipe
+from genrep_dist.training.divergence import name_culprits
 from genrep_dist.training.fast_paths import FastPaths
 from genrep_dist.training.flop_count import MODEL_ERRORS
 from genrep_dist.training.loop import Observer, TrainingRun, train_models
@@ -128,12 +129,17 @@ class Trainer:
         return randomness.build(self._factory).to(self._device)
 
     def train(self, run: TrainingRun, observers: Sequence[Observer] = ()) -> nn.Module:
-        """One trained model. Raises NonFiniteError where it diverges."""
+        """One trained model. Raises NonFiniteError where it diverges, with the samples whose gradients are not finite."""
         model = self.build(run.randomness)
         error = self.train_in_place([model], [run], observers)[0]
         if error is not None:
-            raise error
+            raise name_culprits(error, lambda observer: self._repeat(run, observer), self._loss, self._data)
         return model
+
+    def _repeat(self, run: TrainingRun, observer: Observer) -> object:
+        """Train one model again, alone, so that ``observer`` sees its parameters after every step."""
+        model = self.build(run.randomness)
+        return train_models([model], self._loss, self._recipe, self._data, [run], observers=[observer], fast_paths=self._fast_paths)
 
     def train_all(self, runs: Sequence[TrainingRun]) -> list[nn.Module | NonFiniteError]:
         """The trained model of each run, or the error of one that diverged. Memory grows with ``runs``: pass :meth:`pack_size` of them."""

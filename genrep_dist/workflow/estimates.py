@@ -12,8 +12,9 @@ import torch
 from genrep_dist.core.gradients.per_sample import factored_gradients
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import GenRepError
-from genrep_dist.plan import Plan
+from genrep_dist.plan import Plan, derived_kernel
 from genrep_dist.problems.protocol import Dataset
+from genrep_dist.training.loop import predict
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.threads import one_thread
 from genrep_dist.training.trainer import Trainer
@@ -40,6 +41,8 @@ EVALUATION_SECONDS = 6.0
 METHOD_SECONDS = 0.2
 """What each method adds to that."""
 UNIT_OVERHEAD_SECONDS = 0.02
+FORWARD_SHARE = 0.2
+"""Cost of a forward pass in units of gradients."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,15 @@ def _trainer(prepared: PreparedExperiment, device: torch.device) -> Trainer:
 
 
 def _gradients(prepared: PreparedExperiment, device: torch.device) -> float:
-    rows = min(*(prepared.plan.block_rows.values() or (32,)), 64, len(prepared.train.ids))
+    plan = prepared.plan
+    rows = min(*(plan.block_rows.values() or (32,)), 64, len(prepared.train.ids))
     model = Randomness(0).build(prepared.problem.model).to(device).eval()
     inputs = prepared.train.inputs[:rows].to(device)
+    factored = any(plan.shape.kernels[kernel].factored for kernel, _ in plan.needs.cross)
+    derived = [derived_kernel(plan.experiment, name) for name, _ in plan.needs.derived]
+    if not factored and all(kernel is not None and kernel.base is not None for kernel in derived):
+        # No gradients are computed, and they need not be defined.
+        return FORWARD_SHARE * rows / _seconds(lambda: predict(model, inputs))
     return rows / _seconds(lambda: factored_gradients(model, inputs))
 
 

@@ -72,6 +72,8 @@ def _warnings(plan: Plan) -> Iterator[str]:
             )
         if name not in experiment.kernels:
             yield from experiment.kernel(name).notes()
+    if plan.shape.slow_derived:
+        yield f"Derived kernels take a slower way for this model: {'; '.join(plan.shape.slow_derived)}."
     unverified = [name for name in experiment.external_methods if experiment.external[name].unverified]
     if unverified:
         yield (

@@ -16,8 +16,8 @@ from genrep_dist.config.digests import non_default_fields
 from genrep_dist.config.keys import Keys
 from genrep_dist.config.metrics import check_loss
 from genrep_dist.core.gradients.factored import FactoredGradients
-from genrep_dist.core.gradients.model import check_model
-from genrep_dist.core.kernels.base import FeatureKernel, Kernel, KernelSizes
+from genrep_dist.core.gradients.model import check_model, num_parameters
+from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, Kernel, KernelSizes
 from genrep_dist.core.losses import get_loss, has_classes, is_linear
 from genrep_dist.errors import PlanError
 from genrep_dist.external import ExternalScores, load_external
@@ -48,6 +48,8 @@ from genrep_dist.workflow.single_rows import check_batches
 from genrep_dist.workflow.stages import STAGES
 from genrep_dist.workflow.status import stage_status
 
+INSPECTED_ROWS = 3
+"""Training rows on which the kernels' ways to compute are tried."""
 MEASURED_ROWS = 16
 """Training rows on which the size of stored features is measured, and the loss is tried."""
 
@@ -92,11 +94,11 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     device = experiment.resources.device
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     own_kernels, own_digests = load_own_kernels(experiment, search_path)
-    curved = any(derived_kernel(experiment, name) is not None for name in kernel_names(experiment))
+    derived = [kernel for name in kernel_names(experiment) if (kernel := derived_kernel(experiment, name)) is not None]
     kernels, budget = kernels_in_use(experiment, own_kernels), experiment.resources.memory_budget
     loss = get_loss(problem.loss)
     one_row_fault = rehearse(problem.model, loss, recipe, train, on_gpu=on_gpu)
-    shape = measure(problem, train, test, recipe, kernels, on_gpu=on_gpu, memory_budget_bytes=budget, needs_curvature=curved)
+    shape = measure(problem, train, test, recipe, kernels, derived, on_gpu=on_gpu, memory_budget_bytes=budget)
     loss_name = loss.name if is_shipped(loss) else f"{loss.name}, which is the problem's own"
     check_loss(experiment, loss_name, bool(label_loss(loss)))
     experiment.make_target().check_classes(shape.num_outputs, loss_name, has_classes(loss, train.targets, shape.num_outputs))
@@ -186,15 +188,15 @@ def measure(
     test: Dataset,
     recipe: Recipe,
     kernels: Mapping[str, Kernel],
+    derived: Sequence[DerivedKernel] = (),
     *,
     on_gpu: bool = False,
     memory_budget_bytes: int = 2**31,
-    needs_curvature: bool = False,
 ) -> Shape:
     """The sizes of a problem and of the feature and pairwise ``kernels`` of its model, from one model and a few rows.
 
-    Of rows whose features do not fit ``memory_budget_bytes`` fewer are measured. ``needs_curvature``: a kernel is derived from the loss's
-    curvature, so that a loss without any is looked for. ProblemError for a kernel that is not defined for the model.
+    Of rows whose features do not fit ``memory_budget_bytes`` fewer are measured. ``derived``: the kernels that are derived from the
+    curvature of the loss. ProblemError for a kernel that is not defined for the model.
     """
     model = Randomness(0).build(problem.model)
     check_model(model)
@@ -207,11 +209,12 @@ def measure(
     pack_kind = "solo" if on_gpu else choose_pack_kind(problem.model, loss, recipe, train)[0]
     step_rows = min(recipe.batch_size, len(train.inputs))
     step_rows = padded_rows(step_rows) if pack_kind != "solo" else step_rows
+    tried = (train.inputs[:INSPECTED_ROWS], train.targets[:INSPECTED_ROWS])
     return Shape(
         len(train.ids),
         len(test.ids),
         num_outputs,
-        sum(p.numel() for p in parameters),
+        num_parameters(model),
         {name: kernel_sizes(kernel, model, train.inputs, memory_budget_bytes) for name, kernel in kernels.items()},
         forward_flop=forward_flop(model, train.inputs[:2]),
         on_gpu=on_gpu,
@@ -219,7 +222,8 @@ def measure(
         step_bytes=training_step_bytes(pack_kind, model, recipe, few, step_rows) or step_rows * backward_bytes(model, few),
         pack=max_models_per_step(pack_kind, sum(p.numel() * p.element_size() for p in parameters)),
         identity_gap_reasons=tuple(identity_gap_reasons(recipe)),
-        is_loss_linear=needs_curvature and is_linear(loss, predict(model, train.inputs[rows]).cpu(), train.targets[rows]),
+        slow_derived=tuple(note for kernel in derived for note in kernel.model_notes(model, loss, *tried)),
+        is_loss_linear=bool(derived) and is_linear(loss, predict(model, train.inputs[rows]).cpu(), train.targets[rows]),
         state_bytes=sum(tensor.nbytes for tensor in model.state_dict().values()),
         item_bytes=item_bytes,
         forward_bytes=forward_bytes(model, few),

@@ -14,8 +14,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.gradients.functional import torch_func_gradients
 from genrep_dist.core.gradients.model import trainable_parameters
-from genrep_dist.core.gradients.per_sample import factored_gradients, per_sample_gradients, torch_func_gradients
+from genrep_dist.core.gradients.per_sample import factored_gradients, per_sample_gradients
 from genrep_dist.problems.datasets.image_models import SmallCNN, VisionCNN
 from tests.benchmarks import measured_on, publish, spread, table
 

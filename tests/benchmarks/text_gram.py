@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.gradients.functional import torch_func_gradients
 from genrep_dist.core.gradients.inspection import feature_sizes, inspect_model
 from genrep_dist.core.gradients.model import trainable_parameters
-from genrep_dist.core.gradients.per_sample import factored_gradients, torch_func_gradients
+from genrep_dist.core.gradients.per_sample import factored_gradients
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import GenRepError
 from genrep_dist.problems.datasets.text_models import TextCNN

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from genrep_dist.core.gradients import torch_internals
 from genrep_dist.core.gradients.inspection import inspect_model, slow_layers
 from genrep_dist.core.gradients.per_sample import factored_gradients
-from genrep_dist.errors import ProblemError
-from tests.core.models import Tied, check_gradients, initialise, mlp, rows
+from tests.core.models import Tied, check_gradients, initialise, jacobian_by_loop, mlp, rows
 
 
 class Twice(nn.Module):
@@ -271,11 +270,10 @@ class Branching(nn.Module):
         return out
 
 
-def test_a_model_that_branches_on_its_data_is_refused() -> None:
-    model = initialise(Branching(), 0)
+def test_samples_for_which_a_model_branches_are_computed_one_at_a_time() -> None:
+    model, large = initialise(Branching(), 0), 1000 * rows(3, 4)
     factored_gradients(model, rows(3, 4))
-    with pytest.raises(ProblemError, match="more or less often"):
-        factored_gradients(model, 1000 * rows(3, 4))
+    torch.testing.assert_close(factored_gradients(model, large).to_dense(), jacobian_by_loop(model, large))
 
 
 def test_a_model_is_inspected_again_when_it_changes() -> None:

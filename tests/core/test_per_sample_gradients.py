@@ -169,10 +169,14 @@ def test_outputs_have_two_dimensions_or_are_refused() -> None:
             model_outputs(Returns(make), inputs)
 
 
-def test_the_error_of_a_model_that_squeezes_a_batch_of_one_names_the_fix() -> None:
-    body = mlp(1)
+def test_a_model_that_squeezes_may_drop_a_batch_of_one_and_nothing_else() -> None:
+    one, three = mlp(1), mlp(3)
+    assert model_outputs(Returns(lambda x: one(x).squeeze()), rows(1, 4)).shape == (1, 1)
+    assert model_outputs(Returns(lambda x: three(x).squeeze()), rows(1, 4)).shape == (1, 3)
     with pytest.raises(ProblemError, match=r"squeeze\(1\)"):
-        model_outputs(Returns(lambda x: body(x).squeeze()), rows(1, 4))
+        model_outputs(Returns(lambda x: one(x).sum()), rows(2, 4))
+    with pytest.raises(ProblemError, match="return one tensor of logits"):
+        model_outputs(Returns(lambda x: (one(x), x)), rows(2, 4))
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules")

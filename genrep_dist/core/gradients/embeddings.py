@@ -42,6 +42,13 @@ class TokenGradients:
         counts = torch.bincount(keys // vocabulary, minlength=rows)
         return TokenGradients(keys % vocabulary, values, counts)
 
+    @staticmethod
+    def from_dense(gradients: Tensor) -> TokenGradients:
+        """From gradients (B, C, vocabulary, D). Tokens with zero gradient are left out."""
+        nonzero = (gradients != 0).any(dim=3).any(dim=1)
+        samples, tokens = nonzero.nonzero(as_tuple=True)
+        return TokenGradients(tokens, gradients[samples, :, tokens], nonzero.sum(dim=1))
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The floating-point tensors."""

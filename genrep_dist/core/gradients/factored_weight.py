@@ -202,6 +202,12 @@ def in_parameter_order(weight: FactoredWeight, gradients: Tensor) -> Tensor:
     return unfolded[:, :, :, 0, 0]
 
 
+def from_parameter_order(weight: FactoredWeight, gradients: Tensor) -> Tensor:
+    """The inverse of :func:`in_parameter_order`: (B, C, *shape of the parameter) as (B, C, O, K), contiguous."""
+    channels_last = gradients.movedim(3, -1) if len(weight.shape) > 2 else gradients
+    return channels_last.flatten(3).contiguous()
+
+
 def write_gradients(weight: FactoredWeight, inputs: Tensor, gradients: Tensor, out: Tensor, buffer: Tensor) -> None:
     """Write the weight's gradients in the parameter's order to ``out`` (B, C, numel), with the patches in ``buffer``."""
     rows, num_outputs, positions, width = gradients.shape

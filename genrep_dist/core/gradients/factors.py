@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from genrep_dist.core.gradients.embeddings import TokenGradients
-from genrep_dist.core.gradients.factored_weight import FactoredWeight, in_parameter_order, weight_gradients, write_gradients
+from genrep_dist.core.gradients.factored_weight import (
+    FactoredWeight,
+    from_parameter_order,
+    in_parameter_order,
+    weight_gradients,
+    write_gradients,
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,13 @@ class DenseGradients(_SampleTensors):
 
 
 WeightGradients = LayerFactors | DenseGradients | TokenGradients
+
+
+def from_dense(weight: FactoredWeight, gradients: Tensor) -> WeightGradients:
+    """Gradients (B, C, *shape) of one weight, in the form that fits those that a layer rule computes."""
+    if weight.kind == "embedding":
+        return TokenGradients.from_dense(gradients)
+    return DenseGradients(from_parameter_order(weight, gradients))
 
 
 def write_dense(weight: FactoredWeight, factors: WeightGradients, out: Tensor) -> None:

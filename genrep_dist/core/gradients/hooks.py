@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,17 +16,24 @@ from genrep_dist.core.gradients.factors import WeightGradients
 from genrep_dist.core.gradients.layer_rules import LAYER_RULES
 from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.core.gradients.torch_internals import Snapshot
-from genrep_dist.errors import ProblemError
+
+
+class UnusualPassError(Exception):
+    """The model runs a layer in another way than when it was inspected, because it branches on its data."""
 
 
 @dataclass(frozen=True)
 class HookedLayer:
-    """A layer whose gradients come from a rule: ``weight`` is factored (None if it is small), ``dense`` maps local to full names."""
+    """A layer whose gradients come from a rule: ``weight`` is factored (None if it is small), ``dense`` maps local to full names.
+
+    ``input_shape``: of one sample's input of the layer.
+    """
 
     name: str
     type: type[nn.Module]
     weight: FactoredWeight | None
     dense: dict[str, str]
+    input_shape: tuple[int, ...]
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -90,10 +98,13 @@ def hooked_gradients(
     """Factors of the layers' weights and dense gradients (B, C, n) of their small parameters, by full parameter name.
 
     One forward pass, and one backward pass for each of the C outputs; with ``output_index`` (B,) only for the named outputs, C = 1.
-    Raises ProblemError where the model runs a layer in another way than when it was inspected, because it branches on its data.
+    Raises UnusualPassError where the rules do not hold for this batch.
     """
     forward = run_with_hooks(model, inputs, [layer.name for layer in layers])
-    snapshots = [_checked_inputs(forward, layer.name) for layer in layers]
+    uses, parameters = graph_uses(forward.outputs), dict(model.named_parameters())
+    if any(uses[id(parameters[name])] > 1 for layer in layers for name in layer.parameters):
+        raise UnusualPassError
+    snapshots = [_checked_inputs(forward, layer, len(inputs)) for layer in layers]
     factors: dict[str, WeightGradients] = {}
     dense: dict[str, Tensor] = {}
     output_gradients = _output_gradients(forward, [layer.name for layer in layers], output_index)
@@ -109,24 +120,32 @@ def hooked_gradients(
     return factors, dense
 
 
-def _checked_inputs(forward: ForwardPass, name: str) -> Tensor:
+def graph_uses(outputs: Tensor) -> Counter[int]:
+    """How many edges of the autograd graph of ``outputs`` lead to each parameter, by the parameter's id."""
+    count: Counter[int] = Counter()
+    waiting, seen = [outputs.grad_fn], {outputs.grad_fn}
+    while waiting:
+        node = waiting.pop()
+        for following, _ in node.next_functions if node is not None else ():
+            if following is None:
+                continue
+            variable = getattr(following, "variable", None)
+            if variable is not None:
+                count[id(variable)] += 1
+            elif following not in seen:
+                # ``seen`` keeps the nodes alive: otherwise Python could reuse their identity.
+                seen.add(following)
+                waiting.append(following)
+    return count
+
+
+def _checked_inputs(forward: ForwardPass, layer: HookedLayer, num_rows: int) -> Tensor:
     """A layer's input (B, ...), after the checks that its rule depends on."""
-    call = forward.calls.get(name)
-    if call is None or call.count != 1 or call.output is None or call.inputs is None:
-        raise ProblemError(
-            "a layer runs more or less often for some samples than for others",
-            where=f"model layer {name!r}",
-            expected="one call in each forward pass",
-            got=f"{0 if call is None else call.count} calls",
-            remedy="per-sample gradients need a model whose control flow does not depend on the batch",
-        )
-    if call.inputs.is_stale:
-        raise ProblemError(
-            "a layer's input is changed in place for some samples and not for others",
-            where=f"model layer {name!r}",
-            expected="a model whose control flow does not depend on the batch",
-            got="an input that was changed after the layer used it",
-        )
+    call = forward.calls.get(layer.name)
+    if call is None or call.count != 1 or call.output is None or call.inputs is None or call.inputs.is_stale:
+        raise UnusualPassError
+    if tuple(call.inputs.tensor.shape) != (num_rows, *layer.input_shape) or call.output_shape[:1] != (num_rows,):
+        raise UnusualPassError
     return call.inputs.tensor
 
 

@@ -2,8 +2,8 @@
 
 A layer rule holds only if the layer runs once, on a batch whose first dimension is the samples, and nothing else uses its parameters. The
 inspection runs the model on two and on three rows and checks layer types, sharing, hooks, calls, shapes, and the uses of each parameter
-in the autograd graph. It then compares the gradients of two samples with autograd. Parameters that fail a check take a slower strategy,
-and the reason is kept.
+in the autograd graph. Parameters that fail a check are left to torch.func. Both are compared with plain autograd on two samples (trial.py);
+what fails or differs is computed by plain autograd, one sample at a time. The reason for every slower strategy is kept.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.gradients.autograd import copies_needed, differ, require_gradients, short, single_outputs
 from genrep_dist.core.gradients.factored import NamedShapes
 from genrep_dist.core.gradients.factored_weight import FactoredWeight, factored_numel, pass_rows
-from genrep_dist.core.gradients.factors import write_dense
-from genrep_dist.core.gradients.hooks import ForwardPass, HookedLayer, hooked_gradients, run_with_hooks
+from genrep_dist.core.gradients.hooks import ForwardPass, HookedLayer, graph_uses, run_with_hooks
 from genrep_dist.core.gradients.layer_rules import LAYER_RULES
-from genrep_dist.core.gradients.model import model_outputs, trainable_parameters
-from genrep_dist.core.gradients.torch_internals import is_modified
+from genrep_dist.core.gradients.model import check_model, real_shape, trainable_parameters
+from genrep_dist.core.gradients.torch_internals import is_modified, uncompiled
+from genrep_dist.core.gradients.trial import why_not_torch_func, wrong_by_rules
+from genrep_dist.errors import ProblemError
 
 Strategy = Literal["factored", "dense", "torch.func", "loop"]
 
@@ -46,7 +48,11 @@ class LayerStrategy:
 
 @dataclass(frozen=True)
 class ModelInspection:
-    """The strategies of all trainable parameters of a model, for inputs of one shape. ``parameters``: in the order of the vector of P."""
+    """The strategies of all trainable parameters of a model, for inputs of one shape.
+
+    ``parameters``: in the order of the vector of P, with the shapes of real numbers. ``copies``: 1, or 2 for a model that fails on one row;
+    a sample is then computed beside a copy of itself.
+    """
 
     parameters: NamedShapes
     hooked: tuple[HookedLayer, ...]
@@ -54,6 +60,7 @@ class ModelInspection:
     loop: tuple[str, ...]
     strategies: tuple[LayerStrategy, ...]
     num_outputs: int = 1
+    copies: int = 1
 
     @property
     def batch_size(self) -> int:
@@ -75,10 +82,23 @@ class ModelInspection:
         return sum(math.prod(shape) for _, shape in self.rest_parameters)
 
 
+NAMED_LAYERS = 3
+"""Layers with the same strategy for the same reason that are named; more of them are counted."""
+
+
 def slow_layers(inspection: ModelInspection) -> list[str]:
-    """One line for each layer without a usable rule: the layer, its strategy and the reason."""
-    slow = [one for one in inspection.strategies if one.strategy in ("torch.func", "loop")]
-    return [f"{one.layer or 'the model itself'} ({one.layer_type}): {one.strategy}, because {one.reason}" for one in slow]
+    """Lines for people: the layers without a usable rule, their strategy and the reason."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for one in inspection.strategies:
+        if one.strategy in ("torch.func", "loop"):
+            groups.setdefault((one.layer_type, one.strategy, one.reason), []).append(one.layer or "the model itself")
+    lines = []
+    for (layer_type, strategy, reason), layers in groups.items():
+        more = f" and {len(layers) - NAMED_LAYERS} more" if len(layers) > NAMED_LAYERS else ""
+        lines.append(f"{', '.join(layers[:NAMED_LAYERS])}{more} ({layer_type}): {strategy}, because {reason}")
+    if inspection.copies > 1:
+        lines.append("the model fails on one row, so that a single sample is computed beside a copy of itself")
+    return lines
 
 
 @dataclass(frozen=True)
@@ -112,7 +132,10 @@ _CACHE: weakref.WeakKeyDictionary[nn.Module, tuple[Any, ModelInspection]] = weak
 
 
 def inspect_model(model: nn.Module, inputs: Tensor) -> ModelInspection:
-    """Inspect a model in eval mode for inputs (B, ...), using at most three of them. Cached while the model lives and does not change."""
+    """Inspect a model in eval mode for inputs (B, ...), using at most three of them. Cached while the model lives and does not change.
+
+    Raises ProblemError for a model whose gradients are not defined, with the parameter and the reason where they are known.
+    """
     signature = (
         tuple(inputs.shape[1:]),
         inputs.dtype,
@@ -122,80 +145,106 @@ def inspect_model(model: nn.Module, inputs: Tensor) -> ModelInspection:
     )
     known = _CACHE.get(model)
     if known is None or known[0] != signature:
-        known = _CACHE[model] = (signature, _inspect(model, inputs.detach()))
+        with uncompiled():
+            known = _CACHE[model] = (signature, _inspect(model, inputs.detach()))
     return known[1]
 
 
 def _inspect(model: nn.Module, inputs: Tensor) -> ModelInspection:
-    parameters = trainable_parameters(model)
-    owned = {name: [full for full in _own_parameters(name, module) if full in parameters] for name, module in model.named_modules()}
-    # The reason why a parameter takes a slow strategy; absent for those that a rule covers.
-    reasons: dict[str, str] = {}
-    candidates: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        reason = _no_rule(module)
-        if reason is not None:
-            reasons.update(dict.fromkeys(owned[name], reason))
-        elif owned[name]:
-            candidates[name] = module
-    places = _num_places(model)
-    reasons.update({full: "it belongs to several layers" for full in parameters if places[full] > 1})
+    check_model(model)
     examples = inputs[torch.arange(3, device=inputs.device) % len(inputs)]
-    runs = [run_with_hooks(model, examples[:rows], tuple(candidates)) for rows in (2, 3)]
-    if _mixes_samples(model, examples, runs[1].outputs):
-        reasons = dict.fromkeys(parameters, "the model's outputs depend on the other samples of their batch")
-    uses = _graph_uses(runs[0].outputs)
-    for name, module in candidates.items():
-        reason = _rule_violation(module, name, runs)
-        for full in owned[name]:
-            if reason is not None:
-                reasons.setdefault(full, reason)
-            elif uses[id(parameters[full])] != 1:
-                reasons.setdefault(full, f"it is used {uses[id(parameters[full])]} times outside or inside its layer")
-    inspection = _build(model, reasons, owned, runs[0])
-    wrong = _wrong_parameters(model, inspection, examples[:2])
+    copies = copies_needed(model, examples[0])
+    require_gradients(model, examples[:2], copies)
+    with torch.no_grad():
+        alone = torch.stack([single_outputs(model, sample, copies) for sample in examples])
+    num_outputs = alone.shape[1]
+    reasons, runs = _rule_reasons(model, examples, alone, copies)
+    owned = {name: [full for full in _own_parameters(name, module) if full in reasons] for name, module in model.named_modules()}
+    without_rule = {full: reason for full, reason in reasons.items() if reason is not None}
+    inspection = _build(model, without_rule, owned, runs, num_outputs, copies)
+    wrong = wrong_by_rules(model, inspection.hooked, examples[:2], num_outputs, copies) if inspection.hooked else {}
     if wrong:
-        reasons.update(dict.fromkeys(wrong, "its gradient does not follow from its layer's input and output"))
-        inspection = _build(model, reasons, owned, runs[0])
+        without_rule.update(wrong)
+        inspection = _build(model, without_rule, owned, runs, num_outputs, copies)
+    if inspection.torch_func:
+        reason = why_not_torch_func(model, inspection.torch_func, examples[:2], num_outputs, copies)
+        if reason is not None:
+            without_rule.update({full: f"{without_rule[full]}; {reason}" for full in inspection.torch_func})
+            inspection = _build(model, without_rule, owned, runs, num_outputs, copies, torch_func=False)
     return inspection
 
 
-def _build(model: nn.Module, reasons: Mapping[str, str], owned: Mapping[str, list[str]], run: ForwardPass) -> ModelInspection:
+def _rule_reasons(model: nn.Module, examples: Tensor, alone: Tensor, copies: int) -> tuple[dict[str, str | None], ForwardPass]:
+    """Why no rule covers each trainable parameter (None: one does), and a pass over two rows. ``alone``: outputs of each example."""
+    parameters, places = trainable_parameters(model), _num_places(model)
+    reasons: dict[str, str | None] = dict.fromkeys(parameters)
+    candidates: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        reason = _no_rule(module)
+        if reason is None:
+            candidates[name] = module
+        reasons.update({full: reason for full in _own_parameters(name, module) if full in parameters})
+    reasons.update({full: "it belongs to several layers" for full in parameters if places[full] > 1})
+    try:
+        runs = [run_with_hooks(model, examples[:rows], tuple(candidates)) for rows in (2, 3)]
+    except Exception as error:
+        return dict.fromkeys(parameters, f"the model fails on several rows at once ({short(error)})"), ForwardPass()
+    if differ(alone, runs[1].outputs, 10 * torch.finfo(alone.dtype).eps ** 0.5):
+        if copies > 1:
+            raise ProblemError(
+                "the model's outputs depend on the other samples of their batch, and it fails on one row",
+                where=f"model {type(model).__name__}",
+                expected="outputs of each sample alone",
+                got="other outputs beside other samples",
+                remedy="name the dimensions in forward(): squeeze(1), mean(dim=1), not squeeze() or mean()",
+            )
+        return dict.fromkeys(parameters, "the model's outputs depend on the other samples of their batch"), runs[0]
+    uses = graph_uses(runs[0].outputs)
+    for name, module in candidates.items():
+        reason = _rule_violation(module, name, runs)
+        for full in _own_parameters(name, module):
+            if full in parameters and reasons[full] is None:
+                used = uses[id(parameters[full])]
+                reasons[full] = reason or (None if used == 1 else f"it is used {used} times outside or inside its layer")
+    return reasons, runs[0]
+
+
+def _build(
+    model: nn.Module,
+    reasons: Mapping[str, str],
+    owned: Mapping[str, list[str]],
+    run: ForwardPass,
+    num_outputs: int,
+    copies: int,
+    *,
+    torch_func: bool = True,
+) -> ModelInspection:
     hooked: list[HookedLayer] = []
     strategies: list[LayerStrategy] = []
     loop: list[str] = []
-    parameters = tuple((name, tuple(parameter.shape)) for name, parameter in trainable_parameters(model).items())
+    parameters = tuple((name, real_shape(parameter)) for name, parameter in trainable_parameters(model).items())
     for name, module in model.named_modules():
         layer_type = type(module).__name__
         fast = {full.rpartition(".")[2]: full for full in owned[name] if full not in reasons}
         slow = tuple(full for full in owned[name] if full in reasons)
         if fast:
-            rule, weight = LAYER_RULES[type(module)], None
+            rule, weight, seen = LAYER_RULES[type(module)], None, run.calls[name].inputs
+            assert seen is not None
             if rule.weight is not None and "weight" in fast:
-                seen = run.calls[name].inputs
-                assert seen is not None
                 weight = rule.weight(module, fast.pop("weight"), tuple(seen.tensor.shape))
                 strategies.append(LayerStrategy(name, layer_type, (weight.name,), "factored"))
             if fast:
                 strategies.append(LayerStrategy(name, layer_type, tuple(fast.values()), "dense"))
-            hooked.append(HookedLayer(name, type(module), weight, fast))
+            hooked.append(HookedLayer(name, type(module), weight, fast, tuple(seen.tensor.shape[1:])))
         if slow:
             # torch.func cannot vectorise the fused operations of recurrent layers.
-            strategy: Strategy = "loop" if isinstance(module, nn.RNNBase) else "torch.func"
+            strategy: Strategy = "torch.func" if torch_func and not isinstance(module, nn.RNNBase) else "loop"
             loop += slow if strategy == "loop" else ()
             reason = "; ".join(dict.fromkeys(reasons[full] for full in slow))
             strategies.append(LayerStrategy(name, layer_type, slow, strategy, reason))
     covered = {full for layer in hooked for full in layer.parameters}
-    torch_func = tuple(name for name, _ in parameters if name not in covered and name not in loop)
-    return ModelInspection(parameters, tuple(hooked), torch_func, tuple(loop), tuple(strategies), run.outputs.shape[1])
-
-
-def _mixes_samples(model: nn.Module, examples: Tensor, together: Tensor) -> bool:
-    """Whether a sample's outputs differ by more than rounding when it is alone. Per-sample gradients are those of the sample alone."""
-    with torch.no_grad():
-        alone = torch.cat([model_outputs(model, sample.unsqueeze(0)) for sample in examples])
-    bound = 10 * torch.finfo(alone.dtype).eps ** 0.5
-    return bool((alone - together.detach()).abs().max() > bound * alone.abs().max())
+    rest = tuple(name for name, _ in parameters if name not in covered and name not in loop)
+    return ModelInspection(parameters, tuple(hooked), rest, tuple(loop), tuple(strategies), num_outputs, copies)
 
 
 def _own_parameters(name: str, module: nn.Module) -> list[str]:
@@ -213,6 +262,8 @@ def _no_rule(module: nn.Module) -> str | None:
     """Why no rule applies to a module, or None."""
     if type(module) not in LAYER_RULES:
         return f"there is no rule for the layer type {type(module).__name__}"
+    if any(parameter.is_complex() for parameter in module.parameters(recurse=False)):
+        return "its parameters are complex numbers"
     if is_modified(module):
         return "its own hooks or a replaced forward may change what it computes"
     if isinstance(module, nn.Embedding) and (module.scale_grad_by_freq or module.max_norm is not None):
@@ -242,50 +293,3 @@ def _rule_violation(module: nn.Module, name: str, runs: list[ForwardPass]) -> st
             return "its input is empty"
         shapes.append(inputs.shape[1:])
     return None if shapes[0] == shapes[1] else "the shape of its input changes with the number of samples"
-
-
-def _graph_uses(outputs: Tensor) -> Counter[int]:
-    """How many edges of the autograd graph of ``outputs`` lead to each parameter, by the parameter's id."""
-    count: Counter[int] = Counter()
-    waiting, seen = [outputs.grad_fn], {outputs.grad_fn}
-    while waiting:
-        node = waiting.pop()
-        for following, _ in node.next_functions if node is not None else ():
-            if following is None:
-                continue
-            variable = getattr(following, "variable", None)
-            if variable is not None:
-                count[id(variable)] += 1
-            elif following not in seen:
-                # ``seen`` keeps the nodes alive: otherwise Python could reuse their identity.
-                seen.add(following)
-                waiting.append(following)
-    return count
-
-
-def _wrong_parameters(model: nn.Module, inspection: ModelInspection, inputs: Tensor) -> list[str]:
-    """Parameters whose gradients by layer rules differ from autograd's, for each of ``inputs`` (B, ...) and up to three outputs."""
-    if not inspection.hooked:
-        return []
-    factors, found = hooked_gradients(model, inspection.hooked, inputs, None)
-    found = {name: gradients.flatten(2) for name, gradients in found.items()}
-    for weight in inspection.weights:
-        values = factors[weight.name].tensors[-1]
-        found[weight.name] = values.new_empty(len(inputs), inspection.num_outputs, weight.numel)
-        write_dense(weight, factors[weight.name], found[weight.name])
-    parameters = trainable_parameters(model)
-    names = [full for layer in inspection.hooked for full in layer.parameters]
-    with torch.enable_grad():
-        outputs = [row.unbind() for row in model_outputs(model, inputs).unbind()]
-    wrong: dict[str, None] = {}
-    for sample in range(len(inputs)):
-        for output in sorted({0, inspection.num_outputs // 2, inspection.num_outputs - 1}):
-            truth = torch.autograd.grad(outputs[sample][output], [parameters[n] for n in names], retain_graph=True, allow_unused=True)
-            for name, expected in zip(names, truth, strict=True):
-                mine = found[name][sample, output]
-                exact = torch.zeros_like(mine) if expected is None else expected.to_dense().flatten()
-                bound = torch.finfo(mine.dtype).eps ** 0.5
-                # NaN is no disagreement. It is refused with the sample's id where features are used.
-                if bool((mine - exact).norm() > bound * exact.norm().clamp(min=torch.finfo(mine.dtype).tiny)):
-                    wrong[name] = None
-    return list(wrong)

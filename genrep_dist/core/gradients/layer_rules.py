@@ -144,6 +144,18 @@ def _layer_norm(module: nn.LayerNorm, inputs: Tensor, gradients: Tensor) -> dict
     }
 
 
+def _rms_norm(module: nn.RMSNorm, inputs: Tensor, gradients: Tensor) -> dict[str, Tensor]:
+    normalised = functional.rms_norm(inputs, module.normalized_shape, None, module.eps)
+    shape = (*gradients.shape[:2], -1, math.prod(module.normalized_shape))
+    return {"weight": (gradients * normalised.unsqueeze(1)).reshape(shape).sum(dim=2)}
+
+
+def _prelu(module: nn.PReLU, inputs: Tensor, gradients: Tensor) -> dict[str, Tensor]:
+    scaled = (gradients * inputs.clamp(max=0).unsqueeze(1)).flatten(3) if inputs.dim() > 2 else gradients * inputs.clamp(max=0).unsqueeze(1)
+    summed = scaled.sum(dim=3) if scaled.dim() > 3 else scaled
+    return {"weight": summed.sum(dim=2, keepdim=True) if module.num_parameters == 1 else summed}
+
+
 LAYER_RULES: dict[type[nn.Module], LayerRule] = {
     nn.Linear: LayerRule(_linear_bias, _linear_weight, _linear_factors),
     nn.Conv1d: LayerRule(_channel_bias, _conv_weight, _conv_factors, (3,)),
@@ -156,5 +168,7 @@ LAYER_RULES: dict[type[nn.Module], LayerRule] = {
     nn.InstanceNorm2d: LayerRule(_channel_norm(_instance_norm), input_dims=(4,)),
     nn.GroupNorm: LayerRule(_channel_norm(_group_norm)),
     nn.LayerNorm: LayerRule(_layer_norm),
+    nn.RMSNorm: LayerRule(_rms_norm),
+    nn.PReLU: LayerRule(_prelu),
 }
 """The rules by exact layer type: a subclass may compute something else."""

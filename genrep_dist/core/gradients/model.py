@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -17,13 +19,14 @@ _LAZY_INSTANCE_NORMS = (nn.LazyInstanceNorm1d, nn.LazyInstanceNorm2d, nn.LazyIns
 def model_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     """The model's outputs (B, C) for ``inputs`` (B, ...). Grad mode and the model's mode are left as they are.
 
-    The model may return (B,), which becomes (B, 1), or (B, C). Raises ProblemError for anything else.
+    The model may return (B, C) or (B,), which becomes (B, 1). Of one row it may also return () or (C,), as models that squeeze do.
+    Raises ProblemError for anything else.
     """
     return as_outputs(model(inputs), inputs.shape[0], type(model).__name__)
 
 
 def as_outputs(raw: object, num_rows: int, model_name: str = "YourModel") -> Tensor:
-    """What a model returned for ``num_rows`` inputs, as (B, C). Raises ProblemError unless it is a tensor (B,) or (B, C).
+    """What a model returned for ``num_rows`` inputs, as (B, C). Raises ProblemError unless it is a real tensor (B,) or (B, C).
 
     The dtype is that of :func:`~genrep_dist.core.tensors.real_outputs`.
     """
@@ -32,6 +35,8 @@ def as_outputs(raw: object, num_rows: int, model_name: str = "YourModel") -> Ten
             return real_outputs(raw.unsqueeze(1))
         if raw.dim() == 2 and raw.shape[0] == num_rows and raw.shape[1] >= 1:
             return real_outputs(raw)
+        if num_rows == 1 and raw.dim() < 2 and raw.numel():
+            return real_outputs(raw.reshape(1, -1))
     raise ProblemError(
         "the model's output has the wrong form",
         where="model(inputs)",
@@ -42,14 +47,33 @@ def as_outputs(raw: object, num_rows: int, model_name: str = "YourModel") -> Ten
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The floating-point parameters with requires_grad, by name, in the order of ``model.named_parameters()``."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
+    """The parameters with requires_grad, by name, in the order of ``model.named_parameters()``. All others are constants."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """A complex tensor as real numbers (..., 2), its real and imaginary parts; any other tensor as it is.
+
+    A complex parameter counts as two real ones. Of its gradient, as torch.autograd computes it, the parts are the derivatives in the real
+    and in the imaginary part, so that an inner product is the real part of the Hermitian product.
+    """
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def real_shape(parameter: Tensor) -> tuple[int, ...]:
+    """The shape of :func:`as_real`."""
+    return (*parameter.shape, 2) if parameter.is_complex() else tuple(parameter.shape)
+
+
+def num_parameters(model: nn.Module) -> int:
+    """P, the number of trainable real parameters."""
+    return sum(math.prod(real_shape(parameter)) for parameter in trainable_parameters(model).values())
 
 
 def parameter_vector(model: nn.Module) -> Tensor:
     """A copy of all trainable parameters as one vector (P,), in the order of ``model.named_parameters()``."""
     check_model(model)
-    return torch.cat([parameter.detach().reshape(-1) for parameter in trainable_parameters(model).values()])
+    return torch.cat([as_real(parameter.detach()).reshape(-1) for parameter in trainable_parameters(model).values()])
 
 
 def require_eval(model: nn.Module) -> None:
@@ -68,7 +92,7 @@ def require_eval(model: nn.Module) -> None:
 def check_model(model: nn.Module) -> None:
     """Raise ProblemError for a model whose per-sample gradients are undefined. The model is not changed.
 
-    Refused are lazy parameters without a shape, models without trainable floating-point parameters, and batch normalisation without
+    Refused are lazy parameters without a shape, models without trainable parameters, and batch normalisation without
     running statistics, where a sample's output depends on the other samples of its batch even in eval mode.
     """
     for name, parameter in model.named_parameters():
@@ -84,7 +108,7 @@ def check_model(model: nn.Module) -> None:
         raise ProblemError(
             "the model has no trainable parameters",
             where=f"model {type(model).__name__}",
-            expected="at least one floating-point parameter with requires_grad=True",
+            expected="at least one parameter with requires_grad=True",
             got=f"{sum(1 for _ in model.parameters())} parameters, none of them trainable",
         )
     for name, module in model.named_modules():

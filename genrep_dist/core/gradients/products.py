@@ -34,7 +34,6 @@ def weight_operand(weight: FactoredWeight, factors: WeightGradients) -> WeightOp
     if isinstance(factors, TokenGradients):
         return factors
     if isinstance(factors, DenseGradients):
-        assert weight.product_form == "gradients"
         return _flat(factors.values)
     if weight.product_form == "positions":
         return PositionOperand(extract_patches(weight, factors.inputs)[:, 0], factors.gradients)
@@ -63,8 +62,9 @@ def add_inner_products(
         assert not isinstance(right, TokenGradients)
         if isinstance(left, Tensor):
             _add_dense(weight, left, right, result)
+        elif isinstance(right, DenseGradients):
+            _add_dense_columns(weight, left, right, result)
         else:
-            assert isinstance(right, LayerFactors)
             _add_positions(weight, left, right, result)
 
 
@@ -107,6 +107,16 @@ def _add_positions(weight: FactoredWeight, left: PositionOperand, right: LayerFa
         summed = products.sum(dim=(2, 5)) if positions > 1 else products
         columns = result[:, start * right_outputs : (start + right_rows) * right_outputs]
         columns += summed.reshape(rows * outputs, right_rows * right_outputs)
+
+
+def _add_dense_columns(weight: FactoredWeight, left: PositionOperand, right: DenseGradients, result: Tensor) -> None:
+    """Products with dense gradients, which only samples that no layer rule could serve have, a few samples of the left block at once."""
+    columns, num_outputs = right.values.flatten(0, 1).flatten(1).T, left.gradients.shape[1]
+    step = weight.gradient_rows(num_outputs)
+    for start in range(0, len(left.patches), step):
+        part = slice(start, start + step)
+        dense = torch.einsum("bcto,btk->bcok", left.gradients[part], left.patches[part])
+        result[start * num_outputs : (start + len(dense)) * num_outputs].addmm_(dense.flatten(0, 1).flatten(1), columns)
 
 
 def self_products(weight: FactoredWeight, factors: WeightGradients, own: Tensor) -> Tensor:

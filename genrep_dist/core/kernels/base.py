@@ -202,6 +202,14 @@ class DerivedKernel(Kernel):
         """Raise MethodError if the kernel says nothing for a loss that is linear in the outputs on this share of the samples."""
         del flat_share
 
+    def model_notes(self, model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> list[str]:
+        """What takes a slower way for this model in evaluation mode, with the reason, from a few training rows.
+
+        Raises ProblemError for a model that the kernel is not defined for.
+        """
+        del model, loss, inputs, targets
+        return []
+
     @abstractmethod
     def columns(self, inputs: DerivedInputs, own_outputs: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
         """K (N, C, M) float64 and the solver's certificate.

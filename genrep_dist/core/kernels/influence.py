@@ -9,7 +9,9 @@ from genrep_dist.core.kernels.base import DerivedInputs, DerivedKernel, Work
 from genrep_dist.errors import MethodError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from genrep_dist.core.losses import Loss
 
 BASES = {"ggn": "ntk", "last-layer": "last-layer"}
 """Curvature -> the feature kernel from whose gram its dual system is built. The true Hessian has no dual system."""
@@ -69,6 +71,20 @@ class InfluenceKernel(DerivedKernel):
             remedy="set influence.curvature: hessian, which has the curvature of the model too; or use the method "
             f"{self.base}-final/target, whose ranking is the same; or accept this with influence.allow_zero_curvature: true",
         )
+
+    def model_notes(self, model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> list[str]:
+        if self.base is not None:
+            return []
+        import torch
+
+        from genrep_dist.core.gradients.inspection import inspect_model, slow_layers
+        from genrep_dist.core.gradients.model import num_parameters
+        from genrep_dist.core.solvers.hessian import hessian_product
+
+        slow = slow_layers(inspect_model(model, inputs))
+        product = hessian_product(model, loss, inputs, targets, batch_size=len(inputs))
+        product(torch.ones(num_parameters(model), 1))
+        return slow + ([f"products with the Hessian: twice backward, because {product.slow_reason}"] if product.slow_reason else [])
 
     def columns(self, inputs: DerivedInputs, own_outputs: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
         import torch
@@ -148,4 +164,5 @@ class InfluenceKernel(DerivedKernel):
             solution, certificate = lissa(product, right, scale=options.scale, depth=options.max_iterations, seed=seed, **common)
         rows = range(0, len(inputs.targets), inputs.block_rows)
         blocks = [influence_block(inputs.train_gradients(start, start + inputs.block_rows), solution) for start in rows]
-        return torch.cat(blocks), {**asdict(damping), **asdict(certificate)}
+        slow = {"twice_backward": product.slow_reason} if product.slow_reason else {}
+        return torch.cat(blocks), {**asdict(damping), **asdict(certificate), **slow}

@@ -61,8 +61,10 @@ class NeuralTangentKernel(FeatureKernel):
         )
 
     def num_parameters(self, model: nn.Module, inputs: Tensor) -> int:
+        from genrep_dist.core.gradients.model import num_parameters
+
         del inputs
-        return sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return num_parameters(model)
 
     def features(self, model: nn.Module, inputs: Tensor, outputs: Tensor | None = None) -> FactoredGradients:
         import torch

@@ -6,30 +6,43 @@ gradients of all test points; then :func:`influence_block` for each block of tra
 
 from __future__ import annotations
 
+import copy
+import warnings
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from genrep_dist.core.gradients.model import as_outputs, check_model, require_eval, trainable_parameters
+from genrep_dist.core.gradients.autograd import copies_needed, differ, short
+from genrep_dist.core.gradients.functional import functional_model
+from genrep_dist.core.gradients.model import (
+    as_outputs,
+    as_real,
+    check_model,
+    model_outputs,
+    require_eval,
+    trainable_parameters,
+)
+from genrep_dist.core.gradients.torch_internals import uncompiled
 from genrep_dist.core.losses import Loss
 from genrep_dist.core.solvers.checks import require, require_finite
-from genrep_dist.core.solvers.hessian_system import Matmat
-from genrep_dist.errors import ProblemError
+from genrep_dist.errors import NonFiniteError, ProblemError
 
 
 def hessian_product(
     model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor, *, batch_size: int, dtype: torch.dtype = torch.float64
-) -> Matmat:
+) -> HessianProduct:
     """V (P, K) -> H V (P, K) float64, exact, with H = (1/n) sum_i d2 L(f_theta(x_i), y_i)/dtheta2 over the n rows of ``inputs``.
 
     Parameters are the trainable ones in the order of :func:`parameter_vector`. Their values are copied: later changes of the model do not
     affect the product. H is that of the loss alone; an L2 term lam/2 |theta|^2 of the training adds lam to the damping.
 
     H = (1/n) sum_i (J_i^T h_i J_i + sum_c g_ic d2f_c(x_i)/dtheta2), with g and h the loss's derivatives in f. This is the Hessian of
-    sum_i <g_i, f - f_i> + <f - f_i, h_i (f - f_i)>/2 at f = f_i, differentiated forward over reverse. So only the values of the loss's
-    ``derivative`` and ``second_derivative`` are used; they need not be differentiable, and the loss need not be convex. At a kink of a
-    piecewise linear network the derivative is that of torch.
+    sum_i <g_i, f - f_i> + <f - f_i, h_i (f - f_i)>/2 at f = f_i, differentiated forward over reverse, or twice backward for a model that
+    torch.func cannot differentiate so. So only the values of the loss's ``derivative`` and ``second_derivative`` are used; they need not be
+    differentiable, and the loss need not be convex. At a kink of a piecewise linear network the derivative is that of torch.
 
     ``batch_size`` bounds the pairs (row, column) of one pass and so the memory: about 4 times the activations of ``batch_size`` samples for
     any K, and n C (C + 2) numbers. It changes results only by rounding. ``dtype`` is that of the computation; floating-point ``inputs`` are
@@ -38,58 +51,171 @@ def hessian_product(
     Raises ProblemError for a model in train mode, for data and a loss that do not fit, and at the first product for an operation without
     a second derivative; NonFiniteError with the row numbers if outputs or the loss's derivatives hold NaN or Inf.
     """
-    _check_data(model, inputs, targets, batch_size)
-    n = len(inputs)
-    tensors = {
-        name: (tensor.detach().to(dtype, copy=True) if tensor.is_floating_point() else tensor.detach().clone())
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-    }
-    order = list(trainable_parameters(model))
-    sizes = [tensors[name].numel() for name in order]
-    constant = {name: tensor for name, tensor in tensors.items() if name not in order}
-    centre = {name: tensors[name] for name in order}
-    device = next(iter(centre.values())).device
+    return HessianProduct(model, loss, inputs, targets, batch_size=batch_size, dtype=dtype)
 
-    def forward(parameters: dict[str, Tensor], rows: slice) -> Tensor:
-        batch = inputs[rows]
-        raw = functional_call(model, {**constant, **parameters}, (batch.to(dtype) if batch.is_floating_point() else batch,))
-        return as_outputs(raw, len(batch))
 
-    with torch.no_grad():
-        fitted = torch.cat([forward(centre, slice(i, i + batch_size)) for i in range(0, n, batch_size)])
-        gradient, curvature = _loss_derivatives(loss, fitted, targets)
+class HessianProduct:
+    """The product of :func:`hessian_product`.
 
-    def quadratic(parameters: dict[str, Tensor], rows: slice) -> Tensor:
-        change = forward(parameters, rows) - fitted[rows]
-        return (change * (gradient[rows] + 0.5 * torch.einsum("ncd,nd->nc", curvature[rows], change))).sum()
+    ``slow_reason``: why products are computed twice backward, column by column; empty before the first product, and where they are not.
+    """
 
-    def column(vector: Tensor, rows: slice) -> Tensor:
-        parts = zip(order, torch.split(vector, sizes), strict=True)
-        tangent = {name: part.reshape(centre[name].shape) for name, part in parts}
-        image = jvp(lambda parameters: grad(quadratic)(parameters, rows), (centre,), (tangent,))[1]
-        return torch.cat([image[name].reshape(-1) for name in order])
+    def __init__(self, model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor, *, batch_size: int, dtype: torch.dtype) -> None:
+        _check_data(model, inputs, targets, batch_size)
+        tensors = {name: _copied(tensor, dtype) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+        self._order = list(trainable_parameters(model))
+        self._complex = {name for name in self._order if tensors[name].is_complex()}
+        self._centre = {name: as_real(tensors[name]) for name in self._order}
+        self._constant = {name: tensor for name, tensor in tensors.items() if name not in self._centre}
+        self._sizes = [self._centre[name].numel() for name in self._order]
+        self._device = next(iter(self._centre.values())).device
+        self._inputs, self._batch_size, self._dtype = inputs, batch_size, dtype
+        self._model, self._call = model, functional_model(model)
+        self._twin = _scripted_copy(model, dtype) if isinstance(model, torch.jit.ScriptModule) else None
+        self.slow_reason = "" if self._twin is None else "a scripted model only takes its own parameters"
+        self._tried = self._twin is not None
+        with uncompiled():
+            self._copies = copies_needed(model, inputs[0])
+            self._rows, self._fitted = self._fit()
+        self._gradient, self._curvature = _loss_derivatives(loss, self._fitted, targets)
 
-    def product(vectors: Tensor) -> Tensor:
-        if vectors.dim() != 2 or vectors.shape[0] != sum(sizes):
-            expected, got = f"({sum(sizes)}, K)", f"{tuple(vectors.shape)}"
+    def __call__(self, vectors: Tensor) -> Tensor:
+        if vectors.dim() != 2 or vectors.shape[0] != sum(self._sizes):
+            expected, got = f"({sum(self._sizes)}, K)", f"{tuple(vectors.shape)}"
             raise ProblemError("vectors do not fit the Hessian", where="hessian_product", expected=expected, got=got)
-        columns = vectors.to(device, dtype)
-        width = min(columns.shape[1], batch_size)
-        height = batch_size // width if width else n
-        result = torch.zeros(columns.shape, dtype=torch.float64, device=device)
+        n, columns = len(self._inputs), vectors.to(self._device, self._dtype)
+        width = min(columns.shape[1], self._batch_size)
+        height = min(self._rows, self._batch_size // width) if width else n
+        result = torch.zeros(columns.shape, dtype=torch.float64, device=self._device)
         # Fused attention has no second derivative.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), uncompiled():
+            if not self._tried and width:
+                self._try(min(2, height))
             for left in range(0, columns.shape[1], max(1, width)):
                 chosen = slice(left, left + width)
                 for start in range(0, n, height):
-                    rows = slice(start, start + height)
-                    try:
-                        result[:, chosen] += vmap(lambda vector, rows=rows: column(vector, rows), 1, 1)(columns[:, chosen])
-                    except NotImplementedError as error:
-                        raise _no_second_derivative(model, error) from error
+                    result[:, chosen] += self._product(columns[:, chosen], slice(start, start + height))
         return (result / n).to(vectors.device)
 
-    return product
+    def _fit(self) -> tuple[int, Tensor]:
+        """Rows that may share a pass, and the outputs (n, C) at the centre: one by one if they depend on their batch, or a batch fails."""
+        first = range(min(3, len(self._inputs)))
+        with torch.no_grad():
+            alone = torch.cat([self._forward(self._centre, slice(i, i + 1)) for i in first])
+            for rows in (self._batch_size, 1):
+                parts = range(0, len(self._inputs), rows)
+                try:
+                    fitted = torch.cat([self._forward(self._centre, slice(i, i + rows)) for i in parts])
+                except Exception:
+                    if rows == 1:
+                        raise
+                    continue
+                if not differ(alone, fitted[: len(alone)], 10 * torch.finfo(self._dtype).eps ** 0.5):
+                    break
+        return rows, fitted
+
+    def _forward(self, parameters: Mapping[str, Tensor], rows: slice) -> Tensor:
+        """Outputs (B, C) of rows at these real parameters."""
+        batch = self._inputs[rows]
+        if batch.is_floating_point():
+            batch = batch.to(self._dtype)
+        count = len(batch)
+        if count < self._copies:
+            batch = batch.repeat(self._copies, *(1 for _ in batch.shape[1:]))
+        if self._twin is not None:
+            return model_outputs(self._twin, batch)[:count]
+        values = {name: torch.view_as_complex(value) if name in self._complex else value for name, value in parameters.items()}
+        return as_outputs(self._call({**self._constant, **values}, batch), len(batch))[:count]
+
+    def _quadratic(self, parameters: Mapping[str, Tensor], rows: slice) -> Tensor:
+        change = self._forward(parameters, rows) - self._fitted[rows]
+        return (change * (self._gradient[rows] + 0.5 * torch.einsum("ncd,nd->nc", self._curvature[rows], change))).sum()
+
+    def _product(self, vectors: Tensor, rows: slice) -> Tensor:
+        """The sum over ``rows`` of the products with ``vectors`` (P, K)."""
+        if not self.slow_reason:
+            try:
+                return self._forward_over_reverse(vectors, rows)
+            except (MemoryError, torch.OutOfMemoryError, NonFiniteError):
+                raise
+            except Exception as error:
+                # It branches on its data: two rows of a trial need not show it.
+                self.slow_reason = short(error)
+        return self._twice_backward(vectors, rows)
+
+    def _forward_over_reverse(self, vectors: Tensor, rows: slice) -> Tensor:
+        def column(vector: Tensor) -> Tensor:
+            tangent = dict(zip(self._order, self._split(vector), strict=True))
+            image = jvp(lambda parameters: grad(self._quadratic)(parameters, rows), (self._centre,), (tangent,))[1]
+            return torch.cat([image[name].reshape(-1) for name in self._order])
+
+        return vmap(column, 1, 1)(vectors)
+
+    def _twice_backward(self, vectors: Tensor, rows: slice) -> Tensor:
+        leaves = self._leaves()
+        result = torch.zeros_like(vectors)
+        with torch.enable_grad():
+            value = self._quadratic(leaves, rows)
+            if not value.requires_grad:
+                return result
+            try:
+                first = torch.autograd.grad(value, list(leaves.values()), create_graph=True, allow_unused=True)
+                outputs = [place for place, gradient in enumerate(first) if gradient is not None and gradient.requires_grad]
+                gradients = [as_real(first[place]) for place in outputs]
+                for number in range(vectors.shape[1] if outputs else 0):
+                    parts = self._split(vectors[:, number])
+                    tangents = [parts[place] for place in outputs]
+                    images = torch.autograd.grad(gradients, list(leaves.values()), tangents, retain_graph=True, allow_unused=True)
+                    dense = [torch.zeros_like(p) if i is None else i.to_dense() for i, p in zip(images, leaves.values(), strict=True)]
+                    result[:, number] = torch.cat([as_real(image).reshape(-1) for image in dense])
+            except (NotImplementedError, RuntimeError) as error:
+                raise _no_second_derivative(self._model, error) from error
+        return result
+
+    def _leaves(self) -> dict[str, Tensor]:
+        """The parameters as leaves of a new graph."""
+        if self._twin is not None:
+            return dict(trainable_parameters(self._twin))
+        return {name: tensor.detach().requires_grad_() for name, tensor in self._centre.items()}
+
+    def _split(self, vector: Tensor) -> list[Tensor]:
+        """A vector (P,) by parameter, in the parameters' real shapes."""
+        parts = zip(self._order, torch.split(vector, self._sizes), strict=True)
+        return [part.reshape(self._centre[name].shape) for name, part in parts]
+
+    def _try(self, num_rows: int) -> None:
+        """Compare both ways on a few rows and a random vector. ProblemError if neither has a second derivative."""
+        self._tried, rows = True, slice(0, num_rows)
+        vector = torch.randn(sum(self._sizes), 1, generator=torch.Generator().manual_seed(0), dtype=self._dtype).to(self._device)
+        fast, reason = None, ""
+        try:
+            fast = self._forward_over_reverse(vector, rows)
+        except Exception as error:
+            reason = f"forward over reverse differentiation fails ({short(error)})"
+        try:
+            slow = self._twice_backward(vector, rows)
+        except ProblemError:
+            if fast is None:
+                raise
+            return
+        if fast is not None and bool((fast - slow).norm() > torch.finfo(self._dtype).eps ** 0.5 * slow.norm()):
+            reason = "forward over reverse differentiation gives other numbers than a backward pass of a backward pass"
+        self.slow_reason = reason
+
+
+def _scripted_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of a scripted model, which only takes its own parameters."""
+    with warnings.catch_warnings():
+        # Copying reads the .grad of tensors that have none.
+        warnings.simplefilter("ignore", UserWarning)
+        return copy.deepcopy(model).to(dtype)
+
+
+def _copied(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy in the precision of ``dtype``; integers stay."""
+    if tensor.is_complex():
+        return tensor.detach().to(dtype.to_complex(), copy=True)
+    return tensor.detach().to(dtype, copy=True) if tensor.is_floating_point() else tensor.detach().clone()
 
 
 def influence_block(jacobian: Tensor, solution: Tensor) -> Tensor:
@@ -130,11 +256,11 @@ def _check_data(model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: i
     require("influence", [("batch_size", batch_size >= 1, "at least 1", batch_size)])
 
 
-def _no_second_derivative(model: nn.Module, error: NotImplementedError) -> ProblemError:
+def _no_second_derivative(model: nn.Module, error: Exception) -> ProblemError:
     return ProblemError(
         "the model uses an operation without a second derivative",
         where=f"model {type(model).__name__}",
-        expected="operations that torch can differentiate twice, forward over reverse",
-        got=str(error).splitlines()[0],
+        expected="operations that torch can differentiate twice",
+        got=short(error),
         remedy="choose the curvature 'ggn', which needs first derivatives only, or write the operation with others",
     )

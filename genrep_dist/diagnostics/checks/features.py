@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from genrep_dist.core.gradients.factored import inner_products
-from genrep_dist.core.gradients.inspection import ModelInspection, inspect_model
+from genrep_dist.core.gradients.inspection import ModelInspection, inspect_model, slow_layers
 from genrep_dist.core.gradients.per_sample import factored_gradients
 from genrep_dist.core.gradients.reference import one_by_one
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, largest_sample
@@ -51,10 +51,13 @@ def _difference(context: CheckContext, output: int | None) -> tuple[float, int]:
 
 
 def layers_text(inspection: ModelInspection) -> str:
-    """Layers by the method that computes their gradients: 'as factors: conv1, conv2 (Conv2d); by torch.func: scale (OwnLayer)'."""
+    """Layers by the method that computes their gradients: 'as factors: conv1, conv2 (Conv2d); by torch.func: scale (OwnLayer)'.
+
+    The reasons for the slower methods follow.
+    """
     parts = []
     for strategy, text in _STRATEGIES.items():
         layers = [f"{one.layer or 'the model itself'} ({one.layer_type})" for one in inspection.strategies if one.strategy == strategy]
         if layers:
             parts.append(f"{text}: {', '.join(layers)}")
-    return "; ".join(parts)
+    return "; ".join([*parts, *slow_layers(inspection)])

@@ -227,7 +227,8 @@ class _Trial:
         rows = self._order(index)
         outputs = model_outputs(model, self.data.inputs[rows])
         slopes = self.loss.derivative(outputs.detach(), self.data.targets[rows]) / len(rows)
-        return [outputs.detach(), *torch.autograd.grad(outputs, _trained(model), slopes)]
+        gradients = torch.autograd.grad(outputs, _trained(model), slopes)
+        return [outputs.detach(), *(gradient.to_dense() for gradient in gradients)]
 
     def _move_alone(self, model: nn.Module, gradients: Sequence[Tensor]) -> list[Tensor]:
         """The parameters of a plain model after two steps along ``gradients``."""
