@@ -100,6 +100,10 @@ def hooked_gradients(
     with torch.no_grad():
         for layer, layer_inputs, gradients in zip(layers, snapshots, output_gradients, strict=True):
             module, rule = model.get_submodule(layer.name), LAYER_RULES[layer.type]
+            # Under autocast they come in other dtypes than the parameters, whose gradients these are.
+            own = next(module.parameters(recurse=False)).dtype
+            layer_inputs = layer_inputs.to(own) if layer_inputs.is_floating_point() else layer_inputs
+            gradients = gradients.to(own)
             if layer.weight is not None:
                 assert rule.factors is not None
                 factors[layer.weight.name] = rule.factors(module, layer_inputs, gradients)
