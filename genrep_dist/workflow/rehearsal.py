@@ -38,8 +38,8 @@ def rehearse(factory: Factory, loss: Loss, recipe: Recipe, data: Dataset, *, on_
     """Two steps of training on the first batch of ``data``, on the CPU, and a new model restored from the checkpoint after them.
 
     Returns why a model fails in training on a batch of one row, or "". Raises ProblemError if a step fails, if the state cannot be
-    stored or restored, if the restored model gives other outputs, and for trained parameters in bfloat16. A model with ``trains_alone`` is not run. ``on_gpu``: models
-    train on GPUs, so a step that fails on the CPU may be none of these faults.
+    stored or restored, if the restored model gives other outputs, and for trained parameters in bfloat16. A model with
+    ``trains_alone`` is not run. ``on_gpu``: models train on GPUs, so a step that fails on the CPU may be none of these faults.
     """
     model = Randomness(0).build(factory)
     _check_precision(model)
