@@ -15,7 +15,7 @@ class Lower(nn.Module):
 
     def __init__(self, dtype: torch.dtype, *, autocast: bool) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 3))
+        self.layers = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
         self.dtype, self.autocast = dtype, autocast
 
     def forward(self, inputs: Tensor) -> Tensor:
