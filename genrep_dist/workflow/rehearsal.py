@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.core.losses import Loss
+from genrep_dist.core.tensors import NUMPY_FLOATS
 from genrep_dist.errors import GenRepError, NonFiniteError, ProblemError
 from genrep_dist.problems.checks import user_code_error
 from genrep_dist.problems.protocol import Dataset, Recipe
@@ -37,10 +38,11 @@ def rehearse(factory: Factory, loss: Loss, recipe: Recipe, data: Dataset, *, on_
     """Two steps of training on the first batch of ``data``, on the CPU, and a new model restored from the checkpoint after them.
 
     Returns why a model fails in training on a batch of one row, or "". Raises ProblemError if a step fails, if the state cannot be
-    stored or restored, and if the restored model gives other outputs. A model with ``trains_alone`` is not run. ``on_gpu``: models
-    train on GPUs, so a step that fails on the CPU may be none of these faults.
+    stored or restored, if the restored model gives other outputs, and for trained parameters in bfloat16. A model with
+    ``trains_alone`` is not run. ``on_gpu``: models train on GPUs, so a step that fails on the CPU may be none of these faults.
     """
     model = Randomness(0).build(factory)
+    _check_precision(model)
     state_dtypes(model.state_dict())
     if getattr(model, "trains_alone", False):
         return ""
@@ -69,6 +71,19 @@ def rehearse(factory: Factory, loss: Loss, recipe: Recipe, data: Dataset, *, on_
     # Another seed: what the constructor draws, and is not in the state, differs.
     _check_restored(model, Randomness(1).build(factory), state, some.inputs)
     return _one_row_fault(factory, some.inputs)
+
+
+def _check_precision(model: nn.Module) -> None:
+    """Raise ProblemError for trained parameters in bfloat16 or a dtype of 8 bits."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.is_floating_point() and parameter.dtype not in NUMPY_FLOATS:
+            raise ProblemError(
+                "the trained parameters have too few bits for the steps and gradients of training",
+                where=f"model parameter {name!r}",
+                expected="float32, float64 or float16; frozen parameters may have any dtype",
+                got=str(parameter.dtype),
+                remedy="build the trained layers in float32, and set recipe.precision: bfloat16 for products in bfloat16",
+            )
 
 
 def _one_row_fault(factory: Factory, inputs: Tensor) -> str:

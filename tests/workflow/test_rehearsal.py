@@ -172,6 +172,7 @@ def masked() -> nn.Module:
         (lambda: Growing(None), "changes its form"),
         (lambda: Growing(3), "changes its form"),
         (Extra, "cannot be stored"),
+        (lambda: Wrapped().bfloat16(), r"'linear.weight'[\s\S]*recipe.precision"),
         (lambda: Wrapped(table=nn.Parameter(torch.eye(3).to_sparse(), requires_grad=False)), "cannot be stored"),
     ],
 )

@@ -109,8 +109,11 @@ def hooked_gradients(
     dense: dict[str, Tensor] = {}
     output_gradients = _output_gradients(forward, [layer.name for layer in layers], output_index)
     with torch.no_grad():
-        for layer, layer_inputs, gradients in zip(layers, snapshots, output_gradients, strict=True):
+        for layer, *seen in zip(layers, snapshots, output_gradients, strict=True):
             module, rule = model.get_submodule(layer.name), LAYER_RULES[layer.type]
+            # Under autocast they come in other dtypes than the parameters, whose gradients these are.
+            own = next(module.parameters(recurse=False)).dtype
+            layer_inputs, gradients = (tensor.to(own) if tensor.is_floating_point() else tensor for tensor in seen)
             if layer.weight is not None:
                 assert rule.factors is not None
                 factors[layer.weight.name] = rule.factors(module, layer_inputs, gradients)
