@@ -176,12 +176,8 @@ def run_stages(problem: str, methods: list[str], budget: int, base: int) -> dict
         StageRunner(prepared, peaks, Workers(prepared.plan.experiment, serial=True)).run()
         peaks.look()
     found = {stage: peak - base for stage, peak in peaks.bytes.items() if stage}
-    return {
-        "case": problem.rpartition(":")[2],
-        "budget": budget,
-        "plan": {stage.name: stage.peak_bytes for stage in prepared.plan.stages},
-        "found": found,
-    }
+    planned = {stage.name: stage.peak_bytes for stage in prepared.plan.stages}
+    return {"case": problem.rpartition(":")[2], "budget": budget, "plan": planned, "found": found}
 
 
 def main(names: list[str]) -> None:
