@@ -113,7 +113,7 @@ def _trainer(prepared: PreparedExperiment, device: torch.device) -> Trainer:
 
 
 def _gradients(prepared: PreparedExperiment, device: torch.device) -> float:
-    rows = min(*(prepared.plan.block_rows.values() or (32,)), 64, len(prepared.train.ids))
+    rows = min(*(prepared.plan.block_rows.values() or (32,)), 64, prepared.plan.gradient_rows, len(prepared.train.ids))
     model = Randomness(0).build(prepared.problem.model).to(device).eval()
     inputs = prepared.train.inputs[:rows].to(device)
     return rows / _seconds(lambda: factored_gradients(model, inputs))
