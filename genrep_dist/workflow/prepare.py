@@ -236,9 +236,13 @@ def kernel_sizes(kernel: Kernel, model: nn.Module, inputs: Tensor, memory_budget
 def pair_bytes(kernel: PairwiseKernel, model: nn.Module, inputs: Tensor) -> int:
     """Bytes that each pair of samples takes, from four pairs and from sixteen; 0 where they cannot be counted."""
     some = inputs[torch.arange(4) % len(inputs)]
+
+    def count(rows: Tensor) -> int | None:
+        return peak_tensor_bytes(lambda: kernel.pairs(model, rows, rows))
+
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            few, more = (peak_tensor_bytes(lambda rows=rows: kernel.pairs(model, rows, rows)) for rows in (some[:2], some))
+            few, more = count(some[:2]), count(some)
     except Exception:  # whatever a user's kernel raises: its own stage names the kernel and the samples
         return 0
     return 0 if few is None or more is None else max(0, more - few) // 12

@@ -40,8 +40,8 @@ def test_attribute_takes_the_wider_dtype() -> None:
 def test_a_kernel_may_come_in_blocks_of_rows(num_outputs: int, sizes: tuple[int, ...]) -> None:
     alpha, kernel = rows(7, num_outputs), rows(7, num_outputs, 2, seed=2)
     whole = attribute(alpha, kernel)
-    torch.testing.assert_close(attribute(alpha, torch.split(kernel, sizes)), whole, rtol=1e-14, atol=1e-14)
-    torch.testing.assert_close(tracincp([(0.5, alpha, iter(torch.split(kernel, sizes)))]), 0.5 * whole, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(attribute(alpha, torch.split(kernel, list(sizes))), whole, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(tracincp([(0.5, alpha, iter(torch.split(kernel, list(sizes))))]), 0.5 * whole, rtol=1e-14, atol=1e-14)
     with pytest.raises(ProblemError, match="missing"):
         attribute(alpha, torch.split(kernel[:5], 2))
 
