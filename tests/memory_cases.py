@@ -120,7 +120,7 @@ class ManyRows(Case):
 FEATURES = ["ntk-final/target", "tracincp", "last-layer-final/target"]
 SOLVED = ["ntk-final/surrogate", "influence-function"]
 CASES: dict[str, tuple[list[str], tuple[int, ...]]] = {
-    "ManyOutputs": (FEATURES, (32, 128, 512)),
+    "ManyOutputs": (FEATURES, (64, 128, 512)),
     "LargeActivations": (FEATURES, (64, 256, 1024)),
     "DoublePrecision": (FEATURES, (64, 256, 1024)),
     "LargeVocabulary": (FEATURES, (64, 256, 1024)),
