@@ -120,7 +120,7 @@ class ManyRows(Case):
 FEATURES = ["ntk-final/target", "tracincp", "last-layer-final/target"]
 SOLVED = ["ntk-final/surrogate", "influence-function"]
 CASES: dict[str, tuple[list[str], tuple[int, ...]]] = {
-    "ManyOutputs": (FEATURES, (32, 128, 512)),
+    "ManyOutputs": (FEATURES, (64, 128, 512)),
     "LargeActivations": (FEATURES, (64, 256, 1024)),
     "DoublePrecision": (FEATURES, (64, 256, 1024)),
     "LargeVocabulary": (FEATURES, (64, 256, 1024)),
@@ -176,12 +176,8 @@ def run_stages(problem: str, methods: list[str], budget: int, base: int) -> dict
         StageRunner(prepared, peaks, Workers(prepared.plan.experiment, serial=True)).run()
         peaks.look()
     found = {stage: peak - base for stage, peak in peaks.bytes.items() if stage}
-    return {
-        "case": problem.rpartition(":")[2],
-        "budget": budget,
-        "plan": {stage.name: stage.peak_bytes for stage in prepared.plan.stages},
-        "found": found,
-    }
+    planned = {stage.name: stage.peak_bytes for stage in prepared.plan.stages}
+    return {"case": problem.rpartition(":")[2], "budget": budget, "plan": planned, "found": found}
 
 
 def main(names: list[str]) -> None:

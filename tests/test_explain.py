@@ -55,6 +55,17 @@ def test_at_the_runs_own_points_it_is_the_run(finished: gr.Run, method: str) -> 
     assert trainings(Path(finished.plan.experiment.problem.options["folder"])) == before, "nothing is trained"
 
 
+@pytest.mark.parametrize("method", ["ntk-final/target", "tracincp", "influence-function", "rbf-final/target"])
+def test_many_points_are_explained_some_at_a_time(finished: gr.Run, method: str) -> None:
+    """More than fit the budget: each has the scores that it has alone."""
+    inputs = torch.randn(40, 5, generator=torch.Generator().manual_seed(1))
+    phi = finished.explain(method, 0, inputs=inputs)
+    assert phi.shape == (40, 40)
+    for point in (0, 17, 39):
+        alone = finished.explain(method, 0, inputs=inputs[point : point + 1])
+        np.testing.assert_allclose(phi[:, point : point + 1], alone, rtol=1e-4, atol=1e-6 * np.abs(alone).max())
+
+
 def test_new_points_follow_the_formula(finished: gr.Run) -> None:
     """Against backward passes, one for each pair of sample and point: alpha_i <grad f(x_i), grad f(x)>."""
     problem = finished.problem(0)

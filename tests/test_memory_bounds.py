@@ -82,6 +82,14 @@ class Counting(nn.Module):
         return result
 
 
+class Distances:
+    """exp(-|x - z|), by a table of all differences: 20 bytes a pair at a time, twice."""
+
+    def __call__(self, model: nn.Module, left: Tensor, right: Tensor) -> Tensor:
+        del model
+        return (-(left[:, None] - right[None, :]).abs().sum(dim=2)).exp()
+
+
 def shape_of(problem: Blobs, **changes: Any) -> Shape:
     return measure(problem, problem.train_data(), problem.test_data(), problem.recipe, {}, **changes)
 
@@ -96,6 +104,19 @@ def test_rows_of_a_pass_follow_from_the_budget(tmp_path: Path) -> None:
     rows = {budget: plan_for(tmp_path, budget, **wide).prediction_rows for budget in ("8MiB", "256MiB", "2GiB", "64GiB")}
     assert rows == {"8MiB": 1, "256MiB": 16, "2GiB": 128, "64GiB": 1024}
     assert plan_for(tmp_path, "8MiB").prediction_rows == plan_for(tmp_path, "2GiB").prediction_rows == 1024
+
+
+def test_blocks_of_a_kernel_of_pairs_follow_from_what_a_pair_takes(tmp_path: Path) -> None:
+    fields = {
+        "kernels": {"distances": {"class": "tests.test_memory_bounds:Distances"}},
+        "methods": ["distances-final/surrogate", "random"],
+        "options": {"train_size": 300},
+    }
+    small, large = (plan_for(tmp_path, budget, **fields) for budget in ("256KiB", "1GiB"))
+    pair = small.shape.kernels["distances"].pair_bytes
+    assert 2 * 4 * 5 <= pair <= 3 * 4 * 5
+    assert small.block_rows["distances"] ** 2 * pair <= 2**18 // 8 < 4 * small.block_rows["distances"] ** 2 * pair
+    assert large.block_rows["distances"] == 300
 
 
 def test_outputs_agree_whatever_the_rows_of_a_pass() -> None:

@@ -24,7 +24,7 @@ ROUNDINGS = 1000
 like a random walk. Real faults are larger by orders of magnitude."""
 
 
-GRADIENT_COPIES = 12
+GRADIENT_COPIES = 8
 """Copies of the sampled gradients that a check holds at once, some of them in float64."""
 FEW_OUTPUTS = 3
 

@@ -22,9 +22,9 @@ def encode_table(table: pa.Table, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def put_table(objects: Objects, path: str, table: pa.Table) -> None:
-    """Write a table as one Parquet file."""
-    objects.put(path, encode_table(table))
+def put_table(objects: Objects, path: str, table: pa.Table, **options: Any) -> None:
+    """Write a table as one Parquet file. ``options``: of pyarrow's ``write_table``."""
+    objects.put(path, encode_table(table, **options))
 
 
 def get_table(objects: Objects, path: str, schema: pa.Schema | None = None, columns: Sequence[str] | None = None) -> pa.Table:
@@ -40,7 +40,7 @@ def get_table(objects: Objects, path: str, schema: pa.Schema | None = None, colu
         raise _no_table(objects, path, "run the experiment again: only what is missing is computed") from error
 
 
-def read_batches(objects: Objects, path: str, schema: pa.Schema, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+def read_batches(objects: Objects, path: str, schema: pa.Schema | None = None, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The row groups of a Parquet file, one at a time. Raises as :func:`get_table`, but FileNotFoundError if there is no file."""
     with open_table(objects, path, schema) as file:
         for group in range(file.metadata.num_row_groups):

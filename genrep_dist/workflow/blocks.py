@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from genrep_dist.core.kernels.base import KernelSizes
 from genrep_dist.errors import PlanError
 from genrep_dist.plan import FLOAT_BYTES, MAX_BLOCK_ROWS, Plan
@@ -50,7 +52,7 @@ def worker_bytes(plan: Plan, kernel: str) -> int:
 def block_bytes(plan: Plan, kernel: str) -> int:
     """Memory of a block of features at work, of the prepared test points, and of K with them."""
     sizes, points = plan.shape.kernels[kernel], plan.experiment.num_test_points
-    row_bytes = FLOAT_BYTES * numbers_at_work(sizes) + cross_bytes(plan.shape.num_outputs, points)
+    row_bytes = FLOAT_BYTES * numbers_at_work(sizes) + cross_bytes(plan.shape.num_outputs, points) + sizes.pair_bytes * points
     return row_bytes * plan.block_rows[kernel] + point_bytes(sizes) * points + worker_bytes(plan, kernel)
 
 
@@ -58,13 +60,14 @@ def tile_bytes(plan: Plan, kernel: str) -> int:
     """Memory of one tile of the gram and of the blocks of features that are multiplied for it."""
     sizes = plan.shape.kernels[kernel]
     edge = min(plan.gram_tiles[kernel], plan.shape.num_train) * sizes.gram_rows
-    return TILES_HELD * FLOAT_BYTES * edge * edge + FLOAT_BYTES * plan.block_rows[kernel] * numbers_at_work(sizes)
+    rows = plan.block_rows[kernel]
+    return TILES_HELD * FLOAT_BYTES * edge * edge + rows * (FLOAT_BYTES * numbers_at_work(sizes) + sizes.pair_bytes * rows)
 
 
 def block_rows(kernel: str, sizes: KernelSizes, num_train: int, budget_bytes: int, num_test: int, num_outputs: int = 1) -> int:
     """Training rows in one block of features: the block at work and the test rows fit half the budget. PlanError if one row does not.
 
-    A block of K with the ``num_test`` points fits an eighth, or has one row.
+    A block of K with the ``num_test`` points fits an eighth, or has one row; so does what a pairwise kernel takes for two blocks.
     """
     row_bytes, test_bytes = FLOAT_BYTES * numbers_at_work(sizes), point_bytes(sizes)
     room = budget_bytes // 2 - num_test * test_bytes
@@ -78,7 +81,9 @@ def block_rows(kernel: str, sizes: KernelSizes, num_train: int, budget_bytes: in
             remedy="raise resources.memory_budget, or explain fewer test points at once",
         )
     # No more of a sample is ever stored than its factors as they are.
-    multiplied = budget_bytes // 8 // cross_bytes(num_outputs, num_test) if num_test else MAX_BLOCK_ROWS
+    multiplied = budget_bytes // 8 // max(1, cross_bytes(num_outputs, num_test), sizes.pair_bytes * num_test)
+    if sizes.pair_bytes:
+        multiplied = min(multiplied, math.isqrt(budget_bytes // 8 // sizes.pair_bytes))
     return max(1, min(room // row_bytes, multiplied, SHARD_BYTES // (FLOAT_BYTES * sizes.held), MAX_BLOCK_ROWS, num_train))
 
 

@@ -9,7 +9,10 @@ from genrep_dist.problems.protocol import Dataset
 from genrep_dist.problems.tables import from_table, to_table
 from genrep_dist.store import Store
 from genrep_dist.store.paths import data_table
-from genrep_dist.store.tables import get_table, put_table
+from genrep_dist.store.tables import get_table, put_table, read_batches
+
+ROW_GROUP_BYTES = 8 * 2**20
+"""Uncompressed bytes that a reader holds at once beside the samples."""
 
 
 def publish_data(store: Store, digest: str, train: Dataset, test: Dataset) -> None:
@@ -17,12 +20,24 @@ def publish_data(store: Store, digest: str, train: Dataset, test: Dataset) -> No
     for name, dataset in (("train", train), ("test", test)):
         path = data_table(digest, name)
         if not store.objects.exists(path):
-            put_table(store.objects, path, to_table(dataset))
+            table = to_table(dataset)
+            put_table(store.objects, path, table, row_group_size=max(1, ROW_GROUP_BYTES * table.num_rows // table.nbytes))
 
 
 def read_data(store: Store, digest: str, name: str) -> Dataset:
-    """The samples of 'train' or 'test'."""
-    return from_table(get_table(store.objects, data_table(digest, name)))
+    """The samples of 'train' or 'test'. Memory: these, and a few copies of one row group."""
+    num_rows, at = len(sample_ids(store, digest, name)), 0
+    whole: Dataset | None = None
+    for table in read_batches(store.objects, data_table(digest, name)):
+        part = from_table(table)
+        if whole is None:
+            whole = part if len(part.ids) == num_rows else Dataset(*(one.new_empty(num_rows, *one.shape[1:]) for one in part))
+        if whole is not part:
+            for result, some in zip(whole, part, strict=True):
+                result[at : at + len(some)] = some
+        at += len(part.ids)
+    assert whole is not None
+    return whole
 
 
 def sample_ids(store: Store, digest: str, name: str) -> npt.NDArray[np.int64]:

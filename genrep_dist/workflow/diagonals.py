@@ -84,7 +84,7 @@ class DiagonalsStage(Stage[DiagonalUnit]):
 
 def _blocks(unit: DiagonalUnit, context: WorkerContext, own: Tensor) -> Iterator[Tensor]:
     num_train, num_outputs, kernel = len(own), context.num_outputs(unit.seed), context.kernel(unit.kernel)
-    rows = unit.block if isinstance(kernel, FeatureKernel) else PAIRWISE_ROWS
+    rows = unit.block if isinstance(kernel, FeatureKernel) else min(unit.block, PAIRWISE_ROWS)
     for start in range(0, num_train, rows):
         at = slice(start, min(start + rows, num_train))
         if isinstance(kernel, FeatureKernel):

@@ -117,7 +117,7 @@ def _trainer(prepared: PreparedExperiment, device: torch.device) -> Trainer:
 
 def _gradients(prepared: PreparedExperiment, device: torch.device) -> float:
     plan = prepared.plan
-    rows = min(*(plan.block_rows.values() or (32,)), 64, len(prepared.train.ids))
+    rows = min(*(plan.block_rows.values() or (32,)), 64, plan.gradient_rows, len(prepared.train.ids))
     model = Randomness(0).build(prepared.problem.model).to(device).eval()
     inputs = prepared.train.inputs[:rows].to(device)
     factored = any(plan.shape.kernels[kernel].factored for kernel, _ in plan.needs.cross)

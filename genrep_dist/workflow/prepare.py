@@ -17,7 +17,7 @@ from genrep_dist.config.keys import Keys
 from genrep_dist.config.metrics import check_loss
 from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.core.gradients.model import check_model, num_parameters
-from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, Kernel, KernelSizes
+from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, Kernel, KernelSizes, PairwiseKernel
 from genrep_dist.core.losses import get_loss, has_classes, is_linear
 from genrep_dist.errors import PlanError
 from genrep_dist.external import ExternalScores, load_external
@@ -35,6 +35,7 @@ from genrep_dist.training.flop_count import backward_bytes, forward_bytes, forwa
 from genrep_dist.training.loop import predict
 from genrep_dist.training.optimizers import identity_gap_reasons
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.torch_private import peak_tensor_bytes
 from genrep_dist.training.trainer import choose_pack_kind, max_models_per_step, training_step_bytes
 from genrep_dist.units import StageName
 from genrep_dist.workflow.attributions import write_attribution
@@ -233,8 +234,9 @@ def measure(
 
 def kernel_sizes(kernel: Kernel, model: nn.Module, inputs: Tensor, memory_budget_bytes: int = 2**31) -> KernelSizes:
     """Sizes of a feature or pairwise kernel; factored features are measured as they are stored, on average over a few rows."""
-    if not isinstance(kernel, FeatureKernel):
-        return KernelSizes(storable=False)
+    if isinstance(kernel, PairwiseKernel):
+        return KernelSizes(storable=False, pair_bytes=pair_bytes(kernel, model, inputs))
+    assert isinstance(kernel, FeatureKernel)
     sizes = kernel.sizes(model, inputs[:2])
     if sizes.stored_bytes:
         return sizes
@@ -248,6 +250,21 @@ def kernel_sizes(kernel: Kernel, model: nn.Module, inputs: Tensor, memory_budget
 def _some_rows(inputs: Tensor, most: int = MEASURED_ROWS) -> Tensor:
     """Positions of at most ``most`` rows, spread evenly."""
     return torch.linspace(0, len(inputs) - 1, min(len(inputs), most)).long()
+
+
+def pair_bytes(kernel: PairwiseKernel, model: nn.Module, inputs: Tensor) -> int:
+    """Bytes that each pair of samples takes, from four pairs and from sixteen; 0 where they cannot be counted."""
+    some = inputs[torch.arange(4) % len(inputs)]
+
+    def count(rows: Tensor) -> int | None:
+        return peak_tensor_bytes(lambda: kernel.pairs(model, rows, rows))
+
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            few, more = count(some[:2]), count(some)
+    except Exception:  # whatever a user's kernel raises: its own stage names the kernel and the samples
+        return 0
+    return 0 if few is None or more is None else max(0, more - few) // 12
 
 
 def kernels_in_use(experiment: Experiment, own_kernels: Mapping[str, Kernel]) -> dict[str, Kernel]:

@@ -35,6 +35,17 @@ def test_attribute_takes_the_wider_dtype() -> None:
     assert attribute(rows(2, 1).float(), rows(2, 1, 3).float()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("num_outputs", [1, 3])
+@pytest.mark.parametrize("sizes", [(7,), (3, 4), (1, 5, 1)])
+def test_a_kernel_may_come_in_blocks_of_rows(num_outputs: int, sizes: tuple[int, ...]) -> None:
+    alpha, kernel = rows(7, num_outputs), rows(7, num_outputs, 2, seed=2)
+    whole = attribute(alpha, kernel)
+    torch.testing.assert_close(attribute(alpha, torch.split(kernel, list(sizes))), whole, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(tracincp([(0.5, alpha, iter(torch.split(kernel, list(sizes))))]), 0.5 * whole, rtol=1e-14, atol=1e-14)
+    with pytest.raises(ProblemError, match="missing"):
+        attribute(alpha, torch.split(kernel[:5], 2))
+
+
 def test_attribute_refuses_what_does_not_fit() -> None:
     for alpha, kernel in ((rows(3, 1), rows(2, 1, 4)), (rows(2, 2), rows(2, 1, 4)), (rows(2), rows(2, 1, 4)), (rows(2, 1), rows(2, 1))):
         with pytest.raises(ProblemError, match="do not fit"):

@@ -14,6 +14,7 @@ from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.kernels.blocks import ntk_block
 from genrep_dist.core.losses import LOSSES
+from genrep_dist.core.solvers import gauss_newton
 from genrep_dist.core.solvers.gauss_newton import influence_kernel, square_root
 from genrep_dist.errors import ConvergenceError, MethodError, ProblemError
 from tests.core.models import NetworkExample, initialise, rows, seeded
@@ -66,6 +67,16 @@ def test_influence_agrees_with_the_explicit_inverse(loss_name: str, num_outputs:
     torch.testing.assert_close(kernel, expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
     assert certificate.damping == damping
     assert certificate.residual < 1e-10
+
+
+@pytest.mark.parametrize(("loss_name", "num_outputs"), CASES)
+def test_columns_are_solved_some_at_a_time(loss_name: str, num_outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    m = NetworkExample(loss_name, num_outputs)
+    monkeypatch.setattr(gauss_newton, "COLUMNS_AT_ONCE", 2)
+    kernel, certificate = influence_kernel(m.gram, m.cross, m.curvature, damping=0.1, relative=False, num_parameters=m.num_parameters)
+    expected = explicit_kernel(m, 0.1)
+    torch.testing.assert_close(kernel, expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
+    assert 0 < certificate.residual < 1e-10
 
 
 @pytest.mark.parametrize("width", [2, 20])

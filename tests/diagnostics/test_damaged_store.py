@@ -75,6 +75,18 @@ def test_a_gram_in_tiles_has_the_eigenvalues_of_the_whole(healthy: gr.Run, tmp_p
         assert smallest == pytest.approx(eigenvalues[0] / eigenvalues[-1], abs=1e-14 if done is healthy else 1e-6)
 
 
+def test_a_budget_without_room_for_the_gradients_of_all_outputs(tmp_path: Path) -> None:
+    """A few outputs are checked, one after the other, and the findings say which."""
+    methods = ["ntk-final/tracking", "last-layer-final/target"]
+    small = run(tmp_path, options={"num_classes": 5}, methods=methods, test_points=1, resources={"memory_budget": "14KiB"})
+    context = CheckContext(small, 8)
+    assert len(context.outputs) == 3 < small.plan.shape.num_outputs
+    findings = doctor(small)
+    assert findings.not_green() <= {("learning", "amber")}
+    for name in ("gradients", "features"):
+        assert f"outputs {', '.join(map(str, context.outputs))} only" in findings.worst_of(name).text
+
+
 def test_a_surrogate_that_is_not_the_projection(run_copy: gr.Run) -> None:
     key = run_copy.plan.keys.solved("surrogate", 0, "ntk", 6)
     change(run_copy, "surrogate", key, "alpha", lambda alpha: np.multiply(alpha, 1.001, out=alpha))

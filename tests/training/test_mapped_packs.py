@@ -55,6 +55,10 @@ def grouped() -> nn.Module:
     )
 
 
+def words() -> nn.Module:
+    return nn.Sequential(nn.Embedding(300_000, 8), nn.AdaptiveAvgPool2d((1, 8)), nn.Flatten(), nn.Linear(8, 1))
+
+
 CASES: dict[str, tuple[Factory, Callable[[torch.dtype], Dataset]]] = {
     "a layer called twice": (Twice, blob_data),
     "a parameter of its own": (OwnParameter, blob_data),
@@ -138,6 +142,10 @@ def test_what_a_model_does_better_alone() -> None:
     table = Trainer(lambda: Attention(30_000), get_loss("logistic"), RECIPES["momentum"], float_text())
     assert table.pack_kind == "solo"
     assert "bytes" in str(table.solo_reason)
+    # Two such tables fill it: there is nothing to share a step with, and the trial would hold several.
+    table = Trainer(words, get_loss("logistic"), RECIPES["plain"], float_text())
+    assert table.pack_kind == "solo"
+    assert "two models would take 19,200,072 bytes" in str(table.solo_reason)
     # Torch maps no such layer.
     bag = Trainer(lambda: nn.Sequential(nn.EmbeddingBag(3000, 4), nn.Linear(4, 1)), get_loss("logistic"), RECIPES["momentum"], float_text())
     assert bag.pack_kind == "solo"

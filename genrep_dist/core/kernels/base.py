@@ -36,6 +36,7 @@ class KernelSizes:
     - ``storable``: whether there are features to store.
     - ``gradient_passes``: cost of computing the features, in units of all per-sample gradients.
     - ``slow_layers``: layers whose gradients need more than one batched backward pass, with the reason.
+    - ``pair_bytes``: memory that one pair of samples takes in a pairwise kernel; 0 where it is unknown.
     """
 
     gram_rows: int = 1
@@ -47,6 +48,7 @@ class KernelSizes:
     storable: bool = True
     gradient_passes: float = 1.0
     slow_layers: tuple[str, ...] = ()
+    pair_bytes: int = 0
 
 
 @dataclass(frozen=True)

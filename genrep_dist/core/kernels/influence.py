@@ -17,8 +17,10 @@ BASES = {"ggn": "ntk", "last-layer": "last-layer"}
 """Curvature -> the feature kernel from whose gram its dual system is built. The true Hessian has no dual system."""
 MATRICES = 3
 """Matrices of the gram's size: the gram, the system and its factor; one more where outputs are multiplied block by block."""
-COLUMN_COPIES = 16
-"""Copies of K(train, points) float64 that solving and refining take."""
+COLUMN_COPIES, SOLVED_COPIES, COLUMNS_AT_ONCE = 5, 12, 512
+"""Copies of K(train, points) float64: as given, with further points, solved, and as it is written; copies of those columns that are solved
+for at once, and how many these are.
+"""
 CURVATURE_COPIES = 6
 """Copies of the loss's second derivatives (N, C, C) float64, with their square roots."""
 HESSIAN_COPIES, TRACE_PROBES = 12, 8
@@ -119,7 +121,8 @@ class InfluenceKernel(DerivedKernel):
             columns = HESSIAN_COPIES * num_parameters * max(num_test, TRACE_PROBES)
             return 8 * (columns + CURVATURE_COPIES * rows * num_outputs + 3 * rows * num_test) + 2 * dense_bytes
         matrices = MATRICES if num_outputs == 1 else MATRICES + 1
-        return 8 * (matrices * rows**2 + COLUMN_COPIES * rows * points + CURVATURE_COPIES * rows * num_outputs)
+        columns = COLUMN_COPIES * points + SOLVED_COPIES * min(points, COLUMNS_AT_ONCE)
+        return 8 * rows * (matrices * rows + columns + CURVATURE_COPIES * num_outputs)
 
     def alternatives(self) -> str:
         if self.base is None:

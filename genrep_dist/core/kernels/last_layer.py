@@ -36,10 +36,11 @@ class LastLayerKernel(FeatureKernel):
         return sum(p.numel() for p in layer.parameters() if p.requires_grad)
 
     def features(self, model: nn.Module, inputs: Tensor, outputs: Tensor | None = None) -> Tensor:
-        from genrep_dist.core.gradients.last_layer import last_layer_features
+        from genrep_dist.core.gradients.last_layer import find_last_layer, last_layer_features
 
         del outputs  # all outputs have the same features
-        return last_layer_features(model, inputs, self.layer).float()
+        # Found on two rows: the search keeps what every linear layer receives and returns.
+        return last_layer_features(model, inputs, self.layer or find_last_layer(model, inputs[:2])).float()
 
     def block(self, train: Rows, test: Any, outputs: Tensor, num_outputs: int) -> Tensor:
         from genrep_dist.core.kernels.blocks import last_layer_block

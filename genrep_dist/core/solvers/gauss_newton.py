@@ -11,6 +11,8 @@ from torch import Tensor
 from genrep_dist.errors import ConvergenceError, MethodError, ProblemError
 
 _MAX_REFINEMENTS = 4
+COLUMNS_AT_ONCE = 512
+"""Test points that are solved for at once, so that memory does not grow with their number beyond their columns themselves."""
 
 
 def square_root(curvature: Tensor, *, rounding: float | None = None) -> Tensor:
@@ -76,7 +78,7 @@ def influence_kernel(
 
     ``damping`` is delta itself, or, if ``relative``, delta in units of trace(H)/P, the mean of H's P eigenvalues, of which most are zero
     if P > NC. One Cholesky factorisation in float64, refined on the certificate's equation. Memory: three float64 matrices of the gram's
-    size, ``gram`` included, four for C > 1; sixteen of the size of ``cross``, six of ``curvature``.
+    size, ``gram`` included, four for C > 1; ``cross`` and the result, twelve matrices (NC, 512), and six of the size of ``curvature``.
 
     Raises ProblemError for shapes that do not fit and for a loss that is not convex; MethodError for a damping that is not positive;
     ConvergenceError if the factorisation fails or the residual is above ``tolerance``: the gram is then not positive semi-definite to the
@@ -98,15 +100,35 @@ def influence_kernel(
         )
     cholesky = _factorise(gram, root, delta)
 
-    def blockwise(blocks: Tensor, columns: Tensor) -> Tensor:
-        return torch.einsum("ncd,ndm->ncm", blocks, columns.reshape(n, num_outputs, num_test)).flatten(0, 1)
+    columns = cross.flatten(0, 1)
+    solution, worst = torch.empty_like(columns), 0.0
+    for start in range(0, num_test, COLUMNS_AT_ONCE):
+        part = slice(start, start + COLUMNS_AT_ONCE)
+        solution[:, part], residual = _refined(gram, columns[:, part], root, curvature, cholesky, delta)
+        worst = max(worst, residual)
+    if not worst <= tolerance:
+        raise ConvergenceError(
+            "the influence kernel's linear system is not solved",
+            where=f"influence, damping {delta:.3g}",
+            expected=f"residual <= {tolerance:g}",
+            got=f"residual {worst:.3g}",
+            remedy="raise the damping, or compute the gram in higher precision",
+        )
+    return solution.reshape(n, num_outputs, num_test), GaussNewtonCertificate(delta, mean_eigenvalue, worst, tolerance)
+
+
+def _refined(gram: Tensor, columns: Tensor, root: Tensor, curvature: Tensor, cholesky: Tensor, delta: float) -> tuple[Tensor, float]:
+    """X (NC, M) with (delta I + gram h/n) X = ``columns`` (NC, M), and the largest relative residual; infinite if there is none."""
+    n, num_outputs = root.shape[:2]
+
+    def blockwise(blocks: Tensor, vectors: Tensor) -> Tensor:
+        return torch.einsum("ncd,ndm->ncm", blocks, vectors.reshape(n, num_outputs, -1)).flatten(0, 1)
 
     def invert(right: Tensor) -> Tensor:
         """(delta I + gram h/n)^-1 ``right``, by Woodbury's identity."""
         inner = torch.cholesky_solve(blockwise(root, right), cholesky)
         return (right - gram @ blockwise(root, inner) / n) / delta
 
-    columns = cross.flatten(0, 1)
     norms = columns.norm(dim=0)
     solution, best = torch.zeros_like(columns), math.inf
     remaining = columns
@@ -114,19 +136,11 @@ def influence_kernel(
         candidate = solution + invert(remaining)
         remaining = columns - delta * candidate - gram @ blockwise(curvature, candidate) / n
         # For a column of zeros the solution zero is exact.
-        residual = float(torch.where(norms > 0, remaining.norm(dim=0) / norms, remaining.norm(dim=0)).max()) if num_test else 0.0
+        residual = float(torch.where(norms > 0, remaining.norm(dim=0) / norms, remaining.norm(dim=0)).max())
         if not residual < best:
             break
         solution, best = candidate, residual
-    if not best <= tolerance:
-        raise ConvergenceError(
-            "the influence kernel's linear system is not solved",
-            where=f"influence, damping {delta:.3g}",
-            expected=f"residual <= {tolerance:g}",
-            got=f"residual {best:.3g}",
-            remedy="raise the damping, or compute the gram in higher precision",
-        )
-    return solution.reshape(n, num_outputs, num_test), GaussNewtonCertificate(delta, mean_eigenvalue, best, tolerance)
+    return solution, best
 
 
 def _trace(gram: Tensor, curvature: Tensor) -> float:

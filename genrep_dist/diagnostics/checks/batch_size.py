@@ -34,18 +34,20 @@ def _dense_features(context: CheckContext, kernel: FeatureKernel, output: int | 
 def _invariance(context: CheckContext, what: str, compute: Callable[[torch.nn.Module, Tensor], Tensor]) -> Finding:
     inputs = context.inputs
     sizes = sorted({*(size for size in _BATCH_SIZES if size < len(inputs)), len(inputs)})
-    results = [
-        torch.cat([compute(context.model, inputs[i : i + size]).detach() for i in range(0, len(inputs), size)]).flatten(1)  # (S, L)
-        for size in sizes
-    ]
-    reference = results[0]
+
+    def results(size: int) -> Tensor:
+        parts = (compute(context.model, inputs[i : i + size]).detach() for i in range(0, len(inputs), size))
+        return torch.cat(list(parts)).flatten(1)  # (S, L)
+
+    plain = results(sizes[0])
+    reference = plain
     if what == "outputs":
         # Outputs may be near zero, where any rounding is relatively large: their scale is the largest output.
-        largest = float(reference.abs().max())
-        reference = torch.full_like(reference, largest if largest > 0 else 1.0)
-    number, sample = max(
-        (largest_relative(result - results[0], reference) for result in results[1:]), key=lambda pair: nan_as_inf(pair[0]), default=(0.0, 0)
-    )
+        largest = float(plain.abs().max())
+        reference = torch.full_like(plain, largest if largest > 0 else 1.0)
+    # The results of one size at a time are held beside those of single samples.
+    found = [largest_relative(results(size).sub_(plain), reference) for size in sizes[1:]]
+    number, sample = max(found, key=lambda pair: nan_as_inf(pair[0]), default=(0.0, 0))
     return compare(
         "batch size",
         number,

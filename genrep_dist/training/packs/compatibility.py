@@ -65,13 +65,13 @@ def why_not_packed(
         return f"the optimizer {recipe.optimizer!r} does not declare that it is elementwise"
     model = Randomness(0).build(factory)
     reasons = _unstackable(model) if kind is StackedPack else _better_alone(model, recipe, fast_paths, on_cpu)
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
     reason = next(_unshareable(model), None) or next(reasons, None)
-    if reason is None and on_cpu and 2 * size > CPU_PACK_BYTES:
-        reason = f"two models would take {2 * size:,} bytes, more than {CPU_PACK_BYTES:,}"
     if reason is None and max_multiply_adds is not None:
         step = min(recipe.batch_size, len(data.inputs))
         reason = _too_large(model, data, step if kind is StackedPack else padded_rows(step), max_multiply_adds)
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        if reason is None and 2 * size > CPU_PACK_BYTES:
+            reason = f"two models would take {2 * size:,} bytes, more than {CPU_PACK_BYTES:,}"
     return reason or _Trial(factory, loss, recipe, data, kind, fast_paths).disagreement(on_cpu)
 
 
