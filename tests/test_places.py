@@ -100,7 +100,7 @@ def test_a_template_of_scores_that_is_a_folder_names_the_file_in_it(tmp_path: Pa
     (tmp_path / "scores/0").mkdir(parents=True)
     np.save(tmp_path / "scores/0/mine.npy", np.zeros((2, 2)))
     section = ExternalSection.model_validate({"path": "scores/{seed}", "positive_raises": True})
-    with pytest.raises(ConfigError, match=r"is a folder[\s\S]*seed 0[\s\S]*scores/0/mine\.npy"):
+    with pytest.raises(ConfigError, match=r"is a folder[\s\S]*seed 0[\s\S]*path: scores/{seed}/mine\.npy"):
         locate("mine", section, [tmp_path], [0])
 
 
