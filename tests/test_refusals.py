@@ -129,9 +129,8 @@ def test_single_shares_that_remove_nothing_or_the_same_are_warned_of(tmp_path: P
 
 
 def test_the_plan_shows_its_warnings(tmp_path: Path) -> None:
-    path = experiment_file(
-        tmp_path / "toy.yaml", "tests.own_losses:Rows", {"loss": "logistic"}, deletion={"fractions": [0.01, 0.2]}, seeds=1
-    )
+    fields: dict[str, Any] = {"deletion": {"fractions": [0.01, 0.2]}, "seeds": 1}
+    path = experiment_file(tmp_path / "toy.yaml", "tests.own_losses:Rows", {"loss": "logistic"}, **fields)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         shown = CliRunner().invoke(app, ["plan", str(path), "--no-probe", "--store", str(tmp_path / "store")])
