@@ -140,7 +140,7 @@ def test_a_database_that_mlflow_would_put_elsewhere_is_refused_before_the_work(t
     assert not list(tmp_path.rglob("*.db"))
 
 
-@pytest.mark.parametrize("source", ["/no/such/file", "packaeg"])
+@pytest.mark.parametrize("source", ["/no/such/file", "no-source"])
 def test_data_that_are_not_there(tmp_path: Path, source: str) -> None:
     with pytest.raises(ProblemError, match="at which there is nothing"):
         fetch("mnist", source, tmp_path)
