@@ -9,6 +9,7 @@ from pathlib import Path
 
 FILE = "a file"
 FOLDER = "a folder"
+EMPTY_FILE = "an empty file"
 
 
 def what_is_at(path: str | Path) -> str:
@@ -31,4 +32,4 @@ def what_is_at(path: str | Path) -> str:
         return "neither a file nor a folder"
     if not os.access(path, os.R_OK):
         return "a file that may not be read (permission denied)"
-    return FILE if found.st_size else "an empty file"
+    return FILE if found.st_size else EMPTY_FILE

@@ -100,7 +100,7 @@ def test_a_template_of_scores_that_is_a_folder_names_the_file_in_it(tmp_path: Pa
     (tmp_path / "scores/0").mkdir(parents=True)
     np.save(tmp_path / "scores/0/mine.npy", np.zeros((2, 2)))
     section = ExternalSection.model_validate({"path": "scores/{seed}", "positive_raises": True})
-    with pytest.raises(ConfigError, match=r"is a folder[\s\S]*seed 0[\s\S]*scores/0/mine\.npy"):
+    with pytest.raises(ConfigError, match=r"is a folder[\s\S]*seed 0[\s\S]*path: scores/{seed}/mine\.npy"):
         locate("mine", section, [tmp_path], [0])
 
 
@@ -140,7 +140,7 @@ def test_a_database_that_mlflow_would_put_elsewhere_is_refused_before_the_work(t
     assert not list(tmp_path.rglob("*.db"))
 
 
-@pytest.mark.parametrize("source", ["/no/such/file", "packaeg"])
+@pytest.mark.parametrize("source", ["/no/such/file", "no-source"])
 def test_data_that_are_not_there(tmp_path: Path, source: str) -> None:
     with pytest.raises(ProblemError, match="at which there is nothing"):
         fetch("mnist", source, tmp_path)

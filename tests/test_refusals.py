@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import genrep_dist as gr
+from genrep_dist.cli import app
 from genrep_dist.diagnostics import diagnose
 from genrep_dist.errors import MethodError, PlanError
 from genrep_dist.report.build import report_data
 from genrep_dist.store import Store
 from genrep_dist.workflow.prepare import PreparedExperiment, prepare
-from tests.experiments import ROOT, experiment
+from tests.experiments import ROOT, experiment, experiment_file
 
 
 def plan(store: Path, options: dict[str, Any] | None = None, **fields: Any) -> PreparedExperiment:
@@ -124,6 +126,15 @@ def test_single_shares_that_remove_nothing_or_the_same_are_warned_of(tmp_path: P
     assert "1/24 = 0.0417" in first
     assert second.startswith("deletion.fractions: the shares 0.04, 0.05 of 24 training samples are the same removal, of 1 sample")
     assert third.startswith("brittleness.fractions: the shares 0.01, 0.02 of 24 training samples remove no sample")
+
+
+def test_the_plan_shows_its_warnings(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"deletion": {"fractions": [0.01, 0.2]}, "seeds": 1}
+    path = experiment_file(tmp_path / "toy.yaml", "tests.own_losses:Rows", {"loss": "logistic"}, **fields)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        shown = CliRunner().invoke(app, ["plan", str(path), "--no-probe", "--store", str(tmp_path / "store")])
+    assert "warning: deletion.fractions: the share 0.01 of 24 training samples removes no sample" in shown.output
 
 
 def test_nothing_removed_on_purpose_is_warned_of(tmp_path: Path) -> None:

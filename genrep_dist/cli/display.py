@@ -59,6 +59,7 @@ def show_plan(console: Console, dry_run: DryRun) -> None:
         lines.append(f"{about}: {dry_run.worker_hours:,.1f} {kind}; {written} written")
     if dry_run.refusal:
         lines.append(f"`genrep run` would refuse this plan here: {dry_run.refusal}")
+    lines += [f"warning: {warning}" for warning in plan.warnings]
     for line in lines:
         console.print(line, markup=False, highlight=False)
 

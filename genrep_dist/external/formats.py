@@ -18,7 +18,7 @@ from genrep_dist.errors import ConfigError, MethodError
 from genrep_dist.external.contents import Contents, Matrix, integer_ids, is_transposed, scores_name
 from genrep_dist.external.locate import SUFFIXES, is_zarr
 from genrep_dist.external.parquet import MODEL, names_seeds, read_parquet
-from genrep_dist.filesystem import FILE, FOLDER, what_is_at
+from genrep_dist.filesystem import EMPTY_FILE, FILE, FOLDER, what_is_at
 from genrep_dist.store.zarr_reader import open_zarr
 
 Found = tuple[Contents, Any]
@@ -44,7 +44,7 @@ def read_scores(path: Path, section: ExternalSection, seed: int) -> Contents:
     """
     found = what_is_at(path)
     suffix = ".zarr" if found == FOLDER and is_zarr(path) else path.suffix
-    if found != (FOLDER if suffix == ".zarr" else FILE):
+    if found not in ((FOLDER,) if suffix == ".zarr" else (FILE, EMPTY_FILE)):
         raise ConfigError(
             "the scores cannot be read",
             where=str(path),
@@ -69,7 +69,7 @@ def read_scores(path: Path, section: ExternalSection, seed: int) -> Contents:
             f"this file cannot be read as {suffix}",
             where=str(path),
             expected="a complete file of plain arrays, without Python objects",
-            got=f"{type(error).__name__}: {error}".splitlines()[0],
+            got=EMPTY_FILE if found == EMPTY_FILE else f"{type(error).__name__}: {error}".splitlines()[0],
             remedy="write it again, for example as .npz with Exported.save",
         ) from error
     return _with_sidecar(path, contents, model, section, seed)

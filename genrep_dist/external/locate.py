@@ -37,7 +37,7 @@ def locate(name: str, section: ExternalSection, folders: Sequence[Path], seeds: 
     if not found.is_dir() or is_zarr(found):
         return found
     if found.suffix in SUFFIXES:
-        raise _folder_not_file(f"external.{name}.path", found)
+        raise _folder_not_file(f"external.{name}.path", found, section.path)
     return _tool_file(found, section.layout) or _in_folder(name, found, seeds)
 
 
@@ -54,7 +54,7 @@ def _by_template(name: str, section: ExternalSection, folders: Sequence[Path], s
         if path is not None and path.is_dir() and not is_zarr(path):
             file = _tool_file(path, section.layout)
             if file is None:
-                raise _folder_not_file(f"external.{name}.path: {section.path}, seed {seed}", path)
+                raise _folder_not_file(f"external.{name}.path: {section.path}, seed {seed}", path, section.path)
             path = file
         if path is not None:
             found[seed] = path
@@ -68,7 +68,8 @@ def _first(folders: Sequence[Path], relative: str) -> Path | None:
     return next((folder / relative for folder in folders if os.path.exists(folder / relative)), None)
 
 
-def _folder_not_file(where: str, path: Path) -> ConfigError:
+def _folder_not_file(where: str, path: Path, declared: str) -> ConfigError:
+    """``declared``: the path as the experiment has it."""
     inside = sorted(entry.name for entry in path.iterdir())
     readable = [name for name in inside if Path(name).suffix in SUFFIXES]
     return ConfigError(
@@ -76,7 +77,7 @@ def _folder_not_file(where: str, path: Path) -> ConfigError:
         where=where,
         expected=f"a file ({', '.join(SUFFIXES)}), or a Zarr folder",
         got=f"the folder {path}, with {', '.join(inside[:5]) or 'nothing in it'}" + (", ..." if len(inside) > 5 else ""),
-        remedy=f"name the file in it, such as {path / readable[0]}" if readable else "set path to the file",
+        remedy=f"name the file in it: path: {declared.rstrip('/')}/{readable[0]}" if readable else "set path to the file",
     )
 
 
@@ -111,7 +112,7 @@ def _in_folder(name: str, folder: Path, seeds: Sequence[int]) -> dict[int, Path]
             )
         found[seed] = path
     if not found:
-        raise _folder_not_file(f"external.{name}.path", folder)
+        raise _folder_not_file(f"external.{name}.path", folder, str(folder))
     _refuse_missing(f"external.{name}.path: {folder}", found, seeds)
     return {seed: found[seed] for seed in seeds}
 

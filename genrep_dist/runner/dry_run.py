@@ -11,9 +11,10 @@ import psutil
 import torch
 
 from genrep_dist.config import Experiment
-from genrep_dist.errors import PlanError
+from genrep_dist.errors import PlanError, StoreError
 from genrep_dist.executors.capacity import check_schedulable, num_slots, worker_resources
 from genrep_dist.plan import Plan
+from genrep_dist.runner.publish import tracking_uri
 from genrep_dist.units import StageName
 from genrep_dist.workflow.context import pick_device
 from genrep_dist.workflow.estimates import TimeEstimate, estimate_run, gpu_hours
@@ -70,6 +71,7 @@ class DryRun:
             "seconds": self.expected.total if self.expected else None,
             "cost": cost if self.expected else None,
             "refusal": self.refusal or None,
+            "warnings": list(self.plan.warnings),
         }
 
 
@@ -87,7 +89,8 @@ def dry_run(prepared: PreparedExperiment, *, probe: bool = True, address: str | 
     try:
         check_schedulable(nodes, resources)
         check_room(plan, prepared.store, lambda stage: num_slots(nodes, worker_resources(resources, stage, nodes)), memory)
-    except PlanError as error:
+        tracking_uri(plan.experiment, prepared.store)
+    except (PlanError, StoreError) as error:
         if address is not None:
             raise
         refusal = str(error)

@@ -49,6 +49,8 @@ FEW_RETRIES: RetryConfig = {
 _NO_CREDENTIALS = re.compile(r"169\.254\.169\.254|metadata\.google\.internal|/latest/(api/token|meta-data)")
 """Cloud metadata services, which obstore queries when the environment has no credentials."""
 
+_SOMETHING_ELSE = re.compile(r"Is a directory|Not a directory|symbolic links|system loop")
+
 _NO_BUCKET = re.compile(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>|The specified bucket does not exist")
 
 
@@ -138,6 +140,14 @@ def translated_errors(uri: str, path: str = "") -> Iterator[None]:
 def _store_error(text: str, uri: str, where: str) -> StoreError:
     scheme, _, rest = uri.partition("://")
     reason = _reason(text)
+    if scheme not in CREDENTIALS and _SOMETHING_ELSE.search(reason):
+        return StoreError(
+            "something else is where the store has a file or a folder",
+            where=where,
+            expected="files and folders, and no links in a circle",
+            got=f"{what_is_at(where)}: {reason}",
+            remedy="move it out of the store and run the same command again: only what is missing is computed",
+        )
     if scheme not in CREDENTIALS:
         return StoreError(
             "the store's disk reports an error",

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genrep_dist.errors import ProblemError
+from genrep_dist.filesystem import FOLDER, what_is_at
 
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -83,4 +84,11 @@ def find_idx(folder: Path, name: str) -> Path:
     for path in (place / one for place in (folder, folder / "raw", folder / "MNIST" / "raw") for one in names):
         if path.is_file():
             return path
-    raise ProblemError("an IDX file is missing", where=str(folder), expected=f"{name} or {name}.gz", got="no file of that name")
+    found = what_is_at(folder)
+    raise ProblemError(
+        "an IDX file is missing",
+        where=str(folder),
+        expected=f"a folder with {name} or {name}.gz",
+        got="no file of that name" if found == FOLDER else found,
+        remedy="correct the path of the folder",
+    )
