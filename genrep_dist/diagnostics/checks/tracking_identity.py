@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.model import model_outputs
+from genrep_dist.core.gradients.model import as_real, model_outputs, num_parameters
 from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.diagnostics.checks.dropout import dropout_layers
 from genrep_dist.diagnostics.checks.normalisation import normalising_layers
@@ -56,13 +56,13 @@ def _weighted_gradient(context: CheckContext) -> Tensor:
     """
     alpha = torch.from_numpy(context.train_artifact(context.seed).read("tracking"))
     parameters, inputs = trainable(context.model), context.worker.train.inputs
-    total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=context.worker.device)
+    total = torch.zeros(num_parameters(context.model), dtype=torch.float64, device=context.worker.device)
     for start in range(0, len(inputs), _BATCH):
         values = model_outputs(context.model, inputs[start : start + _BATCH])
         weights = alpha[start : start + _BATCH].to(values)
         gradients = torch.autograd.grad(values, parameters, weights, allow_unused=True)
-        parts = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
-        total += torch.cat([part.reshape(-1) for part in parts]).double()
+        parts = [torch.zeros_like(p) if g is None else g.to_dense() for g, p in zip(gradients, parameters, strict=True)]
+        total += torch.cat([as_real(part).reshape(-1) for part in parts]).double()
     return total
 
 
