@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,11 +23,11 @@ from torch import Tensor, nn
 from genrep_dist.core.gradients.autograd import copies_needed, differ, require_gradients, short, single_outputs
 from genrep_dist.core.gradients.factored import NamedShapes
 from genrep_dist.core.gradients.factored_weight import FactoredWeight, factored_numel, pass_rows
-from genrep_dist.core.gradients.hooks import ForwardPass, HookedLayer, graph_uses, run_with_hooks
+from genrep_dist.core.gradients.hooks import ForwardPass, HookedLayer, SpreadParameter, graph_uses, run_with_hooks
 from genrep_dist.core.gradients.layer_rules import LAYER_RULES
 from genrep_dist.core.gradients.model import check_model, real_shape, trainable_parameters
 from genrep_dist.core.gradients.torch_internals import is_modified, uncompiled
-from genrep_dist.core.gradients.trial import why_not_torch_func, wrong_by_rules
+from genrep_dist.core.gradients.trial import spread_parameters, why_not_torch_func, wrong_by_rules
 from genrep_dist.errors import ProblemError
 
 Strategy = Literal["factored", "dense", "torch.func", "loop"]
@@ -50,7 +52,8 @@ class LayerStrategy:
 class ModelInspection:
     """The strategies of all trainable parameters of a model, for inputs of one shape.
 
-    ``parameters``: in the order of the vector of P, with the shapes of real numbers. ``copies``: 1, or 2 for a model that fails on one row;
+    ``parameters``: in the order of the vector of P, with the shapes of real numbers. ``spread``: parameters of which each sample has a copy.
+    ``copies``: 1, or 2 for a model that fails on one row;
     a sample is then computed beside a copy of itself.
     """
 
@@ -61,6 +64,7 @@ class ModelInspection:
     strategies: tuple[LayerStrategy, ...]
     num_outputs: int = 1
     copies: int = 1
+    spread: tuple[SpreadParameter, ...] = ()
 
     @property
     def batch_size(self) -> int:
@@ -158,24 +162,40 @@ def _inspect(model: nn.Module, inputs: Tensor) -> ModelInspection:
     with torch.no_grad():
         alone = torch.stack([single_outputs(model, sample, copies) for sample in examples])
     num_outputs = alone.shape[1]
-    reasons, runs = _rule_reasons(model, examples, alone, copies)
+    reasons, run, repeated = _rule_reasons(model, examples, alone, copies)
+    parameters = trainable_parameters(model)
     owned = {name: [full for full in _own_parameters(name, module) if full in reasons] for name, module in model.named_modules()}
     without_rule = {full: reason for full, reason in reasons.items() if reason is not None}
-    inspection = _build(model, without_rule, owned, runs, num_outputs, copies)
-    wrong = wrong_by_rules(model, inspection.hooked, examples[:2], num_outputs, copies) if inspection.hooked else {}
-    if wrong:
-        without_rule.update(wrong)
-        inspection = _build(model, without_rule, owned, runs, num_outputs, copies)
+    bare = [
+        full
+        for name, module in model.named_modules()
+        for full in owned[name]
+        if type(module).__module__.partition(".")[0] != "torch" and reasons[full] == _no_rule(module) and not parameters[full].is_complex()
+    ]
+    spread = spread_parameters(model, bare, examples, copies) if bare else []
+    build = partial(_build, model, owned=owned, run=run, repeated=repeated, num_outputs=num_outputs, copies=copies)
+    inspection = build(without_rule, spread)
+    if inspection.hooked or spread:
+        wrong = wrong_by_rules(model, inspection.hooked, spread, examples[:2], num_outputs, copies)
+        if wrong:
+            without_rule = {**wrong, **without_rule}
+            spread = [one for one in spread if one.name not in wrong]
+            inspection = build(without_rule, spread)
     if inspection.torch_func:
         reason = why_not_torch_func(model, inspection.torch_func, examples[:2], num_outputs, copies)
         if reason is not None:
             without_rule.update({full: f"{without_rule[full]}; {reason}" for full in inspection.torch_func})
-            inspection = _build(model, without_rule, owned, runs, num_outputs, copies, torch_func=False)
+            inspection = build(without_rule, spread, torch_func=False)
     return inspection
 
 
-def _rule_reasons(model: nn.Module, examples: Tensor, alone: Tensor, copies: int) -> tuple[dict[str, str | None], ForwardPass]:
-    """Why no rule covers each trainable parameter (None: one does), and a pass over two rows. ``alone``: outputs of each example."""
+def _rule_reasons(
+    model: nn.Module, examples: Tensor, alone: Tensor, copies: int
+) -> tuple[dict[str, str | None], ForwardPass, tuple[str, ...]]:
+    """Why no rule covers each trainable parameter (None: one does), a pass over two rows, and the embeddings whose output is repeated.
+
+    ``alone``: outputs (B, C) of the examples, each alone.
+    """
     parameters, places = trainable_parameters(model), _num_places(model)
     reasons: dict[str, str | None] = dict.fromkeys(parameters)
     candidates: dict[str, nn.Module] = {}
@@ -188,8 +208,9 @@ def _rule_reasons(model: nn.Module, examples: Tensor, alone: Tensor, copies: int
     try:
         runs = [run_with_hooks(model, examples[:rows], tuple(candidates)) for rows in (2, 3)]
     except Exception as error:
-        return dict.fromkeys(parameters, f"the model fails on several rows at once ({short(error)})"), ForwardPass()
-    if differ(alone, runs[1].outputs, 10 * torch.finfo(alone.dtype).eps ** 0.5):
+        return dict.fromkeys(parameters, f"the model fails on several rows at once ({short(error)})"), ForwardPass(), ()
+    bound = 10 * torch.finfo(alone.dtype).eps ** 0.5
+    if differ(alone, runs[1].outputs, bound):
         if copies > 1:
             raise ProblemError(
                 "the model's outputs depend on the other samples of their batch, and it fails on one row",
@@ -198,7 +219,14 @@ def _rule_reasons(model: nn.Module, examples: Tensor, alone: Tensor, copies: int
                 got="other outputs beside other samples",
                 remedy="name the dimensions in forward(): squeeze(1), mean(dim=1), not squeeze() or mean()",
             )
-        return dict.fromkeys(parameters, "the model's outputs depend on the other samples of their batch"), runs[0]
+        return dict.fromkeys(parameters, "the model's outputs depend on the other samples of their batch"), runs[0], ()
+    repeated: tuple[str, ...] = ()
+    for name, module in candidates.items():
+        if isinstance(module, nn.Embedding) and _sees_no_samples(name, runs):
+            with suppress(Exception):
+                again = [run_with_hooks(model, examples[:rows], tuple(candidates), (*repeated, name)) for rows in (2, 3)]
+                if not differ(alone, again[1].outputs, bound):
+                    runs, repeated = again, (*repeated, name)
     uses = graph_uses(runs[0].outputs)
     for name, module in candidates.items():
         reason = _rule_violation(module, name, runs)
@@ -206,19 +234,30 @@ def _rule_reasons(model: nn.Module, examples: Tensor, alone: Tensor, copies: int
             if full in parameters and reasons[full] is None:
                 used = uses[id(parameters[full])]
                 reasons[full] = reason or (None if used == 1 else f"it is used {used} times outside or inside its layer")
-    return reasons, runs[0]
+    return reasons, runs[0], repeated
+
+
+def _sees_no_samples(name: str, runs: list[ForwardPass]) -> bool:
+    """Whether an embedding is called with the same tokens (T,) or (1, T) for any number of samples, as one of positions."""
+    inputs = [call.inputs for run in runs if (call := run.calls.get(name)) is not None]
+    shapes = {tuple(seen.tensor.shape) for seen in inputs if seen is not None}
+    return len(inputs) == 2 and len(shapes) == 1 and all(len(shape) == 1 or (len(shape) == 2 and shape[0] == 1) for shape in shapes)
 
 
 def _build(
     model: nn.Module,
     reasons: Mapping[str, str],
+    spread: Sequence[SpreadParameter],
+    *,
     owned: Mapping[str, list[str]],
     run: ForwardPass,
+    repeated: Sequence[str],
     num_outputs: int,
     copies: int,
-    *,
     torch_func: bool = True,
 ) -> ModelInspection:
+    """The inspection of parameters that are slow for these ``reasons``, but for the ``spread`` ones."""
+    copied = {one.name for one in spread}
     hooked: list[HookedLayer] = []
     strategies: list[LayerStrategy] = []
     loop: list[str] = []
@@ -226,7 +265,8 @@ def _build(
     for name, module in model.named_modules():
         layer_type = type(module).__name__
         fast = {full.rpartition(".")[2]: full for full in owned[name] if full not in reasons}
-        slow = tuple(full for full in owned[name] if full in reasons)
+        slow = tuple(full for full in owned[name] if full in reasons and full not in copied)
+        own_copied = tuple(full for full in owned[name] if full in copied)
         if fast:
             rule, weight, seen = LAYER_RULES[type(module)], None, run.calls[name].inputs
             assert seen is not None
@@ -235,16 +275,18 @@ def _build(
                 strategies.append(LayerStrategy(name, layer_type, (weight.name,), "factored"))
             if fast:
                 strategies.append(LayerStrategy(name, layer_type, tuple(fast.values()), "dense"))
-            hooked.append(HookedLayer(name, type(module), weight, fast, tuple(seen.tensor.shape[1:])))
+            hooked.append(HookedLayer(name, type(module), weight, fast, tuple(seen.tensor.shape[1:]), name in repeated))
+        if own_copied:
+            strategies.append(LayerStrategy(name, layer_type, own_copied, "dense"))
         if slow:
             # torch.func cannot vectorise the fused operations of recurrent layers.
             strategy: Strategy = "torch.func" if torch_func and not isinstance(module, nn.RNNBase) else "loop"
             loop += slow if strategy == "loop" else ()
             reason = "; ".join(dict.fromkeys(reasons[full] for full in slow))
             strategies.append(LayerStrategy(name, layer_type, slow, strategy, reason))
-    covered = {full for layer in hooked for full in layer.parameters}
+    covered = {full for layer in hooked for full in layer.parameters} | copied
     rest = tuple(name for name, _ in parameters if name not in covered and name not in loop)
-    return ModelInspection(parameters, tuple(hooked), rest, tuple(loop), tuple(strategies), num_outputs, copies)
+    return ModelInspection(parameters, tuple(hooked), rest, tuple(loop), tuple(strategies), num_outputs, copies, tuple(spread))
 
 
 def _own_parameters(name: str, module: nn.Module) -> list[str]:
