@@ -14,14 +14,14 @@ from tests.core.models import initialise, rows
 
 
 class Own(nn.Module):
-    """Two layers, a parameter of its own between them, and a head: the base of the models below."""
+    """Two layers, a matrix of its own between them, which no rule covers, and a head: the base of the models below."""
 
     def __init__(self, num_outputs: int = 2) -> None:
         super().__init__()
-        self.body, self.scale, self.head = nn.Linear(4, 5), nn.Parameter(torch.ones(5)), nn.Linear(5, num_outputs)
+        self.body, self.mix, self.head = nn.Linear(4, 5), nn.Parameter(torch.eye(5)), nn.Linear(5, num_outputs)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        out: Tensor = self.head(self.middle(self.body(inputs) * self.scale))
+        out: Tensor = self.head(self.middle(functional.linear(self.body(inputs), self.mix)))
         return out
 
     def middle(self, hidden: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from genrep_dist.core.gradients.attention import as_linear_layers
 from genrep_dist.core.gradients.factored_weight import FactoredWeight
 from genrep_dist.core.gradients.factors import WeightGradients
 from genrep_dist.core.gradients.functional import functional_model
@@ -28,7 +29,7 @@ class HookedLayer:
     """A layer whose gradients come from a rule: ``weight`` is factored (None if it is small), ``dense`` maps local to full names.
 
     ``input_shape``: of one sample's input of the layer. ``repeated``: an embedding that all samples share, as positions do; it is called
-    without their dimension, and its output is repeated for each.
+    without their dimension, and its output is repeated for each. ``attention``: the attention layer that this linear layer is a part of.
     """
 
     name: str
@@ -37,6 +38,7 @@ class HookedLayer:
     dense: dict[str, str]
     input_shape: tuple[int, ...]
     repeated: bool = False
+    attention: str = ""
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -76,33 +78,41 @@ class ForwardPass:
     outputs: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     calls: dict[str, LayerCall] = field(default_factory=dict)
 
+    def observe(self, name: str, inputs: Any, result: Any) -> None:
+        """Record a call of a layer; ``inputs`` is None unless it was called with one tensor."""
+        if name in self.calls:
+            self.calls[name].count += 1
+        elif inputs is None:
+            self.calls[name] = LayerCall(None, None, ())
+        else:
+            # An edge still refers to this output after the tensor was changed in place.
+            differentiable = isinstance(result, Tensor) and result.requires_grad
+            edge = get_gradient_edge(result) if differentiable else None
+            shape = tuple(result.shape) if isinstance(result, Tensor) else ()
+            self.calls[name] = LayerCall(Snapshot(inputs), edge, shape)
+
 
 def run_with_hooks(
-    model: nn.Module, inputs: Tensor, names: Sequence[str], repeated: Sequence[str] = (), spread: Sequence[SpreadParameter] = ()
+    model: nn.Module,
+    inputs: Tensor,
+    names: Sequence[str],
+    attention: Sequence[str] = (),
+    repeated: Sequence[str] = (),
+    spread: Sequence[SpreadParameter] = (),
 ) -> ForwardPass:
     """Run the model with gradients enabled and record the calls of the layers ``names``. All hooks are removed on return.
 
-    The outputs of the ``repeated`` embeddings, called with tokens (T,) or (1, T), become (B, T, D). The calls of ``spread`` parameters, by
-    their names, hold the copies as outputs.
+    ``attention`` layers compute as linear ones, which are recorded. The outputs of the ``repeated`` embeddings, called with tokens (T,) or
+    (1, T), become (B, T, D). The calls of ``spread`` parameters, by their names, hold the copies as outputs.
     """
     forward, num_rows = ForwardPass(), len(inputs)
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Tensor | None]:
         def record(_module: nn.Module, args: tuple[Any, ...], result: Any) -> Tensor | None:
-            if name in forward.calls:
-                forward.calls[name].count += 1
-                return None
-            if len(args) != 1 or not isinstance(args[0], Tensor):
-                forward.calls[name] = LayerCall(None, None, ())
-                return None
-            seen = args[0]
-            if name in repeated:
+            seen = args[0] if len(args) == 1 and isinstance(args[0], Tensor) else None
+            if seen is not None and name in repeated:
                 seen, result = seen.reshape(1, -1).expand(num_rows, -1), result.reshape(1, seen.numel(), -1).expand(num_rows, -1, -1)
-            # An edge still refers to this output after the tensor was changed in place.
-            differentiable = isinstance(result, Tensor) and result.requires_grad
-            edge = get_gradient_edge(result) if differentiable else None
-            shape = tuple(result.shape) if isinstance(result, Tensor) else ()
-            forward.calls[name] = LayerCall(Snapshot(seen), edge, shape)
+            forward.observe(name, seen, result)
             return result if name in repeated else None
 
         return record
@@ -110,7 +120,7 @@ def run_with_hooks(
     modules = dict(model.named_modules())
     handles = [modules[name].register_forward_hook(hook(name)) for name in names]
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), as_linear_layers(model, attention, forward.observe):
             if spread:
                 parameters = dict(model.named_parameters())
                 leaves = {one.name: one.copies(parameters[one.name], num_rows) for one in spread}
@@ -132,7 +142,9 @@ def hooked_gradients(
     One forward pass, and one backward pass for each of the C outputs; with ``output_index`` (B,) only for the named outputs, C = 1.
     Raises UnusualPassError where the rules do not hold for this batch.
     """
-    forward = run_with_hooks(model, inputs, [layer.name for layer in layers], [one.name for one in layers if one.repeated], spread)
+    called = [layer.name for layer in layers if not layer.attention]
+    attention = list(dict.fromkeys(layer.attention for layer in layers if layer.attention))
+    forward = run_with_hooks(model, inputs, called, attention, [layer.name for layer in layers if layer.repeated], spread)
     uses, parameters = graph_uses(forward.outputs), dict(model.named_parameters())
     if any(uses[id(parameters[name])] > 1 for layer in layers for name in layer.parameters):
         raise UnusualPassError
@@ -142,7 +154,7 @@ def hooked_gradients(
     dense = {one.name: gradients.flatten(2) for one, gradients in zip(spread, output_gradients[len(layers) :], strict=True)}
     with torch.no_grad():
         for layer, layer_inputs, gradients in zip(layers, snapshots, output_gradients[: len(layers)], strict=True):
-            module, rule = model.get_submodule(layer.name), LAYER_RULES[layer.type]
+            module, rule = model.get_submodule(layer.attention or layer.name), LAYER_RULES[layer.type]
             if layer.weight is not None:
                 assert rule.factors is not None
                 factors[layer.weight.name] = rule.factors(module, layer_inputs, gradients)
