@@ -227,7 +227,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str]] = 
     "without a derivative": (
         lambda: _middle(NoBackward.apply),
         lambda: rows(4, 4),
-        r"(?s)not defined.*parameter 'scale'.*no derivative here",
+        r"(?s)not defined.*parameter 'mix'.*no derivative here",
     ),
     "detached": (lambda: initialise(Detached(4, 2), 1), lambda: rows(4, 4), "outputs have no gradient"),
     "complex outputs": (lambda: initialise(Complex(4, 2), 1), lambda: rows(4, 4), "a real tensor"),
