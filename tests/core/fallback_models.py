@@ -77,7 +77,8 @@ class Mixture(nn.Module):
         chosen, out = self.gate(inputs).argmax(1), inputs.new_zeros(len(inputs), 2)
         for k, expert in enumerate(self.experts):
             out[chosen == k] = expert(inputs[chosen == k])
-        return out * self.gate(inputs).softmax(1).amax(1, keepdim=True)
+        weighted: Tensor = out * self.gate(inputs).softmax(1).amax(1, keepdim=True)
+        return weighted
 
 
 class Cube(torch.autograd.Function):

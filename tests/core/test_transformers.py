@@ -121,7 +121,7 @@ class LikeLlama(nn.Module):
         hidden = self.tokens(tokens)
         normed = self.norms[0](hidden)
         query, key = self._rotated(self.query(normed)), self._rotated(self.key(normed))
-        value = self.value(normed).unflatten(2, (HEADS, -1)).transpose(1, 2)
+        value = self.value(normed).view(*normed.shape[:2], HEADS, -1).transpose(1, 2)
         attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         hidden = hidden + self.out(attended.transpose(1, 2).flatten(2))
         normed = self.norms[1](hidden)
@@ -130,7 +130,7 @@ class LikeLlama(nn.Module):
         return out
 
     def _rotated(self, values: Tensor) -> Tensor:
-        even, odd = values.unflatten(2, (HEADS, 2, -1)).transpose(1, 2).unbind(dim=3)  # (B, heads, T, 2)
+        even, odd = values.view(*values.shape[:2], HEADS, 2, -1).transpose(1, 2).unbind(dim=3)  # (B, heads, T, 2)
         angles = torch.outer(torch.arange(values.shape[1], dtype=values.dtype), torch.tensor([1.0, 0.1], dtype=values.dtype))
         cosines, sines = angles.cos(), angles.sin()
         return torch.cat([even * cosines - odd * sines, even * sines + odd * cosines], dim=3)

@@ -21,10 +21,10 @@ Observer = Callable[[str, Tensor, Tensor], None]
 @contextmanager
 def as_linear_layers(model: nn.Module, names: Sequence[str], observe: Observer) -> Iterator[None]:
     """Inside, the attention layers ``names`` compute by :func:`_attend`; outside, as before."""
-    modules = [model.get_submodule(name) for name in names]
+    modules = [module for name in names if isinstance(module := model.get_submodule(name), nn.MultiheadAttention)]
     try:
         for name, module in zip(names, modules, strict=True):
-            module.forward = partial(_attend, module, name, observe)
+            vars(module)["forward"] = partial(_attend, module, name, observe)
         yield
     finally:
         for module in modules:
@@ -45,12 +45,14 @@ def _attend(
     inputs = query if module.batch_first else query.transpose(0, 1)
     projected = functional.linear(inputs, module.in_proj_weight, module.in_proj_bias)
     observe(f"{name}.in_proj", inputs, projected)
-    parts = (part.transpose(0, 1) for part in projected.chunk(3, dim=2))
+    queries, keys, values = (part.transpose(0, 1) for part in projected.chunk(3, dim=2))
     same = torch.eye(module.embed_dim, dtype=query.dtype, device=query.device)
     attended, weights = functional.multi_head_attention_forward(
-        *parts,
-        embed_dim_to_check=module.embed_dim,
-        num_heads=module.num_heads,
+        queries,
+        keys,
+        values,
+        module.embed_dim,
+        module.num_heads,
         in_proj_weight=None,
         in_proj_bias=None,
         bias_k=None,

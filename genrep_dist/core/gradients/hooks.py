@@ -150,7 +150,7 @@ def hooked_gradients(
         raise UnusualPassError
     snapshots = [_checked_inputs(forward, layer, len(inputs)) for layer in layers]
     factors: dict[str, WeightGradients] = {}
-    output_gradients = _output_gradients(forward, [one.name for one in (*layers, *spread)], output_index)
+    output_gradients = _output_gradients(forward, [*(layer.name for layer in layers), *(one.name for one in spread)], output_index)
     dense = {one.name: gradients.flatten(2) for one, gradients in zip(spread, output_gradients[len(layers) :], strict=True)}
     with torch.no_grad():
         for layer, layer_inputs, gradients in zip(layers, snapshots, output_gradients[: len(layers)], strict=True):

@@ -24,8 +24,8 @@ def model_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def as_outputs(raw: object, num_rows: int) -> Tensor:
-    """What a model returned for ``num_rows`` inputs, as (B, C). Raises ProblemError unless it is a real tensor (B,) or (B, C)."""
-    if isinstance(raw, Tensor) and not raw.is_complex():
+    """What a model returned for ``num_rows`` inputs, as (B, C). Raises ProblemError unless it is a tensor of real numbers."""
+    if isinstance(raw, Tensor) and raw.is_floating_point():
         if raw.shape == (num_rows,):
             return raw.unsqueeze(1)
         if raw.dim() == 2 and raw.shape[0] == num_rows and raw.shape[1] >= 1:
@@ -36,7 +36,7 @@ def as_outputs(raw: object, num_rows: int) -> Tensor:
     raise ProblemError(
         "the model's output has the wrong form",
         where="model(inputs)",
-        expected=f"a real tensor of shape ({num_rows},) or ({num_rows}, C) for {num_rows} inputs",
+        expected=f"a floating-point tensor of shape ({num_rows},) or ({num_rows}, C) for {num_rows} inputs",
         got=f"{raw.dtype} of shape {tuple(raw.shape)}" if isinstance(raw, Tensor) else type(raw).__name__,
         remedy="name the dimension when squeezing: squeeze() also drops a batch of one, squeeze(1) does not"
         if is_tensor
