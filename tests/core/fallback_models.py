@@ -215,6 +215,13 @@ class Paired(nn.Module):
         return out
 
 
+class SinglePrecision(nn.Linear):
+    """Only runs in float32."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs) + torch.ones(1, 4, dtype=torch.float32) @ torch.ones(4, 2).to(inputs.dtype)
+
+
 def with_hook() -> nn.Module:
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
     model[2].register_full_backward_hook(lambda _module, _before, _after: None)
@@ -287,6 +294,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "hook of a tensor": (with_tensor_hook, vectors),
     "scripted": (scripted, vectors),
     "traced": (traced, vectors),
+    "wrapped": (lambda: nn.DataParallel(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))), vectors),
     "compiled": (compiled, vectors),
     "PReLU": (prelu, vectors),
     "max_norm": (lambda: nn.Sequential(nn.Embedding(9, 4, max_norm=0.5), nn.Flatten(), nn.Linear(12, 2)), tokens),
