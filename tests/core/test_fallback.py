@@ -25,7 +25,6 @@ from tests.core.models import initialise, mlp, rows
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit"),
-    pytest.mark.filterwarnings("ignore:There is a performance drop"),
     pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors"),
     pytest.mark.filterwarnings("ignore:Casting complex values to real"),
 ]

@@ -230,7 +230,6 @@ UNUSUAL: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str, str
 }
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_parameters_that_no_rule_covers_take_a_slower_strategy(name: str) -> None:
     make, inputs, parameter, reason = UNUSUAL[name]
