@@ -54,18 +54,6 @@ class TiedEmbedding(nn.Module):
         return out
 
 
-class SequenceFirst(nn.Module):
-    """A layer that sees (T, B, I): its first dimension is not the samples, even where T = B."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(4, 3), nn.Linear(3, 2)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        out: Tensor = self.head(torch.tanh(self.body(inputs.transpose(0, 1))).mean(dim=0))
-        return out
-
-
 class Flattened(nn.Module):
     """A layer that sees (B T, I)."""
 
@@ -212,8 +200,6 @@ UNUSUAL: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str, str
     "tied weights": (Tied, lambda: rows(5, 4), "first.weight", "several layers"),
     "tied embedding": (TiedEmbedding, lambda: torch.arange(10).reshape(5, 2) % 6, "embedding.weight", "several layers"),
     "weight used elsewhere": (UsedElsewhere, lambda: rows(5, 4), "body.weight", "used 2 times"),
-    "sequence first": (SequenceFirst, lambda: rows(3, 3, 4), "body.weight", "not the samples"),
-    "sequence first, two long": (SequenceFirst, lambda: rows(2, 2, 4), "body.weight", "not the samples"),
     "samples and positions together": (Flattened, lambda: rows(4, 3, 4), "body.weight", "not the samples"),
     "samples in another order": (Reversed, lambda: rows(5, 4), "body.weight", "does not follow"),
     "samples mixed": (MixesSamples, lambda: rows(5, 4), "head.weight", "depend on the other samples"),

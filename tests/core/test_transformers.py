@@ -136,6 +136,20 @@ class LikeLlama(nn.Module):
         return torch.cat([even * cosines - odd * sines, even * sines + odd * cosines], dim=3)
 
 
+class SequenceFirst(nn.Module):
+    """The sequence comes before the samples, as torch's layers have it by default: also where both are as many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.first = nn.Embedding(11, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, HEADS, 16), 1, enable_nested_tensor=False)
+        self.head = nn.Linear(WIDTH, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.head(self.encoder(torch.tanh(self.first(self.tokens(tokens.T)))).mean(dim=0))
+        return out
+
+
 def padded_tokens() -> Tensor:
     drawn = torch.randint(1, 11, (5, 6), generator=seeded(0))
     drawn[1, 4:] = drawn[3, 3:] = 0
@@ -147,6 +161,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "BERT": (LikeBERT, padded_tokens),
     "ViT": (LikeViT, lambda: rows(5, 1, 4, 4)),
     "Llama": (LikeLlama, padded_tokens),
+    "sequence first": (SequenceFirst, padded_tokens),
+    "sequence first, as long as the batch": (SequenceFirst, lambda: padded_tokens()[:3, :3]),
+    "sequence first, two long": (SequenceFirst, lambda: padded_tokens()[:2, :2]),
 }
 
 

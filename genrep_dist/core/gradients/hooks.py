@@ -29,7 +29,8 @@ class HookedLayer:
     """A layer whose gradients come from a rule: ``weight`` is factored (None if it is small), ``dense`` maps local to full names.
 
     ``input_shape``: of one sample's input of the layer. ``repeated``: an embedding that all samples share, as positions do; it is called
-    without their dimension, and its output is repeated for each. ``attention``: the attention layer that this linear layer is a part of.
+    without their dimension, and its output is repeated for each. ``turned``: the samples are the second dimension, after the sequence.
+    ``attention``: the attention layer that this linear layer is a part of.
     """
 
     name: str
@@ -38,6 +39,7 @@ class HookedLayer:
     dense: dict[str, str]
     input_shape: tuple[int, ...]
     repeated: bool = False
+    turned: bool = False
     attention: str = ""
 
     @property
@@ -98,12 +100,14 @@ def run_with_hooks(
     names: Sequence[str],
     attention: Sequence[str] = (),
     repeated: Sequence[str] = (),
+    turned: Sequence[str] = (),
     spread: Sequence[SpreadParameter] = (),
 ) -> ForwardPass:
     """Run the model with gradients enabled and record the calls of the layers ``names``. All hooks are removed on return.
 
     ``attention`` layers compute as linear ones, which are recorded. The outputs of the ``repeated`` embeddings, called with tokens (T,) or
-    (1, T), become (B, T, D). The calls of ``spread`` parameters, by their names, hold the copies as outputs.
+    (1, T), become (B, T, D). The calls of ``turned`` layers, on (T, B, ...), are recorded as (B, T, ...). The calls of ``spread``
+    parameters, by their names, hold the copies as outputs.
     """
     forward, num_rows = ForwardPass(), len(inputs)
 
@@ -112,8 +116,10 @@ def run_with_hooks(
             seen = args[0] if len(args) == 1 and isinstance(args[0], Tensor) else None
             if seen is not None and name in repeated:
                 seen, result = seen.reshape(1, -1).expand(num_rows, -1), result.reshape(1, seen.numel(), -1).expand(num_rows, -1, -1)
+            if seen is not None and name in turned:
+                seen, result = seen.transpose(0, 1), result.transpose(0, 1)
             forward.observe(name, seen, result)
-            return result if name in repeated else None
+            return result if name in repeated else result.transpose(0, 1) if name in turned else None
 
         return record
 
@@ -144,7 +150,8 @@ def hooked_gradients(
     """
     called = [layer.name for layer in layers if not layer.attention]
     attention = list(dict.fromkeys(layer.attention for layer in layers if layer.attention))
-    forward = run_with_hooks(model, inputs, called, attention, [layer.name for layer in layers if layer.repeated], spread)
+    repeated, turned = [one.name for one in layers if one.repeated], [one.name for one in layers if one.turned]
+    forward = run_with_hooks(model, inputs, called, attention, repeated, turned, spread)
     uses, parameters = graph_uses(forward.outputs), dict(model.named_parameters())
     if any(uses[id(parameters[name])] > 1 for layer in layers for name in layer.parameters):
         raise UnusualPassError

@@ -207,7 +207,8 @@ def _build(
                 strategies.append(LayerStrategy(layer.name, layer.type_name, (weight.name,), "factored"))
             if fast:
                 strategies.append(LayerStrategy(layer.name, layer.type_name, tuple(fast.values()), "dense"))
-            hooked.append(HookedLayer(layer.name, layer.type, weight, fast, shape, layer.name in observed.repeated, layer.attention))
+            repeated, turned = layer.name in observed.repeated, layer.name in observed.turned
+            hooked.append(HookedLayer(layer.name, layer.type, weight, fast, shape, repeated, turned, layer.attention))
         if own_copied:
             strategies.append(LayerStrategy(layer.name, layer.type_name, own_copied, "dense"))
         if slow:

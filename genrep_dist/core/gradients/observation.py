@@ -38,13 +38,14 @@ class Layer:
 class ObservedLayers:
     """``reasons``: why no rule covers each trainable parameter; None: one does. ``run``: a pass over two rows.
 
-    ``repeated``: embeddings whose output is repeated for each sample.
+    ``repeated``: embeddings whose output is repeated for each sample. ``turned``: layers that see the sequence before the samples.
     """
 
     layers: tuple[Layer, ...]
     reasons: dict[str, str | None]
     run: ForwardPass
     repeated: tuple[str, ...] = ()
+    turned: tuple[str, ...] = ()
 
     def input_shape(self, layer: str) -> tuple[int, ...]:
         """The shape of one sample's input of a layer that a rule covers."""
@@ -79,25 +80,30 @@ def observe_layers(model: nn.Module, examples: Tensor, alone: Tensor, copies: in
             )
         return ObservedLayers(layers, dict.fromkeys(parameters, "the model's outputs depend on the other samples of their batch"), runs[0])
 
-    def observed(attention: Sequence[str], repeated: Sequence[str]) -> list[ForwardPass] | None:
+    def observed(attention: Sequence[str], repeated: Sequence[str], turned: Sequence[str]) -> list[ForwardPass] | None:
         """Passes with these changes, or None if the model fails so or computes something else."""
         with suppress(Exception):
-            found = [run_with_hooks(model, examples[:rows], names, attention, repeated) for rows in (2, 3)]
+            found = [run_with_hooks(model, examples[:rows], names, attention, repeated, turned) for rows in (2, 3)]
             if not differ(alone, found[1].outputs, bound):
                 return found
         return None
 
     attention = [name for name, module in model.named_modules() if _is_observable_attention(module)]
-    if attention and (found := observed(attention, ())) is not None:
+    if attention and (found := observed(attention, (), ())) is not None:
         runs, layers = found, tuple(_layers(model, attention))
         places_once = (full for layer in layers if layer.attention for full in layer.parameters.values() if places[full] == 1)
         reasons.update({full: None for full in places_once if full in parameters})
     else:
         attention = []
+    turned = tuple(layer.name for layer in layers if layer.name in names and _sees_sequence_first(layer, runs))
+    if turned and (found := observed(attention, (), turned)) is not None:
+        runs = found
+    else:
+        turned = ()
     repeated: tuple[str, ...] = ()
     for layer in layers:
         shared = layer.type is nn.Embedding and layer.name in names and _sees_no_samples(layer.name, runs)
-        if shared and (found := observed(attention, (*repeated, layer.name))) is not None:
+        if shared and (found := observed(attention, (*repeated, layer.name), turned)) is not None:
             runs, repeated = found, (*repeated, layer.name)
     uses = graph_uses(runs[0].outputs)
     for layer in layers:
@@ -106,7 +112,7 @@ def observe_layers(model: nn.Module, examples: Tensor, alone: Tensor, copies: in
             if full in parameters and reasons[full] is None:
                 used = uses[id(parameters[full])]
                 reasons[full] = reason or (None if used == 1 else f"it is used {used} times outside or inside its layer")
-    return ObservedLayers(layers, reasons, runs[0], repeated)
+    return ObservedLayers(layers, reasons, runs[0], repeated, turned)
 
 
 def bare_parameters(model: nn.Module, observed: ObservedLayers) -> list[str]:
@@ -162,6 +168,15 @@ def _no_rule(layer: Layer) -> str | None:
     if isinstance(module, nn.Embedding) and (module.scale_grad_by_freq or module.max_norm is not None):
         return "with scale_grad_by_freq or max_norm its gradients depend on more than the tokens"
     return None
+
+
+def _sees_sequence_first(layer: Layer, runs: Sequence[ForwardPass]) -> bool:
+    """Whether a layer that treats all positions alike is called with (T, B, ...)."""
+    one_width = isinstance(layer.module, nn.LayerNorm | nn.RMSNorm) and len(layer.module.normalized_shape) == 1
+    dims = {nn.Linear: 3, nn.Embedding: 2}.get(layer.type, 3 if one_width else 0)
+    inputs = [call.inputs for run in runs if (call := run.calls.get(layer.name)) is not None]
+    shapes = [seen.tensor.shape for seen in inputs if seen is not None and seen.tensor.dim() == dims]
+    return len(shapes) == 2 and shapes[0][0] == shapes[1][0] and (shapes[0][1], shapes[1][1]) == (2, 3)
 
 
 def _sees_no_samples(name: str, runs: Sequence[ForwardPass]) -> bool:
