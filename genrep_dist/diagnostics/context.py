@@ -159,7 +159,7 @@ def rerun_text(context: CheckContext, artifact: Artifact) -> str:
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     """Parameters with gradients, in the order of ``model.named_parameters()``."""
-    return [p for p in model.parameters() if p.requires_grad and p.is_floating_point()]
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 def largest_relative(difference: Tensor, reference: Tensor) -> tuple[float, int]:

@@ -14,14 +14,14 @@ from tests.core.models import initialise, rows
 
 
 class Own(nn.Module):
-    """Two layers, a parameter of its own between them, and a head: the base of the models below."""
+    """Two layers, a matrix of its own between them, which no rule covers, and a head: the base of the models below."""
 
     def __init__(self, num_outputs: int = 2) -> None:
         super().__init__()
-        self.body, self.scale, self.head = nn.Linear(4, 5), nn.Parameter(torch.ones(5)), nn.Linear(5, num_outputs)
+        self.body, self.mix, self.head = nn.Linear(4, 5), nn.Parameter(torch.eye(5)), nn.Linear(5, num_outputs)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        out: Tensor = self.head(self.middle(self.body(inputs) * self.scale))
+        out: Tensor = self.head(self.middle(functional.linear(self.body(inputs), self.mix)))
         return out
 
     def middle(self, hidden: Tensor) -> Tensor:
@@ -77,7 +77,8 @@ class Mixture(nn.Module):
         chosen, out = self.gate(inputs).argmax(1), inputs.new_zeros(len(inputs), 2)
         for k, expert in enumerate(self.experts):
             out[chosen == k] = expert(inputs[chosen == k])
-        return out * self.gate(inputs).softmax(1).amax(1, keepdim=True)
+        weighted: Tensor = out * self.gate(inputs).softmax(1).amax(1, keepdim=True)
+        return weighted
 
 
 class Cube(torch.autograd.Function):
@@ -214,6 +215,13 @@ class Paired(nn.Module):
         return out
 
 
+class SinglePrecision(nn.Linear):
+    """Only runs in float32."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs) + torch.ones(1, 4, dtype=torch.float32) @ torch.ones(4, 2).to(inputs.dtype)
+
+
 def with_hook() -> nn.Module:
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
     model[2].register_full_backward_hook(lambda _module, _before, _after: None)
@@ -286,6 +294,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "hook of a tensor": (with_tensor_hook, vectors),
     "scripted": (scripted, vectors),
     "traced": (traced, vectors),
+    "wrapped": (lambda: nn.DataParallel(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))), vectors),
     "compiled": (compiled, vectors),
     "PReLU": (prelu, vectors),
     "max_norm": (lambda: nn.Sequential(nn.Embedding(9, 4, max_norm=0.5), nn.Flatten(), nn.Linear(12, 2)), tokens),

@@ -20,12 +20,11 @@ from genrep_dist.core.gradients.projection import Projection
 from genrep_dist.core.losses import LOSSES
 from genrep_dist.core.solvers.hessian import hessian_product
 from genrep_dist.errors import ProblemError
-from tests.core.fallback_models import MODELS, Own, Squeezing, make, truth
+from tests.core.fallback_models import MODELS, Own, SinglePrecision, Squeezing, make, truth
 from tests.core.models import initialise, mlp, rows
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit"),
-    pytest.mark.filterwarnings("ignore:There is a performance drop"),
     pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors"),
     pytest.mark.filterwarnings("ignore:Casting complex values to real"),
 ]
@@ -153,7 +152,7 @@ def test_inspection_forms_no_rows_of_all_outputs() -> None:
 
 
 FAST_HESSIANS = ("PReLU", "compiled", "complex parameters", "no dimensions", "fails on one row", "mixture of experts")
-SLOW_HESSIANS = ("own autograd function", "checkpointed", "scripted")
+SLOW_HESSIANS = ("own autograd function", "checkpointed", "scripted", "wrapped")
 
 
 @pytest.mark.parametrize("name", [*FAST_HESSIANS, *SLOW_HESSIANS])
@@ -174,6 +173,15 @@ def test_products_with_the_hessian(name: str) -> None:
     found = product(torch.eye(len(flat), dtype=torch.float64))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10 * float(expected.abs().max()))
     assert bool(product.slow_reason) == (name in SLOW_HESSIANS)
+
+
+def test_a_model_that_only_runs_in_its_own_precision() -> None:
+    model, inputs, targets, loss = SinglePrecision(4, 2).eval(), rows(4, 4).float(), torch.arange(4) % 2, LOSSES["softmax"]
+    product = hessian_product(model, loss, inputs, targets, batch_size=4)(torch.ones(num_parameters(model), 1))
+    plain = initialise(nn.Linear(4, 2), 0)
+    plain.load_state_dict({"weight": model.weight.double(), "bias": model.bias.double() + 4})
+    expected = hessian_product(plain, loss, inputs.double(), targets, batch_size=4)(torch.ones(num_parameters(model), 1))
+    torch.testing.assert_close(product, expected, rtol=1e-5, atol=1e-6)
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------------------------
@@ -227,10 +235,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str]] = 
     "without a derivative": (
         lambda: _middle(NoBackward.apply),
         lambda: rows(4, 4),
-        r"(?s)not defined.*parameter 'scale'.*no derivative here",
+        r"(?s)not defined.*parameter 'mix'.*no derivative here",
     ),
     "detached": (lambda: initialise(Detached(4, 2), 1), lambda: rows(4, 4), "outputs have no gradient"),
-    "complex outputs": (lambda: initialise(Complex(4, 2), 1), lambda: rows(4, 4), "a real tensor"),
+    "complex outputs": (lambda: initialise(Complex(4, 2), 1), lambda: rows(4, 4), "a floating-point tensor"),
     "mixed and fails on one row": (lambda: initialise(MixedAndSqueezed(), 1), lambda: rows(4, 3, 4), "depend on the other samples"),
     "fails": (lambda: initialise(nn.Linear(3, 2), 1), lambda: rows(4, 4), r"(?s)fails on one row.*RuntimeError"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import torch
@@ -47,7 +48,9 @@ def torch_func_gradients(
         return found if outputs is None else found[outputs]
 
     # torch.func differentiates in any grad mode. Fixing the mode makes the result's last bits independent of the caller's.
-    with torch.no_grad(), without_fused_attention():
+    with torch.no_grad(), without_fused_attention(), warnings.catch_warnings():
+        # Operations without a batching rule are computed sample by sample.
+        warnings.filterwarnings("ignore", "There is a performance drop")
         num_outputs = model_outputs(model, inputs[:1]).shape[1]
         if output_index is not None or num_outputs == 1:
 

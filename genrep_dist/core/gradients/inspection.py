@@ -10,23 +10,23 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.autograd import copies_needed, differ, require_gradients, short, single_outputs
+from genrep_dist.core.gradients.autograd import copies_needed, require_gradients, single_outputs
 from genrep_dist.core.gradients.factored import NamedShapes
 from genrep_dist.core.gradients.factored_weight import FactoredWeight, factored_numel, pass_rows
-from genrep_dist.core.gradients.hooks import ForwardPass, HookedLayer, graph_uses, run_with_hooks
+from genrep_dist.core.gradients.hooks import HookedLayer, SpreadParameter
 from genrep_dist.core.gradients.layer_rules import LAYER_RULES
 from genrep_dist.core.gradients.model import check_model, real_shape, trainable_parameters
+from genrep_dist.core.gradients.observation import ObservedLayers, bare_parameters, observe_layers
 from genrep_dist.core.gradients.torch_internals import is_modified, uncompiled
-from genrep_dist.core.gradients.trial import why_not_torch_func, wrong_by_rules
-from genrep_dist.errors import ProblemError
+from genrep_dist.core.gradients.trial import spread_parameters, why_not_torch_func, wrong_by_rules
 
 Strategy = Literal["factored", "dense", "torch.func", "loop"]
 
@@ -50,7 +50,8 @@ class LayerStrategy:
 class ModelInspection:
     """The strategies of all trainable parameters of a model, for inputs of one shape.
 
-    ``parameters``: in the order of the vector of P, with the shapes of real numbers. ``copies``: 1, or 2 for a model that fails on one row;
+    ``parameters``: in the order of the vector of P, with the shapes of real numbers. ``spread``: those of which each sample has a copy.
+    ``copies``: 1, or 2 for a model that fails on one row;
     a sample is then computed beside a copy of itself.
     """
 
@@ -61,6 +62,7 @@ class ModelInspection:
     strategies: tuple[LayerStrategy, ...]
     num_outputs: int = 1
     copies: int = 1
+    spread: tuple[SpreadParameter, ...] = ()
 
     @property
     def batch_size(self) -> int:
@@ -158,138 +160,64 @@ def _inspect(model: nn.Module, inputs: Tensor) -> ModelInspection:
     with torch.no_grad():
         alone = torch.stack([single_outputs(model, sample, copies) for sample in examples])
     num_outputs = alone.shape[1]
-    reasons, runs = _rule_reasons(model, examples, alone, copies)
-    owned = {name: [full for full in _own_parameters(name, module) if full in reasons] for name, module in model.named_modules()}
-    without_rule = {full: reason for full, reason in reasons.items() if reason is not None}
-    inspection = _build(model, without_rule, owned, runs, num_outputs, copies)
-    wrong = wrong_by_rules(model, inspection.hooked, examples[:2], num_outputs, copies) if inspection.hooked else {}
-    if wrong:
-        without_rule.update(wrong)
-        inspection = _build(model, without_rule, owned, runs, num_outputs, copies)
+    observed = observe_layers(model, examples, alone, copies)
+    without_rule = {full: reason for full, reason in observed.reasons.items() if reason is not None}
+    bare = bare_parameters(model, observed)
+    spread = spread_parameters(model, bare, examples, copies) if bare else []
+    build = partial(_build, model, observed=observed, num_outputs=num_outputs, copies=copies)
+    inspection = build(without_rule, spread)
+    if inspection.hooked or spread:
+        wrong = wrong_by_rules(model, inspection.hooked, spread, examples[:2], num_outputs, copies)
+        if wrong:
+            without_rule = {**wrong, **without_rule}
+            spread = [one for one in spread if one.name not in wrong]
+            inspection = build(without_rule, spread)
     if inspection.torch_func:
         reason = why_not_torch_func(model, inspection.torch_func, examples[:2], num_outputs, copies)
         if reason is not None:
             without_rule.update({full: f"{without_rule[full]}; {reason}" for full in inspection.torch_func})
-            inspection = _build(model, without_rule, owned, runs, num_outputs, copies, torch_func=False)
+            inspection = build(without_rule, spread, torch_func=False)
     return inspection
-
-
-def _rule_reasons(model: nn.Module, examples: Tensor, alone: Tensor, copies: int) -> tuple[dict[str, str | None], ForwardPass]:
-    """Why no rule covers each trainable parameter (None: one does), and a pass over two rows. ``alone``: outputs of each example."""
-    parameters, places = trainable_parameters(model), _num_places(model)
-    reasons: dict[str, str | None] = dict.fromkeys(parameters)
-    candidates: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        reason = _no_rule(module)
-        if reason is None:
-            candidates[name] = module
-        reasons.update({full: reason for full in _own_parameters(name, module) if full in parameters})
-    reasons.update({full: "it belongs to several layers" for full in parameters if places[full] > 1})
-    try:
-        runs = [run_with_hooks(model, examples[:rows], tuple(candidates)) for rows in (2, 3)]
-    except Exception as error:
-        return dict.fromkeys(parameters, f"the model fails on several rows at once ({short(error)})"), ForwardPass()
-    if differ(alone, runs[1].outputs, 10 * torch.finfo(alone.dtype).eps ** 0.5):
-        if copies > 1:
-            raise ProblemError(
-                "the model's outputs depend on the other samples of their batch, and it fails on one row",
-                where=f"model {type(model).__name__}",
-                expected="outputs of each sample alone",
-                got="other outputs beside other samples",
-                remedy="name the dimensions in forward(): squeeze(1), mean(dim=1), not squeeze() or mean()",
-            )
-        return dict.fromkeys(parameters, "the model's outputs depend on the other samples of their batch"), runs[0]
-    uses = graph_uses(runs[0].outputs)
-    for name, module in candidates.items():
-        reason = _rule_violation(module, name, runs)
-        for full in _own_parameters(name, module):
-            if full in parameters and reasons[full] is None:
-                used = uses[id(parameters[full])]
-                reasons[full] = reason or (None if used == 1 else f"it is used {used} times outside or inside its layer")
-    return reasons, runs[0]
 
 
 def _build(
     model: nn.Module,
     reasons: Mapping[str, str],
-    owned: Mapping[str, list[str]],
-    run: ForwardPass,
+    spread: Sequence[SpreadParameter],
+    *,
+    observed: ObservedLayers,
     num_outputs: int,
     copies: int,
-    *,
     torch_func: bool = True,
 ) -> ModelInspection:
+    """The inspection of parameters that are slow for these ``reasons``, but for the ``spread`` ones."""
+    copied = {one.name for one in spread}
     hooked: list[HookedLayer] = []
     strategies: list[LayerStrategy] = []
     loop: list[str] = []
-    parameters = tuple((name, real_shape(parameter)) for name, parameter in trainable_parameters(model).items())
-    for name, module in model.named_modules():
-        layer_type = type(module).__name__
-        fast = {full.rpartition(".")[2]: full for full in owned[name] if full not in reasons}
-        slow = tuple(full for full in owned[name] if full in reasons)
+    trained = trainable_parameters(model)
+    for layer in observed.layers:
+        fast = {local: full for local, full in layer.parameters.items() if full in trained and full not in reasons}
+        slow = tuple(full for full in layer.parameters.values() if full in reasons and full not in copied)
+        own_copied = tuple(full for full in layer.parameters.values() if full in copied)
         if fast:
-            rule, weight, seen = LAYER_RULES[type(module)], None, run.calls[name].inputs
-            assert seen is not None
+            rule, weight, shape = LAYER_RULES[layer.type], None, observed.input_shape(layer.name)
             if rule.weight is not None and "weight" in fast:
-                weight = rule.weight(module, fast.pop("weight"), tuple(seen.tensor.shape))
-                strategies.append(LayerStrategy(name, layer_type, (weight.name,), "factored"))
+                weight = rule.weight(layer.module, trained[fast["weight"]], fast.pop("weight"), (2, *shape))
+                strategies.append(LayerStrategy(layer.name, layer.type_name, (weight.name,), "factored"))
             if fast:
-                strategies.append(LayerStrategy(name, layer_type, tuple(fast.values()), "dense"))
-            hooked.append(HookedLayer(name, type(module), weight, fast, tuple(seen.tensor.shape[1:])))
+                strategies.append(LayerStrategy(layer.name, layer.type_name, tuple(fast.values()), "dense"))
+            repeated, turned = layer.name in observed.repeated, layer.name in observed.turned
+            hooked.append(HookedLayer(layer.name, layer.type, weight, fast, shape, repeated, turned, layer.attention))
+        if own_copied:
+            strategies.append(LayerStrategy(layer.name, layer.type_name, own_copied, "dense"))
         if slow:
             # torch.func cannot vectorise the fused operations of recurrent layers.
-            strategy: Strategy = "torch.func" if torch_func and not isinstance(module, nn.RNNBase) else "loop"
+            strategy: Strategy = "torch.func" if torch_func and not issubclass(layer.type, nn.RNNBase) else "loop"
             loop += slow if strategy == "loop" else ()
             reason = "; ".join(dict.fromkeys(reasons[full] for full in slow))
-            strategies.append(LayerStrategy(name, layer_type, slow, strategy, reason))
-    covered = {full for layer in hooked for full in layer.parameters}
-    rest = tuple(name for name, _ in parameters if name not in covered and name not in loop)
-    return ModelInspection(parameters, tuple(hooked), rest, tuple(loop), tuple(strategies), num_outputs, copies)
-
-
-def _own_parameters(name: str, module: nn.Module) -> list[str]:
-    """Full names of a module's own parameters, without those of its children."""
-    return [f"{name}.{local}" if name else local for local, _ in module.named_parameters(recurse=False)]
-
-
-def _num_places(model: nn.Module) -> Counter[str]:
-    """In how many places of the model each parameter is registered, by its first name."""
-    first: dict[int, str] = {}
-    return Counter(first.setdefault(id(parameter), full) for full, parameter in model.named_parameters(remove_duplicate=False))
-
-
-def _no_rule(module: nn.Module) -> str | None:
-    """Why no rule applies to a module, or None."""
-    if type(module) not in LAYER_RULES:
-        return f"there is no rule for the layer type {type(module).__name__}"
-    if any(parameter.is_complex() for parameter in module.parameters(recurse=False)):
-        return "its parameters are complex numbers"
-    if is_modified(module):
-        return "its own hooks or a replaced forward may change what it computes"
-    if isinstance(module, nn.Embedding) and (module.scale_grad_by_freq or module.max_norm is not None):
-        return "with scale_grad_by_freq or max_norm its gradients depend on more than the tokens"
-    return None
-
-
-def _rule_violation(module: nn.Module, name: str, runs: list[ForwardPass]) -> str | None:
-    """Why a layer's calls on two and on three rows do not give per-sample gradients, or None."""
-    shapes = []
-    for rows, run in zip((2, 3), runs, strict=True):
-        call, rule = run.calls.get(name), LAYER_RULES[type(module)]
-        if call is None or call.count != 1:
-            return f"the layer runs {0 if call is None else call.count} times in a forward pass"
-        if call.inputs is None:
-            return "the layer is not called with exactly one tensor"
-        if call.inputs.is_stale:
-            return "its input is changed in place afterwards"
-        if call.output is None:
-            return "its output has no gradient"
-        inputs = call.inputs.tensor
-        if inputs.shape[:1] != (rows,) or call.output_shape[:1] != (rows,):
-            return "the first dimension of its input or output is not the samples"
-        if not rule.allows(inputs):
-            return f"its input has {inputs.dim()} dimensions"
-        if rule.weight is not None and 0 in inputs.shape:
-            return "its input is empty"
-        shapes.append(inputs.shape[1:])
-    return None if shapes[0] == shapes[1] else "the shape of its input changes with the number of samples"
+            strategies.append(LayerStrategy(layer.name, layer.type_name, slow, strategy, reason))
+    covered = {full for layer in hooked for full in layer.parameters} | copied
+    parameters = tuple((name, real_shape(parameter)) for name, parameter in trained.items())
+    rest = tuple(name for name in trained if name not in covered and name not in loop)
+    return ModelInspection(parameters, tuple(hooked), rest, tuple(loop), tuple(strategies), num_outputs, copies, tuple(spread))

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.gradients.autograd import copies_needed
 from genrep_dist.core.gradients.model import model_outputs, require_eval
+from genrep_dist.core.gradients.torch_internals import uncompiled
 from genrep_dist.errors import ProblemError
 
 
@@ -19,7 +21,8 @@ def find_last_layer(model: nn.Module, inputs: Tensor) -> str:
     """
     linear: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise _no_last_layer(model, "it has no nn.Linear")
+        scripted = isinstance(model, torch.jit.ScriptModule)
+        raise _no_last_layer(model, "a scripted model, whose layers cannot be observed" if scripted else "it has no nn.Linear")
     forward = _run(model, inputs, linear)
     matching = [name for name in linear if _mismatch(forward, name) is None]
     if not matching:
@@ -59,15 +62,22 @@ def _run(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> _LinearForwa
     require_eval(model)
     forward = _LinearForward(calls={name: [] for name in names})
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
         # Copies, because a later layer may change the tensors in place.
-        return lambda _, args, result: forward.calls[name].append((args[0].detach().clone(), result.detach().clone()))
+        def record(_module: nn.Module, args: tuple[Tensor, ...], options: dict[str, Tensor], result: Tensor) -> None:
+            seen = args[0] if args else options["input"]
+            forward.calls[name].append((seen.detach().clone()[:count], result.detach().clone()[:count]))
 
+        return record
+
+    count = len(inputs)
+    if count == 1:
+        inputs = inputs.repeat(copies_needed(model, inputs[0]), *(1 for _ in inputs.shape[1:]))
     modules = dict(model.named_modules())
-    handles = [modules[name].register_forward_hook(hook(name)) for name in names]
+    handles = [modules[name].register_forward_hook(hook(name), with_kwargs=True) for name in names]
     try:
-        with torch.no_grad():
-            forward.outputs = model_outputs(model, inputs)
+        with torch.no_grad(), uncompiled():
+            forward.outputs = model_outputs(model, inputs)[:count]
     finally:
         for handle in handles:
             handle.remove()

@@ -24,14 +24,14 @@ DenseRule = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
 class LayerRule:
     """How one layer type is differentiated. Every function receives the layer, and its input (B, ...) and output gradients (B, C, ...).
 
-    ``dense`` returns the gradients (B, C, n) of the small parameters by their name in the layer. ``weight`` takes the layer, the full
-    name of its weight and the shape of one batch of its input, and returns the geometry; ``factors`` returns the weight's factors.
+    ``dense`` returns the gradients (B, C, n) of the small parameters by their name in the layer. ``weight`` takes the layer, its weight,
+    the weight's full name and the shape of one batch of its input, and returns the geometry; ``factors`` returns the weight's factors.
     Both are None where the weight is small. ``input_dims`` are the allowed numbers of dimensions of the input, the batch's included;
     None allows all from 2 on.
     """
 
     dense: DenseRule
-    weight: Callable[[Any, str, tuple[int, ...]], FactoredWeight] | None = None
+    weight: Callable[[Any, Tensor, str, tuple[int, ...]], FactoredWeight] | None = None
     factors: Callable[[Any, Tensor, Tensor], LayerFactors | TokenGradients] | None = None
     input_dims: tuple[int, ...] | None = None
 
@@ -39,8 +39,8 @@ class LayerRule:
         return inputs.dim() >= 2 if self.input_dims is None else inputs.dim() in self.input_dims
 
 
-def _linear_weight(module: nn.Linear, name: str, shape: tuple[int, ...]) -> FactoredWeight:
-    return FactoredWeight(name, "product", tuple(module.weight.shape), (1, math.prod(shape[1:-1])))
+def _linear_weight(_module: nn.Module, weight: Tensor, name: str, shape: tuple[int, ...]) -> FactoredWeight:
+    return FactoredWeight(name, "product", tuple(weight.shape), (1, math.prod(shape[1:-1])))
 
 
 def _linear_factors(_module: nn.Linear, inputs: Tensor, gradients: Tensor) -> LayerFactors:
@@ -53,7 +53,7 @@ def _linear_bias(_module: nn.Linear, _inputs: Tensor, gradients: Tensor) -> dict
     return {"bias": gradients.flatten(2, -2).sum(dim=2) if gradients.dim() > 3 else gradients}
 
 
-def _conv_weight(module: nn.Conv1d | nn.Conv2d, name: str, shape: tuple[int, ...]) -> FactoredWeight:
+def _conv_weight(module: nn.Conv1d | nn.Conv2d, weight: Tensor, name: str, shape: tuple[int, ...]) -> FactoredWeight:
     padding, size = _conv_padding(module), tuple(shape[2:])
     if module.padding_mode != "zeros":
         size, padding = tuple(s + sum(p) for s, p in zip(size, padding, strict=True)), [(0, 0)] * len(size)
@@ -64,7 +64,7 @@ def _conv_weight(module: nn.Conv1d | nn.Conv2d, name: str, shape: tuple[int, ...
     return FactoredWeight(
         name,
         "product",
-        tuple(module.weight.shape),
+        tuple(weight.shape),
         pair(size),
         pair(module.kernel_size),
         pair(module.stride),
@@ -100,9 +100,9 @@ def _channel_bias(_module: nn.Module, _inputs: Tensor, gradients: Tensor) -> dic
     return {"bias": gradients.flatten(3).sum(dim=3) if gradients.dim() > 3 else gradients}
 
 
-def _embedding_weight(module: nn.Embedding, name: str, shape: tuple[int, ...]) -> FactoredWeight:
+def _embedding_weight(module: nn.Embedding, weight: Tensor, name: str, shape: tuple[int, ...]) -> FactoredWeight:
     size = (1, math.prod(shape[1:]))
-    return FactoredWeight(name, "embedding", tuple(module.weight.shape), size, padding_index=module.padding_idx)
+    return FactoredWeight(name, "embedding", tuple(weight.shape), size, padding_index=module.padding_idx)
 
 
 def _embedding_factors(module: nn.Embedding, inputs: Tensor, gradients: Tensor) -> TokenGradients:

@@ -97,8 +97,8 @@ def _block(model: nn.Module, inspection: ModelInspection, inputs: Tensor, output
     dense: dict[str, Tensor] = {}
     slow = inspection.loop
     try:
-        if inspection.hooked:
-            factors, dense = hooked_gradients(model, inspection.hooked, inputs, output_index)
+        if inspection.hooked or inspection.spread:
+            factors, dense = hooked_gradients(model, inspection.hooked, inputs, output_index, inspection.spread)
         if inspection.torch_func:
             dense |= torch_func_gradients(model, inputs, output_index, inspection.torch_func)
     except (MemoryError, torch.OutOfMemoryError):

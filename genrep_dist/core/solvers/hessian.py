@@ -62,20 +62,12 @@ class HessianProduct:
 
     def __init__(self, model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor, *, batch_size: int, dtype: torch.dtype) -> None:
         _check_data(model, inputs, targets, batch_size)
-        tensors = {name: _copied(tensor, dtype) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-        self._order = list(trainable_parameters(model))
-        self._complex = {name for name in self._order if tensors[name].is_complex()}
-        self._centre = {name: as_real(tensors[name]) for name in self._order}
-        self._constant = {name: tensor for name, tensor in tensors.items() if name not in self._centre}
-        self._sizes = [self._centre[name].numel() for name in self._order]
-        self._device = next(iter(self._centre.values())).device
-        self._inputs, self._batch_size, self._dtype = inputs, batch_size, dtype
-        self._model, self._call = model, functional_model(model)
-        self._twin = _scripted_copy(model, dtype) if isinstance(model, torch.jit.ScriptModule) else None
-        self.slow_reason = "" if self._twin is None else "a scripted model only takes its own parameters"
-        self._tried = self._twin is not None
+        self._model, self._inputs, self._batch_size = model, inputs, batch_size
+        self._call, self._order = functional_model(model), list(trainable_parameters(model))
+        self._tried, self.slow_reason = False, ""
         with uncompiled():
             self._copies = copies_needed(model, inputs[0])
+            self._hold(dtype)
             self._rows, self._fitted = self._fit()
         self._gradient, self._curvature = _loss_derivatives(loss, self._fitted, targets)
 
@@ -96,6 +88,29 @@ class HessianProduct:
                 for start in range(0, n, height):
                     result[:, chosen] += self._product(columns[:, chosen], slice(start, start + height))
         return (result / n).to(vectors.device)
+
+    def _hold(self, dtype: torch.dtype) -> None:
+        """Copy the parameters in ``dtype``, in the model's own where it fails in that, into a copy of a model that only takes its own."""
+        own = as_real(next(iter(trainable_parameters(self._model).values())).detach()).dtype
+        for self._dtype, copied in ((dtype, False), (dtype, True), (own, False), (own, True)):
+            tensors = {name: _copied(t, self._dtype) for name, t in (*self._model.named_parameters(), *self._model.named_buffers())}
+            self._complex = {name for name in self._order if tensors[name].is_complex()}
+            self._centre = {name: as_real(tensors[name]) for name in self._order}
+            self._constant = {name: tensor for name, tensor in tensors.items() if name not in self._centre}
+            self._sizes = [self._centre[name].numel() for name in self._order]
+            self._device = next(iter(self._centre.values())).device
+            self._twin = _deep_copy(self._model, self._dtype) if copied else None
+            try:
+                with torch.no_grad():
+                    self._forward(self._centre, slice(0, 1))
+            except Exception as error:
+                reason = f"the model does not take other parameters than its own ({short(error)})"
+                if self._dtype == own and copied:
+                    raise
+                continue
+            if copied:
+                self._tried, self.slow_reason = True, reason
+            return
 
     def _fit(self) -> tuple[int, Tensor]:
         """Rows that may share a pass, and the outputs (n, C) at the centre: one by one if they depend on their batch, or a batch fails."""
@@ -203,12 +218,13 @@ class HessianProduct:
         self.slow_reason = reason
 
 
-def _scripted_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of a scripted model, which only takes its own parameters."""
+def _deep_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     with warnings.catch_warnings():
-        # Copying reads the .grad of tensors that have none.
+        # Copying a scripted model reads the .grad of tensors that have none.
         warnings.simplefilter("ignore", UserWarning)
-        return copy.deepcopy(model).to(dtype)
+        copied = copy.deepcopy(model)
+        # Module.to would drop imaginary parts.
+        return copied.double() if dtype == torch.float64 else copied.float()
 
 
 def _copied(tensor: Tensor, dtype: torch.dtype) -> Tensor:

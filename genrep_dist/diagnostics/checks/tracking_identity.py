@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.model import model_outputs
+from genrep_dist.core.gradients.model import as_real, model_outputs, num_parameters
 from genrep_dist.diagnostics.checks.dropout import dropout_layers
 from genrep_dist.diagnostics.checks.normalisation import normalising_layers
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, largest_relative, rerun_text, trainable
@@ -54,15 +54,15 @@ def _weighted_gradient(context: CheckContext) -> Tensor:
     """
     alpha = torch.from_numpy(context.train_artifact(context.seed).read("tracking"))
     parameters, inputs = trainable(context.model), context.worker.train.inputs
-    total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=context.worker.device)
-    step = min(_BATCH, context.plan.gradient_rows)
+    total = torch.zeros(num_parameters(context.model), dtype=torch.float64, device=context.worker.device)
+    step, sizes = min(_BATCH, context.plan.gradient_rows), [as_real(p.detach()).numel() for p in parameters]
     for start in range(0, len(inputs), step):
         values = model_outputs(context.model, inputs[start : start + step])
         weights = alpha[start : start + step].to(values)
         gradients = torch.autograd.grad(values, parameters, weights, allow_unused=True)
-        for part, gradient in zip(torch.split(total, [p.numel() for p in parameters]), gradients, strict=True):
+        for part, gradient in zip(torch.split(total, sizes), gradients, strict=True):
             if gradient is not None:
-                part.add_(gradient.to_dense().reshape(-1))
+                part.add_(as_real(gradient.to_dense()).reshape(-1))
     return total
 
 
