@@ -30,6 +30,8 @@ def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None
         "question": keys.question,
         "data": keys.data,
         "problem": keys.problem,
+        "numbers": keys.numbers,
+        "identities": {label: identity.to_record() for label, identity in prepared.job.identities.items()},
         "recipe": keys.recipe,
         "recipe_changes": keys.recipe_changes,
         "shape": asdict(plan.shape),
@@ -98,5 +100,6 @@ def plan_of_record(record: dict[str, Any]) -> Plan:
         {name: {int(seed): digest for seed, digest in by_seed.items()} for name, by_seed in record["external"].items()},
         None if record["shared_points"] is None else tuple(record["shared_points"]),
         record["extensions"],
+        record.get("numbers", ""),
     )
     return make_plan(keys, shape)
