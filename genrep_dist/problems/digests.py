@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -64,29 +65,39 @@ class Identity:
         """The object that :meth:`to_record` described."""
         return cls(**{**record, "values": {place: ValueSummary(*values) for place, values in record["values"].items()}})
 
+    def changes(self, earlier: Identity) -> list[str]:
+        """The files and places where this identity differs from an ``earlier`` one."""
+        parts = [(self.form, earlier.form), (self.computed, earlier.computed), (self.values, earlier.values)]
+        return self._paths(earlier) + [place for one, other in parts for place in _differences(one, other, operator.eq)]
+
+    def _paths(self, other: Identity) -> list[str]:
+        """The files that differ; the name of a module that is not imported here."""
+        names = _differences(self.files, other.files, operator.eq)
+        return [getattr(sys.modules.get(name), "__file__", None) or f"module {name}, which is not imported here" for name in names]
+
     def require_equal(self, expected: Identity, where: str, *, one_machine: bool) -> None:
         """Raise ProblemError, naming what differs, unless this is the driver's (``expected``) identity as found on a worker."""
-        found = _differences(self.files, expected.files, lambda a, b: a == b)
+        names = _differences(self.files, expected.files, operator.eq)
+        found = [name for name in names if name in self.files and name in expected.files]
         if found:
-            paths = [getattr(sys.modules.get(name), "__file__", None) or f"{name}, which only one of them imports" for name in found]
             raise ProblemError(
                 "a source file differs from the one that the driver imported",
-                where=f"{where}: {', '.join(paths)}",
+                where=f"{where}: {', '.join(self._paths(expected))}",
                 expected=f"source digest {expected.files.get(found[0])}",
                 got=str(self.files.get(found[0])),
                 remedy="the file has changed since the driver imported it: run again"
                 if one_machine
                 else "give all machines the same code (ray job submit --working-dir)",
             )
-        found = _differences(self.form, expected.form, lambda a, b: a == b)
-        if found:
+        found = _differences(self.form, expected.form, operator.eq)
+        if names or found:
             raise ProblemError(
                 "this worker's copy of the code differs from the driver's",
-                where=f"{where}: {', '.join(found[:5])}",
-                expected=str(expected.form.get(found[0])),
-                got=str(self.form.get(found[0])),
-                remedy="change constants, classes and functions in their files, not in the running process, and let attributes depend on "
-                "nothing that changes from process to process (time, process id, environment)",
+                where=f"{where}: {', '.join([*found, *self._paths(expected)][:5])}",
+                expected=str(expected.form.get(found[0])) if found else "the modules that the driver uses",
+                got=str(self.form.get(found[0])) if found else f"others: {', '.join(names)}",
+                remedy="change constants, classes and functions in their files, not in the running process, and let attributes not depend "
+                "on what changes from process to process (time, process id, environment)",
             )
         found = _differences(self.values, expected.values, ValueSummary.agrees)
         if found:
@@ -112,6 +123,10 @@ def problem_identity(problem: Problem, options: Mapping[str, Any] | None = None,
     source file, or if a file was edited since it was imported.
     """
     loss, shipped = get_loss(problem.loss), type(problem).__module__.partition(".")[0] == "genrep_dist"
+    # Before models are built and data are loaded, which may change the problem's attributes.
+    held = Canonical()
+    tensors = () if shipped or not _has_vars(problem) else _tensors(vars(problem), "problem", set())
+    own = {f"numbers of {place}": held.text(value, place) for place, value in tensors}
     model = build_model(problem)
     found, form = _describe_model(problem, model)
     if check_build:
@@ -125,9 +140,8 @@ def problem_identity(problem: Problem, options: Mapping[str, Any] | None = None,
     if type(problem.recipe) is not Recipe:
         # The experiment may replace fields, which are in the keys with their values in force.
         form |= _describe_attributes(found, problem.recipe, "recipe", leave_out={part.name for part in fields(problem.recipe)})
-    if not shipped:
-        held = _tensors(vars(problem) if _has_vars(problem) else {}, "problem", set())
-        form |= {f"numbers of {place}": found.text(value, place) for place, value in held}
+    form |= own
+    found.values |= held.values
     hidden, defaults = set(getattr(problem, "path_options", ())), _defaults(problem) if shipped else {}
     for key, value in (options or {}).items():
         if key not in hidden and (text := found.text(value, None)) != defaults.get(key):
@@ -195,7 +209,7 @@ def _memory(parameter: nn.Parameter) -> int | None:
 
 
 def _require_equal_builds(one: tuple[Mapping[str, str], Mapping[str, ValueSummary]], other: tuple[Canonical, Mapping[str, str]]) -> None:
-    found = _differences(one[0], other[1], lambda a, b: a == b) + _differences(one[1], other[0].values, lambda a, b: a.digest == b.digest)
+    found = _differences(one[0], other[1], operator.eq) + _differences(one[1], other[0].values, lambda a, b: a.digest == b.digest)
     if found:
         raise ProblemError(
             "model() built two different models from the same random seed",

@@ -171,8 +171,11 @@ def _changed_by_functions(source: SourceFile) -> frozenset[str]:
         changed: ast.expr | None = None
         if isinstance(node, ast.Global):
             found.update(node.names)
+        elif isinstance(node, ast.AugAssign):
+            changed = node.target
         elif isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
-            if not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+            # cls.name and type(self).name; that of a class by its name is a setting.
+            if not isinstance(node.value, ast.Name) or node.value.id == "cls":
                 found.add(node.attr)
         elif isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
             changed = node.value

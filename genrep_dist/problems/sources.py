@@ -153,7 +153,8 @@ def _loaded_source(module: types.ModuleType) -> SourceFile | None:
 def _source_on_disk(name: str, folders: list[str]) -> SourceFile | None:
     """The user's file that an import of ``name`` would find; it is imported later, by a function."""
     top = name.partition(".")[0]
-    if top in sys.stdlib_module_names or top == _PACKAGE.name:
+    loaded = getattr(sys.modules.get(top), "__file__", None)
+    if top in sys.stdlib_module_names or (isinstance(loaded, str) and not is_users_file(loaded)):
         return None
     path: list[str] | None = [*folders, *sys.path]
     spec = None

@@ -27,7 +27,7 @@ from genrep_dist.store.paths import ExperimentPaths
 from genrep_dist.workflow.evaluate import evaluate
 from genrep_dist.workflow.execute import worker_context
 from genrep_dist.workflow.prepare import PreparedExperiment, prepare, publish_inputs
-from genrep_dist.workflow.record import write_record
+from genrep_dist.workflow.record import changes_since_last_run, write_record
 
 T = TypeVar("T")
 
@@ -62,6 +62,9 @@ def run(
         if is_finished(declared):
             counter.message("everything is done already: nothing was computed")
             return open_run(opened, experiment.name)
+        if changed := changes_since_last_run(declared):
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            counter.message(f"since the last run of {experiment.name} have changed: {', '.join(changed[:3])}{more}; computed anew")
         if retry_failed and clear_quarantine(opened, experiment.name):
             counter.message("what was in quarantine is tried again")
         workers = Workers(experiment, serial=serial, address=address, executor=executor)
