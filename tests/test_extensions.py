@@ -192,6 +192,16 @@ def test_a_stage(tmp_path: Path) -> None:
         assert done.store.artifact("norm", done.plan.keys.train(1)).read("norm")[0] == pytest.approx(expected)
 
 
+def test_a_stage_that_is_registered_after_a_run_has_finished_runs(tmp_path: Path) -> None:
+    before = run(tmp_path, methods=["random"])
+    with registered(STAGES, "norms", NormStage()):
+        done = run(tmp_path, methods=["random"])
+        keys = done.plan.keys
+        assert keys.question != before.plan.keys.question
+        assert keys.training == before.plan.keys.training
+        assert done.store.artifact("norm", keys.train(0)).is_committed()
+
+
 SCRIPT = """
 import sys
 
