@@ -27,7 +27,7 @@ _EVERY_MODULE_HAS = frozenset({*nn.Module().__dict__, "_compiled_call_impl", "_i
 class ValueSummary(NamedTuple):
     """The numbers of a tensor or array: ``digest`` of their bits, the sum of ``magnitudes`` and the sum ``weighted`` by position (0 to 1).
 
-    The sums are float64. ``tolerance``, relative to ``magnitudes``, is what rounding on another machine may change.
+    The sums are float64, over finite numbers. ``tolerance``, relative to ``magnitudes``, is what rounding on another machine may change.
     """
 
     digest: str
@@ -54,7 +54,7 @@ def summarize(values: Tensor | np.ndarray[Any, Any] | float) -> ValueSummary:
     digest, magnitudes, weighted, start = hashlib.sha256(kind.encode()), 0.0, 0.0, 0
     for piece in torch.split(flat, _PIECE):
         digest.update(piece.contiguous().view(torch.uint8).numpy().data)
-        numbers = piece.double()
+        numbers = piece.double().nan_to_num(0.0, 0.0, 0.0)
         magnitudes += float(numbers.abs().sum())
         weighted += float(numbers @ torch.arange(start + 1, start + len(piece) + 1, dtype=torch.float64)) / max(len(flat), 1)
         start += len(piece)
@@ -137,13 +137,12 @@ class Canonical:
             return self._module(value, place)
         if isinstance(value, torch.jit.ScriptFunction):
             return f"scripted {value.name} {value.code}"
-        original = getattr(value, "_torchdynamo_orig_callable", None)
-        if isinstance(original, types.FunctionType | types.MethodType | nn.Module):
-            return self.text(original, place)
         if isinstance(value, types.MethodType):
             return f"method {value.__name__} of {self.text(value.__self__, place)}: {self.text(value.__func__, place)}"
         if isinstance(value, types.FunctionType):
-            return self._function(value, place)
+            # By torch.compile.
+            original = getattr(value, "_torchdynamo_orig_callable", None)
+            return self._function(value, place) if original is None else self.text(original, place)
         if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, types.ModuleType | type(None)):
             return f"function {value.__module__}:{value.__qualname__}"
         if isinstance(value, torch.Generator):

@@ -93,12 +93,13 @@ def check_forward(problem: Problem, model: nn.Module, inputs: Tensor, where: str
         first = _outputs(model, inputs, where)
         # Noise that is added to some passes only shows after a while.
         for _ in range(1 if generator_states() == before else _PASSES):
-            if not _agree(first, _outputs(model, inputs, where)):
+            again = _outputs(model, inputs, where)
+            if not _agree(first, again):
                 raise ProblemError(
                     "two forward passes over the same rows differ in evaluation mode",
                     where=f"{where}.model()",
                     expected="equal outputs after model.eval(): what is explained is one fixed function",
-                    got=f"differences up to {float((first - _outputs(model, inputs, where)).abs().max()):.3g}",
+                    got=f"differences up to {float((first - again).abs().max()):.3g}",
                     remedy="pass training=self.training to functional dropout, draw noise only if self.training, and change no attribute "
                     "in forward()",
                 )
@@ -127,6 +128,8 @@ def _training_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
 
 def _agree(one: Tensor, other: Tensor) -> bool:
     """Whether two results of one computation are equal but for a few roundings."""
+    if not one.is_floating_point():
+        return torch.equal(one, other)
     scale = float(one.abs().nan_to_num(0.0, 0.0, 0.0).max())
     return one.shape == other.shape and torch.allclose(one, other, rtol=0.0, atol=8 * torch.finfo(one.dtype).eps * scale, equal_nan=True)
 
