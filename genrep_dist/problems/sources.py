@@ -103,7 +103,8 @@ def user_sources(modules: Iterable[str]) -> dict[str, SourceFile]:
         if name in visited:
             continue
         visited.add(name)
-        module = sys.modules.get(name)
+        imported = sys.modules.get(name)
+        module = imported if isinstance(imported, types.ModuleType) else None
         file = getattr(module, "__file__", None)
         if module is not None and not (isinstance(file, str) and is_users_file(file)):
             if isinstance(file, str) and not Path(file).exists() and name in _seen:
