@@ -324,6 +324,17 @@ def test_the_base_of_a_derived_kernel_is_a_part_of_its_keys() -> None:
         assert first.kernel(0, "doubled", 4) != second.kernel(0, "doubled", 4)
 
 
+def test_a_metric_and_a_stage_count_by_their_files_where_they_are_used() -> None:
+    recipe = Recipe(epochs=1, batch_size=1, learning_rate=0.1)
+    asked = experiment(methods=["random"], metrics={"self_removal": {"class": "tests.outside_metrics:SelfRemoval"}})
+    with registered(STAGES, "norms", NormStage()):
+        found = extension_identities(asked, recipe)
+        assert set(found) == {"metric self_removal", "stage norms"}
+        assert "tests.outside_metrics" in found["metric self_removal"].files
+        assert set(extension_identities(asked, recipe, on_worker=True)) == {"stage norms"}
+    assert extension_identities(experiment(methods=["random"]), recipe) == {}
+
+
 @pytest.mark.parametrize("registry", [KERNELS, IMPORTANCES])
 @pytest.mark.parametrize("name", ["external", "random", "final", "tracincp"])
 def test_words_of_method_names_are_refused(registry: Registry[Any], name: str) -> None:
