@@ -36,7 +36,7 @@ from genrep_dist.training.optimizers.sgd import SGD
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Stage
 from genrep_dist.workflow.context import WorkerContext
-from genrep_dist.workflow.extensions import extension_digests
+from genrep_dist.workflow.extensions import extension_identities
 from genrep_dist.workflow.stages import STAGES
 from tests.experiments import ROOT, experiment
 
@@ -192,6 +192,16 @@ def test_a_stage(tmp_path: Path) -> None:
         assert done.store.artifact("norm", done.plan.keys.train(1)).read("norm")[0] == pytest.approx(expected)
 
 
+def test_a_stage_that_is_registered_after_a_run_has_finished_runs(tmp_path: Path) -> None:
+    before = run(tmp_path, methods=["random"])
+    with registered(STAGES, "norms", NormStage()):
+        done = run(tmp_path, methods=["random"])
+        keys = done.plan.keys
+        assert keys.question != before.plan.keys.question
+        assert keys.training == before.plan.keys.training
+        assert done.store.artifact("norm", keys.train(0)).is_committed()
+
+
 SCRIPT = """
 import sys
 
@@ -310,8 +320,19 @@ def test_the_base_of_a_derived_kernel_is_a_part_of_its_keys() -> None:
         sources = {"kernel doubled": "a", "kernel inputs": "b"}
         first = Keys(asked, "data", "problem", {"epochs": 4}, {}, 10, extensions=sources)
         second = replace(first, extensions={**sources, "kernel inputs": "c"})
-        assert set(extension_digests(asked, Recipe(epochs=1, batch_size=1, learning_rate=0.1))) == set(sources)
+        assert set(extension_identities(asked, Recipe(epochs=1, batch_size=1, learning_rate=0.1))) == set(sources)
         assert first.kernel(0, "doubled", 4) != second.kernel(0, "doubled", 4)
+
+
+def test_a_metric_and_a_stage_count_by_their_files_where_they_are_used() -> None:
+    recipe = Recipe(epochs=1, batch_size=1, learning_rate=0.1)
+    asked = experiment(methods=["random"], metrics={"self_removal": {"class": "tests.outside_metrics:SelfRemoval"}})
+    with registered(STAGES, "norms", NormStage()):
+        found = extension_identities(asked, recipe)
+        assert set(found) == {"metric self_removal", "stage norms"}
+        assert "tests.outside_metrics" in found["metric self_removal"].files
+        assert set(extension_identities(asked, recipe, on_worker=True)) == {"stage norms"}
+    assert extension_identities(experiment(methods=["random"]), recipe) == {}
 
 
 @pytest.mark.parametrize("registry", [KERNELS, IMPORTANCES])

@@ -53,9 +53,10 @@ class Term:
 class Keys:
     """The content addresses of one experiment.
 
-    ``data`` and ``problem`` are the digests of the samples and of the model's and loss's source; ``recipe`` is the recipe in force as
-    plain data, of which ``recipe_changes`` differ from the defaults; ``own_kernels`` the source digests of the user's kernels, by name;
-    ``extensions`` those of registered kernels, importances, targets and optimizers of other packages, by kind and name;
+    ``data`` and ``problem`` are the digests of the samples and of the model's and loss's source; ``numbers`` that of the initial model's
+    tensors and other numbers that the problem's code loads or computes; ``recipe`` is the recipe in force as plain data, of which
+    ``recipe_changes`` differ from the defaults; ``own_kernels`` the digests of the user's kernels, by name;
+    ``extensions`` those of registered kernels, importances, targets, optimizers, metrics and stages of other packages, by kind and name;
     ``external`` the digests of scores from other tools, by method and seed; ``shared_points`` the rows of the test set that all seeds
     explain, where the experiment names them.
     """
@@ -70,6 +71,7 @@ class Keys:
     external: dict[str, dict[int, str]] = field(default_factory=dict)
     shared_points: tuple[int, ...] | None = None
     extensions: dict[str, str] = field(default_factory=dict)
+    numbers: str = ""
 
     @property
     def epochs(self) -> int:
@@ -78,9 +80,8 @@ class Keys:
     @property
     def training(self) -> str:
         """What every trained model depends on, apart from its seed and its removal set."""
-        return self._digest(
-            "training", self.data, self.problem, self.recipe_changes, *self._source("optimizer", self.recipe.get("optimizer", ""))
-        )
+        optimizer = self._source("optimizer", self.recipe.get("optimizer", ""))
+        return self._digest("training", self.data, self.problem, *filter(None, [self.numbers]), self.recipe_changes, *optimizer)
 
     @property
     def question(self) -> str:

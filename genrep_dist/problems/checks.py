@@ -7,11 +7,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.generators import generator_states, preserved_generators, seeded_generators
 from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.core.losses import LOSSES, Loss, get_loss
 from genrep_dist.errors import GenRepError, ProblemError
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.problems.tables import validate
+from genrep_dist.seeds import derive_seed
+
+_ROWS = 8
+_PASSES = 32
+"""Passes that are compared where a forward pass draws random numbers in evaluation mode."""
 
 
 def check_problem(problem: object, where: str) -> None:
@@ -35,8 +41,8 @@ def check_problem(problem: object, where: str) -> None:
 
 
 def build_model(problem: Problem, where: str = "problem") -> nn.Module:
-    """``problem.model()``, checked to be an nn.Module. Does not change the state of torch's default generators."""
-    with torch.random.fork_rng(devices=[]):
+    """``problem.model()`` with the random numbers of seed 0, checked to be an nn.Module. The default generators are left as they were."""
+    with seeded_generators(derive_seed(0, "init")):
         try:
             model: object = problem.model()
         except GenRepError:
@@ -52,7 +58,8 @@ def load_datasets(problem: Problem, where: str = "problem") -> tuple[Dataset, Da
     """Training and test data, each read once, and checked.
 
     The checks are :func:`genrep_dist.problems.tables.validate`, equal forms of both, and a new model and the loss on the first rows
-    (logistic: C = 1 and targets in [0, 1]; softmax: class numbers below C, C >= 2). ProblemError, or NonFiniteError with sample ids.
+    (logistic: C = 1 and targets in [0, 1]; softmax: class numbers below C, C >= 2), and :func:`check_forward`. ProblemError, or
+    NonFiniteError with sample ids.
     """
     train = _dataset(problem, "train", where)
     test = _dataset(problem, "test", where)
@@ -70,7 +77,61 @@ def load_datasets(problem: Problem, where: str = "problem") -> tuple[Dataset, Da
         outputs = _first_outputs(model, data, place)
         _check_targets(loss.name if is_shipped(loss) else "", outputs.shape[1], data, place)
         _check_loss(loss, outputs, data.targets[: len(outputs)], place)
+    check_forward(problem, model, train.inputs[:_ROWS], where)
     return train, test
+
+
+def check_forward(problem: Problem, model: nn.Module, inputs: Tensor, where: str) -> None:
+    """Raise ProblemError if the model is no fixed function of ``inputs`` (B, ...) in evaluation mode, or of them and a seed in training.
+
+    In evaluation mode passes over the same rows must agree. In training mode passes of two new models from one seed must agree, as a
+    retraining is a function of its seed; what fails in training mode, such as batch normalisation of one row, is left to training.
+    The model's buffers may change.
+    """
+    with preserved_generators():
+        before = generator_states()
+        first = _outputs(model, inputs, where)
+        # Noise that is added to some passes only shows after a while.
+        for _ in range(1 if generator_states() == before else _PASSES):
+            again = _outputs(model, inputs, where)
+            if not _agree(first, again):
+                raise ProblemError(
+                    "two forward passes over the same rows differ in evaluation mode",
+                    where=f"{where}.model()",
+                    expected="equal outputs after model.eval(): what is explained is one fixed function",
+                    got=f"differences up to {float((first - again).abs().max()):.3g}",
+                    remedy="pass training=self.training to functional dropout, draw noise only if self.training, and change no attribute "
+                    "in forward()",
+                )
+    try:
+        passes = [_training_outputs(model, inputs) for _ in range(2)]
+        if not _agree(*passes):
+            # Layers may keep a state, with which each training begins anew.
+            passes = [_training_outputs(build_model(problem, where), inputs) for _ in range(2)]
+    except Exception:
+        return
+    if not _agree(*passes):
+        raise ProblemError(
+            "two forward passes in training mode differ under one seed",
+            where=f"{where}.model()",
+            expected="equal outputs of two new models: a retraining depends on its seed alone",
+            got=f"differences up to {float((passes[0] - passes[1]).abs().max()):.3g}",
+            remedy="draw from the default generators of torch, numpy or random, which are seeded, and not from a generator of your own or "
+            "from time",
+        )
+
+
+def _training_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    with seeded_generators(derive_seed(0, "train")), torch.no_grad():
+        return model_outputs(model.train(), inputs)
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    """Whether two results of one computation are equal but for a few roundings."""
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    scale = float(one.abs().nan_to_num(0.0, 0.0, 0.0).max())
+    return one.shape == other.shape and torch.allclose(one, other, rtol=0.0, atol=8 * torch.finfo(one.dtype).eps * scale, equal_nan=True)
 
 
 def num_outputs(model: nn.Module, dataset: Dataset) -> int:
@@ -95,16 +156,21 @@ def _dataset(problem: Problem, which: str, where: str) -> Dataset:
 
 
 def _first_outputs(model: nn.Module, data: Dataset, where: str) -> Tensor:
-    """Outputs (B, C) of the first one or two samples in evaluation mode. The modes of all layers are restored."""
+    """Outputs (B, C) of the first one or two samples in evaluation mode."""
+    return _outputs(model, data.inputs[:2], where)
+
+
+def _outputs(model: nn.Module, inputs: Tensor, where: str) -> Tensor:
+    """Outputs (B, C) in evaluation mode. The modes of all layers are restored."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
-            return model_outputs(model, data.inputs[:2])
+            return model_outputs(model, inputs)
     except GenRepError:
         raise
     except Exception as error:
-        raise user_code_error(f"the model fails on inputs {tuple(data.inputs.shape)}, {data.inputs.dtype}", where, error) from error
+        raise user_code_error(f"the model fails on inputs {tuple(inputs.shape)}, {inputs.dtype}", where, error) from error
     finally:
         for module, training in modes:
             module.training = training

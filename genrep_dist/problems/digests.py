@@ -1,111 +1,297 @@
-"""Digests of the code that defines a problem or a kernel."""
+"""What defines a problem, a kernel or another extension: its identity, which enters content addresses and which workers compare."""
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
-import re
-from collections.abc import Mapping
-from pathlib import Path
+import operator
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
+from genrep_dist.config.digests import json_digest
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import ProblemError
+from genrep_dist.problems.canonical import Canonical, ValueSummary, short, unwrapped
 from genrep_dist.problems.checks import build_model, is_shipped
-from genrep_dist.problems.protocol import Problem
+from genrep_dist.problems.live_code import LiveCode
+from genrep_dist.problems.protocol import Problem, Recipe
+from genrep_dist.problems.sources import class_source, user_sources
 
 _NOT_THE_USERS_OWN = {"abc", "builtins", "collections", "dataclasses", "enum", "torch", "typing"}
-_EVERY_MODULE_HAS = frozenset(nn.Module().__dict__)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What distinguishes a problem, a kernel or an extension from another.
+
+    ``files``: digests of source files, by module. ``form``: canonical texts, or their digests, by place: classes and attributes of
+    layers, names, shapes and dtypes of tensors, options, constants. ``computed``: constants that may differ between machines.
+    ``values``: the numbers of tensors, by place.
+
+    Keys depend on all of it. On another machine, ``files`` and ``form`` must be equal, ``values`` up to rounding.
+    """
+
+    files: dict[str, str] = field(default_factory=dict)
+    form: dict[str, str] = field(default_factory=dict)
+    computed: dict[str, str] = field(default_factory=dict)
+    values: dict[str, ValueSummary] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """Digest of what must be equal on all machines."""
+        return json_digest([self.files, self.form])
+
+    @property
+    def numbers(self) -> str:
+        """Digest of all other parts: the bits of tensors, and computed constants."""
+        return json_digest([self.computed, {place: values.digest for place, values in self.values.items()}])
+
+    @property
+    def digest(self) -> str:
+        """Digest of all parts."""
+        return json_digest([self.source, self.numbers])
+
+    def to_record(self) -> dict[str, Any]:
+        """Plain data, from which :meth:`from_record` makes an equal object."""
+        return asdict(self) | {"values": {place: list(values) for place, values in self.values.items()}}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Identity:
+        """The object that :meth:`to_record` described."""
+        return cls(**{**record, "values": {place: ValueSummary(*values) for place, values in record["values"].items()}})
+
+    def changes(self, earlier: Identity) -> list[str]:
+        """The files and places where this identity differs from an ``earlier`` one."""
+        parts = [(self.form, earlier.form), (self.computed, earlier.computed), (self.values, earlier.values)]
+        return self._paths(earlier) + [place for one, other in parts for place in _differences(one, other, operator.eq)]
+
+    def _paths(self, other: Identity) -> list[str]:
+        """The files that differ; the name of a module that is not imported here."""
+        names = _differences(self.files, other.files, operator.eq)
+        return [getattr(sys.modules.get(name), "__file__", None) or f"module {name}, which is not imported here" for name in names]
+
+    def require_equal(self, expected: Identity, where: str, *, one_machine: bool) -> None:
+        """Raise ProblemError, naming what differs, unless this is the driver's (``expected``) identity as found on a worker."""
+        names = _differences(self.files, expected.files, operator.eq)
+        found = [name for name in names if name in self.files and name in expected.files]
+        if found:
+            raise ProblemError(
+                "a source file differs from the one that the driver imported",
+                where=f"{where}: {', '.join(self._paths(expected))}",
+                expected=f"source digest {expected.files.get(found[0])}",
+                got=str(self.files.get(found[0])),
+                remedy="the file has changed since the driver imported it: run again"
+                if one_machine
+                else "give all machines the same code (ray job submit --working-dir)",
+            )
+        found = _differences(self.form, expected.form, operator.eq)
+        if names or found:
+            raise ProblemError(
+                "this worker's copy of the code differs from the driver's",
+                where=f"{where}: {', '.join([*found, *self._paths(expected)][:5])}",
+                expected=str(expected.form.get(found[0])) if found else "the modules that the driver uses",
+                got=str(self.form.get(found[0])) if found else f"others: {', '.join(names)}",
+                remedy="change constants, classes and functions in their files, not in the running process, and let attributes not depend "
+                "on what changes from process to process (time, process id, environment)",
+            )
+        found = _differences(self.values, expected.values, ValueSummary.agrees)
+        if found:
+            raise ProblemError(
+                "the source is the driver's, but numbers that it loads or draws are not",
+                where=f"{where}: {', '.join(found[:5])}",
+                expected=str(expected.values.get(found[0])),
+                got=str(self.values.get(found[0])),
+                remedy="seed what is drawn outside model(), and leave files that are loaded unchanged while a run goes on"
+                + ("" if one_machine else "; give all machines the same files"),
+            )
+
+
+def problem_identity(problem: Problem, options: Mapping[str, Any] | None = None, name: str = "", *, check_build: bool = True) -> Identity:
+    """The identity of a problem's model and loss, of the classes that make them, and of all files of the user that these import.
+
+    The model is built with the random numbers of seed 0. ``name``: the problem's name in the experiment, of which the module counts
+    too. Call it before data are loaded, as a problem may keep them in its attributes. With ``check_build`` the model is built twice:
+    ProblemError if both differ or share a module or parameters.
+
+    Left out: options that are file locations (the problem's ``path_options``) and, for shipped problems, options with their default
+    value, so that experiments with and without them share models. Data and recipe have separate digests. ProblemError if a class has no
+    source file, or if a file was edited since it was imported.
+    """
+    loss, shipped = get_loss(problem.loss), type(problem).__module__.partition(".")[0] == "genrep_dist"
+    # Before models are built and data are loaded, which may change the problem's attributes.
+    held = Canonical()
+    tensors = () if shipped or not _has_vars(problem) else _tensors(vars(problem), "problem", set())
+    own = {f"numbers of {place}": held.text(value, place) for place, value in tensors}
+    model = build_model(problem)
+    found, form = _describe_model(problem, model)
+    if check_build:
+        other = build_model(problem)
+        _require_own_parts(model, other)
+        _require_equal_builds((form, found.values), _describe_model(problem, other))
+        del other
+    form["loss"] = loss.name
+    if not is_shipped(loss):
+        form |= _describe_attributes(found, loss, "loss")
+    if type(problem.recipe) is not Recipe:
+        # The experiment may replace fields, which are in the keys with their values in force.
+        form |= _describe_attributes(found, problem.recipe, "recipe", leave_out={part.name for part in fields(problem.recipe)})
+    form |= own
+    found.values |= held.values
+    hidden, defaults = set(getattr(problem, "path_options", ())), _defaults(problem) if shipped else {}
+    for key, value in (options or {}).items():
+        if key not in hidden and (text := found.text(value, None)) != defaults.get(key):
+            form[f"option {key}"] = text
+    made = dict.fromkeys(base for kind in (type(problem), *map(type, unwrapped(model).modules())) for base in kind.__mro__ if _is_own(base))
+    kinds = [*made, *_bases_outside(type(loss)), *_bases_outside(type(problem.recipe))]
+    identity = _identity(found, form, kinds, [name.partition(":")[0]] if ":" in name else [])
+    # The start of a shipped model follows from its files and options: without last bits its key is the same on all machines.
+    return replace(identity, values={}) if shipped else identity
 
 
 def source_digest(problem: Problem, options: Mapping[str, Any] | None = None) -> str:
-    """sha256 of what defines a problem's model and loss. Equal in every process, folder and machine.
+    """sha256 of the files and the form of a problem. Equal in every process, folder and machine; :func:`problem_identity` says of what."""
+    return problem_identity(problem, options).source
 
-    It covers the source files of the problem's class, of the model's classes and of a user's loss; the model's printed form, names,
-    shapes and dtypes of its parameters and buffers, and other attributes of its modules; the loss's name and state; and ``options``.
-    Left out: options that are file locations (the problem's ``path_options``) and, for shipped problems, options with their default
-    value, so that experiments with and without them share models. Data and recipe have separate digests.
 
-    Not covered: functions that a model calls from other files, and constants in buffers, unless they depend on ``options``.
-    ProblemError if a class has no source file.
-    """
-    model = build_model(problem)
-    loss = get_loss(problem.loss)
-    classes = [type(problem), *(type(module) for module in model.modules())]
-    if not is_shipped(loss):
-        classes.append(type(loss))
-    hidden = set(getattr(problem, "path_options", ()))
-    parts = {
-        "sources": sorted({(kind.__qualname__, _file_digest(kind)) for start in classes for kind in start.__mro__ if _is_own(kind)}),
-        "model": _plain(model),
-        "tensors": [(name, _plain(tensor), tensor.requires_grad) for name, tensor in (*model.named_parameters(), *model.named_buffers())],
-        "attributes": [(name, _attributes(module)) for name, module in model.named_modules()],
-        "loss": [loss.name, None if is_shipped(loss) else _attributes(loss)],
-        "options": {
-            key: text
-            for key, value in (options or {}).items()
-            if key not in hidden and (text := _plain(value)) != _defaults(problem).get(key)
-        },
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def object_identity(built: object, options: Mapping[str, Any] | None = None) -> Identity:
+    """The identity of an object: of its class, its attributes and its options."""
+    found = Canonical()
+    form = _describe_attributes(found, built, "object") if _has_vars(built) else {"object": found.text(built, "object")}
+    form |= {f"option {key}": found.text(value, None) for key, value in (options or {}).items()}
+    return _identity(found, form, _bases_outside(type(built)), [getattr(built, "__module__", None) or ""])
+
+
+def class_identity(kind: type, *, needs_file: bool = True) -> Identity:
+    """The identity of a class and of its bases. ProblemError if one has no source file and ``needs_file``."""
+    return _identity(Canonical(), {}, _bases_outside(kind), [], needs_file=needs_file)
+
+
+def _describe_model(problem: Problem, built: nn.Module) -> tuple[Canonical, dict[str, str]]:
+    """Texts of all layers, parameters and buffers by place, and what collected their values."""
+    model = unwrapped(built)
+    found = Canonical({id(problem): "problem", id(problem.loss): "loss"} if not isinstance(problem.loss, str) else {id(problem): "problem"})
+    form: dict[str, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        place = f"layer {name}" if name else "model"
+        form |= {f"{place} {key}": text for key, text in found.module_attributes(module, place).items()}
+    first: dict[int, str] = {}
+    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    for name, tensor in tensors:
+        shared = first.setdefault(id(tensor), name)
+        form[f"tensor {name}"] = found.text(tensor, f"tensor {name}") if shared == name else f"same as {shared}"
+    return found, form
+
+
+def _require_own_parts(model: nn.Module, other: nn.Module) -> None:
+    """Raise ProblemError if two models share a module that has parameters or buffers, or the memory of a parameter."""
+    modules = {id(module) for module in model.modules() if next(iter((*module.parameters(), *module.buffers())), None) is not None}
+    memory = {_memory(parameter) for parameter in model.parameters()} - {None}
+    shared = [f"module {name!r} ({type(module).__name__})" for name, module in other.named_modules() if id(module) in modules]
+    shared += [f"parameter {name!r}" for name, parameter in other.named_parameters() if _memory(parameter) in memory]
+    if model is other or shared:
+        raise ProblemError(
+            "model() returns parts of an earlier model, so that models would continue each other's training",
+            where="problem.model()",
+            expected="a new module with parameters of its own from each call",
+            got="the same module twice" if model is other else f"in both: {', '.join(shared[:5])}",
+            remedy="build the model inside model(), or return copy.deepcopy(...) of the one that is kept",
+        )
+
+
+def _memory(parameter: nn.Parameter) -> int | None:
+    try:
+        return parameter.untyped_storage().data_ptr() or None
+    except (RuntimeError, NotImplementedError, ValueError):  # lazy, sparse and meta parameters
+        return None
+
+
+def _require_equal_builds(one: tuple[Mapping[str, str], Mapping[str, ValueSummary]], other: tuple[Canonical, Mapping[str, str]]) -> None:
+    found = _differences(one[0], other[1], operator.eq) + _differences(one[1], other[0].values, lambda a, b: a.digest == b.digest)
+    if found:
+        raise ProblemError(
+            "model() built two different models from the same random seed",
+            where="problem.model()",
+            expected="equal parameters, buffers and attributes",
+            got=f"differences in {', '.join(dict.fromkeys(found[:5]))}",
+            remedy="draw from the default generators of torch, numpy or random, which are seeded, and let nothing depend on time or on "
+            "earlier calls",
+        )
+
+
+def _identity(
+    found: Canonical, form: dict[str, str], classes: Sequence[type], modules: Sequence[str], *, needs_file: bool = True
+) -> Identity:
+    """With the files and the live state of ``classes``, and of the classes and functions that ``found`` has met."""
+    files = {}
+    for kind in classes:
+        if needs_file or getattr(sys.modules.get(kind.__module__), "__file__", None):
+            files[kind.__module__] = class_source(kind).digest
+    roots = {kind.__module__ for kind in classes} | set(modules)
+    while True:
+        reached = roots | found.modules
+        sources = user_sources(reached)
+        live = LiveCode(found, sources)
+        for name in sorted(sources):
+            live.add_module(name)
+        for kind in classes:
+            if kind.__module__ in sources or kind.__module__ not in files:
+                live.add_class(kind)
+        if found.modules <= reached:
+            break
+    texts = {place: short(text) for place, text in (form | live.form).items()}
+    computed = {place: short(text) for place, text in live.computed.items()}
+    return Identity(files | {name: source.digest for name, source in sources.items()}, texts, computed, found.values)
+
+
+def _describe_attributes(found: Canonical, owner: object, place: str, leave_out: Iterable[str] = ()) -> dict[str, str]:
+    own = {name: value for name, value in vars(owner).items() if name not in leave_out} if _has_vars(owner) else {}
+    texts = {f"{place}.{name}": found.text(own[name], f"{place}.{name}") for name in sorted(own)}
+    return {f"{place} class": f"{type(owner).__module__}:{type(owner).__qualname__}", **texts}
+
+
+def _tensors(value: object, place: str, seen: set[int]) -> Iterator[tuple[str, object]]:
+    """Tensors and arrays of numbers in attributes, lists and dictionaries, at any depth, with their places."""
+    if isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biufc"):
+        yield place, value
+        return
+    if id(value) in seen or isinstance(value, type | types.FunctionType | types.ModuleType):
+        return
+    seen.add(id(value))
+    if isinstance(value, Mapping):
+        for key, item in list(value.items()):
+            yield from _tensors(item, f"{place}.{key}", seen)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            if not isinstance(item, int | float | str):
+                yield from _tensors(item, f"{place}.{index}", seen)
+    elif _has_vars(value):
+        yield from _tensors(vars(value), place, seen)
+
+
+def _has_vars(value: object) -> bool:
+    return hasattr(value, "__dict__") and not isinstance(value, type | types.FunctionType | types.MethodType)
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any], equal: Callable[[Any, Any], bool]) -> list[str]:
+    """The keys that only one of two dictionaries has, or whose values are not equal, in their order."""
+    return [key for key in dict.fromkeys((*one, *other)) if key not in one or key not in other or not equal(one[key], other[key])]
 
 
 def _defaults(problem: Problem) -> dict[str, str]:
-    """The default options of a shipped problem. Empty for a user's problem, which may be built by a function with other defaults."""
-    if type(problem).__module__.partition(".")[0] != "genrep_dist":
-        return {}
-    return {name: _plain(option.default) for name, option in inspect.signature(type(problem)).parameters.items()}
+    """The default options of a shipped problem."""
+    return {name: Canonical().text(option.default, None) for name, option in inspect.signature(type(problem)).parameters.items()}
 
 
-def object_digest(built: object, options: Mapping[str, Any] | None = None) -> str:
-    """sha256 of the source files of an object's class and of its options."""
-    sources = sorted({(kind.__qualname__, _file_digest(kind)) for kind in type(built).__mro__ if _is_own(kind)})
-    parts = {"sources": sources, "options": {key: _plain(value) for key, value in (options or {}).items()}}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def class_digest(kind: type) -> str:
-    """sha256 of the source files of a class and of its bases. ProblemError if one has no source file."""
-    sources = sorted({(base.__qualname__, _file_digest(base)) for base in kind.__mro__ if _is_own(base)})
-    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
+def _bases_outside(kind: type) -> list[type]:
+    """A class and its bases that are not this package's, whose code ``NUMBERS_VERSION`` covers."""
+    return [base for base in kind.__mro__ if _is_own(base) and base.__module__.partition(".")[0] != "genrep_dist"]
 
 
 def _is_own(kind: type) -> bool:
     """Whether a class may come from the user or one of their libraries."""
     return kind.__module__.partition(".")[0] not in _NOT_THE_USERS_OWN
-
-
-def _file_digest(kind: type) -> str:
-    try:
-        text = Path(inspect.getsourcefile(kind) or "").read_bytes()
-    except (TypeError, OSError) as error:
-        raise ProblemError(
-            "a class has no source file, so results cannot be tied to its code",
-            where=f"{kind.__module__}:{kind.__qualname__}",
-            expected="a class in a file",
-            got=f"{type(error).__name__}: {error}",
-            remedy="move the class into a .py file and name it module:Class",
-        ) from error
-    return hashlib.sha256(text.replace(b"\r\n", b"\n")).hexdigest()
-
-
-def _attributes(owner: object) -> list[tuple[str, str]]:
-    """Attributes of an object other than those of all modules: a scale, an activation, a flag."""
-    own = getattr(owner, "__dict__", {})
-    return sorted((name, _plain(value)) for name, value in own.items() if name not in _EVERY_MODULE_HAS)
-
-
-def _plain(value: object) -> str:
-    """A printed form that is equal in all processes: without memory addresses, sets sorted, tensors by dtype and shape only."""
-    if isinstance(value, Tensor):
-        return f"{value.dtype} {tuple(value.shape)}"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{_plain(key)}: {_plain(item)}' for key, item in value.items())}}}"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_plain(item) for item in value)}]"
-    if isinstance(value, (set, frozenset)):
-        return f"{{{', '.join(sorted(_plain(item) for item in value))}}}"
-    return re.sub(r"\bat 0x[0-9a-fA-F]+", "", repr(value))

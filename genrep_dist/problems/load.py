@@ -12,10 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from genrep_dist.core.generators import seeded_generators
 from genrep_dist.errors import GenRepError, ProblemError
 from genrep_dist.problems.checks import build_model, check_problem, load_datasets, num_outputs, user_code_error
-from genrep_dist.problems.digests import object_digest, source_digest
+from genrep_dist.problems.digests import object_identity, problem_identity, source_digest
 from genrep_dist.problems.protocol import Problem
+from genrep_dist.problems.sources import user_sources
+from genrep_dist.seeds import derive_seed
 
 __all__ = [
     "SHIPPED",
@@ -25,7 +28,8 @@ __all__ = [
     "load_object",
     "load_problem",
     "num_outputs",
-    "object_digest",
+    "object_identity",
+    "problem_identity",
     "source_digest",
 ]
 
@@ -70,7 +74,9 @@ def _build(name: str, options: Mapping[str, Any] | None, search_path: Sequence[s
     except TypeError as error:
         raise _wrong_options(factory, arguments, target, error) from error
     try:
-        return factory(**arguments), target
+        # What it draws is then the same in all processes.
+        with seeded_generators(derive_seed(0, "construction")):
+            return factory(**arguments), target
     except GenRepError:
         raise
     except Exception as error:
@@ -129,7 +135,12 @@ def _import(module_name: str, folders: list[str], target: str) -> Any:
             )
     try:
         with _prepended_to_path(folders):
-            return importlib.import_module(module_name)
+            module = importlib.import_module(module_name)
+            # Remembers the files as they are imported, so that a later edit is noticed.
+            user_sources([module_name])
+            return module
+    except GenRepError:
+        raise
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise ProblemError(

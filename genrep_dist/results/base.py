@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from genrep_dist.errors import MethodError
 from genrep_dist.plan import Plan
+from genrep_dist.problems.digests import Identity
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.store import Store
 from genrep_dist.workflow.context import Job, WorkerContext
@@ -44,7 +45,8 @@ class OpenedRun:
     def context(self) -> WorkerContext:
         """What a worker opens for this run: problem, data, models at their checkpoints. Loads the problem's own code."""
         folders, rows = tuple(self.record["search_path"]), (self.plan.prediction_rows, self.plan.gradient_rows)
-        return worker_context(Job(self.store.uri, self.plan.keys, folders, (), *rows))
+        identities = {label: Identity.from_record(found) for label, found in self.record.get("identities", {}).items()}
+        return worker_context(Job(self.store.uri, self.plan.keys, folders, (), *rows, identities=identities))
 
     def train_ids(self, seed: int) -> npt.NDArray[np.int64]:
         """Sample ids of the rows of attributions, importances and kernels (N,)."""

@@ -29,7 +29,7 @@ from genrep_dist.store.paths import ExperimentPaths
 from genrep_dist.workflow.evaluate import evaluate
 from genrep_dist.workflow.execute import worker_context
 from genrep_dist.workflow.prepare import PreparedExperiment, prepare, publish_inputs
-from genrep_dist.workflow.record import write_record
+from genrep_dist.workflow.record import changes_since_last_run, write_record
 
 T = TypeVar("T")
 
@@ -71,6 +71,11 @@ def run(
             finished = open_run(opened, experiment.name)
             follow_moved_store(finished)
             return finished
+        if changed := changes_since_last_run(declared):
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            counter.message(
+                f"changed since the last run of {experiment.name}: {', '.join(changed[:3])}{more}; what depends on them is recomputed"
+            )
         if retry_failed and clear_quarantine(opened, experiment.name):
             counter.message("what was in quarantine is tried again")
         workers = Workers(experiment, serial=serial, address=address, executor=executor)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from genrep_dist.core.generators import preserved_generators
 from genrep_dist.errors import ProblemError
 from genrep_dist.training.torch_private import forward_product_flop, peak_tensor_bytes, without_onednn
 
@@ -26,7 +27,7 @@ def forward_flop(model: nn.Module, inputs: Tensor) -> int:
     was_training = model.training
     try:
         # In evaluation mode torch fuses more.
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH), without_onednn():
+        with torch.no_grad(), preserved_generators(), sdpa_kernel(SDPBackend.MATH), without_onednn():
             return forward_product_flop(model.train(), inputs) // len(inputs)
     except MODEL_ERRORS:
         return 0
@@ -56,7 +57,7 @@ def step_bytes(model: nn.Module, inputs: Tensor) -> int:
 
     hooks = [module.register_forward_hook(unfold) for module in model.modules() if isinstance(module, nn.Conv1d | nn.Conv2d)]
     try:
-        with torch.random.fork_rng(devices=[]), saved_tensors_hooks(save, lambda tensor: tensor):
+        with preserved_generators(), saved_tensors_hooks(save, lambda tensor: tensor):
             model(inputs)
     except MODEL_ERRORS:
         return 0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.generators import seeded_generators
 from genrep_dist.seeds import derive_seed
 
 
@@ -46,8 +47,6 @@ class Randomness:
 
     @contextmanager
     def scope(self, purpose: str) -> Iterator[None]:
-        """Inside, the default generators start from a derived seed; outside, they are as before."""
-        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.number(purpose))
+        """Inside, the default generators of Python, numpy and torch start from a derived seed; outside, they are as before."""
+        with seeded_generators(self.number(purpose)):
             yield

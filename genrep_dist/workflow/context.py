@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import time
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -22,8 +23,9 @@ from genrep_dist.core.losses import Loss, get_loss
 from genrep_dist.core.tensors import numpy_values
 from genrep_dist.errors import ProblemError
 from genrep_dist.plan import MAX_BLOCK_ROWS, MAX_PREDICTION_ROWS
-from genrep_dist.problems.checks import is_shipped
-from genrep_dist.problems.load import load_object, load_problem, object_digest, source_digest
+from genrep_dist.problems.checks import build_model, is_shipped
+from genrep_dist.problems.digests import Identity
+from genrep_dist.problems.load import load_object, load_problem, object_identity, problem_identity
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.registry import Registration
 from genrep_dist.store import Store
@@ -32,17 +34,18 @@ from genrep_dist.training.loop import predict
 from genrep_dist.training.trainer import Trainer
 from genrep_dist.workflow.checkpoints import unpack_state
 from genrep_dist.workflow.data import read_data
-from genrep_dist.workflow.extensions import extension_digests
+from genrep_dist.workflow.extensions import extension_identities
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Job:
-    """Small and picklable: where the store is, the experiment, and the digests that the worker's own copy must match.
+    """Small and picklable: where the store is, the experiment, and what the worker's own copy of the code must match.
 
     ``registrations`` are what other packages and programs registered in the driver, for workers to register too. ``prediction_rows`` and
-    ``gradient_rows``: rows that pass through a model at once, of the plan, so that all workers compute the same bits.
+    ``gradient_rows``: rows that pass through a model at once, of the plan, so that all workers compute the same bits. ``identities`` are
+    those of the driver's problem, kernels and extensions, by what they are; ``host`` is the name of its machine.
     """
 
     store_uri: str
@@ -51,6 +54,8 @@ class Job:
     registrations: tuple[Registration, ...] = ()
     prediction_rows: int = MAX_PREDICTION_ROWS
     gradient_rows: int = MAX_BLOCK_ROWS
+    identities: Mapping[str, Identity] = field(default_factory=dict)
+    host: str = ""
 
     @property
     def experiment(self) -> Experiment:
@@ -80,13 +85,18 @@ class WorkerContext:
         self.store = Store(job.store_uri)
         self.device = pick_device(job.experiment.resources.device)
         self.problem = load_problem(job.experiment.problem.name, job.experiment.problem.options, job.search_path)
-        _require_same_source(job.experiment.problem.name, source_digest(self.problem, job.experiment.problem.options), job.keys.problem)
+        name, options = job.experiment.problem.name, job.experiment.problem.options
+        found = {"problem": problem_identity(self.problem, options, name, check_build=False)}
         self.loss: Loss = get_loss(self.problem.loss)
         self.recipe = recipe_in_force(self.problem, job.experiment)
-        self._own_kernels, digests = load_own_kernels(job.experiment, job.search_path)
-        _require_same_source("kernels", digests, job.keys.own_kernels)
-        extensions = extension_digests(job.experiment, self.recipe, on_worker=True)
-        _require_same_source("extensions", extensions, {label: job.keys.extensions.get(label) for label in extensions})
+        self._own_kernels, kernels = load_own_kernels(job.experiment, job.search_path)
+        found |= {f"kernels.{name}": identity for name, identity in kernels.items()}
+        found |= extension_identities(job.experiment, self.recipe, on_worker=True)
+        for label, identity in found.items():
+            # A stage that the driver does not know is not run.
+            if label in job.identities or not label.startswith("stage "):
+                expected = job.identities.get(label, Identity())
+                identity.require_equal(expected, label, one_machine=job.host in ("", platform.node()))
         self.train = self._load("train")
         self.test = self._load("test")
         self._recent: LRUCache[Hashable, Any] = LRUCache(4)
@@ -129,8 +139,7 @@ class WorkerContext:
 
     def fresh_model(self) -> nn.Module:
         """A model as the problem builds it; the global random generators are left as they were."""
-        with torch.random.fork_rng(devices=[]):
-            return self.problem.model()
+        return build_model(self.problem)
 
     def learning_rate(self, seed: int, epoch: int) -> float:
         """Learning rate of the step that starts from the checkpoint at ``epoch``."""
@@ -174,31 +183,19 @@ def recipe_in_force(problem: Problem, experiment: Experiment) -> Recipe:
     return replace(problem.recipe, **experiment.recipe.model_dump(exclude_none=True))
 
 
-def load_own_kernels(experiment: Experiment, search_path: Sequence[str]) -> tuple[dict[str, Kernel], dict[str, str]]:
-    """The user's kernels by name, and the digests of their source files and options.
+def load_own_kernels(experiment: Experiment, search_path: Sequence[str]) -> tuple[dict[str, Kernel], dict[str, Identity]]:
+    """The user's kernels by name, and their identities.
 
     A class derived from :class:`~genrep_dist.core.kernels.base.Kernel` is used as it is; any other object that can be called becomes a
     pairwise kernel. ProblemError when a class is not there, cannot be built or cannot be called.
     """
     kernels: dict[str, Kernel] = {}
-    digests = {}
+    identities = {}
     for name, section in experiment.kernels.items():
         loaded: Any = load_object(section.class_, section.options, search_path)
         kernels[name] = loaded if isinstance(loaded, Kernel) else UserKernel(loaded)
-        digests[name] = object_digest(loaded, section.options)
-    return kernels, digests
-
-
-def _require_same_source(where: str, found: object, expected: object) -> None:
-    if found != expected:
-        raise ProblemError(
-            "this copy of the code differs from the run's",
-            where=where,
-            expected=f"source digest {expected}",
-            got=str(found),
-            remedy="if the code was edited since the run, restore it, or run the experiment again, which computes it anew; on a cluster, "
-            "give all machines the same code (ray job submit --working-dir)",
-        )
+        identities[name] = object_identity(loaded, section.options)
+    return kernels, identities
 
 
 def label_loss(loss: Loss) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from genrep_dist.external import ExternalScores, load_external
 from genrep_dist.plan import FLOAT_BYTES, Plan, Shape, derived_kernel, kernel_names
 from genrep_dist.problems.checks import is_shipped
 from genrep_dist.problems.label_flips import flip_labels
-from genrep_dist.problems.load import load_datasets, load_problem, source_digest
+from genrep_dist.problems.load import load_datasets, load_problem, problem_identity
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.problems.tables import data_digest
 from genrep_dist.registry import registrations
@@ -42,7 +43,7 @@ from genrep_dist.workflow.attributions import write_attribution
 from genrep_dist.workflow.blocks import numbers_at_work
 from genrep_dist.workflow.context import Job, label_loss, load_own_kernels, recipe_in_force
 from genrep_dist.workflow.data import publish_data
-from genrep_dist.workflow.extensions import extension_digests
+from genrep_dist.workflow.extensions import extension_identities
 from genrep_dist.workflow.planning import make_plan
 from genrep_dist.workflow.rehearsal import rehearse
 from genrep_dist.workflow.single_rows import check_batches
@@ -89,12 +90,13 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     :func:`genrep_dist.external.load_external` raises for scores that do not fit.
     """
     problem = load_problem(experiment.problem.name, experiment.problem.options, tuple(search_path))
+    identity = problem_identity(problem, experiment.problem.options, experiment.problem.name)
     train, test = load_datasets(problem)
     recipe = recipe_in_force(problem, experiment)
     # What the workers will have is unknown here; the driver usually has the same.
     device = experiment.resources.device
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    own_kernels, own_digests = load_own_kernels(experiment, search_path)
+    own_kernels, own_identities = load_own_kernels(experiment, search_path)
     derived = [kernel for name in kernel_names(experiment) if (kernel := derived_kernel(experiment, name)) is not None]
     kernels, budget = kernels_in_use(experiment, own_kernels), experiment.resources.memory_budget
     loss = get_loss(problem.loss)
@@ -104,22 +106,26 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     check_loss(experiment, loss_name, bool(label_loss(loss)))
     experiment.make_target().check_classes(shape.num_outputs, loss_name, has_classes(loss, train.targets, shape.num_outputs))
     train, flipped = _flip(experiment, problem, train, shape)
+    extensions = extension_identities(experiment, recipe)
     keys = Keys(
         experiment,
         data_digest(train, test),
-        source_digest(problem, experiment.problem.options),
+        identity.source,
         asdict(recipe),
         non_default_fields(recipe),
         len(test.ids),
-        own_digests,
+        {name: found.digest for name, found in own_identities.items()},
         shared_points=_shared_points(experiment, test),
-        extensions=extension_digests(experiment, recipe),
+        extensions={label: found.digest for label, found in extensions.items()},
+        numbers=identity.numbers,
     )
     external = _read_external(keys, train, test, search_path)
     keys = replace(keys, external=_digests(external))
     plan = make_plan(keys, shape)
     check_batches(plan, recipe, one_row_fault)
-    job = Job(store.uri, keys, tuple(search_path), registrations(), plan.prediction_rows, plan.gradient_rows)
+    identities = {"problem": identity, **{f"kernels.{name}": found for name, found in own_identities.items()}, **extensions}
+    rows = plan.prediction_rows, plan.gradient_rows
+    job = Job(store.uri, keys, tuple(search_path), registrations(), *rows, identities=identities, host=platform.node())
     return PreparedExperiment(plan, job, store, problem, recipe, train, test, flipped, external)
 
 

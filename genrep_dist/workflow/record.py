@@ -11,6 +11,7 @@ from genrep_dist.config.keys import Keys
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import ConfigError, StoreError
 from genrep_dist.plan import Plan, Shape
+from genrep_dist.problems.digests import Identity
 from genrep_dist.store import Store
 from genrep_dist.store.paths import EXPERIMENTS, ExperimentPaths, experiment_name
 from genrep_dist.workflow.planning import make_plan
@@ -28,6 +29,8 @@ def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None
         "question": keys.question,
         "data": keys.data,
         "problem": keys.problem,
+        "numbers": keys.numbers,
+        "identities": {label: identity.to_record() for label, identity in prepared.job.identities.items()},
         "recipe": keys.recipe,
         "recipe_changes": keys.recipe_changes,
         "shape": asdict(plan.shape),
@@ -41,6 +44,17 @@ def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None
         "choices": dict(choices or {}),
     }
     prepared.store.objects.put_json(ExperimentPaths(plan.experiment.name).record, record)
+
+
+def changes_since_last_run(prepared: PreparedExperiment) -> list[str]:
+    """Files and other parts of the user's code that are not those of the last run of this name; none if there was no such run."""
+    try:
+        record = read_record(prepared.store, prepared.plan.experiment.name)
+    except StoreError:
+        return []
+    last = {label: Identity.from_record(found) for label, found in record.get("identities", {}).items()}
+    now = prepared.job.identities
+    return list(dict.fromkeys(change for label in now if label in last for change in now[label].changes(last[label])))
 
 
 def restore_record(store: Store, name: str, record: Mapping[str, Any]) -> None:
@@ -96,5 +110,6 @@ def plan_of_record(record: dict[str, Any]) -> Plan:
         {name: {int(seed): digest for seed, digest in by_seed.items()} for name, by_seed in record["external"].items()},
         None if record["shared_points"] is None else tuple(record["shared_points"]),
         record["extensions"],
+        record.get("numbers", ""),
     )
     return make_plan(keys, shape, refuse=False)

@@ -23,7 +23,7 @@ from genrep_dist.diagnostics.context import CheckContext
 from genrep_dist.errors import MethodError, NotCommittedError
 from genrep_dist.runner.export import export_problem
 from genrep_dist.runner.run import train_originals
-from tests.diagnostics.runs import change, doctor, run
+from tests.diagnostics.runs import Learnable, change, doctor, run
 from tests.experiments import ROOT, experiment
 
 
@@ -96,7 +96,7 @@ def test_the_tracking_identity_of_a_linear_model(tmp_path: Path) -> None:
 
 def test_code_that_is_not_the_runs_any_more(run_copy: gr.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model cannot be examined; the store still is, and the reason is told once."""
-    monkeypatch.setattr("genrep_dist.workflow.context.source_digest", lambda *_arguments: "another")
+    monkeypatch.setattr(Learnable, "scale", 2.0, raising=False)
     findings = diagnose(run_copy)
     red = [found for found in findings if found.colour == "red"]
     assert len(red) == 1

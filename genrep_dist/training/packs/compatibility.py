@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx, nn
 
+from genrep_dist.core.generators import generator_states, preserved_generators
 from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.core.losses import Loss
 from genrep_dist.problems.protocol import Dataset, Recipe
@@ -158,21 +159,19 @@ class _Trial:
         same bits in every pack that :meth:`_groups` lists.
         """
         models = [Randomness(seed).build(self.factory).train() for seed in range(3)]
-        generator = torch.get_rng_state()
+        before = generator_states()
         groups = self._groups(on_cpu)
         try:
             # As units of work run: with two threads, how a batch of products is divided depends on how many there are.
-            with one_thread(), warnings.catch_warnings():
+            with preserved_generators(), one_thread(), warnings.catch_warnings():
                 # torch warns where it cannot map a layer and computes it slot by slot.
                 warnings.filterwarnings("error", ".*batching rule")
                 mixes = self._mixes_rows(models[0])
                 other_numbers = self._other_numbers(models, groups[0])
                 same_bits = self._same_bits(models, groups)
+                drew = before != generator_states()
         except (UserWarning, copy.Error, pickle.PickleError, *MODEL_ERRORS) as error:
             return f"it fails on the rows of several models ({_short(error)})"
-        finally:
-            drew = not torch.equal(generator, torch.get_rng_state())
-            torch.set_rng_state(generator)
         if drew:
             return "its forward pass draws random numbers"
         if mixes:
