@@ -10,6 +10,7 @@
     │   ├── NotCommittedError   something unfinished was read
     │   └── CorruptError        something finished is damaged
     ├── ConvergenceError     a solver did not reach its tolerance
+    ├── ExtensionError       the code of another package's class raised an error
     └── UnitError            a unit of work failed in all of its attempts
 
 Each class states in ``failure_kind`` what its error means for a unit of work that raises it.
@@ -135,5 +136,21 @@ class ConvergenceError(GenRepError):
     failure_kind = FailureKind.FATAL
 
 
+class ExtensionError(GenRepError):
+    """The code of a class that another package or program added raised an error. Names the class, the method, and the line that raised."""
+
+
 class UnitError(GenRepError):
     """A unit of work failed in all of its attempts."""
+
+
+def describe_error(error: BaseException, file: str | None = None) -> str:
+    """Type and text of an error with the line that raised it, and with the last line of ``file`` on the way there."""
+    places = []
+    trace = error.__traceback__
+    while trace is not None:
+        places.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
+        trace = trace.tb_next
+    shown = dict.fromkeys([*[place for place in places if place[0] == file][-1:], *places[-1:]])
+    text = ", then ".join(f"{path}, line {line}" for path, line in shown)
+    return f"{type(error).__name__}: {error}" + (f" (in {text})" if text else "")

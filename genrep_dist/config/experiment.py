@@ -9,7 +9,7 @@ import yaml
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from genrep_dist.config.digests import non_default_fields
-from genrep_dist.config.metrics import METRICS, complete_settings
+from genrep_dist.config.metrics import METRICS, complete_settings, measured_numbers
 from genrep_dist.config.sections import (
     BrittlenessSection,
     DeletionSection,
@@ -218,7 +218,7 @@ class Experiment(Section):
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Names of the numbers that the metrics of this experiment measure."""
-        return tuple(name for metric in METRICS.values() for name in metric.measured(self))
+        return tuple(name for names in measured_numbers(self).values() for name in names)
 
     def resolved(self) -> dict[str, Any]:
         """The experiment as plain data with all defaults, as in ``config.yaml`` of the results. Validates to an equal experiment."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from genrep_dist.config import Experiment
 from genrep_dist.errors import CorruptError, StoreError
-from genrep_dist.evaluation.metrics.base import RESULTS_VERSION, registered_metrics
+from genrep_dist.evaluation.metrics.base import RESULTS_VERSION
 from genrep_dist.evaluation.metrics.deletion import summary_table
 from genrep_dist.evaluation.statistics import seed_means
 from genrep_dist.evaluation.tables import EvaluationTables, table_specs
@@ -152,7 +152,6 @@ def _track(finished: Run, tables: EvaluationTables, files: Sequence[str], progre
     from genrep_dist.tracking.publication import Publication
 
     experiment = finished.plan.experiment
-    curves = [curve for metric in registered_metrics() for curve in metric.curves(tables)]
     publication = Publication(
         experiment=experiment.name,
         problem=experiment.problem.name,
@@ -163,7 +162,7 @@ def _track(finished: Run, tables: EvaluationTables, files: Sequence[str], progre
         metrics=tables.metrics,
         comparisons=tables.comparisons,
         seed_means=seed_means(tables.points, experiment.methods),
-        curves={curve.logged_as: curve.frame for curve in curves if curve.logged_as},
+        curves={curve.logged_as: curve.frame for curve in tables.curves if curve.logged_as},
         artifacts={Path(path).name: finished.store.objects.get(path) for path in files},
         tags=_recipe_tags(finished),
         diagnostics=diagnostics(finished),

@@ -142,7 +142,7 @@ class WorkerContext:
 
     def _make_test_points(self, seed: int) -> TestPoints:
         positions = self.keys.test_positions(seed)
-        chosen = self.experiment.make_target().choose(self.train_artifact(seed).read("outputs_test")[positions])
+        chosen = self.experiment.make_target().explained_outputs(self.train_artifact(seed).read("outputs_test")[positions])
         outputs = torch.as_tensor(chosen, device=self.device)
         return TestPoints(self.test.inputs[positions], self.test.ids[positions], outputs)
 

@@ -1,10 +1,10 @@
-"""Stage influence: kernels that are derived from another kernel's gram or from the Hessian, as the influence kernel is (Eq. 15)."""
+"""Stage influence: all derived kernels, computed from another kernel's gram or from the Hessian as the influence kernel is (Eq. 15)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
 from genrep_dist.workflow.context import TestPoints, WorkerContext, label_loss, to_numpy
 from genrep_dist.workflow.features import feature_kernel, point_gradients, train_jacobians
 from genrep_dist.workflow.gram import Gram
+from genrep_dist.workflow.returned import checked_certificate, checked_pair, checked_tensor
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class DerivedStage(Stage[DerivedUnit]):
         kernel, points = _kernel(context, unit.kernel), context.test_points(unit.seed)
         inputs = Inputs(context, unit.seed, unit.epoch, unit.block, points)
         own = _own_outputs(context) if kernel.has_diagonal else None
-        block, certificate = kernel.columns(inputs, own)
+        block, certificate = derived_columns(kernel, inputs, own)
         if own is not None:
             # Before the kernel is committed: a kernel that is there then has its diagonal.
             samples = torch.arange(len(own))
@@ -99,6 +100,7 @@ class Inputs:
         self._context, self._seed, self._epoch, self._points, self._cross_block = context, seed, epoch, points, cross_block
         self.loss, self.block_rows = context.loss, block_rows
         self.train_inputs, self.targets = context.train.inputs, context.train.targets
+        self.num_points, self.num_outputs, self.text = len(points), context.num_outputs(seed), f"seed {seed}, epoch {epoch}"
 
     def model(self) -> nn.Module:
         return self._context.model(self._seed, self._epoch)
@@ -107,7 +109,7 @@ class Inputs:
         # The whole matrix at once: a factorisation needs it. The plan counts its bytes.
         artifact = self._context.store.artifact("gram", self._context.keys.gram(self._seed, kernel, self._epoch))
         gram = torch.from_numpy(Gram(artifact, 1).dense()).double()
-        repeats = len(self.targets) * self._context.num_outputs(self._seed) // len(gram)
+        repeats = len(self.targets) * self.num_outputs // len(gram)
         return gram if repeats == 1 else torch.kron(gram, torch.eye(repeats, dtype=gram.dtype))
 
     def cross(self, kernel: str) -> Tensor:
@@ -130,6 +132,14 @@ class Inputs:
 
     def seed(self, purpose: str) -> int:
         return derive_seed(self._seed, purpose)
+
+
+def derived_columns(kernel: DerivedKernel, inputs: Inputs, own: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
+    """What the kernel returns for ``inputs``, checked: K (N, C, M), with ``own`` (N, C, M + N), and its certificate."""
+    value, found = checked_pair(kernel.columns(inputs, own), kernel, "columns", inputs.text)
+    num_points = inputs.num_points + (0 if own is None else len(own))
+    block = checked_tensor(value, (len(inputs.targets), inputs.num_outputs, num_points), kernel, "columns", inputs.text)
+    return block, checked_certificate(found, "residual", kernel, "columns", inputs.text)
 
 
 def peak_bytes(plan: Plan, name: str) -> int:

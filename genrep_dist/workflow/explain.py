@@ -13,7 +13,7 @@ from genrep_dist.training.loop import predict
 from genrep_dist.training.threads import one_thread
 from genrep_dist.workflow.attributions import attribution
 from genrep_dist.workflow.context import TestPoints, WorkerContext
-from genrep_dist.workflow.derived import Inputs
+from genrep_dist.workflow.derived import Inputs, derived_columns
 from genrep_dist.workflow.kernels import kernel_block
 
 
@@ -21,7 +21,7 @@ def other_points(context: WorkerContext, seed: int, inputs: Tensor, ids: Tensor)
     """``inputs`` (M, ...) with ``ids`` (M,) as test points; the original model's outputs choose what is explained."""
     inputs = inputs.to(context.device)
     predictions = predict(context.model(seed, context.keys.epochs), inputs)
-    chosen = context.experiment.make_target().choose(predictions.cpu().numpy())
+    chosen = context.experiment.make_target().explained_outputs(predictions.cpu().numpy())
     return TestPoints(inputs, ids, torch.as_tensor(chosen, device=context.device))
 
 
@@ -51,7 +51,7 @@ def explain(plan: Plan, context: WorkerContext, method: Method, seed: int, point
         if not isinstance(kernel, DerivedKernel):
             return stored_or_computed(method.kernel, epoch)
         cross = None if kernel.base is None else lambda base: stored_or_computed(base, epoch)
-        block, _ = kernel.columns(Inputs(context, seed, epoch, plan.dense_rows, points, cross))
+        block, _ = derived_columns(kernel, Inputs(context, seed, epoch, plan.dense_rows, points, cross))
         # As it is stored: float32.
         return block.float().cpu()
 

@@ -11,11 +11,10 @@ from torch import Tensor
 from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.kernels.base import FeatureKernel, PairwiseKernel
-from genrep_dist.errors import NonFiniteError, ProblemError
+from genrep_dist.errors import NonFiniteError
 from genrep_dist.store.features import RowsReader
 from genrep_dist.workflow.context import TestPoints, WorkerContext
-
-Rows = Tensor | FactoredGradients
+from genrep_dist.workflow.returned import Rows, checked_features, checked_tensor
 
 
 def feature_kernel(context: WorkerContext, name: str) -> FeatureKernel:
@@ -26,7 +25,8 @@ def feature_kernel(context: WorkerContext, name: str) -> FeatureKernel:
 
 def train_features(context: WorkerContext, kernel: str, seed: int, epoch: int, start: int, stop: int) -> Rows:
     """Features of training rows of a feature kernel. NonFiniteError names sample ids."""
-    rows = feature_kernel(context, kernel).features(context.model(seed, epoch), context.train.inputs[start:stop])
+    computed, where = feature_kernel(context, kernel), f"kernel {kernel}, seed {seed}, epoch {epoch}"
+    rows = checked_features(computed.features(context.model(seed, epoch), context.train.inputs[start:stop]), stop - start, computed, where)
     refuse_non_finite(rows, context.train.ids[start:stop], f"{kernel} features, seed {seed}, epoch {epoch}")
     return rows
 
@@ -35,7 +35,9 @@ def point_features(context: WorkerContext, kernel: str, seed: int, epoch: int, p
     """Features of the explained outputs of test points, prepared for products with many blocks of training features."""
 
     def make() -> Any:
-        rows = feature_kernel(context, kernel).features(context.model(seed, epoch), points.inputs, points.outputs)
+        computed, where = feature_kernel(context, kernel), f"test points, kernel {kernel}, seed {seed}, epoch {epoch}"
+        features = computed.features(context.model(seed, epoch), points.inputs, points.outputs)
+        rows = checked_features(features, len(points), computed, where, of_points=True)
         refuse_non_finite(rows, points.ids, f"{kernel} features of test points, seed {seed}, epoch {epoch}")
         return rows.as_operand() if isinstance(rows, FactoredGradients) else rows
 
@@ -59,18 +61,11 @@ def point_gradients(context: WorkerContext, seed: int, epoch: int, points: TestP
 
 def pairwise_block(context: WorkerContext, kernel: str, seed: int, epoch: int, left: Tensor, right: Tensor) -> Tensor:
     """K (A, B) of a pairwise kernel, checked: shape, floating point, finite."""
-    where = f"kernel {kernel}, seed {seed}, epoch {epoch}"
     computed = context.kernel(kernel)
     assert isinstance(computed, PairwiseKernel)
     with torch.no_grad():
-        block: Any = computed.pairs(context.model(seed, epoch), left, right)
-    if not isinstance(block, Tensor) or block.shape != (len(left), len(right)) or not block.is_floating_point():
-        got = f"{block.dtype} {tuple(block.shape)}" if isinstance(block, Tensor) else type(block).__name__
-        expected = f"floating point ({len(left)}, {len(right)})"
-        raise ProblemError("a kernel returned something else", where=where, expected=expected, got=got)
-    if not bool(torch.isfinite(block).all()):
-        raise NonFiniteError("a kernel returned NaN or Inf", where=where, expected="finite numbers", got="NaN or Inf")
-    return block
+        block = computed.pairs(context.model(seed, epoch), left, right)
+    return checked_tensor(block, (len(left), len(right)), computed, "pairs", f"kernel {kernel}, seed {seed}, epoch {epoch}")
 
 
 def features_reader(context: WorkerContext, kernel: str, seed: int, epoch: int, *, stored: bool) -> Callable[[int, int], Rows]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from genrep_dist.core.gradients.factored import FactoredGradients
+from genrep_dist.extension import require_returned
 from genrep_dist.plan import KernelAt, Plan, StagePlan
 from genrep_dist.store.features import COLUMNS, TABLE, write_block
 from genrep_dist.units import RowsUnit
@@ -44,6 +45,15 @@ class GradientsStage(Stage[GradientUnit]):
         if isinstance(rows, FactoredGradients):
             num_bytes = write_block(artifact, unit.part, unit.start, rows, seconds=context.elapsed())
         else:
+            width = artifact.declared_chunks("features")[1]
+            require_returned(
+                rows[0].numel() == width,
+                context.kernel(unit.kernel),
+                "features",
+                f"{width} numbers a sample, as sizes() says",
+                f"{tuple(rows.shape)}",
+                f"kernel {unit.kernel}, seed {unit.seed}, epoch {unit.epoch}",
+            )
             artifact.write_part(unit.part, "features", (unit.start, 0), to_numpy(rows), seconds=context.elapsed())
             num_bytes = rows.numel() * 4
         return {"rows": float(unit.stop - unit.start), "bytes": float(num_bytes)}

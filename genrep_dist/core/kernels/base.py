@@ -13,6 +13,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from genrep_dist.extension import Extension
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -57,7 +59,7 @@ class Work:
     gradient_rows: float = 0.0
 
 
-class Kernel(ABC):
+class Kernel(Extension, ABC):
     """A kernel by its configured settings.
 
     ``formula``, ``source`` and ``needs`` are for people (`genrep methods`). ``settings`` names the fields of an experiment that the

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from genrep_dist.problems.protocol import Recipe
-from genrep_dist.registry import Registry, subclass_of
+from genrep_dist.registry import Registry
 from genrep_dist.training.optimizers.base import Optimizer
 from genrep_dist.training.optimizers.sgd import SGD
 
-OPTIMIZERS: Registry[type[Optimizer]] = Registry("optimizer", "genrep_dist.optimizers", subclass_of(Optimizer))  # type: ignore[type-abstract]
+OPTIMIZERS: Registry[type[Optimizer]] = Registry("optimizer", "genrep_dist.optimizers", Optimizer)
 OPTIMIZERS.register("sgd", SGD)
 
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from genrep_dist.extension import Extension
 from genrep_dist.problems.protocol import Recipe
 
 
-class Optimizer(ABC):
+class Optimizer(Extension, ABC):
     """An update rule with the settings of one recipe. It holds no tensors: its state is passed in.
 
     The same rule updates one model and S models that train together. For S models every parameter, gradient and state tensor has S as
