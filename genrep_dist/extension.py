@@ -24,9 +24,9 @@ class Extension:
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        if is_shipped(cls):
+        if is_shipped_class(cls):
             return
-        interface = {name for base in cls.__mro__ if is_shipped(base) for name in vars(base) if not name.startswith("_")}
+        interface = {name for base in cls.__mro__ if is_shipped_class(base) for name in vars(base) if not name.startswith("_")}
         for name in (*interface, *_CONSTRUCTORS):
             owner = next((base for base in cls.__mro__ if name in vars(base)), object)
             # Methods of a base that is an extension itself are guarded already; those of a mix-in are not.
@@ -34,15 +34,15 @@ class Extension:
                 setattr(cls, name, _guarded_member(vars(owner)[name], cls, name))
 
 
-def is_shipped(kind: type) -> bool:
+def is_shipped_class(kind: type) -> bool:
     """Whether a class is one of this package."""
     return kind.__module__.startswith("genrep_dist.")
 
 
 def owner_text(owner: object) -> str:
     """``module:Name`` of a class or function, and of the class of any other object."""
-    named = owner if hasattr(owner, "__qualname__") else type(owner)
-    return f"{named.__module__}:{named.__qualname__}"  # type: ignore[attr-defined]
+    named: Any = owner if hasattr(owner, "__qualname__") else type(owner)
+    return f"{named.__module__}:{named.__qualname__}"
 
 
 @contextmanager
@@ -89,7 +89,8 @@ def returned(kind: type[T], owner: object, method: str, value: object) -> T:
 
 def _guarded_member(member: Any, cls: type, name: str) -> Any:
     if isinstance(member, property):
-        return property(*(part and _guarded(part, cls, name) for part in (member.fget, member.fset, member.fdel)), member.__doc__)
+        get, put, delete = (part and _guarded(part, cls, name) for part in (member.fget, member.fset, member.fdel))
+        return property(get, put, delete, member.__doc__)
     if isinstance(member, (classmethod, staticmethod)):
         return type(member)(_guarded(member.__func__, cls, name))
     if isinstance(member, functools.cached_property):

@@ -12,12 +12,23 @@ from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from genrep_dist.errors import ConfigError, describe_error
-from genrep_dist.extension import is_shipped
+from genrep_dist.extension import is_shipped_class
 
 T = TypeVar("T")
 Registration = tuple[str, str, Any]
 """Group of a registry, name, and the registered value."""
 _registries: dict[str, Registry[Any]] = {}
+REGISTRIES = {
+    "genrep_dist.kernels": "genrep_dist.core.kernels:KERNELS",
+    "genrep_dist.importances": "genrep_dist.core.importances:IMPORTANCES",
+    "genrep_dist.targets": "genrep_dist.core.targets:TARGETS",
+    "genrep_dist.optimizers": "genrep_dist.training.optimizers:OPTIMIZERS",
+    "genrep_dist.metrics": "genrep_dist.config.metrics:METRICS",
+    "genrep_dist.stages": "genrep_dist.config.stages:STAGES",
+    "genrep_dist.executors": "genrep_dist.executors.registry:EXECUTORS",
+    "genrep_dist.score_layouts": "genrep_dist.config.score_layouts:SCORE_LAYOUTS",
+}
+"""The registries of this package by their groups. Each is made when its module is imported."""
 
 
 class Registry(Generic[T]):
@@ -145,7 +156,9 @@ class Registry(Generic[T]):
 
     def others(self, name: str) -> list[T]:
         """The objects of this package, and others that are loaded, without that of ``name``."""
-        return [self.get(other) for other, value in tuple(self._values.items()) if other != name and (_is_shipped(value) or other in self._made)]
+        return [
+            self.get(other) for other, value in tuple(self._values.items()) if other != name and (_is_shipped(value) or other in self._made)
+        ]
 
     def faults(self) -> list[ConfigError]:
         """What other packages and programs have registered, or have tried to, and cannot be used."""
@@ -158,7 +171,7 @@ class Registry(Generic[T]):
 
     def replace(self, name: str, value: Any) -> None:
         """Register ``value`` whatever has the name now."""
-        if self._values.get(name) is not value:
+        if name not in self._values or self._values[name] is not value:
             self._values[name] = value
             self._forget(name)
 
@@ -171,15 +184,15 @@ class Registry(Generic[T]):
         return self._faults.get(name)
 
     def _load(self, name: str) -> T:
-        found, base = (import_object(value) if isinstance(value, str) else value for value in (self._values[name], self._base))
-        if base is not None:
-            found = self._checked(found, base)
-            own = getattr(found, "name", name)
-            if own != name:
-                raise TypeError(f"{name!r} is not the {self.kind}'s own name, {own}")
-        if self._check is not None:
-            (import_object(self._check) if isinstance(self._check, str) else self._check)(found)
-        made: T = found
+        value, base, check = (
+            import_object(part) if isinstance(part, str) else part for part in (self._values[name], self._base, self._check)
+        )
+        made: T = value if base is None else self._checked(value, base)
+        own = name if base is None else getattr(made, "name", name)
+        if own != name:
+            raise TypeError(f"{name!r} is not the {self.kind}'s own name, {own}")
+        if check is not None:
+            check(made)
         return made
 
     def _checked(self, found: Any, base: type) -> Any:
@@ -187,7 +200,7 @@ class Registry(Generic[T]):
             return found
         if not isinstance(found, type) or not issubclass(found, base):
             raise TypeError(f"{found!r} is not a subclass of {base.__name__}")
-        declared = {name for kind in found.__mro__ if is_shipped(kind) for name in inspect.get_annotations(kind)}
+        declared = {name for kind in found.__mro__ if is_shipped_class(kind) for name in inspect.get_annotations(kind)}
         missing = sorted({*getattr(found, "__abstractmethods__", ()), *(name for name in declared if not hasattr(found, name))})
         if missing:
             raise TypeError(f"{found.__name__} does not define {', '.join(missing)}")
@@ -225,8 +238,9 @@ def register_all(found: Iterable[Registration]) -> None:
 
 
 def extension_faults() -> list[ConfigError]:
-    """What other packages have registered in any registry, or have tried to, and cannot be used."""
-    return [error for registry in _registries.values() for error in registry.faults()]
+    """What other packages have registered in :data:`REGISTRIES`, or have tried to, and cannot be used."""
+    used = [path for group, path in REGISTRIES.items() if group in _registries or entry_points(group=group)]
+    return [error for path in used for error in import_object(path).faults()]
 
 
 def import_object(path: str) -> Any:

@@ -35,7 +35,7 @@ from genrep_dist.training.optimizers import OPTIMIZERS
 from genrep_dist.training.optimizers.sgd import SGD
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Stage
-from genrep_dist.workflow.context import WorkerContext
+from genrep_dist.workflow.context import WorkerContext, load_kernels
 from genrep_dist.workflow.extensions import extension_digests
 from genrep_dist.workflow.stages import STAGES
 from tests.experiments import ROOT, experiment
@@ -310,7 +310,7 @@ def test_the_base_of_a_derived_kernel_is_a_part_of_its_keys() -> None:
         sources = {"kernel doubled": "a", "kernel inputs": "b"}
         first = Keys(asked, "data", "problem", {"epochs": 4}, {}, 10, extensions=sources)
         second = replace(first, extensions={**sources, "kernel inputs": "c"})
-        assert set(extension_digests(asked, Recipe(epochs=1, batch_size=1, learning_rate=0.1))) == set(sources)
+        assert set(extension_digests(asked, Recipe(epochs=1, batch_size=1, learning_rate=0.1), load_kernels(asked, ()))) == set(sources)
         assert first.kernel(0, "doubled", 4) != second.kernel(0, "doubled", 4)
 
 

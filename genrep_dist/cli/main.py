@@ -153,12 +153,15 @@ def doctor(
 
 @app.command()
 def methods(as_json: JsonOption = False) -> None:
-    """List the attribution methods: formula, source, needs, cost."""
+    """List the attribution methods: formula, source, needs, cost. Warns of what other packages declare and cannot be used."""
     from dataclasses import asdict
 
     from genrep_dist.core.methods import catalogue
+    from genrep_dist.registry import extension_faults
 
     entries = catalogue()
+    for fault in extension_faults():
+        typer.echo(f"warning: {fault}", err=True)
     if as_json:
         _print_json([asdict(entry) for entry in entries])
         return

@@ -37,10 +37,12 @@ from genrep_dist.core.importances import IMPORTANCES
 from genrep_dist.core.importances.base import Importance
 from genrep_dist.core.kernels import KERNELS
 from genrep_dist.core.kernels.base import Kernel
+from genrep_dist.core.kernels.user import build_kernel
 from genrep_dist.core.methods import Method, parse_method
 from genrep_dist.core.reserved import RESERVED_NAMES
 from genrep_dist.core.targets import TARGETS, Target
 from genrep_dist.errors import MethodError
+from genrep_dist.registry import import_object
 
 
 def _not_reserved(name: str) -> str:
@@ -197,9 +199,12 @@ class Experiment(Section):
         return tuple(name for name in self.methods if name in self.external)
 
     def kernel(self, name: str) -> Kernel:
-        """A registered kernel with this experiment's settings."""
-        kernel = KERNELS.get(name)
-        return kernel(**{field: getattr(self, field) for field in kernel.settings})
+        """The kernel of that name with this experiment's settings: a registered one, or the user's own.
+
+        The module of the user's own must have been imported before (:func:`genrep_dist.problems.load.load_class`) or be importable.
+        """
+        own = self.kernels.get(name)
+        return build_kernel(KERNELS.get(name) if own is None else import_object(own.class_), self, own.options if own else {})
 
     def importance(self, name: str) -> Importance:
         """A registered importance with this experiment's settings."""

@@ -54,8 +54,8 @@ class Keys:
     """The content addresses of one experiment.
 
     ``data`` and ``problem`` are the digests of the samples and of the model's and loss's source; ``recipe`` is the recipe in force as
-    plain data, of which ``recipe_changes`` differ from the defaults; ``own_kernels`` the source digests of the user's kernels, by name;
-    ``extensions`` those of registered kernels, importances, targets and optimizers of other packages, by kind and name;
+    plain data, of which ``recipe_changes`` differ from the defaults; ``own_kernels`` the source digests of the user's functions of
+    pairs, by name; ``extensions`` those of classes of kernels, importances, targets and optimizers of other packages, by kind and name;
     ``external`` the digests of scores from other tools, by method and seed; ``shared_points`` the rows of the test set that all seeds
     explain, where the experiment names them.
     """
@@ -177,6 +177,8 @@ class Keys:
         identity = [kernel, self._settings(found.key_settings()), *self._source("kernel", kernel)]
         # The settings of this package's derived kernels include those of their bases.
         is_from_outside = len(identity) > 2
+        if kernel in self.experiment.kernels:
+            identity.append(self.experiment.kernels[kernel].options)
         if is_from_outside and isinstance(found, DerivedKernel) and found.base is not None:
             identity.append(self._kernel_identity(found.base))
         return identity

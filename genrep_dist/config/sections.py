@@ -70,7 +70,7 @@ class ProblemSection(Section):
 
 
 class KernelSection(Section):
-    """A user's own kernel: a class whose objects map (model, left inputs, right inputs) to K (A, B)."""
+    """A user's own kernel: a subclass of Kernel, or a class whose objects map (model, left inputs, right inputs) to K (A, B)."""
 
     class_: str = Field(alias="class", min_length=3, description="module:Class in a file of your own.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of the class.")

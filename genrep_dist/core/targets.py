@@ -46,7 +46,8 @@ class Target(Extension, ABC):
         require_returned(fits, self, "choose", expected, got)
         outside = (chosen < 0) | (chosen >= num_outputs)
         require_returned(not outside.any(), self, "choose", expected, f"{chosen[outside][:5].tolist()}")
-        return chosen.astype(np.int64)
+        explained: npt.NDArray[np.int64] = chosen.astype(np.int64)
+        return explained
 
     def check(self, num_outputs: int) -> None:
         """Raise PlanError for a model that the target is not defined for."""

@@ -10,7 +10,7 @@ import polars as pl
 from genrep_dist.config.metrics import METRICS
 from genrep_dist.errors import ConfigError, StoreError
 from genrep_dist.evaluation.metrics.base import POINTS_SCHEMA, CurvePlot, Metric, MetricInfo, TableSpec, metric_infos, registered_metrics
-from genrep_dist.extension import is_shipped, require_returned
+from genrep_dist.extension import is_shipped_class, require_returned
 
 _NAME = "[a-z][a-z0-9_]*"
 _CURVE = ("method", "share", "mean", "low", "high")
@@ -152,7 +152,7 @@ class EvaluationTables(Mapping[str, pl.DataFrame]):
 
 def check_names(metric: Metric) -> None:
     """Raise ConfigError for names of a metric's numbers and tables that other metrics have, or that cannot be names of files."""
-    if is_shipped(type(metric)):
+    if is_shipped_class(type(metric)):
         return
     if not metric.numbers or not all(isinstance(number, MetricInfo) for number in metric.numbers):
         raise TypeError("numbers is not a tuple of MetricInfo, at least one")

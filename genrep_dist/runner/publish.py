@@ -194,7 +194,7 @@ def diagnostics(finished: Run) -> dict[str, list[tuple[str, float, int]]]:
             continue
         epochs = finished.plan.keys.method_epochs(method)
         for certificate in certificates:
-            solved = (method.importance if derived_kernel(experiment, method.kernel) is None else "", method.kernel)
+            solved = (method.importance if derived_kernel(finished.plan.keys, method.kernel) is None else "", method.kernel)
             if (certificate["importance"], certificate["kernel"]) == solved and certificate["epoch"] in epochs:
                 numbers = [(key, certificate.get(key)) for key in CERTIFIED]
                 found.setdefault(name, []).extend((key, float(value), certificate["seed"]) for key, value in numbers if value is not None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys
 from genrep_dist.core.gradients.model import check_model
-from genrep_dist.core.kernels.base import Kernel
+from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, Kernel
 from genrep_dist.core.kernels.user import UserKernel
 from genrep_dist.core.losses import Loss, get_loss
 from genrep_dist.errors import ProblemError
+from genrep_dist.extension import owner_text, require_returned
+from genrep_dist.plan import kernel_names
 from genrep_dist.problems.checks import is_shipped
-from genrep_dist.problems.load import load_object, load_problem, object_digest, source_digest
+from genrep_dist.problems.load import load_class, load_problem, object_digest, source_digest
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.registry import Registration
 from genrep_dist.store import Store
@@ -77,9 +79,9 @@ class WorkerContext:
         _require_same_source(job.experiment.problem.name, source_digest(self.problem, job.experiment.problem.options), job.keys.problem)
         self.loss: Loss = get_loss(self.problem.loss)
         self.recipe = recipe_in_force(self.problem, job.experiment)
-        self._own_kernels, digests = load_own_kernels(job.experiment, job.search_path)
-        _require_same_source("kernels", digests, job.keys.own_kernels)
-        extensions = extension_digests(job.experiment, self.recipe, on_worker=True)
+        self._kernels = load_kernels(job.experiment, job.search_path)
+        _require_same_source("kernels", function_digests(job.experiment, self._kernels), job.keys.own_kernels)
+        extensions = extension_digests(job.experiment, self.recipe, self._kernels, on_worker=True)
         _require_same_source("extensions", extensions, {label: job.keys.extensions.get(label) for label in extensions})
         self.train = self._load("train")
         self.test = self._load("test")
@@ -107,8 +109,8 @@ class WorkerContext:
         return value
 
     def kernel(self, name: str) -> Kernel:
-        """The kernel of that name with the experiment's settings: a registered one or the user's own."""
-        return self._own_kernels[name] if name in self._own_kernels else self.experiment.kernel(name)
+        """The kernel of that name with the experiment's settings."""
+        return self._kernels.get(name) or self.experiment.kernel(name)
 
     def train_artifact(self, seed: int) -> Artifact:
         return self.store.artifact("train", self.keys.train(seed))
@@ -164,19 +166,35 @@ def recipe_in_force(problem: Problem, experiment: Experiment) -> Recipe:
     return replace(problem.recipe, **experiment.recipe.model_dump(exclude_none=True))
 
 
-def load_own_kernels(experiment: Experiment, search_path: Sequence[str]) -> tuple[dict[str, Kernel], dict[str, str]]:
-    """The user's kernels by name, and the digests of their source files and options.
+def load_kernels(experiment: Experiment, search_path: Sequence[str]) -> dict[str, Kernel]:
+    """The kernels of the methods, the bases of derived ones, and the user's own, by name.
 
-    A class derived from :class:`~genrep_dist.core.kernels.base.Kernel` is used as it is; any other object that can be called becomes a
-    pairwise kernel. ProblemError when a class is not there, cannot be built or cannot be called.
+    ProblemError for a class that is not there or cannot be built, and for a kernel that is not defined for a method or as a base.
     """
-    kernels: dict[str, Kernel] = {}
-    digests = {}
-    for name, section in experiment.kernels.items():
-        loaded: Any = load_object(section.class_, section.options, search_path)
-        kernels[name] = loaded if isinstance(loaded, Kernel) else UserKernel(loaded)
-        digests[name] = object_digest(loaded, section.options)
-    return kernels, digests
+    for own in experiment.kernels.values():
+        load_class(own.class_, own.options, search_path, "kernel")
+    kernels = {name: experiment.kernel(name) for name in sorted({*kernel_names(experiment), *experiment.kernels})}
+    for method in experiment.parsed_methods:
+        if method.has_kernel and not kernels[method.kernel].supports(method.checkpoint, needs_gram=method.needs_gram):
+            raise ProblemError(
+                "a kernel is not defined for this method",
+                where=f"methods: {method.name}",
+                expected="a checkpoint and an importance that the kernel supports",
+                got=owner_text(kernels[method.kernel]),
+            )
+    for name, kernel in list(kernels.items()):
+        base = kernel.base if isinstance(kernel, DerivedKernel) else None
+        if base is not None:
+            kernels.setdefault(base, experiment.kernel(base))
+            expected = "the name of a feature kernel, or None"
+            require_returned(isinstance(kernels[base], FeatureKernel), kernel, "base", expected, repr(base), f"kernel {name}")
+    return kernels
+
+
+def function_digests(experiment: Experiment, kernels: Mapping[str, Kernel]) -> dict[str, str]:
+    """Digests of the source files and options of the user's functions of pairs, by name."""
+    own = {name: kernels[name] for name in experiment.kernels}
+    return {n: object_digest(k.function, experiment.kernels[n].options) for n, k in own.items() if isinstance(k, UserKernel)}
 
 
 def _require_same_source(where: str, found: object, expected: object) -> None:

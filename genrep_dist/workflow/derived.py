@@ -172,6 +172,6 @@ def _kernel(context: WorkerContext, name: str) -> DerivedKernel:
 
 
 def _planned(plan: Plan, name: str) -> DerivedKernel:
-    kernel = derived_kernel(plan.experiment, name)
+    kernel = derived_kernel(plan.keys, name)
     assert kernel is not None
     return kernel

@@ -104,8 +104,8 @@ def feature_passes(plan: Plan, kernel: str, epoch: int) -> float:
 
 def kernel_manifest(plan: Plan, kernel: str, epoch: int) -> dict[str, object]:
     """What the manifest of an artifact of a kernel says, with the projection of its features where there is one."""
-    registered = None if kernel in plan.experiment.kernels else plan.experiment.kernel(kernel)
-    projection = getattr(registered, "projection", None)
+    found = None if kernel in plan.keys.own_kernels else plan.experiment.kernel(kernel)
+    projection = plan.experiment.projection if found is not None and "projection" in found.key_settings() else None
     return {"kernel": kernel, "epoch": epoch, **({} if projection is None else {"projection": projection.model_dump(mode="json")})}
 
 

@@ -19,11 +19,11 @@ from genrep_dist.units import RowsUnit, Unit
 from genrep_dist.workflow.base import ArraySpec, ArtifactSpec, Rates, SampleAxis, Stage
 from genrep_dist.workflow.blocks import block_bytes, tile_bytes
 from genrep_dist.workflow.context import TestPoints, WorkerContext, to_numpy
-from genrep_dist.workflow.features import Rows, features_reader, pairwise_block, point_features
+from genrep_dist.workflow.features import features_reader, pairwise_block, point_features
 from genrep_dist.workflow.gradients import feature_passes, features_seconds, kernel_manifest
 from genrep_dist.workflow.gram_tiles import feature_products, gram_tile, reads
 from genrep_dist.workflow.prefetch import Prefetcher
-from genrep_dist.workflow.returned import checked_tensor
+from genrep_dist.workflow.returned import Rows, checked_tensor
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
             "tracks, and the trajectory that TracInCP samples, are true to that rounding."
         )
     if needs_self_influence(experiment):
-        unknown = [method.name for method in experiment.parsed_methods if not has_self_influence(experiment, method)]
+        unknown = [method.name for method in experiment.parsed_methods if not has_self_influence(plan.keys, method)]
         if unknown:
             yield (
                 f"No self-influence is known of {', '.join(unknown)}, so these are not judged by the labels that were flipped: "
@@ -70,7 +70,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
                 f"Per-sample gradients of these layers (kernel {name}) take more than one batched backward pass: "
                 f"{'; '.join(sizes.slow_layers)}."
             )
-        if name not in experiment.kernels:
+        if name not in plan.keys.own_kernels:
             yield from experiment.kernel(name).notes()
     unverified = [name for name in experiment.external_methods if experiment.external[name].unverified]
     if unverified:

@@ -17,11 +17,12 @@ from genrep_dist.config.keys import Keys
 from genrep_dist.config.metrics import check_loss
 from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.core.gradients.model import check_model
-from genrep_dist.core.kernels.base import FeatureKernel, Kernel, KernelSizes
+from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, Kernel, KernelSizes
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import PlanError
+from genrep_dist.extension import is_shipped_class, require_returned, returned
 from genrep_dist.external import ExternalScores, load_external
-from genrep_dist.plan import Plan, Shape, derived_kernel, kernel_names
+from genrep_dist.plan import Plan, Shape, kernel_names
 from genrep_dist.problems.checks import is_shipped
 from genrep_dist.problems.label_flips import flip_labels
 from genrep_dist.problems.load import load_datasets, load_problem, source_digest
@@ -38,10 +39,11 @@ from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.trainer import choose_pack_kind, max_models_per_step
 from genrep_dist.units import StageName
 from genrep_dist.workflow.attributions import write_attribution
-from genrep_dist.workflow.context import Job, label_loss, load_own_kernels, recipe_in_force
+from genrep_dist.workflow.context import Job, function_digests, label_loss, load_kernels, recipe_in_force
 from genrep_dist.workflow.data import publish_data
 from genrep_dist.workflow.extensions import extension_digests
 from genrep_dist.workflow.planning import make_plan
+from genrep_dist.workflow.returned import checked_features, checked_tensor
 from genrep_dist.workflow.status import stage_status
 
 MEASURED_ROWS = 16
@@ -86,8 +88,8 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     # What the workers will have is unknown here; the driver usually has the same.
     device = experiment.resources.device
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    own_kernels, own_digests = load_own_kernels(experiment, search_path)
-    shape = measure(problem, train, test, recipe, kernels_in_use(experiment, own_kernels), on_gpu=on_gpu)
+    kernels = load_kernels(experiment, search_path)
+    shape = measure(problem, train, test, recipe, kernels_in_use(experiment, kernels), on_gpu=on_gpu)
     loss = get_loss(problem.loss)
     check_loss(experiment, loss.name if is_shipped(loss) else f"{loss.name}, which is the problem's own", bool(label_loss(loss)))
     train, flipped = _flip(experiment, problem, train, shape)
@@ -98,9 +100,9 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
         asdict(recipe),
         non_default_fields(recipe),
         len(test.ids),
-        own_digests,
+        function_digests(experiment, kernels),
         shared_points=_shared_points(experiment, test),
-        extensions=extension_digests(experiment, recipe),
+        extensions=extension_digests(experiment, recipe, kernels),
     )
     external = _read_external(keys, train, test, search_path)
     keys = replace(keys, external=_digests(external))
@@ -202,22 +204,39 @@ def kernel_sizes(kernel: Kernel, model: nn.Module, inputs: Tensor) -> KernelSize
     """Sizes of a feature or pairwise kernel; factored features are measured as they are stored, on average over a few rows."""
     if not isinstance(kernel, FeatureKernel):
         return KernelSizes(storable=False)
-    sizes = kernel.sizes(model, inputs[:2])
+    sizes = returned(KernelSizes, kernel, "sizes", kernel.sizes(model, inputs[:2]))
+    if not is_shipped_class(type(kernel)):
+        rehearse(kernel, sizes, model, inputs[:2])
     if sizes.stored_bytes:
         return sizes
     rows = torch.linspace(0, len(inputs) - 1, min(len(inputs), MEASURED_ROWS)).long()
-    features = kernel.features(model, inputs[rows])
+    features = checked_features(kernel.features(model, inputs[rows]), len(rows), kernel, "sample rows")
+    require_returned(isinstance(features, FactoredGradients), kernel, "sizes", "stored_bytes above 0 for dense features", sizes)
     assert isinstance(features, FactoredGradients)
     return replace(sizes, stored_bytes=-(-pack(features).num_bytes // len(rows)))
 
 
-def kernels_in_use(experiment: Experiment, own_kernels: Mapping[str, Kernel]) -> dict[str, Kernel]:
-    """The feature and pairwise kernels that an experiment computes, by name: its methods' own, and those that derived kernels need."""
-    names = set()
-    for name in kernel_names(experiment):
-        derived = derived_kernel(experiment, name)
-        names.add(name if derived is None else derived.base)
-    return {name: own_kernels[name] if name in own_kernels else experiment.kernel(name) for name in sorted(filter(None, names))}
+def rehearse(kernel: FeatureKernel, sizes: KernelSizes, model: nn.Module, inputs: Tensor) -> None:
+    """Compute a kernel of another package on a few rows, so that what does not fit its ``sizes`` is found before any work begins."""
+    count, where = len(inputs), f"the first {len(inputs)} training samples"
+    outputs = torch.zeros(count, dtype=torch.int64)
+    num_outputs = predict(model, inputs).shape[1]
+    rows = checked_features(kernel.features(model, inputs), count, kernel, where)
+    points = checked_features(kernel.features(model, inputs, outputs), count, kernel, where, of_points=True)
+    if isinstance(rows, Tensor):
+        form = f"{sizes.held} numbers a sample and {sizes.gram_rows} rows of the gram, as sizes() says"
+        fits = (rows[0].numel(), rows[0].numel() // rows.shape[-1]) == (sizes.held, sizes.gram_rows)
+        require_returned(fits, kernel, "features", form, f"{tuple(rows.shape)}", where)
+    prepared = points.as_operand() if isinstance(points, FactoredGradients) else points
+    checked_tensor(kernel.block(rows, prepared, outputs, num_outputs), (count, num_outputs, count), kernel, "block", where)
+    checked_tensor(kernel.diagonal(rows, outputs, num_outputs), (count, num_outputs), kernel, "diagonal", where)
+
+
+def kernels_in_use(experiment: Experiment, kernels: Mapping[str, Kernel]) -> dict[str, Kernel]:
+    """Those feature and pairwise ``kernels`` that an experiment computes, by name: of its methods, and bases of derived ones."""
+    used = {name: kernels[name] for name in kernel_names(experiment)}
+    names = {kernel.base if isinstance(kernel, DerivedKernel) else name for name, kernel in used.items()}
+    return {name: kernels[name] for name in sorted(filter(None, names))}
 
 
 def check_room(plan: Plan, store: Store, slots_for: Callable[[StageName], int], memory_bytes: int) -> None:

@@ -13,6 +13,7 @@ from genrep_dist.config.keys import Keys
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import StoreError
 from genrep_dist.plan import Plan, Shape
+from genrep_dist.problems.load import load_class
 from genrep_dist.store import Store
 from genrep_dist.store.paths import EXPERIMENTS, ExperimentPaths, experiment_name
 from genrep_dist.workflow.planning import make_plan
@@ -87,6 +88,9 @@ def plan_of_record(record: dict[str, Any]) -> Plan:
             got="; ".join(str(fault["msg"]) for fault in error.errors()),
             remedy="import or install the package that registers them",
         ) from error
+    for name, own in experiment.kernels.items():
+        if name not in record["own_kernels"]:  # a class of kernels, not a function
+            load_class(own.class_, own.options, record["search_path"], "kernel")
     keys = Keys(
         experiment,
         record["data"],

@@ -88,7 +88,7 @@ class StoredSeed:
     def self_influence(self, method: str) -> Array | None:
         """phi(x_i -> x_i) (N,)."""
         parsed = self.plan.experiment.method(method)
-        if self.open_context is None or not has_self_influence(self.plan.experiment, parsed):
+        if self.open_context is None or not has_self_influence(self.plan.keys, parsed):
             return None
         values: Array = self_influence_of(parsed, self.seed, self.open_context()).numpy()
         return values
@@ -255,7 +255,7 @@ def _check_requests(metric: Metric, method: str, found: Sequence[RetrainRequest]
             and (request.removed.dtype.kind in "iu" or not request.removed.size)
             and request.policy in ("same", "fresh")
             and isinstance(request.replicate, int)
-            and all(isinstance(getattr(request, name), (kind, type(None))) for name, kind in _OPTIONAL.items())  # type: ignore[arg-type]
+            and all(isinstance(getattr(request, name), (kind, type(None))) for name, kind in _OPTIONAL.items())
         )
         require_returned(fits, metric, method, "RetrainRequests with ids (k,) as integers, and fields of their declared types", request)
     if len(found) > declared:

@@ -190,6 +190,12 @@ class DerivedKernel(Kernel):
 
     kind = "derived"
 
+    @classmethod
+    def supports(cls, checkpoint: str, *, needs_gram: bool) -> bool:
+        """At every checkpoint, for importances that need no gram: a derived kernel has none of its own."""
+        del checkpoint
+        return not needs_gram
+
     @property
     @abstractmethod
     def base(self) -> str | None:

@@ -11,6 +11,7 @@ from genrep_dist.diagnostics.finding import Finding
 Check = Callable[[CheckContext], Iterable[Finding]]
 
 _FILES = (
+    "extensions",
     "mode",
     "normalisation",
     "dropout",
