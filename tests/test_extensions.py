@@ -26,7 +26,7 @@ from genrep_dist.core.kernels import KERNELS
 from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, KernelSizes, PairwiseKernel, Work
 from genrep_dist.core.losses import Loss
 from genrep_dist.core.targets import TARGETS, Target
-from genrep_dist.errors import ConfigError, StoreError
+from genrep_dist.errors import ConfigError, ProblemError, StoreError
 from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.problems.protocol import Recipe
 from genrep_dist.registry import Registry
@@ -312,6 +312,77 @@ def test_the_base_of_a_derived_kernel_is_a_part_of_its_keys() -> None:
         second = replace(first, extensions={**sources, "kernel inputs": "c"})
         assert set(extension_digests(asked, Recipe(epochs=1, batch_size=1, learning_rate=0.1), load_kernels(asked, ()))) == set(sources)
         assert first.kernel(0, "doubled", 4) != second.kernel(0, "doubled", 4)
+
+
+class Scaled(InputKernel):
+    """``factor`` times the kernel of the inputs, with a setting of the experiment that changes nothing."""
+
+    name = "scaled"
+    settings = ("projection",)
+
+    def __init__(self, projection: Any, factor: float = 1.0) -> None:
+        self.factor = factor
+
+    def block(self, *arguments: Any) -> Tensor:
+        return self.factor * super().block(*arguments)
+
+
+class OfMine(Doubled):
+    """Twice the user's own kernel ``mine``."""
+
+    base = "mine"
+
+    def columns(self, inputs: Any, own_outputs: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
+        return 2 * inputs.cross("mine").double(), {"residual": 0.0}
+
+
+def test_classes_of_kernels_named_in_the_experiment_work_as_registered_ones(tmp_path: Path) -> None:
+    def own(factor: float) -> dict[str, Any]:
+        names = {"mine": "Scaled", "derived": "OfMine"}
+        classes = {name: {"class": f"tests.test_extensions:{kind}"} for name, kind in names.items()}
+        return {**classes, "mine": {**classes["mine"], "options": {"factor": factor}}}
+
+    methods = ["mine-final/target", "mine-final/surrogate", "derived-final/target", "random"]
+    three = run(tmp_path, kernels=own(3.0), methods=methods, seeds=1)
+    with registered(KERNELS, "scaled", Scaled):
+        plain = run(tmp_path, name="plain", methods=["scaled-final/target", "scaled-final/surrogate"], seeds=1)
+        np.testing.assert_allclose(three.kernel("mine", "final", 0), 3 * plain.kernel("scaled", "final", 0), rtol=1e-6)
+    np.testing.assert_allclose(three.kernel("derived", "final", 0), 2 * three.kernel("mine", "final", 0), rtol=1e-6)
+    again = three.explain("derived-final/target", 0, test_ids=three.test_ids(0).tolist())
+    np.testing.assert_allclose(again, three.attributions("derived-final/target", 0), rtol=1e-6)
+    keys = gr.open_run(str(tmp_path), "toy").plan.keys
+    assert keys == three.plan.keys
+    for changed in (
+        replace(keys, experiment=experiment(kernels=own(2.0), methods=methods, seeds=1)),
+        replace(keys, experiment=experiment(kernels=own(3.0), methods=methods, seeds=1, projection={"dim": 8})),
+        replace(keys, extensions={**keys.extensions, "kernel mine": "another source"}),
+    ):
+        for kernel in ("mine", "derived"):
+            assert changed.kernel(0, kernel, 4) != keys.kernel(0, kernel, 4)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "says"),
+    [
+        ({"mine": {"class": "tests.test_extensions:Scaled", "options": {"width": 1.0}}}, r"arguments of the kernel's class[\s\S]*width"),
+        ({"mine": {"class": "tests.test_extensions:SIXTY"}}, "no such class"),
+        ({"mine": {"class": "tests.test_extensions:NormUnit", "options": {"seed": 1}}}, r"is no kernel[\s\S]*NormUnit"),
+        ({"mine": {"class": "tests.test_extensions:OfMine"}}, r"OfMine\.base[\s\S]*feature kernel"),
+        ({"mine": {"class": "tests.toys:Nothing"}}, r"no such class[\s\S]*Nothing"),
+        ({"mine": {"class": "tests.nowhere:Nothing"}}, "no such module"),
+    ],
+)
+def test_classes_of_kernels_that_cannot_be_used_are_refused(tmp_path: Path, kernels: dict[str, Any], says: str) -> None:
+    with pytest.raises(ProblemError, match=says):
+        run(tmp_path, kernels=kernels, methods=["mine-final/target"])
+
+
+def test_a_derived_kernel_has_no_gram(tmp_path: Path) -> None:
+    kernels = {name: {"class": f"tests.test_extensions:{kind}"} for name, kind in (("mine", "Scaled"), ("derived", "OfMine"))}
+    with pytest.raises(ProblemError, match="not defined for this method"):
+        run(tmp_path, kernels=kernels, methods=["derived-final/surrogate"])
+    with registered(KERNELS, "doubled", Doubled), pytest.raises(ValueError, match="unknown method 'doubled-final/surrogate'"):
+        experiment(methods=["doubled-final/surrogate"])
 
 
 @pytest.mark.parametrize("registry", [KERNELS, IMPORTANCES])

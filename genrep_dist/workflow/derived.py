@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from genrep_dist.config.metrics import needs_self_influence
-from genrep_dist.core.kernels.base import DerivedKernel
+from genrep_dist.core.kernels.base import DerivedKernel, Work
 from genrep_dist.core.self_influence import own_outputs
+from genrep_dist.extension import returned
 from genrep_dist.plan import FLOAT_BYTES, Plan, StagePlan, derived_kernel
 from genrep_dist.seeds import derive_seed
 from genrep_dist.units import Unit
@@ -77,7 +78,8 @@ class DerivedStage(Stage[DerivedUnit]):
 
     def seconds(self, plan: Plan, rates: Rates) -> float:
         shape, points = plan.shape, plan.experiment.num_test_points
-        works = [_planned(plan, name).work(shape.num_train, shape.num_outputs, points) for name, _ in plan.needs.derived]
+        kernels = [_planned(plan, name) for name, _ in plan.needs.derived]
+        works = [returned(Work, kernel, "work", kernel.work(shape.num_train, shape.num_outputs, points)) for kernel in kernels]
         each = [w.multiply_adds / rates.multiply_adds_per_second + w.gradient_rows / rates.gradient_rows_per_second for w in works]
         return len(plan.experiment.seeds) * sum(each)
 
@@ -148,7 +150,8 @@ def peak_bytes(plan: Plan, name: str) -> int:
     dense = FLOAT_BYTES * shape.jacobian_numbers * (3 * plan.dense_rows + points)
     diagonal = any(kernel == name for kernel, _ in plan.needs.diagonals)
     kernel = _planned(plan, name)
-    return kernel.peak_bytes(shape.num_train, shape.num_outputs, shape.num_parameters, points, dense, diagonal=diagonal)
+    found = kernel.peak_bytes(shape.num_train, shape.num_outputs, shape.num_parameters, points, dense, diagonal=diagonal)
+    return returned(int, kernel, "peak_bytes", found)
 
 
 def write_diagonal(context: WorkerContext, seed: int, kernel: str, epoch: int, diagonal: Tensor) -> None:

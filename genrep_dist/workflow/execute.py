@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from typing import cast
 
 import torch
 
+from genrep_dist.extension import require_returned
 from genrep_dist.registry import register_all
 from genrep_dist.training.threads import one_thread
 from genrep_dist.units import Unit
@@ -37,4 +39,8 @@ def execute(job: Job, unit: Unit) -> dict[str, float]:
     with one_thread():
         context = worker_context(job)
         context.unit_began = time.perf_counter()
-        return STAGES.get(unit.stage).run(unit, context)
+        stage = STAGES.get(unit.stage)
+        found: object = stage.run(unit, context)
+        fits = isinstance(found, dict) and all(isinstance(value, int | float) for value in found.values())
+        require_returned(fits, stage, "run", "statistics: a dict of floats", found, unit.label)
+        return {name: float(value) for name, value in cast("dict[str, float]", found).items()}

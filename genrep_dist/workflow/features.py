@@ -11,6 +11,7 @@ from torch import Tensor
 from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.kernels.base import FeatureKernel, PairwiseKernel
+from genrep_dist.core.kernels.user import UserKernel
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.store.features import RowsReader
 from genrep_dist.workflow.context import TestPoints, WorkerContext
@@ -65,7 +66,8 @@ def pairwise_block(context: WorkerContext, kernel: str, seed: int, epoch: int, l
     assert isinstance(computed, PairwiseKernel)
     with torch.no_grad():
         block = computed.pairs(context.model(seed, epoch), left, right)
-    return checked_tensor(block, (len(left), len(right)), computed, "pairs", f"kernel {kernel}, seed {seed}, epoch {epoch}")
+    owner, method = (computed.function, "__call__") if isinstance(computed, UserKernel) else (computed, "pairs")
+    return checked_tensor(block, (len(left), len(right)), owner, method, f"kernel {kernel}, seed {seed}, epoch {epoch}")
 
 
 def features_reader(context: WorkerContext, kernel: str, seed: int, epoch: int, *, stored: bool) -> Callable[[int, int], Rows]:

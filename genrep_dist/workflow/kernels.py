@@ -14,6 +14,7 @@ from torch import Tensor
 from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.core.kernels.base import FeatureKernel
 from genrep_dist.core.kernels.blocks import per_output
+from genrep_dist.extension import require_returned
 from genrep_dist.plan import FLOAT_BYTES, Plan, StagePlan
 from genrep_dist.units import RowsUnit, Unit
 from genrep_dist.workflow.base import ArraySpec, ArtifactSpec, Rates, SampleAxis, Stage
@@ -122,7 +123,9 @@ def kernel_block(
     rows = features_reader(context, kernel, seed, epoch, stored=stored)
     prepared = point_features(context, kernel, seed, epoch, points)
     where = f"kernel {kernel}, seed {seed}, epoch {epoch}"
-    at_once = computed.rows_per_pass(context.model(seed, epoch), context.train.inputs) or stop - start
+    fitting: object = computed.rows_per_pass(context.model(seed, epoch), context.train.inputs)
+    require_returned(fitting is None or (isinstance(fitting, int) and fitting > 0), computed, "rows_per_pass", "None or 1 or more", fitting)
+    at_once = fitting if isinstance(fitting, int) else stop - start
     step = stop - start if stored else at_once
     blocks = []
     for first in range(start, stop, step):

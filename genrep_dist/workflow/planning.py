@@ -11,7 +11,7 @@ from genrep_dist.errors import ConfigError, PlanError
 from genrep_dist.plan import Needs, Plan, Shape, has_self_influence
 from genrep_dist.workflow.blocks import block_rows, gram_tile_rows
 from genrep_dist.workflow.gradients import stored_features
-from genrep_dist.workflow.stages import STAGES
+from genrep_dist.workflow.stages import STAGES, stage_plans
 
 
 def make_plan(keys: Keys, shape: Shape) -> Plan:
@@ -28,8 +28,7 @@ def make_plan(keys: Keys, shape: Shape) -> Plan:
     tiles = {name: gram_tile_rows(name, sizes, shape.num_train, budget, rows[name]) for name, sizes in shape.kernels.items()}
     plan = Plan(experiment, keys, shape, Needs.from_keys(keys), rows, tiles)
     plan = plan.with_changes(stored_features=stored_features(plan), **_retrainings(keys, shape))
-    lines = (stage.plan(plan) for stage in STAGES.values())
-    return plan.with_changes(stages=tuple(line for line in lines if line is not None), warnings=tuple(_warnings(plan)))
+    return plan.with_changes(stages=tuple(stage_plans(plan)), warnings=tuple(_warnings(plan)))
 
 
 def _retrainings(keys: Keys, shape: Shape) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from genrep_dist.extension import returned
 from genrep_dist.problems.protocol import Recipe
 from genrep_dist.registry import Registry
 from genrep_dist.training.optimizers.base import Optimizer
@@ -21,4 +22,5 @@ def identity_gap_reasons(recipe: Recipe) -> list[str]:
 
     The one place that decides this. Rounding (``recipe.precision``) is not an optimizer's matter and is not covered.
     """
-    return make_optimizer(recipe).identity_gap_reasons()
+    optimizer = make_optimizer(recipe)
+    return returned(list, optimizer, "identity_gap_reasons", optimizer.identity_gap_reasons())
