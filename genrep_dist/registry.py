@@ -184,9 +184,8 @@ class Registry(Generic[T]):
         return self._faults.get(name)
 
     def _load(self, name: str) -> T:
-        value, base, check = (
-            import_object(part) if isinstance(part, str) else part for part in (self._values[name], self._base, self._check)
-        )
+        parts: tuple[Any, ...] = (self._values[name], self._base, self._check)
+        value, base, check = (import_object(part) if isinstance(part, str) else part for part in parts)
         made: T = value if base is None else self._checked(value, base)
         own = name if base is None else getattr(made, "name", name)
         if own != name:
@@ -199,7 +198,7 @@ class Registry(Generic[T]):
         if self._instances and isinstance(found, base):
             return found
         if not isinstance(found, type) or not issubclass(found, base):
-            raise TypeError(f"{found!r} is not a subclass of {base.__name__}")
+            raise TypeError(f"{getattr(found, '__name__', type(found).__name__)} is not a subclass of {base.__name__}")
         declared = {name for kind in found.__mro__ if is_shipped_class(kind) for name in inspect.get_annotations(kind)}
         missing = sorted({*getattr(found, "__abstractmethods__", ()), *(name for name in declared if not hasattr(found, name))})
         if missing:

@@ -26,7 +26,7 @@ from genrep_dist.core.kernels import KERNELS
 from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, KernelSizes, PairwiseKernel, Work
 from genrep_dist.core.losses import Loss
 from genrep_dist.core.targets import TARGETS, Target
-from genrep_dist.errors import ConfigError, ProblemError, StoreError
+from genrep_dist.errors import ConfigError, PlanError, ProblemError, StoreError
 from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.problems.protocol import Recipe
 from genrep_dist.registry import Registry
@@ -139,6 +139,10 @@ class RunnerUp(Target):
 
     def choose(self, outputs: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
         return np.argsort(outputs, axis=1)[:, -2].astype(np.int64)
+
+    def check(self, num_outputs: int) -> None:
+        if num_outputs < 2:
+            raise PlanError("no output comes second", where="target.kind", expected="at least 2 outputs", got=str(num_outputs))
 
 
 def test_a_target(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ Planner, driver, status, estimates and diagnostics loop over :data:`STAGES`. A p
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from genrep_dist.config.stages import STAGES as _STAGES
 from genrep_dist.extension import require_returned, returned
@@ -22,7 +22,9 @@ STAGES: Registry[Stage[Any]] = _STAGES
 def artifacts_of(plan: Plan, stage: StageName) -> Iterator[ArtifactSpec]:
     """The artifacts of one stage by its name."""
     found = STAGES.get(stage)
-    for artifact in returned(Iterable, found, "artifacts", found.artifacts(plan)):
+    artifacts: object = found.artifacts(plan)
+    require_returned(isinstance(artifacts, Iterable), found, "artifacts", "ArtifactSpecs", artifacts)
+    for artifact in cast("Iterable[object]", artifacts):
         yield returned(ArtifactSpec, found, "artifacts", artifact)
 
 
