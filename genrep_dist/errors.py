@@ -144,12 +144,18 @@ class UnitError(GenRepError):
     """A unit of work failed in all of its attempts."""
 
 
+_PACKAGE = __file__.removesuffix("errors.py")
+_IMPORTLIB = ("importlib/__init__.py", "importlib\\__init__.py")
+
+
 def describe_error(error: BaseException, file: str | None = None) -> str:
-    """Type and text of an error with the line that raised it, and with the last line of ``file`` on the way there."""
+    """Type and text of an error with the line outside this package that raised it, and the last line of ``file`` on the way there."""
     places = []
     trace = error.__traceback__
     while trace is not None:
-        places.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
+        path = trace.tb_frame.f_code.co_filename
+        if not path.startswith((_PACKAGE, "<frozen")) and not path.endswith(_IMPORTLIB):
+            places.append((path, trace.tb_lineno))
         trace = trace.tb_next
     shown = dict.fromkeys([*[place for place in places if place[0] == file][-1:], *places[-1:]])
     text = ", then ".join(f"{path}, line {line}" for path, line in shown)

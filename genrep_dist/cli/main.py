@@ -142,7 +142,9 @@ def doctor(
     findings = diagnose(open_run(store, name), samples=samples)
     worst = worst_colour(findings)
     if as_json:
-        _print_json({"experiment": name, "worst": worst, "findings": [asdict(finding) for finding in findings]})
+        # Programs that read this know one check by its first name.
+        plain = [{**asdict(finding), "name": finding.name.replace("optimizer", "optimiser")} for finding in findings]
+        _print_json({"experiment": name, "worst": worst, "findings": plain})
     else:
         from genrep_dist.cli.display import show_findings
 

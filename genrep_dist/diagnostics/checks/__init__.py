@@ -26,7 +26,7 @@ _FILES = (
     "efficiency",
     "influence",
     "tracking_identity",
-    "optimiser",
+    "optimizer",
     "finite",
     "scores",
     "external_scores",
