@@ -21,8 +21,6 @@ from genrep_dist.config.score_layouts import SCORE_LAYOUTS
 from genrep_dist.config.stages import STAGES
 from genrep_dist.errors import ConfigError
 
-StageName = str
-
 FIRST_TUNING_SEED = 1_000_000_000
 """First seed of ``tune: {seeds: n}``, far from any seed that is reported."""
 
@@ -331,11 +329,11 @@ class ResourcesSection(Section):
     )
     memory: Bytes | None = Field(None, description="Bytes that the cluster reserves for each worker. Default: none.")
     min_workers: int = Field(1, ge=1, description="Workers that the cluster must have room for. An actor pool does not shrink below it.")
-    stages: dict[StageName, StageResources] = Field({}, description="Stages whose workers need other resources.")
+    stages: dict[str, StageResources] = Field({}, description="Stages whose workers need other resources.")
 
     @field_validator("stages")
     @classmethod
-    def _registered_stages(cls, value: dict[StageName, StageResources]) -> dict[StageName, StageResources]:
+    def _registered_stages(cls, value: dict[str, StageResources]) -> dict[str, StageResources]:
         unknown = [name for name in value if name not in STAGES]
         if unknown:
             raise ValueError(f"stages by name ({', '.join(STAGES)}), not {', '.join(unknown)}")

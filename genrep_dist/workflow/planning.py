@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 
 from genrep_dist.config.keys import Keys
 from genrep_dist.config.metrics import check_feasible, largest_removal, metric_warnings, needs_self_influence, requested_retrainings
-from genrep_dist.errors import ConfigError, PlanError
+from genrep_dist.errors import PlanError
 from genrep_dist.plan import Needs, Plan, Shape, has_self_influence
 from genrep_dist.workflow.blocks import block_rows, gram_tile_rows
 from genrep_dist.workflow.gradients import stored_features
-from genrep_dist.workflow.stages import STAGES, stage_plans
+from genrep_dist.workflow.stages import stage_plans
 
 
 def make_plan(keys: Keys, shape: Shape) -> Plan:
     """Lay out the work of an experiment; refuses what is impossible.
 
     Raises PlanError when more test points are requested than there are, when a fraction removes everything, when a method needs
-    an epoch that is never reached, and when one block does not fit the memory budget; ConfigError for resources of an unknown stage.
+    an epoch that is never reached, and when one block does not fit the memory budget.
     """
     experiment, budget = keys.experiment, keys.experiment.resources.memory_budget
     _refuse_impossible(keys, shape)
@@ -82,16 +81,6 @@ def _warnings(plan: Plan) -> Iterator[str]:
 
 def _refuse_impossible(keys: Keys, shape: Shape) -> None:
     experiment = keys.experiment
-    for name in experiment.resources.stages:
-        if name not in STAGES:
-            near = difflib.get_close_matches(name, list(STAGES), n=2)
-            raise ConfigError(
-                "resources of an unknown stage",
-                where="resources.stages",
-                expected=", ".join(STAGES),
-                got=repr(name),
-                remedy=f"did you mean {' or '.join(near)}?" if near else "",
-            )
     if experiment.num_test_points > shape.num_test:
         raise PlanError(
             "more test points than there are",

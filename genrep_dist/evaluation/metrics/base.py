@@ -206,17 +206,17 @@ class MetricTables:
 class Metric(Extension, ABC):
     """A metric: its numbers, the models that it requests, and how points are computed from their outputs.
 
-    A class without arguments; it holds no state. ``name`` names its requests and, for a metric of another package, its settings in the
-    field ``metrics`` of an experiment, which are validated by ``section``. ``title`` heads its table in the report. ``numbers`` describe
-    the numbers that it publishes. ``tables`` are the tables of its own that it publishes as ``{name}.parquet``; metrics may share one.
-    ``version`` enters the experiment's digest: raise it when the metric's numbers change.
+    A class without arguments; it holds no state. ``name`` names its requests and its settings in the field ``metrics`` of an experiment,
+    which are validated by ``section``; None: they are the field of that name. Without settings it is not measured. ``title`` heads its
+    table in the report. ``numbers`` describe the numbers that it publishes. ``tables`` are the tables of its own that it publishes as
+    ``{name}.parquet``; metrics may share one. ``version`` enters the experiment's digest: raise it when the metric's numbers change.
     """
 
     name: str
     title: str
     numbers: tuple[MetricInfo, ...]
     tables: Mapping[str, TableSpec] = {}
-    section: type[Section] | None = None
+    section: type[Section] | None = Section
     version: int = 1
     needs_classes: bool = False
     """Whether it needs a loss whose outputs are those of classes."""
@@ -225,10 +225,10 @@ class Metric(Extension, ABC):
 
     def settings(self, experiment: Experiment) -> Any:
         """Its settings in the experiment; None if it is not measured."""
+        if self.section is None:
+            return getattr(experiment, self.name)
         given = experiment.metrics.get(self.name)
-        if given is None or self.section is None:
-            return None
-        return self.section.model_validate({key: value for key, value in given.items() if key != "class"})
+        return None if given is None else self.section.model_validate({key: value for key, value in given.items() if key != "class"})
 
     def measured(self, experiment: Experiment) -> tuple[str, ...]:
         """Names of its numbers that the experiment measures."""
@@ -236,6 +236,8 @@ class Metric(Extension, ABC):
 
     def disabled(self, experiment: Experiment) -> Experiment:
         """The experiment without this metric."""
+        if self.section is None:
+            return experiment.with_fixed_seeds(**{self.name: None})
         return experiment.with_fixed_seeds(metrics={name: given for name, given in experiment.metrics.items() if name != self.name})
 
     # -- planning: called for experiments that measure it -----------------------------------------------------------------------
