@@ -68,6 +68,19 @@ def extension_code(owner: object, method: str) -> Iterator[None]:
         ) from error
 
 
+def build(kind: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
+    """An object of a class. ExtensionError where its constructor does not take these arguments or fails."""
+    with extension_code(kind, "__init__"):
+        return kind(*arguments, **keywords)
+
+
+def declared_settings(kind: Any, fields: object) -> dict[str, Any]:
+    """Those ``fields`` of an experiment that a class names in ``settings``. Raises ProblemError for a name that is no field."""
+    unknown = [name for name in kind.settings if not hasattr(fields, name)]
+    require_returned(not unknown, kind, "settings", "names of fields of an experiment", ", ".join(unknown))
+    return {name: getattr(fields, name) for name in kind.settings}
+
+
 def require_returned(holds: bool, owner: object, method: str, expected: str, got: object, where: str = "") -> None:
     """Raise ProblemError, with what was ``expected`` of ``method`` and what it returned, unless ``holds``."""
     if not holds:

@@ -42,6 +42,7 @@ from genrep_dist.core.methods import Method, parse_method
 from genrep_dist.core.reserved import RESERVED_NAMES
 from genrep_dist.core.targets import TARGETS, Target
 from genrep_dist.errors import MethodError
+from genrep_dist.extension import build, declared_settings
 from genrep_dist.registry import import_object
 
 
@@ -209,11 +210,11 @@ class Experiment(Section):
     def importance(self, name: str) -> Importance:
         """A registered importance with this experiment's settings."""
         importance = IMPORTANCES.get(name)
-        return importance(**{field: getattr(self, field) for field in importance.settings})
+        return build(importance, **declared_settings(importance, self))
 
     def make_target(self) -> Target:
         """What is explained."""
-        return TARGETS.get(self.target.kind)(self.target.output)
+        return build(TARGETS.get(self.target.kind), self.target.output)
 
     @property
     def num_test_points(self) -> int:

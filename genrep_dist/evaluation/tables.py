@@ -156,6 +156,8 @@ def check_names(metric: Metric) -> None:
         return
     if not metric.numbers or not all(isinstance(number, MetricInfo) for number in metric.numbers):
         raise TypeError("numbers is not a tuple of MetricInfo, at least one")
+    if not isinstance(metric.version, int):
+        raise TypeError("version is not an integer")
     if not all(isinstance(spec, TableSpec) for spec in metric.tables.values()):
         raise TypeError("tables does not map names to TableSpec")
     others = METRICS.others(metric.name)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from genrep_dist.core.kernels.base import Kernel, KernelFunction, PairwiseKernel
 from genrep_dist.errors import ProblemError
-from genrep_dist.extension import extension_code, owner_text
+from genrep_dist.extension import build, declared_settings, extension_code, owner_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,9 +33,8 @@ def build_kernel(factory: Any, fields: object, options: Mapping[str, Any]) -> Ke
     ProblemError for what is neither.
     """
     is_kernel = isinstance(factory, type) and issubclass(factory, Kernel)
-    settings = {name: getattr(fields, name) for name in factory.settings} if is_kernel else {}
-    with extension_code(factory, "__init__"):
-        built = factory(**settings, **options)
+    settings = declared_settings(factory, fields) if is_kernel else {}
+    built = build(factory, **{**settings, **options})
     if isinstance(built, Kernel):
         return built
     if not callable(built):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from genrep_dist.extension import returned
+from genrep_dist.extension import build, returned
 from genrep_dist.problems.protocol import Recipe
 from genrep_dist.registry import Registry
 from genrep_dist.training.optimizers.base import Optimizer
@@ -14,7 +14,7 @@ OPTIMIZERS.register("sgd", SGD)
 
 def make_optimizer(recipe: Recipe) -> Optimizer:
     """The optimizer that ``recipe`` names, with its settings. Raises ConfigError for an unknown name."""
-    return OPTIMIZERS.get(recipe.optimizer)(recipe)
+    return build(OPTIMIZERS.get(recipe.optimizer), recipe)
 
 
 def identity_gap_reasons(recipe: Recipe) -> list[str]:
