@@ -241,14 +241,14 @@ class Experiment(Section):
         data = {**self.resolved(), "seeds": list(self.seeds), "stop": None, "tune": None, **changes}
         return Experiment.model_validate(data)
 
-    def question(self) -> dict[str, Any]:
+    def result_fields(self) -> dict[str, Any]:
         """The fields that can change a number and differ from their defaults: all but where files lie, how work runs, how tables look."""
-        question: dict[str, Any] = non_default_fields(self, leave_out=("resources", "tracking", "blocks", "profile", "profiles"))
-        for section in question.get("external", {}).values():
+        fields: dict[str, Any] = non_default_fields(self, leave_out=("resources", "tracking", "blocks", "profile", "profiles"))
+        for section in fields.get("external", {}).values():
             section.pop("path", None)
-        if "metrics" in question:
-            question["metrics"] = {name: [METRICS.get(name).version, section] for name, section in question["metrics"].items()}
-        return question
+        if "metrics" in fields:
+            fields["metrics"] = {name: [METRICS.get(name).version, section] for name, section in fields["metrics"].items()}
+        return fields
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.resolved(), sort_keys=False, default_flow_style=None, width=120)

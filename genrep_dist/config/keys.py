@@ -83,11 +83,11 @@ class Keys:
         )
 
     @property
-    def question(self) -> str:
-        """The whole experiment: equal digests have equal results."""
+    def results(self) -> str:
+        """The whole experiment, called `question` in stores: equal digests have equal results."""
         external = {name: {str(seed): digest for seed, digest in by_seed.items()} for name, by_seed in self.external.items()}
         extensions = [self.extensions] if self.extensions else []
-        return self._digest("experiment", self.training, self.experiment.question(), self.own_kernels, external, *extensions)
+        return self._digest("experiment", self.training, self.experiment.result_fields(), self.own_kernels, external, *extensions)
 
     def test_positions(self, seed: int) -> list[int]:
         """Rows of the test set that ``seed`` explains, ascending."""

@@ -103,7 +103,7 @@ def facts(run: Run, tables: EvaluationTables, more_facts: Mapping[str, str] | No
             experiment.importance(name).description, [certificate for certificate in certificates if certificate["importance"] == name]
         )
     found["Versions"] = ", ".join(f"{name} {version(name)}" for name in LIBRARIES) + f", Python {platform.python_version()}"
-    found["Experiment digest"] = plan.keys.question
+    found["Experiment digest"] = plan.keys.results
     found["Data digest"] = plan.keys.data
     return found
 

@@ -72,8 +72,8 @@ class ExperimentPaths:
         self.quarantine = f"{self.folder}/quarantine.json"
         self.lease = f"{self.folder}/lease"
 
-    def requests(self, question: str) -> str:
-        return f"{self.folder}/requests-{question}.parquet"
+    def requests(self, results: str) -> str:
+        return f"{self.folder}/requests-{results}.parquet"
 
 
 def experiment_name(path: str) -> str:

@@ -19,7 +19,7 @@ _contexts: dict[str, WorkerContext] = {}
 
 def worker_context(job: Job) -> WorkerContext:
     """The process's context for ``job``; opening one drops the last, so that a process holds one data set at a time."""
-    key = f"{job.store_uri}/{job.keys.question}/{job.experiment.resources.device}"
+    key = f"{job.store_uri}/{job.keys.results}/{job.experiment.resources.device}"
     if key not in _contexts:
         _contexts.clear()
         _contexts[key] = WorkerContext(job)

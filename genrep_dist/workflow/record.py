@@ -28,7 +28,7 @@ def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None
     record = {
         "schema_version": RECORD_VERSION,
         "experiment": plan.experiment.resolved(),
-        "question": keys.question,
+        "question": keys.results,
         "data": keys.data,
         "problem": keys.problem,
         "recipe": keys.recipe,

@@ -119,8 +119,8 @@ def retrain_requests(plan: Plan, store: Store, train_ids: Ids, test_ids: Ids) ->
 
 
 def requests_path(plan: Plan) -> str:
-    """Where the request table is stored; every question has its own."""
-    return ExperimentPaths(plan.experiment.name).requests(plan.keys.question)
+    """Where the request table is stored; every experiment has its own."""
+    return ExperimentPaths(plan.experiment.name).requests(plan.keys.results)
 
 
 def read_requests(plan: Plan, store: Store) -> pl.LazyFrame:

@@ -73,14 +73,14 @@ def test_a_class_can_be_named_in_the_experiment() -> None:
 def test_without_other_metrics_nothing_changes() -> None:
     asked = experiment()
     assert "metrics" not in asked.resolved()
-    assert "metrics" not in asked.question()
+    assert "metrics" not in asked.result_fields()
 
 
 def test_settings_and_version_are_a_part_of_the_question() -> None:
     register(SelfRemoval)
     first, second = (experiment(**{**FIELDS, "metrics": {"self_removal": {"count": count}}}) for count in (2, 3))
-    assert first.question() != second.question()
-    assert first.question()["metrics"]["self_removal"][0] == 1
+    assert first.result_fields() != second.result_fields()
+    assert first.result_fields()["metrics"]["self_removal"][0] == 1
 
 
 @pytest.mark.parametrize(
