@@ -10,6 +10,7 @@
     │   ├── NotCommittedError   something unfinished was read
     │   └── CorruptError        something finished is damaged
     ├── ConvergenceError     a solver did not reach its tolerance
+    ├── ExtensionError       the code of another package's class raised an error
     ├── UnitError            a unit of work failed in all of its attempts
     └── DoctorError          the doctor has red findings about the first seed
 
@@ -136,6 +137,10 @@ class ConvergenceError(GenRepError):
     failure_kind = FailureKind.FATAL
 
 
+class ExtensionError(GenRepError):
+    """The code of a class that another package or program added raised an error. Names the class, the method, and the line that raised."""
+
+
 class UnitError(GenRepError):
     """A unit of work failed in all of its attempts."""
 
@@ -144,3 +149,21 @@ class DoctorError(GenRepError):
     """The doctor has red findings about a run's first seed, so that its retrainings are not begun."""
 
     failure_kind = FailureKind.FATAL
+
+
+_PACKAGE = __file__.removesuffix("errors.py")
+_IMPORTLIB = ("importlib/__init__.py", "importlib\\__init__.py")
+
+
+def describe_error(error: BaseException, file: str | None = None) -> str:
+    """Type and text of an error with the line outside this package that raised it, and the last line of ``file`` on the way there."""
+    places = []
+    trace = error.__traceback__
+    while trace is not None:
+        path = trace.tb_frame.f_code.co_filename
+        if not path.startswith((_PACKAGE, "<frozen")) and not path.endswith(_IMPORTLIB):
+            places.append((path, trace.tb_lineno))
+        trace = trace.tb_next
+    shown = dict.fromkeys([*[place for place in places if place[0] == file][-1:], *places[-1:]])
+    text = ", then ".join(f"{path}, line {line}" for path, line in shown)
+    return f"{type(error).__name__}: {error}" + (f" (in {text})" if text else "")

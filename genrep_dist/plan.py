@@ -102,14 +102,15 @@ class Needs:
     @classmethod
     def from_keys(cls, keys: Keys) -> Needs:
         experiment = keys.experiment
-        derived_kernels = {name for name in kernel_names(experiment) if derived_kernel(experiment, name) is not None}
+        found = {name: derived_kernel(keys, name) for name in kernel_names(experiment)}
+        derived_kernels = {name: kernel for name, kernel in found.items() if kernel is not None}
         methods = [(method, epoch) for method in experiment.parsed_methods for epoch in keys.method_epochs(method)]
         pairs = {(method.kernel, epoch) for method, epoch in methods}
         derived = {pair for pair in pairs if pair[0] in derived_kernels}
-        bases = {(base, epoch) for name, epoch in derived if (base := _base(experiment, name)) is not None}
+        bases = {(base, epoch) for name, epoch in derived if (base := derived_kernels[name].base) is not None}
         solved = {(method.importance, method.kernel, epoch) for method, epoch in methods if method.needs_gram}
         # Diagonals serve self-influence alone.
-        wanted = {(m.kernel, e) for m, e in methods if has_self_influence(experiment, m)} if needs_self_influence(experiment) else set()
+        wanted = {(m.kernel, e) for m, e in methods if has_self_influence(keys, m)} if needs_self_influence(experiment) else set()
         return cls(
             cross=tuple(sorted((pairs - derived) | bases)),
             grams=tuple(sorted({(kernel, epoch) for _, kernel, epoch in solved} | bases)),
@@ -222,20 +223,15 @@ def kernel_names(experiment: Experiment) -> list[str]:
     return sorted({method.kernel for method in experiment.parsed_methods if method.has_kernel})
 
 
-def derived_kernel(experiment: Experiment, name: str) -> DerivedKernel | None:
-    """The kernel of that name if it is a derived one; a user's own kernels are not."""
-    kernel = None if name in experiment.kernels else experiment.kernel(name)
+def derived_kernel(keys: Keys, name: str) -> DerivedKernel | None:
+    """The kernel of that name if it is a derived one; a user's own functions are not, and need not be importable."""
+    kernel = None if name in keys.own_kernels else keys.experiment.kernel(name)
     return kernel if isinstance(kernel, DerivedKernel) else None
 
 
-def has_self_influence(experiment: Experiment, method: Method) -> bool:
+def has_self_influence(keys: Keys, method: Method) -> bool:
     """Whether phi(x_i -> x_i) of the method can be computed for all training samples."""
     if not method.has_kernel:
         return method.is_random
-    derived = derived_kernel(experiment, method.kernel)
+    derived = derived_kernel(keys, method.kernel)
     return derived is None or derived.has_diagonal
-
-
-def _base(experiment: Experiment, name: str) -> str | None:
-    derived = derived_kernel(experiment, name)
-    return derived.base if derived is not None else None

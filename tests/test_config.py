@@ -71,7 +71,7 @@ tune: {parameter: surrogate.lambda, values: [0.1, 1.0], seeds: 3, metric: auc_de
     plain = experiment.with_fixed_seeds(seeds=[0, 1])
     assert (plain.stop, plain.tune, plain.seeds, plain.lds) == (None, None, (0, 1), experiment.lds)
     moved = experiment.with_fixed_seeds(external={"mine": {"path": "elsewhere", "positive_raises": False, "layout": "captum"}})
-    assert moved.question() == experiment.with_fixed_seeds().question(), "where a file lies changes no number"
+    assert moved.result_fields() == experiment.with_fixed_seeds().result_fields(), "where a file lies changes no number"
 
 
 @pytest.mark.parametrize("name", shipped_experiments())
@@ -112,7 +112,7 @@ def test_a_profile_changes_fields_and_the_name(tmp_path: Path) -> None:
     assert "profile: small" in small.to_yaml()
     assert load_experiment(write(tmp_path, small.to_yaml())) == small, "the resolved experiment needs no profile"
     moved = small.model_copy(update={"profile": None})
-    assert moved.question() == small.question(), "how the fields were chosen changes no number"
+    assert moved.result_fields() == small.result_fields(), "how the fields were chosen changes no number"
 
 
 def test_a_profile_must_be_there_and_be_chosen(tmp_path: Path) -> None:
@@ -299,8 +299,8 @@ def test_resources_and_tracking_do_not_change_the_question(tmp_path: Path) -> No
     plain = load_experiment(write(tmp_path, GOOD))
     path = write(tmp_path, GOOD)
     elsewhere = load_experiment(path, ["resources.workers=7", "resources.memory_budget=1GiB", "tracking.uri=http://localhost:1"])
-    assert plain.question() == elsewhere.question()
-    assert plain.question() != load_experiment(path, ["surrogate.lambda=0.3"]).question()
+    assert plain.result_fields() == elsewhere.result_fields()
+    assert plain.result_fields() != load_experiment(path, ["surrogate.lambda=0.3"]).result_fields()
 
 
 @pytest.mark.parametrize(("text", "value"), [("512MiB", 512 * 2**20), ("2 GiB", 2 * 2**30), ("1e9", 10**9), ("3kb", 3000), (17, 17)])

@@ -26,7 +26,7 @@ from genrep_dist.core.kernels import KERNELS
 from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, KernelSizes, PairwiseKernel, Work
 from genrep_dist.core.losses import Loss
 from genrep_dist.core.targets import TARGETS, Target
-from genrep_dist.errors import ConfigError, StoreError
+from genrep_dist.errors import ConfigError, PlanError, ProblemError, StoreError
 from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.problems.protocol import Recipe
 from genrep_dist.registry import Registry
@@ -35,7 +35,7 @@ from genrep_dist.training.optimizers import OPTIMIZERS
 from genrep_dist.training.optimizers.sgd import SGD
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Stage
-from genrep_dist.workflow.context import WorkerContext
+from genrep_dist.workflow.context import WorkerContext, load_kernels
 from genrep_dist.workflow.extensions import extension_identities
 from genrep_dist.workflow.stages import STAGES
 from tests.experiments import ROOT, experiment
@@ -140,6 +140,10 @@ class RunnerUp(Target):
     def choose(self, outputs: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
         return np.argsort(outputs, axis=1)[:, -2].astype(np.int64)
 
+    def check(self, num_outputs: int) -> None:
+        if num_outputs < 2:
+            raise PlanError("no output comes second", where="target.kind", expected="at least 2 outputs", got=str(num_outputs))
+
 
 def test_a_target(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"options": {"num_classes": 3}, "methods": ["ntk-final/target", "random"], "seeds": 1}
@@ -197,7 +201,7 @@ def test_a_stage_that_is_registered_after_a_run_has_finished_runs(tmp_path: Path
     with registered(STAGES, "norms", NormStage()):
         done = run(tmp_path, methods=["random"])
         keys = done.plan.keys
-        assert keys.question != before.plan.keys.question
+        assert keys.results != before.plan.keys.results
         assert keys.training == before.plan.keys.training
         assert done.store.artifact("norm", keys.train(0)).is_committed()
 
@@ -287,7 +291,7 @@ def test_the_code_of_an_extension_is_a_part_of_its_keys(tmp_path: Path, monkeypa
             found.append((done.plan.keys, done.attributions("ntk-final/theirs", 0)))
     (first, scores), (second, doubled) = found
     assert first.training == second.training
-    assert first.question != second.question
+    assert first.results != second.results
     np.testing.assert_allclose(doubled, 2 * scores, rtol=1e-6)
 
 
@@ -320,7 +324,7 @@ def test_the_base_of_a_derived_kernel_is_a_part_of_its_keys() -> None:
         sources = {"kernel doubled": "a", "kernel inputs": "b"}
         first = Keys(asked, "data", "problem", {"epochs": 4}, {}, 10, extensions=sources)
         second = replace(first, extensions={**sources, "kernel inputs": "c"})
-        assert set(extension_identities(asked, Recipe(epochs=1, batch_size=1, learning_rate=0.1))) == set(sources)
+        assert set(extension_identities(asked, Recipe(epochs=1, batch_size=1, learning_rate=0.1), load_kernels(asked, ()))) == set(sources)
         assert first.kernel(0, "doubled", 4) != second.kernel(0, "doubled", 4)
 
 
@@ -328,11 +332,82 @@ def test_a_metric_and_a_stage_count_by_their_files_where_they_are_used() -> None
     recipe = Recipe(epochs=1, batch_size=1, learning_rate=0.1)
     asked = experiment(methods=["random"], metrics={"self_removal": {"class": "tests.outside_metrics:SelfRemoval"}})
     with registered(STAGES, "norms", NormStage()):
-        found = extension_identities(asked, recipe)
+        found = extension_identities(asked, recipe, load_kernels(asked, ()))
         assert set(found) == {"metric self_removal", "stage norms"}
         assert "tests.outside_metrics" in found["metric self_removal"].files
-        assert set(extension_identities(asked, recipe, on_worker=True)) == {"stage norms"}
-    assert extension_identities(experiment(methods=["random"]), recipe) == {}
+        assert set(extension_identities(asked, recipe, load_kernels(asked, ()), on_worker=True)) == {"stage norms"}
+    assert extension_identities(experiment(methods=["random"]), recipe, {}) == {}
+
+
+class Scaled(InputKernel):
+    """``factor`` times the kernel of the inputs, with a setting of the experiment that changes nothing."""
+
+    name = "scaled"
+    settings = ("projection",)
+
+    def __init__(self, projection: Any, factor: float = 1.0) -> None:
+        self.factor = factor
+
+    def block(self, *arguments: Any) -> Tensor:
+        return self.factor * super().block(*arguments)
+
+
+class OfMine(Doubled):
+    """Twice the user's own kernel ``mine``."""
+
+    base = "mine"
+
+    def columns(self, inputs: Any, own_outputs: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
+        return 2 * inputs.cross("mine").double(), {"residual": 0.0}
+
+
+def test_classes_of_kernels_named_in_the_experiment_work_as_registered_ones(tmp_path: Path) -> None:
+    def own(factor: float) -> dict[str, Any]:
+        names = {"mine": "Scaled", "derived": "OfMine"}
+        classes = {name: {"class": f"tests.test_extensions:{kind}"} for name, kind in names.items()}
+        return {**classes, "mine": {**classes["mine"], "options": {"factor": factor}}}
+
+    methods = ["mine-final/target", "mine-final/surrogate", "derived-final/target", "random"]
+    three = run(tmp_path, kernels=own(3.0), methods=methods, seeds=1)
+    with registered(KERNELS, "scaled", Scaled):
+        plain = run(tmp_path, name="plain", methods=["scaled-final/target", "scaled-final/surrogate"], seeds=1)
+        np.testing.assert_allclose(three.kernel("mine", "final", 0), 3 * plain.kernel("scaled", "final", 0), rtol=1e-6)
+    np.testing.assert_allclose(three.kernel("derived", "final", 0), 2 * three.kernel("mine", "final", 0), rtol=1e-6)
+    again = three.explain("derived-final/target", 0, test_ids=three.test_ids(0).tolist())
+    np.testing.assert_allclose(again, three.attributions("derived-final/target", 0), rtol=1e-6)
+    keys = gr.open_run(str(tmp_path), "toy").plan.keys
+    assert keys == three.plan.keys
+    for changed in (
+        replace(keys, experiment=experiment(kernels=own(2.0), methods=methods, seeds=1)),
+        replace(keys, experiment=experiment(kernels=own(3.0), methods=methods, seeds=1, projection={"dim": 8})),
+        replace(keys, extensions={**keys.extensions, "kernel mine": "another source"}),
+    ):
+        for kernel in ("mine", "derived"):
+            assert changed.kernel(0, kernel, 4) != keys.kernel(0, kernel, 4)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "says"),
+    [
+        ({"mine": {"class": "tests.test_extensions:Scaled", "options": {"width": 1.0}}}, r"arguments of the kernel's class[\s\S]*width"),
+        ({"mine": {"class": "tests.test_extensions:SIXTY"}}, "no such class"),
+        ({"mine": {"class": "tests.test_extensions:NormUnit", "options": {"seed": 1}}}, r"is no kernel[\s\S]*NormUnit"),
+        ({"mine": {"class": "tests.test_extensions:OfMine"}}, r"OfMine\.base[\s\S]*feature kernel"),
+        ({"mine": {"class": "tests.toys:Nothing"}}, r"no such class[\s\S]*Nothing"),
+        ({"mine": {"class": "tests.nowhere:Nothing"}}, "no such module"),
+    ],
+)
+def test_classes_of_kernels_that_cannot_be_used_are_refused(tmp_path: Path, kernels: dict[str, Any], says: str) -> None:
+    with pytest.raises(ProblemError, match=says):
+        run(tmp_path, kernels=kernels, methods=["mine-final/target"])
+
+
+def test_a_derived_kernel_has_no_gram(tmp_path: Path) -> None:
+    kernels = {name: {"class": f"tests.test_extensions:{kind}"} for name, kind in (("mine", "Scaled"), ("derived", "OfMine"))}
+    with pytest.raises(ProblemError, match="not defined for this method"):
+        run(tmp_path, kernels=kernels, methods=["derived-final/surrogate"])
+    with registered(KERNELS, "doubled", Doubled), pytest.raises(ValueError, match="unknown method 'doubled-final/surrogate'"):
+        experiment(methods=["doubled-final/surrogate"])
 
 
 @pytest.mark.parametrize("registry", [KERNELS, IMPORTANCES])

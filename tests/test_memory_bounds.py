@@ -19,8 +19,9 @@ from genrep_dist.plan import Plan, Shape
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.store import Store
 from genrep_dist.training.loop import predict
+from genrep_dist.workflow.measure import measure
 from genrep_dist.workflow.planning import make_plan
-from genrep_dist.workflow.prepare import check_room, measure, prepare
+from genrep_dist.workflow.prepare import check_room, prepare
 from tests.experiments import ROOT, experiment
 from tests.memory_cases import CASES
 from tests.toys import Blobs

@@ -23,7 +23,7 @@ from genrep_dist.external.formats import read_scores
 from genrep_dist.external.locate import locate
 from genrep_dist.filesystem import what_is_at
 from genrep_dist.problems.datasets.catalogue import fetch
-from genrep_dist.problems.load import load_object, load_problem
+from genrep_dist.problems.load import load_class, load_problem
 from genrep_dist.runner.export import export_problem, export_run
 from genrep_dist.store import Store
 from genrep_dist.tracking.database import create_database, sqlite_uri
@@ -148,9 +148,10 @@ def test_data_that_are_not_there(tmp_path: Path, source: str) -> None:
 
 @pytest.mark.parametrize("name", ["__main__:Mine", "__main__:Outer.Inner"])
 def test_a_class_of_the_script_is_refused(name: str) -> None:
-    for load in (load_problem, load_object):
+    loads = [lambda: load_problem(name), lambda: load_class(name, {}, [], "kernel")]
+    for load in loads:
         with pytest.raises(ProblemError, match=rf"a class of the script[\s\S]*my_problem:{name.rpartition(':')[2]}"):
-            load(name)
+            load()
 
 
 @pytest.mark.parametrize("serial", [True, False])

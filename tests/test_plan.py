@@ -84,7 +84,7 @@ def test_what_a_field_changes_and_what_it_leaves() -> None:
     assert plain.solved("surrogate", 0, "ntk", 20) != other.solved("surrogate", 0, "ntk", 20)
     fractions = keys("deletion.fractions=[0.0, 0.5]")
     assert everything(plain) == everything(fractions)
-    assert plain.question != fractions.question
+    assert plain.results != fractions.results
     points = keys("test_points=4")
     assert plain.train(0) == points.train(0)
     assert plain.kernel(0, "ntk", 20) != points.kernel(0, "ntk", 20)
@@ -230,7 +230,7 @@ def test_a_projection_is_in_every_key_that_it_changes_and_in_no_other() -> None:
 
 def test_a_new_field_with_a_neutral_default_changes_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """In every section of an experiment, in the experiment itself, and in a recipe."""
-    before, question = everything(keys()), keys().question
+    before, question = everything(keys()), keys().results
     sections = sections_of(Experiment)
     assert len(sections) > 10
     for section in sections:
@@ -239,9 +239,9 @@ def test_a_new_field_with_a_neutral_default_changes_no_key(monkeypatch: pytest.M
         monkeypatch.setattr(section, "dummy", 7, raising=False)
     assert "dummy" in Experiment.model_fields
     assert everything(keys()) == before
-    assert keys().question == question
+    assert keys().results == question
     monkeypatch.setattr(Experiment, "dummy", 8)
-    assert keys().question != question, "the test does not reach the digests"
+    assert keys().results != question, "the test does not reach the digests"
 
 
 def sections_of(model: type[BaseModel]) -> set[type[BaseModel]]:

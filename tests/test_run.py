@@ -295,7 +295,7 @@ def test_tables_in_blocks(tmp_path: Path) -> None:
     plain = run(tmp_path, **fields)
     blocks = {"First": ["ntk-final/tracking", "random"], "Second": ["tracincp", "ntk-final/tracking"]}
     done = run(tmp_path / "other", blocks=blocks, **fields)
-    assert done.plan.keys.question == plain.plan.keys.question
+    assert done.plan.keys.results == plain.plan.keys.results
     text = (tmp_path / "other/results/toy/table.md").read_text()
     assert text.index("### First") < text.index("random") < text.index("### Second") < text.index("tracincp")
     assert text.count("ntk-final/tracking") == 2

@@ -148,7 +148,9 @@ def doctor(
     findings = diagnose(open_run(store, name), samples=samples)
     worst = worst_colour(findings)
     if as_json:
-        _print_json({"experiment": name, "worst": worst, "findings": [asdict(finding) for finding in findings]})
+        # Programs that read this know one check by its first name.
+        plain = [{**asdict(finding), "name": finding.name.replace("optimizer", "optimiser")} for finding in findings]
+        _print_json({"experiment": name, "worst": worst, "findings": plain})
     else:
         from genrep_dist.cli.display import show_findings
 
@@ -159,12 +161,15 @@ def doctor(
 
 @app.command()
 def methods(as_json: JsonOption = False) -> None:
-    """List the attribution methods: formula, source, needs, cost."""
+    """List the attribution methods: formula, source, needs, cost. Warns of what other packages declare and cannot be used."""
     from dataclasses import asdict
 
     from genrep_dist.core.methods import catalogue
+    from genrep_dist.registry import extension_faults
 
     entries = catalogue()
+    for fault in extension_faults():
+        typer.echo(f"warning: {fault}", err=True)
     if as_json:
         _print_json([asdict(entry) for entry in entries])
         return

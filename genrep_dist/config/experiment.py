@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, fie
 
 from genrep_dist.config.digests import non_default_fields
 from genrep_dist.config.field_errors import Location, describe_errors
-from genrep_dist.config.metrics import METRICS, complete_settings
+from genrep_dist.config.metrics import METRICS, complete_settings, measured_numbers
 from genrep_dist.config.sections import (
     BrittlenessSection,
     DeletionSection,
@@ -39,10 +39,13 @@ from genrep_dist.core.importances import IMPORTANCES
 from genrep_dist.core.importances.base import Importance
 from genrep_dist.core.kernels import KERNELS
 from genrep_dist.core.kernels.base import Kernel
+from genrep_dist.core.kernels.user import build_kernel
 from genrep_dist.core.methods import Method, parse_method
 from genrep_dist.core.reserved import RESERVED_NAMES
 from genrep_dist.core.targets import TARGETS, Target
 from genrep_dist.errors import MethodError
+from genrep_dist.extension import build, declared_settings
+from genrep_dist.registry import import_object
 
 
 def _not_reserved(name: str) -> str:
@@ -212,18 +215,21 @@ class Experiment(Section):
         return tuple(name for name in self.methods if name in self.external)
 
     def kernel(self, name: str) -> Kernel:
-        """A registered kernel with this experiment's settings."""
-        kernel = KERNELS.get(name)
-        return kernel(**{field: getattr(self, field) for field in kernel.settings})
+        """The kernel of that name with this experiment's settings: a registered one, or the user's own.
+
+        The module of the user's own must have been imported before (:func:`genrep_dist.problems.load.load_class`) or be importable.
+        """
+        own = self.kernels.get(name)
+        return build_kernel(KERNELS.get(name) if own is None else import_object(own.class_), self, own.options if own else {})
 
     def importance(self, name: str) -> Importance:
         """A registered importance with this experiment's settings."""
         importance = IMPORTANCES.get(name)
-        return importance(**{field: getattr(self, field) for field in importance.settings})
+        return build(importance, **declared_settings(importance, self))
 
     def make_target(self) -> Target:
         """What is explained."""
-        return TARGETS.get(self.target.kind)(self.target.output)
+        return build(TARGETS.get(self.target.kind), self.target.output)
 
     @property
     def num_test_points(self) -> int:
@@ -233,7 +239,7 @@ class Experiment(Section):
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Names of the numbers that the metrics of this experiment measure."""
-        return tuple(name for metric in METRICS.values() for name in metric.measured(self))
+        return tuple(name for names in measured_numbers(self).values() for name in names)
 
     def resolved(self) -> dict[str, Any]:
         """The experiment as plain data with all defaults, as in ``config.yaml`` of the results. Validates to an equal experiment."""
@@ -250,14 +256,14 @@ class Experiment(Section):
         data = {**self.resolved(), "seeds": list(self.seeds), "stop": None, "tune": None, **changes}
         return Experiment.model_validate(data)
 
-    def question(self) -> dict[str, Any]:
+    def result_fields(self) -> dict[str, Any]:
         """The fields that can change a number and differ from their defaults: all but where files lie, how work runs, how tables look."""
-        question: dict[str, Any] = non_default_fields(self, leave_out=("resources", "tracking", "blocks", "profile", "profiles"))
-        for section in question.get("external", {}).values():
+        fields: dict[str, Any] = non_default_fields(self, leave_out=("resources", "tracking", "blocks", "profile", "profiles"))
+        for section in fields.get("external", {}).values():
             section.pop("path", None)
-        if "metrics" in question:
-            question["metrics"] = {name: [METRICS.get(name).version, section] for name, section in question["metrics"].items()}
-        return question
+        if "metrics" in fields:
+            fields["metrics"] = {name: [METRICS.get(name).version, section] for name, section in fields["metrics"].items()}
+        return fields
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.resolved(), sort_keys=False, default_flow_style=None, width=120)

@@ -55,8 +55,8 @@ class Keys:
 
     ``data`` and ``problem`` are the digests of the samples and of the model's and loss's source; ``numbers`` that of the initial model's
     tensors and other numbers that the problem's code loads or computes; ``recipe`` is the recipe in force as plain data, of which
-    ``recipe_changes`` differ from the defaults; ``own_kernels`` the digests of the user's kernels, by name;
-    ``extensions`` those of registered kernels, importances, targets, optimizers, metrics and stages of other packages, by kind and name;
+    ``recipe_changes`` differ from the defaults; ``own_kernels`` the digests of the user's functions of pairs, by name; ``extensions``
+    those of kernels, importances, targets, optimizers, metrics and stages of other packages, by kind and name;
     ``external`` the digests of scores from other tools, by method and seed; ``shared_points`` the rows of the test set that all seeds
     explain, where the experiment names them.
     """
@@ -84,11 +84,11 @@ class Keys:
         return self._digest("training", self.data, self.problem, *filter(None, [self.numbers]), self.recipe_changes, *optimizer)
 
     @property
-    def question(self) -> str:
-        """The whole experiment: equal digests have equal results."""
+    def results(self) -> str:
+        """The whole experiment, called `question` in stores: equal digests have equal results."""
         external = {name: {str(seed): digest for seed, digest in by_seed.items()} for name, by_seed in self.external.items()}
         extensions = [self.extensions] if self.extensions else []
-        return self._digest("experiment", self.training, self.experiment.question(), self.own_kernels, external, *extensions)
+        return self._digest("experiment", self.training, self.experiment.result_fields(), self.own_kernels, external, *extensions)
 
     def test_positions(self, seed: int) -> list[int]:
         """Rows of the test set that ``seed`` explains, ascending."""
@@ -178,6 +178,8 @@ class Keys:
         identity = [kernel, self._settings(found.key_settings()), *self._source("kernel", kernel)]
         # The settings of this package's derived kernels include those of their bases.
         is_from_outside = len(identity) > 2
+        if kernel in self.experiment.kernels:
+            identity.append(self.experiment.kernels[kernel].options)
         if is_from_outside and isinstance(found, DerivedKernel) and found.base is not None:
             identity.append(self._kernel_identity(found.base))
         return identity

@@ -1,20 +1,20 @@
 """The registry of metrics, and what a plan needs to know of the metrics of an experiment.
 
 A metric is a :class:`genrep_dist.evaluation.metrics.base.Metric`. The registry stands here, below the metrics, so that an experiment can
-be validated and planned without importing what computes them: :class:`PlannedMetric` is all that is used of them at that time.
+be validated and planned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from genrep_dist.config.field_errors import describe_fields
-from genrep_dist.config.sections import Section
-from genrep_dist.errors import ConfigError, PlanError
+from genrep_dist.errors import ConfigError, ExtensionError, PlanError
+from genrep_dist.extension import extension_code, require_returned, returned
 from genrep_dist.registry import Registry
 
 if TYPE_CHECKING:
@@ -39,37 +39,13 @@ class RequestCount:
         )
 
 
-class PlannedMetric(Protocol):
-    """What validation and planning use of a metric; the contracts are those of :class:`~genrep_dist.evaluation.metrics.base.Metric`."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def version(self) -> int: ...
-    @property
-    def section(self) -> type[Section] | None: ...
-    @property
-    def needs_classes(self) -> bool: ...
-    @property
-    def needs_self_influence(self) -> bool: ...
-    def measured(self, experiment: Experiment) -> tuple[str, ...]: ...
-    def check_feasible(self, experiment: Experiment, num_train: int) -> None: ...
-    def count_requests(self, experiment: Experiment, num_train: int) -> RequestCount: ...
-    def largest_removal(self, experiment: Experiment, num_train: int) -> int: ...
-    def warnings(self, experiment: Experiment) -> list[str]: ...
-    def size_warnings(self, experiment: Experiment, num_train: int) -> list[str]: ...
-    def disabled(self, experiment: Experiment) -> Experiment: ...
-
-
-def _instance(metric: Any) -> PlannedMetric:
-    """A metric of its class. Raises TypeError for what is not a class of a metric."""
-    if not isinstance(metric, type) or not hasattr(metric, "check_feasible"):
-        raise TypeError("not a subclass of Metric")
-    built: PlannedMetric = metric()
-    return built
-
-
-METRICS: Registry[PlannedMetric] = Registry("metric", "genrep_dist.metrics", make=_instance)
+METRICS: Registry[Any] = Registry(
+    "metric",
+    "genrep_dist.metrics",
+    "genrep_dist.evaluation.metrics.base:Metric",
+    instances=True,
+    check="genrep_dist.evaluation.tables:check_names",
+)
 for _name, _class in (
     ("deletion", "deletion:Deletion"),
     ("lds", "lds:LinearDatamodeling"),
@@ -80,19 +56,45 @@ for _name, _class in (
     METRICS.register(_name, f"genrep_dist.evaluation.metrics.{_class}")
 
 
-def measured_metrics(experiment: Experiment) -> tuple[PlannedMetric, ...]:
+def measured_numbers(experiment: Experiment) -> dict[str, tuple[str, ...]]:
+    """Names of the numbers that the experiment measures, by metric, in the order of the registry.
+
+    A metric that the experiment does not name is left out if its own code fails.
+    """
+    found = {}
+    for metric in METRICS.usable():
+        try:
+            names = returned(tuple, metric, "measured", metric.measured(experiment))
+        except ExtensionError:
+            if metric.name in experiment.metrics:
+                raise
+            continue
+        known = [number.name for number in metric.numbers]
+        require_returned(set(names) <= set(known), metric, "measured", f"some of {', '.join(known)}", names)
+        if names:
+            found[metric.name] = names
+    return found
+
+
+def measured_metrics(experiment: Experiment) -> tuple[Any, ...]:
     """The metrics that the experiment measures, in the order of the registry."""
-    return tuple(metric for metric in METRICS.values() if metric.measured(experiment))
+    return tuple(METRICS.get(name) for name in measured_numbers(experiment))
+
+
+def request_count(metric: Any, experiment: Experiment, num_train: int) -> RequestCount:
+    """At most so many models a metric requests for one seed."""
+    return returned(RequestCount, metric, "count_requests", metric.count_requests(experiment, num_train))
 
 
 def requested_retrainings(experiment: Experiment, num_train: int) -> RequestCount:
     """Models that all metrics of the experiment request for one seed, if no two removed sets coincide."""
-    return sum((metric.count_requests(experiment, num_train) for metric in measured_metrics(experiment)), RequestCount())
+    return sum((request_count(metric, experiment, num_train) for metric in measured_metrics(experiment)), RequestCount())
 
 
 def largest_removal(experiment: Experiment, num_train: int) -> int:
     """Samples in the largest set that any metric removes."""
-    return max((metric.largest_removal(experiment, num_train) for metric in measured_metrics(experiment)), default=0)
+    metrics = measured_metrics(experiment)
+    return max((returned(int, m, "largest_removal", m.largest_removal(experiment, num_train)) for m in metrics), default=0)
 
 
 def check_feasible(experiment: Experiment, num_train: int) -> None:
@@ -120,15 +122,18 @@ def needs_self_influence(experiment: Experiment) -> bool:
 
 def metric_warnings(experiment: Experiment, num_train: int) -> list[str]:
     """What limits the reading of the metrics' numbers with ``num_train`` training samples, each a sentence or two."""
-    metrics = measured_metrics(experiment)
-    return [warning for metric in metrics for warning in (*metric.warnings(experiment), *metric.size_warnings(experiment, num_train))]
+    found = []
+    for metric in measured_metrics(experiment):
+        found += returned(list, metric, "warnings", metric.warnings(experiment))
+        found += returned(list, metric, "size_warnings", metric.size_warnings(experiment, num_train))
+    return found
 
 
 def only_metric(experiment: Experiment, metric_name: str) -> Experiment:
     """The experiment with all metrics switched off but the one that measures ``metric_name``."""
-    for metric in measured_metrics(experiment):
-        if metric_name not in metric.measured(experiment):
-            experiment = metric.disabled(experiment)
+    for name, numbers in measured_numbers(experiment).items():
+        if metric_name not in numbers:
+            experiment = METRICS.get(name).disabled(experiment)
     return experiment
 
 
@@ -145,33 +150,25 @@ def complete_settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, di
         if str(target).partition(":")[0] == "__main__":
             raise ValueError("a class in a file that other processes can import, module:Class, and not one of the script that runs")
         if target is None and name not in METRICS:
-            known = [metric.name for metric in METRICS.values() if metric.section is not None]
+            known = [metric.name for metric in METRICS.usable() if metric.section is not None]
             raise ValueError(f"registered metrics ({', '.join(known) or 'none'}), or `class: module:Class` with that metric's name")
         try:
-            metric = METRICS.get(name) if target is None else _load(name, str(target))
+            metric = METRICS.get(name) if target is None else METRICS.register_loaded(name, str(target))
         except ConfigError as error:
             raise ValueError(f"an importable metric; {error.what}; {error.got}") from error
-        if metric.name != name:
-            raise ValueError(f"the metric's own name, {metric.name}")
         if metric.section is None:
             raise ValueError(f"metrics of other packages; {name} is measured by a field of its own")
-        try:
-            complete = metric.section.model_validate(own).model_dump(mode="json", by_alias=True)
-        except ValidationError as error:
-            raise ValueError("; ".join(describe_fields(error, metric.section, (name,)))) from error
-        found[name] = ({} if target is None else {"class": target}) | complete
+        found[name] = ({} if target is None else {"class": target}) | _complete(name, metric.section, own)
     return found
 
 
-def _load(name: str, path: str) -> PlannedMetric:
-    """Register the class at ``path`` and return its metric; one that cannot be used is not registered."""
-    is_new = name not in METRICS
-    METRICS.register(name, path)
-    usable = False
-    try:
-        metric = METRICS.get(name)
-        usable = metric.name == name
-    finally:
-        if is_new and not usable:
-            METRICS.unregister(name)
-    return metric
+def _complete(name: str, section: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``settings`` of one metric, validated by its ``section``."""
+    faults = []
+    with extension_code(section, "model_validate"):
+        try:
+            complete: dict[str, Any] = section.model_validate(settings).model_dump(mode="json", by_alias=True)
+            return complete
+        except ValidationError as error:
+            faults = describe_fields(error, section, (name,))
+    raise ValueError("; ".join(faults))

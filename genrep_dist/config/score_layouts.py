@@ -28,13 +28,7 @@ class ScoreLayout:
     source: str = ""
 
 
-def _layout(found: object) -> ScoreLayout:
-    if not isinstance(found, ScoreLayout):
-        raise TypeError(f"{type(found).__name__} is not a ScoreLayout")
-    return found
-
-
-SCORE_LAYOUTS: Registry[ScoreLayout] = Registry("score layout", "genrep_dist.score_layouts", make=_layout)
+SCORE_LAYOUTS: Registry[ScoreLayout] = Registry("score layout", "genrep_dist.score_layouts", ScoreLayout, instances=True)
 for _name, _value in {
     "plain": ScoreLayout(sign="as declared", source="docs/external-scores.md"),
     "captum": ScoreLayout(

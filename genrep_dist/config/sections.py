@@ -18,14 +18,12 @@ from pydantic import (
     model_validator,
 )
 
+from genrep_dist.config.optimizers import OPTIMIZERS
 from genrep_dist.config.score_layouts import SCORE_LAYOUTS
 from genrep_dist.config.stages import STAGES
-from genrep_dist.core.optimizers import OPTIMIZERS
 from genrep_dist.core.targets import TARGETS
 from genrep_dist.errors import ConfigError
 from genrep_dist.registry import Registry
-
-StageName = str
 
 FIRST_TUNING_SEED = 1_000_000_000
 """First seed of ``tune: {seeds: n}``, far from any seed that is reported."""
@@ -83,7 +81,7 @@ class ProblemSection(Section):
 
 
 class KernelSection(Section):
-    """A user's own kernel: a class whose objects map (model, left inputs, right inputs) to K (A, B)."""
+    """A user's own kernel: a subclass of Kernel, or a class whose objects map (model, left inputs, right inputs) to K (A, B)."""
 
     class_: str = Field(alias="class", min_length=3, description="module:Class in a file of your own.")
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of the class.")
@@ -362,11 +360,11 @@ class ResourcesSection(Section):
     )
     memory: Bytes | None = Field(None, description="Bytes that the cluster reserves for each worker. Default: none.")
     min_workers: int = Field(1, ge=1, description="Workers that the cluster must have room for. An actor pool does not shrink below it.")
-    stages: dict[StageName, StageResources] = Field({}, description="Stages whose workers need other resources.")
+    stages: dict[str, StageResources] = Field({}, description="Stages whose workers need other resources.")
 
     @field_validator("stages")
     @classmethod
-    def _registered_stages(cls, value: dict[StageName, StageResources]) -> dict[StageName, StageResources]:
+    def _registered_stages(cls, value: dict[str, StageResources]) -> dict[str, StageResources]:
         unknown = [name for name in value if name not in STAGES]
         if unknown:
             raise ValueError(f"stages by name ({', '.join(STAGES)}), not {', '.join(unknown)}")

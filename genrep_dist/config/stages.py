@@ -10,7 +10,7 @@ from typing import Any
 
 from genrep_dist.registry import Registry
 
-STAGES: Registry[Any] = Registry("stage", "genrep_dist.stages", make=lambda found: found() if isinstance(found, type) else found)
+STAGES: Registry[Any] = Registry("stage", "genrep_dist.stages", "genrep_dist.workflow.base:Stage", instances=True)
 for _name, _class in (
     ("train", "train:TrainStage"),
     ("gradients", "gradients:GradientsStage"),

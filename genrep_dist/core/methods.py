@@ -164,9 +164,9 @@ def catalogue() -> list[Description]:
 
 
 def _all_methods() -> Iterator[Method]:
-    for kernel in KERNELS.values():
+    for kernel in KERNELS.usable():
         for checkpoint in CHECKPOINTS:
-            for importance in IMPORTANCES.values():
+            for importance in IMPORTANCES.usable():
                 if _supports(kernel, checkpoint, importance):
                     yield Method(f"{kernel.name}-{checkpoint}/{importance.name}", kernel.name, checkpoint, importance.name)
     yield from NAMED_METHODS.values()

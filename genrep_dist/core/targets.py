@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from genrep_dist.errors import PlanError
-from genrep_dist.registry import Registry, subclass_of
+from genrep_dist.extension import Extension, require_returned
+from genrep_dist.registry import Registry
 
 Outputs = npt.NDArray[np.floating[Any]]
 
 
-class Target(ABC):
+class Target(Extension, ABC):
     """The explained number f(x), the same for explanations and for retrained models: one of the model's outputs, chosen by a rule.
 
     ``output``: what the experiment declares, "predicted" or the number of an output.
@@ -35,7 +36,23 @@ class Target(ABC):
 
     @abstractmethod
     def choose(self, outputs: Outputs) -> npt.NDArray[np.int64]:
-        """The output that is explained at each of M points (M,), from the original model's ``outputs`` (M, C)."""
+        """The output that is explained at each of M points (M,), integers from 0 to C - 1, from the original model's ``outputs`` (M, C).
+
+        The choice at a point depends on its own outputs alone.
+        """
+
+    def explained_outputs(self, outputs: Outputs) -> npt.NDArray[np.int64]:
+        """:meth:`choose`, checked: (M,) int64. Raises ProblemError for another shape or dtype, and for a number that is no output."""
+        chosen: Any = self.choose(outputs)
+        points, num_outputs = outputs.shape
+        fits = isinstance(chosen, np.ndarray) and chosen.shape == (points,) and chosen.dtype.kind in "iu"
+        got = f"{chosen.dtype} {chosen.shape}" if isinstance(chosen, np.ndarray) else chosen
+        expected = f"integers ({points},) from 0 to {num_outputs - 1}"
+        require_returned(fits, self, "choose", expected, got)
+        outside = (chosen < 0) | (chosen >= num_outputs)
+        require_returned(not outside.any(), self, "choose", expected, f"{chosen[outside][:5].tolist()}")
+        explained: npt.NDArray[np.int64] = chosen.astype(np.int64)
+        return explained
 
     def check_classes(self, num_outputs: int, loss_name: str, has_classes: bool) -> None:
         """Raise PlanError if the target :attr:`needs_classes` and the loss of a model of several outputs has none."""
@@ -75,5 +92,5 @@ class LogitTarget(Target):
         return np.asarray(outputs.argmax(axis=1), dtype=np.int64)
 
 
-TARGETS: Registry[type[Target]] = Registry("target", "genrep_dist.targets", subclass_of(Target))  # type: ignore[type-abstract]
+TARGETS: Registry[type[Target]] = Registry("target", "genrep_dist.targets", Target)
 TARGETS.register(LogitTarget.name, LogitTarget)

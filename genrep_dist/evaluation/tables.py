@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 import polars as pl
 
-from genrep_dist.errors import StoreError
-from genrep_dist.evaluation.metrics.base import POINTS_SCHEMA, TableSpec, metric_infos, registered_metrics
+from genrep_dist.config.metrics import METRICS
+from genrep_dist.errors import ConfigError, StoreError
+from genrep_dist.evaluation.metrics.base import POINTS_SCHEMA, CurvePlot, Metric, MetricInfo, TableSpec, metric_infos, registered_metrics
+from genrep_dist.extension import is_shipped_class, require_returned
 
+_NAME = "[a-z][a-z0-9_]*"
+_CURVE = ("method", "share", "mean", "low", "high")
 _CLUSTERED = ("ci95_pooled", "ci95_clustered_low", "ci95_clustered_high")
 _TWO_WAY = ("ci95_two_way_low", "ci95_two_way_high")
 
@@ -124,3 +129,54 @@ class EvaluationTables(Mapping[str, pl.DataFrame]):
         """Names of the measured numbers, in the order of the registry."""
         found = set(self.metrics["metric"])
         return tuple(name for name in metric_infos() if name in found)
+
+    @property
+    def measured_metrics(self) -> list[Metric]:
+        """The metrics that have a measured number, in the order of the registry."""
+        found = set(self.metrics["metric"])
+        return [metric for metric in registered_metrics() if any(number.name in found for number in metric.numbers)]
+
+    @property
+    def curves(self) -> list[CurvePlot]:
+        """The curves of all measured metrics."""
+        return [curve for metric in self.measured_metrics for curve in self.curves_of(metric)]
+
+    def curves_of(self, metric: Metric) -> list[CurvePlot]:
+        """The curves of one metric. Raises ProblemError for one that cannot be drawn."""
+        curves = list(metric.curves(self))
+        for curve in curves:
+            fits = isinstance(curve, CurvePlot) and re.fullmatch(_NAME, curve.name) and set(_CURVE) <= set(curve.frame.columns)
+            require_returned(bool(fits), metric, "curves", f"CurvePlots of names {_NAME} with the columns {', '.join(_CURVE)}", curve)
+        return curves
+
+
+def check_names(metric: Metric) -> None:
+    """Raise ConfigError for names of a metric's numbers and tables that other metrics have, or that cannot be names of files."""
+    if is_shipped_class(type(metric)):
+        return
+    if not metric.numbers or not all(isinstance(number, MetricInfo) for number in metric.numbers):
+        raise TypeError("numbers is not a tuple of MetricInfo, at least one")
+    if not isinstance(metric.version, int):
+        raise TypeError("version is not an integer")
+    if not all(isinstance(spec, TableSpec) for spec in metric.tables.values()):
+        raise TypeError("tables does not map names to TableSpec")
+    others = METRICS.others(metric.name)
+    published = {number.name: f"metric {other.name}" for other in others for number in other.numbers}
+    tables = dict.fromkeys((*STATISTICS, "summary"), "genrep_dist")
+    # Several metrics may publish rows of one table.
+    tables |= {name: f"metric {other.name}" for other in others for name, spec in other.tables.items() if metric.tables.get(name) != spec}
+    _check("numbers", [number.name for number in metric.numbers], metric, published)
+    _check("tables", list(metric.tables), metric, tables)
+
+
+def _check(what: str, names: Sequence[str], metric: Metric, taken: Mapping[str, str]) -> None:
+    wrong = [name for name in names if not re.fullmatch(_NAME, name) or names.count(name) > 1]
+    shared = [name for name in names if name in taken]
+    if wrong or shared:
+        raise ConfigError(
+            f"two metrics publish {what} of one name" if shared else f"names of {what} are not usable",
+            where=f"metric {metric.name}",
+            expected=f"other names than those of {taken[shared[0]]}" if shared else "different names of lower-case letters, digits and _",
+            got=", ".join(map(repr, shared or wrong)),
+            remedy=f"rename the {what}",
+        )

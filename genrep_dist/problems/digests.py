@@ -67,6 +67,7 @@ class Identity:
 
     def changes(self, earlier: Identity) -> list[str]:
         """The files and places where this identity differs from an ``earlier`` one."""
+        parts: list[tuple[Mapping[str, Any], Mapping[str, Any]]]
         parts = [(self.form, earlier.form), (self.computed, earlier.computed), (self.values, earlier.values)]
         return self._paths(earlier) + [place for one, other in parts for place in _differences(one, other, operator.eq)]
 

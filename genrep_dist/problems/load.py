@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from genrep_dist.core.generators import seeded_generators
+from genrep_dist.core.kernels.base import Kernel
 from genrep_dist.errors import GenRepError, ProblemError
 from genrep_dist.problems.checks import build_model, check_problem, load_datasets, num_outputs, user_code_error
 from genrep_dist.problems.digests import object_identity, problem_identity, source_digest
@@ -24,8 +25,8 @@ __all__ = [
     "SHIPPED",
     "build_model",
     "check_problem",
+    "load_class",
     "load_datasets",
-    "load_object",
     "load_problem",
     "num_outputs",
     "object_identity",
@@ -53,53 +54,57 @@ def load_problem(name: str, options: Mapping[str, Any] | None = None, search_pat
     Raises ProblemError if the module or class does not exist, its import or construction fails, an option is unknown, a part of the
     problem is missing, its recipe is not a Recipe, its loss is unknown, or ``model()`` does not build an nn.Module.
     """
-    problem, target = _build(name, options, search_path)
-    check_problem(problem, target)
-    return cast("Problem", problem)
-
-
-def load_object(name: str, options: Mapping[str, Any] | None = None, search_path: Sequence[str | Path] = ()) -> Any:
-    """An object of a user's class ``module:Class``, built with ``options``. Look-up and errors are those of :func:`load_problem`."""
-    built, target = _build(name, options, search_path)
-    if not callable(built):
-        raise ProblemError("an object of this class cannot be called", where=target, expected="a method __call__", got="none")
-    return built
-
-
-def _build(name: str, options: Mapping[str, Any] | None, search_path: Sequence[str | Path]) -> tuple[Any, str]:
-    factory, target = _find(name, search_path)
+    factory, target = _find(name, search_path, "problem")
     arguments = dict(options or {})
-    try:
-        inspect.signature(factory).bind(**arguments)
-    except TypeError as error:
-        raise _wrong_options(factory, arguments, target, error) from error
+    _check_options(factory, arguments, (), target, "problem")
     try:
         # What it draws is then the same in all processes.
         with seeded_generators(derive_seed(0, "construction")):
-            return factory(**arguments), target
+            problem: object = factory(**arguments)
     except GenRepError:
         raise
     except Exception as error:
         raise user_code_error(f"{target} cannot be built", target, error) from error
+    check_problem(problem, target)
+    return cast("Problem", problem)
 
 
-def _find(name: str, search_path: Sequence[str | Path]) -> tuple[Any, str]:
+def load_class(name: str, options: Mapping[str, Any], search_path: Sequence[str | Path], kind: str) -> Any:
+    """A user's class ``module:Class``, which takes ``options``. Look-up and errors are those of :func:`load_problem`, about a ``kind``.
+
+    A class of kernels is also given the fields of an experiment that it names in ``settings``.
+    """
+    factory, target = _find(name, search_path, kind)
+    settings = factory.settings if isinstance(factory, type) and issubclass(factory, Kernel) else ()
+    _check_options(factory, dict(options), settings, target, kind)
+    return factory
+
+
+def _check_options(factory: Any, options: dict[str, Any], settings: Sequence[str], target: str, kind: str) -> None:
+    try:
+        inspect.signature(factory).bind(**dict.fromkeys(settings), **options)
+    except TypeError as error:
+        raise _wrong_options(factory, options, target, kind, error) from error
+
+
+def _find(name: str, search_path: Sequence[str | Path], kind: str) -> tuple[Any, str]:
     """The class of that name, and its full name ``module:Class``."""
-    target = SHIPPED.get(name, name)
+    shipped = SHIPPED if kind == "problem" else {}
+    target = shipped.get(name, name)
     module_name, colon, class_name = target.partition(":")
     if not colon or not all(part.isidentifier() for part in [*module_name.split("."), *class_name.split(".")]):
-        near = difflib.get_close_matches(name, SHIPPED, n=1)
+        near = difflib.get_close_matches(name, shipped, n=1)
         raise ProblemError(
-            "there is no such problem",
-            where="problem.name",
-            expected=f"{', '.join(SHIPPED)}, or module:Class of your own",
+            f"there is no such {kind}",
+            where="problem.name" if shipped else f"the class of a {kind}",
+            expected=", or ".join(filter(None, (", ".join(shipped), "module:Class of your own"))),
             got=repr(name),
             remedy=f"did you mean {near[0]}?" if near else "",
         )
     if module_name == "__main__":
         raise _class_of_script(target, class_name)
     folders = [str(Path(folder).resolve()) for folder in (*search_path, ".")]
-    module = _import(module_name, folders, target)
+    module = _import(module_name, folders, target, kind)
     found: Any = module
     for part in class_name.split("."):
         found = getattr(found, part, None)
@@ -123,7 +128,7 @@ def _class_of_script(target: str, class_name: str) -> ProblemError:
     )
 
 
-def _import(module_name: str, folders: list[str], target: str) -> Any:
+def _import(module_name: str, folders: list[str], target: str, kind: str) -> Any:
     top = module_name.partition(".")[0]
     if top != "genrep_dist":
         importlib.invalidate_caches()  # the file may be new
@@ -149,9 +154,9 @@ def _import(module_name: str, folders: list[str], target: str) -> Any:
                 expected=f"{module_name.replace('.', '/')}.py in one of {', '.join(folders)}",
                 got="no file of that name",
             ) from error
-        raise user_code_error("the problem's module cannot be imported", target, error) from error
+        raise user_code_error(f"the {kind}'s module cannot be imported", target, error) from error
     except Exception as error:
-        raise user_code_error("the problem's module cannot be imported", target, error) from error
+        raise user_code_error(f"the {kind}'s module cannot be imported", target, error) from error
 
 
 @contextmanager
@@ -164,13 +169,13 @@ def _prepended_to_path(folders: list[str]) -> Iterator[None]:
         sys.path[:] = before
 
 
-def _wrong_options(factory: Any, options: dict[str, Any], target: str, error: TypeError) -> ProblemError:
+def _wrong_options(factory: Any, options: dict[str, Any], target: str, kind: str, error: TypeError) -> ProblemError:
     accepted = [name for name in inspect.signature(factory).parameters if name != "self"]
     unknown = [name for name in options if name not in accepted]
     near = difflib.get_close_matches(unknown[0], accepted, n=1) if unknown else []
     return ProblemError(
-        "the options do not match the arguments of the problem's class",
-        where=f"problem.options of {target}",
+        f"the options do not match the arguments of the {kind}'s class",
+        where=f"{kind}.options of {target}",
         expected=f"some of {', '.join(accepted)}" if accepted else "no options",
         got=", ".join(unknown) or str(error),
         remedy=f"did you mean {near[0]}?" if near else "",

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from genrep_dist.evaluation.metrics.base import registered_metrics
+from genrep_dist.config.metrics import measured_metrics
 from genrep_dist.evaluation.tables import EvaluationTables
+from genrep_dist.extension import require_returned
 from genrep_dist.problems.protocol import Recipe
 from genrep_dist.report.examples import examples
 from genrep_dist.report.figures import curve_figure
@@ -80,9 +81,8 @@ def data_files(data: ReportData) -> dict[str, bytes]:
         "table.tex": latex(data.result_tables(MINUS)).encode(),
         "report.html": html_page(data).encode(),
     }
-    for metric in registered_metrics():
-        for curve in metric.curves(data.tables):
-            files[f"{curve.name}.png"] = curve_figure(curve, methods=data.methods, random=data.random, image="png")
+    for curve in data.tables.curves:
+        files[f"{curve.name}.png"] = curve_figure(curve, methods=data.methods, random=data.random, image="png")
     return files
 
 
@@ -98,9 +98,11 @@ def facts(run: Run, tables: EvaluationTables, more_facts: Mapping[str, str] | No
         "Explained number": _target_text(run),
         "Networks × test points": f"{len(experiment.seeds)} × {experiment.num_test_points}",
     }
-    for metric in registered_metrics():
-        if metric.measured(experiment):
-            found |= metric.facts(experiment, shape.num_train, tables)
+    for metric in measured_metrics(experiment):
+        own = metric.facts(experiment, shape.num_train, tables)
+        is_text = isinstance(own, dict) and all(isinstance(text, str) for text in (*own, *own.values()))
+        require_returned(is_text, metric, "facts", "texts by label", own)
+        found |= own
     found |= {
         "Models trained": f"{costs['originals']:,} originals, {costs['unique']:,} distinct retrainings for {costs['asked']:,} requests",
         "Training time": f"{costs['seconds']:,.0f} {time_unit(run).name} in total, {costs['seconds_per_model']:.2g} a model",
@@ -115,7 +117,7 @@ def facts(run: Run, tables: EvaluationTables, more_facts: Mapping[str, str] | No
             experiment.importance(name).description, [certificate for certificate in certificates if certificate["importance"] == name]
         )
     found["Versions"] = ", ".join(f"{name} {version(name)}" for name in LIBRARIES) + f", Python {platform.python_version()}"
-    found["Experiment digest"] = plan.keys.question
+    found["Experiment digest"] = plan.keys.results
     found["Data digest"] = plan.keys.data
     return found
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import polars as pl
 from markupsafe import Markup
 
-from genrep_dist.evaluation.metrics.base import CurvePlot, MetricInfo, metric_info, registered_metrics
+from genrep_dist.evaluation.metrics.base import CurvePlot, MetricInfo, metric_info
 from genrep_dist.evaluation.statistics import seed_means
 from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.report.figures import curve_figure, metric_figure
@@ -67,8 +67,8 @@ def figure_sections(tables: EvaluationTables, methods: Sequence[str], random: st
     """For each measured number its curves, if it has any, then the values of the networks; the other curves of a metric come after them."""
     seeds = seed_means(tables.points, methods)
     found = []
-    for metric in registered_metrics():
-        curves = list(metric.curves(tables))
+    for metric in tables.measured_metrics:
+        curves = tables.curves_of(metric)
         for info in metric.numbers:
             if info.name in tables.measured:
                 found += [_curve_section(curve, methods, random) for curve in curves if curve.metric == info.name]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from genrep_dist.evaluation.metrics.base import MetricInfo, registered_metrics
+from genrep_dist.evaluation.metrics.base import MetricInfo
 from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.report.significance_marks import Marks
 
@@ -114,9 +114,8 @@ def result_tables(
     writer = _TableWriter(tables, Marks(tables.comparisons, random, baseline), minus)
     divided = blocks or {"": methods}
     made = [
-        writer.table(metric.title, numbers, divided)
-        for metric in registered_metrics()
-        if (numbers := tuple(info for info in metric.numbers if info.name in tables.measured))
+        writer.table(metric.title, tuple(info for info in metric.numbers if info.name in tables.measured), divided)
+        for metric in tables.measured_metrics
     ]
     return [table for table in made if table.blocks]
 

@@ -69,15 +69,15 @@ class Tables(OpenedRun):
         return method_costs(self.plan, self.store, self._requests(), self._ledger())
 
     def manifest(self) -> dict[str, Any] | None:
-        """What was proved when the run was published: question, counts, tracking link, files; None while it is not finished."""
+        """What was proved when the run was published: digest, counts, tracking link, files; None while it is not finished."""
         path = ResultPaths(self.name).manifest
         if not self.store.objects.exists(path):
             return None
         manifest: dict[str, Any] = self.store.objects.get_json(path)
-        return manifest if manifest["question"] == self.plan.keys.question else None
+        return manifest if manifest["question"] == self.plan.keys.results else None
 
     def _published(self, table: str) -> pl.LazyFrame:
-        """A published table; one of another question under the same name is not this run's."""
+        """A published table; one of another experiment under the same name is not this run's."""
         if self.manifest() is None:
             raise NotCommittedError(
                 "this run is not finished",

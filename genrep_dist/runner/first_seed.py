@@ -17,7 +17,7 @@ def check_first_seed(prepared: PreparedExperiment, runner: StageRunner, progress
     ``force``, and what a worker raises for its code or its store. A process of the doctor that dies does not stop the run.
     """
     plan, store = prepared.plan, prepared.store
-    question = plan.keys.question
+    question = plan.keys.results
     known = read_findings(store, plan.experiment.name, question)
     if known is not None and worst_colour(known) != "red":
         return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from genrep_dist.config import Experiment
 from genrep_dist.errors import CorruptError, StoreError
-from genrep_dist.evaluation.metrics.base import RESULTS_VERSION, registered_metrics
+from genrep_dist.evaluation.metrics.base import RESULTS_VERSION
 from genrep_dist.evaluation.metrics.deletion import summary_table
 from genrep_dist.evaluation.statistics import seed_means
 from genrep_dist.evaluation.tables import EvaluationTables, table_specs
@@ -48,7 +48,7 @@ Progress = Sequence[tuple[str, float, int, int]]
 
 
 def is_finished(declared: PreparedExperiment) -> bool:
-    """Whether this question was answered in this store and its tables are complete, intact and of this version.
+    """Whether these results are in this store and their tables are complete, intact and of this version.
 
     If so, its record is restored for readers.
     """
@@ -56,7 +56,7 @@ def is_finished(declared: PreparedExperiment) -> bool:
     results = ResultPaths(experiment.name)
     try:
         manifest = objects.get_json(results.manifest) if objects.exists(results.manifest) else {}
-        if (manifest.get("declared"), manifest.get("results_version")) != (declared.plan.keys.question, RESULTS_VERSION):
+        if (manifest.get("declared"), manifest.get("results_version")) != (declared.plan.keys.results, RESULTS_VERSION):
             return False
         if any(_digest(objects, results.file(name)) != digest for name, digest in manifest["tables"].items()):
             return False
@@ -66,20 +66,20 @@ def is_finished(declared: PreparedExperiment) -> bool:
     return True
 
 
-def publish(declared: PreparedExperiment, question: str, tables: EvaluationTables, progress: Progress = ()) -> None:
+def publish(declared: PreparedExperiment, results_digest: str, tables: EvaluationTables, progress: Progress = ()) -> None:
     """Publish the results of ``declared``. The experiment that was run in the end, after tuning and stopping, is in the record.
 
-    Raises StoreError if the record is not that of ``question``: another driver has begun something else under this name.
+    Raises StoreError if the record is not that of ``results_digest``: another driver has begun something else under this name.
     """
     experiment, store = declared.plan.experiment, declared.store
     results = ResultPaths(experiment.name)
     finished = open_run(store, experiment.name)
-    if finished.plan.keys.question != question:
+    if finished.plan.keys.results != results_digest:
         raise StoreError(
             "another driver has begun another experiment under this name",
             where=f"{store.uri}/{ExperimentPaths(experiment.name).record}",
-            expected=f"the question {question[:12]}",
-            got=f"the question {finished.plan.keys.question[:12]}",
+            expected=f"the experiment {results_digest[:12]}",
+            got=f"the experiment {finished.plan.keys.results[:12]}",
             remedy="give one of them another name, and run this one again: nothing that is computed is lost",
         )
     summary = summary_table(tables.metrics, finished.plan.experiment.parsed_methods)
@@ -91,8 +91,8 @@ def publish(declared: PreparedExperiment, question: str, tables: EvaluationTable
     files = [*map(results.table, names), *write_report(finished, tables)]
     link = _track(finished, tables, files, progress)
     manifest = {
-        "question": finished.plan.keys.question,
-        "declared": declared.plan.keys.question,
+        "question": finished.plan.keys.results,
+        "declared": declared.plan.keys.results,
         "experiment": experiment.name,
         "results_version": RESULTS_VERSION,
         "costs": finished.costs(),
@@ -135,7 +135,7 @@ def choice_facts(finished: Run) -> dict[str, str]:
 
 
 def _put_tables(store: Store, results: ResultPaths, tables: EvaluationTables) -> Iterator[str]:
-    """Write the tables that have rows, and remove those of an earlier question under this name."""
+    """Write the tables that have rows, and remove those of an earlier experiment under this name."""
     for name, spec in table_specs().items():
         path, table = results.table(name), tables[name]
         if table.height:
@@ -161,18 +161,17 @@ def _track(finished: Run, tables: EvaluationTables, files: Sequence[str], progre
     from genrep_dist.tracking.publication import Publication
 
     experiment = finished.plan.experiment
-    curves = [curve for metric in registered_metrics() for curve in metric.curves(tables)]
     publication = Publication(
         experiment=experiment.name,
         problem=experiment.problem.name,
-        plan_digest=finished.plan.keys.question,
+        plan_digest=finished.plan.keys.results,
         config_yaml=experiment.to_yaml(),
-        parameters=dict(_flat(experiment.question())) | {f"recipe_in_force.{k}": str(v) for k, v in finished.plan.keys.recipe.items()},
+        parameters=dict(_flat(experiment.result_fields())) | {f"recipe_in_force.{k}": str(v) for k, v in finished.plan.keys.recipe.items()},
         methods=experiment.parsed_methods,
         metrics=tables.metrics,
         comparisons=tables.comparisons,
         seed_means=seed_means(tables.points, experiment.methods),
-        curves={curve.logged_as: curve.frame for curve in curves if curve.logged_as},
+        curves={curve.logged_as: curve.frame for curve in tables.curves if curve.logged_as},
         artifacts={Path(path).name: finished.store.objects.get(path) for path in files},
         tags=_recipe_tags(finished),
         diagnostics=diagnostics(finished),
@@ -204,7 +203,7 @@ def diagnostics(finished: Run) -> dict[str, list[tuple[str, float, int]]]:
             continue
         epochs = finished.plan.keys.method_epochs(method)
         for certificate in certificates:
-            solved = (method.importance if derived_kernel(experiment, method.kernel) is None else "", method.kernel)
+            solved = (method.importance if derived_kernel(finished.plan.keys, method.kernel) is None else "", method.kernel)
             if (certificate["importance"], certificate["kernel"]) == solved and certificate["epoch"] in epochs:
                 numbers = [(key, certificate.get(key)) for key in CERTIFIED]
                 found.setdefault(name, []).extend((key, float(value), certificate["seed"]) for key, value in numbers if value is not None)

@@ -24,12 +24,12 @@ class Quarantine:
     """The quarantine of one experiment, a record in the store.
 
     A unit with fewer than ``max_attempts`` recorded attempts, because an earlier run allowed fewer, is run again. A retraining is
-    identified by its key, any other unit by the digest of ``question`` (of the experiment) and its fields.
+    identified by its key, any other unit by the ``results`` digest of the experiment and its fields.
     """
 
-    def __init__(self, store: Store, name: str, question: str, max_attempts: int) -> None:
+    def __init__(self, store: Store, name: str, results: str, max_attempts: int) -> None:
         self._objects, self._path = store.objects, ExperimentPaths(name).quarantine
-        self._question, self._max_attempts = question, max_attempts
+        self._results, self._max_attempts = results, max_attempts
         self._recorded: dict[str, dict[str, Any]] = self._objects.get_json(self._path) if self._objects.exists(self._path) else {}
         self._skipped: dict[str, dict[str, Any]] = {}
 
@@ -75,7 +75,7 @@ class Quarantine:
         )
 
     def _identity(self, unit: Unit) -> str:
-        return unit.ledger_key or hashlib.sha256(f"{self._question} {unit!r}".encode()).hexdigest()
+        return unit.ledger_key or hashlib.sha256(f"{self._results} {unit!r}".encode()).hexdigest()
 
 
 def clear_quarantine(store: Store, name: str) -> bool:

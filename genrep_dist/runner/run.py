@@ -83,10 +83,10 @@ def run(
         def compute_and_publish(heartbeat: Heartbeat) -> None:
             write_record(declared.with_experiment(experiment.with_fixed_seeds()))
             publish_inputs(declared)
-            question, tables = _ExperimentRunner(declared, counter, workers, force=force).run()
+            digest, tables = _ExperimentRunner(declared, counter, workers, force=force).run()
             workers.close()
             lease.confirm()
-            publish(declared, question, tables, heartbeat.measurements())
+            publish(declared, digest, tables, heartbeat.measurements())
 
         try:
             with Heartbeat(counter, opened, experiment.name, [workers.export_metrics]) as heartbeat:
@@ -148,7 +148,7 @@ class _ExperimentRunner:
             write_record(current, self._choices)
             tables = self._evaluate(current)
             if stop is None:
-                return current.plan.keys.question, tables
+                return current.plan.keys.results, tables
             found = measure_precision(tables.metrics, stop, len(seeds))
             rounds.append(asdict(found))
             self._choices["stop"] = {**stop.model_dump(), "rounds": rounds, "reached": found.half_width <= stop.half_width}
@@ -157,7 +157,7 @@ class _ExperimentRunner:
             width = f"{stop.metric} of {found.method} is known to ± {found.half_width:.3g} after {found.seeds} seeds"
             if following is None:
                 self._progress.message(width)
-                return current.plan.keys.question, tables
+                return current.plan.keys.results, tables
             target = f"target ± {stop.half_width:g}: about {found.projected} seeds projected"
             self._progress.message(f"{width}, {target}; next round: {following} seeds")
             seeds = list(range(following))

@@ -82,7 +82,7 @@ class StageRunner:
         self._workers = workers
         self._checked = False
         experiment = self._plan.experiment
-        self._quarantine = Quarantine(self._store, experiment.name, self._plan.keys.question, 1 + experiment.resources.retries)
+        self._quarantine = Quarantine(self._store, experiment.name, self._plan.keys.results, 1 + experiment.resources.retries)
         self._skipped_seeds: set[int] = set()
         """Seeds with units in quarantine: what depends on these is not computed."""
 

@@ -61,7 +61,7 @@ def next_num_seeds(found: Precision, stop: StopSection) -> int | None:
 
 def parameter_path(experiment: Experiment, parameter: str) -> tuple[str, ...]:
     """The path of a parameter, given by its path or by its last name. ConfigError if there is none, or if several have the name."""
-    kinds: tuple[type[Kernel | Importance], ...] = (*KERNELS.values(), *IMPORTANCES.values())
+    kinds: tuple[type[Kernel | Importance], ...] = (*KERNELS.usable(), *IMPORTANCES.usable())
     sections = {"tracincp", *(field for kind in kinds for field in kind.settings)}
     leaves = [path for path in _leaves(experiment.resolved()) if len(path) > 1 and path[0] in sections]
     found = [path for path in leaves if ".".join(path) == parameter or path[-1] == parameter]

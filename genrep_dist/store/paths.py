@@ -73,8 +73,8 @@ class ExperimentPaths:
         self.lease = f"{self.folder}/lease"
         self.doctor = f"{self.folder}/doctor.json"
 
-    def requests(self, question: str) -> str:
-        return f"{self.folder}/requests-{question}.parquet"
+    def requests(self, results: str) -> str:
+        return f"{self.folder}/requests-{results}.parquet"
 
 
 def experiment_name(path: str) -> str:

@@ -8,10 +8,28 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("genrep_dist.testing.executors", "genrep_dist.testing.kernels", "genrep_dist.testing.stores")
+_MODULES = ("executors", "importances", "kernels", "metrics", "optimizers", "stages", "stores", "targets")
+pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _MODULES))
 
 from genrep_dist.testing.executors import ExecutorTests  # noqa: E402 - after the registration above
+from genrep_dist.testing.importances import OutputImportanceTests, SolvedImportanceTests  # noqa: E402
 from genrep_dist.testing.kernels import DerivedKernelTests, FeatureKernelTests, PairwiseKernelTests  # noqa: E402
+from genrep_dist.testing.metrics import MetricTests  # noqa: E402
+from genrep_dist.testing.optimizers import OptimizerTests  # noqa: E402
+from genrep_dist.testing.stages import StageTests  # noqa: E402
 from genrep_dist.testing.stores import StoreTests  # noqa: E402
+from genrep_dist.testing.targets import TargetTests  # noqa: E402
 
-__all__ = ["DerivedKernelTests", "ExecutorTests", "FeatureKernelTests", "PairwiseKernelTests", "StoreTests"]
+__all__ = [
+    "DerivedKernelTests",
+    "ExecutorTests",
+    "FeatureKernelTests",
+    "MetricTests",
+    "OptimizerTests",
+    "OutputImportanceTests",
+    "PairwiseKernelTests",
+    "SolvedImportanceTests",
+    "StageTests",
+    "StoreTests",
+    "TargetTests",
+]

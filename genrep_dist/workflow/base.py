@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
+from genrep_dist.extension import Extension
 from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.units import StageName, Unit
 
@@ -83,7 +84,7 @@ class Rates:
     multiply_adds_per_second: float
 
 
-class Stage(ABC, Generic[UnitT]):
+class Stage(Extension, ABC, Generic[UnitT]):
     """One stage of a run.
 
     ``uses_actors``: whether its units run on long-lived workers that keep models between units, else as stateless tasks.

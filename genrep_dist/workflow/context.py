@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys
 from genrep_dist.core.gradients.model import check_model
-from genrep_dist.core.kernels.base import Kernel
+from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, Kernel
 from genrep_dist.core.kernels.user import UserKernel
 from genrep_dist.core.losses import Loss, get_loss
 from genrep_dist.core.tensors import numpy_values
 from genrep_dist.errors import ProblemError
-from genrep_dist.plan import MAX_BLOCK_ROWS, MAX_PREDICTION_ROWS
+from genrep_dist.extension import owner_text, require_returned
+from genrep_dist.plan import MAX_BLOCK_ROWS, MAX_PREDICTION_ROWS, kernel_names
 from genrep_dist.problems.checks import build_model, is_shipped
 from genrep_dist.problems.digests import Identity
-from genrep_dist.problems.load import load_object, load_problem, object_identity, problem_identity
+from genrep_dist.problems.load import load_class, load_problem, object_identity, problem_identity
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.registry import Registration
 from genrep_dist.store import Store
@@ -89,9 +90,9 @@ class WorkerContext:
         found = {"problem": problem_identity(self.problem, options, name, check_build=False)}
         self.loss: Loss = get_loss(self.problem.loss)
         self.recipe = recipe_in_force(self.problem, job.experiment)
-        self._own_kernels, kernels = load_own_kernels(job.experiment, job.search_path)
-        found |= {f"kernels.{name}": identity for name, identity in kernels.items()}
-        found |= extension_identities(job.experiment, self.recipe, on_worker=True)
+        self._kernels = load_kernels(job.experiment, job.search_path)
+        found |= {f"kernels.{name}": own for name, own in function_identities(job.experiment, self._kernels).items()}
+        found |= extension_identities(job.experiment, self.recipe, self._kernels, on_worker=True)
         for label, identity in found.items():
             # A stage that the driver does not know is not run.
             if label in job.identities or not label.startswith("stage "):
@@ -127,8 +128,8 @@ class WorkerContext:
         return value
 
     def kernel(self, name: str) -> Kernel:
-        """The kernel of that name with the experiment's settings: a registered one or the user's own."""
-        return self._own_kernels[name] if name in self._own_kernels else self.experiment.kernel(name)
+        """The kernel of that name with the experiment's settings."""
+        return self._kernels.get(name) or self.experiment.kernel(name)
 
     def train_artifact(self, seed: int) -> Artifact:
         return self.store.artifact("train", self.keys.train(seed))
@@ -161,7 +162,7 @@ class WorkerContext:
 
     def _make_test_points(self, seed: int) -> TestPoints:
         positions = self.keys.test_positions(seed)
-        chosen = self.experiment.make_target().choose(self.train_artifact(seed).read("outputs_test")[positions])
+        chosen = self.experiment.make_target().explained_outputs(self.train_artifact(seed).read("outputs_test")[positions])
         outputs = torch.as_tensor(chosen, device=self.device)
         return TestPoints(self.test.inputs[positions], self.test.ids[positions], outputs)
 
@@ -183,19 +184,35 @@ def recipe_in_force(problem: Problem, experiment: Experiment) -> Recipe:
     return replace(problem.recipe, **experiment.recipe.model_dump(exclude_none=True))
 
 
-def load_own_kernels(experiment: Experiment, search_path: Sequence[str]) -> tuple[dict[str, Kernel], dict[str, Identity]]:
-    """The user's kernels by name, and their identities.
+def load_kernels(experiment: Experiment, search_path: Sequence[str]) -> dict[str, Kernel]:
+    """The kernels of the methods, the bases of derived ones, and the user's own, by name.
 
-    A class derived from :class:`~genrep_dist.core.kernels.base.Kernel` is used as it is; any other object that can be called becomes a
-    pairwise kernel. ProblemError when a class is not there, cannot be built or cannot be called.
+    ProblemError for a class that is not there or cannot be built, and for a kernel that is not defined for a method or as a base.
     """
-    kernels: dict[str, Kernel] = {}
-    identities = {}
-    for name, section in experiment.kernels.items():
-        loaded: Any = load_object(section.class_, section.options, search_path)
-        kernels[name] = loaded if isinstance(loaded, Kernel) else UserKernel(loaded)
-        identities[name] = object_identity(loaded, section.options)
-    return kernels, identities
+    for own in experiment.kernels.values():
+        load_class(own.class_, own.options, search_path, "kernel")
+    kernels = {name: experiment.kernel(name) for name in sorted({*kernel_names(experiment), *experiment.kernels})}
+    for method in experiment.parsed_methods:
+        if method.has_kernel and not kernels[method.kernel].supports(method.checkpoint, needs_gram=method.needs_gram):
+            raise ProblemError(
+                "a kernel is not defined for this method",
+                where=f"methods: {method.name}",
+                expected="a checkpoint and an importance that the kernel supports",
+                got=owner_text(kernels[method.kernel]),
+            )
+    for name, kernel in list(kernels.items()):
+        base = kernel.base if isinstance(kernel, DerivedKernel) else None
+        if base is not None:
+            kernels.setdefault(base, experiment.kernel(base))
+            expected = "the name of a feature kernel, or None"
+            require_returned(isinstance(kernels[base], FeatureKernel), kernel, "base", expected, repr(base), f"kernel {name}")
+    return kernels
+
+
+def function_identities(experiment: Experiment, kernels: Mapping[str, Kernel]) -> dict[str, Identity]:
+    """Identities of the user's functions of pairs, by name."""
+    own = {name: kernels[name] for name in experiment.kernels}
+    return {n: object_identity(k.function, experiment.kernels[n].options) for n, k in own.items() if isinstance(k, UserKernel)}
 
 
 def label_loss(loss: Loss) -> str:

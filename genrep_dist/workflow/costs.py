@@ -60,7 +60,7 @@ def _artifacts(plan: Plan, method: Method, seed: int) -> Iterator[tuple[str, str
     """(kind, key) of the artifacts that one method's scores are computed from, without the trained model."""
     keys = plan.keys
     yield "attribution", keys.attribution(seed, method)
-    derived = derived_kernel(plan.experiment, method.kernel) if method.has_kernel else None
+    derived = derived_kernel(keys, method.kernel) if method.has_kernel else None
     base = derived.base if derived is not None else None
     for epoch in keys.method_epochs(method):
         yield "kernel", keys.kernel(seed, method.kernel, epoch)

@@ -1,18 +1,19 @@
-"""Stage influence: kernels that are derived from another kernel's gram or from the Hessian, as the influence kernel is (Eq. 15)."""
+"""Stage influence: all derived kernels, computed from another kernel's gram or from the Hessian as the influence kernel is (Eq. 15)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from genrep_dist.config.metrics import needs_self_influence
-from genrep_dist.core.kernels.base import DerivedKernel
+from genrep_dist.core.kernels.base import DerivedKernel, Work
 from genrep_dist.core.self_influence import own_outputs
 from genrep_dist.errors import PlanError
+from genrep_dist.extension import returned
 from genrep_dist.plan import FLOAT_BYTES, Plan, StagePlan, derived_kernel
 from genrep_dist.seeds import derive_seed
 from genrep_dist.units import Unit
@@ -21,6 +22,7 @@ from genrep_dist.workflow.blocks import MODELS_HELD
 from genrep_dist.workflow.context import TestPoints, WorkerContext, label_loss, to_numpy
 from genrep_dist.workflow.features import feature_kernel, point_gradients, train_jacobians
 from genrep_dist.workflow.gram import Gram
+from genrep_dist.workflow.returned import checked_certificate, checked_pair, checked_tensor
 
 SMALL_BYTES = 64 * 2**20
 """What takes less is never refused: the libraries' own memory varies by as much."""
@@ -54,7 +56,7 @@ class DerivedStage(Stage[DerivedUnit]):
         kernel, points = _kernel(context, unit.kernel), context.test_points(unit.seed)
         inputs = Inputs(context, unit.seed, unit.epoch, unit.block, points)
         own = _own_outputs(context) if kernel.has_diagonal else None
-        block, certificate = kernel.columns(inputs, own)
+        block, certificate = derived_columns(kernel, inputs, own)
         if own is not None:
             # Before the kernel is committed: a kernel that is there then has its diagonal.
             samples = torch.arange(len(own))
@@ -94,7 +96,8 @@ class DerivedStage(Stage[DerivedUnit]):
 
     def seconds(self, plan: Plan, rates: Rates) -> float:
         shape, points = plan.shape, plan.experiment.num_test_points
-        works = [_planned(plan, name).work(shape.num_train, shape.num_outputs, points) for name, _ in plan.needs.derived]
+        kernels = [_planned(plan, name) for name, _ in plan.needs.derived]
+        works = [returned(Work, kernel, "work", kernel.work(shape.num_train, shape.num_outputs, points)) for kernel in kernels]
         each = [w.multiply_adds / rates.multiply_adds_per_second + w.gradient_rows / rates.gradient_rows_per_second for w in works]
         return len(plan.experiment.seeds) * sum(each)
 
@@ -117,6 +120,7 @@ class Inputs:
         self._context, self._seed, self._epoch, self._points, self._cross_block = context, seed, epoch, points, cross_block
         self.loss, self.block_rows = context.loss, block_rows
         self.train_inputs, self.targets = context.train.inputs, context.train.targets
+        self.num_points, self.num_outputs, self.text = len(points), context.num_outputs(seed), f"seed {seed}, epoch {epoch}"
 
     def model(self) -> nn.Module:
         return self._context.model(self._seed, self._epoch)
@@ -125,7 +129,7 @@ class Inputs:
         # The whole matrix at once: a factorisation needs it. The plan counts its bytes.
         artifact = self._context.store.artifact("gram", self._context.keys.gram(self._seed, kernel, self._epoch))
         gram = torch.from_numpy(Gram(artifact, 1).dense()).double()
-        repeats = len(self.targets) * self._context.num_outputs(self._seed) // len(gram)
+        repeats = len(self.targets) * self.num_outputs // len(gram)
         return gram if repeats == 1 else torch.kron(gram, torch.eye(repeats, dtype=gram.dtype))
 
     def cross(self, kernel: str) -> Tensor:
@@ -150,13 +154,22 @@ class Inputs:
         return derive_seed(self._seed, purpose)
 
 
+def derived_columns(kernel: DerivedKernel, inputs: Inputs, own: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
+    """What the kernel returns for ``inputs``, checked: K (N, C, M), with ``own`` (N, C, M + N), and its certificate."""
+    value, found = checked_pair(kernel.columns(inputs, own), kernel, "columns", inputs.text)
+    num_points = inputs.num_points + (0 if own is None else len(own))
+    block = checked_tensor(value, (len(inputs.targets), inputs.num_outputs, num_points), kernel, "columns", inputs.text)
+    return block, checked_certificate(found, "residual", kernel, "columns", inputs.text)
+
+
 def peak_bytes(plan: Plan, name: str) -> int:
     """Memory of computing a derived kernel."""
     shape, points = plan.shape, plan.experiment.num_test_points
     dense = shape.parameter_bytes * shape.num_outputs * (3 * plan.dense_rows + points)
     diagonal = any(kernel == name for kernel, _ in plan.needs.diagonals)
     kernel = _planned(plan, name)
-    needed = kernel.peak_bytes(shape.num_train, shape.num_outputs, shape.num_parameters, points, dense, diagonal=diagonal)
+    found = kernel.peak_bytes(shape.num_train, shape.num_outputs, shape.num_parameters, points, dense, diagonal=diagonal)
+    needed = returned(int, kernel, "peak_bytes", found)
     if kernel.base is None:
         needed += plan.curvature_row_bytes * plan.dense_rows
     return needed + MODELS_HELD * shape.checkpoint_bytes
@@ -183,6 +196,6 @@ def _kernel(context: WorkerContext, name: str) -> DerivedKernel:
 
 
 def _planned(plan: Plan, name: str) -> DerivedKernel:
-    kernel = derived_kernel(plan.experiment, name)
+    kernel = derived_kernel(plan.keys, name)
     assert kernel is not None
     return kernel

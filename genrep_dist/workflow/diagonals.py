@@ -23,6 +23,7 @@ from genrep_dist.workflow.derived import Inputs, peak_bytes, write_diagonal
 from genrep_dist.workflow.features import pairwise_block, train_features
 from genrep_dist.workflow.gradients import features_seconds
 from genrep_dist.workflow.importances import alpha
+from genrep_dist.workflow.returned import checked_tensor
 
 PAIRWISE_ROWS = 64
 """A pairwise kernel is computed for a whole block, of which the diagonal is used."""
@@ -60,7 +61,8 @@ class DiagonalsStage(Stage[DiagonalUnit]):
         kernel = context.kernel(unit.kernel)
         if isinstance(kernel, DerivedKernel):
             inputs = Inputs(context, unit.seed, unit.epoch, unit.block, context.test_points(unit.seed))
-            diagonal = kernel.diagonal(inputs, own)
+            shape = len(own), context.num_outputs(unit.seed)
+            diagonal = checked_tensor(kernel.diagonal(inputs, own), shape, kernel, "diagonal", f"kernel {unit.kernel}, seed {unit.seed}")
         else:
             diagonal = torch.cat(list(_blocks(unit, context, own)))
         write_diagonal(context, unit.seed, unit.kernel, unit.epoch, diagonal)
@@ -89,7 +91,9 @@ def _blocks(unit: DiagonalUnit, context: WorkerContext, own: Tensor) -> Iterator
         at = slice(start, min(start + rows, num_train))
         if isinstance(kernel, FeatureKernel):
             features = train_features(context, unit.kernel, unit.seed, unit.epoch, at.start, at.stop)
-            yield kernel.diagonal(features, own[at].to(context.device), num_outputs).cpu()
+            diagonal = kernel.diagonal(features, own[at].to(context.device), num_outputs)
+            where = f"kernel {unit.kernel}, seed {unit.seed}, epoch {unit.epoch}"
+            yield checked_tensor(diagonal, (at.stop - at.start, num_outputs), kernel, "diagonal", where).cpu()
         else:
             inputs = context.train.inputs[at]
             block = pairwise_block(context, unit.kernel, unit.seed, unit.epoch, inputs, inputs)

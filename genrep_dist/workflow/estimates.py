@@ -121,7 +121,7 @@ def _gradients(prepared: PreparedExperiment, device: torch.device) -> float:
     model = Randomness(0).build(prepared.problem.model).to(device).eval()
     inputs = prepared.train.inputs[:rows].to(device)
     factored = any(plan.shape.kernels[kernel].factored for kernel, _ in plan.needs.cross)
-    derived = [derived_kernel(plan.experiment, name) for name, _ in plan.needs.derived]
+    derived = [derived_kernel(plan.keys, name) for name, _ in plan.needs.derived]
     if not factored and all(kernel is not None and kernel.base is not None for kernel in derived):
         # No gradients are computed, and they need not be defined.
         return FORWARD_SHARE * rows / _seconds(lambda: predict(model, inputs))

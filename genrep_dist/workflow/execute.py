@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from typing import cast
 
 import torch
 
+from genrep_dist.extension import require_returned
 from genrep_dist.registry import register_all
 from genrep_dist.training.threads import one_thread
 from genrep_dist.units import Unit
@@ -17,7 +19,7 @@ _contexts: dict[str, WorkerContext] = {}
 
 def worker_context(job: Job) -> WorkerContext:
     """The process's context for ``job``; opening one drops the last, so that a process holds one data set at a time."""
-    key = f"{job.store_uri}/{job.keys.question}/{job.experiment.resources.device}/{job.prediction_rows}/{job.gradient_rows}"
+    key = f"{job.store_uri}/{job.keys.results}/{job.experiment.resources.device}/{job.prediction_rows}/{job.gradient_rows}"
     if key not in _contexts:
         _contexts.clear()
         _contexts[key] = WorkerContext(job)
@@ -37,4 +39,8 @@ def execute(job: Job, unit: Unit) -> dict[str, float]:
     with one_thread():
         context = worker_context(job)
         context.unit_began = time.perf_counter()
-        return STAGES.get(unit.stage).run(unit, context)
+        stage = STAGES.get(unit.stage)
+        found: object = stage.run(unit, context)
+        fits = isinstance(found, dict) and all(isinstance(value, int | float) for value in found.values())
+        require_returned(fits, stage, "run", "statistics: a dict of floats", found, unit.label)
+        return {name: float(value) for name, value in cast("dict[str, float]", found).items()}

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from genrep_dist.core.kernels import KERNELS
 from genrep_dist.core.kernels.base import DerivedKernel
 from genrep_dist.core.methods import Method
 from genrep_dist.errors import MethodError
@@ -16,7 +15,7 @@ from genrep_dist.training.threads import one_thread
 from genrep_dist.workflow.attributions import attribution
 from genrep_dist.workflow.blocks import cross_bytes, point_bytes
 from genrep_dist.workflow.context import TestPoints, WorkerContext
-from genrep_dist.workflow.derived import Inputs
+from genrep_dist.workflow.derived import Inputs, derived_columns
 from genrep_dist.workflow.kernels import kernel_block
 
 
@@ -24,7 +23,7 @@ def other_points(context: WorkerContext, seed: int, inputs: Tensor, ids: Tensor)
     """``inputs`` (M, ...) with ``ids`` (M,) as test points; the original model's outputs choose what is explained."""
     inputs = inputs.to(context.device)
     predictions = context.predict(context.model(seed, context.keys.epochs), inputs)
-    chosen = context.experiment.make_target().choose(predictions.cpu().numpy())
+    chosen = context.experiment.make_target().explained_outputs(predictions.cpu().numpy())
     return TestPoints(inputs, ids, torch.as_tensor(chosen, device=context.device))
 
 
@@ -59,7 +58,7 @@ def explain(plan: Plan, context: WorkerContext, method: Method, seed: int, point
         if not isinstance(kernel, DerivedKernel):
             return stored_or_computed(method.kernel, epoch)
         cross = None if kernel.base is None else lambda base: torch.cat(list(stored_or_computed(base, epoch)))
-        block, _ = kernel.columns(Inputs(context, seed, epoch, plan.dense_rows, points, cross))
+        block, _ = derived_columns(kernel, Inputs(context, seed, epoch, plan.dense_rows, points, cross))
         # As it is stored: float32.
         return [block.float().cpu()]
 
@@ -69,7 +68,7 @@ def explain(plan: Plan, context: WorkerContext, method: Method, seed: int, point
 
 def _points_at_once(plan: Plan, kernel: str) -> int:
     """Test points whose features, and whose K with a block of training rows, each fit a quarter of the memory budget."""
-    derived = derived_kernel(plan.experiment, kernel) if kernel in KERNELS else None
+    derived = derived_kernel(plan.keys, kernel)
     base = kernel if derived is None else derived.base
     room, most = plan.budget_bytes // 4, plan.experiment.num_test_points
     if base not in plan.block_rows:

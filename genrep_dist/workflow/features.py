@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.kernels.base import FeatureKernel, PairwiseKernel
-from genrep_dist.errors import NonFiniteError, ProblemError
+from genrep_dist.core.kernels.user import UserKernel
+from genrep_dist.errors import NonFiniteError
+from genrep_dist.extension import require_returned
 from genrep_dist.plan import MAX_BLOCK_ROWS
 from genrep_dist.store.features import RowsReader
 from genrep_dist.workflow.context import TestPoints, WorkerContext
-
-Rows = Tensor | FactoredGradients
+from genrep_dist.workflow.returned import Rows, checked_features, checked_tensor
 
 
 def feature_kernel(context: WorkerContext, name: str) -> FeatureKernel:
@@ -27,7 +28,8 @@ def feature_kernel(context: WorkerContext, name: str) -> FeatureKernel:
 
 def train_features(context: WorkerContext, kernel: str, seed: int, epoch: int, start: int, stop: int) -> Rows:
     """Features of training rows of a feature kernel. NonFiniteError names sample ids."""
-    rows = _features(context, feature_kernel(context, kernel), context.model(seed, epoch), context.train.inputs[start:stop])
+    computed, where = feature_kernel(context, kernel), f"kernel {kernel}, seed {seed}, epoch {epoch}"
+    rows = _features(context, computed, context.model(seed, epoch), where, context.train.inputs[start:stop])
     refuse_non_finite(rows, context.train.ids[start:stop], f"{kernel} features, seed {seed}, epoch {epoch}")
     return rows
 
@@ -36,7 +38,8 @@ def point_features(context: WorkerContext, kernel: str, seed: int, epoch: int, p
     """Features of the explained outputs of test points, prepared for products with many blocks of training features."""
 
     def make() -> Any:
-        rows = _features(context, feature_kernel(context, kernel), context.model(seed, epoch), points.inputs, points.outputs)
+        computed, where = feature_kernel(context, kernel), f"test points, kernel {kernel}, seed {seed}, epoch {epoch}"
+        rows = _features(context, computed, context.model(seed, epoch), where, points.inputs, points.outputs)
         refuse_non_finite(rows, points.ids, f"{kernel} features of test points, seed {seed}, epoch {epoch}")
         return rows.as_operand() if isinstance(rows, FactoredGradients) else rows
 
@@ -47,22 +50,32 @@ def point_features(context: WorkerContext, kernel: str, seed: int, epoch: int, p
 def pass_rows(context: WorkerContext, kernel: FeatureKernel, model: nn.Module) -> int:
     """Rows of which the kernel's features are computed in one pass: as many as it prefers, and as the plan allows."""
     allowed = _allowed_rows(context, kernel)
-    return min(allowed, kernel.rows_per_pass(model, context.train.inputs) or allowed)
+    return min(allowed, _preferred_rows(context, kernel, model) or allowed)
 
 
 def _allowed_rows(context: WorkerContext, kernel: FeatureKernel) -> int:
     return context.job.gradient_rows if kernel.factored else min(context.job.prediction_rows, MAX_BLOCK_ROWS)
 
 
-def _features(context: WorkerContext, kernel: FeatureKernel, model: nn.Module, inputs: Tensor, outputs: Tensor | None = None) -> Rows:
+def _preferred_rows(context: WorkerContext, kernel: FeatureKernel, model: nn.Module) -> int | None:
+    # Of the first training rows, so that all workers decide alike.
+    found: object = kernel.rows_per_pass(model, context.train.inputs)
+    require_returned(found is None or (isinstance(found, int) and found > 0), kernel, "rows_per_pass", "None or 1 or more", found)
+    return found if isinstance(found, int) else None
+
+
+def _features(
+    context: WorkerContext, kernel: FeatureKernel, model: nn.Module, where: str, inputs: Tensor, outputs: Tensor | None = None
+) -> Rows:
     """The kernel's features of ``inputs`` (B, ...), of ``outputs`` (B,) if they are given; no pass takes more rows than the plan allows."""
-    step, preferred = _allowed_rows(context, kernel), kernel.rows_per_pass(model, context.train.inputs) or len(inputs)
-    if preferred <= step:
-        return kernel.features(model, inputs, outputs)
-    parts = [
-        kernel.features(model, inputs[at : at + step], None if outputs is None else outputs[at : at + step])
-        for at in range(0, len(inputs), step)
-    ]
+    step, preferred = _allowed_rows(context, kernel), _preferred_rows(context, kernel, model) or len(inputs)
+    step = len(inputs) if preferred <= step else step
+    parts = []
+    for at in range(0, len(inputs), step):
+        rows, chosen = inputs[at : at + step], None if outputs is None else outputs[at : at + step]
+        parts.append(checked_features(kernel.features(model, rows, chosen), len(rows), kernel, where, of_points=outputs is not None))
+    if len(parts) == 1:
+        return parts[0]
     factored = [part for part in parts if isinstance(part, FactoredGradients)]
     return FactoredGradients.cat(factored) if factored else torch.cat(parts)  # type: ignore[arg-type]
 
@@ -87,18 +100,12 @@ def point_gradients(context: WorkerContext, seed: int, epoch: int, points: TestP
 
 def pairwise_block(context: WorkerContext, kernel: str, seed: int, epoch: int, left: Tensor, right: Tensor) -> Tensor:
     """K (A, B) of a pairwise kernel, checked: shape, floating point, finite."""
-    where = f"kernel {kernel}, seed {seed}, epoch {epoch}"
     computed = context.kernel(kernel)
     assert isinstance(computed, PairwiseKernel)
     with torch.no_grad():
-        block: Any = computed.pairs(context.model(seed, epoch), left, right)
-    if not isinstance(block, Tensor) or block.shape != (len(left), len(right)) or not block.is_floating_point():
-        got = f"{block.dtype} {tuple(block.shape)}" if isinstance(block, Tensor) else type(block).__name__
-        expected = f"floating point ({len(left)}, {len(right)})"
-        raise ProblemError("a kernel returned something else", where=where, expected=expected, got=got)
-    if not bool(torch.isfinite(block).all()):
-        raise NonFiniteError("a kernel returned NaN or Inf", where=where, expected="finite numbers", got="NaN or Inf")
-    return block
+        block = computed.pairs(context.model(seed, epoch), left, right)
+    owner, method = (computed.function, "__call__") if isinstance(computed, UserKernel) else (computed, "pairs")
+    return checked_tensor(block, (len(left), len(right)), owner, method, f"kernel {kernel}, seed {seed}, epoch {epoch}")
 
 
 def features_reader(context: WorkerContext, kernel: str, seed: int, epoch: int, *, stored: bool) -> Callable[[int, int], Rows]:

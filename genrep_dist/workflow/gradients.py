@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from genrep_dist.core.gradients.factored import FactoredGradients
+from genrep_dist.extension import require_returned
 from genrep_dist.plan import KernelAt, Plan, StagePlan
 from genrep_dist.store.features import COLUMNS, TABLE, write_block
 from genrep_dist.units import RowsUnit
@@ -44,6 +45,15 @@ class GradientsStage(Stage[GradientUnit]):
         if isinstance(rows, FactoredGradients):
             num_bytes = write_block(artifact, unit.part, unit.start, rows, seconds=context.elapsed())
         else:
+            width = artifact.declared_chunks("features")[1]
+            require_returned(
+                rows[0].numel() == width,
+                context.kernel(unit.kernel),
+                "features",
+                f"{width} numbers a sample, as sizes() says",
+                f"{tuple(rows.shape)}",
+                f"kernel {unit.kernel}, seed {unit.seed}, epoch {unit.epoch}",
+            )
             artifact.write_part(unit.part, "features", (unit.start, 0), to_numpy(rows), seconds=context.elapsed())
             num_bytes = rows.numel() * 4
         return {"rows": float(unit.stop - unit.start), "bytes": float(num_bytes)}
@@ -94,8 +104,8 @@ def feature_passes(plan: Plan, kernel: str, epoch: int) -> float:
 
 def kernel_manifest(plan: Plan, kernel: str, epoch: int) -> dict[str, object]:
     """What the manifest of an artifact of a kernel says, with the projection of its features where there is one."""
-    registered = None if kernel in plan.experiment.kernels else plan.experiment.kernel(kernel)
-    projection = getattr(registered, "projection", None)
+    found = None if kernel in plan.keys.own_kernels else plan.experiment.kernel(kernel)
+    projection = plan.experiment.projection if found is not None and "projection" in found.key_settings() else None
     return {"kernel": kernel, "epoch": epoch, **({} if projection is None else {"projection": projection.model_dump(mode="json")})}
 
 

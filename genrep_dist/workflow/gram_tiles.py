@@ -12,7 +12,7 @@ from torch import Tensor
 from genrep_dist.core.gradients.factored import FactoredGradients, GramOperand
 from genrep_dist.workflow.blocks import PANEL
 from genrep_dist.workflow.context import to_numpy
-from genrep_dist.workflow.features import Rows
+from genrep_dist.workflow.returned import Rows
 
 Span = tuple[int, int]
 Product = Callable[[Span, Span], Tensor]

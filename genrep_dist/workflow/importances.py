@@ -18,6 +18,7 @@ from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
 from genrep_dist.workflow.blocks import tile_bytes
 from genrep_dist.workflow.context import WorkerContext, to_numpy
 from genrep_dist.workflow.gram import Gram
+from genrep_dist.workflow.returned import checked_certificate, checked_pair, checked_tensor
 
 VECTORS_HELD = 12
 """Vectors (N, C) float64 that a solver holds at once."""
@@ -52,7 +53,11 @@ class ImportancesStage(Stage[ImportanceUnit]):
         importance = solved_importance(context, unit.importance)
         inputs = _Inputs(context, unit.seed)
         artifact = context.store.artifact("gram", context.keys.gram(unit.seed, unit.kernel, unit.epoch))
-        alpha, certificate = importance.solve(Gram(artifact, unit.memory_budget_bytes, len(inputs.outputs)), inputs)
+        where = f"importance {unit.importance}, {unit.label}"
+        gram = Gram(artifact, unit.memory_budget_bytes, len(inputs.outputs))
+        solved, certificate = checked_pair(importance.solve(gram, inputs), importance, "solve", where)
+        alpha = checked_tensor(solved, inputs.outputs.shape, importance, "solve", where).double()
+        certificate = checked_certificate(certificate, "efficiency_gap", importance, "solve", where)
         key = context.keys.solved(unit.importance, unit.seed, unit.kernel, unit.epoch)
         artifact = context.store.artifact(unit.importance, key)
         artifact.write("alpha", to_numpy(alpha), ("train", "output"))
@@ -104,7 +109,9 @@ def alpha(context: WorkerContext, name: str, seed: int, kernel: str, epoch: int)
     if isinstance(importance, TrackedImportance):
         return torch.from_numpy(context.train_artifact(seed).read(importance.array))
     if isinstance(importance, OutputImportance):
-        return importance.compute(context.loss, context.train_outputs(seed, epoch), context.train.targets.cpu()).double()
+        outputs = context.train_outputs(seed, epoch)
+        computed = importance.compute(context.loss, outputs, context.train.targets.cpu())
+        return checked_tensor(computed, outputs.shape, importance, "compute", f"importance {name}, seed {seed}, epoch {epoch}").double()
     return torch.from_numpy(context.store.artifact(name, context.keys.solved(name, seed, kernel, epoch)).read("alpha"))
 
 

@@ -19,10 +19,11 @@ from genrep_dist.units import RowsUnit, Unit
 from genrep_dist.workflow.base import ArraySpec, ArtifactSpec, Rates, SampleAxis, Stage
 from genrep_dist.workflow.blocks import MODELS_HELD, block_bytes, tile_bytes
 from genrep_dist.workflow.context import TestPoints, WorkerContext, to_numpy
-from genrep_dist.workflow.features import Rows, features_reader, pairwise_block, pass_rows, point_features
+from genrep_dist.workflow.features import features_reader, pairwise_block, pass_rows, point_features
 from genrep_dist.workflow.gradients import feature_passes, features_seconds, kernel_manifest
 from genrep_dist.workflow.gram_tiles import feature_products, gram_tile, reads
 from genrep_dist.workflow.prefetch import Prefetcher
+from genrep_dist.workflow.returned import Rows, checked_tensor
 
 
 @dataclass(frozen=True)
@@ -122,13 +123,19 @@ def kernel_block(
     # ever held, and in the same steps, so that both give the same bits.
     rows = features_reader(context, kernel, seed, epoch, stored=stored)
     prepared = point_features(context, kernel, seed, epoch, points)
+    where = f"kernel {kernel}, seed {seed}, epoch {epoch}"
     at_once = pass_rows(context, computed, context.model(seed, epoch))
     step = stop - start if stored else at_once
     blocks = []
     for first in range(start, stop, step):
         some = rows(first, min(first + step, stop))
         parts = (_part(some, at, min(at + at_once, len(some))) for at in range(0, len(some), at_once))
-        blocks += [computed.block(part, prepared, points.outputs, num_outputs) for part in parts]
+        blocks += [
+            checked_tensor(
+                computed.block(part, prepared, points.outputs, num_outputs), (len(part), num_outputs, len(points)), computed, "block", where
+            )
+            for part in parts
+        ]
     return torch.cat(blocks)
 
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 
 from genrep_dist.config.keys import Keys
 from genrep_dist.config.metrics import check_feasible, largest_removal, metric_warnings, needs_self_influence, requested_retrainings
-from genrep_dist.errors import ConfigError, PlanError
+from genrep_dist.errors import PlanError
 from genrep_dist.plan import Needs, Plan, Shape, derived_kernel, has_self_influence, kernel_names
 from genrep_dist.workflow.blocks import block_rows, gram_tile_rows
 from genrep_dist.workflow.gradients import stored_features
-from genrep_dist.workflow.stages import STAGES
+from genrep_dist.workflow.stages import stage_plans
 
 
 def make_plan(keys: Keys, shape: Shape, *, refuse: bool = True) -> Plan:
     """Lay out the work of an experiment; refuses what is impossible, unless ``refuse`` is false, as for a run that exists.
 
     Raises PlanError when more test points are requested than there are, when a fraction removes everything, when a method needs
-    an epoch that is never reached, and when one block does not fit the memory budget; ConfigError for resources of an unknown stage.
+    an epoch that is never reached, and when one block does not fit the memory budget.
     """
     experiment, budget = keys.experiment, keys.experiment.resources.memory_budget
     if refuse:
@@ -28,8 +27,7 @@ def make_plan(keys: Keys, shape: Shape, *, refuse: bool = True) -> Plan:
     tiles = {name: gram_tile_rows(name, sizes, shape.num_train, budget, rows[name]) for name, sizes in shape.kernels.items()}
     plan = Plan(experiment, keys, shape, Needs.from_keys(keys), rows, tiles)
     plan = plan.with_changes(stored_features=stored_features(plan), **_retrainings(keys, shape))
-    lines = (stage.plan(plan) for stage in STAGES.values())
-    return plan.with_changes(stages=tuple(line for line in lines if line is not None), warnings=tuple(_warnings(plan)))
+    return plan.with_changes(stages=tuple(stage_plans(plan)), warnings=tuple(_warnings(plan)))
 
 
 def _retrainings(keys: Keys, shape: Shape) -> dict[str, int]:
@@ -58,7 +56,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
             "tracks, and the trajectory that TracInCP samples, are true to that rounding."
         )
     if needs_self_influence(experiment):
-        unknown = [method.name for method in experiment.parsed_methods if not has_self_influence(experiment, method)]
+        unknown = [method.name for method in experiment.parsed_methods if not has_self_influence(plan.keys, method)]
         if unknown:
             yield (
                 f"No self-influence is known of {', '.join(unknown)}, so these are not judged by the labels that were flipped: "
@@ -70,7 +68,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
                 f"Per-sample gradients of these layers (kernel {name}) take more than one batched backward pass: "
                 f"{'; '.join(sizes.slow_layers)}."
             )
-        if name not in experiment.kernels:
+        if name not in plan.keys.own_kernels:
             yield from experiment.kernel(name).notes()
     if plan.shape.slow_derived:
         yield f"Derived kernels take a slower way for this model: {'; '.join(plan.shape.slow_derived)}."
@@ -85,16 +83,6 @@ def _warnings(plan: Plan) -> Iterator[str]:
 
 def _refuse_impossible(keys: Keys, shape: Shape) -> None:
     experiment = keys.experiment
-    for name in experiment.resources.stages:
-        if name not in STAGES:
-            near = difflib.get_close_matches(name, list(STAGES), n=2)
-            raise ConfigError(
-                "resources of an unknown stage",
-                where="resources.stages",
-                expected=", ".join(STAGES),
-                got=repr(name),
-                remedy=f"did you mean {' or '.join(near)}?" if near else "",
-            )
     if experiment.num_test_points > shape.num_test:
         raise PlanError(
             "more test points than there are",
@@ -104,7 +92,7 @@ def _refuse_impossible(keys: Keys, shape: Shape) -> None:
         )
     check_feasible(experiment, shape.num_train)
     experiment.make_target().check(shape.num_outputs)
-    derived = [derived_kernel(experiment, name) for name in kernel_names(experiment)]
+    derived = [derived_kernel(keys, name) for name in kernel_names(experiment)]
     for kernel in filter(None, derived):
         kernel.check_curvature(float(shape.is_loss_linear))
     for method in experiment.parsed_methods:

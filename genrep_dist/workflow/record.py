@@ -12,6 +12,7 @@ from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import ConfigError, StoreError
 from genrep_dist.plan import Plan, Shape
 from genrep_dist.problems.digests import Identity
+from genrep_dist.problems.load import load_class
 from genrep_dist.store import Store
 from genrep_dist.store.paths import EXPERIMENTS, ExperimentPaths, experiment_name
 from genrep_dist.workflow.planning import make_plan
@@ -26,7 +27,7 @@ def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None
     record = {
         "schema_version": RECORD_VERSION,
         "experiment": plan.experiment.resolved(),
-        "question": keys.question,
+        "question": keys.results,
         "data": keys.data,
         "problem": keys.problem,
         "numbers": keys.numbers,
@@ -99,6 +100,9 @@ def plan_of_record(record: dict[str, Any]) -> Plan:
             got=error.what,
             remedy="import or install the package that registers them",
         ) from error
+    for name, own in experiment.kernels.items():
+        if name not in record["own_kernels"]:  # a class of kernels, not a function
+            load_class(own.class_, own.options, record["search_path"], "kernel")
     keys = Keys(
         experiment,
         record["data"],

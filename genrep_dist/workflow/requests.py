@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from genrep_dist.config.metrics import requested_retrainings
+from genrep_dist.config.metrics import measured_metrics, request_count, requested_retrainings
 from genrep_dist.errors import CorruptError, PlanError, StoreError
 from genrep_dist.evaluation.metrics.base import (
     REQUEST_SCHEMA,
@@ -21,8 +21,8 @@ from genrep_dist.evaluation.metrics.base import (
     RetrainRequest,
     Sign,
     TestPoint,
-    registered_metrics,
 )
+from genrep_dist.extension import require_returned
 from genrep_dist.plan import Plan, has_self_influence
 from genrep_dist.store import Store
 from genrep_dist.store.paths import ExperimentPaths
@@ -67,7 +67,9 @@ class StoredSeed:
         outputs = self.outputs
         if outputs is None:
             outputs = self.store.artifact("train", self.plan.keys.train(self.seed)).read("outputs_test")
-        return [self._point(row, outputs[row]) for row in self.plan.keys.test_positions(self.seed)]
+        rows = self.plan.keys.test_positions(self.seed)
+        chosen = self.plan.experiment.make_target().explained_outputs(outputs[rows])
+        return [self._point(row, outputs[row], int(output)) for row, output in zip(rows, chosen, strict=True)]
 
     def scores(self, method: str) -> Array:
         """Phi (N, M)."""
@@ -86,7 +88,7 @@ class StoredSeed:
     def self_influence(self, method: str) -> Array | None:
         """phi(x_i -> x_i) (N,)."""
         parsed = self.plan.experiment.method(method)
-        if self.open_context is None or not has_self_influence(self.plan.experiment, parsed):
+        if self.open_context is None or not has_self_influence(self.plan.keys, parsed):
             return None
         values: Array = self_influence_of(parsed, self.seed, self.open_context()).numpy()
         return values
@@ -95,9 +97,8 @@ class StoredSeed:
         key = self.plan.keys.attribution(self.seed, self.plan.experiment.method(method))
         return self.store.artifact("attribution", key).read(name)
 
-    def _point(self, row: int, outputs: npt.NDArray[np.floating[Any]]) -> TestPoint:
-        """``outputs`` (C,) of the original model. One output is the logit of class 1 against class 0."""
-        output = int(self.plan.experiment.make_target().choose(outputs[None])[0])
+    def _point(self, row: int, outputs: npt.NDArray[np.floating[Any]], output: int) -> TestPoint:
+        """``outputs`` (C,) of the original model, of which ``output`` is explained. One output is the logit of class 1 against class 0."""
         is_supported = bool(outputs[0] > 0) if len(outputs) == 1 else output == int(outputs.argmax())
         position = row * self.num_outputs + output
         return TestPoint(row, int(self.test_ids[row]), position, "positive" if is_supported else "negative")
@@ -118,8 +119,8 @@ def retrain_requests(plan: Plan, store: Store, train_ids: Ids, test_ids: Ids) ->
 
 
 def requests_path(plan: Plan) -> str:
-    """Where the request table is stored; every question has its own."""
-    return ExperimentPaths(plan.experiment.name).requests(plan.keys.question)
+    """Where the request table is stored; every experiment has its own."""
+    return ExperimentPaths(plan.experiment.name).requests(plan.keys.results)
 
 
 def read_requests(plan: Plan, store: Store) -> pl.LazyFrame:
@@ -177,16 +178,16 @@ class _Requests:
         self._num_train = plan.shape.num_train
         self._train_ids: dict[int, int] = {}
         """Each id by itself: the removed sets share the objects, which take four times as much as references to them."""
-        self._metrics = [metric for metric in registered_metrics() if metric.measured(plan.experiment)]
+        self._metrics: tuple[Metric, ...] = measured_metrics(plan.experiment)
         self.rows: list[dict[str, Any]] = []
         self.retrainings: dict[str, Retraining] = {}
 
     def add_method(self, data: StoredSeed, method: str) -> None:
         requests: list[tuple[str, RetrainRequest]] = []
         for metric in self._metrics:
-            count = metric.count_requests(self._experiment, self._num_train)
+            count = request_count(metric, self._experiment, self._num_train)
             found = list(metric.method_requests(self._experiment, data, method))
-            _check_count(metric, found, count.per_method + count.originals_per_method)
+            _check_requests(metric, "method_requests", found, count.per_method + count.originals_per_method)
             requests += [(metric.name, request) for request in found]
         # The requests of one test point are adjacent, so that one task trains models that remove similar sets.
         rank: dict[int | None, int] = {point.test_id: number for number, point in enumerate(data.points)}
@@ -196,7 +197,7 @@ class _Requests:
     def add_shared(self, data: StoredSeed) -> None:
         for metric in self._metrics:
             found = list(metric.shared_requests(self._experiment, data))
-            _check_count(metric, found, metric.count_requests(self._experiment, self._num_train).shared)
+            _check_requests(metric, "shared_requests", found, request_count(metric, self._experiment, self._num_train).shared)
             for request in found:
                 self._add(metric.name, data, request)
 
@@ -239,7 +240,26 @@ class _Requests:
         )
 
 
-def _check_count(metric: Metric, found: Sequence[RetrainRequest], declared: int) -> None:
+_OPTIONAL: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("method", "sign"), str),
+    **dict.fromkeys(("test_id", "output_position", "subset"), (int, np.integer)),
+    "fraction": (int, float, np.floating),
+}
+
+
+def _check_requests(metric: Metric, method: str, found: Sequence[RetrainRequest], declared: int) -> None:
+    """Raise ProblemError for what is no request, and PlanError for more than ``declared``."""
+    for request in found:
+        fits = (
+            isinstance(request, RetrainRequest)
+            and isinstance(request.removed, np.ndarray)
+            and request.removed.ndim == 1
+            and (request.removed.dtype.kind in "iu" or not request.removed.size)
+            and request.policy in ("same", "fresh")
+            and isinstance(request.replicate, int)
+            and all(isinstance(getattr(request, name), (kind, type(None))) for name, kind in _OPTIONAL.items())
+        )
+        require_returned(fits, metric, method, "RetrainRequests with ids (k,) as integers, and fields of their declared types", request)
     if len(found) > declared:
         raise PlanError(
             "a metric requests more models than it declared",

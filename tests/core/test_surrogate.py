@@ -160,13 +160,13 @@ def digits_network(width: int) -> tuple[Tensor, Tensor]:
     targets = torch.tensor(labels[chosen][:300] == 8)
     layers = [nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16 * width, 1)]
     model = initialise(nn.Sequential(*layers), 0)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(60):
         for start in range(0, 300, 50):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             batch = slice(start, start + 50)
             torch.autograd.backward(LOSSES["logistic"].value(model_outputs(model, inputs[batch]), targets[batch]).mean())
-            optimiser.step()
+            optimizer.step()
     features = per_sample_gradients(model, inputs)[:, 0]
     return features @ features.T, model_outputs(model, inputs).detach()
 

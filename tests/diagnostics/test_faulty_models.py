@@ -14,11 +14,11 @@ from tests.diagnostics.runs import FragileBatchNorm, copy, doctor, run
 
 
 @pytest.mark.parametrize("name", ["momentum", "weight_decay"])
-def test_an_optimiser_against_the_methods(name: str, tmp_path: Path) -> None:
+def test_an_optimizer_against_the_methods(name: str, tmp_path: Path) -> None:
     done = run(tmp_path, recipe={name: 0.3}, methods=["ntk-final/tracking", "tracincp", "random"])
     findings = doctor(done)
-    assert findings.not_green() == {("optimiser", "amber")}
-    found = findings.worst_of("optimiser")
+    assert findings.not_green() == {("optimizer", "amber")}
+    found = findings.worst_of("optimizer")
     assert (found.number, found.bound) == (1, 0)
     assert "ntk-final/tracking, tracincp;" in found.text
     assert "not plain SGD" in findings.worst_of("tracking identity").text

@@ -13,8 +13,9 @@ import torch
 
 import genrep_dist as gr
 from genrep_dist.config.metrics import METRICS, requested_retrainings
+from genrep_dist.config.sections import Section
 from genrep_dist.errors import ConfigError, PlanError
-from genrep_dist.evaluation.metrics.base import metric_infos, register
+from genrep_dist.evaluation.metrics.base import MetricInfo, metric_infos, register
 from genrep_dist.units import Retraining
 from genrep_dist.workflow.retrain import retrain
 from tests.experiments import ROOT, experiment
@@ -72,14 +73,14 @@ def test_a_class_can_be_named_in_the_experiment() -> None:
 def test_without_other_metrics_nothing_changes() -> None:
     asked = experiment()
     assert "metrics" not in asked.resolved()
-    assert "metrics" not in asked.question()
+    assert "metrics" not in asked.result_fields()
 
 
 def test_settings_and_version_are_a_part_of_the_question() -> None:
     register(SelfRemoval)
     first, second = (experiment(**{**FIELDS, "metrics": {"self_removal": {"count": count}}}) for count in (2, 3))
-    assert first.question() != second.question()
-    assert first.question()["metrics"]["self_removal"][0] == 1
+    assert first.result_fields() != second.result_fields()
+    assert first.result_fields()["metrics"]["self_removal"][0] == 1
 
 
 @pytest.mark.parametrize(
@@ -133,3 +134,12 @@ def test_tuning_leaves_other_metrics_out() -> None:
     assert only_metric(asked, "lds").metric_names == ("auc_del_negative", "lds")
     assert only_metric(asked, "auc_del_negative").metric_names == ("auc_del_negative",)
     assert only_metric(asked, "auc_del_negative").deletion == asked.deletion
+
+
+def test_a_metric_without_settings_is_measured_where_it_is_named() -> None:
+    plain = type(
+        "Plain", (SelfRemoval,), {"name": "impostor", "numbers": (MetricInfo("plain", "plain", "larger", "Plain."),), "section": Section}
+    )
+    register(plain)
+    assert experiment(metrics={"impostor": {}}).metric_names[-1] == "plain"
+    assert "plain" not in experiment().metric_names

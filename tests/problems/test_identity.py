@@ -18,7 +18,7 @@ from torch import nn
 
 from genrep_dist.errors import ProblemError
 from genrep_dist.problems.digests import Identity, class_identity, object_identity, problem_identity
-from genrep_dist.problems.load import load_object, load_problem
+from genrep_dist.problems.load import load_class, load_problem
 from tests.problems.user_files import HEAD, NET, PROBLEM, Folder, folder
 
 __all__ = ["folder"]
@@ -70,7 +70,7 @@ def test_tensors_of_the_loss_the_problem_and_a_kernel_count(folder: Folder) -> N
     for number in (1.0, 2.0):
         (folder.path / "numbers.json").write_text(str(number))
         found.append(folder.identity())
-        kernels.append(object_identity(load_object(f"{folder.name}:Kernel", {}, [folder.path])).digest)
+        kernels.append(object_identity(load_class(f"{folder.name}:Kernel", {}, [folder.path], "kernel")()).digest)
     changed = set(found[0].changes(found[1]))
     assert changed == {"loss.weights", "problem.table.a.0"}
     assert kernels[0] != kernels[1]

@@ -8,6 +8,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from genrep_dist.extension import Extension
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 Kind = Literal["outputs", "tracked", "solved"]
 
 
-class Importance(ABC):
+class Importance(Extension, ABC):
     """A global importance alpha (N, C): the part of an attribution that depends on the training sample alone (Eq. 2)."""
 
     name: ClassVar[str]
@@ -81,7 +83,7 @@ class SolveInputs(Protocol):
 
 
 class SolvedImportance(Importance):
-    """Solved for on a kernel's gram, with a certificate that holds at least ``residual`` or its like, and ``efficiency_gap``."""
+    """Solved for on a kernel's gram. The certificate has ``efficiency_gap``, max |f - K alpha|, and ``residual`` where there is one."""
 
     kind = "solved"
     needs = ("gram",)

@@ -7,13 +7,8 @@ from genrep_dist.core.kernels.influence import InfluenceKernel
 from genrep_dist.core.kernels.last_layer import LastLayerKernel
 from genrep_dist.core.kernels.ntk import NeuralTangentKernel
 from genrep_dist.core.reserved import RESERVED_NAMES
-from genrep_dist.registry import Registry, subclass_of
+from genrep_dist.registry import Registry
 
-KERNELS: Registry[type[Kernel]] = Registry(
-    "kernel",
-    "genrep_dist.kernels",
-    subclass_of(Kernel),
-    RESERVED_NAMES,
-)
+KERNELS: Registry[type[Kernel]] = Registry("kernel", "genrep_dist.kernels", Kernel, reserved=RESERVED_NAMES)
 for _kernel in (NeuralTangentKernel, LastLayerKernel, InfluenceKernel):
     KERNELS.register(_kernel.name, _kernel)

@@ -13,6 +13,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from genrep_dist.extension import Extension
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -59,7 +61,7 @@ class Work:
     gradient_rows: float = 0.0
 
 
-class Kernel(ABC):
+class Kernel(Extension, ABC):
     """A kernel by its configured settings.
 
     ``formula``, ``source`` and ``needs`` are for people (`genrep methods`). ``settings`` names the fields of an experiment that the
@@ -189,6 +191,12 @@ class DerivedKernel(Kernel):
     """A kernel computed as a whole, from the gram of a ``base`` kernel or from products with the model's Hessian."""
 
     kind = "derived"
+
+    @classmethod
+    def supports(cls, checkpoint: str, *, needs_gram: bool) -> bool:
+        """At every checkpoint, for importances that need no gram: a derived kernel has none of its own."""
+        del checkpoint
+        return not needs_gram
 
     @property
     @abstractmethod

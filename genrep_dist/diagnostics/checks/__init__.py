@@ -15,6 +15,7 @@ from genrep_dist.diagnostics.finding import Finding
 Check = Callable[[CheckContext], Iterable[Finding]]
 
 _FILES = (
+    "extensions",
     "mode",
     "normalisation",
     "dropout",
@@ -31,7 +32,7 @@ _FILES = (
     "efficiency",
     "influence",
     "tracking_identity",
-    "optimiser",
+    "optimizer",
     "finite",
     "scores",
     "external_scores",

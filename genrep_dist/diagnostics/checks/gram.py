@@ -42,7 +42,7 @@ def check(context: CheckContext) -> Iterator[Finding]:
             seed=damaged,
         )
         part = f"all {size} rows" if count == size else f"a principal minor, {count} of {size} rows, which can miss a negative one"
-        is_users = kernel in context.plan.experiment.kernels
+        is_users = kernel in context.plan.experiment.kernels or f"kernel {kernel}" in context.plan.keys.extensions
         remedy = (
             "correct the kernel's class and run the experiment again: the changed class is another kernel, which is computed anew"
             if is_users

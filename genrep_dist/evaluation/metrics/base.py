@@ -18,7 +18,7 @@ import polars as pl
 from genrep_dist.config.experiment import Experiment
 from genrep_dist.config.metrics import METRICS, RequestCount
 from genrep_dist.config.sections import Section
-from genrep_dist.errors import ConfigError
+from genrep_dist.extension import Extension
 
 Array = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
@@ -126,6 +126,8 @@ class TestPoint:
     ``supporting_sign``: the sign of the scores of training samples that support the predicted class.
     """
 
+    __test__ = False
+
     row: int
     test_id: int
     output_position: int
@@ -201,20 +203,20 @@ class MetricTables:
     tables: Mapping[str, pl.DataFrame] = field(default_factory=dict)
 
 
-class Metric(ABC):
+class Metric(Extension, ABC):
     """A metric: its numbers, the models that it requests, and how points are computed from their outputs.
 
-    A class without arguments; it holds no state. ``name`` names its requests and, for a metric of another package, its settings in the
-    field ``metrics`` of an experiment, which are validated by ``section``. ``title`` heads its table in the report. ``numbers`` are the
-    published numbers. ``tables`` are the tables of its own that it publishes. ``version`` enters the experiment's digest: raise it when
-    the metric's numbers change.
+    A class without arguments; it holds no state. ``name`` names its requests and its settings in the field ``metrics`` of an experiment,
+    which are validated by ``section``; None: they are the field of that name. Without settings it is not measured. ``title`` heads its
+    table in the report. ``numbers`` describe the numbers that it publishes. ``tables`` are the tables of its own that it publishes as
+    ``{name}.parquet``; metrics may share one. ``version`` enters the experiment's digest: raise it when the metric's numbers change.
     """
 
     name: str
     title: str
     numbers: tuple[MetricInfo, ...]
     tables: Mapping[str, TableSpec] = {}
-    section: type[Section] | None = None
+    section: type[Section] | None = Section
     version: int = 1
     needs_classes: bool = False
     """Whether it needs a loss whose outputs are those of classes."""
@@ -223,10 +225,10 @@ class Metric(ABC):
 
     def settings(self, experiment: Experiment) -> Any:
         """Its settings in the experiment; None if it is not measured."""
+        if self.section is None:
+            return getattr(experiment, self.name)
         given = experiment.metrics.get(self.name)
-        if given is None or self.section is None:
-            return None
-        return self.section.model_validate({key: value for key, value in given.items() if key != "class"})
+        return None if given is None else self.section.model_validate({key: value for key, value in given.items() if key != "class"})
 
     def measured(self, experiment: Experiment) -> tuple[str, ...]:
         """Names of its numbers that the experiment measures."""
@@ -234,6 +236,8 @@ class Metric(ABC):
 
     def disabled(self, experiment: Experiment) -> Experiment:
         """The experiment without this metric."""
+        if self.section is None:
+            return experiment.with_fixed_seeds(**{self.name: None})
         return experiment.with_fixed_seeds(metrics={name: given for name, given in experiment.metrics.items() if name != self.name})
 
     # -- planning: called for experiments that measure it -----------------------------------------------------------------------
@@ -284,32 +288,14 @@ class Metric(ABC):
 
 
 def register(metric: type[Metric]) -> type[Metric]:
-    """Add a metric to the registry; usable as a class decorator. Raises ConfigError if a name of its is taken by another metric."""
-    built = metric()
-    taken = {number.name: other.name for other in registered_metrics() if other.name != built.name for number in other.numbers}
-    shared = [number.name for number in built.numbers if number.name in taken]
-    if shared:
-        raise ConfigError(
-            "two metrics publish numbers of one name",
-            where=f"metric {built.name}",
-            expected=f"other names than those of metric {taken[shared[0]]}",
-            got=", ".join(shared),
-            remedy="rename the number",
-        )
-    METRICS.register(built.name, metric)
+    """Add a metric to the registry; usable as a class decorator. Raises ConfigError if a name of its is taken or cannot be used."""
+    METRICS.register_loaded(metric.name, metric)
     return metric
 
 
-def registered_metrics() -> tuple[Metric, ...]:
-    """All metrics, in the order of the registry."""
-    found = []
-    for metric in METRICS.values():
-        if not isinstance(metric, Metric):
-            raise ConfigError(
-                "a registered metric is not one", where=metric.name, expected="a subclass of Metric", got=type(metric).__qualname__
-            )
-        found.append(metric)
-    return tuple(found)
+def registered_metrics() -> list[Metric]:
+    """All metrics that can be used, in the order of the registry."""
+    return METRICS.usable()
 
 
 def metric_infos() -> dict[str, MetricInfo]:
@@ -320,9 +306,3 @@ def metric_infos() -> dict[str, MetricInfo]:
 def metric_info(name: str) -> MetricInfo:
     """The published number of that name. KeyError if no registered metric has it."""
     return metric_infos()[name]
-
-
-def sorted_points(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """All points as one table by :data:`POINTS_SCHEMA`, sorted."""
-    frames = [frame.select(pl.col(name).cast(dtype) for name, dtype in POINTS_SCHEMA.items()) for frame in frames]
-    return pl.concat([pl.DataFrame(schema=POINTS_SCHEMA), *frames]).sort("metric", "method", "seed", "test_id")

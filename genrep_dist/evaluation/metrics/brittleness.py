@@ -11,7 +11,6 @@ import polars as pl
 
 from genrep_dist.config.experiment import Experiment
 from genrep_dist.config.metrics import RequestCount
-from genrep_dist.config.sections import BrittlenessSection
 from genrep_dist.errors import PlanError, StoreError
 from genrep_dist.evaluation.ledger_scores import ledger_scores
 from genrep_dist.evaluation.metrics.base import (
@@ -76,52 +75,42 @@ class Brittleness(Metric):
             ("num_removed", "fraction"),
         )
     }
+    section = None
     needs_classes = True
 
-    def settings(self, experiment: Experiment) -> BrittlenessSection | None:
-        return experiment.brittleness
-
-    def disabled(self, experiment: Experiment) -> Experiment:
-        return experiment.with_fixed_seeds(brittleness=None)
-
     def check_feasible(self, experiment: Experiment, num_train: int) -> None:
-        check_removals(self.name, _declared(experiment), num_train)
-        if largest_count(_declared(experiment), num_train) == 0:
+        check_removals(self.name, self.settings(experiment), num_train)
+        if largest_count(self.settings(experiment), num_train) == 0:
             raise PlanError(
                 "brittleness removes no sample, so no prediction could flip",
                 where="brittleness.fractions or brittleness.counts",
                 expected=f"a removal of at least one of {num_train} training samples",
-                got=removals_text(_declared(experiment)),
+                got=removals_text(self.settings(experiment)),
                 remedy=f"declare a share of {smallest_share_text(num_train)} or more; or leave brittleness out",
             )
 
     def size_warnings(self, experiment: Experiment, num_train: int) -> list[str]:
-        return removal_warnings(self.name, _declared(experiment), num_train)
+        return removal_warnings(self.name, self.settings(experiment), num_train)
 
     def count_requests(self, experiment: Experiment, num_train: int) -> RequestCount:
-        return count_removals(_declared(experiment), experiment.num_test_points, 1, num_train)
+        return count_removals(self.settings(experiment), experiment.num_test_points, 1, num_train)
 
     def largest_removal(self, experiment: Experiment, num_train: int) -> int:
-        return largest_count(_declared(experiment), num_train)
+        return largest_count(self.settings(experiment), num_train)
 
     def method_requests(self, experiment: Experiment, data: SeedData, method: str) -> Iterator[RetrainRequest]:
         for number, point in enumerate(data.points):
-            yield from removal_requests(_declared(experiment), data, method, number, point.supporting_sign)
+            yield from removal_requests(self.settings(experiment), data, method, number, point.supporting_sign)
 
     def evaluate(self, data: EvaluationData) -> MetricTables:
         seed = next(iter(data.seeds.values()))
-        largest, _ = _declared(data.experiment).removals(len(seed.train_ids))[-1]
+        largest, _ = self.settings(data.experiment).removals(len(seed.train_ids))[-1]
         table = brittleness_table(data.requests, data.ledger, seed.num_outputs)
         return MetricTables(brittleness_points(table, largest), {"brittleness": table})
 
     def facts(self, experiment: Experiment, num_train: int, tables: Mapping[str, pl.DataFrame]) -> dict[str, str]:
-        section = _declared(experiment)
+        section = self.settings(experiment)
         return {self.title: f"removed: {removals_text(section)}; {policy_text(section)}"}
-
-
-def _declared(experiment: Experiment) -> BrittlenessSection:
-    assert experiment.brittleness is not None
-    return experiment.brittleness
 
 
 def brittleness_table(requests: pl.DataFrame, ledger: pl.LazyFrame, num_outputs: int) -> pl.DataFrame:

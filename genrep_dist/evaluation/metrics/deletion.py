@@ -13,7 +13,6 @@ import polars as pl
 
 from genrep_dist.config.experiment import Experiment
 from genrep_dist.config.metrics import RequestCount
-from genrep_dist.config.sections import DeletionSection
 from genrep_dist.errors import NonFiniteError, NotCommittedError
 from genrep_dist.evaluation.intervals import Array, clustered_intervals
 from genrep_dist.evaluation.metrics.base import (
@@ -87,8 +86,7 @@ class Deletion(Metric):
         ),
     }
 
-    def settings(self, experiment: Experiment) -> DeletionSection:
-        return experiment.deletion
+    section = None
 
     def measured(self, experiment: Experiment) -> tuple[str, ...]:
         return tuple(f"auc_del_{sign}" for sign in SIGNS if sign in experiment.deletion.signs)

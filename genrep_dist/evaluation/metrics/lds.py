@@ -26,15 +26,11 @@ class LinearDatamodeling(SubsetMetric):
         ),
     )
 
-    def settings(self, experiment: Experiment) -> LdsSection | None:
-        return experiment.lds
-
     def num_subsets(self, experiment: Experiment) -> int:
-        return 0 if experiment.lds is None else experiment.lds.subsets
+        return int(self.settings(experiment).subsets)
 
     def removed(self, experiment: Experiment, seed: int, num_train: int) -> Mask:
-        assert experiment.lds is not None
-        return draw_subsets(seed, num_train, experiment.lds.subsets, experiment.lds.fraction)
+        return draw_subsets(seed, num_train, self.num_subsets(experiment), self.settings(experiment).fraction)
 
     def check_feasible(self, experiment: Experiment, num_train: int) -> None:
         """Refuse subsets of no sample and of all samples: models of all subsets would be equal."""
@@ -52,10 +48,9 @@ class LinearDatamodeling(SubsetMetric):
             )
 
     def largest_removal(self, experiment: Experiment, num_train: int) -> int:
-        assert experiment.lds is not None
-        return num_train - round(experiment.lds.fraction * num_train)
+        lds: LdsSection = self.settings(experiment)
+        return num_train - round(lds.fraction * num_train)
 
     def description(self, experiment: Experiment) -> str:
-        assert experiment.lds is not None
-        lds = experiment.lds
+        lds: LdsSection = self.settings(experiment)
         return f"{lds.subsets} subsets a network, each {100 * lds.fraction:g} % of the training set; {policy_text(lds)}"

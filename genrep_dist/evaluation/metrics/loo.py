@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from genrep_dist.config.experiment import Experiment
-from genrep_dist.config.sections import LooSection
 from genrep_dist.errors import PlanError
 from genrep_dist.evaluation.metrics.base import MetricInfo
 from genrep_dist.evaluation.metrics.subset_metric import SubsetMetric
@@ -26,11 +25,8 @@ class LeaveOneOut(SubsetMetric):
         ),
     )
 
-    def settings(self, experiment: Experiment) -> LooSection | None:
-        return experiment.loo
-
     def num_subsets(self, experiment: Experiment) -> int:
-        return 0 if experiment.loo is None else experiment.loo.samples
+        return int(self.settings(experiment).samples)
 
     def removed(self, experiment: Experiment, seed: int, num_train: int) -> Mask:
         return draw_left_out(seed, num_train, self.num_subsets(experiment))
@@ -46,5 +42,4 @@ class LeaveOneOut(SubsetMetric):
             )
 
     def description(self, experiment: Experiment) -> str:
-        assert experiment.loo is not None
-        return f"{experiment.loo.samples} samples a network, each left out once; {policy_text(experiment.loo)}"
+        return f"{self.num_subsets(experiment)} samples a network, each left out once; {policy_text(self.settings(experiment))}"

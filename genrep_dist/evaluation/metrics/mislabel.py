@@ -54,6 +54,7 @@ class Mislabel(Metric):
     )
     # Mean over seeds: share of the flipped labels found against the share of the training set inspected.
     tables: Mapping[str, TableSpec] = {"inspection": TableSpec({"method": pl.String, "inspected": pl.Float64, "found": pl.Float64})}
+    section = None
     needs_self_influence = True
 
     def settings(self, experiment: Experiment) -> FlipSection | None:

@@ -36,6 +36,7 @@ class SubsetMetric(Metric):
     """
 
     tables: Mapping[str, TableSpec] = {"ceilings": CEILINGS}
+    section = None
 
     @abstractmethod
     def num_subsets(self, experiment: Experiment) -> int:
@@ -48,9 +49,6 @@ class SubsetMetric(Metric):
     @abstractmethod
     def description(self, experiment: Experiment) -> str:
         """How it was measured, for people."""
-
-    def disabled(self, experiment: Experiment) -> Experiment:
-        return experiment.with_fixed_seeds(**{self.name: None})
 
     def count_requests(self, experiment: Experiment, num_train: int) -> RequestCount:
         return RequestCount(shared=self.num_subsets(experiment) * self.settings(experiment).replicates)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from genrep_dist.core import optimizers
+from genrep_dist.config.optimizers import OPTIMIZERS
+from genrep_dist.extension import build, returned
 from genrep_dist.problems.protocol import Recipe
-from genrep_dist.registry import Registry, subclass_of
 from genrep_dist.training.optimizers.base import Optimizer
 
-OPTIMIZERS: Registry[type[Optimizer]] = optimizers.OPTIMIZERS
-OPTIMIZERS.require(subclass_of(Optimizer))  # type: ignore[type-abstract]
+__all__ = ["OPTIMIZERS", "Optimizer", "identity_gap_reasons", "make_optimizer"]
 
 
 def make_optimizer(recipe: Recipe) -> Optimizer:
     """The optimizer that ``recipe`` names, with its settings. Raises ConfigError for an unknown name."""
-    return OPTIMIZERS.get(recipe.optimizer)(recipe)
+    optimizer: Optimizer = build(OPTIMIZERS.get(recipe.optimizer), recipe)
+    return optimizer
 
 
 def identity_gap_reasons(recipe: Recipe) -> list[str]:
@@ -21,4 +21,5 @@ def identity_gap_reasons(recipe: Recipe) -> list[str]:
 
     The one place that decides this. Rounding (``recipe.precision``) is not an optimizer's matter and is not covered.
     """
-    return make_optimizer(recipe).identity_gap_reasons()
+    optimizer = make_optimizer(recipe)
+    return returned(list, optimizer, "identity_gap_reasons", optimizer.identity_gap_reasons())

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from genrep_dist.extension import Extension, require_returned
 from genrep_dist.problems.protocol import Recipe
 
 
-class Optimizer(ABC):
+class Optimizer(Extension, ABC):
     """An update rule with the settings of one recipe. It holds no tensors: its state is passed in.
 
     The same rule updates one model and S models that train together. For S models every parameter, gradient and state tensor has S as
@@ -96,8 +98,15 @@ class OptimizedParameters:
         wide = torch.promote_types(parameter.dtype, torch.float32)
         return {
             name: torch.zeros_like(parameter) if shape == own else torch.zeros((*first, *shape), dtype=wide, device=parameter.device)
-            for name, shape in self._optimizer.state_shapes(own).items()
+            for name, shape in self._state_shapes(own).items()
         }
+
+    def _state_shapes(self, shape: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:
+        found: object = self._optimizer.state_shapes(shape)
+        shapes = found.values() if isinstance(found, Mapping) else [None]
+        fits = all(isinstance(one, tuple) and all(isinstance(size, int) for size in one) for one in shapes)
+        require_returned(fits, self._optimizer, "state_shapes", "shapes, tuples of int, by name", found)
+        return cast("Mapping[str, tuple[int, ...]]", found)
 
     @property
     def _tensors(self) -> list[Tensor]:
