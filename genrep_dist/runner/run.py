@@ -63,10 +63,8 @@ def run(
             counter.message("everything is done already: nothing was computed")
             return open_run(opened, experiment.name)
         if changed := changes_since_last_run(declared):
-            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            counter.message(
-                f"since the last run of {experiment.name} have changed: {', '.join(changed[:3])}{more}; what depends on them is computed anew"
-            )
+            names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+            counter.message(f"since the last run of {experiment.name} have changed: {names}; what depends on them is computed anew")
         if retry_failed and clear_quarantine(opened, experiment.name):
             counter.message("what was in quarantine is tried again")
         workers = Workers(experiment, serial=serial, address=address, executor=executor)
