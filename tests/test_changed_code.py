@@ -47,7 +47,7 @@ def test_other_start_weights_are_never_mixed_with_earlier_results(folder: Folder
     mixed, messages = run(folder, "store", fraction=0.4)
     fresh, _ = run(folder, "fresh", fraction=0.4)
     assert mixed.deletion().collect().equals(fresh.deletion().collect())
-    assert "since the last run of toy have changed: tensor a.weight; what depends on them is computed anew" in messages
+    assert "changed since the last run of toy: tensor a.weight; what depends on them is recomputed" in messages
     _, messages = run(folder, "store", fraction=0.4)
     assert messages == "everything is done already: nothing was computed"
 

@@ -67,9 +67,8 @@ class Identity:
 
     def changes(self, earlier: Identity) -> list[str]:
         """The files and places where this identity differs from an ``earlier`` one."""
-        parts: list[tuple[Mapping[str, Any], Mapping[str, Any]]]
-        parts = [(self.form, earlier.form), (self.computed, earlier.computed), (self.values, earlier.values)]
-        return self._paths(earlier) + [place for one, other in parts for place in _differences(one, other, operator.eq)]
+        texts = _differences(self.form | self.computed, earlier.form | earlier.computed, operator.eq)
+        return self._paths(earlier) + texts + _differences(self.values, earlier.values, operator.eq)
 
     def _paths(self, other: Identity) -> list[str]:
         """The files that differ; the name of a module that is not imported here."""

@@ -101,7 +101,7 @@ class LiveCode:
             function = wrapped
 
 
-@lru_cache(64)
+@lru_cache(1024)
 def _compiled(contents: bytes, path: str) -> frozenset[str]:
     """The texts of all functions' codes in a file."""
 
@@ -157,7 +157,7 @@ def _functions_in(source: SourceFile) -> Iterator[ast.AST]:
             yield from ast.walk(node)
 
 
-@lru_cache(64)
+@lru_cache(1024)
 def _used_in_functions(source: SourceFile) -> frozenset[str]:
     nodes = list(_functions_in(source))
     return frozenset(
@@ -165,7 +165,7 @@ def _used_in_functions(source: SourceFile) -> frozenset[str]:
     )
 
 
-@lru_cache(64)
+@lru_cache(1024)
 def _changed_by_functions(source: SourceFile) -> frozenset[str]:
     """Names of globals and attributes that functions assign or change in place: counters and caches."""
     found: set[str] = set()

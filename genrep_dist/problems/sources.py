@@ -19,8 +19,8 @@ from genrep_dist.errors import ProblemError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _LIBRARIES = tuple({Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")})
-_seen: dict[str, tuple[object, str]] = {}
-"""By module: what one import of it made, and the digest of the file when it was read after that import."""
+_seen: dict[str, tuple[object, SourceFile]] = {}
+"""By module: what one import of it made, and its file as it was read after that import."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,12 @@ class SourceFile:
         except (SyntaxError, ValueError):
             return None
 
-    def imports(self) -> Iterator[str]:
+    @cached_property
+    def imports(self) -> tuple[str, ...]:
         """The modules that its import statements may mean, those inside functions included."""
+        return tuple(dict.fromkeys(self._imports()))
+
+    def _imports(self) -> Iterator[str]:
         package = self.module if self.is_package else self.module.rpartition(".")[0]
         for node in ast.walk(self.tree or ast.Module([], [])):
             if isinstance(node, ast.Import):
@@ -113,7 +117,7 @@ def user_sources(modules: Iterable[str]) -> dict[str, SourceFile]:
         source = _source_on_disk(name, folders) if module is None else _loaded_source(module)
         if source is not None:
             found[name] = source
-            waiting += source.imports()
+            waiting += source.imports
             waiting += _references(module)
     return found
 
@@ -145,10 +149,11 @@ def _loaded_source(module: types.ModuleType) -> SourceFile | None:
     imported: object = module if module.__spec__ is None else module.__spec__
     known = _seen.get(module.__name__)
     if known is None or known[0] is not imported:
-        _seen[module.__name__] = imported, source.digest
-    elif known[1] != source.digest:
+        _seen[module.__name__] = imported, source
+        return source
+    if known[1].digest != source.digest:
         raise edited_error(source)
-    return source
+    return known[1]
 
 
 def _source_on_disk(name: str, folders: list[str]) -> SourceFile | None:

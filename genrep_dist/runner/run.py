@@ -72,10 +72,8 @@ def run(
             follow_moved_store(finished)
             return finished
         if changed := changes_since_last_run(declared):
-            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            counter.message(
-                f"changed since the last run of {experiment.name}: {', '.join(changed[:3])}{more}; what depends on them is recomputed"
-            )
+            names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+            counter.message(f"changed since the last run of {experiment.name}: {names}; what depends on them is recomputed")
         if retry_failed and clear_quarantine(opened, experiment.name):
             counter.message("what was in quarantine is tried again")
         workers = Workers(experiment, serial=serial, address=address, executor=executor)
