@@ -17,7 +17,7 @@ from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.store import Store
 from genrep_dist.workflow.prepare import prepare
-from tests.core.fallback_models import BooleanMask, Checked, OwnFunction
+from tests.core.fallback_models import Checked, OwnFunction
 from tests.experiments import ROOT, experiment
 from tests.toys import Blobs
 
@@ -37,11 +37,6 @@ class _Narrow(Blobs):
 class CheckedRows(_Narrow):
     def model(self) -> nn.Module:
         return Checked()
-
-
-class MaskedRows(_Narrow):
-    def model(self) -> nn.Module:
-        return BooleanMask()
 
 
 class FunctionRows(_Narrow):
@@ -118,7 +113,7 @@ def _experiment(problem: type[_Narrow], methods: list[str], **fields: Any) -> An
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize(
     ("problem", "reason"),
-    [(CheckedRows, "calling .item()"), (MaskedRows, "dynamic shape"), (ScriptedRows, "Jitted"), (ComplexRows, "complex")],
+    [(CheckedRows, "calling .item()"), (ScriptedRows, "Jitted"), (ComplexRows, "complex")],
 )
 def test_a_kernel_is_that_of_plain_autograd(problem: type[_Narrow], reason: str, tmp_path: Path) -> None:
     run = gr.run(_experiment(problem, ["ntk-final/tracking"]), store=str(tmp_path), serial=True, search_path=[str(ROOT)])
