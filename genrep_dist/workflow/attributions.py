@@ -16,6 +16,7 @@ from genrep_dist.seeds import derive_seed
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, SampleAxis, Stage
+from genrep_dist.workflow.blocks import cached_bytes
 from genrep_dist.workflow.context import TestPoints, WorkerContext, to_numpy
 from genrep_dist.workflow.importances import alpha
 
@@ -73,7 +74,7 @@ class AttributionsStage(Stage[AttributionUnit]):
         shape = plan.shape
         rows = min(shape.num_train, kernel_rows(plan.budget_bytes, shape.num_outputs, points))
         held = shape.num_outputs * (2 * 8 * shape.num_train + rows * 4 * KERNEL_ROW_COPIES * points)
-        return StagePlan(self.name, what, seeds * (methods - external), seeds * methods * each, 2 * each + held)
+        return StagePlan(self.name, what, seeds * (methods - external), seeds * methods * each, 2 * each + held + cached_bytes(plan))
 
 
 def kernel_rows(budget_bytes: int, num_outputs: int, num_points: int) -> int:

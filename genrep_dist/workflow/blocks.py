@@ -32,6 +32,11 @@ def numbers_at_work(sizes: KernelSizes) -> int:
     return BLOCKS_HELD * sizes.held
 
 
+def cached_bytes(plan: Plan) -> int:
+    """Memory of what a worker keeps between units: recently used models at most."""
+    return (MODELS_HELD - 1) * plan.shape.checkpoint_bytes
+
+
 def point_bytes(sizes: KernelSizes) -> int:
     """Memory of the features of one test point, prepared for products: as if all outputs were explained."""
     return FLOAT_BYTES * (sizes.held + sizes.expanded)

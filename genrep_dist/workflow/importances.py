@@ -15,7 +15,7 @@ from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
-from genrep_dist.workflow.blocks import tile_bytes
+from genrep_dist.workflow.blocks import cached_bytes, tile_bytes
 from genrep_dist.workflow.context import WorkerContext, to_numpy
 from genrep_dist.workflow.gram import Gram
 from genrep_dist.workflow.returned import checked_certificate, checked_pair, checked_tensor
@@ -76,6 +76,7 @@ class ImportancesStage(Stage[ImportanceUnit]):
         what = ", ".join(f"{importance} on {kernel} (epoch {epoch})" for importance, kernel, epoch in solved)
         planned = [_planned(plan, importance) for importance, _, _ in solved]
         extra = max(one.extra_bytes(values) + one.curvature_copies * 8 * values * plan.shape.num_outputs for one in planned)
+        extra += cached_bytes(plan)
         peak = VECTORS_HELD * 8 * values + extra + max(tile_bytes(plan, kernel) for _, kernel, _ in solved)
         return StagePlan(self.name, what, seeds * len(solved), seeds * len(solved) * 8 * values, peak)
 

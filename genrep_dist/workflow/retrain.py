@@ -20,6 +20,7 @@ from genrep_dist.training.loop import TrainingRun
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.units import Retraining, Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, Stage
+from genrep_dist.workflow.blocks import cached_bytes
 from genrep_dist.workflow.context import WorkerContext, to_numpy
 from genrep_dist.workflow.train import check_outputs, model_bytes, output_bytes
 
@@ -91,7 +92,7 @@ class RetrainStage(Stage[RetrainUnit]):
         what = f"{plan.retrainings_requested} requested, at most {count} distinct"
         # A task holds the rows of its models until it writes them.
         rows = max_models_per_task(plan) * (output_bytes(plan) + REMOVED_BYTES * plan.most_removed)
-        return StagePlan(self.name, what, count, count * row, model_bytes(plan, _models_per_step(plan)) + rows)
+        return StagePlan(self.name, what, count, count * row, model_bytes(plan, _models_per_step(plan)) + rows + cached_bytes(plan))
 
     def seconds(self, plan: Plan, rates: Rates) -> float:
         return plan.retrainings_at_most * rates.retrain_seconds
