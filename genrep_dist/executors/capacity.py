@@ -7,8 +7,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from genrep_dist.config.sections import ResourcesSection, StageName
+from genrep_dist.config.sections import ResourcesSection
 from genrep_dist.errors import PlanError
+from genrep_dist.units import StageName
 
 NodeResources = Mapping[str, float]
 """Resources of one node under Ray's names: ``CPU``, ``GPU``, ``memory`` (bytes)."""

@@ -32,7 +32,8 @@ class LinearDatamodeling(SubsetMetric):
         return draw_subsets(seed, num_train, self.num_subsets(experiment), self.settings(experiment).fraction)
 
     def largest_removal(self, experiment: Experiment, num_train: int) -> int:
-        return num_train - round(self.settings(experiment).fraction * num_train)
+        lds: LdsSection = self.settings(experiment)
+        return num_train - round(lds.fraction * num_train)
 
     def description(self, experiment: Experiment) -> str:
         lds: LdsSection = self.settings(experiment)
