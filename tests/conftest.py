@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import settings
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module")
+def no_mlflow() -> Iterator[None]:
+    """Runs of this module are not published to MLflow, which takes longer than they do: a database for each store."""
+    from genrep_dist.runner import publish
+    from tests.faults.driver import no_tracking
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish, "_track", no_tracking)
+        yield
 
 
 @pytest.hookimpl(trylast=True)

@@ -25,7 +25,7 @@ SLOTS = 2
 
 
 def start(file: Path, store: Path, *options: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "genrep_dist", "run", str(file), "--store", str(store), *options]
+    command = [sys.executable, "-m", "tests.faults.driver", "run", str(file), "--store", str(store), *options]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
 
 

@@ -27,7 +27,7 @@ IN_FLIGHT = 2 * IN_FLIGHT_PER_SLOT
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "genrep_dist", "run", str(folder / "toy.yaml"), "--store", str(folder / "store"), *options]
+    command = [sys.executable, "-m", "tests.faults.driver", "run", str(folder / "toy.yaml"), "--store", str(folder / "store"), *options]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
