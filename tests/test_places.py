@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def test_data_that_are_not_there(tmp_path: Path, source: str) -> None:
 
 @pytest.mark.parametrize("name", ["__main__:Mine", "__main__:Outer.Inner"])
 def test_a_class_of_the_script_is_refused(name: str) -> None:
-    loads = [lambda: load_problem(name), lambda: load_class(name, {}, [], "kernel")]
+    loads: list[Callable[[], Any]] = [lambda: load_problem(name), lambda: load_class(name, {}, [], "kernel")]
     for load in loads:
         with pytest.raises(ProblemError, match=rf"a class of the script[\s\S]*my_problem:{name.rpartition(':')[2]}"):
             load()
