@@ -53,7 +53,7 @@ def _by_template(name: str, section: ExternalSection, folders: Sequence[Path], s
         path = _first(folders, relative)
         if path is not None and path.is_dir() and not is_zarr(path):
             file = _tool_file(path, section.layout)
-            if file is None:
+            if file is None and not SCORE_LAYOUTS.get(section.layout).file:
                 raise _folder_not_file(f"external.{name}.path: {section.path}, seed {seed}", path, section.path)
             path = file
         if path is not None:
