@@ -53,7 +53,7 @@ def _by_template(name: str, section: ExternalSection, folders: Sequence[Path], s
         path = _first(folders, relative)
         if path is not None and path.is_dir() and not is_zarr(path):
             file = _tool_file(path, section.layout)
-            if file is None and not SCORE_LAYOUTS.get(section.layout).file:
+            if file is None:
                 raise _folder_not_file(f"external.{name}.path: {section.path}, seed {seed}", path, section.path)
             path = file
         if path is not None:
@@ -73,7 +73,7 @@ def _folder_not_file(where: str, path: Path, declared: str) -> ConfigError:
     inside = sorted(entry.name for entry in path.iterdir())
     readable = [name for name in inside if Path(name).suffix in SUFFIXES]
     return ConfigError(
-        "the path of scores is a folder",
+        "seeds of the experiment have no scores: the path is a folder",
         where=where,
         expected=f"a file ({', '.join(SUFFIXES)}), or a Zarr folder",
         got=f"the folder {path}, with {', '.join(inside[:5]) or 'nothing in it'}" + (", ..." if len(inside) > 5 else ""),

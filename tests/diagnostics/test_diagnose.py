@@ -34,7 +34,8 @@ def test_a_healthy_run_is_green_but_for_its_few_seeds(healthy: gr.Run) -> None:
     names = {
         *("mode", "normalisation", "dropout", "gradients", "features", "batch size", "reproduction", "kernel"),
         *("gram symmetry", "gram eigenvalue"),
-        *("surrogate residual", "efficiency", "influence residual", "tracking identity", "optimiser", "finite", "scores"),
+        *("surrogate residual", "efficiency", "influence residual", "loss curvature"),
+        *("tracking identity", "optimiser", "finite", "scores"),
         *("ledger", "originals", "retraining", "published results", "learning", "power"),
     }
     assert {finding.name for finding in findings} == names
