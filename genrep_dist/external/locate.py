@@ -73,7 +73,7 @@ def _folder_not_file(where: str, path: Path, declared: str) -> ConfigError:
     inside = sorted(entry.name for entry in path.iterdir())
     readable = [name for name in inside if Path(name).suffix in SUFFIXES]
     return ConfigError(
-        "the path of scores is a folder",
+        "seeds of the experiment have no scores: the path is a folder",
         where=where,
         expected=f"a file ({', '.join(SUFFIXES)}), or a Zarr folder",
         got=f"the folder {path}, with {', '.join(inside[:5]) or 'nothing in it'}" + (", ..." if len(inside) > 5 else ""),

@@ -34,7 +34,8 @@ def test_a_healthy_run_is_green_but_for_its_few_seeds(healthy: gr.Run) -> None:
     names = {
         *("mode", "normalisation", "dropout", "gradients", "features", "batch size", "reproduction", "kernel"),
         *("gram symmetry", "gram eigenvalue"),
-        *("surrogate residual", "efficiency", "influence residual", "tracking identity", "optimizer", "finite", "scores"),
+        *("surrogate residual", "efficiency", "influence residual", "loss curvature"),
+        *("tracking identity", "optimizer", "finite", "scores"),
         *("ledger", "originals", "retraining", "published results", "divergence", "learning", "overlap", "power"),
     }
     assert {finding.name for finding in findings} == names
