@@ -16,6 +16,12 @@ from genrep_dist.problems.canonical import Canonical, closure, code_text
 from genrep_dist.problems.sources import SourceFile, edited_error, is_users_file
 
 _MUTATORS = {"add", "append", "clear", "discard", "extend", "insert", "pop", "popitem", "remove", "setdefault", "update"}
+_PROCESS_STATE = {
+    *("time", "time_ns", "perf_counter", "monotonic", "process_time", "now", "today", "utcnow", "strftime", "ctime", "datetime"),
+    *("getpid", "getppid", "getuser", "getlogin", "gethostname", "getfqdn", "node", "uname", "getcwd", "cwd", "home", "mkdtemp", "mkstemp"),
+    *("uuid1", "uuid4", "urandom", "token_hex", "cpu_count", "virtual_memory", "cuda", "mps", "device_count", "get_num_threads"),
+}
+"""Names of functions and modules whose results belong to a process or a machine and not to a problem."""
 _GENERATED = {"init", "repr", "eq", "lt", "le", "gt", "ge", "hash", "setattr", "delattr", "replace"}
 """Methods that `dataclass` makes, without underscores."""
 
@@ -24,8 +30,8 @@ class LiveCode:
     """Describes the state of modules and classes beyond what their source files say.
 
     ``form`` must be equal on all machines: constants that the source writes as literals, and functions that are not those of the file.
-    ``computed`` may differ between machines: other constants, such as the number of processors. Numbers that are computed are in
-    ``canonical.values``. What the code itself changes while it runs (counters, caches) is left out.
+    ``computed`` may differ between machines: other constants, such as those read from files. Numbers that are computed are in
+    ``canonical.values``. Left out: what the code itself changes while it runs (counters, caches), and clocks, process ids and the like.
     """
 
     def __init__(self, canonical: Canonical, sources: Mapping[str, SourceFile]) -> None:
@@ -74,7 +80,7 @@ class LiveCode:
             value, texts = namespace[name], assigned[name]
             # One of several literals may be chosen by what a machine has.
             is_literal = len(texts) == 1 and _is_literal(texts[0])
-            if not _is_plain(value, paths=is_literal) or not (is_literal or name in self._used):
+            if not _is_plain(value, paths=is_literal) or not (is_literal or name in self._used) or any(map(_reads_process_state, texts)):
                 continue
             if isinstance(value, list | dict | set) and not all(_has_contents(text) for text in texts):
                 continue
@@ -128,14 +134,14 @@ def _functions_of(value: object) -> Iterator[types.FunctionType]:
 
 
 def _assignments(body: Iterable[ast.stmt]) -> dict[str, list[ast.expr | None]]:
-    """The names that a module or class assigns, with what is assigned; None where that is no single expression."""
+    """The names that a module or class assigns, with what is assigned: a whole tuple to each of its names; None for ``+=``."""
     found: dict[str, list[ast.expr | None]] = {}
     for node in body:
         if isinstance(node, ast.Assign):
             for target in node.targets:
                 for part in ast.walk(target):
                     if isinstance(part, ast.Name):
-                        found.setdefault(part.id, []).append(node.value if part is target else None)
+                        found.setdefault(part.id, []).append(node.value)
         elif isinstance(node, ast.AnnAssign | ast.AugAssign) and isinstance(node.target, ast.Name) and node.value is not None:
             found.setdefault(node.target.id, []).append(node.value if isinstance(node, ast.AnnAssign) else None)
         elif isinstance(node, ast.If | ast.For | ast.While | ast.With | ast.Try):
@@ -188,6 +194,13 @@ def _changed_by_functions(source: SourceFile) -> frozenset[str]:
         elif isinstance(changed, ast.Attribute):
             found.add(changed.attr)
     return frozenset(found)
+
+
+def _reads_process_state(text: ast.expr | None) -> bool:
+    """Whether an expression reads a clock, the process or the machine, so that its value differs from run to run."""
+    nodes = [] if text is None else list(ast.walk(text))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)} | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    return not names.isdisjoint(_PROCESS_STATE)
 
 
 def _is_literal(text: ast.expr | None) -> bool:
