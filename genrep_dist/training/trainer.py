@@ -72,8 +72,10 @@ def max_models_per_step(kind: PackKind, parameter_bytes: int) -> int:
 def training_step_bytes(kind: PackKind, model: nn.Module, recipe: Recipe, inputs: Tensor, num_rows: int) -> int:
     """Bytes that a step of one model on ``num_rows`` rows takes beside its parameters, approximately; 0 where they cannot be counted.
 
-    It follows from steps on two and on four rows like ``inputs`` (2, ...).
+    It follows from steps on two and on four rows like ``inputs`` (2, ...). A model with ``trains_alone`` takes none.
     """
+    if getattr(model, "trains_alone", False):
+        return 0
 
     def measure(rows: Tensor) -> int | None:
         pack = PACKS[kind](copy.deepcopy(model).train(), 1, make_optimizer(recipe), FastPaths())
