@@ -20,7 +20,7 @@ from genrep_dist.problems.canonical import Canonical, ValueSummary, short, unwra
 from genrep_dist.problems.checks import build_model, is_shipped
 from genrep_dist.problems.live_code import LiveCode
 from genrep_dist.problems.protocol import Problem, Recipe
-from genrep_dist.problems.sources import class_source, user_sources
+from genrep_dist.problems.sources import class_source, loaded_sources, user_sources
 
 _NOT_THE_USERS_OWN = {"abc", "builtins", "collections", "dataclasses", "enum", "torch", "typing"}
 
@@ -236,7 +236,7 @@ def _identity(
         reached = roots | found.modules
         sources = user_sources(reached)
         live = LiveCode(found, sources)
-        for name in sorted(sources):
+        for name in sorted(loaded_sources(reached)):
             live.add_module(name)
         for kind in classes:
             if kind.__module__ in sources or kind.__module__ not in files:

@@ -50,12 +50,17 @@ class SourceFile:
 
     @cached_property
     def imports(self) -> tuple[str, ...]:
-        """The modules that its import statements may mean, those inside functions included."""
-        return tuple(dict.fromkeys(self._imports()))
+        """The modules that its import statements may mean and that are imported with it."""
+        return tuple(dict.fromkeys(self._imported_by(_nodes(self.tree, late=False))))
 
-    def _imports(self) -> Iterator[str]:
+    @cached_property
+    def late_imports(self) -> tuple[str, ...]:
+        """The modules that import statements in functions, and those for type checkers, may mean."""
+        return tuple(dict.fromkeys(self._imported_by(_nodes(self.tree, late=True))))
+
+    def _imported_by(self, nodes: Iterable[ast.AST]) -> Iterator[str]:
         package = self.module if self.is_package else self.module.rpartition(".")[0]
-        for node in ast.walk(self.tree or ast.Module([], [])):
+        for node in nodes:
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     yield from _with_parents(alias.name)
@@ -66,6 +71,22 @@ class SourceFile:
                     continue
                 yield from _with_parents(base)
                 yield from (f"{base}.{alias.name}" for alias in node.names if alias.name != "*")
+
+
+def _nodes(tree: ast.AST | None, *, late: bool) -> Iterator[ast.AST]:
+    """The nodes of a module that run when it is imported, or the ``late`` ones: those in functions and below `if TYPE_CHECKING`."""
+    waiting = [] if tree is None else [tree]
+    while waiting:
+        node = waiting.pop(0)
+        is_late = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        )
+        if is_late and late:
+            yield from ast.walk(node)
+        elif not is_late:
+            if not late:
+                yield node
+            waiting += ast.iter_child_nodes(node)
 
 
 def is_users_file(path: str | Path) -> bool:
@@ -98,10 +119,19 @@ def class_source(kind: type) -> SourceFile:
 
 def user_sources(modules: Iterable[str]) -> dict[str, SourceFile]:
     """The user's files among ``modules`` and all that these import, directly or not, by module. ProblemError for an edited file."""
+    return _reached(modules, late=True)
+
+
+def loaded_sources(modules: Iterable[str]) -> dict[str, SourceFile]:
+    """Those of :func:`user_sources` that are imported with ``modules``, in every process, and not by a function when it is called."""
+    return _reached(modules, late=False)
+
+
+def _reached(modules: Iterable[str], *, late: bool) -> dict[str, SourceFile]:
     found: dict[str, SourceFile] = {}
     visited: set[str] = set()
     waiting = sorted(modules)
-    folders = [str(Path(file).resolve().parent) for name in waiting if (file := getattr(sys.modules.get(name), "__file__", None))]
+    folders = list(dict.fromkeys(filter(None, map(_import_folder, waiting))))
     while waiting:
         name = waiting.pop()
         if name in visited:
@@ -117,7 +147,7 @@ def user_sources(modules: Iterable[str]) -> dict[str, SourceFile]:
         source = _source_on_disk(name, folders) if module is None else _loaded_source(module)
         if source is not None:
             found[name] = source
-            waiting += source.imports
+            waiting += (*source.imports, *source.late_imports) if late else source.imports
             waiting += _references(module)
     return found
 
@@ -176,11 +206,24 @@ def _source_on_disk(name: str, folders: list[str]) -> SourceFile | None:
     return SourceFile(name, Path(spec.origin).resolve(), _read(Path(spec.origin)), path is not None)
 
 
+def _import_folder(name: str) -> str | None:
+    """The folder from which a loaded module was imported: that of its outermost package."""
+    module = sys.modules.get(name)
+    file = getattr(module, "__file__", None)
+    if file is None:
+        return None
+    parents = Path(file).resolve().parents
+    depth = name.count(".") + hasattr(module, "__path__")
+    return str(parents[depth]) if depth < len(parents) else None
+
+
 def _references(module: types.ModuleType | None) -> Iterator[str]:
     """The modules of what a module's names mean: of modules, functions and classes."""
-    for value in list(vars(module).values()) if module is not None else []:
+    for name, value in list(vars(module).items()) if module is not None else []:
         if isinstance(value, types.ModuleType):
-            yield value.__name__
+            # Python sets a module as an attribute of its package, whoever imports it.
+            if module is None or value.__name__ != f"{module.__name__}.{name}":
+                yield value.__name__
         elif isinstance(value, types.FunctionType | type):
             yield value.__module__ or ""
 

@@ -122,6 +122,25 @@ def test_files_of_a_package_count_and_others_do_not(folder: Folder) -> None:
     assert [name for name, digest in files().items() if before[name] != digest] == [f"{folder.name}.parts.layers"]
 
 
+def test_what_else_the_process_has_imported_does_not_count(folder: Folder) -> None:
+    late = "\n    def late(self):\n        from .helper import SCALE\n        return SCALE\n"
+    checked = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .types import Number\n"
+    folder.write("", "{m}/__init__")
+    folder.write("UNUSED = 1\n", "{m}/unused")
+    folder.write("SCALE = 2.0\ndef scale(): return SCALE\n", "{m}/helper")
+    folder.write("Number = 3\ndef number(): return Number\n", "{m}/types")
+    folder.write(HEAD + checked + NET + late + PROBLEM, "{m}/problem")
+    folder.forget()
+    problem = load_problem(f"{folder.name}.problem:Problem", search_path=[folder.path])
+    before = problem_identity(problem, {}, f"{folder.name}.problem:Problem")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder.path))
+        for module in ("unused", "helper", "types"):
+            importlib.import_module(f"{folder.name}.{module}")
+    assert problem_identity(problem, {}, f"{folder.name}.problem:Problem").changes(before) == []
+    assert {f"{folder.name}.helper", f"{folder.name}.types"} <= before.files.keys()
+
+
 def test_shipped_problems_do_not_count_files_of_the_package_that_they_import() -> None:
     files = problem_identity(load_problem("digits")).files
     assert set(files) == {"genrep_dist.problems.datasets.digits", "genrep_dist.problems.datasets.image_models"} | (
