@@ -14,7 +14,7 @@ __all__ = ["folder"]
 ATTRIBUTE = "nn.Linear(4, 1)\n        "
 DIFFERENT = {
     "numpy's own generator": ATTRIBUTE + "self.a.weight.data *= float(np.random.default_rng().random())",
-    "time": ATTRIBUTE + "self.a.bias.data += time.perf_counter()",
+    "time": ATTRIBUTE + "self.a.bias.data += time.perf_counter_ns() % 1_000_003",
     "a counter": ATTRIBUTE + "self.register_buffer('n', torch.tensor(next(COUNT)))",
     "an attribute": ATTRIBUTE + "self.scale = time.perf_counter()",
     "a generator of the model": ATTRIBUTE + "self.rng = np.random.default_rng()",
