@@ -71,8 +71,7 @@ def test_a_container_is_answered_with_the_two_lines_that_unpack_it(form: Any, ac
     [
         (lambda x: x[:, :, None].expand(-1, -1, 2), 3, r"one row of logits.*flatten\(1\)"),
         (lambda x: x.T, 3, "transpose the output, or set batch_first=True"),
-        (lambda x: x[:, :1].squeeze(), 1, "name the dimension when squeezing"),
-        (lambda x: x[:, :2].squeeze(), 1, "name the dimension when squeezing"),
+        (lambda x: x[:1, :1].squeeze(), 3, "name the dimension when squeezing"),
         (lambda x: x.mean(0), 3, "without a sum or mean over the inputs"),
         (lambda x: None, 3, "let forward\\(\\) return the logits"),
         (lambda x: "yes", 3, "let forward\\(\\) return the logits"),

@@ -175,7 +175,7 @@ def test_a_model_that_squeezes_may_drop_a_batch_of_one_and_nothing_else() -> Non
     assert model_outputs(Returns(lambda x: three(x).squeeze()), rows(1, 4)).shape == (1, 3)
     with pytest.raises(ProblemError, match=r"squeeze\(1\)"):
         model_outputs(Returns(lambda x: one(x).sum()), rows(2, 4))
-    with pytest.raises(ProblemError, match="return one tensor of logits"):
+    with pytest.raises(ProblemError, match="returns the logits alone"):
         model_outputs(Returns(lambda x: (one(x), x)), rows(2, 4))
 
 

@@ -9,8 +9,8 @@ import pytest
 
 import genrep_dist as gr
 from genrep_dist.core.gradients.per_sample import per_sample_gradients
-from genrep_dist.diagnostics.checks import gradients
-from tests.diagnostics.runs import FragileBatchNorm, copy, doctor, run
+from genrep_dist.diagnostics import context
+from tests.diagnostics.runs import LOSES_STATISTICS, copy, doctor, run
 
 
 @pytest.mark.parametrize("name", ["momentum", "weight_decay"])
@@ -41,7 +41,7 @@ def test_batch_normalisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "1 (3)" in findings.worst_of("dropout").text
     assert "another function in training" in findings.worst_of("tracking identity").text
     faulty = copy(done, tmp_path / "faulty")
-    monkeypatch.setattr(FragileBatchNorm, "loses_statistics", True)
+    monkeypatch.setenv(LOSES_STATISTICS, "1")
     findings = doctor(faulty)
     assert ("normalisation", "red") in findings.not_green()
     assert findings.worst_of("normalisation").number == 1
@@ -49,7 +49,7 @@ def test_batch_normalisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_gradients_that_differ_from_backward(healthy: gr.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     right = per_sample_gradients
-    monkeypatch.setattr(gradients, "per_sample_gradients", lambda *arguments: right(*arguments) * 1.001)
+    monkeypatch.setattr(context, "per_sample_gradients", lambda *arguments: right(*arguments) * 1.001)
     findings = doctor(healthy)
     assert findings.not_green() == {("gradients", "red")}
     assert findings.worst_of("gradients").number == pytest.approx(1e-3, rel=1e-2)

@@ -201,7 +201,7 @@ def test_what_is_only_told(genrep: Any) -> None:
     told = [line for line in ended.output.splitlines() if line.startswith("doctor: ")]
     assert told[0].startswith("doctor: seed 0, before the retrainings: ")
     assert "2 amber, 0 red" in told[0]
-    assert [line.split(":")[1] for line in told[1:]] == [" amber, optimiser", " amber, overlap"]
+    assert [line.split(":")[1] for line in told[1:]] == [" amber, optimizer", " amber, overlap"]
     assert "overlap: 3, not within 0" in told[2]
 
 

@@ -37,7 +37,7 @@ def output_remedy(raw: object, num_rows: int, model_name: str = "YourModel") -> 
         )
     if raw.dim() == 2 and num_rows in raw.shape[1:]:
         return "the first dimension must be that of the inputs: transpose the output, or set batch_first=True in the layers"
-    if raw.dim() == 0 or num_rows == 1:
+    if raw.dim() == 0:
         return "name the dimension when squeezing: squeeze() also drops a batch of one, squeeze(1) does not"
     return "return one row of logits for each input, without a sum or mean over the inputs"
 
