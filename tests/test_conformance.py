@@ -167,11 +167,15 @@ class TestOptimizerFromOutside(OptimizerTests):
         return ToyAdam(RECIPE)
 
 
+# The doctor's stage only writes findings.
+STAGES_WITH_ARTIFACTS = [name for name in STAGES if name != "doctor"]
+
+
 @pytest.mark.parametrize(
     ("suite", "names", "shipped"),
     [
         (MetricTests, {kind.metric.name for kind in TestDeletion.__subclasses__()} | {"deletion"}, [m.name for m in registered_metrics()]),
-        (StageTests, {kind.stage.name for kind in TestTrainStage.__subclasses__()} | {"train"}, list(STAGES)),
+        (StageTests, {kind.stage.name for kind in TestTrainStage.__subclasses__()} | {"train"}, STAGES_WITH_ARTIFACTS),
         (TargetTests, {"logit"}, list(TARGETS)),
         (OptimizerTests, {"sgd"}, list(OPTIMIZERS)),
         # Tracking is computed by the loop of training, not by its class.

@@ -18,9 +18,9 @@ from pydantic import (
     model_validator,
 )
 
-from genrep_dist.config.optimizers import OPTIMIZERS
 from genrep_dist.config.score_layouts import SCORE_LAYOUTS
 from genrep_dist.config.stages import STAGES
+from genrep_dist.core.optimizers import OPTIMIZERS
 from genrep_dist.core.targets import TARGETS
 from genrep_dist.errors import ConfigError
 from genrep_dist.registry import Registry

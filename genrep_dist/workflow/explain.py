@@ -34,7 +34,7 @@ def explain(plan: Plan, context: WorkerContext, method: Method, seed: int, point
     for (surrogate, descent, the gram of a derived kernel) the stored one serves. NotCommittedError where it is missing, MethodError for a
     kernel of which the run has nothing. As many points at once as the memory budget allows, and at least as many as the run explained.
     """
-    at_once = _points_at_once(plan, method.kernel)
+    at_once = _points_at_once(plan, method)
     if len(points) > at_once:
         parts = (slice(at, at + at_once) for at in range(0, len(points), at_once))
         some = (TestPoints(points.inputs[part], points.ids[part], points.outputs[part]) for part in parts)
@@ -66,10 +66,10 @@ def explain(plan: Plan, context: WorkerContext, method: Method, seed: int, point
         return attribution(method, seed, context, points, kernel_at)
 
 
-def _points_at_once(plan: Plan, kernel: str) -> int:
+def _points_at_once(plan: Plan, method: Method) -> int:
     """Test points whose features, and whose K with a block of training rows, each fit a quarter of the memory budget."""
-    derived = derived_kernel(plan.keys, kernel)
-    base = kernel if derived is None else derived.base
+    derived = derived_kernel(plan.keys, method.kernel) if method.has_kernel else None
+    base = method.kernel if derived is None else derived.base
     room, most = plan.budget_bytes // 4, plan.experiment.num_test_points
     if base not in plan.block_rows:
         return max(most, room // (6 * 8 * plan.shape.num_parameters))

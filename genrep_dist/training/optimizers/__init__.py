@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from genrep_dist.config.optimizers import OPTIMIZERS
+from genrep_dist.core.optimizers import OPTIMIZERS
 from genrep_dist.extension import build, returned
 from genrep_dist.problems.protocol import Recipe
 from genrep_dist.training.optimizers.base import Optimizer
