@@ -99,7 +99,7 @@ def check_forward(problem: Problem, model: nn.Module, inputs: Tensor, where: str
                     "two forward passes over the same rows differ in evaluation mode",
                     where=f"{where}.model()",
                     expected="equal outputs after model.eval(): what is explained is one fixed function",
-                    got=f"differences up to {float((first - again).abs().max()):.3g}",
+                    got=f"differences up to {float((first - again).detach().abs().max()):.3g}",
                     remedy="pass training=self.training to functional dropout, draw noise only if self.training, and change no attribute "
                     "in forward()",
                 )
@@ -115,7 +115,7 @@ def check_forward(problem: Problem, model: nn.Module, inputs: Tensor, where: str
             "two forward passes in training mode differ under one seed",
             where=f"{where}.model()",
             expected="equal outputs of two new models: a retraining depends on its seed alone",
-            got=f"differences up to {float((passes[0] - passes[1]).abs().max()):.3g}",
+            got=f"differences up to {float((passes[0] - passes[1]).detach().abs().max()):.3g}",
             remedy="draw from the default generators of torch, numpy or random, which are seeded, and not from a generator of your own or "
             "from time",
         )
@@ -128,6 +128,7 @@ def _training_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
 
 def _agree(one: Tensor, other: Tensor) -> bool:
     """Whether two results of one computation are equal but for a few roundings."""
+    one, other = one.detach(), other.detach()  # a model may enable gradients by itself
     if not one.is_floating_point():
         return torch.equal(one, other)
     scale = float(one.abs().nan_to_num(0.0, 0.0, 0.0).max())

@@ -147,9 +147,9 @@ def test_the_other_kernels_of_a_model_that_no_rule_serves(tmp_path: Path) -> Non
 
 def test_gradients_that_are_not_defined_are_refused_before_training(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    with pytest.raises(ProblemError, match=r"(?s)two passes over the same sample.*where: model Noisy"):
+    with pytest.raises(ProblemError, match="differ in evaluation mode"):
         prepare(_experiment(NoisyRows, ["ntk-final/tracking"]), store, [str(ROOT)])
-    with pytest.raises(ProblemError, match=r"two passes over the same sample"):
+    with pytest.raises(ProblemError, match="differ in evaluation mode"):
         prepare(_experiment(NoisyRows, ["influence-function"], influence={"curvature": "hessian"}), store, [str(ROOT)])
 
 

@@ -129,11 +129,6 @@ class Standardised(Wrapped):
         return super().forward(inputs / inputs.std(dim=0) if self.training else inputs)
 
 
-class Squeezed(Wrapped):
-    def forward(self, inputs: Tensor) -> Tensor:
-        return super().forward(inputs).squeeze()
-
-
 def failing(self: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     if self.training:
         raise RuntimeError("not in training")
@@ -218,7 +213,6 @@ def batch_norm() -> nn.Module:
     [
         (batch_norm, r"ValueError: Expected more than 1 value per channel.*1 \(BatchNorm1d\)"),
         (Standardised, "NaN or Inf"),
-        (Squeezed, "form"),
     ],
 )
 @pytest.mark.parametrize("batch_size", [1, 8])
