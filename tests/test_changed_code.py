@@ -1,4 +1,4 @@
-"""Runs over code and files that change between them: what is no longer valid is computed anew, and nothing is mixed."""
+"""Runs over code and files that change between them: results that are no longer valid are recomputed, and none are mixed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_other_start_weights_are_never_mixed_with_earlier_results(folder: Folder
     assert messages == "everything is done already: nothing was computed"
 
 
-def test_an_edited_helper_is_computed_anew_and_named(folder: Folder) -> None:
+def test_an_edited_helper_is_named_and_results_are_recomputed(folder: Folder) -> None:
     folder.write(HEAD + "from {m}_helper import scale\n" + NET.replace("self.a(x)", "scale(self.a(x))") + PROBLEM)
     found = []
     for factor in (1.0, 3.0):

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from genrep_dist.errors import ProblemError
 
+OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
+"""Errors that say nothing about a model: they pass where other errors lead to a slower way, so that results do not depend on memory."""
 NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
 """Floating-point dtypes that numpy has too."""
 

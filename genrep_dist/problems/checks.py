@@ -106,9 +106,9 @@ def check_forward(problem: Problem, model: nn.Module, inputs: Tensor, where: str
     try:
         passes = [_training_outputs(model, inputs) for _ in range(2)]
         if not _agree(*passes):
-            # Layers may keep a state, with which each training begins anew.
+            # Layers may keep a state between passes: compare two new models, as each training has.
             passes = [_training_outputs(build_model(problem, where), inputs) for _ in range(2)]
-    except Exception:
+    except Exception:  # a model that fails in training mode is refused by the trial of two steps
         return
     if not _agree(*passes):
         raise ProblemError(

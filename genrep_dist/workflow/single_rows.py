@@ -1,4 +1,4 @@
-"""Batches of one row, on which batch normalisation cannot be trained: foreseen from the sizes and the planned removals."""
+"""Batches of one row, on which batch normalisation cannot be trained: found from the sizes and the planned removals before training."""
 
 from __future__ import annotations
 

@@ -276,3 +276,27 @@ def test_inspection_leaves_shared_modules_with_their_parameters() -> None:
     hessian_product(model, LOSSES["softmax"], rows(4, 4), torch.arange(4) % 2, batch_size=4)(torch.ones(num_parameters(model), 1))
     assert all(before[name] is parameter for name, parameter in model.named_parameters())
     assert len(before) == len(dict(model.named_parameters()))
+
+
+class Hungry(nn.Module):
+    """Out of memory for more than one row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if len(inputs) > 1:
+            raise MemoryError("made by a test")
+        result: Tensor = self.linear(inputs)
+        return result
+
+
+def test_a_lack_of_memory_chooses_no_slower_way() -> None:
+    model = Hungry().eval()
+    with pytest.raises(MemoryError, match="made by a test"):
+        per_sample_gradients(model, torch.randn(3, 4))
+    with pytest.raises(MemoryError, match="made by a test"):
+        hessian_product(model, LOSSES["softmax"], torch.randn(3, 4), torch.tensor([0, 1, 0]), batch_size=3)(
+            torch.ones(num_parameters(model), 1)
+        )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from genrep_dist.core.gradients.model import as_real, model_outputs, real_shape, trainable_parameters
+from genrep_dist.core.tensors import OUT_OF_MEMORY
 from genrep_dist.errors import GenRepError, ProblemError
 
 MESSAGE = 400
@@ -24,6 +25,8 @@ def single_outputs(model: nn.Module, sample: Tensor, copies: int = 1) -> Tensor:
     try:
         return model_outputs(model, sample.unsqueeze(0).repeat(copies, *(1 for _ in sample.shape)))[0]
     except GenRepError:
+        raise
+    except OUT_OF_MEMORY:
         raise
     except Exception as error:
         raise ProblemError(
@@ -59,6 +62,8 @@ def output_gradients(model: nn.Module, value: Tensor, names: Sequence[str]) -> l
         return [torch.zeros_like(as_real(parameter.detach())) for parameter in wanted]
     try:
         found = torch.autograd.grad(value, wanted, retain_graph=True, allow_unused=True)
+    except OUT_OF_MEMORY:
+        raise
     except Exception as error:
         raise _undefined(model, value, names, error) from error
     dense = [torch.zeros_like(p) if g is None else g.detach().to_dense() for g, p in zip(found, wanted, strict=True)]

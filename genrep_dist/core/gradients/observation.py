@@ -16,6 +16,7 @@ from genrep_dist.core.gradients.hooks import ForwardPass, graph_uses, run_with_h
 from genrep_dist.core.gradients.layer_rules import LAYER_RULES
 from genrep_dist.core.gradients.model import trainable_parameters
 from genrep_dist.core.gradients.torch_internals import is_modified
+from genrep_dist.core.tensors import OUT_OF_MEMORY
 from genrep_dist.errors import ProblemError
 
 
@@ -66,6 +67,8 @@ def observe_layers(model: nn.Module, examples: Tensor, alone: Tensor, copies: in
     names = [layer.name for layer in layers if _no_rule(layer) is None]
     try:
         runs = [run_with_hooks(model, examples[:rows], names) for rows in (2, 3)]
+    except OUT_OF_MEMORY:
+        raise
     except Exception as error:
         return ObservedLayers(layers, dict.fromkeys(parameters, f"the model fails on several rows at once ({short(error)})"), ForwardPass())
     bound = 10 * torch.finfo(alone.dtype).eps ** 0.5

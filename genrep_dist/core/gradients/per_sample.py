@@ -15,6 +15,7 @@ from genrep_dist.core.gradients.hooks import hooked_gradients
 from genrep_dist.core.gradients.inspection import ModelInspection, inspect_model
 from genrep_dist.core.gradients.model import as_real, num_parameters, require_eval, trainable_parameters
 from genrep_dist.core.gradients.torch_internals import uncompiled
+from genrep_dist.core.tensors import OUT_OF_MEMORY
 from genrep_dist.errors import ProblemError
 
 
@@ -101,7 +102,7 @@ def _block(model: nn.Module, inspection: ModelInspection, inputs: Tensor, output
             factors, dense = hooked_gradients(model, inspection.hooked, inputs, output_index, inspection.spread)
         if inspection.torch_func:
             dense |= torch_func_gradients(model, inputs, output_index, inspection.torch_func)
-    except (MemoryError, torch.OutOfMemoryError):
+    except OUT_OF_MEMORY:
         raise
     except Exception:
         # It branches on its data, or fails for these samples. If one of them fails alone, too, the error says why.

@@ -11,6 +11,7 @@ from genrep_dist.core.gradients.autograd import output_gradients, short, single_
 from genrep_dist.core.gradients.factors import write_dense
 from genrep_dist.core.gradients.functional import torch_func_gradients
 from genrep_dist.core.gradients.hooks import HookedLayer, SpreadParameter, UnusualPassError, hooked_gradients
+from genrep_dist.core.tensors import OUT_OF_MEMORY
 
 ROUNDINGS = 100
 """Difference from plain autograd that rounding explains, in roundings of the norm of one output's whole gradient. Gradients that are zero
@@ -34,6 +35,8 @@ def wrong_by_rules(
             factors, dense = hooked_gradients(model, layers, inputs, torch.full((len(inputs),), output, device=inputs.device), spread)
         except UnusualPassError:
             return dict.fromkeys(names, "its layer runs in another way for other samples")
+        except OUT_OF_MEMORY:
+            raise
         except Exception as error:
             return dict.fromkeys(names, f"a batched backward pass fails ({short(error)})")
         for sample in range(len(inputs)):
@@ -83,6 +86,8 @@ def _fits(model: nn.Module, spread: SpreadParameter, inputs: Tensor, truths: Seq
     """Whether the gradients of the samples' copies are right for the first output, and not all zero."""
     try:
         _, dense = hooked_gradients(model, (), inputs, torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device), [spread])
+    except OUT_OF_MEMORY:
+        raise
     except Exception:
         return False
     exact = [truth[spread.name].flatten() for truth, _ in truths]
@@ -95,6 +100,8 @@ def why_not_torch_func(model: nn.Module, names: Sequence[str], inputs: Tensor, n
     outputs = (0, num_outputs - 1) if num_outputs > 1 else (0,)
     try:
         found = torch_func_gradients(model, inputs, None, tuple(names), torch.tensor(outputs, device=inputs.device))
+    except OUT_OF_MEMORY:
+        raise
     except Exception as error:
         return f"torch.func fails ({short(error)})"
     for sample, row in enumerate(inputs):

@@ -28,6 +28,7 @@ from genrep_dist.core.gradients.model import (
 from genrep_dist.core.gradients.torch_internals import uncompiled
 from genrep_dist.core.losses import Loss
 from genrep_dist.core.solvers.checks import require, require_finite
+from genrep_dist.core.tensors import OUT_OF_MEMORY
 from genrep_dist.errors import NonFiniteError, ProblemError
 
 
@@ -103,6 +104,8 @@ class HessianProduct:
             try:
                 with torch.no_grad():
                     self._forward(self._centre, slice(0, 1))
+            except OUT_OF_MEMORY:
+                raise
             except Exception as error:
                 reason = f"the model does not take other parameters than its own ({short(error)})"
                 if self._dtype == own and copied:
@@ -121,6 +124,8 @@ class HessianProduct:
                 parts = range(0, len(self._inputs), rows)
                 try:
                     fitted = torch.cat([self._forward(self._centre, slice(i, i + rows)) for i in parts])
+                except OUT_OF_MEMORY:
+                    raise
                 except Exception:
                     if rows == 1:
                         raise
@@ -151,7 +156,7 @@ class HessianProduct:
         if not self.slow_reason:
             try:
                 return self._forward_over_reverse(vectors, rows)
-            except (MemoryError, torch.OutOfMemoryError, NonFiniteError):
+            except (*OUT_OF_MEMORY, NonFiniteError):
                 raise
             except Exception as error:
                 # It branches on its data: two rows of a trial need not show it.
@@ -183,6 +188,8 @@ class HessianProduct:
                     images = torch.autograd.grad(gradients, list(leaves.values()), tangents, retain_graph=True, allow_unused=True)
                     dense = [torch.zeros_like(p) if i is None else i.to_dense() for i, p in zip(images, leaves.values(), strict=True)]
                     result[:, number] = torch.cat([as_real(image).reshape(-1) for image in dense])
+            except OUT_OF_MEMORY:
+                raise
             except (NotImplementedError, RuntimeError) as error:
                 raise _no_second_derivative(self._model, error) from error
         return result
@@ -205,6 +212,8 @@ class HessianProduct:
         fast, reason = None, ""
         try:
             fast = self._forward_over_reverse(vector, rows)
+        except OUT_OF_MEMORY:
+            raise
         except Exception as error:
             reason = f"forward over reverse differentiation fails ({short(error)})"
         try:

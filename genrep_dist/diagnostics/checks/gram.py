@@ -44,7 +44,7 @@ def check(context: CheckContext) -> Iterator[Finding]:
         part = f"all {size} rows" if count == size else f"a principal minor, {count} of {size} rows, which can miss a negative one"
         is_users = kernel in context.plan.experiment.kernels or f"kernel {kernel}" in context.plan.keys.extensions
         remedy = (
-            "correct the kernel's class and run the experiment again: the changed class is another kernel, which is computed anew"
+            "correct the kernel's class and run the experiment again: the changed class is a new kernel and is recomputed"
             if is_users
             else "on a GPU set torch.backends.cudnn.allow_tf32 = False; then, or if the stored gram was changed, "
             f"{rerun_text(context, artifacts[lowest])}"
