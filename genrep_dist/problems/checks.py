@@ -123,12 +123,11 @@ def check_forward(problem: Problem, model: nn.Module, inputs: Tensor, where: str
 
 def _training_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     with seeded_generators(derive_seed(0, "train")), torch.no_grad():
-        return model_outputs(model.train(), inputs)
+        return model_outputs(model.train(), inputs).detach()  # a model may enable gradients by itself
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
     """Whether two results of one computation are equal but for a few roundings."""
-    one, other = one.detach(), other.detach()  # a model may enable gradients by itself
     if not one.is_floating_point():
         return torch.equal(one, other)
     scale = float(one.abs().nan_to_num(0.0, 0.0, 0.0).max())
@@ -167,7 +166,7 @@ def _outputs(model: nn.Module, inputs: Tensor, where: str) -> Tensor:
     model.eval()
     try:
         with torch.no_grad():
-            return model_outputs(model, inputs)
+            return model_outputs(model, inputs).detach()
     except GenRepError:
         raise
     except Exception as error:

@@ -159,7 +159,7 @@ def _label(target: Tensor) -> str:
 
 def _prediction(model: torch.nn.Module, inputs: Tensor, loss: str) -> str:
     with torch.no_grad():
-        logits = model_outputs(model, inputs)[0]
+        logits = model_outputs(model, inputs)[0].detach()
     if len(logits) > 1:
         chosen = int(logits.argmax())
         return f"class {chosen}, logit {float(logits[chosen]):.3g}"

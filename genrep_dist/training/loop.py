@@ -128,12 +128,13 @@ def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1024) -> Tens
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        result = model_outputs(model, inputs[:batch_size])
+        # Detached, because a scripted model, or one that enables gradients itself, returns outputs that require them.
+        result = model_outputs(model, inputs[:batch_size]).detach()
         if len(inputs) > batch_size:
             first, result = result, result.new_empty(len(inputs), result.shape[1])
             result[:batch_size] = first
             for start in range(batch_size, len(inputs), batch_size):
-                result[start : start + batch_size] = model_outputs(model, inputs[start : start + batch_size])
+                result[start : start + batch_size] = model_outputs(model, inputs[start : start + batch_size]).detach()
     model.train(was_training)
     return result
 

@@ -51,6 +51,16 @@ def test_parameters_that_take_no_part_are_left_alone() -> None:
         torch.testing.assert_close(trained(Idle, "logistic", recipe, data, 0, set()), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_predictions_are_detached_whatever_the_model_does() -> None:
+    class Enabling(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            with torch.enable_grad():
+                return super().forward(inputs)
+
+    for batch_size in (2, 10):
+        assert not predict(Enabling(4, 1), torch.randn(5, 4), batch_size=batch_size).requires_grad
+
+
 def test_finiteness_is_seen_wherever_it_ends() -> None:
     fine = [torch.ones(3), torch.full((2, 2), 1e38), torch.empty(0), torch.tensor([1e300], dtype=torch.float64), torch.ones(2) * 1j]
     assert all_finite(fine)
