@@ -48,7 +48,7 @@ test: lint
 	  $(BIN)/genrep data fetch $$name > /dev/null 2>&1 || \
 	    echo "$$name cannot be fetched here: tests on it will be skipped (genrep data fetch $$name says why)"; \
 	done
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 bench: $(STAMP)
 	@for file in $(filter-out %/__init__.py,$(wildcard tests/benchmarks/*.py)); do \

@@ -7,19 +7,29 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests.publication import publish_tables_only
+
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
-@pytest.fixture(scope="module")
-def no_mlflow() -> Iterator[None]:
-    """Runs of this module are not published to MLflow, which takes longer than they do: a database for each store."""
-    from genrep_dist.runner import publish
-    from tests.faults.driver import no_tracking
-
+@pytest.fixture(scope="session", autouse=True)
+def tables_only() -> Iterator[pytest.MonkeyPatch]:
+    """Runs in this process publish neither to MLflow nor figures, except in files that are marked with ``publishes``."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(publish, "_track", no_tracking)
+        publish_tables_only(patch)
+        yield patch
+
+
+@pytest.fixture(scope="module", autouse=True)
+def publication(request: pytest.FixtureRequest, tables_only: pytest.MonkeyPatch) -> Iterator[None]:
+    """Publish in full in files that are marked with ``publishes``."""
+    if request.node.get_closest_marker("publishes") is None:
         yield
+        return
+    tables_only.undo()
+    yield
+    publish_tables_only(tables_only)
 
 
 @pytest.hookimpl(trylast=True)

@@ -33,8 +33,6 @@ from tests.experiments import ROOT, experiment
 from tests.test_run import explained_outputs, jacobian
 from tests.toys import trainings
 
-pytestmark = pytest.mark.usefixtures("no_mlflow")
-
 METHODS = ["ntk-final/tracking", "ntk-final/target", "last-layer-final/target", "influence-function", "tracincp", "random"]
 SUBSETS = {"lds": {"subsets": 6, "fraction": 0.5, "retrain": "fresh", "replicates": 2}, "loo": {"samples": 5}}
 FIELDS: dict[str, Any] = {

@@ -14,8 +14,6 @@ from genrep_dist.errors import MethodError, NonFiniteError, NotCommittedError
 from tests.experiments import METHODS, ROOT, experiment
 from tests.toys import trainings
 
-pytestmark = pytest.mark.usefixtures("no_mlflow")
-
 
 def run(store: Path, **fields: Any) -> gr.Run:
     return gr.run(experiment(**fields), store=str(store), serial=True, search_path=[str(ROOT)])

@@ -40,8 +40,6 @@ from genrep_dist.workflow.extensions import extension_identities
 from genrep_dist.workflow.stages import STAGES
 from tests.experiments import ROOT, experiment
 
-pytestmark = pytest.mark.usefixtures("no_mlflow")
-
 
 @contextmanager
 def registered(registry: Registry[Any], name: str, value: Any) -> Iterator[None]:

@@ -19,8 +19,6 @@ from genrep_dist.store.features import RowsReader
 from tests.core.models import jacobian_by_loop
 from tests.experiments import ROOT, experiment
 
-pytestmark = pytest.mark.usefixtures("no_mlflow")
-
 METHODS = ["ntk-final/surrogate", "ntk-final/tracking", "influence-final/tracking", "influence-final/target", "last-layer-final/target"]
 DAMPING = 0.05
 

@@ -20,8 +20,6 @@ from genrep_dist.runner.tuning import Precision, best_value, measure_precision, 
 from tests.experiments import ROOT, experiment
 from tests.toys import trainings
 
-pytestmark = pytest.mark.usefixtures("no_mlflow")
-
 STOP = StopSection(metric="auc_del_negative", half_width=0.2, min_seeds=4, max_seeds=50)
 
 

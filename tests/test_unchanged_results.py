@@ -21,8 +21,6 @@ import torch
 import genrep_dist as gr
 from genrep_dist.store import Store
 
-pytestmark = pytest.mark.usefixtures("no_mlflow")
-
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "unchanged_results.json").read_text())
 EXPERIMENTS = {"smoke": 2, "judge": 2, "grid": 2, "mislabel": 2, "ten-digits": 2}
 """Experiment -> number of seeds."""

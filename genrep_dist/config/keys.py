@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -190,8 +191,13 @@ class Keys:
         return [self.extensions[label]] if label in self.extensions else []
 
     def _settings(self, names: Sequence[str]) -> dict[str, Any]:
-        chosen = non_default_fields(self.experiment)
-        return {name: chosen[name] for name in names if name in chosen}
+        return {name: self._declared[name] for name in names if name in self._declared}
+
+    @cached_property
+    def _declared(self) -> dict[str, Any]:
+        """The experiment's fields that differ from their defaults. They do not change, and every key asks for them."""
+        fields: dict[str, Any] = non_default_fields(self.experiment)
+        return fields
 
     @staticmethod
     def _digest(kind: str, *parts: Any) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 import torch
 import zarr
 from torch import Tensor, nn
@@ -20,7 +19,6 @@ import genrep_dist as gr
 from genrep_dist.diagnostics import Finding, diagnose, worst_colour
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.store.ledger import LedgerRow
-from genrep_dist.tracking.mlflow_tracker import TrackingLink
 from tests.experiments import ROOT, experiment
 from tests.toys import Blobs, Rbf, blobs
 
@@ -113,12 +111,8 @@ def run(store: Path, problem: str = "Learnable", options: dict[str, Any] | None 
     """A small run of a problem of this module."""
     defaults: dict[str, Any] = {"methods": METHODS, "deletion": {"fractions": [0.0, 0.1]}}
     asked = experiment(f"tests.diagnostics.runs:{problem}", {"epochs": 6, "test_size": 40} | (options or {}), **(defaults | fields))
-    with pytest.MonkeyPatch.context() as patch:
-        # No figures and no MLflow, which take most of the time and are not tested here.
-        patch.setattr("genrep_dist.runner.publish.write_report", lambda *_arguments: [])
-        patch.setattr("genrep_dist.runner.publish._track", lambda *_arguments: TrackingLink("", "", "", {}, ""))
-        # Faults that would stop the run are wanted in finished ones.
-        return gr.run(asked, store=str(store), serial=True, search_path=[str(ROOT)], force=True)
+    # Faults that would stop the run are wanted in finished ones.
+    return gr.run(asked, store=str(store), serial=True, search_path=[str(ROOT)], force=True)
 
 
 def copy(original: gr.Run, to: Path) -> gr.Run:

@@ -28,7 +28,6 @@ from genrep_dist.executors.base import Failure, Outcome
 from genrep_dist.executors.serial import SerialExecutor
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.runner.progress import NoProgress
-from genrep_dist.tracking.mlflow_tracker import TrackingLink
 from genrep_dist.units import Unit
 from genrep_dist.workflow.context import Job
 from tests.diagnostics.runs import Learnable, SubtractBatchMean
@@ -139,10 +138,8 @@ class Ended:
 
 @pytest.fixture
 def genrep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run the command line on an experiment of two seeds, without figures and MLflow."""
+    """Run the command line on an experiment of two seeds."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("genrep_dist.runner.publish.write_report", lambda *_arguments: [])
-    monkeypatch.setattr("genrep_dist.runner.publish._track", lambda *_arguments: TrackingLink("", "", "", {}, ""))
 
     def call(command: str, problem: str, *options: str, **fields: Any) -> Ended:
         name = problem if ":" in problem else f"{HERE}:{problem}"
@@ -257,10 +254,7 @@ class Messages(NoProgress):
 
 def gr_run(folder: Path, executor: Watched, messages: Messages | None = None, problem: str = LEARNABLE, **fields: Any) -> gr.Run:
     asked = experiment(problem, {"epochs": 2}, **({"methods": ["random"], "deletion": {"fractions": [0.0, 0.1]}} | fields))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("genrep_dist.runner.publish.write_report", lambda *_arguments: [])
-        patch.setattr("genrep_dist.runner.publish._track", lambda *_arguments: TrackingLink("", "", "", {}, ""))
-        return gr.run(asked, store=str(folder), executor=executor, progress=messages, search_path=[str(ROOT)])
+    return gr.run(asked, store=str(folder), executor=executor, progress=messages, search_path=[str(ROOT)])
 
 
 def test_it_runs_once_and_directly_after_the_first_original(tmp_path: Path) -> None:

@@ -21,8 +21,6 @@ from genrep_dist.workflow.retrain import retrain
 from tests.experiments import ROOT, experiment
 from tests.outside_metrics import Impostor, SelfRemoval, Undeclared
 
-pytestmark = pytest.mark.usefixtures("no_mlflow")
-
 FIELDS: dict[str, Any] = {
     "methods": ["ntk-final/tracking", "random"],
     "deletion": {"fractions": [0.0, 0.1]},

@@ -21,8 +21,6 @@ from genrep_dist.testing.executors import RETRIES, Workload, make_experiment
 from genrep_dist.units import StageName, Unit
 from genrep_dist.workflow.context import Job
 
-pytestmark = pytest.mark.usefixtures("no_mlflow")
-
 
 class ReversedExecutor:
     """Runs the units of each batch in reverse order: an executor that another package could provide."""

@@ -29,7 +29,6 @@ from tests.experiments import ROOT, experiment
 from tests.toys import trainings
 
 pytestmark = [
-    pytest.mark.usefixtures("no_mlflow"),
     pytest.mark.ray,
     # Ray's own code, at start and at the end of its processes.
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),

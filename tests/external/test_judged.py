@@ -6,15 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pytest
 from polars.testing import assert_frame_equal
 
 from genrep_dist.external import open_exported
 from genrep_dist.runner.export import export_problem
 from genrep_dist.runner.run import run, train_originals
 from tests.experiments import experiment
-
-pytestmark = pytest.mark.usefixtures("no_mlflow")
 
 OURS = "ntk-final/target"
 

@@ -11,14 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import genrep_dist as gr
-from genrep_dist.runner import publish
 from genrep_dist.runner.progress import Progress
 from genrep_dist.store import Store
 from tests.experiments import ROOT, experiment_file
-from tests.faults.driver import no_tracking
 from tests.toys import trainings
 
 METHODS = ["ntk-final/surrogate", "influence-function", "trap-final/target", "random"]
@@ -68,9 +64,7 @@ class Trial:
 
     def run_here(self, progress: Progress | None = None) -> None:
         """Run it serially in this process."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(publish, "_track", no_tracking)
-            gr.run(str(self.file), store=self.store, serial=True, search_path=[str(ROOT)], progress=progress)
+        gr.run(str(self.file), store=self.store, serial=True, search_path=[str(ROOT)], progress=progress)
 
     def trainings(self) -> int:
         return trainings(self.folder)

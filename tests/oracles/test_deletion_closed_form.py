@@ -30,8 +30,6 @@ import genrep_dist as gr
 from genrep_dist.problems.protocol import Dataset, Recipe
 from tests.experiments import experiment
 
-pytestmark = pytest.mark.usefixtures("no_mlflow")
-
 Array = npt.NDArray[np.float64]
 Solver = Callable[[Array, Array, float], Array]
 

@@ -17,8 +17,6 @@ from tests.experiments import ROOT, experiment
 from tests.oracles.test_external_tools import recipe
 from tests.toys import trainings
 
-pytestmark = pytest.mark.usefixtures("no_mlflow")
-
 METHODS = ["tracincp", "ntk-final/target", "random"]
 
 

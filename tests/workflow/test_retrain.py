@@ -22,8 +22,6 @@ from genrep_dist.workflow.retrain import RetrainStage, RetrainUnit
 from tests.experiments import ROOT, experiment
 from tests.toys import Blobs
 
-pytestmark = pytest.mark.usefixtures("no_mlflow")
-
 METHODS = ["ntk-final/tracking", "last-layer-final/target", "random"]
 PUBLISHED = ("deletion.parquet", "table.md")
 

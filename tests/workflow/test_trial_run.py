@@ -16,8 +16,6 @@ from genrep_dist.workflow.prepare import PreparedExperiment, prepare
 from genrep_dist.workflow.trial_run import trial_run
 from tests.experiments import ROOT, experiment
 
-pytestmark = pytest.mark.usefixtures("no_mlflow")
-
 
 def prepared(folder: Path) -> PreparedExperiment:
     return prepare(experiment(seeds=2), Store(str(folder)), [str(ROOT)])
