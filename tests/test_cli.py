@@ -16,6 +16,8 @@ import genrep_dist as gr
 from genrep_dist import cli
 from tests.experiments import METHODS, ROOT, experiment_file
 
+pytestmark = pytest.mark.publishes
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:

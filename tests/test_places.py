@@ -31,7 +31,10 @@ from genrep_dist.tracking.database import create_database, sqlite_uri
 from tests.experiments import ROOT, experiment, experiment_file
 
 # MLflow's own models use an interface that newer versions of SQLAlchemy deprecate.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+pytestmark = [
+    pytest.mark.publishes,
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),
+]
 
 FIELDS: dict[str, Any] = {"methods": ["random"], "seeds": 2, "deletion": {"fractions": [0.1]}}
 

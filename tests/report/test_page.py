@@ -18,6 +18,8 @@ from tests.evaluation.examples import METHODS, synthetic_deletion
 from tests.report import synthetic
 from tests.report.test_figures import HOSTILE
 
+pytestmark = pytest.mark.publishes
+
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 

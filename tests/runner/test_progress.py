@@ -35,6 +35,8 @@ from genrep_dist.workflow.status import StageStatus
 from genrep_dist.workflow.train import TrainUnit
 from tests.experiments import ROOT, experiment
 
+pytestmark = pytest.mark.publishes
+
 TASK = RetrainUnit(0, tuple(Retraining(str(index), 0, "same", (index,)) for index in range(5)))
 
 

@@ -24,6 +24,8 @@ from tests.experiments import ROOT, experiment, experiment_file
 from tests.store.s3_server import BUCKET, CuttingProxy, S3Server
 from tests.toys import trainings
 
+pytestmark = pytest.mark.publishes
+
 SECRET = "/".join(("markerwJalrXUtnFEMI", "K7MDENG"))
 """In two pieces, so that no scan of the sources takes it for a real one."""
 KEY = "ab" * 32
