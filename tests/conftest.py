@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import settings
 
-from tests.publication import publish_tables_only
+from tests.publication import full_publication, publish_tables_only
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
@@ -24,12 +25,8 @@ def tables_only() -> Iterator[pytest.MonkeyPatch]:
 @pytest.fixture(scope="module", autouse=True)
 def publication(request: pytest.FixtureRequest, tables_only: pytest.MonkeyPatch) -> Iterator[None]:
     """Publish in full in files that are marked with ``publishes``."""
-    if request.node.get_closest_marker("publishes") is None:
+    with nullcontext() if request.node.get_closest_marker("publishes") is None else full_publication(tables_only):
         yield
-        return
-    tables_only.undo()
-    yield
-    publish_tables_only(tables_only)
 
 
 @pytest.hookimpl(trylast=True)

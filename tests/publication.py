@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import IO, Any
 
@@ -34,3 +36,11 @@ def publish_tables_only(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(publish, "_track", no_tracking)
     patch.setattr(Figure, "savefig", _save_empty)
     patch.setattr(os, "fsync", lambda _file: None)
+
+
+@contextmanager
+def full_publication(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without what :func:`publish_tables_only` did with ``patch``."""
+    patch.undo()
+    yield
+    publish_tables_only(patch)

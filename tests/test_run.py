@@ -29,6 +29,7 @@ from genrep_dist.workflow.record import write_record
 from genrep_dist.workflow.stages import artifacts_of
 from genrep_dist.workflow.status import stage_status
 from tests.experiments import METHODS, ROOT, experiment
+from tests.publication import full_publication
 from tests.toys import Blobs, Counting, trainings
 from tests.training.reference import plainly_trained
 
@@ -38,8 +39,9 @@ def run(store: Path, **arguments: Any) -> gr.Run:
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["binary", "three classes"])
-def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> gr.Run:
-    return run(tmp_path_factory.mktemp("walk"), options={"num_classes": request.param})
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tables_only: pytest.MonkeyPatch) -> gr.Run:
+    with full_publication(tables_only):
+        return run(tmp_path_factory.mktemp("walk"), options={"num_classes": request.param})
 
 
 def jacobian(model: nn.Module, sample: Tensor) -> Tensor:
