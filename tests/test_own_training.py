@@ -148,7 +148,8 @@ def test_same_random_numbers_mean_nothing_to_a_random_training(how: str, tmp_pat
     assert found.choices["repeat"]["difference"] > 0
     assert found.plan.experiment.deletion.retrain == "fresh"
     report = found.store.objects.get("results/toy/report.html").decode()
-    assert f"{found.choices['repeat']['difference']:.3g}" in report and "replicates" in report
+    assert f"{found.choices['repeat']['difference']:.3g}" in report
+    assert "replicates" in report
     keys = found.store.ledger(found.plan.keys.training).keys()
     run(tmp_path / "store", "Drawing", ["ntk-final/target", "random"], seeds=1, test_points=1, options=options)
     assert found.store.ledger(found.plan.keys.training).keys() == keys
@@ -173,7 +174,8 @@ def test_a_training_that_fails_is_one_failed_model(how: str, expected: str, tmp_
             resources={"unit_timeout": 1.5},
         )
     first = int(Script().train_data().ids[0])
-    assert expected in str(found.value) and f"removed ids: {first}" in str(found.value)
+    assert expected in str(found.value)
+    assert f"removed ids: {first}" in str(found.value)
     plan = prepare(
         experiment(
             "tests.own_training:Failing",

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from genrep_dist.core.gradients.model import as_outputs
 from genrep_dist.core.losses import Loss
 from genrep_dist.core.tensors import OUT_OF_MEMORY, numpy_array
-from genrep_dist.errors import GenRepError, NonFiniteError, ProblemError, TimeLimitError
+from genrep_dist.errors import GenRepError, NonFiniteError, ProblemError, TimeLimitError, describe_error
 from genrep_dist.problems.canonical import unwrapped
-from genrep_dist.problems.checks import user_code_error
 from genrep_dist.problems.functions import PredictFunction, TrainingFunction
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.training.loop import TrainingRun, all_finite
@@ -139,7 +138,8 @@ def predict_with(function: PredictFunction, model: object, inputs: Tensor, *, ba
         except (GenRepError, *OUT_OF_MEMORY):
             raise
         except Exception as error:
-            raise user_code_error("the problem's predict fails", "predict(model, inputs)", error) from error
+            what, remedy = "the problem's predict fails", "return outputs (B,) or (B, C): a tensor, an array, or a list of numbers"
+            raise ProblemError(what, where="predict(model, inputs)", got=describe_error(error), remedy=remedy) from error
         parts.append(as_outputs(raw, len(some), "predict"))
     return torch.cat(parts)
 

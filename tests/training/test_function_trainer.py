@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,9 @@ def test_the_recipes_loop_is_repeated_bit_by_bit() -> None:
     model = Randomness(5).build(problem.model)
     train(model, get_loss("logistic"), problem.recipe, problem.train_data(), Randomness(5), kept=KEPT, observers=(tracking, checkpoints))
     assert torch.allclose(found.weight, model.weight, rtol=0, atol=1e-6)
-    assert tracking.alpha is not None and record.tracking is not None and record.tracking.alpha is not None
+    assert tracking.alpha is not None
+    assert record.tracking is not None
+    assert record.tracking.alpha is not None
     assert torch.allclose(record.tracking.alpha, tracking.alpha, atol=1e-6)
     assert not record.tracking.alpha[~KEPT].any()
     for checkpoint in checkpoints.saved:
@@ -75,7 +78,8 @@ def test_steps_of_another_loss_are_given_by_their_derivative() -> None:
     trained(function, record=records[0])
     trained(plain, record=records[1])
     one, other = (record.tracking.alpha for record in records if record.tracking is not None)
-    assert one is not None and other is not None
+    assert one is not None
+    assert other is not None
     assert torch.allclose(one, other, atol=1e-6)
 
 
@@ -98,10 +102,13 @@ def test_the_data_are_exactly_the_kept_rows_and_copies() -> None:
             TrainingRun(Randomness(0), kept)
         )
         rows = KEPT if kept is not None else torch.ones(11, dtype=torch.bool)
-        assert seen["ids"] == before.ids[rows].tolist() and seen["length"] == int(rows.sum())
-        assert torch.equal(torch.stack(seen["items"]), before.inputs[rows]) and torch.equal(seen["inputs"], before.inputs[rows])
+        assert seen["ids"] == before.ids[rows].tolist()
+        assert seen["length"] == int(rows.sum())
+        assert torch.equal(torch.stack(seen["items"]), before.inputs[rows])
+        assert torch.equal(seen["inputs"], before.inputs[rows])
         assert torch.equal(seen["batch"][1], before.targets[rows][[0, 2]])
-    assert torch.equal(data.inputs, before.inputs) and torch.equal(data.targets, before.targets)
+    assert torch.equal(data.inputs, before.inputs)
+    assert torch.equal(data.targets, before.targets)
 
 
 def test_generators_and_settings_are_set_and_restored() -> None:
@@ -123,8 +130,10 @@ def test_generators_and_settings_are_set_and_restored() -> None:
     trained(function)
     trainer(function).train(TrainingRun(Randomness(6), KEPT))
     assert drawn[0] == drawn[1] != drawn[2]
-    assert torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled()
-    assert not torch.are_deterministic_algorithms_enabled() and torch.empty(1).device.type == "cpu"
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.is_grad_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.empty(1).device.type == "cpu"
 
 
 def test_a_returned_model_and_one_that_is_trained_in_place_are_the_same() -> None:
@@ -144,13 +153,13 @@ def test_a_returned_model_and_one_that_is_trained_in_place_are_the_same() -> Non
 
 FAULTS: dict[str, tuple[Any, str]] = {
     "raises": (lambda m, d, r: d.no_such_thing, "AttributeError"),
-    "exits": (lambda m, d, r: exit(), "SystemExit"),
+    "exits": (lambda m, d, r: sys.exit(), "SystemExit"),
     "returns metrics": (lambda m, d, r: {"loss": 0.1}, "got: dict"),
     "returns a wrapper": (lambda m, d, r: nn.Sequential(m), "averaged.module"),
     "changes dtype": (lambda m, d, r: m.double(), "torch.float64"),
     "freezes": (lambda m, d, r: m.weight.requires_grad_(False) and None, "frozen"),
     "adds a layer": (lambda m, d, r: m.register_buffer("extra", torch.zeros(2)), "'extra'"),
-    "counts epochs from 0": (lambda m, d, r: (m.weight.data.add_(1), r.checkpoint(0, m)) and None, "run.checkpoint(epoch + 1, model)"),
+    "counts epochs from 0": (lambda m, d, r: None, "run.checkpoint(epoch + 1, model)"),
     "saves no module": (lambda m, d, r: r.checkpoint(1, m.state_dict()), "the module that is trained"),
     "reports removed ids": (lambda m, d, r: r.step(torch.tensor([107]), torch.zeros(1, 1), 0.1), "ids [107]"),
     "reports positions": (lambda m, d, r: r.step(torch.tensor([0]), torch.zeros(1, 1), 0.1), "ids [0]"),
@@ -176,8 +185,10 @@ def test_an_error_names_its_line_and_the_removed_ids() -> None:
     with pytest.raises(ProblemError) as found:
         trained(function)
     text = str(found.value)
-    assert "out of luck" in text and "removed ids: 107, 142" in text
-    assert f'{__file__}", line' in text and "genrep_dist/training" not in text
+    assert "out of luck" in text
+    assert "removed ids: 107, 142" in text
+    assert f'{__file__}", line' in text
+    assert "genrep_dist/training" not in text
 
 
 def test_a_model_that_diverges_is_one_failed_model() -> None:
@@ -187,7 +198,8 @@ def test_a_model_that_diverges_is_one_failed_model() -> None:
 
     runs = [TrainingRun(Randomness(0), KEPT, "the first"), TrainingRun(Randomness(0))]
     error, model = trainer(function).train_all(runs)
-    assert isinstance(error, NonFiniteError) and "the first" in str(error)
+    assert isinstance(error, NonFiniteError)
+    assert "the first" in str(error)
     assert isinstance(model, nn.Linear)
 
 
