@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from genrep_dist.problems.protocol import Dataset, Recipe
 from tests.toys import Blobs
 
-bce = nn.functional.binary_cross_entropy_with_logits
+bce: Any = nn.functional.binary_cross_entropy_with_logits
+"""Any: torch does not declare the types of `backward`."""
 
 
 class AsRecipe(Blobs):
@@ -34,8 +35,6 @@ class AsRecipe(Blobs):
 
 class Script(Blobs):
     """A script as people have it, without a recipe: AdamW, warm-up, clipping, noise, shuffled batches."""
-
-    recipe: ClassVar[Any] = None  # type: ignore[assignment]
 
     def __init__(self, **options: int) -> None:
         super().__init__(**options)

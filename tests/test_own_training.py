@@ -40,12 +40,12 @@ def scores_file(path: Path) -> Path:
 
 
 def run(store: Path, problem: str, methods: list[str], serial: bool = True, messages: Any = None, **fields: Any) -> gr.Run:
-    external = {"cosine": {"path": str(store.parent / "cosine.npz"), "positive_raises": True, "unverified": True}}
+    external: Any = {"cosine": {"path": str(store.parent / "cosine.npz"), "positive_raises": True, "unverified": True}}
     if "cosine" in methods:
         scores_file(store.parent / "cosine.npz")
         fields["external"] = external
-    fields = {"deletion": {"fractions": [0.0, 0.1]}, "resources": {"workers": 2, "unit_timeout": 60}} | fields
-    declared = experiment(f"tests.own_training:{problem}", methods=methods, **fields)
+    defaults: dict[str, Any] = {"deletion": {"fractions": [0.0, 0.1]}, "resources": {"workers": 2, "unit_timeout": 60}}
+    declared = experiment(f"tests.own_training:{problem}", methods=methods, **(defaults | fields))
     return gr.run(declared, store=str(store), serial=serial, search_path=[str(ROOT)], progress=messages)
 
 
@@ -118,7 +118,7 @@ def test_hooks_serve_the_methods_that_follow_training(tmp_path: Path) -> None:
     plain = gr.run(experiment(methods=methods, seeds=1, deletion={"fractions": [0.0, 0.1]}), store=str(tmp_path / "plain"), serial=True)
     for method in methods:
         assert np.allclose(own.attributions(method, 0), plain.attributions(method, 0), atol=1e-5), method
-    assert np.allclose(own.deletion()["delta"], plain.deletion()["delta"], atol=1e-5)
+    assert np.allclose(*(one.deletion().collect()["delta"] for one in (own, plain)), atol=1e-5)
     assert any("own function" in warning for warning in own.plan.warnings)
 
 

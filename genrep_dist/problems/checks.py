@@ -94,14 +94,18 @@ def load_datasets(problem: Problem, where: str = "problem") -> tuple[Dataset, Da
     if not has_module(problem):
         return train, test  # its outputs are known after a training
     model = build_model(problem, where)
-    loss = get_loss(problem.loss)
     for which, data in (("train", train), ("test", test)):
         place = f"{where}.{which}_data()"
-        outputs = _first_outputs(model, data, place)
-        _check_targets(loss.name if is_shipped(loss) else "", outputs.shape[1], data, place)
-        _check_loss(loss, outputs, data.targets[: len(outputs)], place)
+        check_loss_fits(problem, _first_outputs(model, data, place), data, place)
     check_forward(problem, model, train.inputs[:_ROWS], where)
     return train, test
+
+
+def check_loss_fits(problem: Problem, outputs: Tensor, data: Dataset, where: str) -> None:
+    """Raise ProblemError unless the problem's loss takes ``outputs`` (B, C) with the first B targets of ``data``."""
+    loss = get_loss(problem.loss)
+    _check_targets(loss.name if is_shipped(loss) else "", outputs.shape[1], data, where)
+    _check_loss(loss, outputs, data.targets[: len(outputs)], where)
 
 
 def check_forward(problem: Problem, model: nn.Module, inputs: Tensor, where: str) -> None:

@@ -44,7 +44,7 @@ def has_recipe(problem: object) -> bool:
 
 
 def _own_function(problem: object, name: str, parameters: tuple[str, ...]) -> Callable[..., Any] | None:
-    found = getattr(problem, name, None)
+    found: Callable[..., Any] | None = getattr(problem, name, None)
     if not callable(found) or getattr(found, "__func__", None) is nn.Module.train:
         return None
     try:

@@ -6,7 +6,7 @@ from typing import Any
 
 from genrep_dist.config import Experiment
 from genrep_dist.config.sections import RetrainSection
-from genrep_dist.errors import GenRepError, UnitError
+from genrep_dist.errors import GenRepError, ProblemError, TimeLimitError, UnitError
 from genrep_dist.runner.progress import ProgressCounter
 from genrep_dist.runner.stage_runner import StageRunner, Workers
 from genrep_dist.store.paths import ExperimentPaths
@@ -14,11 +14,11 @@ from genrep_dist.workflow.prepare import PreparedExperiment
 from genrep_dist.workflow.train import RepeatUnit
 
 
-def repeat_first_original(prepared: PreparedExperiment, progress: ProgressCounter, workers: Workers) -> dict[str, Any]:
+def repeat_first_original(prepared: PreparedExperiment, progress: ProgressCounter, workers: Workers) -> dict[str, Any] | None:
     """Train the original model of the first seed twice, unless the store knows the result.
 
     Returns ``model`` (its content address), ``seed``, ``difference``, the largest between the test outputs of both, and ``scale``, the
-    largest of these outputs. Raises what the training raises.
+    largest of these outputs; None if the model cannot be trained, which the stage train reports when the other seeds are done.
     """
     experiment, store = prepared.plan.experiment, prepared.store
     seed, path = experiment.seeds[0], ExperimentPaths(experiment.name).repeat
@@ -27,7 +27,10 @@ def repeat_first_original(prepared: PreparedExperiment, progress: ProgressCounte
         return dict(known)
     one = prepared.with_experiment(experiment.with_fixed_seeds(seeds=[seed]))
     runner = StageRunner(one, progress, workers)
-    runner.train_originals()
+    try:
+        runner.train_originals()
+    except (ProblemError, TimeLimitError, UnitError):
+        return None
     outcome = runner.run_alone(RepeatUnit(seed))
     if outcome.error is not None:
         if isinstance(outcome.error, GenRepError):

@@ -173,7 +173,10 @@ class _ExperimentRunner:
         """The experiment, with fresh retrainings if the problem's own training function gives another model the second time."""
         if not self._declared.plan.shape.own_training:
             return experiment
-        found = self._choices["repeat"] = repeat_first_original(self._declared, self._progress, self._workers)
+        found = repeat_first_original(self._declared, self._progress, self._workers)
+        if found is None:
+            return experiment
+        self._choices["repeat"] = found
         if found["difference"] == 0.0:
             return experiment
         self._progress.message(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -196,12 +197,18 @@ def recipe_in_force(problem: Problem, experiment: Experiment) -> Recipe:
     return replace(problem_recipe(problem), **experiment.recipe.model_dump(exclude_none=True))
 
 
-def make_trainer(problem: Problem, experiment: Experiment, recipe: Recipe, data: Dataset) -> Trainer | FunctionTrainer:
-    """What trains the models of an experiment on ``data``: the problem's own function, or the recipe ``recipe`` in force."""
+def make_trainer(
+    problem: Problem, experiment: Experiment, recipe: Recipe, data: Dataset, most_seconds: float = math.inf
+) -> Trainer | FunctionTrainer:
+    """What trains the models of an experiment on ``data``: the problem's own function, or the recipe ``recipe`` in force.
+
+    A training by a function may take ``resources.unit_timeout``, and ``most_seconds``.
+    """
     function, loss = training_function(problem), get_loss(problem.loss)
     if function is None:
         return Trainer(problem.model, loss, recipe, data)
-    seconds = experiment.resources.unit_timeout
+    shortest = min(experiment.resources.unit_timeout or math.inf, most_seconds)
+    seconds = None if math.isinf(shortest) else shortest
     epochs = declared_epochs(problem, experiment, recipe)
     return FunctionTrainer(problem, function, loss, recipe, data, epochs=epochs, limit=lambda where: time_limit(seconds, where))
 

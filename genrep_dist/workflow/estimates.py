@@ -30,6 +30,8 @@ from genrep_dist.workflow.trial_run import trial_run
 
 MEASURED_SECONDS = 0.5
 TRIAL_SECONDS = 3.0
+FUNCTION_SECONDS = 20.0
+"""A short run of a problem's own training function is given up after this time."""
 START_SECONDS = 4.0
 """Importing libraries, reading and checking the problem, making the plan."""
 CLUSTER_SECONDS = 5.0
@@ -112,7 +114,7 @@ def gpu_hours(plan: Plan, epochs: int) -> float:
 def _trainer(prepared: PreparedExperiment, device: torch.device) -> Trainer | FunctionTrainer:
     """A trainer as workers have it; its short runs are a few steps of the real training."""
     data = Dataset(prepared.train.inputs.to(device), prepared.train.targets.to(device), prepared.train.ids)
-    return make_trainer(prepared.problem, prepared.plan.experiment, prepared.recipe, data)
+    return make_trainer(prepared.problem, prepared.plan.experiment, prepared.recipe, data, FUNCTION_SECONDS)
 
 
 def _gradients(prepared: PreparedExperiment, device: torch.device) -> float:

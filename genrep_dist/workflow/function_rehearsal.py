@@ -11,7 +11,7 @@ from torch import nn
 from genrep_dist.config.keys import Keys
 from genrep_dist.core.losses import Loss
 from genrep_dist.errors import GenRepError, NonFiniteError, ProblemError, TimeLimitError
-from genrep_dist.problems.checks import build_start
+from genrep_dist.problems.checks import build_start, check_loss_fits
 from genrep_dist.problems.functions import predict_function, training_function
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.training.function_trainer import FunctionTrainer, predict_with
@@ -176,6 +176,7 @@ def _predicted_twice(problem: Problem, model: object, data: Dataset) -> int:
             got=f"differences up to {float((whole - parts).abs().max()):.3g}, in batches of other sizes",
             remedy="draw nothing in predict, and use no statistics of the batch",
         )
+    check_loss_fits(problem, whole, data, "predict(model, inputs)")
     return int(whole.shape[1])
 
 

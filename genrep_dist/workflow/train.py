@@ -46,6 +46,10 @@ class RepeatUnit(TrainUnit):
     def label(self) -> str:
         return f"train seed={self.seed} again"
 
+    @property
+    def size(self) -> int:
+        return 2  # trainings
+
 
 class TrainStage(Stage[TrainUnit]):
     name = "train"

@@ -32,7 +32,7 @@ def trained(function: Any, model: Any = None, kept: torch.Tensor | None = KEPT, 
     return trainer(function, model).train(TrainingRun(Randomness(5), kept), record)
 
 
-def sgd(model: nn.Module, data: Any, run: Any) -> None:
+def sgd(model: Any, data: Any, run: Any) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     for epoch in range(run.epochs):
         for inputs, targets, ids in run.batches(4):
@@ -49,7 +49,7 @@ def test_the_recipes_loop_is_repeated_bit_by_bit() -> None:
     found = trained(sgd, record=record)
     problem, tracking = Free(sgd), TrackingImportance()
     checkpoints = Checkpoints((0, 1), problem.train_data(), problem.recipe)
-    model = Randomness(5).build(problem.model)
+    model: Any = Randomness(5).build(problem.model)
     train(model, get_loss("logistic"), problem.recipe, problem.train_data(), Randomness(5), kept=KEPT, observers=(tracking, checkpoints))
     assert torch.allclose(found.weight, model.weight, rtol=0, atol=1e-6)
     assert tracking.alpha is not None
@@ -63,7 +63,7 @@ def test_the_recipes_loop_is_repeated_bit_by_bit() -> None:
 
 
 def test_steps_of_another_loss_are_given_by_their_derivative() -> None:
-    def function(model: nn.Module, data: Any, run: Any) -> None:
+    def function(model: Any, data: Any, run: Any) -> None:
         for inputs, targets, ids in run.batches(4, epoch=1):
             outputs = model(inputs).squeeze(1)
             outputs.retain_grad()
@@ -86,7 +86,7 @@ def test_steps_of_another_loss_are_given_by_their_derivative() -> None:
 def test_the_data_are_exactly_the_kept_rows_and_copies() -> None:
     seen: dict[str, Any] = {}
 
-    def function(model: nn.Module, data: Any, run: Any) -> None:
+    def function(model: Any, data: Any, run: Any) -> None:
         seen.update(length=len(data), ids=data.ids.tolist(), items=[x for x, _ in data], batch=data[[0, 2]], inputs=data.inputs.clone())
         data[0][0].zero_()
         data.inputs.zero_()
@@ -98,9 +98,7 @@ def test_the_data_are_exactly_the_kept_rows_and_copies() -> None:
     problem = Free(function)
     data, before = problem.train_data(), problem.train_data()
     for kept in (KEPT, None):
-        FunctionTrainer(problem, function, get_loss("logistic"), problem.recipe, data, epochs=2).train(  # type: ignore[arg-type]
-            TrainingRun(Randomness(0), kept)
-        )
+        FunctionTrainer(problem, function, get_loss("logistic"), problem.recipe, data, epochs=2).train(TrainingRun(Randomness(0), kept))
         rows = KEPT if kept is not None else torch.ones(11, dtype=torch.bool)
         assert seen["ids"] == before.ids[rows].tolist()
         assert seen["length"] == int(rows.sum())
@@ -114,7 +112,7 @@ def test_the_data_are_exactly_the_kept_rows_and_copies() -> None:
 def test_generators_and_settings_are_set_and_restored() -> None:
     drawn = []
 
-    def function(model: nn.Module, data: Any, run: Any) -> None:
+    def function(model: Any, data: Any, run: Any) -> None:
         drawn.append((random.random(), float(np.random.rand()), float(torch.rand(())), run.seed))  # noqa: NPY002
         torch.set_default_dtype(torch.float64)
         torch.set_grad_enabled(False)
@@ -137,7 +135,7 @@ def test_generators_and_settings_are_set_and_restored() -> None:
 
 
 def test_a_returned_model_and_one_that_is_trained_in_place_are_the_same() -> None:
-    def fill(model: nn.Module, data: Any, run: Any) -> Any:
+    def fill(model: Any, data: Any, run: Any) -> Any:
         del data, run
         nn.init.constant_(model.weight, 3.0)
 
@@ -157,9 +155,9 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "returns metrics": (lambda m, d, r: {"loss": 0.1}, "got: dict"),
     "returns a wrapper": (lambda m, d, r: nn.Sequential(m), "averaged.module"),
     "changes dtype": (lambda m, d, r: m.double(), "torch.float64"),
-    "freezes": (lambda m, d, r: m.weight.requires_grad_(False) and None, "frozen"),
+    "freezes": (lambda m, d, r: m.requires_grad_(False), "frozen"),
     "adds a layer": (lambda m, d, r: m.register_buffer("extra", torch.zeros(2)), "'extra'"),
-    "counts epochs from 0": (lambda m, d, r: None, "run.checkpoint(epoch + 1, model)"),
+    "counts epochs from 0": (lambda m, d, r: (m.weight.data.add_(1), r.checkpoint(0, m)), "run.checkpoint(epoch + 1, model)"),
     "saves no module": (lambda m, d, r: r.checkpoint(1, m.state_dict()), "the module that is trained"),
     "reports removed ids": (lambda m, d, r: r.step(torch.tensor([107]), torch.zeros(1, 1), 0.1), "ids [107]"),
     "reports positions": (lambda m, d, r: r.step(torch.tensor([0]), torch.zeros(1, 1), 0.1), "ids [0]"),
@@ -179,7 +177,7 @@ def test_what_a_function_does_wrong_is_said(fault: str) -> None:
 
 
 def test_an_error_names_its_line_and_the_removed_ids() -> None:
-    def function(model: nn.Module, data: Any, run: Any) -> None:
+    def function(model: Any, data: Any, run: Any) -> None:
         raise RuntimeError("out of luck")
 
     with pytest.raises(ProblemError) as found:
@@ -192,7 +190,7 @@ def test_an_error_names_its_line_and_the_removed_ids() -> None:
 
 
 def test_a_model_that_diverges_is_one_failed_model() -> None:
-    def function(model: nn.Module, data: Any, run: Any) -> None:
+    def function(model: Any, data: Any, run: Any) -> None:
         if len(data) < 11:
             nn.init.constant_(model.weight, float("inf"))
 
