@@ -211,8 +211,8 @@ def test_a_model_that_is_no_module_is_judged_by_its_predictions(tmp_path: Path) 
 def test_an_edit_of_a_file_that_train_imports_is_another_training(tmp_path: Path) -> None:
     (tmp_path / "own_steps.py").write_text("RATE = 0.1\n")
     (tmp_path / "own_import.py").write_text(
-        "from tests.own_training import Script, script\n\n\nclass Importing(Script):\n"
-        "    def train(self, model, data, run):\n        from own_steps import RATE\n\n        return script(model, data)\n"
+        "from own_steps import RATE\nfrom tests.own_training import Script, script\n\n\nclass Importing(Script):\n"
+        "    def train(self, model, data, run):\n        assert RATE\n        return script(model, data)\n"
     )
     declared = experiment("own_import:Importing", methods=["random"])
     before = prepare(declared, Store(str(tmp_path / "store")), [str(tmp_path), str(ROOT)]).plan.keys.training
