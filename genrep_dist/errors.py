@@ -12,6 +12,7 @@
     ├── ConvergenceError     a solver did not reach its tolerance
     ├── ExtensionError       the code of another package's class raised an error
     ├── UnitError            a unit of work failed in all of its attempts
+    ├── TimeLimitError       work took longer than resources.unit_timeout
     └── DoctorError          the doctor has red findings about the first seed
 
 Each class states in ``failure_kind`` what its error means for a unit of work that raises it.
@@ -143,6 +144,12 @@ class ExtensionError(GenRepError):
 
 class UnitError(GenRepError):
     """A unit of work failed in all of its attempts."""
+
+
+class TimeLimitError(GenRepError):
+    """A unit of work, or one training by a problem's own function, took longer than ``resources.unit_timeout``."""
+
+    failure_kind = FailureKind.FATAL
 
 
 class DoctorError(GenRepError):

@@ -29,7 +29,8 @@ class Shape:
     ("stacked", "mapped" or "solo"), ``step_bytes`` what a step of one takes beside its parameters, and ``pack`` how many models share a
     step: at most, or always where they are mapped. ``identity_gap_reasons``: why the optimizer breaks the tracking identities of the
     paper; empty if it does not. ``slow_derived``: what takes a slower way in derived kernels, with the reason. ``is_loss_linear``: the
-    loss's second derivative in the outputs is zero wherever it was tried.
+    loss's second derivative in the outputs is zero wherever it was tried. ``own_training``: the problem's own function trains;
+    ``has_module``: the models are torch modules, and not only predictions.
 
     Bytes: ``state_bytes`` of a checkpoint, with frozen parameters and buffers; ``item_bytes`` of one number of the parameters;
     ``forward_bytes`` of one row's forward pass without gradients, ``backward_bytes`` of one with gradients; 0 where they are unknown.
@@ -52,6 +53,8 @@ class Shape:
     item_bytes: int = FLOAT_BYTES
     forward_bytes: int = 0
     backward_bytes: int = 0
+    own_training: bool = False
+    has_module: bool = True
 
     @property
     def parameter_bytes(self) -> int:

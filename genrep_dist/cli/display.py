@@ -34,7 +34,8 @@ def show_plan(console: Console, dry_run: DryRun) -> None:
         )
         for stage in plan.stages
     ]
-    title = f"{plan.experiment.name}: {plan.shape.num_train:,} training samples, {plan.shape.num_parameters:,} parameters"
+    size = f"{plan.shape.num_parameters:,} parameters" if plan.shape.has_module else "models with predictions only"
+    title = f"{plan.experiment.name}: {plan.shape.num_train:,} training samples, {size}"
     console.print(table(title, ("stage", "what", "units", "done", "writes", "memory", "time"), rows, numeric=(2, 3, 4, 5, 6)))
     retrain, stop, tune = status["retrain"], plan.experiment.stop, plan.experiment.tune
     bound = "" if retrain.exact else "at most "

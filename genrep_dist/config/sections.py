@@ -350,6 +350,13 @@ class ResourcesSection(Section):
     )
     retries: int = Field(3, ge=0, description="How often a failed unit of work is retried.")
     task_seconds: float = Field(5.0, gt=0, description="Approximate duration of one task of retrainings.")
+    unit_timeout: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds that one unit of work, or one model of a task of retrainings, may take. Then it has failed, and is not "
+        "retried; the others go on. Default: no limit.",
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_cpus: float = Field(1.0, gt=0, allow_inf_nan=False, description="CPUs, or a fraction of one, per worker.")
     num_gpus: float | None = Field(

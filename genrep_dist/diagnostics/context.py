@@ -29,6 +29,10 @@ GRADIENT_COPIES = 8
 FEW_OUTPUTS = 3
 
 
+class NotApplicableError(Exception):
+    """A check is about the parameters of a model that is no torch module: it is left out."""
+
+
 class CheckContext:
     """A finished run. Checks that are too expensive for all seeds use its first ``seed``.
 
@@ -47,7 +51,7 @@ class CheckContext:
         self.seed = self.seeds[0]
         self.memory_budget_bytes = run.plan.experiment.resources.memory_budget
         shape = run.plan.shape
-        gradient_bytes = GRADIENT_COPIES * shape.parameter_bytes
+        gradient_bytes = max(1, GRADIENT_COPIES * shape.parameter_bytes)
         self.outputs: tuple[int | None, ...] = (None,)
         if gradient_bytes * shape.num_outputs <= self.memory_budget_bytes:
             gradient_bytes *= shape.num_outputs
@@ -72,7 +76,12 @@ class CheckContext:
         return self.model_at(self.plan.keys.epochs)
 
     def model_at(self, epoch: int) -> nn.Module:
-        """The first seed's model after ``epoch`` epochs, in evaluation mode. Unlike in the stages, the model is not validated."""
+        """The first seed's model after ``epoch`` epochs, in evaluation mode. Unlike in the stages, the model is not validated.
+
+        Raises NotApplicableError for models that are no torch modules.
+        """
+        if not self.plan.shape.has_module:
+            raise NotApplicableError
         model = self.worker.fresh_model()
         model.load_state_dict(self.run.checkpoint(self.seed, epoch))
         return (model.double() if self.in_float64 else model).to(self.worker.device).eval()

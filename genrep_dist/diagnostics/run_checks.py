@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from genrep_dist.diagnostics.checks import CHECKS, FIRST_SEED_CHECKS, Check
-from genrep_dist.diagnostics.context import CheckContext
+from genrep_dist.diagnostics.context import CheckContext, NotApplicableError
 from genrep_dist.diagnostics.finding import Colour, Finding, worst_colour
 from genrep_dist.errors import GenRepError, MethodError, NotCommittedError, StoreError
 from genrep_dist.problems.checks import user_code_error
@@ -66,6 +66,8 @@ def diagnose_first_seed(context: CheckContext) -> list[Finding]:
 def _run(name: str, check: Check, context: CheckContext) -> list[Finding]:
     try:
         findings = list(check(context))
+    except NotApplicableError:
+        return []
     except GenRepError as error:
         if context.before_retraining and isinstance(error, StoreError):
             raise  # the run moves damage away and computes it again

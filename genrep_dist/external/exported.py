@@ -17,7 +17,8 @@ from genrep_dist.core.losses import Loss, get_loss
 from genrep_dist.core.tensors import numpy_array
 from genrep_dist.errors import ConfigError, CorruptError, MethodError, ProblemError
 from genrep_dist.external.contents import require_real
-from genrep_dist.problems.load import build_model, load_problem, source_digest
+from genrep_dist.problems.checks import build_start
+from genrep_dist.problems.load import load_problem, source_digest
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.problems.tables import data_digest
 
@@ -39,12 +40,13 @@ class Exported:
 
     ``train`` (N samples) has the labels that were trained on. ``test_points`` are the M samples of ``test`` (T samples) that this
     seed explains, ``targets`` (M,) int64 the output whose raw logit is explained for each. ``identity``: content address of the model.
-    ``checkpoints`` are in ascending order; the last one is the model itself.
+    ``checkpoints`` are in ascending order; the last one is the model itself. A ``model`` that is no torch module is as ``model()`` builds
+    it, not trained, and without checkpoints.
     """
 
     seed: int
     identity: str
-    model: nn.Module
+    model: Any
     loss: Loss
     recipe: Recipe
     train: Dataset
@@ -116,14 +118,16 @@ def open_exported(folder: str | Path, seed: int, search_path: Sequence[str | Pat
             remedy="export the problem again",
         )
     checkpoints = tuple(SavedCheckpoint(c["epoch"], c["rate"], _read_state(place / c["file"])) for c in record["checkpoints"])
-    model = build_model(problem)
-    model.load_state_dict(_read_state(place / "final.pt"))
+    model = build_start(problem)
+    if isinstance(model, nn.Module):
+        model.load_state_dict(_read_state(place / "final.pt"))
+        model.eval()
     rows = {sample: row for row, sample in enumerate(test.ids.tolist())}
     points = torch.tensor([rows[sample] for sample in record["test_ids"]], dtype=torch.int64)
     return Exported(
         seed=seed,
         identity=record["model"],
-        model=model.eval(),
+        model=model,
         loss=get_loss(problem.loss),
         recipe=Recipe(**record["recipe"]),
         train=train,

@@ -11,6 +11,7 @@ from genrep_dist.core.generators import generator_states, preserved_generators, 
 from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.core.losses import LOSSES, Loss, get_loss
 from genrep_dist.errors import GenRepError, ProblemError
+from genrep_dist.problems.functions import has_recipe, predict_function, training_function
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.problems.tables import validate
 from genrep_dist.seeds import derive_seed
@@ -21,8 +22,13 @@ _PASSES = 32
 
 
 def check_problem(problem: object, where: str) -> None:
-    """Raise ProblemError unless an object has all parts of a problem, a valid recipe and loss, and builds a module by ``model()``."""
-    missing = [part for part in ("model", "train_data", "test_data", "loss", "recipe") if not hasattr(problem, part)]
+    """Raise ProblemError unless an object has all parts of a problem, a valid recipe and loss, and builds a module by ``model()``.
+
+    With a training function it needs no recipe, and with ``predict`` beside it no module.
+    """
+    optional = ("recipe",) if training_function(problem) is not None and not has_recipe(problem) else ()
+    required = [part for part in ("model", "train_data", "test_data", "loss", "recipe") if part not in optional]
+    missing = [part for part in required if not hasattr(problem, part)]
     missing += [part for part in ("model", "train_data", "test_data") if part not in missing and not callable(getattr(problem, part))]
     if missing:
         raise ProblemError(
@@ -32,16 +38,33 @@ def check_problem(problem: object, where: str) -> None:
             got=f"{type(problem).__name__} without {', '.join(missing)}",
         )
     checked = cast("Problem", problem)
-    if not isinstance(checked.recipe, Recipe):
+    if not optional and not isinstance(checked.recipe, Recipe):
         raise ProblemError(
             "the recipe has a wrong type", where=f"{where}.recipe", expected="genrep_dist.Recipe", got=type(checked.recipe).__name__
         )
     get_loss(checked.loss)
-    build_model(checked, where)
+    build_start(checked, where)
 
 
 def build_model(problem: Problem, where: str = "problem") -> nn.Module:
     """``problem.model()`` with the random numbers of seed 0, checked to be an nn.Module. The default generators are left as they were."""
+    model = _build(problem, where)
+    if not isinstance(model, nn.Module):
+        raise ProblemError("the model has a wrong type", where=f"{where}.model()", expected="torch.nn.Module", got=type(model).__name__)
+    return model
+
+
+def build_start(problem: Problem, where: str = "problem") -> object:
+    """The same, but of any type where the problem has its own ``train`` and ``predict``."""
+    return build_model(problem, where) if predict_function(problem) is None else _build(problem, where)
+
+
+def has_module(problem: Problem) -> bool:
+    """Whether the problem's models are torch modules."""
+    return predict_function(problem) is None or isinstance(_build(problem, "problem"), nn.Module)
+
+
+def _build(problem: Problem, where: str) -> object:
     with seeded_generators(derive_seed(0, "init")):
         try:
             model: object = problem.model()
@@ -49,8 +72,6 @@ def build_model(problem: Problem, where: str = "problem") -> nn.Module:
             raise
         except Exception as error:
             raise user_code_error("the model cannot be built", f"{where}.model()", error) from error
-    if not isinstance(model, nn.Module):
-        raise ProblemError("the model has a wrong type", where=f"{where}.model()", expected="torch.nn.Module", got=type(model).__name__)
     return model
 
 
@@ -70,15 +91,21 @@ def load_datasets(problem: Problem, where: str = "problem") -> tuple[Dataset, Da
             expected=f"{train.inputs.dtype} (M, {', '.join(map(str, train.inputs.shape[1:]))})",
             got=f"{test.inputs.dtype} {tuple(test.inputs.shape)}",
         )
+    if not has_module(problem):
+        return train, test  # its outputs are known after a training
     model = build_model(problem, where)
-    loss = get_loss(problem.loss)
     for which, data in (("train", train), ("test", test)):
         place = f"{where}.{which}_data()"
-        outputs = _first_outputs(model, data, place)
-        _check_targets(loss.name if is_shipped(loss) else "", outputs.shape[1], data, place)
-        _check_loss(loss, outputs, data.targets[: len(outputs)], place)
+        check_loss_fits(problem, _first_outputs(model, data, place), data, place)
     check_forward(problem, model, train.inputs[:_ROWS], where)
     return train, test
+
+
+def check_loss_fits(problem: Problem, outputs: Tensor, data: Dataset, where: str) -> None:
+    """Raise ProblemError unless the problem's loss takes ``outputs`` (B, C) with the first B targets of ``data``."""
+    loss = get_loss(problem.loss)
+    _check_targets(loss.name if is_shipped(loss) else "", outputs.shape[1], data, where)
+    _check_loss(loss, outputs, data.targets[: len(outputs)], where)
 
 
 def check_forward(problem: Problem, model: nn.Module, inputs: Tensor, where: str) -> None:

@@ -17,7 +17,8 @@ from genrep_dist.config.digests import json_digest
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import ProblemError
 from genrep_dist.problems.canonical import Canonical, ValueSummary, short, unwrapped
-from genrep_dist.problems.checks import build_model, is_shipped
+from genrep_dist.problems.checks import build_start, is_shipped
+from genrep_dist.problems.functions import predict_function, problem_recipe, training_function
 from genrep_dist.problems.live_code import LiveCode
 from genrep_dist.problems.protocol import Problem, Recipe
 from genrep_dist.problems.sources import class_source, loaded_sources, user_sources
@@ -127,27 +128,34 @@ def problem_identity(problem: Problem, options: Mapping[str, Any] | None = None,
     held = Canonical()
     tensors = () if shipped or not _has_vars(problem) else _tensors(vars(problem), "problem", set())
     own = {f"numbers of {place}": held.text(value, place) for place, value in tensors}
-    model = build_model(problem)
+    model = build_start(problem)
     found, form = _describe_model(problem, model)
     if check_build:
-        other = build_model(problem)
-        _require_own_parts(model, other)
+        other = build_start(problem)
+        if isinstance(model, nn.Module) and isinstance(other, nn.Module):
+            _require_own_parts(model, other)
         _require_equal_builds((form, found.values), _describe_model(problem, other))
         del other
     form["loss"] = loss.name
     if not is_shipped(loss):
         form |= _describe_attributes(found, loss, "loss")
-    if type(problem.recipe) is not Recipe:
+    recipe = problem_recipe(problem)
+    if type(recipe) is not Recipe:
         # The experiment may replace fields, which are in the keys with their values in force.
-        form |= _describe_attributes(found, problem.recipe, "recipe", leave_out={part.name for part in fields(problem.recipe)})
+        form |= _describe_attributes(found, recipe, "recipe", leave_out={part.name for part in fields(recipe)})
+    for what, own_code in (("train", training_function(problem)), ("predict", predict_function(problem))):
+        # A method stands in the file of the class. A function that is set as an attribute may stand anywhere.
+        if own_code is not None and getattr(own_code, "__self__", None) is not problem:
+            form[f"function {what}"] = found.text(own_code, f"function {what}")
     form |= own
     found.values |= held.values
     hidden, defaults = set(getattr(problem, "path_options", ())), _defaults(problem) if shipped else {}
     for key, value in (options or {}).items():
         if key not in hidden and (text := found.text(value, None)) != defaults.get(key):
             form[f"option {key}"] = text
-    made = dict.fromkeys(base for kind in (type(problem), *map(type, unwrapped(model).modules())) for base in kind.__mro__ if _is_own(base))
-    kinds = [*made, *_bases_outside(type(loss)), *_bases_outside(type(problem.recipe))]
+    parts = unwrapped(model).modules() if isinstance(model, nn.Module) else ()
+    made = dict.fromkeys(base for kind in (type(problem), *map(type, parts)) for base in kind.__mro__ if _is_own(base))
+    kinds = [*made, *_bases_outside(type(loss)), *_bases_outside(type(recipe))]
     identity = _identity(found, form, kinds, [name.partition(":")[0]] if ":" in name else [])
     # The start of a shipped model follows from its files and options: without last bits its key is the same on all machines.
     return replace(identity, values={}) if shipped else identity
@@ -171,10 +179,12 @@ def class_identity(kind: type, *, needs_file: bool = True) -> Identity:
     return _identity(Canonical(), {}, _bases_outside(kind), [], needs_file=needs_file)
 
 
-def _describe_model(problem: Problem, built: nn.Module) -> tuple[Canonical, dict[str, str]]:
+def _describe_model(problem: Problem, built: object) -> tuple[Canonical, dict[str, str]]:
     """Texts of all layers, parameters and buffers by place, and what collected their values."""
-    model = unwrapped(built)
     found = Canonical({id(problem): "problem", id(problem.loss): "loss"} if not isinstance(problem.loss, str) else {id(problem): "problem"})
+    if not isinstance(built, nn.Module):
+        return found, {"model": found.text(built, "model")}
+    model = unwrapped(built)
     form: dict[str, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         place = f"layer {name}" if name else "model"

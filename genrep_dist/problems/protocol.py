@@ -82,6 +82,10 @@ class Problem(Protocol):
     All that its outputs depend on is in ``state_dict()``: a new model that loads a trained one's state gives the same outputs.
     ``train_data()`` and ``test_data()`` return (inputs, targets, ids), as a :class:`Dataset` or a plain tuple.
 
+    A problem may train its models itself: ``train(model, data, run)`` gets a new model, the kept samples as a torch data set
+    (:class:`genrep_dist.training.user_run.KeptSamples`) and :class:`genrep_dist.training.user_run.UserRun`, and trains in place or returns
+    the trained model. It then needs no ``recipe``. With ``predict(model, inputs)`` beside it, ``model()`` may return what is no module.
+
     A problem of texts may also have ``texts(ids: Tensor) -> Sequence[str]``, the sentences of samples by id, which the report shows;
     training and test ids must then differ.
     """

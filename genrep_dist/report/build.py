@@ -45,13 +45,26 @@ def report_data(run: Run, tables: EvaluationTables, *, more_facts: Mapping[str, 
         methods=experiment.methods,
         tables=tables,
         facts=facts(run, tables, more_facts),
-        warnings=(*run.plan.warnings, *_curvature_warnings(run)),
+        warnings=(*run.plan.warnings, *_repeat_warnings(run), *_curvature_warnings(run)),
         config_yaml=experiment.to_yaml(),
         examples=examples(run, contrast, seed=experiment.seeds[0], texts=getattr(run.context.problem, "texts", None)),
         blocks=experiment.blocks,
         baseline=experiment.baseline,
         time_unit=time_unit(run),
     )
+
+
+def _repeat_warnings(run: Run) -> list[str]:
+    """That training is not deterministic, with the size of the difference between two trainings."""
+    found = run.choices.get("repeat")
+    if found is None or found["difference"] == 0.0:
+        return []
+    return [
+        f"Training is not deterministic: the original model of seed {found['seed']} was trained twice, and its test outputs differ by "
+        f"up to {found['difference']:.3g}, with outputs up to {found['scale']:.3g}. Common random numbers (retrain: same) mean nothing "
+        "then, and were treated as fresh: every difference contains the noise of two trainings. Several replicates (retrain: fresh, "
+        "replicates: n) average it."
+    ]
 
 
 def _curvature_warnings(run: Run) -> list[str]:
@@ -93,8 +106,9 @@ def facts(run: Run, tables: EvaluationTables, more_facts: Mapping[str, str] | No
     found = {
         "Problem": f"{experiment.problem.name} {experiment.problem.options or ''}".strip(),
         "Data": f"{shape.num_train:,} training samples, {shape.num_test:,} test samples",
-        "Model": f"{shape.num_parameters:,} parameters, {shape.num_outputs} output{'s' if shape.num_outputs > 1 else ''}",
-        "Recipe": _recipe_text(Recipe(**plan.keys.recipe)),
+        "Model": f"{f'{shape.num_parameters:,} parameters' if shape.has_module else 'no torch module'}, {shape.num_outputs} "
+        f"output{'s' if shape.num_outputs > 1 else ''}",
+        "Recipe": _own_training_text(run) if shape.own_training else _recipe_text(Recipe(**plan.keys.recipe)),
         "Explained number": _target_text(run),
         "Networks × test points": f"{len(experiment.seeds)} × {experiment.num_test_points}",
     }
@@ -136,6 +150,12 @@ def _recipe_text(recipe: Recipe) -> str:
     rounded = "" if recipe.precision == "full" else f", products in {recipe.precision}"
     rate = f"learning rate {recipe.learning_rate:g} ({recipe.schedule})"
     return f"{recipe.epochs} epochs of {make_optimizer(recipe).description}, batches of {recipe.batch_size}, {rate}{rounded}"
+
+
+def _own_training_text(run: Run) -> str:
+    found = run.choices.get("repeat")
+    same = "" if found is None or found["difference"] else "; trained twice, the first original model has the same outputs"
+    return f"the problem's own training function{same}"
 
 
 def _target_text(run: Run) -> str:

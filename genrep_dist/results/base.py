@@ -64,7 +64,10 @@ class OpenedRun:
 
     @property
     def choices(self) -> dict[str, Any]:
-        """How the experiment that was run follows from the one that was declared: ``tune`` and ``stop``, where it has them."""
+        """How the experiment that was run follows from the one that was declared: ``tune`` and ``stop``, where it has them.
+
+        ``repeat``, where the problem's own function trains: the difference between two trainings of the first original model.
+        """
         choices: dict[str, Any] = self.record["choices"]
         return choices
 

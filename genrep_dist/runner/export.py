@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from genrep_dist.config.keys import checkpoint_epoch
 from genrep_dist.errors import StoreError
 from genrep_dist.external.exported import FORMAT, write_samples
 from genrep_dist.filesystem import what_is_at
@@ -22,9 +23,9 @@ def export_run(run: Run, folder: Path, seeds: Sequence[int] | None = None) -> It
     """Write ``run`` below ``folder`` and yield the paths written.
 
     summary.csv, deletion.csv; data/{train,test}.parquet; for every seed (or the given ones) seed-<s>/: test_ids.npy,
-    {initial,middle,final}.pt (state dicts, loadable with ``weights_only=True``), and one phi of (N, M) per method as .npy, its
-    rows in the order of data/train.parquet. Raises StoreError or NotCommittedError for a run that is not finished, StoreError for a
-    folder that cannot be written.
+    {initial,middle,final}.pt (state dicts, those that were kept; loadable with ``weights_only=True``), and one phi of (N, M) per method as
+    .npy, its rows in the order of data/train.parquet. Raises StoreError or NotCommittedError for a run that is not finished, StoreError
+    for a folder that cannot be written.
     """
     return _checked(folder, _run_files(run, folder, seeds))
 
@@ -44,7 +45,7 @@ def _run_files(run: Run, folder: Path, seeds: Sequence[int] | None) -> Iterator[
         place.mkdir(exist_ok=True)
         np.save(place / "test_ids.npy", run.test_ids(seed))
         yield place / "test_ids.npy"
-        for checkpoint in ("initial", "middle", "final"):
+        for checkpoint in _kept_checkpoints(run, seed):
             torch.save(run.checkpoint(seed, checkpoint), place / f"{checkpoint}.pt")
             yield place / f"{checkpoint}.pt"
         for method in run.plan.experiment.methods:
@@ -53,12 +54,21 @@ def _run_files(run: Run, folder: Path, seeds: Sequence[int] | None) -> Iterator[
             yield path
 
 
+def _kept_checkpoints(run: Run, seed: int) -> list[str]:
+    """Which of three checkpoints a seed has: a training function may keep fewer, and a model that is no torch module has none."""
+    if not run.plan.shape.has_module:
+        return []
+    kept = run.store.artifact("train", run.plan.keys.train(seed)).read("epochs").tolist()
+    return [name for name in ("initial", "middle", "final") if checkpoint_epoch(name, run.plan.keys.epochs) in kept]
+
+
 def export_problem(run: Run, folder: Path, seeds: Sequence[int] | None = None) -> Iterator[Path]:
     """Write the models that ``run`` judges, and what they were trained on, below ``folder``; yield the paths written.
 
     data/{train,test}.npz: inputs, targets (those that were trained on), ids. For every seed (or the given ones) seed-<s>/:
     epoch-<k>.pt for every checkpoint that was kept, final.pt (state dicts, loadable with ``weights_only=True``), and problem.json:
     the model's content address, ids, explained outputs, checkpoints with their learning rates, loss, recipe, problem.
+    Models that are no torch modules have no .pt files.
     :func:`genrep_dist.external.open_exported` opens it. The run need not be finished: NotCommittedError where a model is not trained.
     """
     return _checked(folder, _problem_files(run, folder, seeds))
@@ -71,11 +81,10 @@ def _problem_files(run: Run, folder: Path, seeds: Sequence[int] | None) -> Itera
         place = folder / f"seed-{seed}"
         record = _problem_record(run, seed)
         place.mkdir(parents=True, exist_ok=True)
-        for checkpoint in record["checkpoints"]:
-            torch.save(run.checkpoint(seed, checkpoint["epoch"]), place / checkpoint["file"])
-            yield place / checkpoint["file"]
-        torch.save(run.checkpoint(seed, "final"), place / "final.pt")
-        yield place / "final.pt"
+        files = {checkpoint["file"]: checkpoint["epoch"] for checkpoint in record["checkpoints"]}
+        for file, which in (files | {"final.pt": "final"}).items() if run.plan.shape.has_module else ():
+            torch.save(run.checkpoint(seed, which), place / file)
+            yield place / file
         # Last: a folder with this file is whole.
         (place / "problem.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         yield place / "problem.json"
@@ -99,7 +108,7 @@ def _problem_record(run: Run, seed: int) -> dict[str, Any]:
     """What problem.json says of one seed."""
     keys, experiment, context = run.plan.keys, run.plan.experiment, run.context
     test_ids = run.test_ids(seed).tolist()
-    epochs = context.train_artifact(seed).read("epochs").tolist()
+    epochs = context.train_artifact(seed).read("epochs").tolist() if run.plan.shape.has_module else []
     return {
         "format": FORMAT,
         "experiment": run.name,

@@ -15,6 +15,7 @@ from genrep_dist.errors import CorruptError, DamagedArtifact, DamagedFile
 from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.executors.base import Executor
 from genrep_dist.results import Run, open_run
+from genrep_dist.runner.determinism import difference_text, repeat_first_original, with_fresh_retrainings
 from genrep_dist.runner.first_seed import check_first_seed
 from genrep_dist.runner.heartbeat import Heartbeat
 from genrep_dist.runner.progress import NoProgress, Progress, ProgressCounter
@@ -135,7 +136,7 @@ class _ExperimentRunner:
 
     def run(self) -> tuple[str, EvaluationTables]:
         """The digest of the experiment that was run in the end, and its tables."""
-        experiment = self._tuned(self._declared.plan.experiment)
+        experiment = self._tuned(self._repeatable(self._declared.plan.experiment))
         stop = experiment.stop
         seeds = list(experiment.seeds) if stop is None else list(range(stop.min_seeds))
         rounds: list[dict[str, Any]] = []
@@ -167,6 +168,22 @@ class _ExperimentRunner:
         self._is_checked = True
         requests = runner.run(check)
         return evaluate(prepared.plan, prepared.store, requests, lambda: worker_context(prepared.job), prepared.flipped)
+
+    def _repeatable(self, experiment: Experiment) -> Experiment:
+        """The experiment, with fresh retrainings if the problem's own training function gives another model the second time."""
+        if not self._declared.plan.shape.own_training:
+            return experiment
+        found = repeat_first_original(self._declared, self._progress, self._workers)
+        if found is None:
+            return experiment
+        self._choices["repeat"] = found
+        if found["difference"] == 0.0:
+            return experiment
+        self._progress.message(
+            f"warning: training is not deterministic: the model of seed {found['seed']}, trained twice, differs {difference_text(found)}. "
+            "retrain: same is treated as fresh; ask for replicates (deletion.replicates: 3, for example), whose mean is judged"
+        )
+        return with_fresh_retrainings(experiment)
 
     def _tuned(self, experiment: Experiment) -> Experiment:
         """The experiment with the parameter's value that is best on the tuning seeds."""

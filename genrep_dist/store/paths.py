@@ -72,6 +72,7 @@ class ExperimentPaths:
         self.quarantine = f"{self.folder}/quarantine.json"
         self.lease = f"{self.folder}/lease"
         self.doctor = f"{self.folder}/doctor.json"
+        self.repeat = f"{self.folder}/repeat.json"
 
     def requests(self, results: str) -> str:
         return f"{self.folder}/requests-{results}.parquet"

@@ -43,6 +43,8 @@ def unpack_state(artifact: Artifact, epoch: int) -> dict[str, Tensor]:
     """The state dictionary after ``epoch`` epochs. StoreError names the epochs that were kept."""
     manifest = artifact.manifest()
     epochs = artifact.read("epochs").tolist()
+    if not manifest["state_dtypes"]:
+        raise StoreError("this model is no torch module, and has no parameters in the store", where=artifact.path, expected="a state_dict")
     if epoch not in epochs:
         raise StoreError("no such checkpoint", where=artifact.path, expected=f"one of epochs {epochs}", got=f"epoch {epoch}")
     row = epochs.index(epoch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -24,18 +25,21 @@ from genrep_dist.core.tensors import numpy_values
 from genrep_dist.errors import ProblemError
 from genrep_dist.extension import owner_text, require_returned
 from genrep_dist.plan import MAX_BLOCK_ROWS, MAX_PREDICTION_ROWS, kernel_names
-from genrep_dist.problems.checks import build_model, is_shipped
+from genrep_dist.problems.checks import build_model, has_module, is_shipped
 from genrep_dist.problems.digests import Identity
+from genrep_dist.problems.functions import has_recipe, predict_function, problem_recipe, training_function
 from genrep_dist.problems.load import load_class, load_problem, object_identity, problem_identity
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.registry import Registration
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
+from genrep_dist.training.function_trainer import FunctionTrainer, predict_with
 from genrep_dist.training.loop import predict
 from genrep_dist.training.trainer import Trainer
 from genrep_dist.workflow.checkpoints import unpack_state
 from genrep_dist.workflow.data import read_data
 from genrep_dist.workflow.extensions import extension_identities
+from genrep_dist.workflow.time_limit import time_limit
 
 T = TypeVar("T")
 
@@ -108,13 +112,22 @@ class WorkerContext:
         return self.job.experiment
 
     @cached_property
-    def trainer(self) -> Trainer:
+    def trainer(self) -> Trainer | FunctionTrainer:
         """What trains the models of this experiment."""
-        return Trainer(self.problem.model, self.loss, self.recipe, self.train)
+        return make_trainer(self.problem, self.experiment, self.recipe, self.train)
 
-    def predict(self, model: nn.Module, inputs: Tensor) -> Tensor:
+    @cached_property
+    def has_module(self) -> bool:
+        """Whether the models are torch modules; else they have predictions only."""
+        return has_module(self.problem)
+
+    def predict(self, model: Any, inputs: Tensor) -> Tensor:
         """Outputs (N, C) in evaluation mode, without gradients, in as many rows at once as the plan allows."""
-        return predict(model, inputs, batch_size=self.job.prediction_rows)
+        if self.has_module:
+            return predict(model, inputs, batch_size=self.job.prediction_rows)
+        function = predict_function(self.problem)
+        assert function is not None
+        return predict_with(function, model, inputs, batch_size=self.job.prediction_rows)
 
     def elapsed(self) -> float:
         """Seconds that the running unit has taken so far."""
@@ -181,7 +194,28 @@ class WorkerContext:
 
 def recipe_in_force(problem: Problem, experiment: Experiment) -> Recipe:
     """The problem's recipe with the experiment's changes."""
-    return replace(problem.recipe, **experiment.recipe.model_dump(exclude_none=True))
+    return replace(problem_recipe(problem), **experiment.recipe.model_dump(exclude_none=True))
+
+
+def make_trainer(
+    problem: Problem, experiment: Experiment, recipe: Recipe, data: Dataset, most_seconds: float = math.inf
+) -> Trainer | FunctionTrainer:
+    """What trains the models of an experiment on ``data``: the problem's own function, or the recipe ``recipe`` in force.
+
+    A training by a function may take ``resources.unit_timeout``, and ``most_seconds``.
+    """
+    function, loss = training_function(problem), get_loss(problem.loss)
+    if function is None:
+        return Trainer(problem.model, loss, recipe, data)
+    shortest = min(experiment.resources.unit_timeout or math.inf, most_seconds)
+    seconds = None if math.isinf(shortest) else shortest
+    epochs = declared_epochs(problem, experiment, recipe)
+    return FunctionTrainer(problem, function, loss, recipe, data, epochs=epochs, limit=lambda where: time_limit(seconds, where))
+
+
+def declared_epochs(problem: Problem, experiment: Experiment, recipe: Recipe) -> int | None:
+    """The epochs of the recipe in force; None if neither the problem nor the experiment declares them."""
+    return recipe.epochs if has_recipe(problem) or experiment.recipe.epochs is not None else None
 
 
 def load_kernels(experiment: Experiment, search_path: Sequence[str]) -> dict[str, Kernel]:

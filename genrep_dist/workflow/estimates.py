@@ -10,17 +10,17 @@ from dataclasses import dataclass
 import torch
 
 from genrep_dist.core.gradients.per_sample import factored_gradients
-from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import GenRepError
 from genrep_dist.plan import Plan, derived_kernel
 from genrep_dist.problems.protocol import Dataset
+from genrep_dist.training.function_trainer import FunctionTrainer
 from genrep_dist.training.loop import predict
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.threads import one_thread
 from genrep_dist.training.trainer import Trainer
 from genrep_dist.units import StageName
 from genrep_dist.workflow.base import Rates
-from genrep_dist.workflow.context import pick_device
+from genrep_dist.workflow.context import make_trainer, pick_device
 from genrep_dist.workflow.gradients import GPU_FLOP_PER_SECOND
 from genrep_dist.workflow.prepare import PreparedExperiment
 from genrep_dist.workflow.retrain import RetrainStage
@@ -30,6 +30,8 @@ from genrep_dist.workflow.trial_run import trial_run
 
 MEASURED_SECONDS = 0.5
 TRIAL_SECONDS = 3.0
+FUNCTION_SECONDS = 20.0
+"""A short run of a problem's own training function is given up after this time."""
 START_SECONDS = 4.0
 """Importing libraries, reading and checking the problem, making the plan."""
 CLUSTER_SECONDS = 5.0
@@ -109,14 +111,16 @@ def gpu_hours(plan: Plan, epochs: int) -> float:
     return models * epochs * plan.shape.num_train * 3 * plan.shape.forward_flop / GPU_FLOP_PER_SECOND / 3600
 
 
-def _trainer(prepared: PreparedExperiment, device: torch.device) -> Trainer:
+def _trainer(prepared: PreparedExperiment, device: torch.device) -> Trainer | FunctionTrainer:
     """A trainer as workers have it; its short runs are a few steps of the real training."""
     data = Dataset(prepared.train.inputs.to(device), prepared.train.targets.to(device), prepared.train.ids)
-    return Trainer(prepared.problem.model, get_loss(prepared.problem.loss), prepared.recipe, data)
+    return make_trainer(prepared.problem, prepared.plan.experiment, prepared.recipe, data, FUNCTION_SECONDS)
 
 
 def _gradients(prepared: PreparedExperiment, device: torch.device) -> float:
     plan = prepared.plan
+    if not plan.shape.has_module:
+        return 1.0  # no method has gradients
     rows = min(*(plan.block_rows.values() or (32,)), 64, plan.gradient_rows, len(prepared.train.ids))
     model = Randomness(0).build(prepared.problem.model).to(device).eval()
     inputs = prepared.train.inputs[:rows].to(device)

@@ -13,6 +13,7 @@ from genrep_dist.training.threads import one_thread
 from genrep_dist.units import Unit
 from genrep_dist.workflow.context import Job, WorkerContext
 from genrep_dist.workflow.stages import STAGES
+from genrep_dist.workflow.time_limit import time_limit
 
 _contexts: dict[str, WorkerContext] = {}
 
@@ -39,8 +40,10 @@ def execute(job: Job, unit: Unit) -> dict[str, float]:
     with one_thread():
         context = worker_context(job)
         context.unit_began = time.perf_counter()
-        stage = STAGES.get(unit.stage)
-        found: object = stage.run(unit, context)
+        stage, seconds = STAGES.get(unit.stage), job.experiment.resources.unit_timeout
+        # A task of several models has the time of all of them.
+        with time_limit(None if seconds is None else seconds * unit.size, unit.label):
+            found: object = stage.run(unit, context)
         fits = isinstance(found, dict) and all(isinstance(value, int | float) for value in found.values())
         require_returned(fits, stage, "run", "statistics: a dict of floats", found, unit.label)
         return {name: float(value) for name, value in cast("dict[str, float]", found).items()}

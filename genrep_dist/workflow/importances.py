@@ -11,6 +11,7 @@ from torch import Tensor
 
 from genrep_dist.core.importances.base import OutputImportance, SolvedImportance, TrackedImportance
 from genrep_dist.core.losses import Loss
+from genrep_dist.errors import MethodError
 from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.units import Unit
@@ -108,7 +109,16 @@ def alpha(context: WorkerContext, name: str, seed: int, kernel: str, epoch: int)
     """Alpha (N, C) float64 of an importance: of the model at ``epoch``, or solved for on the gram of ``kernel`` there."""
     importance = context.experiment.importance(name)
     if isinstance(importance, TrackedImportance):
-        return torch.from_numpy(context.train_artifact(seed).read(importance.array))
+        artifact = context.train_artifact(seed)
+        if importance.array in artifact.manifest().get("absent", ()):
+            raise MethodError(
+                "the steps of training were not tracked",
+                where=f"importance {name}, seed {seed}",
+                expected="a training function that reports its steps",
+                got="no call of run.step in train()",
+                remedy="call `run.step(ids, outputs, rate)` at each step of the optimizer",
+            )
+        return torch.from_numpy(artifact.read(importance.array))
     if isinstance(importance, OutputImportance):
         outputs = context.train_outputs(seed, epoch)
         computed = importance.compute(context.loss, outputs, context.train.targets.cpu())

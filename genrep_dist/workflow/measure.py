@@ -29,6 +29,7 @@ from genrep_dist.workflow.returned import checked_features, checked_tensor
 
 INSPECTED_ROWS = 3
 """Training rows on which the kernels' ways to compute are tried."""
+OWN_TRAINING = ("the problem's own function trains the models, by steps that only it knows",)
 MEASURED_ROWS = 16
 """Training rows on which the size of stored features is measured, and the loss is tried."""
 
@@ -42,12 +43,13 @@ def measure(
     derived: Sequence[DerivedKernel] = (),
     *,
     on_gpu: bool = False,
+    own_training: bool = False,
     memory_budget_bytes: int = 2**31,
 ) -> Shape:
     """The sizes of a problem and of the feature and pairwise ``kernels`` of its model, from one model and a few rows.
 
     Of rows whose features do not fit ``memory_budget_bytes`` fewer are measured. ``derived``: the kernels that are derived from the
-    curvature of the loss. ProblemError for a kernel that is not defined for the model.
+    curvature of the loss. ``own_training``: the problem's own function trains. ProblemError for a kernel that is not defined for the model.
     """
     model = Randomness(0).build(problem.model)
     check_model(model)
@@ -57,7 +59,7 @@ def measure(
     item_bytes, few = max(p.element_size() for p in parameters), train.inputs[torch.arange(2) % len(train.inputs)]
     loss, rows = get_loss(problem.loss), _some_rows(train.inputs)
     # A GPU's own memory says how many models it takes.
-    pack_kind = "solo" if on_gpu else choose_pack_kind(problem.model, loss, recipe, train)[0]
+    pack_kind = "solo" if on_gpu or own_training else choose_pack_kind(problem.model, loss, recipe, train)[0]
     step_rows = min(recipe.batch_size, len(train.inputs))
     step_rows = padded_rows(step_rows) if pack_kind != "solo" else step_rows
     tried = (train.inputs[:INSPECTED_ROWS], train.targets[:INSPECTED_ROWS])
@@ -72,13 +74,29 @@ def measure(
         pack_kind=pack_kind,
         step_bytes=training_step_bytes(pack_kind, model, recipe, few, step_rows) or step_rows * backward_bytes(model, few),
         pack=max_models_per_step(pack_kind, sum(p.numel() * p.element_size() for p in parameters)),
-        identity_gap_reasons=tuple(identity_gap_reasons(recipe)),
+        identity_gap_reasons=OWN_TRAINING if own_training else tuple(identity_gap_reasons(recipe)),
         slow_derived=tuple(note for kernel in derived for note in kernel.model_notes(model, loss, *tried)),
         is_loss_linear=bool(derived) and is_linear(loss, predict(model, train.inputs[rows]).cpu(), train.targets[rows]),
         state_bytes=sum(tensor.nbytes for tensor in model.state_dict().values()),
         item_bytes=item_bytes,
         forward_bytes=forward_bytes(model, few),
         backward_bytes=backward_bytes(model, few),
+        own_training=own_training,
+    )
+
+
+def prediction_shape(train: Dataset, test: Dataset, num_outputs: int, *, on_gpu: bool) -> Shape:
+    """The sizes of a problem whose models are no torch modules: samples and outputs, which numpy gives in float64."""
+    return Shape(
+        len(train.ids),
+        len(test.ids),
+        num_outputs,
+        0,
+        on_gpu=on_gpu,
+        identity_gap_reasons=OWN_TRAINING,
+        item_bytes=2 * FLOAT_BYTES,
+        own_training=True,
+        has_module=False,
     )
 
 

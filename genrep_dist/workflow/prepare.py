@@ -6,6 +6,7 @@ import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -15,12 +16,13 @@ from genrep_dist.config import Experiment
 from genrep_dist.config.digests import non_default_fields
 from genrep_dist.config.keys import Keys
 from genrep_dist.config.metrics import check_loss
-from genrep_dist.core.kernels.base import DerivedKernel
+from genrep_dist.core.kernels.base import DerivedKernel, Kernel
 from genrep_dist.core.losses import get_loss, has_classes
 from genrep_dist.errors import PlanError
 from genrep_dist.external import ExternalScores, load_external
 from genrep_dist.plan import Plan, Shape
-from genrep_dist.problems.checks import is_shipped
+from genrep_dist.problems.checks import has_module, is_shipped
+from genrep_dist.problems.functions import training_function
 from genrep_dist.problems.label_flips import flip_labels
 from genrep_dist.problems.load import load_datasets, load_problem, problem_identity
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
@@ -29,10 +31,11 @@ from genrep_dist.registry import registrations
 from genrep_dist.store import Store
 from genrep_dist.units import StageName
 from genrep_dist.workflow.attributions import write_attribution
-from genrep_dist.workflow.context import Job, function_identities, label_loss, load_kernels, recipe_in_force
+from genrep_dist.workflow.context import Job, declared_epochs, function_identities, label_loss, load_kernels, recipe_in_force
 from genrep_dist.workflow.data import publish_data
 from genrep_dist.workflow.extensions import extension_identities
-from genrep_dist.workflow.measure import kernels_in_use, measure
+from genrep_dist.workflow.function_rehearsal import Provided, check_provided, rehearse_function
+from genrep_dist.workflow.measure import kernels_in_use, measure, prediction_shape
 from genrep_dist.workflow.planning import make_plan
 from genrep_dist.workflow.rehearsal import rehearse
 from genrep_dist.workflow.single_rows import check_batches
@@ -83,8 +86,12 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     kernels, budget = load_kernels(experiment, search_path), experiment.resources.memory_budget
     in_use, derived = kernels_in_use(experiment, kernels), [kernel for kernel in kernels.values() if isinstance(kernel, DerivedKernel)]
     loss = get_loss(problem.loss)
-    one_row_fault = rehearse(problem.model, loss, recipe, train, on_gpu=on_gpu)
-    shape = measure(problem, train, test, recipe, in_use, derived, on_gpu=on_gpu, memory_budget_bytes=budget)
+    own_training, one_row_fault = training_function(problem) is not None, ""
+    if own_training:
+        shape = _measure_own_training(experiment, problem, train, test, recipe, in_use, derived, on_gpu=on_gpu)
+    else:
+        one_row_fault = rehearse(problem.model, loss, recipe, train, on_gpu=on_gpu)
+        shape = measure(problem, train, test, recipe, in_use, derived, on_gpu=on_gpu, memory_budget_bytes=budget)
     loss_name = loss.name if is_shipped(loss) else f"{loss.name}, which is the problem's own"
     check_loss(experiment, loss_name, bool(label_loss(loss)))
     experiment.make_target().check_classes(shape.num_outputs, loss_name, has_classes(loss, train.targets, shape.num_outputs))
@@ -110,6 +117,32 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     rows = plan.prediction_rows, plan.gradient_rows
     job = Job(store.uri, keys, tuple(search_path), registrations(), *rows, identities=identities, host=platform.node())
     return PreparedExperiment(plan, job, store, problem, recipe, train, test, flipped, external)
+
+
+def _measure_own_training(
+    experiment: Experiment,
+    problem: Problem,
+    train: Dataset,
+    test: Dataset,
+    recipe: Recipe,
+    kernels: Mapping[str, Kernel],
+    derived: Sequence[DerivedKernel],
+    *,
+    on_gpu: bool,
+) -> Shape:
+    """Rehearse the problem's own training function, then measure. ProblemError if it does not provide what the methods need."""
+    epochs, is_module = declared_epochs(problem, experiment, recipe), has_module(problem)
+    # Which epochs the methods need depends on the experiment and the recipe alone.
+    keys = Keys(experiment, "", "", asdict(recipe), {}, len(test.ids))
+    check = partial(check_provided, keys, has_epochs=epochs is not None, has_module=is_module)
+    if not is_module:
+        check(Provided())
+    loss, resources = get_loss(problem.loss), experiment.resources
+    provided = rehearse_function(problem, loss, recipe, train, check, epochs=epochs, on_gpu=on_gpu, unit_timeout=resources.unit_timeout)
+    if not is_module:
+        return prediction_shape(train, test, provided.num_outputs, on_gpu=on_gpu)
+    budget = resources.memory_budget
+    return measure(problem, train, test, recipe, kernels, derived, on_gpu=on_gpu, own_training=True, memory_budget_bytes=budget)
 
 
 def _flip(experiment: Experiment, problem: Problem, train: Dataset, shape: Shape) -> tuple[Dataset, tuple[int, ...]]:

@@ -69,7 +69,7 @@ def rehearse(factory: Factory, loss: Loss, recipe: Recipe, data: Dataset, *, on_
     for dtype, array in state_arrays([checkpoint.state for checkpoint in checkpoints.saved]).items():
         state |= state_tensors(dtype, array.values[-1], array.entries)
     # Another seed: what the constructor draws, and is not in the state, differs.
-    _check_restored(model, Randomness(1).build(factory), state, some.inputs)
+    check_restored(model, Randomness(1).build(factory), state, some.inputs)
     return _one_row_fault(factory, some.inputs)
 
 
@@ -107,7 +107,7 @@ def _training_fault(model: nn.Module, inputs: Tensor) -> str:
     return "" if all_finite(found) else "its outputs or gradients become NaN or Inf"
 
 
-def _check_restored(model: nn.Module, restored: nn.Module, state: dict[str, Tensor], inputs: Tensor) -> None:
+def check_restored(model: nn.Module, restored: nn.Module, state: dict[str, Tensor], inputs: Tensor) -> None:
     """Raise ProblemError unless ``restored`` takes the ``state`` of ``model`` and gives its outputs."""
     try:
         restored.load_state_dict(state)

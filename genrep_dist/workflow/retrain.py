@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from genrep_dist.config.keys import Keys
-from genrep_dist.errors import NonFiniteError
+from genrep_dist.errors import GenRepError, NonFiniteError
 from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.store import Store
 from genrep_dist.store.ledger import LedgerRow
@@ -65,12 +65,12 @@ class RetrainStage(Stage[RetrainUnit]):
     def run(self, unit: RetrainUnit, context: WorkerContext) -> dict[str, float]:
         """Train the models of the unit, some at a time, and write them as one part of the ledger. Returns statistics.
 
-        Models that diverge do not stop the others: these are written, then the first one's error is raised.
+        Models that diverge or fail do not stop the others: these are written, then the first one's error is raised.
         """
         began = time.perf_counter()
         size = context.trainer.pack_size(len(unit.rows)) if len(unit.rows) > 1 else 1
         rows: list[LedgerRow] = []
-        errors: list[NonFiniteError] = []
+        errors: list[GenRepError] = []
         packs = -(-len(unit.rows) // size)
         # Equal packs: a small one at the end would cost most of what a whole one does.
         for index in range(packs):
@@ -117,16 +117,16 @@ def retrain(retraining: Retraining, context: WorkerContext) -> LedgerRow:
     raise result
 
 
-def _retrain_pack(retrainings: Sequence[Retraining], context: WorkerContext) -> list[LedgerRow | NonFiniteError]:
-    """The row of each retraining, or the error of the one that diverged. Each is what it would be alone."""
+def _retrain_pack(retrainings: Sequence[Retraining], context: WorkerContext) -> list[LedgerRow | GenRepError]:
+    """The row of each retraining, or the error of the one that diverged or failed. Each is what it would be alone."""
     began = time.perf_counter()
     runs = [_as_run(retraining, context) for retraining in retrainings]
-    results: list[LedgerRow | NonFiniteError] = []
+    results: list[LedgerRow | GenRepError] = []
     trained = context.trainer.train_all(runs)
-    outputs = [model if isinstance(model, NonFiniteError) else context.predict(model, context.test.inputs) for model in trained]
+    outputs = [model if isinstance(model, GenRepError) else context.predict(model, context.test.inputs) for model in trained]
     seconds = (time.perf_counter() - began) / len(retrainings)
     for retraining, run, output in zip(retrainings, runs, outputs, strict=True):
-        if isinstance(output, NonFiniteError):
+        if isinstance(output, GenRepError):
             results.append(output)
             continue
         try:

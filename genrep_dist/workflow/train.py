@@ -14,13 +14,11 @@ from torch import Tensor
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.store.ledger import LedgerRow
-from genrep_dist.training.loop import TrainingRun
-from genrep_dist.training.observers import Checkpoints, TrackingImportance
-from genrep_dist.training.randomness import Randomness
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
 from genrep_dist.workflow.checkpoints import pack_states, state_dtypes
 from genrep_dist.workflow.context import WorkerContext, to_numpy
+from genrep_dist.workflow.originals import repeat_difference, train_original
 
 STATE_COPIES = 2
 """Copies of a whole model beside those of its trained parameters: the model, and the initial one."""
@@ -40,6 +38,19 @@ class TrainUnit(Unit):
     stage: ClassVar[str] = "train"
 
 
+@dataclass(frozen=True)
+class RepeatUnit(TrainUnit):
+    """Train the model of a seed, which is in the store, once more, and compare. Writes nothing."""
+
+    @property
+    def label(self) -> str:
+        return f"train seed={self.seed} again"
+
+    @property
+    def size(self) -> int:
+        return 2  # trainings
+
+
 class TrainStage(Stage[TrainUnit]):
     name = "train"
 
@@ -48,23 +59,23 @@ class TrainStage(Stage[TrainUnit]):
 
     def run(self, unit: TrainUnit, context: WorkerContext) -> dict[str, float]:
         """Train, write the artifact, enter the model into the ledger as the one with nothing removed, commit. Returns statistics."""
-        randomness = Randomness(unit.seed)
-        tracking = TrackingImportance()
-        checkpoints = Checkpoints(context.keys.saved_epochs(), context.train, context.recipe, batch_size=context.job.prediction_rows)
+        if isinstance(unit, RepeatUnit):
+            difference, scale = repeat_difference(context, unit.seed)
+            return {"difference": difference, "scale": scale}
         trainer = context.trainer
         began = time.perf_counter()
-        model = trainer.train(TrainingRun(randomness), observers=(tracking, checkpoints))
+        trained = train_original(context, unit.seed)
         seconds = time.perf_counter() - began
-        outputs_test = context.predict(model, context.test.inputs)
+        outputs_test = context.predict(trained.model, context.test.inputs)
         check_outputs(outputs_test, context.test.ids, f"test outputs, seed {unit.seed}")
-        assert tracking.alpha is not None
 
         artifact = context.train_artifact(unit.seed)
-        pack_states(artifact, checkpoints.saved)
-        outputs = torch.stack([checkpoint.outputs for checkpoint in checkpoints.saved])
+        pack_states(artifact, trained.checkpoints)
+        outputs = torch.stack([checkpoint.outputs for checkpoint in trained.checkpoints])
         artifact.write("outputs_train", to_numpy(outputs), ("checkpoint", "train", "output"))
         artifact.write("outputs_test", to_numpy(outputs_test), ("test", "output"))
-        artifact.write("tracking", to_numpy(tracking.alpha), ("train", "output"))
+        if trained.alpha is not None:
+            artifact.write("tracking", to_numpy(trained.alpha), ("train", "output"))
         row = LedgerRow(
             key=context.keys.retraining(unit.seed, (), "same"),
             seed=unit.seed,
@@ -75,12 +86,13 @@ class TrainStage(Stage[TrainUnit]):
             seconds=seconds,
         )
         context.store.ledger(context.keys.training).write([row])
-        loss = context.loss.value(checkpoints.saved[-1].outputs, context.train.targets).mean()
+        loss = context.loss.value(trained.checkpoints[-1].outputs, context.train.targets).mean()
         accuracy = test_accuracy(context.loss.name, outputs_test, context.test.targets)
         artifact.commit(
             {
                 "seed": unit.seed,
-                "state_dtypes": state_dtypes(checkpoints.saved[0].state),
+                "state_dtypes": state_dtypes(trained.checkpoints[0].state),
+                "absent": [] if trained.alpha is not None else ["tracking"],
                 "train_loss": float(loss),
                 "seconds": seconds,
                 "test_accuracy": accuracy,

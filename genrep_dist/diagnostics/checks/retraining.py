@@ -21,6 +21,11 @@ ROUNDINGS_PER_STEP = 4
 
 
 def check(context: CheckContext) -> Iterator[Finding]:
+    repeat = context.run.choices.get("repeat")
+    if repeat is not None and repeat["difference"] > 0:
+        text = f"not checked: training is not deterministic (differences up to {repeat['difference']:.3g})"
+        yield Finding("retraining", "amber", None, None, text, "seed what train() draws from generators of its own, with run.seed")
+        return
     keys = requested(context).filter(pl.col("num_removed") > 0).select("key").unique().sort("key")
     if not keys.height:
         yield green("retraining", "no samples were removed, so no model can be retrained")
