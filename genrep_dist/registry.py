@@ -23,6 +23,7 @@ REGISTRIES = {
     "genrep_dist.importances": "genrep_dist.core.importances:IMPORTANCES",
     "genrep_dist.targets": "genrep_dist.core.targets:TARGETS",
     "genrep_dist.optimizers": "genrep_dist.training.optimizers:OPTIMIZERS",
+    "genrep_dist.schedules": "genrep_dist.core.schedules:SCHEDULES",
     "genrep_dist.metrics": "genrep_dist.config.metrics:METRICS",
     "genrep_dist.stages": "genrep_dist.config.stages:STAGES",
     "genrep_dist.executors": "genrep_dist.executors.registry:EXECUTORS",

@@ -21,6 +21,7 @@ from pydantic import (
 from genrep_dist.config.score_layouts import SCORE_LAYOUTS
 from genrep_dist.config.stages import STAGES
 from genrep_dist.core.optimizers import OPTIMIZERS
+from genrep_dist.core.schedules import SCHEDULES
 from genrep_dist.core.targets import TARGETS
 from genrep_dist.errors import ConfigError
 from genrep_dist.registry import Registry
@@ -87,16 +88,52 @@ class KernelSection(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of the class.")
 
 
+class ParamGroupSection(Section):
+    """Parameters with a learning rate or a weight decay of their own."""
+
+    params: str = Field(min_length=1, description="A pattern of parameter names, such as *.bias.")
+    learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False, description="Replaces the recipe's rate. Its schedule is kept.")
+    weight_decay: float | None = Field(None, ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if self.learning_rate is None and self.weight_decay is None:
+            raise ValueError("a learning_rate or a weight_decay of its own")
+        return self
+
+
 class RecipeSection(Section):
     """Changes to the problem's own training recipe. Fields that are left out keep the problem's value."""
 
-    optimizer: str | None = Field(None, min_length=1, description="The name of an optimizer: sgd, or one that a package registers.")
+    optimizer: str | None = Field(None, min_length=1, description="sgd, adam, adamw, rmsprop, or one that a package registers.")
     epochs: int | None = Field(None, ge=1)
     batch_size: int | None = Field(None, ge=1)
+    drop_last: bool | None = Field(None, description="Leave out the last batch of an epoch where it is smaller than the others.")
     learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
-    schedule: Literal["constant", "cosine"] | None = None
+    schedule: str | None = Field(None, description="constant, cosine, linear, step, one_cycle, or one that a package registers.")
+    warmup: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="Steps in which the rate rises linearly at the start; below 1 a share of all steps."
+    )
+    step_size: int | None = Field(None, ge=1, description="schedule: step multiplies the rate by gamma every so many epochs.")
+    gamma: float | None = Field(None, gt=0, allow_inf_nan=False)
     momentum: float | None = Field(None, ge=0, lt=1)
+    dampening: float | None = Field(None, ge=0, le=1)
+    nesterov: bool | None = None
     weight_decay: float | None = Field(None, ge=0, allow_inf_nan=False)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] | None = None
+    eps: float | None = Field(None, ge=0, allow_inf_nan=False)
+    amsgrad: bool | None = None
+    alpha: float | None = Field(None, ge=0, lt=1)
+    centered: bool | None = None
+    clip_norm: float | None = Field(None, gt=0, allow_inf_nan=False, description="Largest norm of a model's gradient in a step.")
+    param_groups: tuple[ParamGroupSection, ...] | None = Field(
+        None, description="Parameters with settings of their own. A parameter belongs to the first group whose pattern matches its name."
+    )
+    augment: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$",
+        description="module:function that changes each row before it is trained on: (row, epoch, generator) -> row.",
+    )
     precision: Literal["full", "tf32", "bfloat16"] | None = Field(
         None, description="Precision of training only: tf32 (GPU) or bfloat16 round its products. Explanations use full precision."
     )
@@ -105,6 +142,18 @@ class RecipeSection(Section):
     @classmethod
     def _registered_optimizer(cls, value: str | None) -> str | None:
         return value if value is None else require_registered(OPTIMIZERS, value)
+
+    @field_validator("schedule")
+    @classmethod
+    def _registered_schedule(cls, value: str | None) -> str | None:
+        return value if value is None else require_registered(SCHEDULES, value)
+
+    @field_validator("warmup")
+    @classmethod
+    def _steps_or_share(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and value != int(value):
+            raise ValueError("a whole number of steps, or a share of all steps below 1")
+        return value
 
 
 class TargetSection(Section):

@@ -86,8 +86,8 @@ def train_models(
     others go on unchanged. Training ends early when no model is left, or the observed one.
     """
     num_rows, device = len(data.inputs), data.inputs.device
-    steps_per_epoch = -(-num_rows // recipe.batch_size)
-    num_steps = recipe.epochs * steps_per_epoch
+    steps_per_epoch = recipe.steps_per_epoch(num_rows)
+    num_steps, visited = recipe.epochs * steps_per_epoch, min(num_rows, steps_per_epoch * recipe.batch_size)
     errors: list[NonFiniteError | None] = [None] * len(models)
     kept = torch.stack([_kept_rows(run, data) for run in runs])
     pack = kind(models[0], len(models), make_optimizer(recipe), fast_paths or FastPaths())
@@ -99,7 +99,7 @@ def train_models(
         pack.module.train()
         for epoch in range(1, recipe.epochs + 1):
             orders = {run.randomness: run.randomness.order(epoch, num_rows) for run in runs}
-            by_run = torch.stack([orders[run.randomness] for run in runs]).to(device)
+            by_run = torch.stack([orders[run.randomness][:visited] for run in runs]).to(device)
             for step in pack.steps(by_run, recipe.batch_size, kept, (epoch - 1) * steps_per_epoch):
                 rows, rate = step.rows.flatten(), recipe.rate(step.index, num_steps)
                 with tf32(recipe):

@@ -195,7 +195,7 @@ class Trainer:
 
     def _num_steps(self) -> int:
         """Steps of one training."""
-        return self._recipe.epochs * -(-len(self._data.inputs) // self._recipe.batch_size)
+        return self._recipe.epochs * self._recipe.steps_per_epoch(len(self._data.inputs))
 
     def _probe(self) -> int:
         best, size, seconds = 1, 1, self._seconds_per_step(1)
@@ -227,7 +227,7 @@ class Trainer:
         rows = min(len(self._data.inputs), PROBE_STEPS * self._recipe.batch_size)
         data = Dataset(self._data.inputs[:rows], self._data.targets[:rows], self._data.ids[:rows])
         short = replace(self._recipe, epochs=1)
-        steps = -(-rows // self._recipe.batch_size)
+        steps = short.steps_per_epoch(rows)
         slots = self._fixed_slots or size
         runs = [TrainingRun(Randomness(0))] * slots
         models = [self.build(Randomness(0)) for _ in range(slots)]

@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from genrep_dist.core.optimizers import OPTIMIZERS
+from genrep_dist.errors import ProblemError
 from genrep_dist.extension import build, returned
 from genrep_dist.problems.protocol import Recipe
-from genrep_dist.training.optimizers.base import Optimizer
+from genrep_dist.training.optimizers.base import OPTIMIZER_SETTINGS, GroupedOptimizer, Optimizer, Rule
 
 __all__ = ["OPTIMIZERS", "Optimizer", "identity_gap_reasons", "make_optimizer"]
 
 
 def make_optimizer(recipe: Recipe) -> Optimizer:
-    """The optimizer that ``recipe`` names, with its settings. Raises ConfigError for an unknown name."""
-    optimizer: Optimizer = build(OPTIMIZERS.get(recipe.optimizer), recipe)
+    """The optimizer that ``recipe`` names, with its settings, parameter groups and clipping.
+
+    Raises ConfigError for an unknown name, ProblemError for settings that the optimizer does not have.
+    """
+    main = _make_rule(recipe)
+    if not recipe.param_groups and recipe.clip_norm is None:
+        return main
+    groups = []
+    for group in recipe.param_groups:
+        decay = {} if group.weight_decay is None else {"weight_decay": group.weight_decay}
+        rate = 1.0 if group.learning_rate is None else group.learning_rate / recipe.learning_rate
+        groups.append((group.params, Rule(_make_rule(replace(recipe, **decay)), rate)))
+    return GroupedOptimizer(main, groups, recipe.clip_norm)
+
+
+def _make_rule(recipe: Recipe) -> Optimizer:
+    kind = OPTIMIZERS.get(recipe.optimizer)
+    defaults = Recipe(1, 1, 1.0, optimizer=recipe.optimizer)
+    for name in OPTIMIZER_SETTINGS:
+        if name not in kind.settings and getattr(recipe, name) != getattr(defaults, name):
+            raise ProblemError(
+                "the optimizer does not have this setting",
+                where=f"recipe.{name}",
+                expected=f"settings of {recipe.optimizer}: {', '.join(kind.settings)}",
+                got=f"{name}: {getattr(recipe, name)}",
+                remedy=f"leave it out, or set recipe.{name}: {getattr(defaults, name)}, or choose another recipe.optimizer",
+            )
+    optimizer: Optimizer = build(kind, recipe)
     return optimizer
 
 
@@ -22,4 +51,7 @@ def identity_gap_reasons(recipe: Recipe) -> list[str]:
     The one place that decides this. Rounding (``recipe.precision``) is not an optimizer's matter and is not covered.
     """
     optimizer = make_optimizer(recipe)
-    return returned(list, optimizer, "identity_gap_reasons", optimizer.identity_gap_reasons())
+    reasons = returned(list, optimizer, "identity_gap_reasons", optimizer.identity_gap_reasons())
+    if recipe.augment is not None:
+        reasons = [*reasons, "augmentation: steps are taken on the augmented rows, and explanations are of the rows as they are"]
+    return reasons

@@ -8,17 +8,22 @@ import torch
 from torch import Tensor
 
 from genrep_dist.problems.protocol import Recipe
-from genrep_dist.training.optimizers.base import Optimizer
+from genrep_dist.training.optimizers.base import Optimizer, per_model
 
 
 class SGD(Optimizer):
     """theta <- theta - eta v with v <- mu v + (g + lambda theta), as ``torch.optim.SGD`` with momentum mu and weight decay lambda."""
 
+    settings = ("momentum", "dampening", "nesterov", "weight_decay")
+
     def __init__(self, recipe: Recipe) -> None:
         self._momentum, self._weight_decay = recipe.momentum, recipe.weight_decay
+        self._dampening, self._nesterov = recipe.dampening, recipe.nesterov
 
     def state_shapes(self, shape: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:
-        return {"momentum_buffer": shape} if self._momentum else {}
+        if not self._momentum:
+            return {}
+        return {"momentum_buffer": shape, **({"is_started": ()} if self._dampening else {})}
 
     @property
     def is_elementwise(self) -> bool:
@@ -43,9 +48,19 @@ class SGD(Optimizer):
         if self._momentum:
             buffers = [state[index]["momentum_buffer"] for index in dense]
             torch._foreach_mul_(buffers, self._momentum)
-            torch._foreach_add_(buffers, steps)
-            steps = buffers
+            torch._foreach_add_(buffers, self._dampened(steps, [state[index] for index in dense]) if self._dampening else steps)
+            # nesterov looks ahead along the new buffer.
+            steps = list(torch._foreach_add(steps, torch._foreach_mul(buffers, self._momentum))) if self._nesterov else buffers
         torch._foreach_add_(moving, torch._foreach_mul(steps, -rate))
+
+    def _dampened(self, steps: list[Tensor], state: list[dict[str, Tensor]]) -> list[Tensor]:
+        """(1 - dampening) times ``steps``, but the whole of a model's first one, as torch's rule has it."""
+        dampened = [
+            step * per_model(1 - one["is_started"] * self._dampening, step).to(step.dtype) for step, one in zip(steps, state, strict=True)
+        ]
+        for one in state:
+            one["is_started"].fill_(1)
+        return dampened
 
     def identity_gap_reasons(self) -> list[str]:
         reasons = []
@@ -63,6 +78,7 @@ class SGD(Optimizer):
 
     @property
     def description(self) -> str:
-        settings = {"momentum": self._momentum, "weight decay": self._weight_decay}
+        momentum = "Nesterov momentum" if self._nesterov else "momentum"
+        settings = {momentum: self._momentum, "dampening": self._dampening, "weight decay": self._weight_decay}
         extras = " and ".join(f"{name} {value:g}" for name, value in settings.items() if value)
         return f"SGD with {extras}" if extras else "plain SGD"

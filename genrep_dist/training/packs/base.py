@@ -54,8 +54,9 @@ class Solo(Pack):
     def __init__(self, template: nn.Module, slots: int, optimizer: Optimizer, fast_paths: FastPaths) -> None:
         assert slots == 1, slots
         self.slots, self.module = slots, template
-        self.parameters = [p for p in template.parameters() if p.requires_grad]
-        self.optimized = OptimizedParameters(optimizer, self.parameters)
+        trained = {name: p for name, p in template.named_parameters() if p.requires_grad}
+        self.parameters: list[Tensor] = list(trained.values())
+        self.optimized = OptimizedParameters(optimizer, self.parameters, names=list(trained))
         self._optimizer, self._fast_paths = optimizer, fast_paths
 
     def load(self, slot: int, model: nn.Module) -> None:

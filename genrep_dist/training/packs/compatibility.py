@@ -232,7 +232,8 @@ class _Trial:
     def _move_alone(self, model: nn.Module, gradients: Sequence[Tensor]) -> list[Tensor]:
         """The parameters of a plain model after two steps along ``gradients``."""
         moved = copy.deepcopy(model)
-        optimized = OptimizedParameters(make_optimizer(self.recipe), _trained(moved))
+        names = [name for name, p in moved.named_parameters() if p.requires_grad]
+        optimized = OptimizedParameters(make_optimizer(self.recipe), _trained(moved), names=names)
         for _ in range(2):
             optimized.step(gradients, self.recipe.learning_rate)
         return [p.detach() for p in _trained(moved)]

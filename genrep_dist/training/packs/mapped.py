@@ -29,8 +29,9 @@ class MappedPack(Pack):
             name: p.detach().new_zeros((slots, *p.shape)).requires_grad_(p.requires_grad) for name, p in template.named_parameters()
         }
         self.module = _Mapped(copy.deepcopy(template).train(), self._stacked, slots)
-        self.parameters = [t for t in self._stacked.values() if t.requires_grad]
-        self.optimized = OptimizedParameters(optimizer, self.parameters, slots)
+        trained = {name: t for name, t in self._stacked.items() if t.requires_grad}
+        self.parameters = list(trained.values())
+        self.optimized = OptimizedParameters(optimizer, self.parameters, slots, names=list(trained))
 
     def load(self, slot: int, model: nn.Module) -> None:
         with torch.no_grad():

@@ -30,9 +30,11 @@ class StackedPack(Pack):
             if isinstance(layer, StackedEmbedding) and fast_paths.sparse_embeddings and optimizer.accepts_sparse_gradients:
                 layer.sparse = layer.stacked["weight"].numel() >= slots * MIN_SPARSE_NUMBERS
         self.module = root["model"].train()
-        trained = [(layer, t) for layer in self._layers.values() for t in layer.stacked.values() if t.requires_grad]
-        self.parameters = [t for _, t in trained]
-        self.optimized = OptimizedParameters(optimizer, self.parameters, slots, [layer.by_slot for layer, _ in trained])
+        stacked = ((path, layer, name, t) for path, layer in self._layers.items() for name, t in layer.stacked.items())
+        trained = [(layer, t, f"{path}.{name}" if path else name) for path, layer, name, t in stacked if t.requires_grad]
+        self.parameters = [t for _, t, _ in trained]
+        by_slot, names = [layer.by_slot for layer, _, _ in trained], [name for _, _, name in trained]
+        self.optimized = OptimizedParameters(optimizer, self.parameters, slots, by_slot, names)
 
     def load(self, slot: int, model: nn.Module) -> None:
         for path, layer in self._layers.items():
