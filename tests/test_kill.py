@@ -69,7 +69,7 @@ def kill_a_worker(process: subprocess.Popen[bytes], chance: random.Random) -> bo
             except psutil.Error:
                 continue
             # Ray writes into a worker's title what it is at: a task's function, or an actor's method.
-            if title.startswith(("ray::_execute", "ray::_Worker.run")):
+            if title.startswith(("ray::run_unit", "ray::Worker.run")):
                 busy.append(child)
         if busy:
             chance.choice(busy).kill()

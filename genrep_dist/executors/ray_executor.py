@@ -11,10 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray._private.services import get_ray_address_from_environment
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 from ray.experimental.internal_kv import _internal_kv_exists
@@ -23,11 +23,15 @@ from ray.util.metrics import Gauge
 from genrep_dist.config.sections import ResourcesSection
 from genrep_dist.errors import ConfigError, FailureKind, GenRepError, PlanError, UnitError
 from genrep_dist.executors import capacity
+from genrep_dist.executors import worker as worker_code
+from genrep_dist.executors.attempts import Attempt
 from genrep_dist.executors.auth_token import create_auth_token
 from genrep_dist.executors.base import Failure, Outcome
 from genrep_dist.executors.capacity import NodeResources, WorkerResources, worker_resources
 from genrep_dist.executors.cluster_address import check_cluster, unreachable
 from genrep_dist.executors.head_watch import HeadWatch
+from genrep_dist.executors.package_copies import require_same_copy
+from genrep_dist.executors.worker import Worker, package_copy, run_unit
 from genrep_dist.units import StageName, Unit
 from genrep_dist.workflow.context import Job
 
@@ -39,33 +43,14 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR
 
 Work = Callable[[Job, Unit], dict[str, float]]
 
+# A worker with another copy of the package must run this code, not its own.
+cloudpickle.register_pickle_by_value(worker_code)  # type: ignore[no-untyped-call]
+
 
 def _execute(job: Job, unit: Unit) -> dict[str, float]:
     from genrep_dist.workflow.execute import execute
 
     return execute(job, unit)
-
-
-class _Worker:
-    """An actor: a process that keeps its model between units."""
-
-    def __init__(self, job: Job, work: Work) -> None:
-        self._job, self._work = job, work
-
-    def ready(self) -> dict[str, float]:
-        return {}
-
-    def run(self, unit: Unit) -> dict[str, float]:
-        return self._work(self._job, unit)
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """One attempt at a unit. ``all_crashed``: whether every earlier attempt ended its process."""
-
-    unit: Unit
-    number: int = 1
-    all_crashed: bool = True
 
 
 class RayExecutor:
@@ -76,7 +61,8 @@ class RayExecutor:
     :meth:`close`. Tasks in flight when :meth:`run` is closed end with the driver's connection; in a session that the caller opened they
     run to their end, and their results are kept.
 
-    ``work`` runs a unit in a worker. Raises PlanError if the nodes cannot run the workers that ``resources`` declares, ConfigError if
+    ``work`` runs a unit in a worker, after the worker has proved that its copy of this package is the driver's. Units whose workers have
+    GPUs run on actors always. Raises PlanError if the nodes cannot run the workers that ``resources`` declares, ConfigError if
     there is no cluster at ``address``.
     """
 
@@ -84,6 +70,7 @@ class RayExecutor:
 
     def __init__(self, resources: ResourcesSection, *, address: str | None = None, work: Work = _execute) -> None:
         self._resources, self._retries, self._work = resources, resources.retries, work
+        self._copy = package_copy()
         self._gauges: _Gauges | None = None
         self._head: HeadWatch | None = None
         self._owns_session = not ray.is_initialized()
@@ -114,13 +101,15 @@ class RayExecutor:
         options: dict[str, Any] = {"num_cpus": worker.num_cpus, "num_gpus": worker.num_gpus, "enable_task_events": False}
         if worker.memory_bytes:
             options["memory"] = worker.memory_bytes
-        attempts = (_Attempt(unit) for unit in itertools.chain([first], units))
+        attempts = (Attempt(unit) for unit in itertools.chain([first], units))
         try:
-            shared = ray.put(job)
-            if actors:
-                yield from self._run_on_actors(ray.remote(**options, max_restarts=0)(_Worker), shared, attempts, worker)
+            payload = ray.put(_pickled((job, self._work)))
+            # A task with a GPU would have a process of its own, and load libraries, data and model again: one that is used by several
+            # tasks would keep the GPU that it was given first. An actor has its GPU for as long as it lives.
+            if actors or worker.num_gpus:
+                yield from self._run_on_actors(ray.remote(**options, max_restarts=0)(Worker), payload, attempts, worker)
             else:
-                yield from self._run_as_tasks(ray.remote(**options, max_retries=0)(self._work), shared, attempts, worker)
+                yield from self._run_as_tasks(ray.remote(**options, max_retries=0)(run_unit), payload, attempts, worker)
         except RayError as error:
             # Failures of units are in their outcomes. This is the cluster itself, such as a head that restarted without its state.
             raise UnitError(
@@ -143,36 +132,36 @@ class RayExecutor:
             ray.shutdown()
             self._owns_session = False
 
-    def _run_as_tasks(self, task: Any, job: Any, attempts: Iterator[_Attempt], worker: WorkerResources) -> Iterator[Outcome]:
+    def _run_as_tasks(self, task: Any, job: Any, attempts: Iterator[Attempt], worker: WorkerResources) -> Iterator[Outcome]:
         # Closing this generator cancels nothing: cancelling a task at the moment it ends aborts the driver's process.
-        running: dict[Any, _Attempt] = {}
-        retries: list[_Attempt] = []
+        running: dict[Any, Attempt] = {}
+        retries: list[Attempt] = []
         while True:
             room = max(0, self._count_slots(worker) * IN_FLIGHT_PER_SLOT - len(running) - len(retries))
             for attempt in itertools.chain(retries, itertools.islice(attempts, room)):
-                running[task.remote(job, attempt.unit)] = attempt
+                running[task.remote(self._copy["digest"], job, _pickled(attempt.unit))] = attempt
             retries = []
             if not running:
                 return
             done, _ = ray.wait(list(running), num_returns=1, timeout=RECOUNT_SECONDS)
             for reference in done:
                 attempt = running.pop(reference)
-                following = self._following(attempt, _collect(reference, attempt))
+                following = attempt.following(self._collect(reference, attempt), self._retries)
                 if isinstance(following, Outcome):
                     yield following
                 else:
                     retries.append(following)
 
-    def _run_on_actors(self, actor: Any, job: Any, attempts: Iterator[_Attempt], worker: WorkerResources) -> Iterator[Outcome]:
+    def _run_on_actors(self, actor: Any, job: Any, attempts: Iterator[Attempt], worker: WorkerResources) -> Iterator[Outcome]:
         """Give each unit to the first idle actor, so that a slow unit does not delay the others.
 
         An actor is started for each waiting unit, up to the number that fits or was declared. An actor that does not fit yet waits for a
         node and gets no unit before it has started. An actor that finds no unit is killed, down to ``min_workers``.
         """
-        waiting: deque[_Attempt] = deque()
+        waiting: deque[Attempt] = deque()
         starting: dict[Any, Any] = {}
         idle: list[Any] = []
-        running: dict[Any, tuple[Any, _Attempt]] = {}
+        running: dict[Any, tuple[Any, Attempt]] = {}
         try:
             while True:
                 most = worker.max_workers or self._count_slots(worker)
@@ -185,9 +174,9 @@ class RayExecutor:
                             break
                     if idle:
                         free, attempt = idle.pop(), waiting.popleft()
-                        running[free.run.remote(attempt.unit)] = (free, attempt)
+                        running[free.run.remote(_pickled(attempt.unit))] = (free, attempt)
                     else:
-                        new = actor.remote(job, self._work)
+                        new = actor.remote(self._copy["digest"], job)
                         starting[new.ready.remote()] = new
                 if not running and not waiting:
                     return
@@ -197,7 +186,7 @@ class RayExecutor:
                 for reference in done:
                     if reference in starting:
                         new = starting.pop(reference)
-                        error = _start_error(reference)
+                        error = self._start_error(reference)
                         if error is None:
                             idle.append(new)
                             continue
@@ -209,13 +198,13 @@ class RayExecutor:
                         outcome = Outcome.failed(attempt.unit, attempt.number, error)
                     else:
                         free, attempt = running.pop(reference)
-                        outcome = _collect(reference, attempt)
+                        outcome = self._collect(reference, attempt)
                         # Only an error of this package leaves the process in a known state.
                         if outcome.error is None or isinstance(outcome.error, GenRepError):
                             idle.append(free)
                         else:
                             ray.kill(free)
-                    following = self._following(attempt, outcome)
+                    following = attempt.following(outcome, self._retries)
                     if isinstance(following, Outcome):
                         yield following
                     else:
@@ -224,14 +213,29 @@ class RayExecutor:
             for one in [*starting.values(), *idle, *(free for free, _ in running.values())]:
                 ray.kill(one)
 
-    def _following(self, attempt: _Attempt, outcome: Outcome) -> _Attempt | Outcome:
-        """The next attempt at a unit, or its final outcome. It crashed only if every attempt did: a lost node is not the unit's fault."""
-        all_crashed = attempt.all_crashed and outcome.crashed
-        if outcome.needs_retry(self._retries):
-            return _Attempt(attempt.unit, attempt.number + 1, all_crashed)
-        if outcome.failure is not None and outcome.crashed and not all_crashed:
-            return replace(outcome, failure=replace(outcome.failure, kind=FailureKind.RETRYABLE))
-        return outcome
+    def _collect(self, reference: Any, attempt: Attempt) -> Outcome:
+        try:
+            result = ray.get(reference)
+        except RayTaskError as error:
+            failure = Failure.from_error(error.cause if isinstance(error.cause, Exception) else error)
+        except (WorkerCrashedError, ActorDiedError) as error:
+            failure = Failure(error, FailureKind.CRASHED)
+        except OutOfMemoryError as error:
+            failure = Failure(error, FailureKind.OUT_OF_MEMORY)
+        except (RayError, GenRepError) as error:
+            failure = Failure.from_error(error)
+        else:
+            return Outcome(attempt.unit, require_same_copy(self._copy, result), attempt.number)
+        return Outcome.failed(attempt.unit, attempt.number, failure)
+
+    def _start_error(self, reference: Any) -> RayError | None:
+        """Why an actor did not start; None if it is ready."""
+        try:
+            result = ray.get(reference)
+        except RayError as error:
+            return error
+        require_same_copy(self._copy, result)
+        return None
 
     def _count_slots(self, worker: WorkerResources) -> int:
         """Workers that fit on the present nodes. Nodes may join and leave."""
@@ -252,29 +256,6 @@ class RayExecutor:
         # Ray replaces the handler of SIGTERM.
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
-
-
-def _collect(reference: Any, attempt: _Attempt) -> Outcome:
-    try:
-        return Outcome(attempt.unit, ray.get(reference), attempt.number)
-    except RayTaskError as error:
-        failure = Failure.from_error(error.cause if isinstance(error.cause, Exception) else error)
-    except (WorkerCrashedError, ActorDiedError) as error:
-        failure = Failure(error, FailureKind.CRASHED)
-    except OutOfMemoryError as error:
-        failure = Failure(error, FailureKind.OUT_OF_MEMORY)
-    except (RayError, GenRepError) as error:
-        failure = Failure.from_error(error)
-    return Outcome.failed(attempt.unit, attempt.number, failure)
-
-
-def _start_error(reference: Any) -> RayError | None:
-    """Why an actor did not start; None if it is ready."""
-    try:
-        ray.get(reference)
-    except RayError as error:
-        return error
-    return None
 
 
 class _Gauges:
@@ -326,6 +307,11 @@ def _connect(address: str | None) -> None:
             raise
         except (ConnectionError, ValueError, RuntimeError, RayError) as error:
             raise unreachable(wanted, where, str(error).partition("\n")[0]) from error
+
+
+def _pickled(value: object) -> bytes:
+    data: bytes = cloudpickle.dumps(value)  # type: ignore[no-untyped-call]
+    return data
 
 
 def _living_nodes() -> list[NodeResources]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,8 +21,11 @@ from genrep_dist.executors.registry import EXECUTORS
 from genrep_dist.plan import Plan
 from genrep_dist.runner.progress import ProgressCounter
 from genrep_dist.runner.quarantine import Quarantine
+from genrep_dist.store.claims import Claims
+from genrep_dist.store.ledger import Ledger
 from genrep_dist.store.tables import put_frame
 from genrep_dist.units import Retraining, StageName, Unit
+from genrep_dist.workflow.base import ArtifactSpec
 from genrep_dist.workflow.prepare import PreparedExperiment, check_room
 from genrep_dist.workflow.requests import RetrainRequests, requests_path, retrain_requests
 from genrep_dist.workflow.retrain import (
@@ -37,6 +41,8 @@ from genrep_dist.workflow.train import TrainStage
 
 TASKS_PER_SLOT = 8
 """Retraining tasks per slot at least, if there are enough models: the last tasks then delay the end little."""
+POLL_SECONDS = 1.0
+"""How often a run looks whether other drivers have trained what it needs."""
 _MORE_MEMORY = "lower resources.workers or resources.memory_budget, or declare resources.memory for each worker,"
 
 
@@ -83,6 +89,9 @@ class StageRunner:
         self._checked = False
         experiment = self._plan.experiment
         self._quarantine = Quarantine(self._store, experiment.name, self._plan.keys.results, 1 + experiment.resources.retries)
+        self._claims = Claims(self._store.objects, experiment.name)
+        self._waits_for = ""
+        """The processes that this run was told it waits for."""
         self._skipped_seeds: set[int] = set()
         """Seeds with units in quarantine: what depends on these is not computed."""
 
@@ -126,23 +135,55 @@ class StageRunner:
         artifacts = list(artifacts_of(self._plan, stage))
         if not artifacts:
             return
+        # Where trained models are shared, no two drivers train one. Other stages take less time than claims would.
+        shared = stage == TrainStage.name
+        self._waits_for = ""
+        while True:
+            unfinished = [
+                artifact
+                for artifact in artifacts
+                if artifact.seed not in self._skipped_seeds and not self._store.artifact(artifact.kind, artifact.key).is_intact()
+            ]
+            with self._claims.take(map(_claim, unfinished)) if shared else nullcontext({_claim(one) for one in unfinished}) as mine:
+                check = self._run_claimed(stage, artifacts, unfinished, mine, check)
+            others = len(unfinished) - len(mine)
+            if not others:
+                return
+            self._wait_for_others(others, "original models")
+
+    def _run_claimed(
+        self,
+        stage: StageName,
+        artifacts: Sequence[ArtifactSpec],
+        unfinished: Sequence[ArtifactSpec],
+        mine: set[str],
+        check: Callable[[int], None] | None,
+    ) -> Callable[[int], None] | None:
+        """Run the units of the ``unfinished`` artifacts that are ``mine``, by the name of their claim; the ``check`` that is left to do.
+
+        Nothing is run while another driver trains the model that has to be checked first.
+        """
         missing: list[Unit] = []
-        total = 0
-        unfinished = []
-        for artifact in artifacts:
-            if artifact.seed in self._skipped_seeds:
+        claimed: list[ArtifactSpec] = []
+        num_missing = 0
+        for artifact in unfinished:
+            if _claim(artifact) not in mine:
+                num_missing += len(artifact.units)
                 continue
-            total += len(artifact.units)
-            if not self._store.artifact(artifact.kind, artifact.key).is_intact():
+            if not self._store.artifact(artifact.kind, artifact.key).is_committed():  # by another driver, in the meantime
                 # Declared first: parts of another grid, left by a run with another memory budget, are no parts of this one.
                 artifact.declare(self._store)
                 missing.extend(artifact.missing_units(self._store))
-                unfinished.append(artifact)
-        self._progress.stage(stage, total, total - len(missing))
+                claimed.append(artifact)
+        if missing or not self._waits_for:
+            total = sum(len(artifact.units) for artifact in artifacts if artifact.seed not in self._skipped_seeds)
+            self._progress.stage(stage, total, total - len(missing) - num_missing)
         runnable = self._quarantine.runnable(missing)
         skipped = set(missing).difference(runnable)
         after_first = None
         first = next((seed for seed in self._plan.experiment.seeds if seed not in {unit.seed for unit in skipped}), None)
+        if check is not None and first in {artifact.seed for artifact in unfinished if _claim(artifact) not in mine}:
+            return check
         if check is not None and first is not None:
             after_first = partial(check, first)
             if not runnable or runnable[0].seed != first:  # its units were run before
@@ -150,23 +191,50 @@ class StageRunner:
                 after_first = None
         crashed = self._work(runnable, actors=STAGES.get(stage).uses_actors, after_first=after_first)
         self._skipped_seeds |= {unit.seed for unit in (*skipped, *(outcome.unit for outcome in crashed))}
-        for artifact in unfinished:
+        for artifact in claimed:
             if artifact.seed not in self._skipped_seeds:
                 artifact.commit(self._store)
+        return None
+
+    def _wait_for_others(self, count: int, what: str) -> None:
+        """Sleep for a moment, while other drivers train ``count`` models that this run needs. This run holds no claim meanwhile."""
+        holders = ", ".join(sorted(set(self._claims.holders()))) or "another driver"
+        if holders != self._waits_for:
+            self._waits_for = holders
+            self._progress.message(f"waiting: {count:,} {what} are being trained by {holders}")
+        time.sleep(POLL_SECONDS)
 
     def _retrain(self, requests: RetrainRequests, plan: Plan) -> None:
         """Train the requested models that the ledger lacks. Damaged parts are moved away, and only their models are trained again."""
+        self._waits_for = ""
         ledger = self._store.ledger(self._plan.keys.training)
         for damaged in ledger.move_damaged_parts():
             self._progress.message(f"a part of the ledger was damaged, its models are trained again: {damaged}")
-        known = ledger.keys()
-        lost = set(requests.table["original_key"]) - known
+        lost = set(requests.table["original_key"]) - ledger.keys()
         if lost:
             rows = [original_row(seed, plan.keys, self._store) for seed in plan.experiment.seeds]
             ledger.write([row for row in rows if row.key in lost])
+        while True:
+            missing = self._missing(requests, ledger)
+            with self._claims.take(retraining.key for retraining in missing) as mine:
+                # Another driver may have trained some of them in the meantime.
+                claimed = [retraining for retraining in self._missing(requests, ledger) if retraining.key in mine] if mine else []
+                if claimed or not self._waits_for:
+                    count = len(requests.retrainings)
+                    self._progress.stage(RetrainStage.name, count, count - len(missing))
+                self._train(claimed)
+            others = len(missing) - len(mine)
+            if not others:
+                return
+            self._wait_for_others(others, "models")
+
+    def _missing(self, requests: RetrainRequests, ledger: Ledger) -> list[Retraining]:
+        """The requested models that the ledger lacks, without those in quarantine."""
+        known = ledger.keys()
         missing = [retraining for key, retraining in requests.retrainings.items() if key not in known]
-        self._progress.stage(RetrainStage.name, len(requests.retrainings), len(requests.retrainings) - len(missing))
-        missing = [retraining for retraining in missing if not self._quarantine.contains(retraining.key)]
+        return [retraining for retraining in missing if not self._quarantine.contains(retraining.key)]
+
+    def _train(self, missing: Sequence[Retraining]) -> None:
         if missing:
             crashed = self._work(retrain_units(missing, self._models_per_task(missing)), actors=False)
             # Which model of a task crashes the process shows when each is trained in a task of its own.
@@ -259,6 +327,10 @@ class StageRunner:
         for unit in units:
             self._progress.unit_started(unit)
             yield unit
+
+
+def _claim(artifact: ArtifactSpec) -> str:
+    return f"{artifact.kind}/{artifact.key}"
 
 
 def _rows(unit: Unit) -> tuple[Retraining, ...]:

@@ -19,6 +19,7 @@ from genrep_dist.errors import CorruptError, DamagedArtifact, StoreError
 from genrep_dist.store.chunks import checksum, read_window, write_chunk
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import ArtifactPaths, is_chunk
+from genrep_dist.store.retries import retried_async
 
 Array = npt.NDArray[Any]
 
@@ -113,7 +114,7 @@ class ArrayGroup:
     def _store(self) -> ObjectStore[Any]:
         """The artifact's folder. It is opened once, because a handle for a bucket has its own connections."""
         if self._opened is None:
-            self._opened = ObjectStore(self._objects.subfolder(self._paths.folder))
+            self._opened = _RetryingStore(self._objects.subfolder(self._paths.folder))
         return self._opened
 
     def _corrupt(self, what: str, where: str, error: Exception) -> CorruptError:
@@ -126,7 +127,23 @@ class ArrayGroup:
         )
 
 
-class _CompleteStore(ObjectStore[Any]):
+class _RetryingStore(ObjectStore[Any]):
+    """A store whose reads and writes are retried while a bucket is busy or the network fails."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        return await retried_async(lambda: super(_RetryingStore, self).get(key, prototype, byte_range))
+
+    async def set(self, key: str, value: Buffer) -> None:
+        await retried_async(lambda: super(_RetryingStore, self).set(key, value))
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        await retried_async(lambda: super(_RetryingStore, self).set_if_not_exists(key, value))
+
+    async def exists(self, key: str) -> bool:
+        return await retried_async(lambda: super(_RetryingStore, self).exists(key))
+
+
+class _CompleteStore(_RetryingStore):
     """A store in which every chunk must exist. (Zarr reads a missing chunk as fill values.)"""
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:

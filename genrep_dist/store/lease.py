@@ -14,29 +14,24 @@ therefore be harmless, and :meth:`Lease.confirm` must precede writes that are no
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from genrep_dist.errors import StoreError
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import lease_number, lease_record
+from genrep_dist.store.processes import held_tokens, is_gone, this_process
 
 RENEW_SECONDS = 5.0
 TIMEOUT_SECONDS = 60.0
 POLL_SECONDS = 0.5
 NUMBERS_KEPT = 8
 """Numbers below the highest that are kept, so that a listing made while others come and go cannot miss all of them."""
-
-_held_tokens: set[str] = set()
-"""Tokens of the leases that this process holds."""
 
 
 class Lease:
@@ -71,7 +66,7 @@ class Lease:
             if (number, record.get("token"), record.get("beat")) != last_seen:
                 last_seen, since = (number, record.get("token"), record.get("beat")), time.monotonic()
             expired = time.monotonic() - since > self._timeout_seconds
-            if not number or record.get("released") or _is_gone(record) or expired:
+            if not number or record.get("released") or is_gone(record) or expired:
                 if self._acquire(number + 1):
                     return self
                 continue
@@ -88,7 +83,7 @@ class Lease:
         with suppress(StoreError):
             if self._highest()[0] == self._number:
                 self._write(released=True)
-        _held_tokens.discard(self._token)
+        held_tokens.discard(self._token)
 
     def confirm(self) -> None:
         """StoreError if another driver has taken over, as it does when this process has slept for long."""
@@ -107,7 +102,7 @@ class Lease:
         self._number = number
         path = lease_record(self._folder, number)
         # First, because other threads of this process would take a file with an unknown token for that of a dead process.
-        _held_tokens.add(self._token)
+        held_tokens.add(self._token)
         if not self._objects.create(path, self._record()) and self._read(path).get("token") != self._token:
             return False
         # A slow process may create a number that others have passed and deleted.
@@ -135,9 +130,8 @@ class Lease:
         self._objects.put(lease_record(self._folder, self._number), self._record(released=released))
 
     def _record(self, *, released: bool = False) -> bytes:
-        pid = os.getpid()
-        process = {"host": socket.gethostname(), "pid": pid, "machine": _machine(), "started": _start_time(pid)}
-        return (json.dumps({"token": self._token, "beat": self._renewals, "released": released, **process}, sort_keys=True) + "\n").encode()
+        record = {"token": self._token, "beat": self._renewals, "released": released, **this_process()}
+        return (json.dumps(record, sort_keys=True) + "\n").encode()
 
     def _highest(self) -> tuple[int, dict[str, Any]]:
         """The highest number and its record; (0, {}) if there is none."""
@@ -154,32 +148,3 @@ class Lease:
         except (FileNotFoundError, ValueError):
             return {}
         return record if isinstance(record, dict) else {}
-
-
-def _is_gone(record: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine that does not hold the lease any more."""
-    machine, pid = record.get("machine"), record.get("pid")
-    if not machine or machine != _machine() or not isinstance(pid, int):
-        return False
-    if pid == os.getpid() and record.get("started") == _start_time(pid):
-        return record.get("token") not in _held_tokens
-    return _start_time(pid) != record.get("started")
-
-
-def _machine() -> str:
-    """The boot id of the kernel and the namespace of process ids; empty if the system does not provide them."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
-
-
-def _start_time(pid: int) -> str:
-    """Start time of a process, in clock ticks since boot; empty if there is no such process, or it is a zombie."""
-    try:
-        # The process name, in brackets, may contain any character.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in ("Z", "X") else fields[19]

@@ -55,6 +55,7 @@ class Ledger:
     def __init__(self, objects: Objects, training: str) -> None:
         self._objects, self._paths = objects, LedgerPaths(training)
         self.folder = self._paths.folder
+        self._keys_of_parts: dict[str, list[str]] = {}
 
     def write(self, rows: Sequence[LedgerRow]) -> str:
         """Write at least one row as one part; its path."""
@@ -80,8 +81,14 @@ class Ledger:
         return register_io_source(self._read_frames, schema=dict(_to_polars(LEDGER_SCHEMA.empty_table()).schema), is_pure=True)
 
     def keys(self) -> set[str]:
-        """Keys of all rows. Raises CorruptError as :meth:`scan`."""
-        return {key for batch in self._read_tables(["key"]) for key in batch.column("key").to_pylist()}
+        """Keys of all rows. Raises CorruptError as :meth:`scan`. Parts never change: a second call reads only new ones."""
+        return set(read_parts(self.parts, self._read_keys))
+
+    def _read_keys(self, path: str) -> Iterator[str]:
+        if path not in self._keys_of_parts:
+            batches = read_batches(self._objects, path, LEDGER_SCHEMA, ["key"])
+            self._keys_of_parts[path] = [key for batch in batches for key in batch.column("key").to_pylist()]
+        yield from self._keys_of_parts[path]
 
     def move_damaged_parts(self) -> list[DamagedPart]:
         """Verify every byte of every part and move damaged parts to a folder of their own. Their rows then have to be retrained.

@@ -17,7 +17,8 @@ from genrep_dist.errors import CorruptError, DamagedFile, StoreError
 from genrep_dist.filesystem import what_is_at
 from genrep_dist.store import paths
 from genrep_dist.store.disk import create_file, free_space, sync_files, write_file
-from genrep_dist.store.uris import FEW_RETRIES, open_bucket, parse_uri, translated_errors
+from genrep_dist.store.retries import list_paths, retried
+from genrep_dist.store.uris import open_bucket, parse_uri, translated_errors
 
 
 class Objects:
@@ -54,7 +55,7 @@ class Objects:
             self.put(marker, b"")
             self.delete(marker)
             return
-        backend = open_bucket(self.uri, FEW_RETRIES)
+        backend = open_bucket(self.uri, is_waited_for=True)
         with self.translated_errors():
             next(iter(obstore.list(backend, chunk_size=1)), None)
         with self.translated_errors(marker):
@@ -65,7 +66,7 @@ class Objects:
         """Write or replace a file. Readers see the old bytes or the new ones. A local file is synced before this returns."""
         if self.root is None:
             with self.translated_errors(path):
-                obstore.put(self.backend, path, data)
+                retried(lambda: obstore.put(self.backend, path, data))
             return
         with self.translated_os_errors(path):
             write_file(self.root / path, data)
@@ -81,7 +82,7 @@ class Objects:
                 return create_file(self.root / path, data)
         with self.translated_errors(path):
             try:
-                obstore.put(self.backend, path, data, mode="create")
+                retried(lambda: obstore.put(self.backend, path, data, mode="create"))
             except AlreadyExistsError:
                 return False
             return True
@@ -89,12 +90,12 @@ class Objects:
     def get(self, path: str) -> bytes:
         """The content of a file. FileNotFoundError if there is none."""
         with self.translated_errors(path):
-            return bytes(obstore.get(self.backend, path).bytes())
+            return retried(lambda: bytes(obstore.get(self.backend, path).bytes()))
 
     def exists(self, path: str) -> bool:
         try:
             with self.translated_errors(path):
-                obstore.head(self.backend, path)
+                retried(lambda: obstore.head(self.backend, path))
         except FileNotFoundError:
             return False
         return True
@@ -106,18 +107,26 @@ class Objects:
     def delete(self, path: str) -> None:
         """Delete a file if it exists."""
         with suppress(FileNotFoundError), self.translated_errors(path):
-            obstore.delete(self.backend, path)
+            retried(lambda: obstore.delete(self.backend, path))
 
     def move(self, path: str, to: str) -> None:
         """Rename a file. FileNotFoundError if there is none."""
         with self.translated_errors(path):
-            obstore.rename(self.backend, path, to)
+            if self.root is not None:
+                obstore.rename(self.backend, path, to)
+                return
+            # A second attempt at both together would not find what the first one has moved.
+            retried(lambda: obstore.copy(self.backend, path, to))
+        self.delete(path)
 
     def delete_folder(self, prefix: str) -> None:
-        found = self._list_all(prefix)
-        if found:
-            with self.translated_errors(prefix):
+        def delete_listed() -> None:
+            found = list_paths(self.backend, prefix)
+            if found:
                 obstore.delete(self.backend, found)
+
+        with self.translated_errors(prefix):
+            retried(delete_listed)
 
     def put_json(self, path: str, value: Any) -> None:
         """Write JSON with sorted keys, so that equal values give equal bytes."""
@@ -182,4 +191,4 @@ class Objects:
 
     def _list_all(self, prefix: str) -> Sequence[str]:
         with self.translated_errors(prefix):
-            return [str(item["path"]) for batch in obstore.list(self.backend, prefix) for item in batch]
+            return list_paths(self.backend, prefix)

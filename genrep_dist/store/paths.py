@@ -108,6 +108,25 @@ def damaged_copy(path: str, suffix: str) -> str:
     return f"refused/{path}-{suffix}"
 
 
+CLAIMS = "claims"
+"""The folder of what running drivers train, so that no other one trains it too."""
+CLAIMS_LEASE = f"{CLAIMS}/lease"
+
+
+def claim_record(token: str) -> str:
+    """The claim of one driver."""
+    return f"{CLAIMS}/{token}.json"
+
+
+def claimed_names(token: str) -> str:
+    """The names of what it has claimed."""
+    return f"{CLAIMS}/{token}.names"
+
+
+def is_claim(path: str) -> bool:
+    return path.endswith(".json") and not path.startswith(f"{CLAIMS_LEASE}/")
+
+
 def lease_record(folder: str, number: int) -> str:
     return f"{folder}/{number:012d}.json"
 

@@ -32,19 +32,12 @@ CREDENTIALS = {
 }
 """The supported bucket schemes, and how to provide credentials for each."""
 
-MANY_RETRIES: RetryConfig = {
-    "max_retries": 10,
-    "retry_timeout": timedelta(minutes=3),
-    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2},
-}
-"""While work runs: server errors (SlowDown is a 503) and lost connections are retried after 0.1, 0.2, 0.4 ... 15 seconds, with jitter,
-at most 10 times and for 3 minutes."""
-FEW_RETRIES: RetryConfig = {
+RETRIES: RetryConfig = {
     "max_retries": 2,
     "retry_timeout": timedelta(seconds=10),
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=1), "base": 2},
 }
-"""While a user waits for a plan."""
+"""Of a single request, such as one of the parts of a large file. :mod:`genrep_dist.store.retries` repeats whole operations."""
 
 _NO_CREDENTIALS = re.compile(r"169\.254\.169\.254|metadata\.google\.internal|/latest/(api/token|meta-data)")
 """Cloud metadata services, which obstore queries when the environment has no credentials."""
@@ -106,20 +99,22 @@ def _local_folder(name: str) -> Path:
         ) from error
 
 
-def open_bucket(url: str, retries: RetryConfig = MANY_RETRIES) -> ObjectStore:
-    """A handle for ``url``, whose scheme is in CREDENTIALS. Sends no request. StoreError if settings are missing."""
-    many = retries is MANY_RETRIES
+def open_bucket(url: str, *, is_waited_for: bool = False) -> ObjectStore:
+    """A handle for ``url``, whose scheme is in CREDENTIALS. Sends no request. StoreError if settings are missing.
+
+    ``is_waited_for``: whether a user waits for the answers, which then have to come within seconds.
+    """
     options: ClientConfig = {
         "connect_timeout": "5s",
         # A block of 64 MiB must be transferred within this time.
-        "timeout": "3min" if many else "10s",
+        "timeout": "10s" if is_waited_for else "3min",
         # Explicit client options replace those that obstore reads from the environment.
         "allow_http": any(os.environ.get(f"{name}_ALLOW_HTTP", "").lower() in ("true", "1") for name in ("AWS", "GOOGLE", "AZURE")),
     }
-    if many:
+    if not is_waited_for:
         options["read_timeout"] = "30s"
     with translated_errors(url):
-        return from_url(url, client_options=options, retry_config=retries)
+        return from_url(url, client_options=options, retry_config=RETRIES)
 
 
 @contextmanager
@@ -139,7 +134,7 @@ def translated_errors(uri: str, path: str = "") -> Iterator[None]:
 
 def _store_error(text: str, uri: str, where: str) -> StoreError:
     scheme, _, rest = uri.partition("://")
-    reason = _reason(text)
+    reason = failure_reason(text)
     if scheme not in CREDENTIALS and _SOMETHING_ELSE.search(reason):
         return StoreError(
             "something else is where the store has a file or a folder",
@@ -178,7 +173,7 @@ def _store_error(text: str, uri: str, where: str) -> StoreError:
     )
 
 
-def _reason(text: str) -> str:
+def failure_reason(text: str) -> str:
     """Status and error code of a server's answer, or obstore's text about the connection, without an answer's body and without URLs."""
     status = re.search(r"status code: (\d{3}[^:\n]*)", text)
     code = re.search(r"<Code>(\w+)</Code>", text)

@@ -25,7 +25,7 @@ import psutil
 from tests.experiments import ROOT
 
 OBJECT_STORE_BYTES = 80 * 2**20
-BUSY = ("ray::_execute", "ray::_Worker.run")
+BUSY = ("ray::run_unit", "ray::Worker.run")
 """Ray writes into a worker's title what it is at: a task's function, or an actor's method."""
 
 

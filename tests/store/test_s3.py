@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 import genrep_dist as gr
 from genrep_dist import cli
 from genrep_dist.errors import StoreError
-from genrep_dist.store import Store, objects, uris
-from genrep_dist.store.uris import FEW_RETRIES, MANY_RETRIES
+from genrep_dist.store import Store, retries
+from genrep_dist.store.uris import RETRIES
 from tests.experiments import ROOT, experiment, experiment_file
 from tests.store.s3_server import BUCKET, CuttingProxy, S3Server
 from tests.toys import trainings
@@ -57,7 +57,7 @@ def proxy(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cutting
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "open_bucket", lambda url, _retries=None: uris.open_bucket(url, FEW_RETRIES))
+    monkeypatch.setattr(retries, "PATIENCE_SECONDS", 0.0)
 
 
 @dataclass
@@ -249,9 +249,8 @@ def test_servers_errors_are_tried_again_with_growing_pauses(server: S3Server, st
 
 def test_patience_ends_before_credentials_do() -> None:
     """obstore neither signs nor authorises again while it retries: five minutes are its bound."""
-    assert MANY_RETRIES["max_retries"] == 10
-    assert MANY_RETRIES["retry_timeout"].total_seconds() == 180
-    assert FEW_RETRIES["retry_timeout"].total_seconds() <= 10
+    assert retries.PATIENCE_SECONDS == 180
+    assert RETRIES["retry_timeout"].total_seconds() <= 10
 
 
 @pytest.mark.usefixtures("impatient")
@@ -272,7 +271,7 @@ def test_a_put_that_is_cut_off_leaves_what_was_there(server: S3Server, proxy: Cu
     for path in ("a", "b"):
         with pytest.raises(StoreError, match=f"bucket {BUCKET} cannot be reached"):
             place.put(path, bytes(size))
-    assert proxy.cut >= 2 * (1 + FEW_RETRIES["max_retries"])
+    assert proxy.cut >= 2 * (1 + RETRIES["max_retries"])
     assert server.files() == files
     proxy.cuts = 0
     place.put("a", bytes(size))

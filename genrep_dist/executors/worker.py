@@ -1,0 +1,77 @@
+"""What runs in a worker process of a cluster, and the proof that the worker has the driver's copy of this package.
+
+Ray sends these functions by value. They therefore run on a worker whose copy of the package is another one, and they import nothing of the
+package: job and unit arrive as bytes, which are read only after the comparison.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import pickle
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PackageCopy = Mapping[str, str]
+"""A copy of this package: ``digest`` of its sources (empty if there is none), ``version``, ``folder``, and ``node``."""
+
+_copies: list[PackageCopy] = []
+"""The copy of this process, once it is known."""
+
+
+def package_copy() -> PackageCopy:
+    """The copy of this package that a process on this machine imports, found without importing it.
+
+    The digest covers the names and bytes of all Python files, so that equal digests mean equal code.
+    """
+    found = importlib.util.find_spec("genrep_dist")
+    node = platform.node()
+    if found is None or found.origin is None:
+        return {"digest": "", "version": "none", "folder": "not installed", "node": node}
+    folder = Path(found.origin).parent
+    total, version = hashlib.sha256(), "unknown"
+    for path in sorted(folder.rglob("*.py")):
+        data = path.read_bytes()
+        total.update(f"{path.relative_to(folder).as_posix()} {len(data)}\n".encode() + data)
+        if path.parent == folder and path.name == "__init__.py":
+            lines = [line for line in data.decode(errors="replace").splitlines() if line.startswith("__version__")]
+            version = lines[0].partition("=")[2].strip(" \"'") if lines else version
+    return {"digest": total.hexdigest(), "version": version, "folder": str(folder), "node": node}
+
+
+def differing_copy(digest: str) -> PackageCopy | None:
+    """The copy of this process if its digest is not ``digest``; None if it is. The files are read once in a process."""
+    if not _copies:
+        _copies.append(package_copy())
+    return None if _copies[0]["digest"] == digest else _copies[0]
+
+
+def run_unit(digest: str, payload: bytes, unit: bytes) -> dict[str, float] | tuple[PackageCopy]:
+    """The unit's statistics; instead of them, this worker's copy of the package if it is not the driver's, of ``digest``.
+
+    ``payload``: the pickled job and the function that runs a unit; ``unit``: the pickled unit.
+    """
+    differing = differing_copy(digest)
+    if differing is not None:
+        return (differing,)
+    job, work = pickle.loads(payload)  # noqa: S301 - from the driver, by Ray
+    statistics: dict[str, float] = work(job, pickle.loads(unit))  # noqa: S301
+    return statistics
+
+
+class Worker:
+    """An actor: a process that keeps its model, and its GPU, between units. Arguments and results as of :func:`run_unit`."""
+
+    def __init__(self, digest: str, payload: bytes) -> None:
+        self._differing = differing_copy(digest)
+        self._loaded: Any = None if self._differing is not None else pickle.loads(payload)  # noqa: S301
+
+    def ready(self) -> dict[str, float] | tuple[PackageCopy]:
+        return {} if self._differing is None else (self._differing,)
+
+    def run(self, unit: bytes) -> dict[str, float]:
+        job, work = self._loaded
+        statistics: dict[str, float] = work(job, pickle.loads(unit))  # noqa: S301
+        return statistics
