@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-JOBS ?= 2
+JOBS ?= 3
 STAMP := $(VENV)/.installed
 
 # Runs a tool of the environment; shows its output only when it fails.
@@ -14,7 +14,7 @@ quietly = @echo '$(1)'; output=$$($(BIN)/$(1) 2>&1) || { printf '%s\n' "$$output
 
 help:
 	@echo 'make demo    the demonstration: some 1,800 retrainings, a table, a report; minutes'
-	@echo 'make test    lint, then all tests, two files at a time; JOBS=4 for four'
+	@echo 'make test    lint, then all tests, three files at a time; JOBS=8 for eight'
 	@echo 'make lint    style, types, import rules, versions that fit together, spelling'
 	@echo 'make bench   run the benchmarks in tests/benchmarks'
 	@echo 'make venv    install into $(VENV) and nothing else; PYTHON=python3.12 selects the interpreter'
