@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,9 @@ from torch import Tensor, nn
 from genrep_dist.core.losses import Loss, get_loss
 from genrep_dist.core.tensors import numpy_array
 from genrep_dist.errors import ConfigError, CorruptError, MethodError, ProblemError
+from genrep_dist.external.archives import load_tensors, read_npz
 from genrep_dist.external.contents import require_real
+from genrep_dist.limits import read_json
 from genrep_dist.problems.load import build_model, load_problem, source_digest
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.problems.tables import data_digest
@@ -144,8 +145,8 @@ def write_samples(folder: Path, name: str, samples: Dataset) -> Path:
 
 def read_samples(folder: Path, name: str) -> Dataset:
     """The dataset that :func:`write_samples` wrote."""
-    with np.load(folder / "data" / f"{name}.npz", allow_pickle=False) as archive:
-        return Dataset(*(torch.from_numpy(archive[part]) for part in Dataset._fields))
+    found = _foreign(folder / "data" / f"{name}.npz", read_npz)
+    return Dataset(*(torch.from_numpy(found[part]) for part in Dataset._fields))
 
 
 def _read_record(place: Path, folder: Path) -> dict[str, Any]:
@@ -159,7 +160,7 @@ def _read_record(place: Path, folder: Path) -> dict[str, Any]:
             got=", ".join(there) or "no exported problem",
             remedy="genrep export problem EXPERIMENT --to FOLDER",
         )
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    record: dict[str, Any] = _foreign(path, read_json)
     if record.get("format") != FORMAT:
         raise ConfigError(
             "the files were exported by another version",
@@ -172,5 +173,19 @@ def _read_record(place: Path, folder: Path) -> dict[str, Any]:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    state: dict[str, Tensor] = _foreign(path, load_tensors)
     return state
+
+
+def _foreign(path: Path, read: Callable[[Path], Any]) -> Any:
+    """What ``read`` finds in a file. CorruptError for whatever it raises."""
+    try:
+        return read(path)
+    except Exception as error:  # libraries raise anything for a damaged file
+        raise CorruptError(
+            "an exported file cannot be read",
+            where=str(path),
+            expected="a complete file of plain arrays, without Python objects",
+            got=f"{type(error).__name__}: {error}".splitlines()[0][:500],
+            remedy="export the problem again",
+        ) from error

@@ -144,7 +144,7 @@ def _reached(modules: Iterable[str], *, late: bool) -> dict[str, SourceFile]:
             if isinstance(file, str) and not Path(file).exists() and name in _seen:
                 raise _edited(Path(file), "no file there")
             continue
-        source = _source_on_disk(name, folders) if module is None else _loaded_source(module)
+        source = source_on_disk(name, folders) if module is None else _loaded_source(module)
         if source is not None:
             found[name] = source
             waiting += (*source.imports, *source.late_imports) if late else source.imports
@@ -186,7 +186,7 @@ def _loaded_source(module: types.ModuleType) -> SourceFile | None:
     return known[1]
 
 
-def _source_on_disk(name: str, folders: list[str]) -> SourceFile | None:
+def source_on_disk(name: str, folders: list[str]) -> SourceFile | None:
     """The user's file that an import of ``name`` would find; it is imported later, by a function."""
     top = name.partition(".")[0]
     loaded = getattr(sys.modules.get(top), "__file__", None)
