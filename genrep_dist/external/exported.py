@@ -19,6 +19,7 @@ from genrep_dist.external.archives import load_tensors, read_npz
 from genrep_dist.external.contents import require_real
 from genrep_dist.limits import read_json
 from genrep_dist.problems.load import build_model, load_problem, source_digest
+from genrep_dist.problems.named_code import exported_folders
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.problems.tables import data_digest
 
@@ -91,13 +92,14 @@ class Exported:
 def open_exported(folder: str | Path, seed: int, search_path: Sequence[str | Path] = ()) -> Exported:
     """Open one seed of the files that `genrep export problem` wrote.
 
-    The problem's module is searched in ``search_path``, then in its folder at the time of the export, then in the current folder.
+    A problem that does not ship is searched in ``search_path``, and in its folder at the time of the export if this user has exported it
+    on this machine. An export from elsewhere runs no code but that of ``search_path``: ProblemError if the class is not defined there.
     ConfigError if the seed was not exported, ProblemError if the problem's code has changed, CorruptError if the data have.
     """
     place = Path(folder) / f"seed-{seed}"
     record = _read_record(place, Path(folder))
     declared = record["problem"]
-    problem = load_problem(declared["name"], declared["options"], [*search_path, *declared["search_path"]])
+    problem = load_problem(declared["name"], declared["options"], exported_folders(declared, search_path, str(place / "problem.json")))
     found = source_digest(problem, declared["options"])
     if found != declared["source"]:
         raise ProblemError(

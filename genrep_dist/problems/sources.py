@@ -186,13 +186,13 @@ def _loaded_source(module: types.ModuleType) -> SourceFile | None:
     return known[1]
 
 
-def source_on_disk(name: str, folders: list[str]) -> SourceFile | None:
-    """The user's file that an import of ``name`` would find; it is imported later, by a function."""
+def source_on_disk(name: str, folders: list[str], *, only: bool = False) -> SourceFile | None:
+    """The user's file that an import of ``name`` would find; with ``only``, in ``folders`` alone. Nothing is imported."""
     top = name.partition(".")[0]
     loaded = getattr(sys.modules.get(top), "__file__", None)
     if top in sys.stdlib_module_names or (isinstance(loaded, str) and not is_users_file(loaded)):
         return None
-    path: list[str] | None = [*folders, *sys.path]
+    path: list[str] | None = folders if only else [*folders, *sys.path]
     spec = None
     for part in _with_parents(name):
         if path is None:

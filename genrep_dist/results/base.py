@@ -42,7 +42,7 @@ class OpenedRun:
     @cached_property
     def plan(self) -> Plan:
         """What was planned; without the user's own classes it can only be read where none of them is a metric or a class of kernels."""
-        return plan_of_record(self.record, self._checked_code().folders if planning_needs(self.record) else ())
+        return plan_of_record(self.record, self._checked_code().folders if planning_needs(self.record) else None)
 
     @property
     def question(self) -> str:
@@ -61,7 +61,7 @@ class OpenedRun:
     def _checked_code(self) -> AllowedCode:
         """The code that may be imported; StoreError for none, ProblemError for files that are not those of the run."""
         if self._code is None:
-            raise refused_code(self.record, self.name, self.store)
+            raise refused_code(self.record)
         if not self._code.running:
             require_unchanged(self.record, self._code.folders)
         return self._code

@@ -188,6 +188,8 @@ def _track(finished: Run, tables: EvaluationTables, files: Sequence[str], progre
         description=description(tables, experiment.baseline),
     )
     uri, artifacts = tracking_uri(declared, finished.store)
+    if artifacts is not None and finished.store.objects.root is not None:
+        finished.store.objects.list("mlflow-artifacts")  # refuses links that lead out of the store
     return publish_to_mlflow(publication, tracking_uri=uri, artifact_location=artifacts)
 
 
@@ -243,6 +245,7 @@ def tracking_uri(experiment: Experiment, store: Store) -> tuple[str, str | None]
     if declared:
         return declared, None
     root = store.objects.root or Path.cwd()
+    store.objects.require_inside("mlflow.db", "mlflow-artifacts")
     return sqlite_uri(root / "mlflow.db"), (root / "mlflow-artifacts").as_uri()
 
 

@@ -17,7 +17,7 @@ from genrep_dist.store import Store
 from genrep_dist.store.paths import EXPERIMENTS, ExperimentPaths, experiment_name
 from genrep_dist.workflow.planning import make_plan
 from genrep_dist.workflow.prepare import PreparedExperiment
-from genrep_dist.workflow.user_code import remember_code
+from genrep_dist.workflow.user_code import planning_needs, refused_code, remember_code
 
 RECORD_VERSION = 3
 
@@ -89,8 +89,13 @@ def read_record(store: Store, name: str) -> dict[str, Any]:
     return record
 
 
-def plan_of_record(record: Mapping[str, Any], folders: Sequence[str] = ()) -> Plan:
-    """The plan that a record describes, without loading the problem. A user's own classes of kernels are searched in ``folders``."""
+def plan_of_record(record: Mapping[str, Any], folders: Sequence[str] | None = None) -> Plan:
+    """The plan that a record describes, without loading the problem.
+
+    A user's own metrics and classes of kernels are imported, the latter from ``folders``; StoreError if they are needed and None is given.
+    """
+    if folders is None and planning_needs(record):
+        raise refused_code(record)
     shape = Shape.from_record(record["shape"])
     try:
         experiment = Experiment.model_validate(record["experiment"])
@@ -104,7 +109,7 @@ def plan_of_record(record: Mapping[str, Any], folders: Sequence[str] = ()) -> Pl
         ) from error
     for name, own in experiment.kernels.items():
         if name not in record["own_kernels"]:  # a class of kernels, not a function
-            load_class(own.class_, own.options, folders, "kernel")
+            load_class(own.class_, own.options, folders or (), "kernel")
     keys = Keys(
         experiment,
         record["data"],

@@ -1,17 +1,12 @@
 """Which code of a user a stored run may load. A record of a store names classes; nothing of them is imported because it names them.
 
-A class is imported if the user of this machine has named it: by running the experiment here, or by naming the experiment again where
-the run is opened. What a driver runs is remembered in the user's own folder (:func:`memory_folder`), as a digest of its classes, their
-options, its folders and the identities of its code.
+A class is imported if the user of this machine has named it: by running the experiment here (:mod:`genrep_dist.problems.named_code`), or
+by naming the experiment again where the run is opened.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +14,9 @@ from typing import Any
 from genrep_dist.config import Experiment
 from genrep_dist.config.metrics import METRICS
 from genrep_dist.errors import ConfigError, ProblemError, StoreError
-from genrep_dist.problems.load import SHIPPED
+from genrep_dist.problems.named_code import is_remembered, is_shipped_problem, remember
 from genrep_dist.problems.sources import source_on_disk
 from genrep_dist.store import Store
-from genrep_dist.store.disk import write_file
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class AllowedCode:
 def classes_named(experiment: Mapping[str, Any]) -> dict[str, Any]:
     """What the plain data of an experiment name of a user's own, by place: classes, and the options of kernels; {} for none."""
     found: dict[str, Any] = {}
-    if (name := experiment["problem"]["name"]) not in SHIPPED:
+    if not is_shipped_problem(name := experiment["problem"]["name"]):
         found["problem.name"] = name
     for name, kernel in (experiment.get("kernels") or {}).items():
         found[f"kernels.{name}"] = [kernel["class"], kernel.get("options") or {}]
@@ -65,34 +59,10 @@ def planning_needs(record: Mapping[str, Any]) -> list[str]:
     return [place for place in classes_named(record["experiment"]) if place != "problem.name" and place not in functions]
 
 
-def memory_folder() -> Path:
-    """Where it is remembered what was run: ``GENREP_STATE``, or ``~/.local/state/genrep_dist``."""
-    declared = os.environ.get("GENREP_STATE")
-    return (Path(declared).expanduser() if declared else Path.home() / ".local" / "state" / "genrep_dist") / "code"
-
-
 def remember_code(record: Mapping[str, Any]) -> None:
-    """Remember that the code of a run was named by the user of this machine. Where that cannot be written, nothing is remembered."""
+    """Remember that the code of a run was named by the user of this machine."""
     if classes_named(record["experiment"]):
-        with suppress(OSError, RuntimeError):  # RuntimeError: a user without a home
-            remember(_code_digest(record), "\n".join(record["search_path"]))
-
-
-def remember(digest: str, text: str) -> None:
-    """Remember ``digest``, with a ``text`` for people who look into the folder. OSError where that cannot be written."""
-    path = memory_folder() / digest
-    if not is_remembered(digest):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_file(path, f"{text}\n".encode())
-
-
-def is_remembered(digest: str) -> bool:
-    """Whether this user has remembered ``digest`` on this machine."""
-    try:
-        found = os.stat(memory_folder() / digest)
-    except (OSError, RuntimeError):
-        return False
-    return found.st_uid == os.getuid()
+        remember(_code_parts(record), "\n".join(record["search_path"]))
 
 
 def allowed_code(store: Store, record: Mapping[str, Any], named: NamedCode | None) -> AllowedCode | None:
@@ -119,7 +89,7 @@ def allowed_code(store: Store, record: Mapping[str, Any], named: NamedCode | Non
             return AllowedCode(folders, options, running=True)
     if not wanted:
         return AllowedCode()
-    if named is None and not is_remembered(_code_digest(record)):
+    if named is None and not is_remembered(_code_parts(record)):
         return None
     if _is_inside(store, "."):
         raise StoreError(
@@ -131,12 +101,12 @@ def allowed_code(store: Store, record: Mapping[str, Any], named: NamedCode | Non
     return AllowedCode(tuple(folder for folder in folders if not _is_inside(store, folder)), options)
 
 
-def refused_code(record: Mapping[str, Any], name: str, store: Store) -> StoreError:
+def refused_code(record: Mapping[str, Any]) -> StoreError:
     """The error for code that nobody has named here."""
     wanted = {place: value if isinstance(value, str) else value[0] for place, value in classes_named(record["experiment"]).items()}
     return StoreError(
         "this needs the run's own code, and a store runs no code",
-        where=f"{store.uri}, experiment {name}: " + ", ".join(f"{place} {value}" for place, value in wanted.items()),
+        where=f"experiment {record['experiment'].get('name')}: " + ", ".join(f"{place} {value}" for place, value in wanted.items()),
         expected="code that this user has run on this machine, or names again",
         got="classes that only the store names",
         remedy="name the experiment file that you trust: --experiment FILE, or open_run(..., experiment=FILE)",
@@ -158,11 +128,10 @@ def require_unchanged(record: Mapping[str, Any], folders: Sequence[str]) -> None
                 )
 
 
-def _code_digest(record: Mapping[str, Any]) -> str:
-    """Of all that decides which code is loaded and with what."""
+def _code_parts(record: Mapping[str, Any]) -> list[Any]:
+    """All that decides which code is loaded and with what."""
     options = record["experiment"]["problem"].get("options") or {}
-    parts = [classes_named(record["experiment"]), options, list(record["search_path"]), record.get("identities", {})]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return [classes_named(record["experiment"]), options, list(record["search_path"]), record.get("identities", {})]
 
 
 def _is_inside(store: Store, folder: str) -> bool:
