@@ -133,8 +133,8 @@ def test_no_field_of_any_json_file_is_imported(hostile: Hostile) -> None:
         whole = file.read_text()
         value = json.loads(whole)
         for path in leaves(value):
-            # One entry of each list, and one file of each kind.
-            kind = (file.name, *(key for key in path if isinstance(key, str)))
+            # One entry of each list, of each part of an identity, and one file of each kind.
+            kind = (file.name, *[key for key in path if isinstance(key, str)][: 3 if "identities" in path else None])
             if kind in tried or file.name == "zarr.json":
                 continue
             tried.add(kind)
@@ -147,7 +147,7 @@ def test_no_field_of_any_json_file_is_imported(hostile: Hostile) -> None:
             finally:
                 file.write_text(whole)
                 hostile.assert_silent()
-    assert len(tried) > 100
+    assert len(tried) > 90
 
 
 def test_no_field_of_any_table_is_imported(hostile: Hostile) -> None:
@@ -201,7 +201,7 @@ def test_code_that_is_named_again(finished: Finished, tmp_path: Path) -> None:
     named = gr.open_run(str(store), "toy", experiment=finished.file)
     assert len(named.problem(0).train.ids) == 40
     assert invoke(store, ("doctor",), "--experiment", str(finished.file)).exit_code == 0
-    with pytest.raises(ConfigError, match=r"not the one of this run[\s\S]*own_problem:OwnProblem[\s\S]*digits"):
+    with pytest.raises(ConfigError, match=r"not the one of this run[\s\S]*own_problem:OwnProblem[\s\S]*none"):
         gr.open_run(str(store), "toy", experiment="smoke")
     shutil.copy(finished.file, store / "experiment.yaml")
     shutil.copy(finished.folder / "own_problem.py", store)
