@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar
 
+from genrep_dist.redaction import redact
+
 
 class FailureKind(StrEnum):
     """What the failure of a unit of work means for the unit and for the run."""
@@ -41,18 +43,17 @@ class FailureKind(StrEnum):
 
 
 class GenRepError(Exception):
-    """Base class. ``what`` is one sentence; the other parts are optional and shown on their own lines."""
+    """Base class. ``what`` is one sentence; the other parts are optional and shown on their own lines.
+
+    Passwords in addresses are hidden.
+    """
 
     failure_kind: ClassVar[FailureKind] = FailureKind.RETRYABLE
 
     def __init__(self, what: str, *, where: str = "", expected: str = "", got: str = "", remedy: str = "") -> None:
-        self.what = what
-        self.where = where
-        self.expected = expected
-        self.got = got
-        self.remedy = remedy
-        labelled = {"where": where, "expected": expected, "got": got, "what to do": remedy}
-        super().__init__("\n".join([what, *(f"  {label}: {text}" for label, text in labelled.items() if text)]))
+        self.what, self.where, self.expected, self.got, self.remedy = map(redact, (what, where, expected, got, remedy))
+        labelled = {"where": self.where, "expected": self.expected, "got": self.got, "what to do": self.remedy}
+        super().__init__("\n".join([self.what, *(f"  {label}: {text}" for label, text in labelled.items() if text)]))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The default protocol passes only positional arguments, which would lose the keyword-only parts.

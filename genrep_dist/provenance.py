@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from genrep_dist.redaction import redact
+
 UNKNOWN = "unknown"
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray for the entry point of a submitted job: its metadata, `job_submission_id` among them."""
@@ -36,12 +38,12 @@ RUNTIME_ENV = "jobs/runtime_env.yaml"
 def resume_command(started_as: Sequence[str] = ()) -> str:
     """The command, for a shell, that goes on with what this process does; ``started_as``: its own, by default as Python knows it.
 
-    Of a submitted job it is the submission: with the same `--address` (or RAY_API_SERVER_ADDRESS) as before. What starts runs in
-    another way, as a batch system does, says how in GENREP_RESUME_COMMAND.
+    Passwords in addresses are hidden. Of a submitted job it is the submission: with the same `--address` (or RAY_API_SERVER_ADDRESS) as
+    before. What starts runs in another way, as a batch system does, says how in GENREP_RESUME_COMMAND.
     """
     if told := os.environ.get("GENREP_RESUME_COMMAND"):
-        return told.strip()
-    python, *arguments = started_as or sys.orig_argv
+        return redact(told.strip())
+    python, *arguments = map(redact, started_as or sys.orig_argv)
     if in_job():
         environment = ["--runtime-env", RUNTIME_ENV] if Path(RUNTIME_ENV).exists() else []
         return shlex.join(["ray", "job", "submit", "--working-dir", ".", *environment, "--", Path(python).name, *arguments])
@@ -53,7 +55,7 @@ def resume_command(started_as: Sequence[str] = ()) -> str:
 def _job_metadata() -> dict[str, str]:
     try:
         metadata = json.loads(os.environ[_JOB])["metadata"]
-        return {str(key): str(value) for key, value in metadata.items()}
+        return {str(key): redact(str(value)) for key, value in metadata.items()}
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}
 

@@ -108,6 +108,10 @@ class Registry(Generic[T]):
                 self._values[name] = before
             raise
 
+    def is_registered_as(self, name: str, path: str) -> bool:
+        """Whether ``name`` is registered in this process already, with the object at ``path`` (module:Object)."""
+        return name in self._values and _path(self._values[name]) == path
+
     def unregister(self, name: str) -> None:
         """Remove a name; nothing happens if it is not there."""
         self._values.pop(name, None)

@@ -15,6 +15,14 @@ settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)
+def own_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is remembered of runs is not that of the user who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENREP_STATE", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def tables_only() -> Iterator[pytest.MonkeyPatch]:
     """Runs in this process publish neither to MLflow nor figures, except in files that are marked with ``publishes``."""
     with pytest.MonkeyPatch.context() as patch:

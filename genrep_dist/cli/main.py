@@ -35,6 +35,14 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The name of a
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a field. May be repeated.")]
 ProfileOption = Annotated[str | None, typer.Option("--profile", help="The size of an experiment that has several, for example cpu.")]
 StoreOption = Annotated[str, typer.Option("--store", help="Folder or URL of the store with all results.")]
+CodeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--experiment",
+        metavar="EXPERIMENT",
+        help="The YAML file of this run. Of a store from elsewhere, classes are imported only if they are named so.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -106,24 +114,25 @@ def status(
     as_json: JsonOption = False,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until the run ends.")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two refreshes.")] = 5.0,
+    experiment: CodeOption = None,
 ) -> None:
     """Show the progress of a run from its store. The run may be on another machine, finished or dead."""
     from genrep_dist.cli.status import show_status, status_record
 
     if as_json:
-        _print_json(status_record(store, name))
+        _print_json(status_record(store, name, experiment))
     else:
-        show_status(_console(), store, name, every if watch else None)
+        show_status(_console(), store, name, every if watch else None, experiment)
 
 
 @app.command()
-def report(name: NameArgument, store: StoreOption = "store") -> None:
+def report(name: NameArgument, store: StoreOption = "store", experiment: CodeOption = None, set_: SetOption = None) -> None:
     """Write the tables, curves and report.html of a finished run again, and show the table."""
     from genrep_dist.cli.display import show_summary
     from genrep_dist.results import open_run
     from genrep_dist.runner.publish import follow_moved_store, write_report
 
-    opened = open_run(store, name)
+    opened = open_run(store, name, experiment=experiment, overrides=set_ or ())
     follow_moved_store(opened)
     paths = write_report(opened, opened.judged())
     console = _console()
@@ -138,6 +147,8 @@ def doctor(
     store: StoreOption = "store",
     samples: Annotated[int, typer.Option(min=1, help="Number of samples that are recomputed one by one.")] = 8,
     as_json: JsonOption = False,
+    experiment: CodeOption = None,
+    set_: SetOption = None,
 ) -> None:
     """Check whether a finished run can be trusted: green, amber and red findings. Exit code 1 on red."""
     from dataclasses import asdict
@@ -145,7 +156,7 @@ def doctor(
     from genrep_dist.diagnostics import diagnose, worst_colour
     from genrep_dist.results import open_run
 
-    findings = diagnose(open_run(store, name), samples=samples)
+    findings = diagnose(open_run(store, name, experiment=experiment, overrides=set_ or ()), samples=samples)
     worst = worst_colour(findings)
     if as_json:
         # Programs that read this know one check by its first name.
@@ -189,6 +200,7 @@ def export(
     set_: SetOption = None,
     profile: ProfileOption = None,
     serial: Annotated[bool, typer.Option("--serial", help="For a problem: train in this process, without Ray.")] = False,
+    code: CodeOption = None,
 ) -> None:
     """Write plain files for other tools: the results of a run, or a problem for another tool to explain.
 
@@ -199,7 +211,7 @@ def export(
     from genrep_dist.runner.export import export_problem, export_run
 
     if experiment is None:
-        paths = export_run(open_run(store, what), to, seed)
+        paths = export_run(open_run(store, what, experiment=code, overrides=set_ or ()), to, seed)
     elif what == "problem":
         from genrep_dist.runner.run import train_originals
 
@@ -216,11 +228,11 @@ def export(
 
 
 @ledger_app.command("compact")
-def ledger_compact(name: NameArgument, store: StoreOption = "store") -> None:
+def ledger_compact(name: NameArgument, store: StoreOption = "store", experiment: CodeOption = None) -> None:
     """Merge the small files of a run's ledger. Safe while the run is running, and when interrupted."""
     from genrep_dist.results import open_run
 
-    opened = open_run(store, name)
+    opened = open_run(store, name, experiment=experiment)
     done = opened.store.ledger(opened.plan.keys.training).compact()
     write_line(f"{done.parts_before:,} parts -> {done.parts_after:,}; {done.rows:,} trained models, {done.bytes:,} bytes")
 

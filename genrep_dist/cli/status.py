@@ -19,9 +19,9 @@ from genrep_dist.runner.quarantine import describe_units, read_quarantine
 from genrep_dist.workflow.status import StageStatus, stage_status
 
 
-def status_record(store: str, name: str) -> dict[str, Any]:
-    """Plain data for JSON."""
-    opened = open_run(store, name)
+def status_record(store: str, name: str, experiment: str | None = None) -> dict[str, Any]:
+    """Plain data for JSON. ``experiment``: see :func:`genrep_dist.results.open_run`."""
+    opened = open_run(store, name, experiment=experiment)
     state = read_state(opened.store, name)
     finished = opened.manifest() is not None
     return {
@@ -35,9 +35,9 @@ def status_record(store: str, name: str) -> dict[str, Any]:
     }
 
 
-def show_status(console: Console, store: str, name: str, every_seconds: float | None = None) -> None:
+def show_status(console: Console, store: str, name: str, every_seconds: float | None = None, experiment: str | None = None) -> None:
     """Print the status. With ``every_seconds``, refresh it until the run ends."""
-    shown, running = _status(store, name)
+    shown, running = _status(store, name, experiment)
     if every_seconds is None or not running:
         console.print(shown)
         return
@@ -50,13 +50,13 @@ def show_status(console: Console, store: str, name: str, every_seconds: float | 
             if not running:
                 return
             time.sleep(every_seconds)
-            shown, running = _status(store, name)
+            shown, running = _status(store, name, experiment)
 
 
-def _status(store: str, name: str) -> tuple[Group, bool]:
+def _status(store: str, name: str, experiment: str | None) -> tuple[Group, bool]:
     """The text, and whether the run is running."""
     # Opened each time: a run that is tuned, or that has a stopping rule, changes its record.
-    opened = open_run(store, name)
+    opened = open_run(store, name, experiment=experiment)
     state = read_state(opened.store, name)
     stop = opened.choices.get("stop")
     notes = [] if stop is None else [stop_text(stop)]

@@ -13,6 +13,7 @@ from genrep_dist.config.digests import non_default_fields
 from genrep_dist.config.field_errors import Location, describe_errors
 from genrep_dist.config.metrics import METRICS, complete_settings, measured_numbers
 from genrep_dist.config.sections import (
+    MAX_SEEDS,
     BrittlenessSection,
     DeletionSection,
     DescentSection,
@@ -45,6 +46,7 @@ from genrep_dist.core.reserved import RESERVED_NAMES
 from genrep_dist.core.targets import TARGETS, Target
 from genrep_dist.errors import MethodError
 from genrep_dist.extension import build, declared_settings
+from genrep_dist.redaction import redact
 from genrep_dist.registry import import_object
 
 
@@ -114,7 +116,7 @@ class Experiment(Section):
         if isinstance(data, dict) and isinstance(data.get("stop"), dict) and isinstance(data["stop"].get("max_seeds", 200), int):
             if "seeds" in data:
                 raise ValueError("stop or seeds, not both (stop uses as many of the seeds 0 to max_seeds - 1 as it needs)")
-            return {**data, "seeds": list(range(data["stop"].get("max_seeds", 200)))}
+            return {**data, "seeds": list(range(min(data["stop"].get("max_seeds", 200), MAX_SEEDS)))}
         return expand_seeds(data)
 
     @field_validator("profiles")
@@ -266,4 +268,5 @@ class Experiment(Section):
         return fields
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.resolved(), sort_keys=False, default_flow_style=None, width=120)
+        """The experiment as text for people, without passwords in addresses."""
+        return redact(yaml.safe_dump(self.resolved(), sort_keys=False, default_flow_style=None, width=120))

@@ -24,10 +24,14 @@ from genrep_dist.core.optimizers import OPTIMIZERS
 from genrep_dist.core.schedules import SCHEDULES
 from genrep_dist.core.targets import TARGETS
 from genrep_dist.errors import ConfigError
+from genrep_dist.redaction import redact
 from genrep_dist.registry import Registry
 
 FIRST_TUNING_SEED = 1_000_000_000
 """First seed of ``tune: {seeds: n}``, far from any seed that is reported."""
+
+MAX_SEEDS = 1_000_000
+"""Each is an entry of a list."""
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -317,7 +321,7 @@ class StopSection(Section):
     metric: str = Field("auc_del_negative", description="A metric of this experiment.")
     half_width: float = Field(gt=0, allow_inf_nan=False, description="Half-width of the widest 95% clustered interval among the methods.")
     min_seeds: int = Field(10, ge=2)
-    max_seeds: int = Field(200, ge=2)
+    max_seeds: int = Field(200, ge=2, le=MAX_SEEDS)
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -430,13 +434,17 @@ class ResourcesSection(Section):
 class TrackingSection(Section):
     """MLflow."""
 
-    uri: str | None = Field(None, description="Tracking URI. Default: an SQLite database in the store.")
+    uri: str | None = Field(None, repr=False, description="Tracking URI. Default: an SQLite database in the store.")
+
+    def redacted(self) -> TrackingSection:
+        """Without the user and password of the address."""
+        return self.model_copy(update={"uri": self.uri and redact(self.uri)})
 
 
 def expand_seeds(data: object, first: int = 0) -> object:
     """``seeds: n`` -> the list of n seeds from ``first`` on. Other data are returned unchanged."""
     if isinstance(data, dict) and isinstance(data.get("seeds"), int) and not isinstance(data.get("seeds"), bool):
-        if data["seeds"] < 1:
-            raise ValueError("seeds: at least 1")
+        if not 1 <= data["seeds"] <= MAX_SEEDS:
+            raise ValueError(f"seeds: from 1 to {MAX_SEEDS:,}")
         return {**data, "seeds": list(range(first, first + data["seeds"]))}
     return data

@@ -9,7 +9,14 @@ import yaml
 
 from genrep_dist.errors import ConfigError
 from genrep_dist.filesystem import FILE, what_is_at
+from genrep_dist.limits import MAX_DEPTH
 
+MAX_BYTES = 2**22
+"""Of an experiment file."""
+MAX_NODES = 500_000
+"""Values of an experiment, each counted as often as it is used. A list of sample ids can be long."""
+MAX_DIGITS = 1_000
+"""Characters of a number. Python reads one of base 60 in quadratic time."""
 Lines = dict[tuple[str, ...], int]
 """Line (from 1) of each field by its path; 0 for a field that an override set."""
 
@@ -20,6 +27,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
     if found != FILE:
         raise ConfigError("the experiment cannot be read", where=str(path), expected="a YAML file", got=found, remedy="correct the path")
     try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ConfigError("the experiment is too long", where=str(path), expected=f"at most {MAX_BYTES:,} bytes", got=f"{size:,} bytes")
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError("the experiment is not UTF-8 text", where=str(path), got=str(error), remedy="save it as UTF-8") from error
@@ -36,6 +45,7 @@ def parse_yaml(text: str, where: str, what: str) -> tuple[Any, Lines]:
     """Plain data of YAML ``text``, and the line of each field. Raises ConfigError, with the message ``what`` for text that is not YAML."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _check_size(node, where, what)
         lines = _line_numbers(node, where)
         return yaml.safe_load(text), lines
     except yaml.YAMLError as error:
@@ -45,6 +55,32 @@ def parse_yaml(text: str, where: str, what: str) -> tuple[Any, Lines]:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(what, where=where, got=f"{type(error).__name__}: {error}") from error
+
+
+def _check_size(root: yaml.Node | None, where: str, what: str) -> None:
+    """ConfigError for text that stands for far more than it shows: by aliases of aliases, by depth, and by numbers of many digits."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node, depth: int) -> int:
+        """Nodes below one, each counted as often as it is used."""
+        if id(node) not in sizes:
+            if depth > MAX_DEPTH:
+                raise _too_large(what, where, f"at most {MAX_DEPTH} lists and mappings in each other", "more, or one in itself")
+            if isinstance(node, yaml.ScalarNode):
+                if node.tag != "tag:yaml.org,2002:str" and len(node.value) > MAX_DIGITS:
+                    raise _too_large(what, where, f"numbers of at most {MAX_DIGITS} characters", f"one of {len(node.value):,}")
+                inner: list[yaml.Node] = []
+            else:
+                inner = [part for pair in node.value for part in (pair if isinstance(node, yaml.MappingNode) else (pair,))]
+            sizes[id(node)] = 1 + sum(size(part, depth + 1) for part in inner)
+        return sizes[id(node)]
+
+    if root is not None and (total := size(root, 0)) > MAX_NODES:
+        raise _too_large(what, where, f"at most {MAX_NODES:,} values, with those that aliases repeat", f"{total:,}")
+
+
+def _too_large(what: str, where: str, expected: str, got: str) -> ConfigError:
+    return ConfigError(what, where=where, expected=expected, got=got)
 
 
 def _line_numbers(node: yaml.Node | None, where: str, path: tuple[str, ...] = ()) -> Lines:

@@ -19,6 +19,7 @@ from genrep_dist.store.paths import ExperimentPaths
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Stage
 from genrep_dist.workflow.context import WorkerContext
+from genrep_dist.workflow.user_code import AllowedCode
 
 SAMPLES = 8
 MOST_BACKWARD_PASSES = 64
@@ -68,7 +69,9 @@ class _FirstSeedRun(Run):
     """A run of one seed, which has an original model and no record."""
 
     def __init__(self, plan: Plan, worker: WorkerContext) -> None:
-        self.store, self.name, self.record, self.plan = worker.store, plan.experiment.name, {}, plan
+        self.store, self.name, self.plan = worker.store, plan.experiment.name, plan
+        self.record = {"data": plan.keys.data, "loss": worker.loss.name}
+        self._code = AllowedCode(running=True)
         self._worker = worker
 
     @property

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +15,12 @@ from torch import Tensor, nn
 from genrep_dist.core.losses import Loss, get_loss
 from genrep_dist.core.tensors import numpy_array
 from genrep_dist.errors import ConfigError, CorruptError, MethodError, ProblemError
+from genrep_dist.external.archives import load_tensors, read_npz
 from genrep_dist.external.contents import require_real
+from genrep_dist.limits import read_json
 from genrep_dist.problems.checks import build_start
 from genrep_dist.problems.load import load_problem, source_digest
+from genrep_dist.problems.named_code import exported_folders
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.problems.tables import data_digest
 
@@ -92,13 +94,14 @@ class Exported:
 def open_exported(folder: str | Path, seed: int, search_path: Sequence[str | Path] = ()) -> Exported:
     """Open one seed of the files that `genrep export problem` wrote.
 
-    The problem's module is searched in ``search_path``, then in its folder at the time of the export, then in the current folder.
+    A problem that does not ship is searched in ``search_path``, and in its folder at the time of the export if this user has exported it
+    on this machine. An export from elsewhere runs no code but that of ``search_path``: ProblemError if the class is not defined there.
     ConfigError if the seed was not exported, ProblemError if the problem's code has changed, CorruptError if the data have.
     """
     place = Path(folder) / f"seed-{seed}"
     record = _read_record(place, Path(folder))
     declared = record["problem"]
-    problem = load_problem(declared["name"], declared["options"], [*search_path, *declared["search_path"]])
+    problem = load_problem(declared["name"], declared["options"], exported_folders(declared, search_path, str(place / "problem.json")))
     found = source_digest(problem, declared["options"])
     if found != declared["source"]:
         raise ProblemError(
@@ -148,8 +151,8 @@ def write_samples(folder: Path, name: str, samples: Dataset) -> Path:
 
 def read_samples(folder: Path, name: str) -> Dataset:
     """The dataset that :func:`write_samples` wrote."""
-    with np.load(folder / "data" / f"{name}.npz", allow_pickle=False) as archive:
-        return Dataset(*(torch.from_numpy(archive[part]) for part in Dataset._fields))
+    found = _foreign(folder / "data" / f"{name}.npz", read_npz)
+    return Dataset(*(torch.from_numpy(found[part]) for part in Dataset._fields))
 
 
 def _read_record(place: Path, folder: Path) -> dict[str, Any]:
@@ -163,7 +166,7 @@ def _read_record(place: Path, folder: Path) -> dict[str, Any]:
             got=", ".join(there) or "no exported problem",
             remedy="genrep export problem EXPERIMENT --to FOLDER",
         )
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    record: dict[str, Any] = _foreign(path, read_json)
     if record.get("format") != FORMAT:
         raise ConfigError(
             "the files were exported by another version",
@@ -176,5 +179,19 @@ def _read_record(place: Path, folder: Path) -> dict[str, Any]:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    state: dict[str, Tensor] = _foreign(path, load_tensors)
     return state
+
+
+def _foreign(path: Path, read: Callable[[Path], Any]) -> Any:
+    """What ``read`` finds in a file. CorruptError for whatever it raises."""
+    try:
+        return read(path)
+    except Exception as error:  # libraries raise anything for a damaged file
+        raise CorruptError(
+            "an exported file cannot be read",
+            where=str(path),
+            expected="a complete file of plain arrays, without Python objects",
+            got=f"{type(error).__name__}: {error}".splitlines()[0][:500],
+            remedy="export the problem again",
+        ) from error

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import pickle
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from genrep_dist.config.sections import ExternalSection
 from genrep_dist.errors import ConfigError, MethodError
+from genrep_dist.external.archives import NpzArray, load_tensors, open_npz
 from genrep_dist.external.contents import Contents, Matrix, integer_ids, is_transposed, scores_name
 from genrep_dist.external.locate import SUFFIXES, is_zarr
 from genrep_dist.external.parquet import MODEL, names_seeds, read_parquet
 from genrep_dist.filesystem import EMPTY_FILE, FILE, FOLDER, what_is_at
-from genrep_dist.store.zarr_reader import open_zarr
+from genrep_dist.limits import parse_json, read_json, require_fits
+from genrep_dist.store.zarr_reader import ZarrArray, open_zarr
 
 Found = tuple[Contents, Any]
 """Contents, and the file's model: a content address, one per seed ({seed: address}), or None."""
-
-_READ_ERRORS = (
-    OSError,
-    ValueError,
-    EOFError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    zipfile.BadZipFile,
-    pickle.UnpicklingError,
-    pa.ArrowException,
-)
 
 
 def read_scores(path: Path, section: ExternalSection, seed: int) -> Contents:
@@ -64,12 +50,12 @@ def read_scores(path: Path, section: ExternalSection, seed: int) -> Contents:
         contents, model = read_parquet(path, section, seed) if suffix == ".parquet" else _READERS[suffix](path, section)
     except (ConfigError, MethodError):  # they are ValueErrors too
         raise
-    except _READ_ERRORS as error:
+    except Exception as error:  # libraries raise anything for a damaged file
         raise ConfigError(
             f"this file cannot be read as {suffix}",
             where=str(path),
             expected="a complete file of plain arrays, without Python objects",
-            got=EMPTY_FILE if found == EMPTY_FILE else f"{type(error).__name__}: {error}".splitlines()[0],
+            got=EMPTY_FILE if found == EMPTY_FILE else f"{type(error).__name__}: {error}".splitlines()[0][:500],
             remedy="write it again, for example as .npz with Exported.save",
         ) from error
     return _with_sidecar(path, contents, model, section, seed)
@@ -93,7 +79,7 @@ def _with_sidecar(path: Path, contents: Contents, model: Any, section: ExternalS
     beside: dict[str, Any] = {}
     if sidecar(path).is_file():
         try:
-            beside = dict(json.loads(sidecar(path).read_text(encoding="utf-8")))
+            beside = dict(read_json(sidecar(path)))
         except (ValueError, TypeError) as error:
             raise ConfigError(
                 "a sidecar is not a JSON object",
@@ -134,7 +120,7 @@ def _model_address(model: Any, seed: int, path: Path) -> str | None:
     if isinstance(model, str) and model.startswith("{"):
         got = model[:80]
         try:
-            model = json.loads(model)
+            model = parse_json(model)
         except ValueError:
             model = ()
     if isinstance(model, Mapping):
@@ -159,17 +145,15 @@ def _read_npy(path: Path, section: ExternalSection) -> Found:
 
 
 def _read_npz(path: Path, section: ExternalSection) -> Found:
-    # Opened here, because numpy does not close a damaged file.
-    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-        entries = {name: archive[name] for name in archive.files}
+    entries: dict[str, Any] = dict(open_npz(path))
     model = entries.pop("model", None)
-    return _from_entries(path, section, entries), None if model is None else str(model)
+    return _from_entries(path, section, entries), None if model is None else str(model.read())
 
 
 def _read_pt(path: Path, section: ExternalSection) -> Found:
     import torch
 
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    loaded = load_tensors(path)
     if isinstance(loaded, torch.Tensor):
         loaded = {section.key or "scores": loaded}
     if not isinstance(loaded, dict):
@@ -197,6 +181,7 @@ def _read_safetensors(path: Path, section: ExternalSection) -> Found:
         ) from error
     try:
         with safe_open(path, framework="pt") as file:
+            require_fits(path.stat().st_size, "the file")
             entries = {name: _to_array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - not a mapping
             return _from_entries(path, section, entries), (file.metadata() or {}).get(MODEL)
     except SafetensorError as error:  # a subclass of Exception only
@@ -208,7 +193,7 @@ def _read_zarr(path: Path, section: ExternalSection) -> Found:
     if "" in found.arrays:
         entries: dict[str, Any] = {section.key or "scores": found.arrays[""]}
     else:
-        entries = {name: array if len(array.shape) == 2 else array.read() for name, array in found.arrays.items()}
+        entries = dict(found.arrays)
     names = [section.train_ids or "train_ids", section.test_ids or "test_ids"]
     entries |= {name: found.attributes[name] for name in names if name in found.attributes}
     return _from_entries(path, section, entries), found.attributes.get(MODEL)
@@ -226,10 +211,15 @@ _READERS: Mapping[str, Callable[[Path, ExternalSection], Found]] = {
 
 def _from_entries(path: Path, section: ExternalSection, entries: Mapping[str, Any]) -> Contents:
     train, test = section.train_ids or "train_ids", section.test_ids or "test_ids"
-    ids = {name: integer_ids(entries[name], f"{path}, {name!r}") for name in (train, test) if name in entries}
-    shapes = {name: tuple(np.shape(value)) for name, value in entries.items() if name not in ids}
+    ids = {name: integer_ids(_read(entries[name]), f"{path}, {name!r}") for name in (train, test) if name in entries}
+    shapes = {name: tuple(getattr(value, "shape", (len(value),))) for name, value in entries.items() if name not in ids}
     scores: Matrix = entries[scores_name(section, path, shapes)]
     return Contents(scores, is_transposed(section), ids.get(train), ids.get(test))
+
+
+def _read(value: Any) -> Any:
+    """The numbers of an array on disk; other values as they are."""
+    return value.read() if isinstance(value, (NpzArray, ZarrArray)) else value
 
 
 def _to_array(value: Any) -> Any:

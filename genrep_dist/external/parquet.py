@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from genrep_dist.config.sections import ExternalSection
 from genrep_dist.errors import ConfigError, MethodError
 from genrep_dist.external.contents import Array, Contents, Ids, integer_ids
+from genrep_dist.limits import check_parquet
 
 SEED = "seed"
 MODEL = "genrep.model"
@@ -30,7 +31,9 @@ def read_parquet(path: Path, section: ExternalSection, seed: int) -> tuple[Conte
 
     ConfigError if both id columns are missing, MethodError for missing or repeated pairs and for column names that are not ids.
     """
-    schema = pq.read_schema(path)
+    metadata = pq.read_metadata(path)
+    check_parquet(metadata)
+    schema = metadata.schema.to_arrow_schema()
     train, test = _id_columns(section)
     if train in schema.names and test in schema.names:
         contents = _read_pairs(path, schema, section, seed)
@@ -107,18 +110,23 @@ def _read_pairs(path: Path, schema: pa.Schema, section: ExternalSection, seed: i
 def _pivot(path: Path, train: Ids, test: Ids, values: Array) -> Contents:
     rows, row = np.unique(train, return_inverse=True)
     columns, column = np.unique(test, return_inverse=True)
-    count = np.zeros((len(rows), len(columns)), dtype=np.int64)
-    np.add.at(count, (row, column), 1)
-    if (count != 1).any():
-        i, j = (int(k) for k in np.argwhere(count != 1)[0])
+    # Not a matrix of counts: that of a table without most pairs would be far larger than the table.
+    num_pairs = len(rows) * len(columns)
+    pairs, counts = np.unique(row.astype(np.int64) * len(columns) + column, return_counts=True)
+    if len(pairs) != num_pairs or (counts != 1).any():
+        gaps = np.flatnonzero(pairs != np.arange(len(pairs)))
+        missing = int(gaps[0]) if len(gaps) else len(pairs) if len(pairs) < num_pairs else num_pairs
+        repeated = np.flatnonzero(counts != 1)
+        first = min(missing, int(pairs[repeated[0]])) if len(repeated) else missing
+        found = int(counts[np.searchsorted(pairs, first)]) if first in pairs else 0
         raise MethodError(
-            "a pair of samples has no score" if count[i, j] == 0 else "a pair of samples has several scores",
-            where=f"{path}, train id {rows[i]}, test id {columns[j]}",
+            "a pair of samples has no score" if found == 0 else "a pair of samples has several scores",
+            where=f"{path}, train id {rows[first // len(columns)]}, test id {columns[first % len(columns)]}",
             expected="one row per pair of a train id and a test id",
-            got=f"{count[i, j]} rows; the same for {int((count != 1).sum()):,} of {count.size:,} pairs",
+            got=f"{found} rows; the same for {num_pairs - int((counts == 1).sum()):,} of {num_pairs:,} pairs",
             remedy="write each pair once, for all training samples and all test points of the seed",
         )
-    scores = np.empty(count.shape, dtype=values.dtype)
+    scores = np.empty((len(rows), len(columns)), dtype=values.dtype)
     scores[row, column] = values
     return Contents(scores, transposed=False, train_ids=rows, test_ids=columns)
 

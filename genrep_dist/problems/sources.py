@@ -144,7 +144,7 @@ def _reached(modules: Iterable[str], *, late: bool) -> dict[str, SourceFile]:
             if isinstance(file, str) and not Path(file).exists() and name in _seen:
                 raise _edited(Path(file), "no file there")
             continue
-        source = _source_on_disk(name, folders) if module is None else _loaded_source(module)
+        source = source_on_disk(name, folders) if module is None else _loaded_source(module)
         if source is not None:
             found[name] = source
             waiting += (*source.imports, *source.late_imports) if late else source.imports
@@ -186,13 +186,13 @@ def _loaded_source(module: types.ModuleType) -> SourceFile | None:
     return known[1]
 
 
-def _source_on_disk(name: str, folders: list[str]) -> SourceFile | None:
-    """The user's file that an import of ``name`` would find; it is imported later, by a function."""
+def source_on_disk(name: str, folders: list[str], *, only: bool = False) -> SourceFile | None:
+    """The user's file that an import of ``name`` would find; with ``only``, in ``folders`` alone. Nothing is imported."""
     top = name.partition(".")[0]
     loaded = getattr(sys.modules.get(top), "__file__", None)
     if top in sys.stdlib_module_names or (isinstance(loaded, str) and not is_users_file(loaded)):
         return None
-    path: list[str] | None = [*folders, *sys.path]
+    path: list[str] | None = folders if only else [*folders, *sys.path]
     spec = None
     for part in _with_parents(name):
         if path is None:

@@ -11,6 +11,7 @@ from genrep_dist.config.metrics import measured_metrics
 from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.extension import require_returned
 from genrep_dist.problems.protocol import Recipe
+from genrep_dist.redaction import redact
 from genrep_dist.report.examples import examples
 from genrep_dist.report.figures import curve_figure
 from genrep_dist.report.latex import latex
@@ -44,10 +45,10 @@ def report_data(run: Run, tables: EvaluationTables, *, more_facts: Mapping[str, 
         title=f"{run.name}: which attributions survive retraining",
         methods=experiment.methods,
         tables=tables,
-        facts=facts(run, tables, more_facts),
+        facts={label: redact(text) for label, text in facts(run, tables, more_facts).items()},
         warnings=(*run.plan.warnings, *_repeat_warnings(run), *_curvature_warnings(run)),
         config_yaml=experiment.to_yaml(),
-        examples=examples(run, contrast, seed=experiment.seeds[0], texts=getattr(run.context.problem, "texts", None)),
+        examples=examples(run, contrast, seed=experiment.seeds[0], texts=run.texts()),
         blocks=experiment.blocks,
         baseline=experiment.baseline,
         time_unit=time_unit(run),

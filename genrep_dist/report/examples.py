@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
-from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.errors import ProblemError
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.report.pixels import PixelRange, are_images, png
-
-if TYPE_CHECKING:
-    from genrep_dist.results import SeedProblem
 
 NUM_POINTS = 2
 NUM_SAMPLES = 5
@@ -68,7 +63,9 @@ class ExamplesSource(Protocol):
     def attributions(self, method: str, seed: int) -> npt.NDArray[Any]: ...
     def test_ids(self, seed: int) -> npt.NDArray[np.int64]: ...
     def train_ids(self, seed: int) -> npt.NDArray[np.int64]: ...
-    def problem(self, seed: int) -> SeedProblem: ...
+    def test_outputs(self, seed: int) -> npt.NDArray[Any]: ...
+    @property
+    def loss_name(self) -> str: ...
     def flipped_ids(self) -> Collection[int]: ...
 
 
@@ -88,7 +85,7 @@ def examples(
     test point and a training sample share an id, so that their texts cannot be told apart.
     """
     reader = _SampleReader(run.train, run.test, texts, frozenset(run.flipped_ids()))
-    model, loss = run.problem(seed).model, run.problem(seed).loss.name
+    outputs = run.test_outputs(seed)
     train_ids, test_ids = run.train_ids(seed), run.test_ids(seed)[:num_points]
     # Copies: a view would keep the scores of all methods for all points in memory.
     phis = {method: run.attributions(method, seed)[:, : len(test_ids)].copy() for method in methods}
@@ -100,7 +97,7 @@ def examples(
             shown = [tuple(reader.training(int(row), float(phi[row, column])) for row in rows) for rows in (raising, lowering)]
             named.append(SelectedSamples(method, *shown))
         point, row = reader.test(test_id)
-        found.append(Example(seed, point, _prediction(model, run.test.inputs[row : row + 1], loss), tuple(named)))
+        found.append(Example(seed, point, _prediction(outputs[row], run.loss_name), tuple(named)))
     return tuple(found)
 
 
@@ -157,9 +154,7 @@ def _label(target: Tensor) -> str:
     return text if len(text) <= 40 else text[:39] + "…"
 
 
-def _prediction(model: torch.nn.Module, inputs: Tensor, loss: str) -> str:
-    with torch.no_grad():
-        logits = model_outputs(model, inputs)[0].detach()
+def _prediction(logits: npt.NDArray[Any], loss: str) -> str:
     if len(logits) > 1:
         chosen = int(logits.argmax())
         return f"class {chosen}, logit {float(logits[chosen]):.3g}"

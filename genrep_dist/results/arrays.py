@@ -8,11 +8,29 @@ from torch import Tensor
 
 from genrep_dist.config.keys import checkpoint_epoch
 from genrep_dist.core.importances import IMPORTANCES
+from genrep_dist.core.losses import LOSSES, get_loss
 from genrep_dist.core.methods import Method
 from genrep_dist.errors import MethodError
 from genrep_dist.results.base import Array, OpenedRun
+from genrep_dist.store.artifacts import Artifact
 from genrep_dist.workflow.checkpoints import unpack_state
+from genrep_dist.workflow.context import stored_train_outputs
 from genrep_dist.workflow.importances import alpha
+
+
+class StoredModels:
+    """What importances are computed from, by the store alone."""
+
+    def __init__(self, run: OpenedRun) -> None:
+        self.store, self.keys, self.experiment = run.store, run.plan.keys, run.plan.experiment
+        self.loss, self.train = get_loss(run.record["loss"]), run.train
+
+    def train_artifact(self, seed: int) -> Artifact:
+        return self.store.artifact("train", self.keys.train(seed))
+
+    def train_outputs(self, seed: int, epoch: int) -> Tensor:
+        """Outputs (N, C) on the training set after ``epoch`` epochs."""
+        return stored_train_outputs(self.train_artifact(seed), epoch)
 
 
 class Arrays(OpenedRun):
@@ -35,7 +53,24 @@ class Arrays(OpenedRun):
         if name not in IMPORTANCES or IMPORTANCES.get(name).kind == "solved":
             method = self.plan.experiment.method(name) if "/" in name else self._only_method(name)
             kernel, epoch, importance = method.kernel, self.plan.keys.method_epochs(method)[0], method.importance
-        return _squeeze(alpha(self.context, importance, seed, kernel, epoch).numpy())
+        source = StoredModels(self) if self._has_shipped_loss else self.context
+        return _squeeze(alpha(source, importance, seed, kernel, epoch).numpy())
+
+    def test_outputs(self, seed: int) -> Array:
+        """The original model's outputs (T, C) on all test samples, in the order of :attr:`test`."""
+        self._check_seed(seed)
+        return self.store.artifact("train", self.plan.keys.train(seed)).read("outputs_test")
+
+    @property
+    def loss_name(self) -> str:
+        """The name of the loss; it may be one of the problem's own."""
+        return str(self.record["loss"])
+
+    @property
+    def _has_shipped_loss(self) -> bool:
+        # A loss of the problem's own is described by its class.
+        identity = self.record.get("identities", {}).get("problem", {"form": {"loss class": ""}})
+        return self.loss_name in LOSSES and "loss class" not in identity["form"]
 
     def kernel(self, kernel: str, checkpoint: str | int, seed: int) -> Array:
         """K (N, M), or (N, C, M) for several outputs, at a checkpoint."""

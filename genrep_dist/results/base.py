@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -18,35 +19,76 @@ from genrep_dist.workflow.context import Job, WorkerContext
 from genrep_dist.workflow.data import read_data
 from genrep_dist.workflow.execute import worker_context
 from genrep_dist.workflow.record import plan_of_record, read_record
+from genrep_dist.workflow.user_code import AllowedCode, NamedCode, allowed_code, planning_needs, refused_code, require_unchanged
 
 Array = npt.NDArray[Any]
 
 
 class OpenedRun:
-    """The record of the experiment ``name`` in a store. StoreError when the store does not have it."""
+    """The record of the experiment ``name`` in a store. StoreError when the store does not have it.
 
-    def __init__(self, store: Store, name: str) -> None:
+    Its tables and arrays need no code of a user. ``named``: code that may be imported, in addition to what this user has run on this
+    machine. A plan needs the classes of a user's own metrics and kernels: StoreError if they may not be imported.
+    """
+
+    def __init__(self, store: Store, name: str, named: NamedCode | None = None) -> None:
         self.store = store
         self.name = name
         self.record: Mapping[str, Any] = read_record(store, name)
-        self.plan: Plan = plan_of_record(self.record)
+        self._code: AllowedCode | None = allowed_code(store, self.record, named)
+        if self._can_plan:
+            _ = self.plan  # a record that cannot be read is refused here
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What was planned; without the user's own classes it can only be read where none of them is a metric or a class of kernels."""
+        return plan_of_record(self.record, self._checked_code().folders if planning_needs(self.record) else None)
+
+    @property
+    def question(self) -> str:
+        """The digest of the whole experiment."""
+        return self.plan.keys.results if self._can_plan else str(self.record["question"])
+
+    @property
+    def _can_plan(self) -> bool:
+        return self.has_code or not planning_needs(self.record)
+
+    @property
+    def has_code(self) -> bool:
+        """Whether the code that this run needs may be imported."""
+        return self._code is not None
+
+    def _checked_code(self) -> AllowedCode:
+        """The code that may be imported; StoreError for none, ProblemError for files that are not those of the run."""
+        if self._code is None:
+            raise refused_code(self.record)
+        if not self._code.running:
+            require_unchanged(self.record, self._code.folders)
+        return self._code
 
     @cached_property
     def train(self) -> Dataset:
         """The training samples, in the order of every array's rows."""
-        return read_data(self.store, self.plan.keys.data, "train")
+        return read_data(self.store, self.record["data"], "train")
 
     @cached_property
     def test(self) -> Dataset:
         """All test samples, in the order of the ledger's outputs."""
-        return read_data(self.store, self.plan.keys.data, "test")
+        return read_data(self.store, self.record["data"], "test")
 
     @property
     def context(self) -> WorkerContext:
-        """What a worker opens for this run: problem, data, models at their checkpoints. Loads the problem's own code."""
-        folders, rows = tuple(self.record["search_path"]), (self.plan.prediction_rows, self.plan.gradient_rows)
+        """What a worker opens for this run: problem, data, models at their checkpoints. Loads the problem's own code.
+
+        StoreError for code that nobody has named on this machine.
+        """
+        code, keys = self._checked_code(), self.plan.keys
+        if code.options is not None:
+            problem = keys.experiment.problem.model_copy(update={"options": code.options})
+            keys = replace(keys, experiment=keys.experiment.model_copy(update={"problem": problem}))
         identities = {label: Identity.from_record(found) for label, found in self.record.get("identities", {}).items()}
-        return worker_context(Job(self.store.uri, self.plan.keys, folders, (), *rows, identities=identities))
+        rows = self.plan.prediction_rows, self.plan.gradient_rows
+        return worker_context(Job(self.store.uri, keys, code.folders, (), *rows, identities=identities))
 
     def train_ids(self, seed: int) -> npt.NDArray[np.int64]:
         """Sample ids of the rows of attributions, importances and kernels (N,)."""

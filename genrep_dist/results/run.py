@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.config import Experiment, load_experiment
 from genrep_dist.core.losses import Loss
 from genrep_dist.errors import MethodError, NonFiniteError
 from genrep_dist.problems.protocol import Dataset
@@ -16,6 +19,8 @@ from genrep_dist.results.base import Array
 from genrep_dist.results.tables import Tables
 from genrep_dist.store import Store
 from genrep_dist.workflow.explain import explain, other_points
+from genrep_dist.workflow.record import read_record
+from genrep_dist.workflow.user_code import NamedCode
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,10 @@ class Run(Tables, Arrays):
         model = self.context.fresh_model()
         model.load_state_dict(self.checkpoint(seed, "final"))
         return SeedProblem(model.eval(), self.context.loss, self.train, self.test)
+
+    def texts(self) -> Callable[[Tensor], Sequence[str]] | None:
+        """The problem's function from ids of samples to their texts; None for a problem without one, or whose code may not be imported."""
+        return getattr(self.context.problem, "texts", None) if self.has_code else None
 
     def explain(self, method: str, seed: int, *, inputs: Array | Tensor | None = None, test_ids: Sequence[int] | None = None) -> Array:
         """Phi (N, M) float64 for other points, without retraining: ``inputs`` (M, ...) of any origin, or samples of the test set by id.
@@ -90,6 +99,28 @@ class Run(Tables, Arrays):
         return given.to(form.dtype), torch.arange(len(given))
 
 
-def open_run(store: str | Store, name: str) -> Run:
-    """Open the experiment ``name`` of a store, finished or not. StoreError when the store does not know it."""
-    return Run(store if isinstance(store, Store) else Store(store), name)
+def open_run(
+    store: str | Store,
+    name: str,
+    *,
+    experiment: Experiment | str | Path | None = None,
+    search_path: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+) -> Run:
+    """Open the experiment ``name`` of a store, finished or not. StoreError when the store does not know it.
+
+    Tables and arrays need no code of a user. What does (:meth:`Run.problem`, :meth:`Run.explain`) imports the classes that this user has
+    run on this machine. For a store from elsewhere, name the ``experiment`` that it was made with, as a file, the name of one that ships,
+    or an Experiment: its classes are imported then, from ``search_path``, the file's folder and the current folder, if their files are
+    those of the run. ``overrides`` as for :func:`genrep_dist.load_experiment`. ConfigError if it is another experiment.
+    """
+    opened = store if isinstance(store, Store) else Store(store)
+    if experiment is None:
+        return Run(opened, name)
+    folders = tuple(search_path)
+    if not isinstance(experiment, Experiment):
+        profile = read_record(opened, name)["experiment"].get("profile")
+        if os.path.isfile(experiment):
+            folders = (*folders, str(Path(experiment).resolve().parent))
+        experiment = load_experiment(experiment, overrides, profile)
+    return Run(opened, name, NamedCode(experiment, folders))

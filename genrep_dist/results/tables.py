@@ -74,7 +74,7 @@ class Tables(OpenedRun):
         if not self.store.objects.exists(path):
             return None
         manifest: dict[str, Any] = self.store.objects.get_json(path)
-        return manifest if manifest["question"] == self.plan.keys.results else None
+        return manifest if manifest["question"] == self.question else None
 
     def _published(self, table: str) -> pl.LazyFrame:
         """A published table; one of another experiment under the same name is not this run's."""

@@ -15,6 +15,7 @@ from genrep_dist.config.keys import checkpoint_epoch
 from genrep_dist.errors import StoreError
 from genrep_dist.external.exported import FORMAT, write_samples
 from genrep_dist.filesystem import what_is_at
+from genrep_dist.problems.named_code import remember_export
 from genrep_dist.problems.tables import to_table
 from genrep_dist.results import Run
 
@@ -80,6 +81,7 @@ def _problem_files(run: Run, folder: Path, seeds: Sequence[int] | None) -> Itera
     for seed in run.plan.experiment.seeds if seeds is None else seeds:
         place = folder / f"seed-{seed}"
         record = _problem_record(run, seed)
+        remember_export(record["problem"])
         place.mkdir(parents=True, exist_ok=True)
         files = {checkpoint["file"]: checkpoint["epoch"] for checkpoint in record["checkpoints"]}
         for file, which in (files | {"final.pt": "final"}).items() if run.plan.shape.has_module else ():

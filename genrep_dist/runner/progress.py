@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from genrep_dist.executors.base import Outcome
+from genrep_dist.redaction import redact
 from genrep_dist.units import Unit
 
 MAX_NAMED = 20
@@ -129,7 +130,7 @@ class ProgressCounter:
         self.display.advance(units, statistics)
 
     def message(self, text: str) -> None:
-        self.display.message(text)
+        self.display.message(redact(text))
 
     def unit_started(self, unit: Unit) -> None:
         """The executor has taken a unit."""

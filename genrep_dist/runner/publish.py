@@ -18,7 +18,8 @@ from genrep_dist.evaluation.statistics import seed_means
 from genrep_dist.evaluation.tables import EvaluationTables, table_specs
 from genrep_dist.plan import derived_kernel
 from genrep_dist.provenance import provenance
-from genrep_dist.results import Run, open_run
+from genrep_dist.redaction import redact
+from genrep_dist.results import Run
 from genrep_dist.store import Store
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import ExperimentPaths, ResultPaths
@@ -27,6 +28,7 @@ from genrep_dist.tracking.database import move_artifacts, sqlite_path, sqlite_ur
 from genrep_dist.tracking.server import tracking_hint
 from genrep_dist.workflow.prepare import PreparedExperiment
 from genrep_dist.workflow.record import read_record, restore_record
+from genrep_dist.workflow.user_code import NamedCode
 
 if TYPE_CHECKING:
     from genrep_dist.tracking.mlflow_tracker import TrackingLink
@@ -66,6 +68,12 @@ def is_finished(declared: PreparedExperiment) -> bool:
     return True
 
 
+def running_run(declared: PreparedExperiment) -> Run:
+    """The run of ``declared`` as the store has it, with the code that this process runs."""
+    named = NamedCode(declared.plan.experiment, declared.job.search_path, running=True)
+    return Run(declared.store, declared.plan.experiment.name, named)
+
+
 def publish(declared: PreparedExperiment, results_digest: str, tables: EvaluationTables, progress: Progress = ()) -> None:
     """Publish the results of ``declared``. The experiment that was run in the end, after tuning and stopping, is in the record.
 
@@ -73,7 +81,7 @@ def publish(declared: PreparedExperiment, results_digest: str, tables: Evaluatio
     """
     experiment, store = declared.plan.experiment, declared.store
     results = ResultPaths(experiment.name)
-    finished = open_run(store, experiment.name)
+    finished = running_run(declared)
     if finished.plan.keys.results != results_digest:
         raise StoreError(
             "another driver has begun another experiment under this name",
@@ -89,7 +97,7 @@ def publish(declared: PreparedExperiment, results_digest: str, tables: Evaluatio
     store.objects.put(results.config, experiment.to_yaml().encode())
     names = ["summary", *_put_tables(store, results, tables)]
     files = [*map(results.table, names), *write_report(finished, tables)]
-    link = _track(finished, tables, files, progress)
+    link = _track(finished, tables, files, progress, experiment)
     manifest = {
         "question": finished.plan.keys.results,
         "declared": declared.plan.keys.results,
@@ -97,7 +105,7 @@ def publish(declared: PreparedExperiment, results_digest: str, tables: Evaluatio
         "results_version": RESULTS_VERSION,
         "costs": finished.costs(),
         "tracking": {
-            "uri": link.tracking_uri,
+            "uri": redact(link.tracking_uri),
             "experiment_id": link.experiment_id,
             "run_id": link.run_id,
             "hint": link.hint,
@@ -156,7 +164,8 @@ def write_report(finished: Run, tables: EvaluationTables) -> list[str]:
     return paths
 
 
-def _track(finished: Run, tables: EvaluationTables, files: Sequence[str], progress: Progress) -> TrackingLink:
+def _track(finished: Run, tables: EvaluationTables, files: Sequence[str], progress: Progress, declared: Experiment) -> TrackingLink:
+    """Publish to MLflow at the address of ``declared``; the store's record has no passwords."""
     from genrep_dist.tracking.mlflow_tracker import publish as publish_to_mlflow
     from genrep_dist.tracking.publication import Publication
 
@@ -178,7 +187,9 @@ def _track(finished: Run, tables: EvaluationTables, files: Sequence[str], progre
         progress=progress,
         description=description(tables, experiment.baseline),
     )
-    uri, artifacts = tracking_uri(experiment, finished.store)
+    uri, artifacts = tracking_uri(declared, finished.store)
+    if artifacts is not None and finished.store.objects.root is not None:
+        finished.store.objects.list("mlflow-artifacts")  # refuses links that lead out of the store
     return publish_to_mlflow(publication, tracking_uri=uri, artifact_location=artifacts)
 
 
@@ -216,7 +227,7 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         for key, inner in value.items():
             yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
     elif prefix:
-        yield prefix, str(value)
+        yield prefix, redact(str(value))
 
 
 def _recipe_tags(finished: Run) -> dict[str, str]:
@@ -234,6 +245,7 @@ def tracking_uri(experiment: Experiment, store: Store) -> tuple[str, str | None]
     if declared:
         return declared, None
     root = store.objects.root or Path.cwd()
+    store.objects.require_inside("mlflow.db", "mlflow-artifacts")
     return sqlite_uri(root / "mlflow.db"), (root / "mlflow-artifacts").as_uri()
 
 

@@ -14,12 +14,12 @@ from genrep_dist.config import Experiment, load_experiment
 from genrep_dist.errors import CorruptError, DamagedArtifact, DamagedFile
 from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.executors.base import Executor
-from genrep_dist.results import Run, open_run
+from genrep_dist.results import Run
 from genrep_dist.runner.determinism import difference_text, repeat_first_original, with_fresh_retrainings
 from genrep_dist.runner.first_seed import check_first_seed
 from genrep_dist.runner.heartbeat import Heartbeat
 from genrep_dist.runner.progress import NoProgress, Progress, ProgressCounter
-from genrep_dist.runner.publish import follow_moved_store, is_finished, publish, tracking_uri
+from genrep_dist.runner.publish import follow_moved_store, is_finished, publish, running_run, tracking_uri
 from genrep_dist.runner.quarantine import clear_quarantine
 from genrep_dist.runner.stage_runner import StageRunner, Workers
 from genrep_dist.runner.tuning import best_value, candidates, measure_precision, next_num_seeds, parameter_path, with_parameter
@@ -69,7 +69,7 @@ def run(
     with _lease(opened, experiment.name, counter) as lease:
         if is_finished(declared):
             counter.message("everything is done already: nothing was computed")
-            finished = open_run(opened, experiment.name)
+            finished = running_run(declared)
             follow_moved_store(finished)
             return finished
         if changed := changes_since_last_run(declared):
@@ -92,7 +92,7 @@ def run(
                 _repeat_without_damage(opened, counter, lambda: compute_and_publish(heartbeat))
         finally:
             workers.close()
-        return open_run(opened, experiment.name)
+        return running_run(declared)
 
 
 def train_originals(
@@ -123,7 +123,7 @@ def train_originals(
             _repeat_without_damage(opened, counter, lambda: StageRunner(prepared, counter, workers).train_originals())
         finally:
             workers.close()
-    return open_run(prepared.store, prepared.plan.experiment.name)
+    return running_run(prepared)
 
 
 class _ExperimentRunner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
@@ -16,6 +17,7 @@ from zarr.errors import ContainsArrayError
 from zarr.storage import ObjectStore
 
 from genrep_dist.errors import CorruptError, DamagedArtifact, StoreError
+from genrep_dist.limits import require_fits
 from genrep_dist.store.chunks import checksum, read_window, write_chunk
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import ArtifactPaths, is_chunk
@@ -44,6 +46,7 @@ class ArrayGroup:
         attributes: Mapping[str, Any] | None,
     ) -> None:
         """Write the metadata of an array. An array that another driver creates at the same time is kept."""
+        self._require_inside(name)
         with self._objects.translated_errors(self._paths.array(name)), suppress(ContainsArrayError):
             zarr.create_array(
                 self._store(),
@@ -62,6 +65,7 @@ class ArrayGroup:
 
     def open(self, name: str, mode: str = "r", *, require_chunks: bool = False) -> zarr.Array[Any] | None:
         """The array, or None. With ``require_chunks``, reading a missing chunk raises instead of returning the fill value."""
+        self._require_inside(name)
         try:
             with self._objects.translated_errors(self._paths.array(name)):
                 store = _CompleteStore(self._store().store) if require_chunks else self._store()
@@ -69,13 +73,16 @@ class ArrayGroup:
         except FileNotFoundError:
             return None
         # The exceptions that Zarr raises for damaged metadata.
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise self._corrupt("the metadata of an array is damaged", self._paths.array_metadata(name), error) from error
 
     def read(self, array: zarr.Array[Any], name: str, window: tuple[slice, ...]) -> Array:
         """A window of an opened array, with the checksums verified. CorruptError if a chunk is damaged or required and missing."""
         where = f"{self._paths.array(name)}, window {window}"
         try:
+            spans = (len(range(*part.indices(size))) for part, size in zip(window, array.shape, strict=True))
+            require_fits(math.prod(spans) * array.dtype.itemsize, "what is read of this array")
+            require_fits(math.prod(array.chunks) * array.dtype.itemsize, "a chunk of this array")
             with self._objects.translated_errors(self._paths.array(name)):
                 folder = self._objects.local_path(self._paths.chunks(name))
                 if folder is None or array.ndim == 0:
@@ -108,8 +115,14 @@ class ArrayGroup:
 
     def write(self, array: zarr.Array[Any], name: str, values: Array, window: Any = ...) -> None:
         """Write through Zarr, not synced."""
+        # An array that is written whole is one chunk.
+        self._objects.require_inside(self._paths.chunk(name, [0] * array.ndim))
         with self._objects.translated_errors(self._paths.array(name)):
             array[window] = values
+
+    def _require_inside(self, name: str) -> None:
+        """Zarr follows links: refuse those that lead out of the store."""
+        self._objects.require_inside(self._paths.metadata, self._paths.array_metadata(name), self._paths.chunks(name))
 
     def _store(self) -> ObjectStore[Any]:
         """The artifact's folder. It is opened once, because a handle for a bucket has its own connections."""

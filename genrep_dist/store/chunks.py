@@ -69,7 +69,7 @@ def read_chunk(path: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
     """
     stored_dtype = dtype.newbyteorder("<")
     size = int(np.prod(shape)) * stored_dtype.itemsize
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe at this place would wait for a writer
     try:
         found = os.fstat(handle).st_size
         if found != size + CHECKSUM_BYTES:

@@ -15,8 +15,10 @@ from obstore.store import LocalStore, ObjectStore
 
 from genrep_dist.errors import CorruptError, DamagedFile, StoreError
 from genrep_dist.filesystem import what_is_at
+from genrep_dist.limits import parse_json
 from genrep_dist.store import paths
 from genrep_dist.store.disk import create_file, free_space, sync_files, write_file
+from genrep_dist.store.links import check_links_below, path_inside
 from genrep_dist.store.retries import list_paths, retried
 from genrep_dist.store.uris import open_bucket, parse_uri, translated_errors
 
@@ -25,7 +27,8 @@ class Objects:
     """Bytes by path. ``uri`` is a local path, ``file://...``, or ``s3://bucket/prefix``, ``gs://...``, ``az://...``.
 
     Raises StoreError if the address is invalid or its folder cannot be created; a bucket is first contacted when it is used
-    (:meth:`check_access`). Every method raises StoreError if the disk, network or bucket fails.
+    (:meth:`check_access`). Every method raises StoreError if the disk, network or bucket fails,
+    and if a link in a local folder leads out of it.
     """
 
     def __init__(self, uri: str) -> None:
@@ -69,7 +72,7 @@ class Objects:
                 retried(lambda: obstore.put(self.backend, path, data))
             return
         with self.translated_os_errors(path):
-            write_file(self.root / path, data)
+            write_file(self._inside(path), data)
 
     def create(self, path: str, data: bytes) -> bool:
         """Write a file if none exists; whether it was written. Of several concurrent calls one succeeds.
@@ -79,7 +82,7 @@ class Objects:
         """
         if self.root is not None:
             with self.translated_os_errors(path):
-                return create_file(self.root / path, data)
+                return create_file(self._inside(path), data)
         with self.translated_errors(path):
             try:
                 retried(lambda: obstore.put(self.backend, path, data, mode="create"))
@@ -89,10 +92,12 @@ class Objects:
 
     def get(self, path: str) -> bytes:
         """The content of a file. FileNotFoundError if there is none."""
+        self.require_inside(path)
         with self.translated_errors(path):
             return retried(lambda: bytes(obstore.get(self.backend, path).bytes()))
 
     def exists(self, path: str) -> bool:
+        self.require_inside(path)
         try:
             with self.translated_errors(path):
                 retried(lambda: obstore.head(self.backend, path))
@@ -106,11 +111,13 @@ class Objects:
 
     def delete(self, path: str) -> None:
         """Delete a file if it exists."""
+        self.require_inside(path)
         with suppress(FileNotFoundError), self.translated_errors(path):
             retried(lambda: obstore.delete(self.backend, path))
 
     def move(self, path: str, to: str) -> None:
         """Rename a file. FileNotFoundError if there is none."""
+        self.require_inside(path, to)
         with self.translated_errors(path):
             if self.root is not None:
                 obstore.rename(self.backend, path, to)
@@ -135,7 +142,7 @@ class Objects:
     def get_json(self, path: str) -> Any:
         """Read JSON. FileNotFoundError if there is no file, CorruptError if it is not JSON."""
         try:
-            return json.loads(self.get(path))
+            return parse_json(self.get(path))
         except ValueError as error:  # includes UnicodeDecodeError
             raise CorruptError(
                 "a record of the store is not JSON",
@@ -151,14 +158,14 @@ class Objects:
         Writes through it are atomic but not synced: see :meth:`sync`. Wrap its use in :meth:`translated_errors`.
         """
         if self.root is not None:
-            return LocalStore(self.root / path, mkdir=True)
+            return LocalStore(self._inside(path), mkdir=True)
         return open_bucket(f"{self.uri}/{path}")
 
     def sync(self, files: Iterable[str]) -> None:
         """Sync files that were written through :meth:`subfolder`, and the folders above them, to the disk. No-op for a bucket."""
         if self.root is not None:
             with self.translated_os_errors():
-                sync_files([self.root / path for path in files], self.root)
+                sync_files([self._inside(path) for path in files], self.root)
 
     def translated_errors(self, path: str = "") -> AbstractContextManager[None]:
         """Turns obstore's exceptions into StoreError or FileNotFoundError. See :func:`genrep_dist.store.uris.translated_errors`."""
@@ -166,7 +173,17 @@ class Objects:
 
     def local_path(self, path: str) -> Path | None:
         """The file on this machine. None for a bucket."""
-        return None if self.root is None else self.root / path
+        return None if self.root is None else self._inside(path)
+
+    def require_inside(self, *found: str) -> None:
+        """Raise StoreError for paths that links lead out of a local store."""
+        if self.root is not None:
+            for path in found:
+                path_inside(self.root, path)
+
+    def _inside(self, path: str) -> Path:
+        assert self.root is not None
+        return path_inside(self.root, path)
 
     @contextmanager
     def translated_os_errors(self, path: str = "") -> Iterator[None]:
@@ -190,5 +207,7 @@ class Objects:
             ) from error
 
     def _list_all(self, prefix: str) -> Sequence[str]:
+        if self.root is not None:
+            check_links_below(self.root, prefix)  # a link could lead to all that the machine has
         with self.translated_errors(prefix):
             return list_paths(self.backend, prefix)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genrep_dist.errors import CorruptError, DamagedFile, StoreError
+from genrep_dist.limits import check_parquet
 from genrep_dist.store.objects import Objects
 
 
@@ -57,6 +58,7 @@ def open_table(objects: Objects, path: str, schema: pa.Schema | None = None) -> 
     try:
         source = io.BytesIO(objects.get(path)) if local is None else local
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
+            check_parquet(file.metadata)
             if schema is not None:
                 _check_schema(file.schema_arrow, schema, f"{objects.uri}/{path}")
             yield file
@@ -96,6 +98,8 @@ def scan_frame(objects: Objects, path: str) -> pl.LazyFrame:
     """A lazy frame of one Parquet file. StoreError if there is none."""
     local = objects.local_path(path)
     if local is not None and local.is_file():
+        with open_table(objects, path):  # its size is checked before it is read
+            pass
         return pl.scan_parquet(local, glob=False)  # a store's folder may be named with * or [
     try:
         return pl.read_parquet(io.BytesIO(objects.get(path))).lazy()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy.typing as npt
 import zarr
 
 from genrep_dist.errors import ConfigError
+from genrep_dist.limits import MAX_DEPTH, LimitError, read_json, require_count, require_fits
 
 
 class ZarrArray:
@@ -21,14 +24,25 @@ class ZarrArray:
         self._array = array
         self.shape: tuple[int, ...] = tuple(array.shape)
         self.dtype: np.dtype[Any] = np.dtype(array.dtype)
+        if self.dtype.kind not in "biufcUS":
+            raise LimitError(f"entries of type {self.dtype}, where numbers are read")
+        # A chunk is decoded as a whole.
+        require_fits(math.prod(array.chunks) * self.dtype.itemsize, "a chunk")
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all entries."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def take(self, indices: npt.NDArray[np.int64], axis: int) -> npt.NDArray[Any]:
         """Entries ``indices`` along ``axis``, as :meth:`numpy.ndarray.take`."""
+        require_fits(self.num_bytes // max(1, self.shape[axis]) * len(indices), "the scores")
         window: list[Any] = [slice(None)] * len(self.shape)
         window[axis] = indices
         return np.asarray(self._array.oindex[tuple(window)])
 
     def read(self) -> npt.NDArray[Any]:
+        require_fits(self.num_bytes, "an array")
         return np.asarray(self._array[...])
 
 
@@ -43,17 +57,36 @@ class ZarrFolder:
 def open_zarr(path: Path) -> ZarrFolder:
     """Open a Zarr folder read-only. ConfigError if it is not one, or its metadata cannot be read."""
     try:
+        _check_folder(path)
         found = zarr.open(str(path), mode="r")
         if isinstance(found, zarr.Array):
             return ZarrFolder({"": ZarrArray(found)}, dict(found.attrs))
-        arrays = {name: ZarrArray(member) for name, member in found.members(max_depth=None) if isinstance(member, zarr.Array)}
+        members = found.members(max_depth=MAX_DEPTH)
+        arrays = {name: ZarrArray(member) for name, member in members if isinstance(member, zarr.Array)}
         if not arrays:  # Zarr opens any folder as an empty group
             raise ValueError("no arrays")
         return ZarrFolder(arrays, dict(found.attrs))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # Zarr raises anything for metadata that it does not know
         raise ConfigError(
             "the folder is not a Zarr array or group",
             where=str(path),
             expected="zarr.json, .zarray or .zgroup",
             got=f"{type(error).__name__}: {error}",
         ) from error
+
+
+def _check_folder(path: Path) -> None:
+    """Raise LimitError for links, for too many arrays, and for metadata that are too long or too deep."""
+    groups = 0
+    for folder, folders, files in os.walk(path):
+        links = [name for name in (*folders, *files) if os.path.islink(os.path.join(folder, name))]
+        if links:
+            raise LimitError(f"a link, {os.path.relpath(os.path.join(folder, links[0]), path)}, where files and folders are read")
+        for name in files:
+            if name in _METADATA:
+                groups += 1
+                require_count(groups, "files of metadata")
+                read_json(Path(folder, name))
+
+
+_METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")

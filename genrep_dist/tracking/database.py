@@ -57,6 +57,27 @@ def move_artifacts(path: Path, location: str) -> None:
             )
 
 
+def require_location(path: Path, location: str) -> None:
+    """Raise StoreError if an experiment of ours in the database at ``path`` keeps its artifacts elsewhere than in ``location`` (a URI).
+
+    For a database in a store: whoever may write there could have files written to any place.
+    """
+    with closing(sqlite3.connect(path, timeout=30)) as connection:
+        found = connection.execute("SELECT name, artifact_location FROM experiments WHERE name LIKE 'genrep/%'").fetchall()
+        runs = connection.execute(
+            "SELECT experiments.name, artifact_uri FROM runs JOIN experiments USING (experiment_id) WHERE name LIKE 'genrep/%'"
+        ).fetchall()
+    for name, place in (*found, *runs):
+        if str(place) != location and (not str(place).startswith(f"{location}/") or "/.." in str(place)):
+            raise StoreError(
+                "the tracking database of the store keeps files outside the store",
+                where=f"{path}, experiment {name}",
+                expected=location,
+                got=str(place),
+                remedy="move the database away: it is made again; or set tracking.uri",
+            )
+
+
 def create_database(tracking_uri: str, initialise: Callable[[str], object]) -> None:
     """Create the SQLite database of ``tracking_uri`` if it does not exist; do nothing for any other URI.
 

@@ -8,6 +8,7 @@ import urllib.request
 from urllib.parse import urlsplit, urlunsplit
 
 from genrep_dist.errors import StoreError
+from genrep_dist.redaction import redact
 
 TIMEOUT_SECONDS = 5.0
 
@@ -39,12 +40,12 @@ def tracking_hint(tracking_uri: str, experiment_id: str, run_id: str) -> str:
     """How to open a published run, one line."""
     page = f"#/experiments/{experiment_id}/runs/{run_id}"
     if is_server(tracking_uri):
-        return f"{without_user(tracking_uri).rstrip('/')}/{page}"
-    return f"mlflow ui --backend-store-uri {shlex.quote(without_user(tracking_uri))}, then http://127.0.0.1:5000/{page}"
+        return redact(f"{without_user(tracking_uri).rstrip('/')}/{page}")
+    return f"mlflow ui --backend-store-uri {shlex.quote(redact(without_user(tracking_uri)))}, then http://127.0.0.1:5000/{page}"
 
 
 def without_user(uri: str) -> str:
-    """``uri`` without user name and password, for messages."""
+    """``uri`` without user name and password, for a request without them."""
     parts = urlsplit(uri)
     if "@" not in parts.netloc:
         return uri

@@ -67,6 +67,12 @@ class Job:
         return self.keys.experiment
 
 
+def worker_keys(keys: Keys) -> Keys:
+    """``keys`` without the password of the tracker, which no worker uses."""
+    tracking = keys.experiment.tracking.redacted()
+    return replace(keys, experiment=keys.experiment.model_copy(update={"tracking": tracking}))
+
+
 @dataclass(frozen=True)
 class TestPoints:
     """Points that are explained: ``inputs`` (M, ...), ``ids`` (M,) int64, and ``outputs`` (M,) int64, the explained output of each."""
@@ -165,9 +171,7 @@ class WorkerContext:
 
     def train_outputs(self, seed: int, epoch: int) -> Tensor:
         """Outputs (N, C) on the training set after ``epoch`` epochs, on the CPU."""
-        artifact = self.train_artifact(seed)
-        row = artifact.read("epochs").tolist().index(epoch)
-        return torch.from_numpy(artifact.read("outputs_train")[row])
+        return stored_train_outputs(self.train_artifact(seed), epoch)
 
     def test_points(self, seed: int) -> TestPoints:
         """The test points that the experiment explains for ``seed``."""
@@ -190,6 +194,12 @@ class WorkerContext:
         model.to(self.device).eval()
         check_model(model)
         return model
+
+
+def stored_train_outputs(artifact: Artifact, epoch: int) -> Tensor:
+    """Outputs (N, C) on the training set after ``epoch`` epochs, of the ``artifact`` of a trained model."""
+    row = artifact.read("epochs").tolist().index(epoch)
+    return torch.from_numpy(artifact.read("outputs_train")[row])
 
 
 def recipe_in_force(problem: Problem, experiment: Experiment) -> Recipe:

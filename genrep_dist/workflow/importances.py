@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from genrep_dist.config import Experiment
+from genrep_dist.config.keys import Keys
 from genrep_dist.core.importances.base import OutputImportance, SolvedImportance, TrackedImportance
 from genrep_dist.core.losses import Loss
 from genrep_dist.errors import MethodError
 from genrep_dist.plan import Plan, StagePlan
+from genrep_dist.problems.protocol import Dataset
+from genrep_dist.store import Store
+from genrep_dist.store.artifacts import Artifact
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
@@ -105,7 +110,21 @@ class _Inputs:
         return [self._randomness.order(epoch, len(self.outputs)) for epoch in range(1, epochs + 1)]
 
 
-def alpha(context: WorkerContext, name: str, seed: int, kernel: str, epoch: int) -> Tensor:
+class ModelsSource(Protocol):
+    """The part of a :class:`~genrep_dist.workflow.context.WorkerContext` that :func:`alpha` reads."""
+
+    store: Store
+    keys: Keys
+    loss: Loss
+    train: Dataset
+
+    @property
+    def experiment(self) -> Experiment: ...
+    def train_artifact(self, seed: int) -> Artifact: ...
+    def train_outputs(self, seed: int, epoch: int) -> Tensor: ...
+
+
+def alpha(context: ModelsSource, name: str, seed: int, kernel: str, epoch: int) -> Tensor:
     """Alpha (N, C) float64 of an importance: of the model at ``epoch``, or solved for on the gram of ``kernel`` there."""
     importance = context.experiment.importance(name)
     if isinstance(importance, TrackedImportance):

@@ -31,7 +31,15 @@ from genrep_dist.registry import registrations
 from genrep_dist.store import Store
 from genrep_dist.units import StageName
 from genrep_dist.workflow.attributions import write_attribution
-from genrep_dist.workflow.context import Job, declared_epochs, function_identities, label_loss, load_kernels, recipe_in_force
+from genrep_dist.workflow.context import (
+    Job,
+    declared_epochs,
+    function_identities,
+    label_loss,
+    load_kernels,
+    recipe_in_force,
+    worker_keys,
+)
 from genrep_dist.workflow.data import publish_data
 from genrep_dist.workflow.extensions import extension_identities
 from genrep_dist.workflow.function_rehearsal import Provided, check_provided, rehearse_function
@@ -66,7 +74,7 @@ class PreparedExperiment:
         external = {name: {seed: self.external[name][seed] for seed in experiment.seeds} for name in experiment.external_methods}
         keys = replace(self.plan.keys, experiment=experiment, external=_digests(external))
         plan = make_plan(keys, self.plan.shape)
-        job = replace(self.job, keys=keys, prediction_rows=plan.prediction_rows, gradient_rows=plan.gradient_rows)
+        job = replace(self.job, keys=worker_keys(keys), prediction_rows=plan.prediction_rows, gradient_rows=plan.gradient_rows)
         return replace(self, plan=plan, job=job, external=external)
 
 
@@ -115,7 +123,7 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     check_batches(plan, recipe, one_row_fault)
     identities = {"problem": identity, **{f"kernels.{name}": found for name, found in functions.items()}, **extensions}
     rows = plan.prediction_rows, plan.gradient_rows
-    job = Job(store.uri, keys, tuple(search_path), registrations(), *rows, identities=identities, host=platform.node())
+    job = Job(store.uri, worker_keys(keys), tuple(search_path), registrations(), *rows, identities=identities, host=platform.node())
     return PreparedExperiment(plan, job, store, problem, recipe, train, test, flipped, external)
 
 

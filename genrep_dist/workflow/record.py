@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +17,7 @@ from genrep_dist.store import Store
 from genrep_dist.store.paths import EXPERIMENTS, ExperimentPaths, experiment_name
 from genrep_dist.workflow.planning import make_plan
 from genrep_dist.workflow.prepare import PreparedExperiment
+from genrep_dist.workflow.user_code import planning_needs, refused_code, remember_code
 
 RECORD_VERSION = 3
 
@@ -26,7 +27,7 @@ def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None
     plan, keys = prepared.plan, prepared.plan.keys
     record = {
         "schema_version": RECORD_VERSION,
-        "experiment": plan.experiment.resolved(),
+        "experiment": {**plan.experiment.resolved(), "tracking": plan.experiment.tracking.redacted().model_dump(mode="json")},
         "question": keys.results,
         "data": keys.data,
         "problem": keys.problem,
@@ -45,6 +46,7 @@ def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None
         "choices": dict(choices or {}),
     }
     prepared.store.objects.put_json(ExperimentPaths(plan.experiment.name).record, record)
+    remember_code(record)  # the user has named this code by running it
 
 
 def changes_since_last_run(prepared: PreparedExperiment) -> list[str]:
@@ -87,8 +89,13 @@ def read_record(store: Store, name: str) -> dict[str, Any]:
     return record
 
 
-def plan_of_record(record: dict[str, Any]) -> Plan:
-    """The plan that a record describes, without loading the problem."""
+def plan_of_record(record: Mapping[str, Any], folders: Sequence[str] | None = None) -> Plan:
+    """The plan that a record describes, without loading the problem.
+
+    A user's own metrics and classes of kernels are imported, the latter from ``folders``; StoreError if they are needed and None is given.
+    """
+    if folders is None and planning_needs(record):
+        raise refused_code(record)
     shape = Shape.from_record(record["shape"])
     try:
         experiment = Experiment.model_validate(record["experiment"])
@@ -102,7 +109,7 @@ def plan_of_record(record: dict[str, Any]) -> Plan:
         ) from error
     for name, own in experiment.kernels.items():
         if name not in record["own_kernels"]:  # a class of kernels, not a function
-            load_class(own.class_, own.options, record["search_path"], "kernel")
+            load_class(own.class_, own.options, folders or (), "kernel")
     keys = Keys(
         experiment,
         record["data"],
