@@ -117,14 +117,20 @@ def rehearse_function(
         is_last = len(rows) == len(data.ids)
         try:
             provided = _rehearse(problem, loss, recipe, some, epochs, unit_timeout, has_module=has_module)
-            if provided.complete:
-                check(provided)
-            return provided
         except GenRepError as error:
             if on_gpu and has_module and not isinstance(error, TimeLimitError):
                 return Provided(complete=False)
             if is_last and isinstance(error, NonFiniteError) and has_module:
                 return Provided(complete=False)  # one seed diverges; the others may not
+            if is_last:
+                raise
+            continue
+        if not provided.complete:
+            return provided
+        try:
+            check(provided)
+            return provided
+        except ProblemError:
             if is_last:
                 raise
     raise AssertionError("the last try returns or raises")
