@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ from genrep_dist.plan import MAX_BLOCK_ROWS, MAX_PREDICTION_ROWS, kernel_names
 from genrep_dist.problems.checks import build_model, is_shipped
 from genrep_dist.problems.digests import Identity
 from genrep_dist.problems.load import load_class, load_problem, object_identity, problem_identity
-from genrep_dist.problems.protocol import Dataset, Problem, Recipe
+from genrep_dist.problems.protocol import Dataset
 from genrep_dist.registry import Registration
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
@@ -36,6 +36,7 @@ from genrep_dist.training.trainer import Trainer
 from genrep_dist.workflow.checkpoints import unpack_state
 from genrep_dist.workflow.data import read_data
 from genrep_dist.workflow.extensions import extension_identities
+from genrep_dist.workflow.recipes import recipe_in_force
 
 T = TypeVar("T")
 
@@ -89,7 +90,7 @@ class WorkerContext:
         name, options = job.experiment.problem.name, job.experiment.problem.options
         found = {"problem": problem_identity(self.problem, options, name, check_build=False)}
         self.loss: Loss = get_loss(self.problem.loss)
-        self.recipe = recipe_in_force(self.problem, job.experiment)
+        self.recipe = recipe_in_force(self.problem, job.experiment, job.search_path)
         self._kernels = load_kernels(job.experiment, job.search_path)
         found |= {f"kernels.{name}": own for name, own in function_identities(job.experiment, self._kernels).items()}
         found |= extension_identities(job.experiment, self.recipe, self._kernels, on_worker=True)
@@ -177,11 +178,6 @@ class WorkerContext:
         model.to(self.device).eval()
         check_model(model)
         return model
-
-
-def recipe_in_force(problem: Problem, experiment: Experiment) -> Recipe:
-    """The problem's recipe with the experiment's changes."""
-    return replace(problem.recipe, **experiment.recipe.model_dump(exclude_none=True))
 
 
 def load_kernels(experiment: Experiment, search_path: Sequence[str]) -> dict[str, Kernel]:

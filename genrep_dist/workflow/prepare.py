@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
 import torch
 
 from genrep_dist.config import Experiment
-from genrep_dist.config.digests import non_default_fields
 from genrep_dist.config.keys import Keys
 from genrep_dist.config.metrics import check_loss
 from genrep_dist.core.kernels.base import DerivedKernel
@@ -29,11 +28,12 @@ from genrep_dist.registry import registrations
 from genrep_dist.store import Store
 from genrep_dist.units import StageName
 from genrep_dist.workflow.attributions import write_attribution
-from genrep_dist.workflow.context import Job, function_identities, label_loss, load_kernels, recipe_in_force
+from genrep_dist.workflow.context import Job, function_identities, label_loss, load_kernels
 from genrep_dist.workflow.data import publish_data
 from genrep_dist.workflow.extensions import extension_identities
 from genrep_dist.workflow.measure import kernels_in_use, measure
 from genrep_dist.workflow.planning import make_plan
+from genrep_dist.workflow.recipes import check_recipe, recipe_changes, recipe_in_force
 from genrep_dist.workflow.rehearsal import rehearse
 from genrep_dist.workflow.single_rows import check_batches
 from genrep_dist.workflow.stages import STAGES
@@ -76,7 +76,8 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     problem = load_problem(experiment.problem.name, experiment.problem.options, tuple(search_path))
     identity = problem_identity(problem, experiment.problem.options, experiment.problem.name)
     train, test = load_datasets(problem)
-    recipe = recipe_in_force(problem, experiment)
+    recipe = recipe_in_force(problem, experiment, search_path)
+    check_recipe(recipe, train)
     # What the workers will have is unknown here; the driver usually has the same.
     device = experiment.resources.device
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
@@ -94,8 +95,8 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
         experiment,
         data_digest(train, test),
         identity.source,
-        asdict(recipe),
-        non_default_fields(recipe),
+        recipe.record(),
+        recipe_changes(recipe),
         len(test.ids),
         {name: found.digest for name, found in functions.items()},
         shared_points=_shared_points(experiment, test),
