@@ -13,7 +13,7 @@ from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.kernels.base import FeatureKernel, PairwiseKernel
 from genrep_dist.core.kernels.user import UserKernel
 from genrep_dist.errors import NonFiniteError
-from genrep_dist.extension import require_returned, returned
+from genrep_dist.extension import require_returned
 from genrep_dist.plan import MAX_BLOCK_ROWS
 from genrep_dist.store.features import RowsReader
 from genrep_dist.workflow.context import TestPoints, WorkerContext
@@ -34,8 +34,10 @@ def kernel_at(context: WorkerContext, name: str, seed: int, epoch: int) -> Featu
         return kernel
 
     def make() -> FeatureKernel:
-        found = kernel.at_preconditioner(read_preconditioner(context, seed, epoch))
-        return returned(FeatureKernel, kernel, "at_preconditioner", found)
+        found: object = kernel.at_preconditioner(read_preconditioner(context, seed, epoch))
+        require_returned(isinstance(found, FeatureKernel), kernel, "at_preconditioner", "a feature kernel", found)
+        assert isinstance(found, FeatureKernel)
+        return found
 
     return context.cached(("kernel", name, seed, epoch), make)
 

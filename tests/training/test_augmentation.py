@@ -91,7 +91,7 @@ def test_what_is_no_augmentation_is_refused() -> None:
         check_recipe(replace(RECIPE, augment=cropped), data)
     with pytest.raises(ExtensionError, match=r"failing[\s\S]*no row"):
         check_recipe(replace(RECIPE, augment=failing), data)
-    with pytest.raises(ProblemError, match="recipe.augment"):
+    with pytest.raises(ProblemError, match=r"recipe\.augment"):
         replace(RECIPE, augment=3)  # type: ignore[arg-type]
 
 

@@ -45,16 +45,15 @@ CASES: dict[str, dict[str, Any]] = {
     "groups and clipping": {
         "optimizer": "adamw",
         "clip_norm": 0.01,
-        "param_groups": (ParamGroup("*.bias", weight_decay=0.0), ParamGroup("0.*", learning_rate=0.03, weight_decay=0.2)),
+        "param_groups": (ParamGroup("*.bias", weight_decay=0.0), ParamGroup("conv2.*", learning_rate=0.03, weight_decay=0.2)),
     },
 }
 
 
 def torchs(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """torch's optimizer of the declared settings, with its own defaults for all others."""
-    declared = {
-        name: getattr(recipe, name) for name in ("momentum", "dampening", "nesterov", "betas", "eps", "amsgrad", "alpha", "centered")
-    }
+    names = ("momentum", "dampening", "nesterov", "betas", "eps", "amsgrad", "alpha", "centered")
+    declared = {name: getattr(recipe, name) for name in names}
     plain = replace(Recipe(1, 1, 1.0), optimizer=recipe.optimizer)
     settings = {name: value for name, value in declared.items() if value != getattr(plain, name)}
     if recipe.weight_decay != plain.weight_decay:

@@ -47,8 +47,8 @@ class PreconditionedTangentKernel(NeuralTangentKernel):
     def notes(self) -> list[str]:
         return [
             *super().notes(),
-            f"Kernel {self.name} is in the optimizer's metric at the checkpoint. Tracking then sums up what training did to a model that is "
-            "linear in its parameters if the metric never changed and there was no momentum; `genrep doctor` measures the gap.",
+            f"Kernel {self.name} is in the optimizer's metric at the checkpoint. Tracking then sums up what training did to a model that "
+            "is linear in its parameters if the metric never changed and there was no momentum; `genrep doctor` measures the gap.",
         ]
 
     def sizes(self, model: nn.Module, inputs: Tensor) -> KernelSizes:

@@ -34,8 +34,8 @@ def check(context: CheckContext) -> Iterator[Finding]:
         yield green(
             "tracking identity",
             "for information, the gap in the optimizer's metric at the final parameters: the largest |f_T - f_0 - sum_i alpha_i K(x_i, .)| "
-            "with K = J D^-1 J^T, as a share of the largest |f_T - f_0|; zero for a model that is linear in its parameters if D never changed "
-            "and there was no momentum",
+            "with K = J D^-1 J^T, as a share of the largest |f_T - f_0|; zero for a model that is linear in its parameters if D never "
+            "changed and there was no momentum",
             number=float((after - before - predicted_there).abs().max()) / change,
             seed=context.seed,
         )
