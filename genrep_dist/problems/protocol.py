@@ -157,20 +157,23 @@ def _as_group(data: dict[str, Any]) -> ParamGroup:
     return ParamGroup(**data)
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value) and bool(value >= 0)
+    except TypeError:
+        return False
 
 
-def _is_positive(value: object) -> bool:
-    return _is_finite(value) and value != 0
+def _is_positive(value: Any) -> bool:
+    return _is_finite(value) and bool(value > 0)
 
 
 def _are_betas(betas: object) -> bool:
     return isinstance(betas, tuple) and len(betas) == 2 and all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas)
 
 
-def _is_warmup(warmup: object) -> bool:
-    return warmup is None or (_is_finite(warmup) and (warmup < 1 or warmup == int(warmup)))  # type: ignore[operator, call-overload]
+def _is_warmup(warmup: Any) -> bool:
+    return warmup is None or (_is_finite(warmup) and (warmup < 1 or warmup == int(warmup)))
 
 
 def _are_groups(groups: object) -> bool:

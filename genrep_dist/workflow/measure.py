@@ -21,7 +21,7 @@ from genrep_dist.store.feature_codec import pack
 from genrep_dist.training.batches import padded_rows
 from genrep_dist.training.flop_count import backward_bytes, forward_bytes, forward_flop
 from genrep_dist.training.loop import predict
-from genrep_dist.training.optimizers import has_preconditioner, identity_gap_reasons, make_optimizer
+from genrep_dist.training.optimizers import has_preconditioner, identity_gap_reasons, state_copies
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.torch_private import peak_tensor_bytes
 from genrep_dist.training.trainer import choose_pack_kind, max_models_per_step, training_step_bytes
@@ -81,7 +81,7 @@ def measure(
         item_bytes=item_bytes,
         forward_bytes=forward_bytes(model, few),
         backward_bytes=backward_bytes(model, few),
-        optimizer_copies=list(make_optimizer(recipe).state_shapes((2, 3)).values()).count((2, 3)),
+        optimizer_copies=state_copies(recipe),
     )
 
 

@@ -47,6 +47,13 @@ def _make_rule(recipe: Recipe) -> Optimizer:
     return optimizer
 
 
+def state_copies(recipe: Recipe) -> int:
+    """How many tensors of a parameter's shape the optimizer of ``recipe`` keeps for it."""
+    parameter = torch.zeros(2, 3)
+    (state,) = OptimizedParameters(make_optimizer(recipe), [parameter]).state
+    return sum(value.shape == parameter.shape for value in state.values())
+
+
 def has_preconditioner(recipe: Recipe) -> bool:
     """Whether the optimizer of ``recipe`` has a preconditioner, tried on a parameter after one step."""
     optimizer, parameter = make_optimizer(recipe), torch.ones(2)

@@ -256,7 +256,8 @@ class OptimizedParameters:
             expected = f"a finite positive tensor of shape {tuple(as_real(view).shape)}"
             fits = isinstance(value, Tensor) and value.shape == as_real(view).shape
             require_returned(fits, rule.optimizer, "preconditioner", expected, value)
-            values = cast("Tensor", value)
+            # Along gradient / D at the recipe's rate, whatever the rate of the parameter's group.
+            values = cast("Tensor", value) / rule.relative_rate
             found.append(torch.view_as_complex(values.contiguous()) if view.is_complex() else values)
         return found
 
