@@ -27,9 +27,10 @@ class Shape:
     ``kernels``: sizes of each feature and pairwise kernel in use, by name. ``forward_flop``: floating-point operations of one sample's
     forward pass, 0 where they are unknown. ``on_gpu``: whether workers compute on GPUs. ``pack_kind`` is how a CPU trains models
     ("stacked", "mapped" or "solo"), ``step_bytes`` what a step of one takes beside its parameters, and ``pack`` how many models share a
-    step: at most, or always where they are mapped. ``identity_gap_reasons``: why the optimizer breaks the tracking identities of the
-    paper; empty if it does not. ``slow_derived``: what takes a slower way in derived kernels, with the reason. ``is_loss_linear``: the
-    loss's second derivative in the outputs is zero wherever it was tried. ``own_training``: the problem's own function trains;
+    step: at most, or always where they are mapped. ``optimizer_copies``: tensors of a parameter's size that the optimizer keeps for it.
+    ``identity_gap_reasons``: why the optimizer breaks the tracking identities of the paper; empty if it does not. ``slow_derived``: what
+    takes a slower way in derived kernels, with the reason. ``is_loss_linear``: the loss's second derivative in the outputs is zero
+    wherever it was tried. ``own_training``: the problem's own function trains;
     ``has_module``: the models are torch modules, and not only predictions.
 
     Bytes: ``state_bytes`` of a checkpoint, with frozen parameters and buffers; ``item_bytes`` of one number of the parameters;
@@ -53,6 +54,7 @@ class Shape:
     item_bytes: int = FLOAT_BYTES
     forward_bytes: int = 0
     backward_bytes: int = 0
+    optimizer_copies: int = 0
     own_training: bool = False
     has_module: bool = True
 

@@ -1,6 +1,7 @@
 """Write the paper's Table 1 beside ours, for any of its data sets, at one size.
 
 python jobs/table1.py mnist cifar10 toxicity newsgroups --profile cpu --store store --to table1
+python jobs/table1.py mnist --profile cpu --optimizer adam
 ray job submit --working-dir . -- python jobs/table1.py mnist --profile paper --store s3://bucket/store --address auto
 """
 
@@ -27,6 +28,7 @@ def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+", help="mnist, cifar10, toxicity, agnews, or newsgroups (which replaces agnews)")
     parser.add_argument("--profile", default="cpu", help="smoke, cpu, gpu or paper")
+    parser.add_argument("--optimizer", help="train with adam, adamw or rmsprop at a rate of 0.001 instead of the problem's plain SGD")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change a field of every experiment")
     parser.add_argument("--store", default="store")
     parser.add_argument("--to", type=Path, help="folder of table1.md, table1.html and table1.parquet; default: table1-PROFILE")
@@ -35,15 +37,17 @@ def main(given: list[str] | None = None) -> None:
     where.add_argument("--address")
     options = parser.parse_args(given)
     columns, progress = [], ProgressLines(Console(width=160))
+    variant = "" if options.optimizer is None else f"-{options.optimizer}"
     for name in options.data:
-        experiment = load_experiment(f"paper/{name}", options.set, options.profile)
+        changes = [f"name={name}-{options.profile}{variant}", f"recipe.optimizer={options.optimizer}", "recipe.learning_rate=0.001"]
+        experiment = load_experiment(f"paper/{name}", [*(changes if variant else []), *options.set], options.profile)
         runs = [
             run(one, options.store, serial=options.serial, address=options.address, progress=progress)
             for one in (experiment, last_layer_experiment(experiment))
             if one is not None
         ]
         columns.append(measured_column(*runs))
-    for path in write_table1(columns, options.to or Path(f"table1-{options.profile}"), options.profile):
+    for path in write_table1(columns, options.to or Path(f"table1-{options.profile}{variant}"), options.profile):
         print(path)
 
 

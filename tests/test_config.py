@@ -160,7 +160,17 @@ def test_a_profile_must_be_there_and_be_chosen(tmp_path: Path) -> None:
         ("surrogate: {tolerance: 2}\n", r"line 6: field surrogate\.tolerance: expected a number greater than 0 and less than 1; got 2"),
         ("lds: {fraction: 0}\n", r"line 6: field lds\.fraction: expected a number greater than 0 and less than 1; got 0"),
         ("recipe: {momentum: 1}\n", r"line 6: field recipe\.momentum: expected a number at least 0 and less than 1; got 1"),
-        ("recipe: {schedule: linear}\n", r"line 6: field recipe\.schedule: expected one of 'constant' or 'cosine'; got 'linear'"),
+        (
+            "recipe: {schedule: cosin}\n",
+            r"line 6: field recipe\.schedule: expected one of .*\(did you mean cosine\?\); got 'cosin'",
+        ),
+        ("recipe: {warmup: 1.5}\n", r"line 6: field recipe\.warmup: expected a whole number of steps.*; got 1\.5"),
+        ("recipe: {betas: [0.9, 1]}\n", r"line 6: field recipe\.betas\.1: expected a number .*less than 1; got 1"),
+        (
+            "recipe: {param_groups: [{params: '*.bias'}]}\n",
+            r"line 6: field recipe\.param_groups\.0: expected a learning_rate or",
+        ),
+        ("recipe: {augment: flip}\n", r"line 6: field recipe\.augment: expected a name that matches"),
         ("recipe: {epochs: 2.5}\n", r"line 6: field recipe\.epochs: expected a whole number, without a fraction; got 2\.5"),
         ("recipe: {learning_rate: .inf}\n", r"line 6: field recipe\.learning_rate: expected a finite number"),
         ("last_layer: 3\n", r"line 6: field last_layer: expected text; got 3"),

@@ -22,7 +22,10 @@ from genrep_dist.evaluation.metrics.mislabel import Mislabel
 from genrep_dist.problems.protocol import Recipe
 from genrep_dist.testing import MetricTests, OptimizerTests, OutputImportanceTests, SolvedImportanceTests, StageTests, TargetTests
 from genrep_dist.training.optimizers import OPTIMIZERS
+from genrep_dist.training.optimizers.adam import Adam
+from genrep_dist.training.optimizers.adamw import AdamW
 from genrep_dist.training.optimizers.base import Optimizer
+from genrep_dist.training.optimizers.rmsprop import RMSprop
 from genrep_dist.training.optimizers.sgd import SGD
 from genrep_dist.workflow.base import Stage
 from genrep_dist.workflow.stages import STAGES
@@ -103,6 +106,11 @@ class TestRetrainStage(TestTrainStage):
     stage = type(STAGES.get("retrain"))
 
 
+class TestPreconditionerStage(TestTrainStage):
+    stage = type(STAGES.get("preconditioner"))
+    fields: ClassVar[dict[str, Any]] = {"methods": ["ntk-adam-final/tracking", "random"], "recipe": {"optimizer": "adam"}}
+
+
 class TestStageFromOutside(StageTests):
     stage = NormStage
 
@@ -162,6 +170,21 @@ class TestMomentum(OptimizerTests):
         return SGD(Recipe(epochs=1, batch_size=8, learning_rate=0.1, momentum=0.9, weight_decay=0.01))
 
 
+class TestAdam(OptimizerTests):
+    def make_optimizer(self) -> Optimizer:
+        return Adam(Recipe(epochs=1, batch_size=8, learning_rate=0.1, optimizer="adam", amsgrad=True))
+
+
+class TestAdamW(OptimizerTests):
+    def make_optimizer(self) -> Optimizer:
+        return AdamW(Recipe(epochs=1, batch_size=8, learning_rate=0.1, optimizer="adamw"))
+
+
+class TestRMSprop(OptimizerTests):
+    def make_optimizer(self) -> Optimizer:
+        return RMSprop(Recipe(epochs=1, batch_size=8, learning_rate=0.1, optimizer="rmsprop", momentum=0.5, centered=True))
+
+
 class TestOptimizerFromOutside(OptimizerTests):
     def make_optimizer(self) -> Optimizer:
         return ToyAdam(RECIPE)
@@ -177,7 +200,7 @@ STAGES_WITH_ARTIFACTS = [name for name in STAGES if name != "doctor"]
         (MetricTests, {kind.metric.name for kind in TestDeletion.__subclasses__()} | {"deletion"}, [m.name for m in registered_metrics()]),
         (StageTests, {kind.stage.name for kind in TestTrainStage.__subclasses__()} | {"train"}, STAGES_WITH_ARTIFACTS),
         (TargetTests, {"logit"}, list(TARGETS)),
-        (OptimizerTests, {"sgd"}, list(OPTIMIZERS)),
+        (OptimizerTests, {"sgd", "adam", "adamw", "rmsprop"}, list(OPTIMIZERS)),
         # Tracking is computed by the loop of training, not by its class.
         (SolvedImportanceTests, {"target", "surrogate", "descent", "tracking"}, list(IMPORTANCES)),
     ],

@@ -57,7 +57,7 @@ class Keys:
     ``data`` and ``problem`` are the digests of the samples and of the model's and loss's source; ``numbers`` that of the initial model's
     tensors and other numbers that the problem's code loads or computes; ``recipe`` is the recipe in force as plain data, of which
     ``recipe_changes`` differ from the defaults; ``own_kernels`` the digests of the user's functions of pairs, by name; ``extensions``
-    those of kernels, importances, targets, optimizers, metrics and stages of other packages, by kind and name;
+    those of kernels, importances, targets, optimizers, schedules, metrics and stages of other packages, by kind and name, and "augment";
     ``external`` the digests of scores from other tools, by method and seed; ``shared_points`` the rows of the test set that all seeds
     explain, where the experiment names them.
     """
@@ -81,8 +81,9 @@ class Keys:
     @property
     def training(self) -> str:
         """What every trained model depends on, apart from its seed and its removal set."""
-        optimizer = self._source("optimizer", self.recipe.get("optimizer", ""))
-        return self._digest("training", self.data, self.problem, *filter(None, [self.numbers]), self.recipe_changes, *optimizer)
+        used = ("optimizer", self.recipe.get("optimizer", "")), ("schedule", self.recipe.get("schedule", "")), ("augment", "")
+        sources = [digest for kind, name in used for digest in self._source(kind, name)]
+        return self._digest("training", self.data, self.problem, *filter(None, [self.numbers]), self.recipe_changes, *sources)
 
     @property
     def results(self) -> str:
@@ -133,6 +134,9 @@ class Keys:
 
     def train(self, seed: int) -> str:
         return self._digest("train", self.model(seed), self.saved_epochs())
+
+    def preconditioner(self, seed: int, epochs: Sequence[int]) -> str:
+        return self._digest("preconditioner", self.model(seed), list(epochs))
 
     def features(self, seed: int, kernel: str, epoch: int) -> str:
         return self._digest("features", self.model(seed), self._kernel_identity(kernel), epoch)
@@ -187,7 +191,7 @@ class Keys:
 
     def _source(self, kind: str, name: str) -> list[str]:
         """The source digest of a class of another package; nothing for one of this package, which ``NUMBERS_VERSION`` covers."""
-        label = f"{kind} {name}"
+        label = f"{kind} {name}".strip()
         return [self.extensions[label]] if label in self.extensions else []
 
     def _settings(self, names: Sequence[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from genrep_dist.registry import Registry
 STAGES: Registry[Any] = Registry("stage", "genrep_dist.stages", "genrep_dist.workflow.base:Stage", instances=True)
 for _name, _class in (
     ("train", "train:TrainStage"),
+    ("preconditioner", "preconditioner:PreconditionerStage"),
     ("gradients", "gradients:GradientsStage"),
     ("kernels", "kernels:KernelsStage"),
     ("influence", "derived:DerivedStage"),

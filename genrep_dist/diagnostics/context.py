@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 
 import numpy as np
@@ -12,12 +11,14 @@ from torch import Tensor, nn
 
 from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.importances.base import SolvedImportance
-from genrep_dist.core.kernels.base import FeatureKernel
+from genrep_dist.core.kernels.base import FeatureKernel, Kernel
+from genrep_dist.problems.protocol import Recipe
 from genrep_dist.results import Run
 from genrep_dist.seeds import derive_seed
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.store.paths import ResultPaths
 from genrep_dist.workflow.context import WorkerContext
+from genrep_dist.workflow.features import kernel_at
 
 ROUNDINGS = 1000
 """Allowed difference between two ways of computing one sum, in roundings: the square root of a million terms, whose errors add up
@@ -130,6 +131,11 @@ class CheckContext:
         row = artifact.read("epochs").tolist().index(epoch)
         return np.asarray(artifact.read("outputs_train")[row], dtype=np.float64)
 
+    def kernel_at(self, name: str, epoch: int) -> Kernel:
+        """A kernel at a checkpoint of the first seed."""
+        kernel = self.worker.kernel(name)
+        return kernel_at(self.worker, name, self.seed, epoch) if isinstance(kernel, FeatureKernel) else kernel
+
     def feature_kernels(self) -> dict[str, FeatureKernel]:
         """The feature kernels of the run, by name."""
         kernels = {name: self.worker.kernel(name) for name, _ in self.plan.needs.cross}
@@ -147,8 +153,8 @@ class CheckContext:
     @property
     def num_steps(self) -> int:
         """Steps of one training run."""
-        recipe = self.plan.keys.recipe
-        return int(recipe["epochs"]) * math.ceil(self.plan.shape.num_train / int(recipe["batch_size"]))
+        recipe = Recipe(**self.plan.keys.recipe)
+        return recipe.epochs * recipe.steps_per_epoch(self.plan.shape.num_train)
 
     @property
     def rounding(self) -> float:

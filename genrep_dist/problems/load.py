@@ -80,6 +80,11 @@ def load_class(name: str, options: Mapping[str, Any], search_path: Sequence[str 
     return factory
 
 
+def load_function(name: str, search_path: Sequence[str | Path], kind: str) -> Any:
+    """A user's function ``module:function``. Look-up and errors are those of :func:`load_problem`, about a ``kind``."""
+    return _find(name, search_path, kind)[0]
+
+
 def _check_options(factory: Any, options: dict[str, Any], settings: Sequence[str], target: str, kind: str) -> None:
     try:
         inspect.signature(factory).bind(**dict.fromkeys(settings), **options)

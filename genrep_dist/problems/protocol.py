@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -91,11 +91,10 @@ class Recipe:
         """Check the values; take plain data, such as lists and dictionaries, for the tuples and groups that they describe."""
         if isinstance(self.weight_decay, _OptimizerDefault):
             object.__setattr__(self, "weight_decay", _OptimizerDefault(DEFAULT_WEIGHT_DECAY.get(self.optimizer, 0.0)))
-        if isinstance(self.betas, list):
-            object.__setattr__(self, "betas", tuple(self.betas))
-        if isinstance(self.param_groups, list | tuple):
-            groups = tuple(ParamGroup(**group) if isinstance(group, dict) else group for group in self.param_groups)
-            object.__setattr__(self, "param_groups", groups)
+        given: dict[str, object] = {name: getattr(self, name) for name in ("betas", "param_groups")}
+        for name, value in given.items():
+            if isinstance(value, list | tuple):
+                object.__setattr__(self, name, tuple(_as_group(item) if isinstance(item, dict) else item for item in value))
         checks: list[tuple[str, bool, str]] = [
             ("epochs", self.epochs >= 1, "at least 1"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
@@ -150,20 +149,31 @@ def augment_name(augment: Augment | str | None) -> str | None:
     return f"{named.__module__}:{named.__qualname__}"
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
+def _as_group(data: dict[str, Any]) -> ParamGroup:
+    names = [field.name for field in fields(ParamGroup)]
+    if "params" not in data or set(data) - set(names):
+        expected = f"params, and some of {', '.join(names)}"
+        raise ProblemError("the training recipe is impossible", where="recipe.param_groups", expected=expected, got=repr(data))
+    return ParamGroup(**data)
 
 
-def _is_positive(value: object) -> bool:
-    return _is_finite(value) and value != 0
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value) and bool(value >= 0)
+    except TypeError:
+        return False
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_finite(value) and bool(value > 0)
 
 
 def _are_betas(betas: object) -> bool:
     return isinstance(betas, tuple) and len(betas) == 2 and all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas)
 
 
-def _is_warmup(warmup: object) -> bool:
-    return warmup is None or (_is_finite(warmup) and (warmup < 1 or warmup == int(warmup)))  # type: ignore[operator, call-overload]
+def _is_warmup(warmup: Any) -> bool:
+    return warmup is None or (_is_finite(warmup) and (warmup < 1 or warmup == int(warmup)))
 
 
 def _are_groups(groups: object) -> bool:

@@ -149,8 +149,11 @@ def _solution_text(settings: str, certificates: Sequence[dict[str, Any]]) -> str
 
 def _recipe_text(recipe: Recipe) -> str:
     rounded = "" if recipe.precision == "full" else f", products in {recipe.precision}"
-    rate = f"learning rate {recipe.learning_rate:g} ({recipe.schedule})"
-    return f"{recipe.epochs} epochs of {make_optimizer(recipe).description}, batches of {recipe.batch_size}, {rate}{rounded}"
+    warmup = "" if recipe.warmup is None else f", warm-up {recipe.warmup:g}"
+    rate = f"learning rate {recipe.learning_rate:g} ({recipe.schedule}{warmup})"
+    augmented = "" if recipe.augment is None else f", rows augmented by {recipe.augment}"
+    batches = f"{'whole ' if recipe.drop_last else ''}batches of {recipe.batch_size}"
+    return f"{recipe.epochs} epochs of {make_optimizer(recipe).description}, {batches}, {rate}{rounded}{augmented}"
 
 
 def _own_training_text(run: Run) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.core.losses import Loss
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.problems.protocol import Dataset, Recipe
+from genrep_dist.training.augmentation import Augmentation
 from genrep_dist.training.fast_paths import FastPaths
 from genrep_dist.training.optimizers import make_optimizer
 from genrep_dist.training.packs.base import Pack, Solo
@@ -31,6 +32,14 @@ class Observer(Protocol):
 
     def epoch_end(self, epoch: int, model: nn.Module, next_step: int) -> None:
         """After epoch ``epoch`` (counted from 1); ``next_step`` is the number of steps done."""
+
+
+@runtime_checkable
+class StateObserver(Protocol):
+    """An observer that is also told of the optimizer."""
+
+    def optimizer_state(self, epoch: int, preconditioner: Callable[[], list[Tensor]]) -> None:
+        """After :meth:`Observer.epoch_end`. ``preconditioner()`` is that of the observed model's parameters, in their shapes."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +83,11 @@ def train_models(
 ) -> list[NonFiniteError | None]:
     """Train ``models`` in place, one for each of ``runs``, in one pack of ``kind``. Solo takes one model.
 
-    Each epoch visits all N rows in the order that a run's ``randomness`` gives, cut into batches of ``recipe.batch_size``. Rows that a
-    run does not keep drop out of the batch they would have been in, and the mean runs over the rows that remain. The other rows keep
-    their place and their step, so a retraining shares its random numbers with the original run. A batch that loses all its rows changes
-    nothing. The gradient of the mean loss enters through dL/df, which is exact and is what Eq. 10 accumulates.
+    Each epoch visits all N rows in the order that a run's ``randomness`` gives, cut into batches of ``recipe.batch_size``; with
+    ``recipe.drop_last`` all but those of an incomplete last batch. Rows that a run does not keep drop out of the batch they would have
+    been in, and the mean runs over the rows that remain. The other rows keep their place and their step, so a retraining shares its random
+    numbers with the original run. A batch that loses all its rows changes nothing. The gradient of the mean loss enters through dL/df,
+    which is exact and is what Eq. 10 accumulates.
 
     Packs of all kinds give the same models up to rounding. Stacked packs give the same bits in any size and company, mapped packs in
     packs of one size. ``observers`` see the first model.
@@ -90,6 +100,7 @@ def train_models(
     num_steps, visited = recipe.epochs * steps_per_epoch, min(num_rows, steps_per_epoch * recipe.batch_size)
     errors: list[NonFiniteError | None] = [None] * len(models)
     kept = torch.stack([_kept_rows(run, data) for run in runs])
+    augmentation = None if recipe.augment is None else Augmentation(recipe.augment, data)
     pack = kind(models[0], len(models), make_optimizer(recipe), fast_paths or FastPaths())
     for slot, model in enumerate(models):
         pack.load(slot, model)
@@ -102,8 +113,9 @@ def train_models(
             by_run = torch.stack([orders[run.randomness][:visited] for run in runs]).to(device)
             for step in pack.steps(by_run, recipe.batch_size, kept, (epoch - 1) * steps_per_epoch):
                 rows, rate = step.rows.flatten(), recipe.rate(step.index, num_steps)
+                inputs = data.inputs[rows] if augmentation is None else augmentation.batch([r.randomness for r in runs], step.rows, epoch)
                 with tf32(recipe):
-                    outputs = training_outputs(pack.module, data.inputs[rows], recipe)
+                    outputs = training_outputs(pack.module, inputs, recipe)
                     output_gradient = step.mean_gradient(loss.derivative(outputs.detach(), data.targets[rows]))
                     gradients = torch.autograd.grad(outputs, pack.parameters, output_gradient, allow_unused=True)
                 pack.optimized.step(gradients, rate, step.idle_slots)
@@ -117,6 +129,8 @@ def train_models(
                 pack.unload(0, models[0])
             for observer in observers:
                 observer.epoch_end(epoch, models[0], epoch * steps_per_epoch)
+                if isinstance(observer, StateObserver):
+                    observer.optimizer_state(epoch, lambda: pack.preconditioner(0, models[0]))
     for slot, model in enumerate(models):
         if errors[slot] is None:
             pack.unload(slot, model)

@@ -27,7 +27,7 @@ from genrep_dist.extension import owner_text, require_returned
 from genrep_dist.plan import MAX_BLOCK_ROWS, MAX_PREDICTION_ROWS, kernel_names
 from genrep_dist.problems.checks import build_model, has_module, is_shipped
 from genrep_dist.problems.digests import Identity
-from genrep_dist.problems.functions import has_recipe, predict_function, problem_recipe, training_function
+from genrep_dist.problems.functions import has_recipe, predict_function, training_function
 from genrep_dist.problems.load import load_class, load_problem, object_identity, problem_identity
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.registry import Registration
@@ -39,6 +39,7 @@ from genrep_dist.training.trainer import Trainer
 from genrep_dist.workflow.checkpoints import unpack_state
 from genrep_dist.workflow.data import read_data
 from genrep_dist.workflow.extensions import extension_identities
+from genrep_dist.workflow.recipes import recipe_in_force
 from genrep_dist.workflow.time_limit import time_limit
 
 T = TypeVar("T")
@@ -99,7 +100,7 @@ class WorkerContext:
         name, options = job.experiment.problem.name, job.experiment.problem.options
         found = {"problem": problem_identity(self.problem, options, name, check_build=False)}
         self.loss: Loss = get_loss(self.problem.loss)
-        self.recipe = recipe_in_force(self.problem, job.experiment)
+        self.recipe = recipe_in_force(self.problem, job.experiment, job.search_path)
         self._kernels = load_kernels(job.experiment, job.search_path)
         found |= {f"kernels.{name}": own for name, own in function_identities(job.experiment, self._kernels).items()}
         found |= extension_identities(job.experiment, self.recipe, self._kernels, on_worker=True)
@@ -200,11 +201,6 @@ def stored_train_outputs(artifact: Artifact, epoch: int) -> Tensor:
     """Outputs (N, C) on the training set after ``epoch`` epochs, of the ``artifact`` of a trained model."""
     row = artifact.read("epochs").tolist().index(epoch)
     return torch.from_numpy(artifact.read("outputs_train")[row])
-
-
-def recipe_in_force(problem: Problem, experiment: Experiment) -> Recipe:
-    """The problem's recipe with the experiment's changes."""
-    return replace(problem_recipe(problem), **experiment.recipe.model_dump(exclude_none=True))
 
 
 def make_trainer(

@@ -17,6 +17,7 @@ from genrep_dist.extension import require_returned
 from genrep_dist.plan import MAX_BLOCK_ROWS
 from genrep_dist.store.features import RowsReader
 from genrep_dist.workflow.context import TestPoints, WorkerContext
+from genrep_dist.workflow.preconditioner import read_preconditioner
 from genrep_dist.workflow.returned import Rows, checked_features, checked_tensor
 
 
@@ -26,9 +27,24 @@ def feature_kernel(context: WorkerContext, name: str) -> FeatureKernel:
     return kernel
 
 
+def kernel_at(context: WorkerContext, name: str, seed: int, epoch: int) -> FeatureKernel:
+    """A feature kernel at one checkpoint, in the optimizer's metric there if it needs that."""
+    kernel = feature_kernel(context, name)
+    if not kernel.needs_preconditioner:
+        return kernel
+
+    def make() -> FeatureKernel:
+        found: object = kernel.at_preconditioner(read_preconditioner(context, seed, epoch))
+        require_returned(isinstance(found, FeatureKernel), kernel, "at_preconditioner", "a feature kernel", found)
+        assert isinstance(found, FeatureKernel)
+        return found
+
+    return context.cached(("kernel", name, seed, epoch), make)
+
+
 def train_features(context: WorkerContext, kernel: str, seed: int, epoch: int, start: int, stop: int) -> Rows:
     """Features of training rows of a feature kernel. NonFiniteError names sample ids."""
-    computed, where = feature_kernel(context, kernel), f"kernel {kernel}, seed {seed}, epoch {epoch}"
+    computed, where = kernel_at(context, kernel, seed, epoch), f"kernel {kernel}, seed {seed}, epoch {epoch}"
     rows = _features(context, computed, context.model(seed, epoch), where, context.train.inputs[start:stop])
     refuse_non_finite(rows, context.train.ids[start:stop], f"{kernel} features, seed {seed}, epoch {epoch}")
     return rows
@@ -38,7 +54,7 @@ def point_features(context: WorkerContext, kernel: str, seed: int, epoch: int, p
     """Features of the explained outputs of test points, prepared for products with many blocks of training features."""
 
     def make() -> Any:
-        computed, where = feature_kernel(context, kernel), f"test points, kernel {kernel}, seed {seed}, epoch {epoch}"
+        computed, where = kernel_at(context, kernel, seed, epoch), f"test points, kernel {kernel}, seed {seed}, epoch {epoch}"
         rows = _features(context, computed, context.model(seed, epoch), where, points.inputs, points.outputs)
         refuse_non_finite(rows, points.ids, f"{kernel} features of test points, seed {seed}, epoch {epoch}")
         return rows.as_operand() if isinstance(rows, FactoredGradients) else rows

@@ -13,6 +13,7 @@ from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.core.gradients.model import check_model, num_parameters
 from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, Kernel, KernelSizes, PairwiseKernel
 from genrep_dist.core.losses import get_loss, is_linear
+from genrep_dist.errors import MethodError
 from genrep_dist.extension import is_shipped_class, require_returned, returned
 from genrep_dist.plan import FLOAT_BYTES, Shape, kernel_names
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
@@ -20,7 +21,7 @@ from genrep_dist.store.feature_codec import pack
 from genrep_dist.training.batches import padded_rows
 from genrep_dist.training.flop_count import backward_bytes, forward_bytes, forward_flop
 from genrep_dist.training.loop import predict
-from genrep_dist.training.optimizers import identity_gap_reasons
+from genrep_dist.training.optimizers import has_preconditioner, identity_gap_reasons, state_copies
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.torch_private import peak_tensor_bytes
 from genrep_dist.training.trainer import choose_pack_kind, max_models_per_step, training_step_bytes
@@ -51,6 +52,7 @@ def measure(
     Of rows whose features do not fit ``memory_budget_bytes`` fewer are measured. ``derived``: the kernels that are derived from the
     curvature of the loss. ``own_training``: the problem's own function trains. ProblemError for a kernel that is not defined for the model.
     """
+    _require_preconditioner(recipe, kernels)
     model = Randomness(0).build(problem.model)
     check_model(model)
     num_outputs = predict(model, train.inputs[:2]).shape[1]
@@ -81,6 +83,7 @@ def measure(
         item_bytes=item_bytes,
         forward_bytes=forward_bytes(model, few),
         backward_bytes=backward_bytes(model, few),
+        optimizer_copies=state_copies(recipe),
         own_training=own_training,
     )
 
@@ -98,6 +101,19 @@ def prediction_shape(train: Dataset, test: Dataset, num_outputs: int, *, on_gpu:
         own_training=True,
         has_module=False,
     )
+
+
+def _require_preconditioner(recipe: Recipe, kernels: Mapping[str, Kernel]) -> None:
+    """Raise MethodError for kernels in the metric of an optimizer that has none."""
+    needing = [name for name, kernel in kernels.items() if isinstance(kernel, FeatureKernel) and kernel.needs_preconditioner]
+    if needing and not has_preconditioner(recipe):
+        raise MethodError(
+            f"the kernel {needing[0]} is taken in the optimizer's metric, and this optimizer has none",
+            where=f"methods: {needing[0]}-...; recipe.optimizer: {recipe.optimizer}",
+            expected="an optimizer with a preconditioner, such as adam, adamw or rmsprop",
+            got=recipe.optimizer,
+            remedy="use the kernel ntk, which is the same with D = 1, or set recipe.optimizer",
+        )
 
 
 def kernel_sizes(kernel: Kernel, model: nn.Module, inputs: Tensor, memory_budget_bytes: int = 2**31) -> KernelSizes:

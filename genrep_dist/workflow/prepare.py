@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,6 @@ import psutil
 import torch
 
 from genrep_dist.config import Experiment
-from genrep_dist.config.digests import non_default_fields
 from genrep_dist.config.keys import Keys
 from genrep_dist.config.metrics import check_loss
 from genrep_dist.core.kernels.base import DerivedKernel, Kernel
@@ -31,20 +30,13 @@ from genrep_dist.registry import registrations
 from genrep_dist.store import Store
 from genrep_dist.units import StageName
 from genrep_dist.workflow.attributions import write_attribution
-from genrep_dist.workflow.context import (
-    Job,
-    declared_epochs,
-    function_identities,
-    label_loss,
-    load_kernels,
-    recipe_in_force,
-    worker_keys,
-)
+from genrep_dist.workflow.context import Job, declared_epochs, function_identities, label_loss, load_kernels, worker_keys
 from genrep_dist.workflow.data import publish_data
 from genrep_dist.workflow.extensions import extension_identities
 from genrep_dist.workflow.function_rehearsal import Provided, check_provided, rehearse_function
 from genrep_dist.workflow.measure import kernels_in_use, measure, prediction_shape
 from genrep_dist.workflow.planning import make_plan
+from genrep_dist.workflow.recipes import check_recipe, recipe_changes, recipe_in_force
 from genrep_dist.workflow.rehearsal import rehearse
 from genrep_dist.workflow.single_rows import check_batches
 from genrep_dist.workflow.stages import STAGES
@@ -87,7 +79,8 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     problem = load_problem(experiment.problem.name, experiment.problem.options, tuple(search_path))
     identity = problem_identity(problem, experiment.problem.options, experiment.problem.name)
     train, test = load_datasets(problem)
-    recipe = recipe_in_force(problem, experiment)
+    recipe = recipe_in_force(problem, experiment, search_path)
+    check_recipe(recipe, train)
     # What the workers will have is unknown here; the driver usually has the same.
     device = experiment.resources.device
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
@@ -109,8 +102,8 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
         experiment,
         data_digest(train, test),
         identity.source,
-        asdict(recipe),
-        non_default_fields(recipe),
+        recipe.record(),
+        recipe_changes(recipe),
         len(test.ids),
         {name: found.digest for name, found in functions.items()},
         shared_points=_shared_points(experiment, test),
@@ -141,7 +134,7 @@ def _measure_own_training(
     """Rehearse the problem's own training function, then measure. ProblemError if it does not provide what the methods need."""
     epochs, is_module = declared_epochs(problem, experiment, recipe), has_module(problem)
     # Which epochs the methods need depends on the experiment and the recipe alone.
-    keys = Keys(experiment, "", "", asdict(recipe), {}, len(test.ids))
+    keys = Keys(experiment, "", "", recipe.record(), {}, len(test.ids))
     check = partial(check_provided, keys, has_epochs=epochs is not None, has_module=is_module)
     if not is_module:
         check(Provided())

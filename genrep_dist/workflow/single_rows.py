@@ -24,8 +24,9 @@ def check_batches(plan: Plan, recipe: Recipe, fault: str) -> None:
     if not fault or _is_safe(plan, recipe, recipe.batch_size):
         return
     num_rows, size = plan.shape.num_train, recipe.batch_size
-    got = f"{num_rows} rows in batches of {' and '.join(map(str, batch_sizes(num_rows, size)))}"
-    if 1 not in batch_sizes(num_rows, size):
+    sizes = batch_sizes(num_rows, size, drop_last=recipe.drop_last)
+    got = f"{num_rows} rows in batches of {' and '.join(map(str, sizes))}"
+    if 1 not in sizes:
         expected = _expected_in_run(plan, recipe, size)
         got += f"; without up to {plan.most_removed} of them, about {expected:.2g} batches of one row in all retrainings"
     steps = (step * sign for step in range(1, TRIED_SIZES + 1) for sign in (1, -1))
@@ -40,16 +41,16 @@ def check_batches(plan: Plan, recipe: Recipe, fault: str) -> None:
     )
 
 
-def batch_sizes(num_rows: int, batch_size: int) -> dict[int, int]:
+def batch_sizes(num_rows: int, batch_size: int, *, drop_last: bool = False) -> dict[int, int]:
     """The sizes of the batches of an epoch over ``num_rows`` rows, and how many there are of each."""
     full, last = divmod(num_rows, batch_size)
-    return {size: count for size, count in ((batch_size, full), (last, 1)) if size and count}
+    return {size: count for size, count in ((batch_size, full), (0 if drop_last else last, 1)) if size and count}
 
 
-def expected_single_rows(num_rows: int, batch_size: int, removed: int) -> float:
+def expected_single_rows(num_rows: int, batch_size: int, removed: int, *, drop_last: bool = False) -> float:
     """The most batches of one row to expect in an epoch without ``removed`` or fewer random rows of ``num_rows``."""
     total = 0.0
-    for size, count in batch_sizes(num_rows, batch_size).items():
+    for size, count in batch_sizes(num_rows, batch_size, drop_last=drop_last).items():
         # Exactly one of a batch's rows stays with probability kept C(N - kept, size - 1) / C(N, size), largest at (N + 1) // size.
         kept = max(num_rows - removed, (num_rows + 1) // size, 1)
         total += count * (kept * math.comb(num_rows - kept, size - 1) / math.comb(num_rows, size))
@@ -63,9 +64,11 @@ def _expected_in_run(plan: Plan, recipe: Recipe, batch_size: int) -> float:
         count = metric.count_requests(experiment, num_rows)
         models = len(experiment.methods) * count.per_method + count.shared
         if models:
-            total += models * expected_single_rows(num_rows, batch_size, metric.largest_removal(experiment, num_rows))
+            removed = metric.largest_removal(experiment, num_rows)
+            total += models * expected_single_rows(num_rows, batch_size, removed, drop_last=recipe.drop_last)
     return len(experiment.seeds) * recipe.epochs * total
 
 
 def _is_safe(plan: Plan, recipe: Recipe, batch_size: int) -> bool:
-    return 1 not in batch_sizes(plan.shape.num_train, batch_size) and _expected_in_run(plan, recipe, batch_size) <= MAX_EXPECTED
+    sizes = batch_sizes(plan.shape.num_train, batch_size, drop_last=recipe.drop_last)
+    return 1 not in sizes and _expected_in_run(plan, recipe, batch_size) <= MAX_EXPECTED

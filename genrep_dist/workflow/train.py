@@ -125,7 +125,9 @@ def model_bytes(plan: Plan, models: int = 1) -> int:
     them, or the predictions of one after the other that follow.
     """
     shape = plan.shape
-    held = STATE_COPIES * shape.checkpoint_bytes + PARAMETER_COPIES * shape.parameter_bytes + ORDER_BYTES * shape.num_train
+    # One tensor of state is among PARAMETER_COPIES. Each further one comes with one that an update computes from it.
+    copies = PARAMETER_COPIES + 2 * max(0, shape.optimizer_copies - 1)
+    held = STATE_COPIES * shape.checkpoint_bytes + copies * shape.parameter_bytes + ORDER_BYTES * shape.num_train
     # A process that trains in packs first tries one of three models.
     shared = max(models, TRIAL_MODELS) if shape.pack_kind != "solo" else models
     return models * held + max(shared * shape.step_bytes, plan.prediction_bytes)

@@ -39,6 +39,7 @@ from tests.benchmarks import measured_on, publish, spread, table
 from tests.benchmarks.tracking_cost import LargeDigits
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
+TORCH: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def plain_loop(case: Case, model: nn.Module, randomness: Randomness) -> None:
     device = next(model.parameters()).device
     dataset = TensorDataset(case.data.inputs.cpu(), case.data.targets.cpu())
     loader = DataLoader(dataset, batch_size=case.recipe.batch_size, sampler=InOrder(randomness, len(dataset)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=case.recipe.learning_rate)
+    optimizer = TORCH[case.recipe.optimizer](model.parameters(), lr=case.recipe.learning_rate)
     criterion = nn.BCEWithLogitsLoss()
     model.train()
     for _ in range(case.recipe.epochs):

@@ -6,9 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from genrep_dist.config.sections import InfluenceSection, ProjectionSection
+from genrep_dist.core.gradients.factored import FactoredGradients
+from genrep_dist.core.gradients.model import num_parameters
+from genrep_dist.core.kernels.base import FeatureKernel
 from genrep_dist.core.kernels.influence import InfluenceKernel
 from genrep_dist.core.kernels.last_layer import LastLayerKernel
 from genrep_dist.core.kernels.ntk import NeuralTangentKernel
+from genrep_dist.core.kernels.ntk_adam import PreconditionedTangentKernel
 from genrep_dist.core.kernels.user import UserKernel
 from genrep_dist.testing.kernels import DerivedKernelTests, FeatureKernelTests, PairwiseKernelTests
 
@@ -31,6 +35,27 @@ class TestNeuralTangentKernelOfAConvolutionalNetwork(TestNeuralTangentKernel):
 class TestProjectedNeuralTangentKernel(FeatureKernelTests):
     def make_kernel(self) -> NeuralTangentKernel:
         return NeuralTangentKernel(projection=ProjectionSection.model_validate({"dim": 256}))
+
+
+class TestPreconditionedTangentKernel(FeatureKernelTests):
+    def make_kernel(self) -> FeatureKernel:
+        return _Metric()
+
+
+class _Metric(PreconditionedTangentKernel):
+    """In the metric of random numbers, whatever the model."""
+
+    def _of(self, model: nn.Module) -> FeatureKernel:
+        count = num_parameters(model)
+        return PreconditionedTangentKernel().at_preconditioner(10 ** torch.randn(count, generator=torch.Generator().manual_seed(0)))
+
+    def features(self, model: nn.Module, inputs: Tensor, outputs: Tensor | None = None) -> FactoredGradients:
+        found = self._of(model).features(model, inputs, outputs)
+        assert isinstance(found, FactoredGradients)
+        return found
+
+    def reference(self, model: nn.Module, train: Tensor, test: Tensor, outputs: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
+        return self._of(model).reference(model, train, test, outputs, num_outputs)
 
 
 class TestLastLayerKernel(FeatureKernelTests):

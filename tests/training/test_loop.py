@@ -95,7 +95,7 @@ def test_tracking_explains_a_linear_model_exactly(loss: str, schedule: str) -> N
     targets = torch.randint(0, 3, (30,), generator=generator) if loss == "softmax" else (torch.rand(30, generator=generator) > 0.5).double()
     data = Dataset(inputs, targets, torch.arange(30))
     test = torch.randn(9, 6, generator=generator, dtype=torch.float64)
-    recipe = Recipe(epochs=5, batch_size=7, learning_rate=0.3, schedule=schedule)  # type: ignore[arg-type]
+    recipe = Recipe(epochs=5, batch_size=7, learning_rate=0.3, schedule=schedule)
     randomness = Randomness(2)
     model = randomness.build(lambda: nn.Linear(6, outputs).double())
     before = predict(model, test)

@@ -33,7 +33,8 @@ class KernelDescent(SolvedImportance):
         recipe = replace(inputs.recipe, **changes)
         mini_batches = self.options.batches == "recipe"
         batch_size = recipe.batch_size if mini_batches else len(inputs.outputs)
-        batches = [batch for order in inputs.epoch_orders(recipe.epochs) for batch in torch.split(order, batch_size)]
+        visited = recipe.steps_per_epoch(len(inputs.outputs)) * batch_size if mini_batches else batch_size
+        batches = [batch for order in inputs.epoch_orders(recipe.epochs) for batch in torch.split(order[:visited], batch_size)]
         alpha, _, certificate = kernel_descent(
             gram.matvec,
             inputs.loss,

@@ -6,9 +6,10 @@ from genrep_dist.core.kernels.base import Kernel
 from genrep_dist.core.kernels.influence import InfluenceKernel
 from genrep_dist.core.kernels.last_layer import LastLayerKernel
 from genrep_dist.core.kernels.ntk import NeuralTangentKernel
+from genrep_dist.core.kernels.ntk_adam import PreconditionedTangentKernel
 from genrep_dist.core.reserved import RESERVED_NAMES
 from genrep_dist.registry import Registry
 
 KERNELS: Registry[type[Kernel]] = Registry("kernel", "genrep_dist.kernels", Kernel, reserved=RESERVED_NAMES)
-for _kernel in (NeuralTangentKernel, LastLayerKernel, InfluenceKernel):
+for _kernel in (NeuralTangentKernel, LastLayerKernel, InfluenceKernel, PreconditionedTangentKernel):
     KERNELS.register(_kernel.name, _kernel)

@@ -99,6 +99,13 @@ class FeatureKernel(Kernel):
 
     kind = "feature"
     factored: ClassVar[bool] = False
+    needs_preconditioner: ClassVar[bool] = False
+    """Whether features are taken by :meth:`at_preconditioner`, which needs an optimizer that has one."""
+
+    def at_preconditioner(self, preconditioner: Tensor) -> FeatureKernel:
+        """The kernel in the metric of an optimizer at one checkpoint: ``preconditioner`` (P,) float64, positive."""
+        del preconditioner
+        return self
 
     @abstractmethod
     def sizes(self, model: nn.Module, inputs: Tensor) -> KernelSizes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from genrep_dist.core.kernels.base import FeatureKernel, KernelSizes
 
@@ -25,7 +25,7 @@ class NeuralTangentKernel(FeatureKernel):
     name = "ntk"
     formula = "<df/dtheta(x_i), df/dtheta(x)>"
     source = "neural tangent kernel, Jacot et al. 2018; Tsai et al. 2023, Eq. 13"
-    needs = ("gradients",)
+    needs: ClassVar[tuple[str, ...]] = ("gradients",)
     settings = ("projection",)
     factored = True
 

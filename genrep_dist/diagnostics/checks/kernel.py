@@ -70,7 +70,7 @@ def _reference(context: CheckContext, name: str, epoch: int) -> tuple[Tensor, Te
 
     A pairwise kernel is computed with its arguments exchanged, as it must be symmetric; its scale is its largest value.
     """
-    kernel, model, points = context.worker.kernel(name), context.model_at(epoch), context.worker.test_points(context.seed)
+    kernel, model, points = context.kernel_at(name, epoch), context.model_at(epoch), context.worker.test_points(context.seed)
     num_outputs = context.plan.shape.num_outputs
     if isinstance(kernel, FeatureKernel):
         # The gradients of the points, twice in float64, fit half the budget.

@@ -15,6 +15,7 @@ from genrep_dist.diagnostics.checks.dropout import dropout_layers
 from genrep_dist.diagnostics.checks.normalisation import normalising_layers
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, largest_relative, rerun_text, trainable
 from genrep_dist.diagnostics.finding import Finding, compare, green
+from genrep_dist.workflow.preconditioner import needed_epochs, read_preconditioner
 
 _LINEARITY_ROWS = 4
 _BATCH = 256
@@ -27,6 +28,17 @@ def check(context: CheckContext) -> Iterator[Finding]:
     predicted = torch.cat([_predicted(context, sample[None], direction) for sample in inputs])
     gap = float((after - before - predicted).abs().max())
     change = float((after - before).abs().max())
+    if change > 0 and context.plan.keys.epochs in needed_epochs(context.plan.keys):
+        metric = read_preconditioner(context.worker, context.seed, context.plan.keys.epochs)
+        predicted_there = torch.cat([_predicted(context, sample[None], direction / metric) for sample in inputs])
+        yield green(
+            "tracking identity",
+            "for information, the gap in the optimizer's metric at the final parameters: the largest |f_T - f_0 - sum_i alpha_i K(x_i, .)| "
+            "with K = J D^-1 J^T, as a share of the largest |f_T - f_0|; zero for a model that is linear in its parameters if D never "
+            "changed and there was no momentum",
+            number=float((after - before - predicted_there).abs().max()) / change,
+            seed=context.seed,
+        )
     reason = _why_not_exact(context)
     if reason:
         text = (

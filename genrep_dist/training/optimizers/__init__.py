@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from genrep_dist.core.optimizers import OPTIMIZERS
 from genrep_dist.errors import ProblemError
 from genrep_dist.extension import build, returned
 from genrep_dist.problems.protocol import Recipe
-from genrep_dist.training.optimizers.base import OPTIMIZER_SETTINGS, GroupedOptimizer, Optimizer, Rule
+from genrep_dist.training.optimizers.base import OPTIMIZER_SETTINGS, GroupedOptimizer, OptimizedParameters, Optimizer, Rule
 
 __all__ = ["OPTIMIZERS", "Optimizer", "identity_gap_reasons", "make_optimizer"]
 
@@ -23,9 +25,9 @@ def make_optimizer(recipe: Recipe) -> Optimizer:
         return main
     groups = []
     for group in recipe.param_groups:
-        decay = {} if group.weight_decay is None else {"weight_decay": group.weight_decay}
+        own = recipe if group.weight_decay is None else replace(recipe, weight_decay=group.weight_decay)
         rate = 1.0 if group.learning_rate is None else group.learning_rate / recipe.learning_rate
-        groups.append((group.params, Rule(_make_rule(replace(recipe, **decay)), rate)))
+        groups.append((group.params, Rule(_make_rule(own), rate)))
     return GroupedOptimizer(main, groups, recipe.clip_norm)
 
 
@@ -43,6 +45,21 @@ def _make_rule(recipe: Recipe) -> Optimizer:
             )
     optimizer: Optimizer = build(kind, recipe)
     return optimizer
+
+
+def state_copies(recipe: Recipe) -> int:
+    """How many tensors of a parameter's shape the optimizer of ``recipe`` keeps for it."""
+    parameter = torch.zeros(2, 3)
+    (state,) = OptimizedParameters(make_optimizer(recipe), [parameter]).state
+    return sum(value.shape == parameter.shape for value in state.values())
+
+
+def has_preconditioner(recipe: Recipe) -> bool:
+    """Whether the optimizer of ``recipe`` has a preconditioner, tried on a parameter after one step."""
+    optimizer, parameter = make_optimizer(recipe), torch.ones(2)
+    optimized = OptimizedParameters(optimizer, [parameter])
+    optimized.step([torch.ones(2)], recipe.learning_rate)
+    return optimizer.preconditioner(parameter, optimized.state[0]) is not None
 
 
 def identity_gap_reasons(recipe: Recipe) -> list[str]:

@@ -204,10 +204,10 @@ class OptimizedParameters:
     ) -> None:
         self._optimizer, self._leaves, self._slots = optimizer, [p.detach() for p in parameters], slots
         self._by_slot = by_slot or [lambda tensor: tensor] * len(self._leaves)
-        self._views = [view(leaf) for view, leaf in zip(self._by_slot, self._leaves, strict=True)]
+        self.views = [view(leaf) for view, leaf in zip(self._by_slot, self._leaves, strict=True)]
         grouped = optimizer if isinstance(optimizer, GroupedOptimizer) else GroupedOptimizer(optimizer)
         self._clip_norm, self._rules = grouped.clip_norm, grouped.rules(names, len(self._leaves))
-        self.state = [self._initial_state(rule.optimizer, view, slots) for rule, view in zip(self._rules, self._views, strict=True)]
+        self.state = [self._initial_state(rule.optimizer, view, slots) for rule, view in zip(self._rules, self.views, strict=True)]
 
     def _initial_state(self, optimizer: Optimizer, parameter: Tensor, slots: int | None) -> dict[str, Tensor]:
         own, first = (tuple(parameter.shape), ()) if slots is None else (tuple(parameter.shape[1:]), (slots,))
@@ -220,7 +220,7 @@ class OptimizedParameters:
     @property
     def _tensors(self) -> list[Tensor]:
         """All that a step changes, with S as the first dimension."""
-        return [*self._views, *(tensor for state in self.state for tensor in state.values())]
+        return [*self.views, *(tensor for state in self.state for tensor in state.values())]
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None], rate: float, idle_slots: Sequence[int] = ()) -> None:
@@ -229,7 +229,7 @@ class OptimizedParameters:
         restored = [] if self._optimizer.accepts_sparse_gradients or not idle_slots else self._tensors
         before = [tensor[list(idle_slots)] for tensor in restored]
         moving = []
-        by_parameter = zip(self._rules, self._leaves, self._views, self._by_slot, self.state, gradients, strict=True)
+        by_parameter = zip(self._rules, self._leaves, self.views, self._by_slot, self.state, gradients, strict=True)
         for rule, leaf, view, by_slot, state, gradient in by_parameter:
             if gradient is not None and gradient.is_sparse and self._optimizer.accepts_sparse_gradients and not state:
                 moving.append((rule, leaf, gradient, state))
@@ -251,12 +251,13 @@ class OptimizedParameters:
         Raises ProblemError for an optimizer that has none.
         """
         found = []
-        for rule, view, state in zip(self._rules, self._views, self.state, strict=True):
+        for rule, view, state in zip(self._rules, self.views, self.state, strict=True):
             value: object = rule.optimizer.preconditioner(view, state)
             expected = f"a finite positive tensor of shape {tuple(as_real(view).shape)}"
             fits = isinstance(value, Tensor) and value.shape == as_real(view).shape
             require_returned(fits, rule.optimizer, "preconditioner", expected, value)
-            values = cast("Tensor", value)
+            # Along gradient / D at the recipe's rate, whatever the rate of the parameter's group.
+            values = cast("Tensor", value) / rule.relative_rate
             found.append(torch.view_as_complex(values.contiguous()) if view.is_complex() else values)
         return found
 

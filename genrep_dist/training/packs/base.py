@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -39,6 +40,22 @@ class Pack(ABC):
     def unload(self, slot: int, model: nn.Module) -> None:
         """Copy a slot's parameters into ``model``."""
 
+    @torch.no_grad()
+    def preconditioner(self, slot: int, model: nn.Module) -> list[Tensor]:
+        """The optimizer's preconditioner of a slot, one tensor for each trained parameter of ``model``, which is like the template.
+
+        Raises ProblemError for an optimizer that has none.
+        """
+        receiver, values = copy.deepcopy(model), self.optimized.preconditioners()
+        before = [view.clone() for view in self.optimized.views]
+        # By way of the parameters, whose layout in a slot is known to the layers alone.
+        for view, value in zip(self.optimized.views, values, strict=True):
+            view.copy_(value)
+        self.unload(slot, receiver)
+        for view, value in zip(self.optimized.views, before, strict=True):
+            view.copy_(value)
+        return [p.detach() for p in receiver.parameters() if p.requires_grad]
+
     def steps(self, orders: Tensor, batch_size: int, kept: Tensor, first_step: int) -> Iterator[Step]:
         """The steps of an epoch in which each model visits its ``orders`` (S, N) without the rows that ``kept`` (S, N) bool drops."""
         return packed_steps(orders, batch_size, kept, first_step)
@@ -64,6 +81,9 @@ class Solo(Pack):
 
     def unload(self, slot: int, model: nn.Module) -> None:
         assert model is self.module
+
+    def preconditioner(self, slot: int, model: nn.Module) -> list[Tensor]:
+        return self.optimized.preconditioners()
 
     def steps(self, orders: Tensor, batch_size: int, kept: Tensor, first_step: int) -> Iterator[Step]:
         return plain_steps(orders[0], batch_size, None if bool(torch.all(kept)) else kept[0], first_step)
