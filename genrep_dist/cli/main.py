@@ -221,7 +221,7 @@ def ledger_compact(name: NameArgument, store: StoreOption = "store") -> None:
     from genrep_dist.results import open_run
 
     opened = open_run(store, name)
-    done = opened.store.ledger(opened.plan.keys.training).compact()
+    done = opened.store.ledger(opened.plan.keys.training).compact_alone()
     write_line(f"{done.parts_before:,} parts -> {done.parts_after:,}; {done.rows:,} trained models, {done.bytes:,} bytes")
 
 

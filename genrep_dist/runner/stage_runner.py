@@ -43,6 +43,8 @@ TASKS_PER_SLOT = 8
 """Retraining tasks per slot at least, if there are enough models: the last tasks then delay the end little."""
 POLL_SECONDS = 1.0
 """How often a run looks whether other drivers have trained what it needs."""
+MANY_PARTS = 1000
+"""A ledger of so many parts is compacted when all models of a run are trained."""
 _MORE_MEMORY = "lower resources.workers or resources.memory_budget, or declare resources.memory for each worker,"
 
 
@@ -225,8 +227,20 @@ class StageRunner:
                 self._train(claimed)
             others = len(missing) - len(mine)
             if not others:
-                return
+                break
             self._wait_for_others(others, "models")
+        self._compact(ledger)
+
+    def _compact(self, ledger: Ledger) -> None:
+        """Merge the parts of the ledger if they are many: reading a part costs as much as reading hundreds of rows."""
+        if len(ledger.parts()) < MANY_PARTS:
+            return
+        try:
+            done = ledger.compact_alone()
+        except GenRepError as error:  # the run does not need it
+            self._progress.message(f"the ledger was not compacted: {error}")
+        else:
+            self._progress.message(f"the ledger was compacted: {done.parts_before:,} parts became {done.parts_after:,}")
 
     def _missing(self, requests: RetrainRequests, ledger: Ledger) -> list[Retraining]:
         """The requested models that the ledger lacks, without those in quarantine."""

@@ -11,6 +11,10 @@ import polars as pl
 import pytest
 
 import genrep_dist as gr
+from genrep_dist.errors import StoreError
+from genrep_dist.runner import stage_runner
+from genrep_dist.runner.progress import NoProgress
+from genrep_dist.store.ledger import Ledger
 from tests.experiments import ROOT, experiment
 from tests.toys import trainings
 
@@ -18,6 +22,10 @@ DRIVER = """
 import sys, time
 from pathlib import Path
 import genrep_dist as gr
+from genrep_dist.errors import StoreError
+from genrep_dist.runner import stage_runner
+from genrep_dist.runner.progress import NoProgress
+from genrep_dist.store.ledger import Ledger
 from genrep_dist.runner import publish
 from tests.experiments import ROOT
 from tests.faults.driver import no_tracking
@@ -63,3 +71,40 @@ def test_experiments_at_once_train_each_model_once(tmp_path: Path) -> None:
     )
     assert trainings(tmp_path) - before == alone // 3
     assert again.deletion().collect().equals(runs[2].deletion().collect())
+
+
+class Messages(NoProgress):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.texts.append(text)
+
+
+@pytest.mark.usefixtures("no_mlflow")
+def test_a_ledger_of_many_parts_is_compacted_by_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_runner, "MANY_PARTS", 3)
+    fields: dict[str, Any] = {"methods": ["random"], "resources": {"task_seconds": 1e-9}, "deletion": {"fractions": [0.0, 0.1]}}
+    progress = Messages()
+    question = experiment(**fields)
+    run = gr.run(question, store=str(tmp_path), serial=True, search_path=[str(ROOT)], progress=progress)
+    ledger = run.store.ledger(run.plan.keys.training)
+    assert len(ledger.parts()) == 1
+    assert [text for text in progress.texts if "parts became 1" in text]
+    deletion = run.deletion().collect()
+    run.store.objects.delete("results/toy/manifest.json")
+    monkeypatch.setattr(Ledger, "compact", lambda self: pytest.fail("a compacted ledger is compacted again"))
+    assert gr.run(question, store=str(tmp_path), serial=True, search_path=[str(ROOT)]).deletion().collect().equals(deletion)
+
+
+@pytest.mark.usefixtures("no_mlflow")
+def test_a_compaction_that_fails_costs_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: Ledger) -> None:
+        raise StoreError("a part vanished")
+
+    monkeypatch.setattr(stage_runner, "MANY_PARTS", 1)
+    monkeypatch.setattr(Ledger, "compact", fails)
+    progress = Messages()
+    fields: dict[str, Any] = {"methods": ["random"], "seeds": 1, "deletion": {"fractions": [0.0, 0.1]}}
+    gr.run(experiment(**fields), store=str(tmp_path), serial=True, search_path=[str(ROOT)], progress=progress).summary()
+    assert [text for text in progress.texts if "not compacted: a part vanished" in text]
