@@ -146,12 +146,13 @@ class StageRunner:
                 for artifact in artifacts
                 if artifact.seed not in self._skipped_seeds and not self._store.artifact(artifact.kind, artifact.key).is_intact()
             ]
-            with self._claims.take(map(_claim, unfinished)) if shared else nullcontext({_claim(one) for one in unfinished}) as mine:
+            names = set(map(_claim, unfinished))
+            with self._claims.take(names) if shared else nullcontext(names) as mine:
                 check = self._run_claimed(stage, artifacts, unfinished, mine, check)
-            others = len(unfinished) - len(mine)
+            others = names - mine
             if not others:
                 return
-            self._wait_for_others(others, "original models")
+            self._wait_for_others(len(others), "original models")
 
     def _run_claimed(
         self,
