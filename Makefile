@@ -1,22 +1,25 @@
-# make demo | test | lint | bench | clean | venv.  All commands use .venv, which is built if it is missing or out of date.
+# make demo | test | lint | bench | lowest | pins | clean | venv.  All commands use .venv, which is built if it is missing or out of date.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 3
 STAMP := $(VENV)/.installed
+LOWEST := .venv-lowest
 
 # Runs a tool of the environment; shows its output only when it fails.
 quietly = @echo '$(1)'; output=$$($(BIN)/$(1) 2>&1) || { printf '%s\n' "$$output"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench clean
+.PHONY: help venv demo test lint bench lowest pins clean
 
 help:
 	@echo 'make demo    the demonstration: some 1,800 retrainings, a table, a report; minutes'
 	@echo 'make test    lint, then all tests, three files at a time; JOBS=8 for eight'
 	@echo 'make lint    style, types, import rules, versions that fit together, spelling'
 	@echo 'make bench   run the benchmarks in tests/benchmarks'
+	@echo 'make lowest  install the lowest versions that pyproject.toml allows into $(LOWEST), and run smoke with them'
+	@echo 'make pins    write constraints.txt from what is installed in $(VENV)'
 	@echo 'make venv    install into $(VENV) and nothing else; PYTHON=python3.12 selects the interpreter'
 	@echo 'make clean   remove $(VENV) and caches; keep the results in store/'
 
@@ -56,6 +59,18 @@ bench: $(STAMP)
 	  $(BIN)/python -m "$$(echo "$${file%.py}" | tr / .)" || exit 1; \
 	done
 
+lowest:
+	@rm -rf $(LOWEST)
+	@$(PYTHON) -m venv $(LOWEST)
+	@{ $(PYTHON) .ci/lowest_versions.py; grep '^torch==' constraints.txt; } > $(LOWEST)/lowest.txt
+	@output=$$($(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/lowest.txt . 2>&1) || \
+	  { printf '%s\n' "$$output"; exit 1; }
+	@$(LOWEST)/bin/genrep run smoke --serial --store $(LOWEST)/store
+
+pins: $(STAMP)
+	@$(BIN)/python .ci/pin_versions.py > constraints.new
+	@mv constraints.new constraints.txt
+
 clean:
-	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage htmlcov
+	@rm -rf $(VENV) $(LOWEST) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage htmlcov
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

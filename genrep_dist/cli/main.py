@@ -233,7 +233,7 @@ def ledger_compact(name: NameArgument, store: StoreOption = "store", experiment:
     from genrep_dist.results import open_run
 
     opened = open_run(store, name, experiment=experiment)
-    done = opened.store.ledger(opened.plan.keys.training).compact()
+    done = opened.store.ledger(opened.plan.keys.training).compact_alone()
     write_line(f"{done.parts_before:,} parts -> {done.parts_after:,}; {done.rows:,} trained models, {done.bytes:,} bytes")
 
 

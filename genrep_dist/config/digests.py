@@ -13,10 +13,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
 
 def json_digest(value: Any) -> str:
     """sha256 of the canonical JSON of plain data."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(value).encode()).hexdigest()
 
 
 def non_default_fields(record: Any, leave_out: Collection[str] = ()) -> Any:

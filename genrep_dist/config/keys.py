@@ -78,7 +78,7 @@ class Keys:
     def epochs(self) -> int:
         return int(self.recipe["epochs"])
 
-    @property
+    @cached_property  # it is a part of the key of every retrained model
     def training(self) -> str:
         """What every trained model depends on, apart from its seed and its removal set."""
         used = ("optimizer", self.recipe.get("optimizer", "")), ("schedule", self.recipe.get("schedule", "")), ("augment", "")
@@ -173,7 +173,7 @@ class Keys:
         """Key of a ledger row. With nothing removed it is the original model, whatever the policy."""
         if not removed:
             policy, replicate = "same", 0
-        return self._digest("retraining", self.training, seed, policy, replicate, sorted(int(i) for i in removed))
+        return self._digest("retraining", self.training, seed, policy, replicate, sorted(map(int, removed)))
 
     def _kernel_identity(self, kernel: str) -> Any:
         """What distinguishes one kernel from another: its name with its settings, or the source of the user's own."""

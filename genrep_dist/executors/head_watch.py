@@ -7,11 +7,15 @@ import socket
 import threading
 import time
 
+from genrep_dist.errors import GenRepError
 from genrep_dist.provenance import resume_command
 
 POLL_SECONDS = 0.5
 RENEW_SECONDS = 30.0
 """A new connection is opened this often. The head itself closes an idle connection after two minutes."""
+
+GRACE_SECONDS = 5.0
+"""Ray is given this time to notice a lost head itself while a driver attaches."""
 
 
 class HeadWatch:
@@ -34,8 +38,11 @@ class HeadWatch:
     def _watch(self) -> None:
         while not self._stop.is_set():
             if not self._is_alive():
-                os.write(2, self._message().encode())
+                self._head_is_gone()
                 return
+
+    def _head_is_gone(self) -> None:
+        os.write(2, self._message().encode())
 
     def _is_alive(self) -> bool:
         """Open one connection; whether it stayed open for RENEW_SECONDS, or until :meth:`close`."""
@@ -61,3 +68,20 @@ class HeadWatch:
             "after at most RAY_gcs_rpc_server_reconnect_timeout_s (60) seconds. Committed results are kept: start a cluster and run the "
             f"same command there to continue: {resume_command()}\n"
         )
+
+
+class AttachWatch(HeadWatch):
+    """Watches the head while this driver attaches to it. Ray would wait for minutes for a lost head, in code that nothing interrupts.
+
+    If Ray has not raised an error some seconds after the loss, ``error`` is written and the process ends with exit code 1. Nothing is lost:
+    a driver that attaches has computed nothing yet.
+    """
+
+    def __init__(self, address: str, error: GenRepError) -> None:
+        self._error = error
+        super().__init__(address)
+
+    def _head_is_gone(self) -> None:
+        if not self._stop.wait(GRACE_SECONDS):
+            os.write(2, f"error: {self._error}\n".encode(errors="replace"))
+            os._exit(1)

@@ -29,7 +29,7 @@ from genrep_dist.executors.auth_token import create_auth_token
 from genrep_dist.executors.base import Failure, Outcome
 from genrep_dist.executors.capacity import NodeResources, WorkerResources, worker_resources
 from genrep_dist.executors.cluster_address import check_cluster, unreachable
-from genrep_dist.executors.head_watch import HeadWatch
+from genrep_dist.executors.head_watch import AttachWatch, HeadWatch
 from genrep_dist.executors.package_copies import require_same_copy
 from genrep_dist.executors.worker import Worker, package_copy, run_unit
 from genrep_dist.units import StageName, Unit
@@ -300,8 +300,8 @@ def _connect(address: str | None) -> None:
         try:
             found = get_ray_address_from_environment("auto", None) if wanted == "auto" else wanted
             if found != "local":
-                # Ray waits for minutes for a head that goes while a driver attaches: the watch says so at once.
-                stack.callback(HeadWatch("{}:{}".format(*check_cluster(found, where))).close)
+                gone = unreachable(found, where, "its head went away while this driver attached")
+                stack.callback(AttachWatch("{}:{}".format(*check_cluster(found, where)), gone).close)
             ray.init(address=address, **_QUIET)
         except ConfigError:
             raise

@@ -43,6 +43,8 @@ TASKS_PER_SLOT = 8
 """Retraining tasks per slot at least, if there are enough models: the last tasks then delay the end little."""
 POLL_SECONDS = 1.0
 """How often a run looks whether other drivers have trained what it needs."""
+MANY_PARTS = 1000
+"""A ledger of so many parts is compacted when all models of a run are trained."""
 _MORE_MEMORY = "lower resources.workers or resources.memory_budget, or declare resources.memory for each worker,"
 
 
@@ -144,12 +146,13 @@ class StageRunner:
                 for artifact in artifacts
                 if artifact.seed not in self._skipped_seeds and not self._store.artifact(artifact.kind, artifact.key).is_intact()
             ]
-            with self._claims.take(map(_claim, unfinished)) if shared else nullcontext({_claim(one) for one in unfinished}) as mine:
+            names = set(map(_claim, unfinished))
+            with self._claims.take(names) if shared else nullcontext(names) as mine:
                 check = self._run_claimed(stage, artifacts, unfinished, mine, check)
-            others = len(unfinished) - len(mine)
+            others = names - mine
             if not others:
                 return
-            self._wait_for_others(others, "original models")
+            self._wait_for_others(len(others), "original models")
 
     def _run_claimed(
         self,
@@ -225,8 +228,20 @@ class StageRunner:
                 self._train(claimed)
             others = len(missing) - len(mine)
             if not others:
-                return
+                break
             self._wait_for_others(others, "models")
+        self._compact(ledger)
+
+    def _compact(self, ledger: Ledger) -> None:
+        """Merge the parts of the ledger if they are many: reading a part costs as much as reading hundreds of rows."""
+        if len(ledger.parts()) < MANY_PARTS:
+            return
+        try:
+            done = ledger.compact_alone()
+        except GenRepError as error:  # the run does not need it
+            self._progress.message(f"the ledger was not compacted: {error}")
+        else:
+            self._progress.message(f"the ledger was compacted: {done.parts_before:,} parts became {done.parts_after:,}")
 
     def _missing(self, requests: RetrainRequests, ledger: Ledger) -> list[Retraining]:
         """The requested models that the ledger lacks, without those in quarantine."""

@@ -14,6 +14,7 @@ import pyarrow as pa
 from polars.io.plugins import register_io_source
 
 from genrep_dist.store.compaction import Compaction, compact
+from genrep_dist.store.lease import Lease
 from genrep_dist.store.ledger_parts import LEDGER_SCHEMA, find_damage, put_part, read_parts
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import LedgerPaths
@@ -100,6 +101,11 @@ class Ledger:
     def compact(self) -> Compaction:
         """Merge small parts and keep one row per key. See :func:`genrep_dist.store.compaction.compact`."""
         return compact(self._objects, self.folder, self.parts())
+
+    def compact_alone(self) -> Compaction:
+        """As :meth:`compact`, after waiting for any other process that compacts this ledger."""
+        with Lease(self._objects, self._paths.compaction_lease):
+            return self.compact()
 
     def _move_if_damaged(self, path: str) -> Iterator[DamagedPart]:
         data = self._objects.get(path)

@@ -48,6 +48,7 @@ class LedgerPaths:
     def __init__(self, training: str) -> None:
         self.folder = f"ledger/{training}"
         self.damaged = f"{self.folder}/refused"
+        self.compaction_lease = f"{self.folder}/lease"
 
     def damaged_part(self, part: str, digest: str) -> str:
         name = part.removeprefix(f"{self.folder}/").removesuffix(".parquet").replace("/", "-")

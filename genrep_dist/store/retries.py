@@ -64,7 +64,7 @@ class _Pauses:
         if waited > QUIET_SECONDS and not self._is_logged:
             self._is_logged = True
             _log.warning("the bucket fails, and is tried again for %.0f seconds: %s", left, failure_reason(str(error)))
-        pause = min(self._longest, left) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+        pause = min(self._longest * random.uniform(0.5, 1.0), left)  # noqa: S311 - no secret
         self._longest = min(2 * self._longest, LONGEST_PAUSE_SECONDS)
         return pause
 

@@ -178,6 +178,7 @@ class _Requests:
         self._num_train = plan.shape.num_train
         self._train_ids: dict[int, int] = {}
         """Each id by itself: the removed sets share the objects, which take four times as much as references to them."""
+        self._original_keys: dict[tuple[int, str], str] = {}
         self._metrics: tuple[Metric, ...] = measured_metrics(plan.experiment)
         self.rows: list[dict[str, Any]] = []
         self.retrainings: dict[str, Retraining] = {}
@@ -204,13 +205,14 @@ class _Requests:
     def _check(self, metric: str, data: StoredSeed, removed: Sequence[int]) -> None:
         """Raise PlanError for a removed set that no model can be trained without."""
         self._train_ids = self._train_ids or {sample: sample for sample in data.train_ids.tolist()}
-        unknown = sorted(set(removed) - self._train_ids.keys())
-        if unknown or len(set(removed)) != len(removed) or len(removed) >= self._num_train:
+        distinct = set(removed)
+        if not distinct <= self._train_ids.keys() or len(distinct) != len(removed) or len(removed) >= self._num_train:
+            unknown = sorted(distinct - self._train_ids.keys())
             raise PlanError(
                 "a metric requests a model without samples that cannot be removed",
                 where=f"{metric}, seed {data.seed}",
                 expected=f"different ids of training samples, fewer than {self._num_train}",
-                got=f"unknown ids {unknown[:5]}" if unknown else f"{len(removed)} ids, {len(set(removed))} of them different",
+                got=f"unknown ids {unknown[:5]}" if unknown else f"{len(removed)} ids, {len(distinct)} of them different",
                 remedy="correct the requests of the metric",
             )
 
@@ -218,8 +220,10 @@ class _Requests:
         seed = data.seed
         removed = tuple(sorted(request.removed.tolist()))
         self._check(metric, data, removed)
-        removed = tuple(self._train_ids[sample] for sample in removed)
+        removed = tuple(map(self._train_ids.__getitem__, removed))
         key = self._keys.retraining(seed, removed, request.policy, request.replicate)
+        if (seed, request.policy) not in self._original_keys:
+            self._original_keys[seed, request.policy] = self._keys.retraining(seed, (), request.policy)
         if removed and key not in self.retrainings:
             self.retrainings[key] = Retraining(key, seed, request.policy, removed, request.replicate)
         self.rows.append(
@@ -234,7 +238,7 @@ class _Requests:
                 "replicate": request.replicate,
                 "num_removed": len(removed),
                 "key": key,
-                "original_key": self._keys.retraining(seed, (), request.policy),
+                "original_key": self._original_keys[seed, request.policy],
                 "subset": request.subset,
             }
         )

@@ -42,7 +42,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 def process(job: Job, unit: Unit) -> dict[str, float]:
-    return {"pid": float(os.getpid()), "gpu": float(ray.get_gpu_ids()[0])}  # type: ignore[no-untyped-call]
+    return {"pid": float(os.getpid()), "gpu": float(ray.get_gpu_ids()[0])}
 
 
 def processes_of(executor: RayExecutor, job: Job, units: list[Unit]) -> dict[float, set[float]]:

@@ -105,9 +105,13 @@ def test_the_digest_is_that_of_the_sources_and_not_of_the_place(tmp_path: Path) 
     assert done.stdout.strip() == package_copy()["digest"]
 
 
+def statistics(job: object, unit: object) -> dict[str, float]:
+    assert (job, unit) == ("job", "unit")
+    return {"models": 1.0}
+
+
 def test_equal_copies_run_the_unit() -> None:
-    payload = pickle.dumps((2, max))
-    digest = package_copy()["digest"]
-    assert run_unit(digest, payload, pickle.dumps(3)) == 3
+    payload, unit, digest = pickle.dumps(("job", statistics)), pickle.dumps("unit"), package_copy()["digest"]
+    assert run_unit(digest, payload, unit) == {"models": 1.0}
     assert Worker(digest, payload).ready() == {}
-    assert Worker(digest, payload).run(pickle.dumps(3)) == 3
+    assert Worker(digest, payload).run(unit) == {"models": 1.0}

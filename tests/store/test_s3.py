@@ -120,7 +120,7 @@ def test_the_same_files_as_in_a_folder(finished: Finished, server: S3Server) -> 
     theirs = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
     for start in ("artifacts", "data", "experiments", "results"):
         assert {path for path in ours if path.startswith(start)} == {path for path in theirs if path.startswith(start)}, start
-    assert {path.partition("/")[0] for path in ours} == {"artifacts", "data", "experiments", "results", "ledger"}
+    assert {path.partition("/")[0] for path in ours} == {"artifacts", "claims", "data", "experiments", "results", "ledger"}
 
 
 def test_the_commands_on_a_bucket_and_a_resumption_that_trains_nothing(finished: Finished, tmp_path: Path) -> None:
