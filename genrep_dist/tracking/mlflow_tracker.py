@@ -23,9 +23,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from genrep_dist.errors import StoreError
+from genrep_dist.redaction import redact
 from genrep_dist.tracking.database import create_database, move_artifacts, require_location, sqlite_path
 from genrep_dist.tracking.publication import MethodRun, Publication, json_digest, method_runs, run_files, short_parameters
-from genrep_dist.tracking.server import check_server, tracking_hint, without_user
+from genrep_dist.tracking.server import check_server, tracking_hint
 
 # Read when MLflow is imported or used: no usage statistics are sent, and nothing is printed into the progress display. A user's own
 # values are kept.
@@ -229,7 +230,7 @@ def _as_store_error(tracking_uri: str) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise StoreError(
             "MLflow refused the publication",
-            where=without_user(tracking_uri),
+            where=redact(tracking_uri),
             got=f"{type(error).__name__}: {error}".strip().splitlines()[0],
             remedy="the results are in the store: correct this and run again, which publishes only what is missing",
         ) from error
