@@ -212,7 +212,7 @@ _READERS: Mapping[str, Callable[[Path, ExternalSection], Found]] = {
 def _from_entries(path: Path, section: ExternalSection, entries: Mapping[str, Any]) -> Contents:
     train, test = section.train_ids or "train_ids", section.test_ids or "test_ids"
     ids = {name: integer_ids(_read(entries[name]), f"{path}, {name!r}") for name in (train, test) if name in entries}
-    shapes = {name: tuple(getattr(value, "shape", (len(value),))) for name, value in entries.items() if name not in ids}
+    shapes = {name: (len(value),) if isinstance(value, list) else tuple(value.shape) for name, value in entries.items() if name not in ids}
     scores: Matrix = entries[scores_name(section, path, shapes)]
     return Contents(scores, is_transposed(section), ids.get(train), ids.get(test))
 

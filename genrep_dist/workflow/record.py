@@ -78,12 +78,13 @@ def read_record(store: Store, name: str) -> dict[str, Any]:
             got=name,
             remedy="check --store, or run the experiment first",
         ) from None
-    if record.get("schema_version") != RECORD_VERSION:
+    version = record.get("schema_version") if isinstance(record, dict) else f"{type(record).__name__}, no record"
+    if version != RECORD_VERSION:
         raise StoreError(
             "this record was written by another version",
             where=f"{store.uri}/{ExperimentPaths(name).record}",
             expected=f"schema_version {RECORD_VERSION}",
-            got=str(record.get("schema_version")),
+            got=str(version),
             remedy="run the experiment again with this version: what is still valid is not computed again",
         )
     return record
