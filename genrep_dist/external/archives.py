@@ -24,6 +24,8 @@ class NpzArray:
             version = np.lib.format.read_magic(stream)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             self.shape, _, self.dtype = read(stream)
+        if self.dtype.hasobject:
+            raise ValueError(f"Python objects in {member}")
 
     def read(self) -> Array:
         """The array. LimitError for one that memory cannot hold."""
