@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,16 +19,23 @@ Array = npt.NDArray[Any]
 class NpzArray:
     """One array of an .npz file, by its header. Its numbers are read by :meth:`read`."""
 
-    def __init__(self, path: Path, member: str) -> None:
+    def __init__(self, path: Path, member: str, archive: zipfile.ZipFile) -> None:
         self._path, self._member = path, member
-        with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
+        with archive.open(member) as stream:
             version = np.lib.format.read_magic(stream)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             self.shape, _, self.dtype = read(stream)
+        if self.dtype.hasobject:
+            raise ValueError(f"Python objects in {member}")
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all its numbers."""
+        return math.prod(self.shape) * int(self.dtype.itemsize)
 
     def read(self) -> Array:
         """The array. LimitError for one that memory cannot hold."""
-        require_fits(int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize, f"the array {self._member}")
+        require_fits(self.num_bytes, f"the array {self._member}")
         with self._path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             found: Array = archive[self._member]
             return found
@@ -40,16 +48,15 @@ class NpzArray:
 def open_npz(path: Path) -> dict[str, NpzArray]:
     """The arrays of an .npz file by name. ValueError, BadZipFile and LimitError for what is none."""
     with zipfile.ZipFile(path) as archive:
-        members = [info.filename for info in archive.infolist()]
-    require_count(len(members), "arrays")
-    return {member.removesuffix(".npy"): NpzArray(path, member) for member in members if member.endswith(".npy")}
+        members = [info.filename for info in archive.infolist() if info.filename.endswith(".npy")]
+        require_count(len(members), "arrays")
+        return {member.removesuffix(".npy"): NpzArray(path, member, archive) for member in members}
 
 
 def read_npz(path: Path) -> dict[str, Array]:
     """All arrays of an .npz file, which together must fit memory."""
     found = open_npz(path)
-    total = sum(int(np.prod(array.shape, dtype=object)) * array.dtype.itemsize for array in found.values())
-    require_fits(total, "all arrays together")
+    require_fits(sum(array.num_bytes for array in found.values()), "all arrays together")
     return {name: array.read() for name, array in found.items()}
 
 
@@ -75,7 +82,7 @@ def _check_tensors(loaded: Any, size: int, is_tensor: Callable[[Any], bool]) -> 
     """A tensor can repeat a few stored numbers as often as it likes, and a list can hold another one many times."""
     values = list(loaded.values()) if isinstance(loaded, Mapping) else [loaded]
     for value in values:
-        if is_tensor(value) and value.layout is not None and value.numel() * value.element_size() > size:
+        if is_tensor(value) and value.numel() * value.element_size() > size:
             raise LimitError(f"a tensor of shape {tuple(value.shape)}, larger than its file of {size:,} bytes: save it contiguous")
         if isinstance(value, list) and any(isinstance(item, (list, tuple, dict)) or is_tensor(item) for item in value):
             raise LimitError("a list of lists, where a list of ids is read")

@@ -51,14 +51,20 @@ def read_scores(path: Path, section: ExternalSection, seed: int) -> Contents:
     except (ConfigError, MethodError):  # they are ValueErrors too
         raise
     except Exception as error:  # libraries raise anything for a damaged file
-        raise ConfigError(
-            f"this file cannot be read as {suffix}",
-            where=str(path),
-            expected="a complete file of plain arrays, without Python objects",
-            got=EMPTY_FILE if found == EMPTY_FILE else f"{type(error).__name__}: {error}".splitlines()[0][:500],
-            remedy="write it again, for example as .npz with Exported.save",
-        ) from error
+        raise unreadable(path, error) from error
     return _with_sidecar(path, contents, model, section, seed)
+
+
+def unreadable(path: Path, error: Exception) -> ConfigError:
+    """The error for a file of scores that its library cannot read."""
+    found = what_is_at(path)
+    return ConfigError(
+        f"this file cannot be read as {'.zarr' if found == FOLDER else path.suffix}",
+        where=str(path),
+        expected="a complete file of plain arrays, without Python objects",
+        got=EMPTY_FILE if found == EMPTY_FILE else f"{type(error).__name__}: {error}".splitlines()[0][:500],
+        remedy="write it again, for example as .npz with Exported.save",
+    )
 
 
 def holds_all_seeds(path: Path, section: ExternalSection) -> bool:
@@ -212,7 +218,7 @@ _READERS: Mapping[str, Callable[[Path, ExternalSection], Found]] = {
 def _from_entries(path: Path, section: ExternalSection, entries: Mapping[str, Any]) -> Contents:
     train, test = section.train_ids or "train_ids", section.test_ids or "test_ids"
     ids = {name: integer_ids(_read(entries[name]), f"{path}, {name!r}") for name in (train, test) if name in entries}
-    shapes = {name: tuple(getattr(value, "shape", (len(value),))) for name, value in entries.items() if name not in ids}
+    shapes = {name: (len(value),) if isinstance(value, list) else tuple(value.shape) for name, value in entries.items() if name not in ids}
     scores: Matrix = entries[scores_name(section, path, shapes)]
     return Contents(scores, is_transposed(section), ids.get(train), ids.get(test))
 

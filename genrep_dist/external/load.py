@@ -13,9 +13,9 @@ import numpy.typing as npt
 from genrep_dist.config import json_digest
 from genrep_dist.config.score_layouts import SCORE_LAYOUTS
 from genrep_dist.config.sections import ExternalSection
-from genrep_dist.errors import ConfigError, MethodError
+from genrep_dist.errors import ConfigError, GenRepError, MethodError
 from genrep_dist.external.assemble import assemble
-from genrep_dist.external.formats import holds_all_seeds, read_scores, sidecar
+from genrep_dist.external.formats import holds_all_seeds, read_scores, sidecar, unreadable
 from genrep_dist.external.locate import locate
 
 
@@ -68,7 +68,12 @@ def load_external(
     for seed, path in ((seed, located[seed]) for seed in seeds):
         contents = read_scores(path, section, seed)
         verified = _check_model(f"external.{name}, seed {seed}: {path}", section, path, contents.model, seed, models)
-        phi = assemble(path, contents, section.positive_raises, train_ids, test_ids, positions[seed])
+        try:
+            phi = assemble(path, contents, section.positive_raises, train_ids, test_ids, positions[seed])
+        except GenRepError:
+            raise
+        except Exception as error:  # arrays on disk are read here
+            raise unreadable(path, error) from error
         loaded[seed] = ExternalScores(phi, _digest(path, section), verified, str(path))
     return loaded
 

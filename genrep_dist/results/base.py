@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from genrep_dist.errors import MethodError
+from genrep_dist.errors import CorruptError, GenRepError, MethodError
 from genrep_dist.plan import Plan
 from genrep_dist.problems.digests import Identity
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.store import Store
+from genrep_dist.store.paths import ExperimentPaths
 from genrep_dist.workflow.context import Job, WorkerContext
 from genrep_dist.workflow.data import read_data
 from genrep_dist.workflow.execute import worker_context
@@ -35,9 +36,19 @@ class OpenedRun:
         self.store = store
         self.name = name
         self.record: Mapping[str, Any] = read_record(store, name)
-        self._code: AllowedCode | None = allowed_code(store, self.record, named)
-        if self._can_plan:
-            _ = self.plan  # a record that cannot be read is refused here
+        try:
+            self._code: AllowedCode | None = allowed_code(store, self.record, named)
+            if self._can_plan:
+                _ = self.plan  # a record that cannot be read is refused here
+        except GenRepError:
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise CorruptError(
+                "the record of a run cannot be read",
+                where=f"{store.uri}/{ExperimentPaths(name).record}",
+                got=f"{type(error).__name__}: {error}",
+                remedy="run the experiment again, which writes it again",
+            ) from error
 
     @cached_property
     def plan(self) -> Plan:

@@ -24,7 +24,7 @@ from genrep_dist.store import Store
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import ExperimentPaths, ResultPaths
 from genrep_dist.store.tables import put_frame
-from genrep_dist.tracking.database import move_artifacts, sqlite_path, sqlite_uri
+from genrep_dist.tracking.database import move_artifacts, require_location, sqlite_path, sqlite_uri
 from genrep_dist.tracking.server import tracking_hint
 from genrep_dist.workflow.prepare import PreparedExperiment
 from genrep_dist.workflow.record import read_record, restore_record
@@ -190,6 +190,7 @@ def _track(finished: Run, tables: EvaluationTables, files: Sequence[str], progre
     uri, artifacts = tracking_uri(declared, finished.store)
     if artifacts is not None and finished.store.objects.root is not None:
         finished.store.objects.list("mlflow-artifacts")  # refuses links that lead out of the store
+        _require_files_inside(sqlite_path(uri), artifacts)
     return publish_to_mlflow(publication, tracking_uri=uri, artifact_location=artifacts)
 
 
@@ -249,6 +250,21 @@ def tracking_uri(experiment: Experiment, store: Store) -> tuple[str, str | None]
     return sqlite_uri(root / "mlflow.db"), (root / "mlflow-artifacts").as_uri()
 
 
+def _require_files_inside(database: Path | None, artifacts: str) -> None:
+    """Raise StoreError if the database of a store sends files out of it."""
+    if database is None or not database.is_file():
+        return
+    try:
+        move_artifacts(database, artifacts)
+        require_location(database, artifacts)
+    except sqlite3.Error as error:
+        raise _unusable(database, error) from error
+
+
+def _unusable(database: Path, error: sqlite3.Error) -> StoreError:
+    return StoreError("the tracking database cannot be used", where=str(database), got=f"{type(error).__name__}: {error}")
+
+
 def follow_moved_store(finished: Run) -> None:
     """Let MLflow's database in a store that was moved or copied point to the artifacts beside it, and the manifest to this database."""
     uri, artifacts = tracking_uri(finished.plan.experiment, finished.store)
@@ -258,7 +274,7 @@ def follow_moved_store(finished: Run) -> None:
     try:
         move_artifacts(database, artifacts)
     except sqlite3.Error as error:
-        raise StoreError("the tracking database cannot be used", where=str(database), got=f"{type(error).__name__}: {error}") from error
+        raise _unusable(database, error) from error
     link = manifest["tracking"]
     if link["uri"] != uri:
         moved = {**link, "uri": uri, "hint": tracking_hint(uri, link["experiment_id"], link["run_id"])}

@@ -65,7 +65,7 @@ def require_location(path: Path, location: str) -> None:
     with closing(sqlite3.connect(path, timeout=30)) as connection:
         found = connection.execute("SELECT name, artifact_location FROM experiments WHERE name LIKE 'genrep/%'").fetchall()
         runs = connection.execute(
-            "SELECT experiments.name, artifact_uri FROM runs JOIN experiments USING (experiment_id) WHERE name LIKE 'genrep/%'"
+            "SELECT e.name, r.artifact_uri FROM runs r JOIN experiments e ON r.experiment_id = e.experiment_id WHERE e.name LIKE 'genrep/%'"
         ).fetchall()
     for name, place in (*found, *runs):
         if str(place) != location and (not str(place).startswith(f"{location}/") or "/.." in str(place)):

@@ -23,9 +23,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from genrep_dist.errors import StoreError
-from genrep_dist.tracking.database import create_database, move_artifacts, require_location, sqlite_path
+from genrep_dist.redaction import redact
+from genrep_dist.tracking.database import create_database, move_artifacts, sqlite_path
 from genrep_dist.tracking.publication import MethodRun, Publication, json_digest, method_runs, run_files, short_parameters
-from genrep_dist.tracking.server import check_server, tracking_hint, without_user
+from genrep_dist.tracking.server import check_server, tracking_hint
 
 # Read when MLflow is imported or used: no usage statistics are sent, and nothing is printed into the progress display. A user's own
 # values are kept.
@@ -78,7 +79,6 @@ def publish(publication: Publication, *, tracking_uri: str, artifact_location: s
         create_database(tracking_uri, lambda uri: MlflowClient(tracking_uri=uri).search_experiments(max_results=1))
         if artifact_location is not None and (database := sqlite_path(tracking_uri)) is not None:
             move_artifacts(database, artifact_location)
-            require_location(database, artifact_location)
         client = MlflowClient(tracking_uri=tracking_uri)
         experiment_id = _experiment(client, f"genrep/{publication.problem}", artifact_location)
         parent = _parent(client, experiment_id, publication)
@@ -229,7 +229,7 @@ def _as_store_error(tracking_uri: str) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise StoreError(
             "MLflow refused the publication",
-            where=without_user(tracking_uri),
+            where=redact(tracking_uri),
             got=f"{type(error).__name__}: {error}".strip().splitlines()[0],
             remedy="the results are in the store: correct this and run again, which publishes only what is missing",
         ) from error

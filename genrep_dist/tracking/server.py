@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import shlex
 import urllib.error
 import urllib.request
@@ -22,12 +23,13 @@ def check_server(tracking_uri: str, *, timeout_seconds: float = TIMEOUT_SECONDS)
             return
     except urllib.error.HTTPError as answer:
         answer.close()  # any status is an answer; the first real request shows whether it is the right server
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise StoreError(
             "the tracking server does not answer",
-            where=without_user(tracking_uri),
+            where=redact(tracking_uri),
             expected=f"an answer within {timeout_seconds:g} s",
-            got=str(error),
+            # A password that is not quoted ends up in such a text.
+            got=type(error).__name__ if "@" in tracking_uri else str(error),
             remedy="start it, or correct tracking.uri; the results are in the store, and running again only publishes them",
         ) from error
 

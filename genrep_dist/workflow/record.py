@@ -53,9 +53,9 @@ def changes_since_last_run(prepared: PreparedExperiment) -> list[str]:
     """Files and other parts of the user's code that are not those of the last run of this name; none if there was no such run."""
     try:
         record = read_record(prepared.store, prepared.plan.experiment.name)
-    except StoreError:
+        last = {label: Identity.from_record(found) for label, found in record.get("identities", {}).items()}
+    except (StoreError, LookupError, TypeError, AttributeError):  # no record, or a damaged one, which is written again
         return []
-    last = {label: Identity.from_record(found) for label, found in record.get("identities", {}).items()}
     now = prepared.job.identities
     return list(dict.fromkeys(change for label in now if label in last for change in now[label].changes(last[label])))
 
@@ -78,12 +78,13 @@ def read_record(store: Store, name: str) -> dict[str, Any]:
             got=name,
             remedy="check --store, or run the experiment first",
         ) from None
-    if record.get("schema_version") != RECORD_VERSION:
+    version = record.get("schema_version") if isinstance(record, dict) else f"{type(record).__name__}, no record"
+    if version != RECORD_VERSION:
         raise StoreError(
             "this record was written by another version",
             where=f"{store.uri}/{ExperimentPaths(name).record}",
             expected=f"schema_version {RECORD_VERSION}",
-            got=str(record.get("schema_version")),
+            got=str(version),
             remedy="run the experiment again with this version: what is still valid is not computed again",
         )
     return record

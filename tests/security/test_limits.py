@@ -118,6 +118,7 @@ def test_scores(tmp_path: Path, name: str) -> None:
     with pytest.raises(GenRepError) as refused:
         load(path, unverified=True)
     assert str(path) in str(refused.value)
+    assert "Error: object" not in str(refused.value)
     assert not (tmp_path / "it-ran").exists()
 
 

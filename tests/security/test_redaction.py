@@ -98,7 +98,7 @@ def test_no_command_and_no_file_shows_a_password(tmp_path: Path, monkeypatch: py
 
 
 def test_the_line_that_resumes(tmp_path: Path) -> None:
-    file = experiment_file(tmp_path / "experiment.yaml", "tests.toys:Blobs", {"seconds": 30} if False else {}, **FIELDS)
+    file = experiment_file(tmp_path / "experiment.yaml", "tests.toys:Blobs", **FIELDS)
     log = tmp_path / "log"
     with log.open("w") as out:
         command = [sys.executable, "-m", "genrep_dist", "run", str(file), "--serial", "--store", str(tmp_path / "store")]
