@@ -14,20 +14,18 @@ therefore be harmless, and :meth:`Lease.confirm` must precede writes that are no
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from genrep_dist.errors import StoreError
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import lease_number, lease_record
+from genrep_dist.store.processes import is_gone, this_process
 
 RENEW_SECONDS = 5.0
 TIMEOUT_SECONDS = 60.0
@@ -42,8 +40,8 @@ _held_tokens: set[str] = set()
 class Lease:
     """The lease in ``folder`` of the store, as a context manager. Entering waits until no other process holds the lease.
 
-    ``on_wait`` is called once, with a sentence that names the holder, if this process has to wait. Entering raises StoreError if the
-    store fails.
+    ``on_wait`` is called once, with a sentence that names the holder, if this process has to wait. The lease's ``number`` is above those of
+    all earlier leases, and above ``above``. Entering raises StoreError if the store fails.
     """
 
     def __init__(
@@ -52,14 +50,17 @@ class Lease:
         folder: str,
         on_wait: Callable[[str], object] = lambda text: None,
         *,
+        above: int = 0,
         renew_seconds: float = RENEW_SECONDS,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         self._objects, self._folder, self._on_wait = objects, folder, on_wait
         self._renew_seconds, self._timeout_seconds = renew_seconds, timeout_seconds
         self._token = secrets.token_hex(16)
+        self._above = above
         self._number = 0
         self._renewals = 0
+        self._lost: StoreError | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -72,7 +73,7 @@ class Lease:
                 last_seen, since = (number, record.get("token"), record.get("beat")), time.monotonic()
             expired = time.monotonic() - since > self._timeout_seconds
             if not number or record.get("released") or _is_gone(record) or expired:
-                if self._acquire(number + 1):
+                if self._acquire(max(number, self._above) + 1):
                     return self
                 continue
             if not reported:
@@ -90,17 +91,35 @@ class Lease:
                 self._write(released=True)
         _held_tokens.discard(self._token)
 
+    @property
+    def number(self) -> int:
+        """The number of the lease that this process holds, or held."""
+        return self._number
+
+    def is_held(self) -> bool:
+        """Whether no other driver has taken over. Asks the store; if that fails, the last answer counts."""
+        with suppress(StoreError):
+            self.confirm()
+        return self._lost is None
+
+    def check(self) -> None:
+        """StoreError if another driver is known to have taken over. Costs nothing; known RENEW_SECONDS after this process woke up."""
+        if self._lost is not None:
+            raise self._lost
+
     def confirm(self) -> None:
         """StoreError if another driver has taken over, as it does when this process has slept for long."""
         number, record = self._highest()
-        if number != self._number or record.get("token") != self._token:
-            raise StoreError(
+        # A record without a token is damaged; this process writes it again.
+        if number != self._number or record.get("token", self._token) != self._token:
+            self._lost = StoreError(
                 "another driver has taken over from this one, which did not renew its lease",
                 where=f"{self._objects.uri}/{self._folder}",
                 expected=f"lease {self._number} of this driver",
                 got=f"lease {number}, of process {record.get('pid')} on {record.get('host')}",
                 remedy="run the same command again: it waits for the other driver and reuses its results",
             )
+            raise self._lost
 
     def _acquire(self, number: int) -> bool:
         """Create ``number``; whether this process created it and it is the highest."""
@@ -125,19 +144,19 @@ class Lease:
     def _renew(self) -> None:
         while not self._stop.wait(self._renew_seconds):
             self._renewals += 1
-            # A temporary failure of the store is not fatal. confirm() detects a lost lease.
+            # A temporary failure of the store is not fatal. A lost lease is.
             with suppress(StoreError):
-                if self._highest()[0] != self._number:
-                    return
+                self.confirm()
                 self._write()
+            if self._lost is not None:
+                return
 
     def _write(self, *, released: bool = False) -> None:
         self._objects.put(lease_record(self._folder, self._number), self._record(released=released))
 
     def _record(self, *, released: bool = False) -> bytes:
-        pid = os.getpid()
-        process = {"host": socket.gethostname(), "pid": pid, "machine": _machine(), "started": _start_time(pid)}
-        return (json.dumps({"token": self._token, "beat": self._renewals, "released": released, **process}, sort_keys=True) + "\n").encode()
+        record = {"token": self._token, "beat": self._renewals, "released": released, **this_process()}
+        return (json.dumps(record, sort_keys=True) + "\n").encode()
 
     def _highest(self) -> tuple[int, dict[str, Any]]:
         """The highest number and its record; (0, {}) if there is none."""
@@ -158,28 +177,7 @@ class Lease:
 
 def _is_gone(record: dict[str, Any]) -> bool:
     """Whether the holder was a process of this machine that does not hold the lease any more."""
-    machine, pid = record.get("machine"), record.get("pid")
-    if not machine or machine != _machine() or not isinstance(pid, int):
-        return False
-    if pid == os.getpid() and record.get("started") == _start_time(pid):
+    mine = this_process()
+    if record.get("machine") and all(record.get(name) == mine[name] for name in ("machine", "pid", "started")):
         return record.get("token") not in _held_tokens
-    return _start_time(pid) != record.get("started")
-
-
-def _machine() -> str:
-    """The boot id of the kernel and the namespace of process ids; empty if the system does not provide them."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
-
-
-def _start_time(pid: int) -> str:
-    """Start time of a process, in clock ticks since boot; empty if there is no such process, or it is a zombie."""
-    try:
-        # The process name, in brackets, may contain any character.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in ("Z", "X") else fields[19]
+    return is_gone(record)

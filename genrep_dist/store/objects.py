@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -16,7 +15,9 @@ from obstore.store import LocalStore, ObjectStore
 from genrep_dist.errors import CorruptError, DamagedFile, StoreError
 from genrep_dist.filesystem import what_is_at
 from genrep_dist.store import paths
+from genrep_dist.store.damage_notes import noted
 from genrep_dist.store.disk import create_file, free_space, sync_files, write_file
+from genrep_dist.store.sealed import seal_json, unseal_json
 from genrep_dist.store.uris import FEW_RETRIES, open_bucket, parse_uri, translated_errors
 
 
@@ -120,20 +121,23 @@ class Objects:
                 obstore.delete(self.backend, found)
 
     def put_json(self, path: str, value: Any) -> None:
-        """Write JSON with sorted keys, so that equal values give equal bytes."""
-        self.put(path, (json.dumps(value, sort_keys=True, indent=1) + "\n").encode())
+        """Write JSON with sorted keys, so that equal values give equal bytes. An object gets a checksum (:mod:`.sealed`)."""
+        self.put(path, seal_json(value))
 
     def get_json(self, path: str) -> Any:
-        """Read JSON. FileNotFoundError if there is no file, CorruptError if it is not JSON."""
+        """Read JSON. FileNotFoundError if there is no file, CorruptError if it is not JSON or does not have the checksum that it states."""
         try:
-            return json.loads(self.get(path))
+            return unseal_json(self.get(path))
         except ValueError as error:  # includes UnicodeDecodeError
-            raise CorruptError(
-                "a record of the store is not JSON",
-                where=f"{self.uri}/{path}",
-                got=str(error),
-                remedy="run the experiment again: the file is moved away and recreated",
-                damaged=DamagedFile(path),
+            raise noted(
+                self,
+                CorruptError(
+                    "a record of the store is damaged",
+                    where=f"{self.uri}/{path}",
+                    got=str(error),
+                    remedy="run the experiment again: the file is moved away and recreated",
+                    damaged=DamagedFile(path),
+                ),
             ) from error
 
     def subfolder(self, path: str) -> ObjectStore:

@@ -21,7 +21,7 @@ def publish_data(store: Store, digest: str, train: Dataset, test: Dataset) -> No
         path = data_table(digest, name)
         if not store.objects.exists(path):
             table = to_table(dataset)
-            put_table(store.objects, path, table, row_group_size=max(1, ROW_GROUP_BYTES * table.num_rows // table.nbytes))
+            put_table(store.objects, path, table, sealed=True, row_group_size=max(1, ROW_GROUP_BYTES * table.num_rows // table.nbytes))
 
 
 def read_data(store: Store, digest: str, name: str) -> Dataset:
