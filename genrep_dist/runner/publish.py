@@ -79,7 +79,7 @@ def is_finished(declared: PreparedExperiment, lease: Lease, message: Callable[[s
         message(f"{move_damaged(objects, damaged)}, and is recomputed")
     if faults or noted or not is_readable(manifest["record"]):
         return False
-    restore_record(declared.store, experiment.name, manifest["record"], lease.number)
+    restore_record(declared.store, experiment.name, manifest["record"], int(lease.number))
     return True
 
 
@@ -139,11 +139,7 @@ def publish(declared: PreparedExperiment, results_digest: str, tables: Evaluatio
         "record": read_record(store, experiment.name),
     }
     files = [path.rpartition("/")[2] for path in [*paths, staged.config]]
-    publications.publish(number, manifest, files, lease.confirm)
-    for name in table_specs():
-        path = publications.results.table(name)
-        if f"{name}.parquet" not in files and store.objects.exists(path):  # of an earlier experiment under this name
-            store.objects.delete(path)
+    publications.publish(number, manifest, files, lease.confirm, tables=[f"{name}.parquet" for name in table_specs()])
 
 
 def tracking_record(finished: Run, link: TrackingLink) -> dict[str, Any]:

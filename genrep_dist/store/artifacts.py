@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +19,8 @@ from genrep_dist.store.paths import ArtifactPaths
 from genrep_dist.store.versions import refuse_newer
 
 SCHEMA_VERSION = 1
+READ_THREADS = 16
+"""Small files that are read at once, because a bucket answers each after tens of milliseconds."""
 
 
 class Artifact:
@@ -127,13 +130,15 @@ class Artifact:
         files = self._objects.list(self.path)
         if not parts and self._objects.root is not None:
             self._objects.sync(files)
-        digests = {path: _digest(self._objects.get(path)) for path in files if self.paths.is_metadata(path)}
+        metadata = [path for path in files if self.paths.is_metadata(path)]
+        with ThreadPoolExecutor(READ_THREADS) as threads:
+            digests = list(threads.map(lambda path: _digest(self._objects.get(path)), metadata))
         record = {
             "schema_version": SCHEMA_VERSION,
             "kind": self.kind,
             "key": self.key,
             "num_parts": len(parts),
-            "metadata_sha256": {self.paths.relative(path): digest for path, digest in digests.items()},
+            "metadata_sha256": dict(zip(map(self.paths.relative, metadata), digests, strict=True)),
             **manifest,
         }
         self._objects.put_json(self.paths.manifest, record)

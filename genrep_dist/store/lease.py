@@ -110,8 +110,8 @@ class Lease:
     def confirm(self) -> None:
         """StoreError if another driver has taken over, as it does when this process has slept for long."""
         number, record = self._highest()
-        # A record without a token is damaged; this process writes it again.
-        if number != self._number or record.get("token", self._token) != self._token:
+        # A record that was deleted, or is damaged and has no token, is written again by this process.
+        if number > self._number or (number == self._number and record.get("token", self._token) != self._token):
             self._lost = StoreError(
                 "another driver has taken over from this one, which did not renew its lease",
                 where=f"{self._objects.uri}/{self._folder}",
@@ -135,7 +135,7 @@ class Lease:
             self._objects.delete(path)
             return False
         for old in paths:
-            if lease_number(old) < number - NUMBERS_KEPT:
+            if 0 < lease_number(old) < number - NUMBERS_KEPT:
                 self._objects.delete(old)
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()

@@ -93,8 +93,7 @@ VERSION = _version(LEDGER_SCHEMA)
 
 
 def _is_readable(schema: pa.Schema) -> bool:
-    others = {key: value for key, value in (schema.metadata or {}).items() if key not in (b"genrep.table", b"genrep.version")}
-    return bool(schema.equals(LEDGER_SCHEMA)) and OLDEST_VERSION <= _version(schema) <= VERSION and not others
+    return bool(schema.equals(LEDGER_SCHEMA)) and OLDEST_VERSION <= _version(schema) <= VERSION
 
 
 def _refuse_version(schema: pa.Schema, where: str) -> None:

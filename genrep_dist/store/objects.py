@@ -146,7 +146,8 @@ class Objects:
         Writes through it are atomic but not synced: see :meth:`sync`. Wrap its use in :meth:`translated_errors`.
         """
         if self.root is not None:
-            return LocalStore(self.root / path, mkdir=True)
+            with self.translated_os_errors(path):
+                return LocalStore(self.root / path, mkdir=True)
         return open_bucket(f"{self.uri}/{path}")
 
     def sync(self, files: Iterable[str]) -> None:

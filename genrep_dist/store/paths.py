@@ -131,8 +131,8 @@ def publication_record(folder: str, number: int) -> str:
     return f"{folder}/{number:012d}.json"
 
 
-def publication_folder(folder: str, number: int) -> str:
-    return f"{folder}/{number:012d}"
+def staging_folder(folder: str, number: int, token: str) -> str:
+    return f"{folder}/{number:012d}-{token}"
 
 
 def publication_number(path: str) -> int:
@@ -144,7 +144,7 @@ def publication_number(path: str) -> int:
 def staged_number(path: str) -> float:
     """The number of the publication to which a staged file belongs; infinite for a record."""
     name = path.rpartition("/publications/")[2]
-    return int(name[:12]) if name[12:13] == "/" and name[:12].isdigit() else float("inf")
+    return int(name[:12]) if name[12:13] == "-" and name[:12].isdigit() else float("inf")
 
 
 def lease_record(folder: str, number: int) -> str:

@@ -9,6 +9,7 @@ is found in one of the two places, with the digest that the record states.
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -19,10 +20,10 @@ from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import (
     ExperimentPaths,
     ResultPaths,
-    publication_folder,
     publication_number,
     publication_record,
     staged_number,
+    staging_folder,
 )
 
 NUMBERS_KEPT = 2
@@ -37,11 +38,12 @@ class Publications:
     def __init__(self, objects: Objects, name: str) -> None:
         self._objects = objects
         self._folder = ExperimentPaths(name).publications
+        self._token = secrets.token_hex(4)
         self.results = ResultPaths(name)
 
     def staged(self, number: int) -> ResultPaths:
-        """Where the files of publication ``number`` are written before it is visible."""
-        return ResultPaths(self.results.name, publication_folder(self._folder, number))
+        """Where this object's files of publication ``number`` are written before it is visible: nobody else writes there."""
+        return ResultPaths(self.results.name, staging_folder(self._folder, number, self._token))
 
     def highest(self) -> int:
         """The number of the visible publication; 0 if there is none, or if it was made by a version without numbers."""
@@ -68,9 +70,18 @@ class Publications:
                 raise noted(self._objects, error)
         return None
 
-    def publish(self, number: int, manifest: Mapping[str, Any], files: Sequence[str], confirm: Callable[[], object]) -> None:
+    def publish(
+        self,
+        number: int,
+        manifest: Mapping[str, Any],
+        files: Sequence[str],
+        confirm: Callable[[], object],
+        *,
+        tables: Sequence[str] = (),
+    ) -> None:
         """Make publication ``number``, whose ``files`` are staged, visible, and move them to the results' folder.
 
+        Of the ``tables``, those that are not among the files were published by an earlier experiment under this name and are removed.
         ``confirm`` raises if this process does not hold the lease any more. StoreError if a publication with a higher number was made
         meanwhile: then that one stays visible.
         """
@@ -81,6 +92,7 @@ class Publications:
         record = {
             **manifest,
             "number": number,
+            "staged": staged.folder,
             "tables": {name: digest for name, digest in digests.items() if name.endswith(".parquet")},
             "files": {name: digest for name, digest in digests.items() if not name.endswith(".parquet")},
         }
@@ -89,6 +101,10 @@ class Publications:
             self._require_highest(number)
             with suppress(FileNotFoundError):  # moved away by a driver that has passed this one, which is told below
                 self._objects.move(staged.file(name), self.results.file(name))
+        for name in tables:
+            if name not in files and self._objects.exists(self.results.file(name)):
+                self._require_highest(number)
+                self._objects.delete(self.results.file(name))
         self._require_highest(number)
         self._objects.put_json(self.results.manifest, record)
         self._require_highest(number)
@@ -110,8 +126,8 @@ class Publications:
 
     def find(self, manifest: Mapping[str, Any], name: str) -> str:
         """The path of a file of the visible publication: while it is moved it is in one of two places."""
-        staged = self.staged(manifest.get("number", 0)).file(name)
-        return staged if manifest.get("number") and self._objects.exists(staged) else self.results.file(name)
+        staged = ResultPaths(self.results.name, manifest["staged"]).file(name) if "staged" in manifest else ""
+        return staged if staged.startswith(f"{self._folder}/") and self._objects.exists(staged) else self.results.file(name)
 
     def faults(self, manifest: Mapping[str, Any]) -> list[str]:
         """Paths of files in the results' folder that are not what ``manifest``, the visible one, says; the manifest there among them."""

@@ -103,7 +103,7 @@ def raise_data(trial: Trial, objects: Objects) -> str:
     path = trial.recorded("data/*/train.parquet")[0]
     table, place = pq.read_table(path), path.relative_to(trial.store).as_posix()
     put_table(objects, place, table.replace_schema_metadata({**table.schema.metadata, b"genrep.schema": b"genrep-dataset/2"}), sealed=True)
-    return "dataset table"
+    return place
 
 
 def raise_artifact(trial: Trial, objects: Objects) -> str:
@@ -140,6 +140,6 @@ def test_an_older_version_refuses_what_is_newer_by_name_and_moves_nothing(
         assert name in str(refused.value)
         assert "install" in str(refused.value)
     after = digests(trial.store)
-    assert {path for path in before if after.get(path) != before[path]} <= {"experiments/toy/record.json"}
+    assert {path for path in before if after.get(path) != before[path]} <= {"experiments/toy/record.json", "experiments/toy/doctor.json"}
     assert trial.trainings() == 0
     execute._contexts.clear()
