@@ -30,6 +30,9 @@ app.add_typer(data_app, name="data")
 ledger_app = typer.Typer(no_args_is_help=True, help="The ledger of retrained models.")
 app.add_typer(ledger_app, name="ledger")
 
+tracking_app = typer.Typer(no_args_is_help=True, help="The MLflow database of a store.")
+app.add_typer(tracking_app, name="tracking")
+
 ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A YAML file, or the name of an experiment that ships.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The name of an experiment that was run in this store.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a field. May be repeated.")]
@@ -235,6 +238,16 @@ def ledger_compact(name: NameArgument, store: StoreOption = "store", experiment:
     opened = open_run(store, name, experiment=experiment)
     done = opened.store.ledger(opened.plan.keys.training).compact_alone()
     write_line(f"{done.parts_before:,} parts -> {done.parts_after:,}; {done.rows:,} trained models, {done.bytes:,} bytes")
+
+
+@tracking_app.command("rebuild")
+def tracking_rebuild(store: StoreOption = "store") -> None:
+    """Move a damaged MLflow database away and make it anew from the published results, while no run works on the store."""
+    from genrep_dist.runner.rebuild_tracking import rebuild_tracking
+    from genrep_dist.store import Store
+
+    for line in rebuild_tracking(Store(store)):
+        write_line(line)
 
 
 @app.command()

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from genrep_dist.core.tensors import numpy_values
-from genrep_dist.errors import CorruptError, NonFiniteError, ProblemError
+from genrep_dist.errors import CorruptError, NonFiniteError, ProblemError, StoreError
 from genrep_dist.problems.protocol import Dataset
 
 SCHEMA_VERSION = "genrep-dataset/1"
+OLDEST_VERSION = 1
+"""Tables of this and later versions are read."""
 
 _ARROW_TYPES: dict[torch.dtype, pa.DataType] = {
     torch.float32: pa.float32(),
@@ -51,14 +53,25 @@ def to_table(dataset: Dataset) -> pa.Table:
     return pa.Table.from_arrays(list(arrays.values()), schema=schema)
 
 
-def from_table(table: pa.Table) -> Dataset:
-    """The dataset of a table of :func:`to_table`, bit for bit, as a copy. CorruptError for any other table."""
+def from_table(table: pa.Table, where: str = "dataset table") -> Dataset:
+    """The dataset of a table of :func:`to_table`, bit for bit, as a copy. ``where``: its file, for messages.
+
+    StoreError for a table of a newer version, CorruptError for any other table.
+    """
     metadata = table.schema.metadata or {}
     version = metadata.get(b"genrep.schema", b"none").decode(errors="replace")
-    if version != SCHEMA_VERSION or table.column_names != ["id", "input", "target"]:
+    if _version_number(version) > _version_number(SCHEMA_VERSION):
+        raise StoreError(
+            "a dataset table was written by a newer version of genrep-dist",
+            where=where,
+            expected=f"schema {SCHEMA_VERSION} or older",
+            got=f"schema {version}",
+            remedy="install the version that wrote it, or a newer one; or use another --store. Nothing in the store was changed",
+        )
+    if _version_number(version) < OLDEST_VERSION or table.column_names != ["id", "input", "target"]:
         raise CorruptError(
             "this table is not a dataset of this version",
-            where="dataset table",
+            where=where,
             expected=f"columns id, input, target and schema {SCHEMA_VERSION}",
             got=f"columns {', '.join(table.column_names)} and schema {version}",
         )
@@ -68,9 +81,13 @@ def from_table(table: pa.Table) -> Dataset:
         by_name = dict(zip(layout, columns, strict=True))
         return Dataset(by_name["input"], by_name["target"], by_name["id"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CorruptError(
-            "a dataset table does not match its metadata", where="dataset table", got=f"{type(error).__name__}: {error}"
-        ) from error
+        raise CorruptError("a dataset table does not match its metadata", where=where, got=f"{type(error).__name__}: {error}") from error
+
+
+def _version_number(schema: str) -> int:
+    """The number of a schema version; 0 for another name."""
+    name, _, number = schema.partition("/")
+    return int(number) if name == SCHEMA_VERSION.partition("/")[0] and number.isdigit() else 0
 
 
 def data_digest(train: Dataset, test: Dataset) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import polars as pl
 
-from genrep_dist.errors import NotCommittedError
+from genrep_dist.errors import NotCommittedError, StoreError
+from genrep_dist.evaluation.metrics.base import RESULTS_VERSION
 from genrep_dist.evaluation.tables import EvaluationTables, table_specs
 from genrep_dist.results.base import OpenedRun
 from genrep_dist.store.paths import ResultPaths
+from genrep_dist.store.publications import Publications
 from genrep_dist.store.tables import scan_frame
+from genrep_dist.store.versions import refuse_newer
 from genrep_dist.workflow.costs import method_costs, model_costs
 from genrep_dist.workflow.evaluate import evaluate
 from genrep_dist.workflow.requests import read_requests
@@ -46,9 +50,9 @@ class Tables(OpenedRun):
     def judged(self) -> EvaluationTables:
         """All published tables of the evaluation: points, metrics, comparisons, ranks, ceilings, costs and the metrics' own."""
         self._published("metrics")  # raises when nothing is published
-        results = ResultPaths(self.name)
-        names = [name for name in table_specs() if self.store.objects.exists(results.table(name))]
-        return EvaluationTables(**{name: scan_frame(self.store.objects, results.table(name)).collect() for name in names})
+        published = (self.manifest() or {})["tables"]
+        names = [name for name in table_specs() if f"{name}.parquet" in published]
+        return EvaluationTables(**{name: self._published(name).collect() for name in names})
 
     def judge(self) -> EvaluationTables:
         """All tables of the evaluation, computed again from the ledger."""
@@ -69,16 +73,21 @@ class Tables(OpenedRun):
         return method_costs(self.plan, self.store, self._requests(), self._ledger())
 
     def manifest(self) -> dict[str, Any] | None:
-        """What was proved when the run was published: digest, counts, tracking link, files; None while it is not finished."""
-        path = ResultPaths(self.name).manifest
-        if not self.store.objects.exists(path):
+        """What was proved when the run was published: digest, counts, tracking link, files; None while it is not finished.
+
+        StoreError if a newer version of this package published it, CorruptError if it is damaged.
+        """
+        manifest = Publications(self.store.objects, self.name).manifest()
+        if manifest is None or manifest["question"] != self.question:
             return None
-        manifest: dict[str, Any] = self.store.objects.get_json(path)
-        return manifest if manifest["question"] == self.question else None
+        where = f"{self.store.uri}/{ResultPaths(self.name).manifest}"
+        refuse_newer("these results", manifest.get("results_version"), RESULTS_VERSION, where, manifest.get("package"))
+        return manifest
 
     def _published(self, table: str) -> pl.LazyFrame:
-        """A published table; one of another experiment under the same name is not this run's."""
-        if self.manifest() is None:
+        """A published table, whose bytes are verified; one of another experiment under the same name is not this run's."""
+        manifest = self.manifest()
+        if manifest is None:
             raise NotCommittedError(
                 "this run is not finished",
                 where=f"{self.store.uri}/{ResultPaths(self.name).folder}",
@@ -86,7 +95,14 @@ class Tables(OpenedRun):
                 got="none",
                 remedy="run the experiment again: only what is missing is computed",
             )
-        return scan_frame(self.store.objects, ResultPaths(self.name).table(table))
+        publications, name = Publications(self.store.objects, self.name), f"{table}.parquet"
+        sha256, published = manifest.get("tables", {}).get(name), ResultPaths(self.name).table(table)
+        staged = publications.find(manifest, name)
+        if staged != published:
+            # It is moved in this moment, so a query that runs later would not find it.
+            with suppress(StoreError):
+                return scan_frame(self.store.objects, staged, sha256=sha256).collect().lazy()
+        return scan_frame(self.store.objects, published, sha256=sha256)
 
     def _requests(self) -> pl.DataFrame:
         return read_requests(self.plan, self.store).collect()

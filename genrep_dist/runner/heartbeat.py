@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +9,17 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
-from genrep_dist.errors import GenRepError
+from genrep_dist.errors import CorruptError, GenRepError
 from genrep_dist.runner.progress import ProgressCounter
 from genrep_dist.store import Store
 from genrep_dist.store.paths import ExperimentPaths
+from genrep_dist.store.processes import is_gone, this_process
 
 SECONDS = 5.0
 TIMEOUT_SECONDS = 60.0
-"""A run without a heartbeat for this long is considered dead. Generous, because clocks of machines may differ by seconds."""
+"""A run whose last heartbeat seems to be older is watched: clocks of machines may differ, and jump."""
+WATCH_SECONDS = 2 * SECONDS + 2.0
+"""A watched run without a heartbeat for this long, by the clock of the process that watches it, is considered dead."""
 MAX_HISTORY = 240
 
 State = Literal["running", "finished", "stopped", "failed"]
@@ -27,7 +28,10 @@ State = Literal["running", "finished", "stopped", "failed"]
 class Heartbeat:
     """A context manager. Writes the counts to the store every ``seconds`` from its own thread, and when it exits.
 
-    ``callbacks`` are called with the same counts. Store errors are ignored here: the run itself raises them.
+    ``callbacks`` are called with the same counts. Store errors are ignored here: the run itself raises them. Nothing is written when
+    ``is_current`` returns False, because another driver has taken over.
+
+    Times of one process come from its monotonic clock, which does not jump; the wall clock is read once, and for ``written``.
     """
 
     def __init__(
@@ -37,10 +41,12 @@ class Heartbeat:
         name: str,
         callbacks: Sequence[Callable[[Mapping[str, Any]], None]] = (),
         seconds: float = SECONDS,
+        *,
+        is_current: Callable[[], bool] = lambda: True,
     ) -> None:
         self._progress, self._store, self._path, self._callbacks = progress, store, ExperimentPaths(name).progress, callbacks
-        self._seconds = seconds
-        self._began = time.time()
+        self._seconds, self._is_current = seconds, is_current
+        self._began, self._began_monotonic, self._beats = time.time(), time.monotonic(), 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="genrep heartbeat", daemon=True)
         self._history = History()
@@ -70,14 +76,17 @@ class Heartbeat:
             self._write("running")
 
     def _write(self, state: State, error: BaseException | None = None) -> None:
-        now, counts = time.time(), self._progress.snapshot()
-        self._history.add(now - self._began, now, as_metrics(counts))
+        elapsed, counts = time.monotonic() - self._began_monotonic, self._progress.snapshot()
+        self._history.add(elapsed, self._began + elapsed, as_metrics(counts))
         text = "" if error is None else type(error).__name__
         if isinstance(error, GenRepError):
             text += f": {error.what}"
-        process = {"host": platform.node(), "pid": os.getpid()}
+        self._beats += 1
+        times = {"began": self._began, "written": time.time(), "beat": self._beats}
         try:
-            record = {**counts, **process, "began": self._began, "written": now, "state": state, "error": text}
+            if not self._is_current():
+                return
+            record = {**counts, **this_process(), **times, "state": state, "error": text}
             self._store.objects.put_json(self._path, record)
             for callback in self._callbacks:
                 callback(counts)
@@ -112,25 +121,47 @@ class History:
 
 @dataclass(frozen=True)
 class RunState:
-    """The last heartbeat of an experiment's latest run, and its age ``silent_seconds``."""
+    """The last heartbeat of an experiment's latest run, and its age ``silent_seconds``. ``gone``: its process has ended on this machine."""
 
     record: Mapping[str, Any]
     silent_seconds: float
+    gone: bool = False
 
     @property
     def state(self) -> str:
-        """'running', 'finished', 'stopped' or 'failed'; 'dead' for a running one whose heartbeat is too old."""
+        """'running', 'finished', 'stopped' or 'failed'; 'dead' for a running one that has ended or whose heartbeat is too old."""
         state: str = self.record["state"]
-        return "dead" if state == "running" and self.silent_seconds > TIMEOUT_SECONDS else state
+        return "dead" if state == "running" and (self.gone or self.silent_seconds > TIMEOUT_SECONDS) else state
 
 
 def read_state(store: Store, name: str) -> RunState | None:
-    """State of the latest run of an experiment; None if it was never run."""
-    path = ExperimentPaths(name).progress
-    if not store.objects.exists(path):
+    """State of the latest run of an experiment; None if it was never run, or if its record is damaged.
+
+    A running one that seems to be silent is watched for WATCH_SECONDS, because the clocks of its machine and of this one may differ: a
+    heartbeat in that time shows that it runs.
+    """
+    record = _read_record(store, name)
+    if record is None:
         return None
-    record = store.objects.get_json(path)
-    return RunState(record, max(0.0, time.time() - record["written"]))
+    age = max(0.0, time.time() - record["written"])
+    state = RunState(record, age, record["state"] == "running" and is_gone(record))
+    if state.gone or state.state != "dead":
+        return state
+    began = time.monotonic()
+    while time.monotonic() - began < WATCH_SECONDS:
+        time.sleep(min(0.5, WATCH_SECONDS / 4))
+        now = _read_record(store, name)
+        if now is not None and (now["written"], now.get("beat")) != (record["written"], record.get("beat")):
+            return RunState(now, 0.0)
+    return state
+
+
+def _read_record(store: Store, name: str) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = store.objects.get_json(ExperimentPaths(name).progress)
+    except (FileNotFoundError, CorruptError):
+        return None  # of a damaged one nothing is known; the next heartbeat replaces it
+    return record
 
 
 def as_metrics(counts: Mapping[str, Any]) -> dict[str, float]:

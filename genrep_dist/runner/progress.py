@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -117,6 +118,21 @@ class ProgressCounter:
     def __post_init__(self) -> None:
         self._current = StageCount(0, 0, 0)
         self._started_at = self.clock()
+
+    @contextmanager
+    def also_checking(self, check: Callable[[], object]) -> Iterator[None]:
+        """A context in which ``check`` is called at each event too."""
+        before = self.check
+
+        def both() -> None:
+            before()
+            check()
+
+        self.check = both
+        try:
+            yield
+        finally:
+            self.check = before
 
     def stage(self, name: str, total: int, done: int) -> None:
         """As in :class:`Progress`. A repeated stage (tuning, rounds of seeds) is counted from the start."""

@@ -1,17 +1,17 @@
-"""Publishes the results, the report and the MLflow runs of a finished experiment. The manifest is written last: it proves completeness."""
+"""Publishes the results, the report and the MLflow runs of a finished experiment, all at once."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genrep_dist.config import Experiment
-from genrep_dist.errors import CorruptError, StoreError
+from genrep_dist.errors import CorruptError, DamagedArtifact, DamagedFile, StoreError
 from genrep_dist.evaluation.metrics.base import RESULTS_VERSION
 from genrep_dist.evaluation.metrics.deletion import summary_table
 from genrep_dist.evaluation.statistics import seed_means
@@ -21,13 +21,18 @@ from genrep_dist.provenance import provenance
 from genrep_dist.redaction import redact
 from genrep_dist.results import Run
 from genrep_dist.store import Store
-from genrep_dist.store.objects import Objects
-from genrep_dist.store.paths import ExperimentPaths, ResultPaths
+from genrep_dist.store.damage_notes import noted_damage
+from genrep_dist.store.damaged import move_damaged
+from genrep_dist.store.lease import Lease
+from genrep_dist.store.paths import DAMAGE_NOTES, ExperimentPaths, LedgerPaths, ResultPaths, data_folder
+from genrep_dist.store.publications import Publications
 from genrep_dist.store.tables import put_frame
-from genrep_dist.tracking.database import move_artifacts, require_location, sqlite_path, sqlite_uri
+from genrep_dist.store.versions import package_version, refuse_newer
+from genrep_dist.tracking.database import move_artifacts, require_location, sqlite_path, store_database
 from genrep_dist.tracking.server import tracking_hint
 from genrep_dist.workflow.prepare import PreparedExperiment
-from genrep_dist.workflow.record import read_record, restore_record
+from genrep_dist.workflow.record import check_record_version, is_readable, plan_of_record, read_record, restore_record
+from genrep_dist.workflow.stages import STAGES, artifacts_of
 from genrep_dist.workflow.user_code import NamedCode
 
 if TYPE_CHECKING:
@@ -49,22 +54,34 @@ Progress = Sequence[tuple[str, float, int, int]]
 """Progress of a run: (name, value, seconds since its start, Unix milliseconds)."""
 
 
-def is_finished(declared: PreparedExperiment) -> bool:
-    """Whether these results are in this store and their tables are complete, intact and of this version.
+def is_finished(declared: PreparedExperiment, lease: Lease, message: Callable[[str], object] = lambda text: None) -> bool:
+    """Whether these results are in this store and their files are complete, intact and of this version.
 
-    If so, its record is restored for readers.
+    If so, their record is restored for readers. What is damaged is moved away, with a ``message``, and has to be published again.
+    StoreError if a newer version of this package published them.
     """
     experiment, objects = declared.plan.experiment, declared.store.objects
-    results = ResultPaths(experiment.name)
+    publications = Publications(objects, experiment.name)
     try:
-        manifest = objects.get_json(results.manifest) if objects.exists(results.manifest) else {}
+        manifest = publications.manifest() or {}
+        check_versions(declared.store, experiment.name, manifest)
         if (manifest.get("declared"), manifest.get("results_version")) != (declared.plan.keys.results, RESULTS_VERSION):
             return False
-        if any(_digest(objects, results.file(name)) != digest for name, digest in manifest["tables"].items()):
-            return False
-    except (CorruptError, FileNotFoundError):
-        return False  # damaged or missing tables are published again
-    restore_record(declared.store, experiment.name, manifest["record"])
+        faults = publications.faults(manifest)
+        noted = _noted_damage(declared, manifest)
+    except CorruptError as error:
+        if error.damaged is None:
+            raise
+        message(f"{move_damaged(objects, error.damaged)}, and is published again ({error.what})")
+        return False
+    for path in faults:
+        if objects.exists(path):
+            message(f"{move_damaged(objects, DamagedFile(path))}, and is published again")
+    for damaged in noted:
+        message(f"{move_damaged(objects, damaged)}, and is recomputed")
+    if faults or noted or not is_readable(manifest["record"]):
+        return False
+    restore_record(declared.store, experiment.name, manifest["record"], int(lease.number))
     return True
 
 
@@ -74,13 +91,33 @@ def running_run(declared: PreparedExperiment) -> Run:
     return Run(declared.store, declared.plan.experiment.name, named)
 
 
-def publish(declared: PreparedExperiment, results_digest: str, tables: EvaluationTables, progress: Progress = ()) -> None:
+def _noted_damage(declared: PreparedExperiment, manifest: Mapping[str, Any]) -> list[DamagedArtifact | DamagedFile]:
+    """Damage of this experiment's files that readers have noted. Only then are its artifacts listed."""
+    objects, name = declared.store.objects, declared.plan.experiment.name
+    if not objects.list(DAMAGE_NOTES) or not is_readable(manifest["record"]):
+        return []
+    plan = plan_of_record(manifest["record"], declared.job.search_path)  # after tuning and stopping
+    artifacts = {(found.kind, found.key) for stage in STAGES for found in artifacts_of(plan, stage)}
+    folders = {ExperimentPaths(name).folder, ResultPaths(name).folder, data_folder(plan.keys.data), LedgerPaths(plan.keys.training).folder}
+    return noted_damage(objects, folders, artifacts)
+
+
+def check_versions(store: Store, name: str, manifest: Mapping[str, Any]) -> None:
+    """StoreError if a newer version of this package wrote the experiment ``name`` or its results, of which ``manifest`` is the manifest."""
+    where = f"{store.uri}/{ResultPaths(name).manifest}"
+    refuse_newer("these results", manifest.get("results_version"), RESULTS_VERSION, where, manifest.get("package"))
+    check_record_version(manifest.get("record", {}), where)
+
+
+def publish(declared: PreparedExperiment, results_digest: str, tables: EvaluationTables, lease: Lease, progress: Progress = ()) -> None:
     """Publish the results of ``declared``. The experiment that was run in the end, after tuning and stopping, is in the record.
 
-    Raises StoreError if the record is not that of ``results_digest``: another driver has begun something else under this name.
+    Nothing is visible before all is written; then it is visible at once (:mod:`genrep_dist.store.publications`).
+
+    Raises StoreError if the record is not that of ``results_digest``, because another driver has begun something else under this name, and
+    if another driver has taken the lease or published meanwhile.
     """
     experiment, store = declared.plan.experiment, declared.store
-    results = ResultPaths(experiment.name)
     finished = running_run(declared)
     if finished.plan.keys.results != results_digest:
         raise StoreError(
@@ -90,36 +127,38 @@ def publish(declared: PreparedExperiment, results_digest: str, tables: Evaluatio
             got=f"the experiment {finished.plan.keys.results[:12]}",
             remedy="give one of them another name, and run this one again: nothing that is computed is lost",
         )
+    publications, number = Publications(store.objects, experiment.name), int(lease.number)
+    staged = publications.staged(number)
     summary = summary_table(tables.metrics, finished.plan.experiment.parsed_methods)
-    store.objects.delete(results.manifest)
     intervals = [column for column in summary.columns if column.startswith("ci95_")]
-    put_frame(store.objects, results.table("summary"), summary, table="summary", nullable=intervals)
-    store.objects.put(results.config, experiment.to_yaml().encode())
-    names = ["summary", *_put_tables(store, results, tables)]
-    files = [*map(results.table, names), *write_report(finished, tables)]
-    link = _track(finished, tables, files, progress, experiment)
+    put_frame(store.objects, staged.table("summary"), summary, table="summary", nullable=intervals)
+    paths = [staged.table("summary"), *_put_tables(store, staged, tables), *write_report(finished, tables, staged)]
+    link = _track(finished, tables, paths, progress, experiment)
+    store.objects.put(staged.config, experiment.to_yaml().encode())
     manifest = {
         "question": finished.plan.keys.results,
         "declared": declared.plan.keys.results,
         "experiment": experiment.name,
         "results_version": RESULTS_VERSION,
+        "package": package_version(),
         "costs": finished.costs(),
-        "tracking": {
-            "uri": redact(link.tracking_uri),
-            "experiment_id": link.experiment_id,
-            "run_id": link.run_id,
-            "hint": link.hint,
-            "in_store": tracking_uri(experiment, store)[1] is not None,
-        },
+        "tracking": tracking_record(finished, link),
         "provenance": provenance(),
         "record": read_record(store, experiment.name),
-        "tables": {f"{name}.parquet": _digest(store.objects, results.table(name)) for name in names},
     }
-    store.objects.put_json(results.manifest, manifest)
+    files = [path.rpartition("/")[2] for path in [*paths, staged.config]]
+    publications.publish(number, manifest, files, lease.confirm, tables=[f"{name}.parquet" for name in table_specs()])
 
 
-def _digest(objects: Objects, path: str) -> str:
-    return hashlib.sha256(objects.get(path)).hexdigest()
+def tracking_record(finished: Run, link: TrackingLink) -> dict[str, Any]:
+    """Where results are in MLflow, as their manifest says."""
+    return {
+        "uri": redact(link.tracking_uri),
+        "experiment_id": link.experiment_id,
+        "run_id": link.run_id,
+        "hint": link.hint,
+        "in_store": tracking_uri(finished.plan.experiment, finished.store)[1] is not None,
+    }
 
 
 def choice_facts(finished: Run) -> dict[str, str]:
@@ -143,25 +182,29 @@ def choice_facts(finished: Run) -> dict[str, str]:
 
 
 def _put_tables(store: Store, results: ResultPaths, tables: EvaluationTables) -> Iterator[str]:
-    """Write the tables that have rows, and remove those of an earlier experiment under this name."""
+    """Write the tables that have rows; their paths."""
     for name, spec in table_specs().items():
-        path, table = results.table(name), tables[name]
-        if table.height:
-            put_frame(store.objects, path, table, table=name, version=spec.version, nullable=spec.nullable)
-            yield name
-        elif store.objects.exists(path):
-            store.objects.delete(path)
+        if tables[name].height:
+            put_frame(store.objects, results.table(name), tables[name], table=name, version=spec.version, nullable=spec.nullable)
+            yield results.table(name)
 
 
-def write_report(finished: Run, tables: EvaluationTables) -> list[str]:
-    """Write table.md, table.tex, report.html and the figures of a finished run. Returns their paths below the store."""
+def write_report(finished: Run, tables: EvaluationTables, results: ResultPaths | None = None) -> list[str]:
+    """Write table.md, table.tex, report.html and the figures of a finished run. Returns their paths below the store.
+
+    ``results``: where to; None replaces the published ones, and states their digests in the manifest.
+    """
     from genrep_dist.report.build import report_files
 
-    paths = []
-    for name, content in report_files(finished, tables, more_facts=choice_facts(finished)).items():
-        paths.append(ResultPaths(finished.name).file(name))
-        finished.store.objects.put(paths[-1], content)
-    return paths
+    objects, written = finished.store.objects, report_files(finished, tables, more_facts=choice_facts(finished))
+    place = results or ResultPaths(finished.name)
+    for name, content in written.items():
+        objects.put(place.file(name), content)
+    manifest = finished.manifest() if results is None else None
+    if manifest is not None:
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in written.items()}
+        Publications(objects, finished.name).update({"files": {**manifest.get("files", {}), **digests}})
+    return [place.file(name) for name in written]
 
 
 def _track(finished: Run, tables: EvaluationTables, files: Sequence[str], progress: Progress, declared: Experiment) -> TrackingLink:
@@ -192,6 +235,11 @@ def _track(finished: Run, tables: EvaluationTables, files: Sequence[str], progre
         finished.store.objects.list("mlflow-artifacts")  # refuses links that lead out of the store
         _require_files_inside(sqlite_path(uri), artifacts)
     return publish_to_mlflow(publication, tracking_uri=uri, artifact_location=artifacts)
+
+
+def track(finished: Run, tables: EvaluationTables, files: Sequence[str]) -> TrackingLink:
+    """Publish finished results to MLflow again; ``files``: their paths below the store."""
+    return _track(finished, tables, files, (), finished.plan.experiment)
 
 
 def description(tables: EvaluationTables, declared: str | None) -> str:
@@ -247,7 +295,8 @@ def tracking_uri(experiment: Experiment, store: Store) -> tuple[str, str | None]
         return declared, None
     root = store.objects.root or Path.cwd()
     store.objects.require_inside("mlflow.db", "mlflow-artifacts")
-    return sqlite_uri(root / "mlflow.db"), (root / "mlflow-artifacts").as_uri()
+    uri, artifacts = store_database(root)
+    return uri, artifacts.as_uri()
 
 
 def _require_files_inside(database: Path | None, artifacts: str) -> None:
@@ -262,7 +311,12 @@ def _require_files_inside(database: Path | None, artifacts: str) -> None:
 
 
 def _unusable(database: Path, error: sqlite3.Error) -> StoreError:
-    return StoreError("the tracking database cannot be used", where=str(database), got=f"{type(error).__name__}: {error}")
+    return StoreError(
+        "the tracking database cannot be used",
+        where=str(database),
+        got=f"{type(error).__name__}: {error}",
+        remedy=f"run `genrep tracking rebuild --store {database.parent}`: it makes the database anew from the published results",
+    )
 
 
 def follow_moved_store(finished: Run) -> None:
@@ -278,4 +332,4 @@ def follow_moved_store(finished: Run) -> None:
     link = manifest["tracking"]
     if link["uri"] != uri:
         moved = {**link, "uri": uri, "hint": tracking_hint(uri, link["experiment_id"], link["run_id"])}
-        finished.store.objects.put_json(ResultPaths(finished.name).manifest, {**manifest, "tracking": moved})
+        Publications(finished.store.objects, finished.name).update({"tracking": moved})

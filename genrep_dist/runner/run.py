@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from genrep_dist.store import Store
 from genrep_dist.store.damaged import move_damaged
 from genrep_dist.store.lease import Lease
 from genrep_dist.store.paths import ExperimentPaths
+from genrep_dist.store.publications import Publications
 from genrep_dist.workflow.evaluate import evaluate
 from genrep_dist.workflow.execute import worker_context
 from genrep_dist.workflow.prepare import PreparedExperiment, prepare, publish_inputs
@@ -66,8 +67,8 @@ def run(
     counter = _progress_counter(progress)
     for warning in declared.plan.warnings:
         counter.message(f"warning: {warning}")
-    with _lease(opened, experiment.name, counter) as lease:
-        if is_finished(declared):
+    with _lease(opened, experiment.name, counter) as lease, counter.also_checking(lease.check):
+        if is_finished(declared, lease, counter.message):
             counter.message("everything is done already: nothing was computed")
             finished = running_run(declared)
             follow_moved_store(finished)
@@ -79,16 +80,20 @@ def run(
             counter.message("what was in quarantine is tried again")
         workers = Workers(experiment, serial=serial, address=address, executor=executor)
 
+        def record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None = None) -> None:
+            lease.confirm()
+            write_record(prepared, choices, int(lease.number))
+
         def compute_and_publish(heartbeat: Heartbeat) -> None:
-            write_record(declared.with_experiment(experiment.with_fixed_seeds()))
+            record(declared.with_experiment(experiment.with_fixed_seeds()))
             publish_inputs(declared)
-            digest, tables = _ExperimentRunner(declared, counter, workers, force=force).run()
+            digest, tables = _ExperimentRunner(declared, counter, workers, record, force=force).run()
             workers.close()
             lease.confirm()
-            publish(declared, digest, tables, heartbeat.measurements())
+            publish(declared, digest, tables, lease, heartbeat.measurements())
 
         try:
-            with Heartbeat(counter, opened, experiment.name, [workers.export_metrics]) as heartbeat:
+            with Heartbeat(counter, opened, experiment.name, [workers.export_metrics], is_current=lease.is_held) as heartbeat:
                 _repeat_without_damage(opened, counter, lambda: compute_and_publish(heartbeat))
         finally:
             workers.close()
@@ -115,8 +120,8 @@ def train_originals(
     opened.objects.check_access()
     prepared = prepare(experiment.with_fixed_seeds(**changes), opened, search_path)
     counter = _progress_counter(progress)
-    with _lease(opened, prepared.plan.experiment.name, counter):
-        write_record(prepared)
+    with _lease(opened, prepared.plan.experiment.name, counter) as lease, counter.also_checking(lease.check):
+        write_record(prepared, lease=int(lease.number))
         publish_inputs(prepared)
         workers = Workers(experiment, serial=serial, address=address)
         try:
@@ -129,8 +134,16 @@ def train_originals(
 class _ExperimentRunner:
     """Runs a declared experiment: tuning on seeds that are not reported, then rounds of seeds until the intervals are narrow."""
 
-    def __init__(self, declared: PreparedExperiment, progress: ProgressCounter, workers: Workers, *, force: bool) -> None:
-        self._declared, self._progress, self._workers, self._force = declared, progress, workers, force
+    def __init__(
+        self,
+        declared: PreparedExperiment,
+        progress: ProgressCounter,
+        workers: Workers,
+        record: Callable[[PreparedExperiment, Mapping[str, Any]], None],
+        *,
+        force: bool,
+    ) -> None:
+        self._declared, self._progress, self._workers, self._record, self._force = declared, progress, workers, record, force
         self._is_checked = False
         self._choices: dict[str, Any] = {}
 
@@ -144,14 +157,14 @@ class _ExperimentRunner:
             self._choices["stop"] = {**stop.model_dump(), "rounds": rounds, "reached": False}
         while True:
             current = self._declared.with_experiment(experiment.with_fixed_seeds(seeds=seeds))
-            write_record(current, self._choices)
+            self._record(current, self._choices)
             tables = self._evaluate(current)
             if stop is None:
                 return current.plan.keys.results, tables
             found = measure_precision(tables.metrics, stop, len(seeds))
             rounds.append(asdict(found))
             self._choices["stop"] = {**stop.model_dump(), "rounds": rounds, "reached": found.half_width <= stop.half_width}
-            write_record(current, self._choices)
+            self._record(current, self._choices)
             following = next_num_seeds(found, stop)
             width = f"{stop.metric} of {found.method} is known to ± {found.half_width:.3g} after {found.seeds} seeds"
             if following is None:
@@ -207,7 +220,9 @@ class _ExperimentRunner:
 
 def _lease(store: Store, name: str, progress: ProgressCounter) -> Lease:
     """The lease that one driver at a time holds on the experiment ``name``."""
-    return Lease(store.objects, ExperimentPaths(name).lease, progress.message)
+    # A publication has the number of its lease, and the highest one counts, even if the folder of leases was deleted.
+    published = Publications(store.objects, name).highest()
+    return Lease(store.objects, ExperimentPaths(name).lease, progress.message, above=published)
 
 
 def _repeat_without_damage(store: Store, progress: ProgressCounter, work: Callable[[], T]) -> T:

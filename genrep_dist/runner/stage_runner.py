@@ -113,7 +113,7 @@ class StageRunner:
             plan = self._prepared.with_experiment(plan.experiment.with_fixed_seeds(seeds=seeds)).plan
         requests = retrain_requests(plan, self._store, self._prepared.train.ids.numpy(), self._prepared.test.ids.numpy())
         if not self._skipped_seeds:
-            put_frame(self._store.objects, requests_path(plan), requests.table, table="requests", nullable=REQUEST_NULLABLE)
+            put_frame(self._store.objects, requests_path(plan), requests.table, table="requests", nullable=REQUEST_NULLABLE, sealed=True)
         self._retrain(requests, plan)
         self._quarantine.raise_if_skipped()
         return requests.table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,13 +13,14 @@ import numpy.typing as npt
 import zarr
 from zarr.abc.store import ByteRequest
 from zarr.codecs import Crc32cCodec
-from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.errors import ContainsArrayError
-from zarr.storage import ObjectStore
+from zarr.storage import MemoryStore, ObjectStore
 
 from genrep_dist.errors import CorruptError, DamagedArtifact, StoreError
 from genrep_dist.limits import require_fits
 from genrep_dist.store.chunks import checksum, read_window, write_chunk
+from genrep_dist.store.damage_notes import noted
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import ArtifactPaths, is_chunk
 from genrep_dist.store.retries import retried_async
@@ -48,20 +50,14 @@ class ArrayGroup:
         """Write the metadata of an array. An array that another driver creates at the same time is kept."""
         self._require_inside(name)
         with self._objects.translated_errors(self._paths.array(name)), suppress(ContainsArrayError):
-            zarr.create_array(
-                self._store(),
-                name=name,
-                shape=tuple(shape),
-                chunks=stored_chunks(chunks),
-                dtype=dtype,
-                fill_value=float("nan") if np.dtype(dtype).kind == "f" else 0,
-                compressors=[Crc32cCodec()],
-                dimension_names=list(dimension_names),
-                attributes=dict(attributes or {}),
-                config=_CONFIG,
-                # Overwriting would delete the chunks that another driver has written.
-                overwrite=False,
-            )
+            _create(self._store(), name, shape, chunks, dtype, dimension_names, attributes)
+
+    def restore_metadata(self, array: zarr.Array[Any], name: str, *declared: Any) -> None:
+        """Write the metadata of an existing array again if they are not those that :meth:`create` writes, as when a bit has flipped."""
+        expected = _create(MemoryStore(), name, *declared).metadata
+        if _plain(array.metadata.to_dict()) != _plain(expected.to_dict()):
+            (data,) = expected.to_buffer_dict(default_buffer_prototype()).values()
+            self._objects.put(self._paths.array_metadata(name), data.to_bytes())
 
     def open(self, name: str, mode: str = "r", *, require_chunks: bool = False) -> zarr.Array[Any] | None:
         """The array, or None. With ``require_chunks``, reading a missing chunk raises instead of returning the fill value."""
@@ -131,13 +127,14 @@ class ArrayGroup:
         return self._opened
 
     def _corrupt(self, what: str, where: str, error: Exception) -> CorruptError:
-        return CorruptError(
+        found = CorruptError(
             what,
             where=f"{self._objects.uri}/{where}",
             got=str(error),
             remedy="run the experiment again: damaged files are moved away and recomputed",
             damaged=self._damaged,
         )
+        return noted(self._objects, found)
 
 
 class _RetryingStore(ObjectStore[Any]):
@@ -164,6 +161,36 @@ class _CompleteStore(_RetryingStore):
         if found is None and is_chunk(key):
             raise ValueError(f"the file {key} does not exist")
         return found
+
+
+def _create(
+    store: ObjectStore[Any] | MemoryStore,
+    name: str,
+    shape: Sequence[int],
+    chunks: Sequence[int],
+    dtype: str,
+    dimension_names: Sequence[str],
+    attributes: Mapping[str, Any] | None = None,
+) -> zarr.Array[Any]:
+    return zarr.create_array(
+        store,
+        name=name,
+        shape=tuple(shape),
+        chunks=stored_chunks(chunks),
+        dtype=dtype,
+        fill_value=float("nan") if np.dtype(dtype).kind == "f" else 0,
+        compressors=[Crc32cCodec()],
+        dimension_names=list(dimension_names),
+        attributes=dict(attributes or {}),
+        config=_CONFIG,
+        # Overwriting would delete the chunks that another driver has written.
+        overwrite=False,
+    )
+
+
+def _plain(metadata: Any) -> Any:
+    """Metadata as they are read from JSON, with lists for tuples."""
+    return json.loads(json.dumps(metadata))
 
 
 def stored_chunks(chunks: Sequence[int]) -> tuple[int, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import numpy as np
@@ -11,10 +13,14 @@ import zarr
 from genrep_dist.errors import CorruptError, DamagedArtifact, DamagedFile, NonFiniteError, NotCommittedError, StoreError
 from genrep_dist.store.arrays import Array, ArrayGroup, chunk_index, padded_chunk, stored_chunks
 from genrep_dist.store.chunks import checksum, first_non_finite
+from genrep_dist.store.damage_notes import noted
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import ArtifactPaths
+from genrep_dist.store.versions import refuse_newer
 
 SCHEMA_VERSION = 1
+READ_THREADS = 16
+"""Small files that are read at once, because a bucket answers each after tens of milliseconds."""
 
 
 class Artifact:
@@ -32,6 +38,7 @@ class Artifact:
         self.path = self.paths.folder
         self._objects = objects
         self._group = ArrayGroup(objects, kind, key)
+        self._metadata_digests: dict[str, str] | None = None
 
     # -- writing ---------------------------------------------------------------------------------------------------------------
 
@@ -55,6 +62,7 @@ class Artifact:
         existing = self._group.open(name)
         if existing is not None:
             if (existing.shape, existing.chunks, str(existing.dtype)) == (tuple(shape), stored_chunks(chunks), dtype):
+                self._group.restore_metadata(existing, name, shape, chunks, dtype, *rest)
                 return
             # Records first: a record without its chunk would vouch for a chunk of the new grid.
             self._objects.delete_folder(self.paths.records)
@@ -119,9 +127,20 @@ class Artifact:
                 got=f"{len(missing)} missing, first {missing[0]}",
                 remedy="run the same command again: only what is missing is computed",
             )
+        files = self._objects.list(self.path)
         if not parts and self._objects.root is not None:
-            self._objects.sync(self._objects.list(self.path))
-        record = {"schema_version": SCHEMA_VERSION, "kind": self.kind, "key": self.key, "num_parts": len(parts), **manifest}
+            self._objects.sync(files)
+        metadata = [path for path in files if self.paths.is_metadata(path)]
+        with ThreadPoolExecutor(READ_THREADS) as threads:
+            digests = list(threads.map(lambda path: _digest(self._objects.get(path)), metadata))
+        record = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": self.kind,
+            "key": self.key,
+            "num_parts": len(parts),
+            "metadata_sha256": dict(zip(map(self.paths.relative, metadata), digests, strict=True)),
+            **manifest,
+        }
         self._objects.put_json(self.paths.manifest, record)
 
     # -- reading ---------------------------------------------------------------------------------------------------------------
@@ -130,13 +149,18 @@ class Artifact:
         return self._objects.exists(self.paths.manifest)
 
     def is_intact(self) -> bool:
-        """Whether the artifact is committed. Unlike :meth:`is_committed` it reads the manifest; CorruptError if that is damaged."""
+        """Whether the artifact is committed. Unlike :meth:`is_committed` it reads the manifest.
+
+        CorruptError if that is damaged, StoreError if a newer version wrote it.
+        """
         try:
             record = self._objects.get_json(self.paths.manifest)
         except FileNotFoundError:
             return False
+        if isinstance(record, dict):
+            refuse_newer("an artifact", record.get("schema_version"), SCHEMA_VERSION, f"{self._objects.uri}/{self.paths.manifest}")
         if not isinstance(record, dict) or (record.get("kind"), record.get("key")) != (self.kind, self.key):
-            raise CorruptError(
+            error = CorruptError(
                 "a manifest belongs to another artifact",
                 where=f"{self._objects.uri}/{self.paths.manifest}",
                 expected=f"kind {self.kind}, key {self.key}",
@@ -144,13 +168,16 @@ class Artifact:
                 remedy="run the experiment again: the file is moved away and recreated",
                 damaged=DamagedFile(self.paths.manifest),
             )
+            raise noted(self._objects, error)
         return True
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest; NotCommittedError if there is none."""
+        """The manifest; NotCommittedError if there is none. Else raises as :meth:`is_intact`."""
+        if not self.is_intact():
+            raise self._not_committed()
         try:
             return cast("dict[str, Any]", self._objects.get_json(self.paths.manifest))
-        except FileNotFoundError:
+        except FileNotFoundError:  # moved away meanwhile
             raise self._not_committed() from None
 
     def seconds(self) -> float:
@@ -160,14 +187,14 @@ class Artifact:
 
     def read(self, name: str, window: tuple[slice, ...] | None = None) -> Array:
         """An array, or a window of it. NotCommittedError before the commit, CorruptError for damaged bytes."""
-        self._require_commit()
+        self._require_metadata(name)
         # Only a gram may lack chunks: its lower half is the transpose of the upper half.
         array = self._require(name, mode="r", require_chunks=self.kind != "gram")
         return self._group.read(array, name, window or (slice(None),) * len(array.shape))
 
     def reader(self, name: str) -> ArrayReader:
         """A reader for many windows of one array. The commit is checked once."""
-        self._require_commit()
+        self._require_metadata(name)
         return ArrayReader(self._group, name, self._require(name, mode="r", require_chunks=True))
 
     def declared_chunks(self, name: str) -> tuple[int, ...]:
@@ -175,6 +202,8 @@ class Artifact:
         return tuple(self._require(name, mode="r").chunks)
 
     def attributes(self, name: str) -> dict[str, Any]:
+        if self.is_committed():
+            self._require_metadata(name)
         return dict(self._require(name, mode="r").attrs)
 
     def damaged_parts(self) -> dict[str, str]:
@@ -208,7 +237,7 @@ class Artifact:
         where = f"{self._objects.uri}/{self.path}"
         if not self.is_committed():
             raise StoreError("no such array", where=where, expected=name, got="nothing")
-        raise CorruptError(
+        error = CorruptError(
             "an array of a finished artifact is gone",
             where=where,
             expected=name,
@@ -216,10 +245,31 @@ class Artifact:
             remedy="run the experiment again: the artifact is moved away and recomputed",
             damaged=DamagedArtifact(self.kind, self.key),
         )
+        raise noted(self._objects, error)
 
-    def _require_commit(self) -> None:
-        if not self.is_committed():
-            raise self._not_committed()
+    def _require_metadata(self, name: str) -> None:
+        """NotCommittedError before the commit, CorruptError if the metadata of array ``name`` are not those that were committed.
+
+        Artifacts of earlier versions do not state the digests of their metadata, and none does for what is written after its commit.
+        """
+        if self._metadata_digests is None:
+            self._metadata_digests = self.manifest().get("metadata_sha256", {})
+        path = self.paths.array_metadata(name)
+        expected = self._metadata_digests.get(self.paths.relative(path))
+        try:
+            intact = expected is None or _digest(self._objects.get(path)) == expected
+        except FileNotFoundError:
+            return  # the array is gone, which is found where it is opened
+        if not intact:
+            error = CorruptError(
+                "the metadata of an array are damaged",
+                where=f"{self._objects.uri}/{path}",
+                expected=f"SHA-256 {str(expected)[:12]}...",
+                got="other bytes",
+                remedy="run the experiment again: the artifact is moved away and recomputed",
+                damaged=DamagedArtifact(self.kind, self.key),
+            )
+            raise noted(self._objects, error)
 
     def _not_committed(self) -> NotCommittedError:
         return NotCommittedError(
@@ -242,6 +292,10 @@ class ArrayReader:
     def read(self, *window: slice) -> Array:
         """The window, with all entries of the axes that are not given."""
         return self._group.read(self._array, self._name, window + (slice(None),) * (len(self.shape) - len(window)))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _check_finite(values: Array, where: str) -> None:

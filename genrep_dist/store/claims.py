@@ -23,7 +23,7 @@ from genrep_dist.errors import StoreError
 from genrep_dist.store.lease import RENEW_SECONDS, TIMEOUT_SECONDS, Lease
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import CLAIMS, CLAIMS_LEASE, claim_record, claimed_names, is_claim
-from genrep_dist.store.processes import held_tokens, is_gone, this_process
+from genrep_dist.store.processes import has_let_go, held_tokens, this_process
 
 
 class Claims:
@@ -94,7 +94,7 @@ class Claims:
             last = self._seen.get(token)
             if last is None or last[0] != beat:
                 last = self._seen[token] = beat, time.monotonic()
-            if record.get("owner") == self._owner or is_gone(record) or time.monotonic() - last[1] > self._timeout_seconds:
+            if record.get("owner") == self._owner or has_let_go(record) or time.monotonic() - last[1] > self._timeout_seconds:
                 self._delete(token)
                 continue
             yield token, record

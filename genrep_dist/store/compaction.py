@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genrep_dist.errors import CorruptError, StoreError
-from genrep_dist.store.ledger_parts import get_part, put_part
+from genrep_dist.store.ledger_parts import LEDGER_SCHEMA, get_part, put_part
 from genrep_dist.store.objects import Objects
 
 PART_BYTES = 64 * 2**20
@@ -132,7 +132,8 @@ def _read_outputs(objects: Objects, parts: list[_Part], rows: pl.DataFrame) -> I
 
 
 def _read_rows(objects: Objects, part: _Part, rows: pl.Series) -> pa.Table:
-    return pq.read_table(io.BytesIO(_get(objects, part.path)), use_threads=False).take(rows.to_arrow())
+    table = pq.read_table(io.BytesIO(_get(objects, part.path)), use_threads=False).take(rows.to_arrow())
+    return table.cast(LEDGER_SCHEMA)  # a part may be of an older version
 
 
 def _group(parts: list[_Part], kept: dict[int, pl.Series], merged: list[int]) -> Iterator[list[int]]:

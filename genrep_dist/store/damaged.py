@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from genrep_dist.errors import CorruptError, DamagedArtifact, DamagedFile
 from genrep_dist.store.artifacts import Artifact
+from genrep_dist.store.damage_notes import forget
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import damaged_copy
 
@@ -20,6 +21,7 @@ def move_damaged(objects: Objects, damaged: DamagedArtifact | DamagedFile) -> st
     suffix = secrets.token_hex(4)
     if isinstance(damaged, DamagedFile):
         _move(objects, damaged.path, damaged_copy(damaged.path, suffix))
+        forget(objects, damaged)
         return f"{damaged.path} was damaged; it was moved to {damaged_copy(damaged.path, suffix)}"
     artifact = Artifact(objects, damaged.kind, damaged.key)
     paths, target = artifact.paths, damaged_copy(artifact.path, suffix)
@@ -34,6 +36,7 @@ def move_damaged(objects: Objects, damaged: DamagedArtifact | DamagedFile) -> st
         what = f"{artifact.path} was damaged; it was"
     for path in [paths.manifest, *(path for path in files if path != paths.manifest)]:
         _move(objects, path, f"{target}{path.removeprefix(artifact.path)}")
+    forget(objects, damaged)
     return f"{what} moved to {target}"
 
 

@@ -56,11 +56,17 @@ def create_file(path: Path, data: bytes) -> bool:
 
 
 def free_space(folder: Path | None) -> str:
-    """The free bytes of the disk of ``folder``, as text for a message."""
+    """The free bytes of the disk of ``folder``, and whether it can hold more files, as text for a message."""
+    place = folder or "."
     try:
-        return f"{shutil.disk_usage(folder or '.').free:,} bytes are free"
+        text = f"{shutil.disk_usage(place).free:,} bytes are free"
+        files = os.statvfs(place) if hasattr(os, "statvfs") else None
     except OSError as error:
         return f"free space unknown: {error}"
+    # File systems without a table of inodes report 0 of 0.
+    if files is not None and files.f_files and not files.f_favail:
+        return f"its inode table is full: it holds {files.f_files:,} files and folders and no more, although {text}"
+    return text
 
 
 def make_folder(path: Path) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 from genrep_dist.errors import StoreError
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import lease_number, lease_record
-from genrep_dist.store.processes import held_tokens, is_gone, this_process
+from genrep_dist.store.processes import has_let_go, held_tokens, this_process
 
 RENEW_SECONDS = 5.0
 TIMEOUT_SECONDS = 60.0
@@ -37,8 +37,8 @@ NUMBERS_KEPT = 8
 class Lease:
     """The lease in ``folder`` of the store, as a context manager. Entering waits until no other process holds the lease.
 
-    ``on_wait`` is called once, with a sentence that names the holder, if this process has to wait. Entering raises StoreError if the
-    store fails.
+    ``on_wait`` is called once, with a sentence that names the holder, if this process has to wait. The lease's ``number`` is above those of
+    all earlier leases, and above ``above``. Entering raises StoreError if the store fails.
     """
 
     def __init__(
@@ -47,14 +47,17 @@ class Lease:
         folder: str,
         on_wait: Callable[[str], object] = lambda text: None,
         *,
+        above: int = 0,
         renew_seconds: float = RENEW_SECONDS,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         self._objects, self._folder, self._on_wait = objects, folder, on_wait
         self._renew_seconds, self._timeout_seconds = renew_seconds, timeout_seconds
         self._token = secrets.token_hex(16)
+        self._above = above
         self._number = 0
         self._renewals = 0
+        self._lost: StoreError | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -66,8 +69,8 @@ class Lease:
             if (number, record.get("token"), record.get("beat")) != last_seen:
                 last_seen, since = (number, record.get("token"), record.get("beat")), time.monotonic()
             expired = time.monotonic() - since > self._timeout_seconds
-            if not number or record.get("released") or is_gone(record) or expired:
-                if self._acquire(number + 1):
+            if not number or record.get("released") or has_let_go(record) or expired:
+                if self._acquire(max(number, self._above) + 1):
                     return self
                 continue
             if not reported:
@@ -85,17 +88,35 @@ class Lease:
                 self._write(released=True)
         held_tokens.discard(self._token)
 
+    @property
+    def number(self) -> int:
+        """The number of the lease that this process holds, or held."""
+        return self._number
+
+    def is_held(self) -> bool:
+        """Whether no other driver has taken over. Asks the store; if that fails, the last answer counts."""
+        with suppress(StoreError):
+            self.confirm()
+        return self._lost is None
+
+    def check(self) -> None:
+        """StoreError if another driver is known to have taken over. Costs nothing; known RENEW_SECONDS after this process woke up."""
+        if self._lost is not None:
+            raise self._lost
+
     def confirm(self) -> None:
         """StoreError if another driver has taken over, as it does when this process has slept for long."""
         number, record = self._highest()
-        if number != self._number or record.get("token") != self._token:
-            raise StoreError(
+        # A record that was deleted, or is damaged and has no token, is written again by this process.
+        if number > self._number or (number == self._number and record.get("token", self._token) != self._token):
+            self._lost = StoreError(
                 "another driver has taken over from this one, which did not renew its lease",
                 where=f"{self._objects.uri}/{self._folder}",
                 expected=f"lease {self._number} of this driver",
                 got=f"lease {number}, of process {record.get('pid')} on {record.get('host')}",
                 remedy="run the same command again: it waits for the other driver and reuses its results",
             )
+            raise self._lost
 
     def _acquire(self, number: int) -> bool:
         """Create ``number``; whether this process created it and it is the highest."""
@@ -111,7 +132,7 @@ class Lease:
             self._objects.delete(path)
             return False
         for old in paths:
-            if lease_number(old) < number - NUMBERS_KEPT:
+            if 0 < lease_number(old) < number - NUMBERS_KEPT:
                 self._objects.delete(old)
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
@@ -120,11 +141,12 @@ class Lease:
     def _renew(self) -> None:
         while not self._stop.wait(self._renew_seconds):
             self._renewals += 1
-            # A temporary failure of the store is not fatal. confirm() detects a lost lease.
+            # A temporary failure of the store is not fatal. A lost lease is.
             with suppress(StoreError):
-                if self._highest()[0] != self._number:
-                    return
+                self.confirm()
                 self._write()
+            if self._lost is not None:
+                return
 
     def _write(self, *, released: bool = False) -> None:
         self._objects.put(lease_record(self._folder, self._number), self._record(released=released))

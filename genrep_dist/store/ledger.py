@@ -13,12 +13,13 @@ import polars as pl
 import pyarrow as pa
 from polars.io.plugins import register_io_source
 
+from genrep_dist.errors import DamagedFile
 from genrep_dist.store.compaction import Compaction, compact
+from genrep_dist.store.damage_notes import forget
 from genrep_dist.store.lease import Lease
-from genrep_dist.store.ledger_parts import LEDGER_SCHEMA, find_damage, put_part, read_parts
+from genrep_dist.store.ledger_parts import LEDGER_SCHEMA, find_damage, put_part, read_part, read_parts
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import LedgerPaths
-from genrep_dist.store.tables import read_batches
 
 
 @dataclass(frozen=True)
@@ -76,19 +77,22 @@ class Ledger:
     def scan(self) -> pl.LazyFrame:
         """All rows, lazily, in no order. A key that two tasks trained may occur twice, with equal rows.
 
-        Parts are listed when the query runs. Only the selected columns are read, one row group at a time. The query raises CorruptError
-        for a damaged page and for a part that is truncated, not a ledger part, or of another version.
+        Parts are listed when the query runs. Only the selected columns are kept in memory, one row group at a time. The query raises
+        CorruptError for a part whose bytes are not those that were written, and StoreError for one of a newer version.
         """
         return register_io_source(self._read_frames, schema=dict(_to_polars(LEDGER_SCHEMA.empty_table()).schema), is_pure=True)
 
     def keys(self) -> set[str]:
-        """Keys of all rows. Raises CorruptError as :meth:`scan`. Parts never change: a second call reads only new ones."""
+        """Keys of all rows. Raises CorruptError as :meth:`scan`, but reads and verifies only what holds the keys.
+
+        Parts never change: a second call reads only new ones.
+        """
         return set(read_parts(self.parts, self._read_keys))
 
     def _read_keys(self, path: str) -> Iterator[str]:
         if path not in self._keys_of_parts:
-            batches = read_batches(self._objects, path, LEDGER_SCHEMA, ["key"])
-            self._keys_of_parts[path] = [key for batch in batches for key in batch.column("key").to_pylist()]
+            tables = read_part(self._objects, path, ["key"], verify=False)
+            self._keys_of_parts[path] = [key for table in tables for key in table.column("key").to_pylist()]
         yield from self._keys_of_parts[path]
 
     def move_damaged_parts(self) -> list[DamagedPart]:
@@ -114,10 +118,11 @@ class Ledger:
             # The digest of the damaged bytes is in the name, because a part may be damaged twice in different ways.
             target = self._paths.damaged_part(path, hashlib.sha256(data).hexdigest()[:16])
             self._objects.move(path, target)
+            forget(self._objects, DamagedFile(path))
             yield DamagedPart(path, reason, target)
 
-    def _read_tables(self, columns: list[str] | None) -> Iterator[pa.Table]:
-        return read_parts(self.parts, lambda path: read_batches(self._objects, path, LEDGER_SCHEMA, columns))
+    def _read_tables(self, columns: list[str] | None, *, verify: bool = True) -> Iterator[pa.Table]:
+        return read_parts(self.parts, lambda path: read_part(self._objects, path, columns, verify=verify))
 
     def _read_frames(
         self, columns: list[str] | None, predicate: pl.Expr | None, num_rows: int | None, batch_size: int | None

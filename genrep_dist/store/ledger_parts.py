@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genrep_dist.errors import CorruptError
+from genrep_dist.errors import CorruptError, DamagedFile, StoreError
+from genrep_dist.store.damage_notes import noted
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import ledger_part
-from genrep_dist.store.tables import encode_table
+from genrep_dist.store.tables import encode_table, open_table
+from genrep_dist.store.versions import refuse_newer
 
 T = TypeVar("T")
 
@@ -36,6 +38,8 @@ LEDGER_SCHEMA = pa.schema(
     metadata={"genrep.table": "ledger", "genrep.version": "2"},
 )
 
+OLDEST_VERSION = 2
+"""Parts of this and later versions are read."""
 ROW_GROUP_BYTES = 8 * 2**20
 """Uncompressed bytes that a reader holds at once."""
 ENCODINGS = {
@@ -61,17 +65,70 @@ def put_part(objects: Objects, folder: str, table: pa.Table) -> str:
 
 
 def find_damage(path: str, data: bytes) -> str | None:
-    """Why ``data`` is not the part that was written at ``path``; None if it is intact."""
+    """Why ``data`` is not the part that was written at ``path``; None if it is intact.
+
+    Raises StoreError for an intact part of a version that cannot be read here.
+    """
+    intact = path == _part_path(path.rpartition("/")[0], data)
     try:
         with pq.ParquetFile(io.BytesIO(data)) as file:
             schema = file.schema_arrow
     except (pa.ArrowException, OSError, ValueError) as error:
         return f"truncated, or not a Parquet file: {error}"
-    if not schema.equals(LEDGER_SCHEMA, check_metadata=True):
+    if not _is_readable(schema):
+        if intact:
+            _refuse_version(schema, path)
         return f"not a ledger part, or of another version: {schema.names}, {schema.metadata}"
-    if path != _part_path(path.rpartition("/")[0], data):
-        return "damaged: its name is not the digest of its bytes"
-    return None
+    return None if intact else "damaged: its name is not the digest of its bytes"
+
+
+def _version(schema: pa.Schema) -> int:
+    """The version of a ledger part; 0 for any other table."""
+    metadata = schema.metadata or {}
+    text = metadata.get(b"genrep.version", b"")
+    return int(text) if metadata.get(b"genrep.table") == b"ledger" and text.isdigit() else 0
+
+
+VERSION = _version(LEDGER_SCHEMA)
+
+
+def _is_readable(schema: pa.Schema) -> bool:
+    return bool(schema.equals(LEDGER_SCHEMA)) and OLDEST_VERSION <= _version(schema) <= VERSION
+
+
+def _refuse_version(schema: pa.Schema, where: str) -> None:
+    """StoreError for the schema of a ledger part of another version than those that are read here."""
+    refuse_newer("a part of the ledger", _version(schema), VERSION, where)
+    if 0 < _version(schema) < OLDEST_VERSION:
+        raise StoreError(
+            "a part of the ledger is of a version that is not read any more",
+            where=where,
+            expected=f"format {OLDEST_VERSION} to {VERSION}",
+            got=f"format {_version(schema)}",
+            remedy="move it out of the store: its models are trained again",
+        )
+
+
+def read_part(objects: Objects, path: str, columns: Sequence[str] | None, *, verify: bool = True) -> Iterator[pa.Table]:
+    """The row groups of a part. Every byte of it is verified if the outputs are read, else the pages that are read.
+
+    Raises FileNotFoundError if there is no part, CorruptError if it is damaged, StoreError if it is of a newer version.
+    """
+    verify = verify and (columns is None or "outputs" in columns)
+    digest = path.rpartition("/")[2].removeprefix("part-").removesuffix(".parquet")
+    with open_table(objects, path, sha256=digest, verify=verify) as file:
+        if not _is_readable(file.schema_arrow):
+            # Only an intact part is known to be of another version.
+            error = CorruptError(
+                "a part of the ledger is damaged",
+                where=f"{objects.uri}/{path}",
+                got=find_damage(path, objects.get(path)) or "",
+                remedy="run the experiment again: the part is moved away and its models are trained again",
+                damaged=DamagedFile(path),
+            )
+            raise noted(objects, error)
+        for group in range(file.metadata.num_row_groups):
+            yield file.read_row_group(group, columns=columns, use_threads=False)
 
 
 def get_part(objects: Objects, path: str) -> bytes:

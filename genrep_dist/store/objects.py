@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -15,11 +14,12 @@ from obstore.store import LocalStore, ObjectStore
 
 from genrep_dist.errors import CorruptError, DamagedFile, StoreError
 from genrep_dist.filesystem import what_is_at
-from genrep_dist.limits import parse_json
 from genrep_dist.store import paths
+from genrep_dist.store.damage_notes import noted
 from genrep_dist.store.disk import create_file, free_space, sync_files, write_file
 from genrep_dist.store.links import check_links_below, path_inside
 from genrep_dist.store.retries import list_paths, retried
+from genrep_dist.store.sealed import seal_json, unseal_json
 from genrep_dist.store.uris import open_bucket, parse_uri, translated_errors
 
 
@@ -136,20 +136,23 @@ class Objects:
             retried(delete_listed)
 
     def put_json(self, path: str, value: Any) -> None:
-        """Write JSON with sorted keys, so that equal values give equal bytes."""
-        self.put(path, (json.dumps(value, sort_keys=True, indent=1) + "\n").encode())
+        """Write JSON with sorted keys, so that equal values give equal bytes. An object gets a checksum (:mod:`.sealed`)."""
+        self.put(path, seal_json(value))
 
     def get_json(self, path: str) -> Any:
-        """Read JSON. FileNotFoundError if there is no file, CorruptError if it is not JSON."""
+        """Read JSON. FileNotFoundError if there is no file, CorruptError if it is not JSON or does not have the checksum that it states."""
         try:
-            return parse_json(self.get(path))
+            return unseal_json(self.get(path))
         except ValueError as error:  # includes UnicodeDecodeError
-            raise CorruptError(
-                "a record of the store is not JSON",
-                where=f"{self.uri}/{path}",
-                got=str(error),
-                remedy="run the experiment again: the file is moved away and recreated",
-                damaged=DamagedFile(path),
+            raise noted(
+                self,
+                CorruptError(
+                    "a record of the store is damaged",
+                    where=f"{self.uri}/{path}",
+                    got=str(error),
+                    remedy="run the experiment again: the file is moved away and recreated",
+                    damaged=DamagedFile(path),
+                ),
             ) from error
 
     def subfolder(self, path: str) -> ObjectStore:
@@ -158,7 +161,8 @@ class Objects:
         Writes through it are atomic but not synced: see :meth:`sync`. Wrap its use in :meth:`translated_errors`.
         """
         if self.root is not None:
-            return LocalStore(self._inside(path), mkdir=True)
+            with self.translated_os_errors(path):
+                return LocalStore(self._inside(path), mkdir=True)
         return open_bucket(f"{self.uri}/{path}")
 
     def sync(self, files: Iterable[str]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 EXPERIMENTS = "experiments"
+DAMAGE_NOTES = "damaged"
+"""Notes of damaged files that were found outside of a run."""
 ACCESS_MARKER = ".access-"
 """Prefix of the file that proves write access."""
 
@@ -29,6 +31,13 @@ class ArtifactPaths:
 
     def array_metadata(self, name: str) -> str:
         return f"{self.folder}/{name}/zarr.json"
+
+    def is_metadata(self, path: str) -> bool:
+        """Whether ``path`` holds the metadata of the group or of one of its arrays."""
+        return path.endswith("/zarr.json")
+
+    def relative(self, path: str) -> str:
+        return path.removeprefix(f"{self.folder}/")
 
     def chunks(self, name: str) -> str:
         return f"{self.folder}/{name}/c"
@@ -74,6 +83,7 @@ class ExperimentPaths:
         self.lease = f"{self.folder}/lease"
         self.doctor = f"{self.folder}/doctor.json"
         self.repeat = f"{self.folder}/repeat.json"
+        self.publications = f"{self.folder}/publications"
 
     def requests(self, results: str) -> str:
         return f"{self.folder}/requests-{results}.parquet"
@@ -85,10 +95,11 @@ def experiment_name(path: str) -> str:
 
 
 class ResultPaths:
-    """The published results of the experiment ``name``."""
+    """The published results of the experiment ``name``, or results of it that are in another ``folder``."""
 
-    def __init__(self, name: str) -> None:
-        self.folder = f"results/{name}"
+    def __init__(self, name: str, folder: str | None = None) -> None:
+        self.name = name
+        self.folder = folder or f"results/{name}"
         self.manifest = f"{self.folder}/manifest.json"
         self.config = f"{self.folder}/config.yaml"
 
@@ -102,6 +113,15 @@ class ResultPaths:
 def data_table(digest: str, split: str) -> str:
     """The samples of ``split``, 'train' or 'test', of the data set with this digest."""
     return f"data/{digest}/{split}.parquet"
+
+
+def damage_note(digest: str) -> str:
+    """The note about a damaged file or artifact whose path has this digest."""
+    return f"{DAMAGE_NOTES}/{digest}.json"
+
+
+def data_folder(digest: str) -> str:
+    return f"data/{digest}"
 
 
 def damaged_copy(path: str, suffix: str) -> str:
@@ -128,9 +148,31 @@ def is_claim(path: str) -> bool:
     return path.endswith(".json") and not path.startswith(f"{CLAIMS_LEASE}/")
 
 
+def publication_record(folder: str, number: int) -> str:
+    return f"{folder}/{number:012d}.json"
+
+
+def staging_folder(folder: str, number: int, token: str) -> str:
+    return f"{folder}/{number:012d}-{token}"
+
+
+def publication_number(path: str) -> int:
+    """The number of a publication's record; 0 for any other file in the folder of publications."""
+    name = path.rpartition("/publications/")[2]
+    return int(name[:12]) if name[12:] == ".json" and name[:12].isdigit() else 0
+
+
+def staged_number(path: str) -> float:
+    """The number of the publication to which a staged file belongs; infinite for a record."""
+    name = path.rpartition("/publications/")[2]
+    return int(name[:12]) if name[12:13] == "-" and name[:12].isdigit() else float("inf")
+
+
 def lease_record(folder: str, number: int) -> str:
     return f"{folder}/{number:012d}.json"
 
 
 def lease_number(path: str) -> int:
-    return int(path.rpartition("/")[2].removesuffix(".json"))
+    """The number of a lease's record; 0 for a file of something else."""
+    number = path.rpartition("/")[2].removesuffix(".json")
+    return int(number) if number.isdigit() else 0

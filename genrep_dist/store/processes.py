@@ -1,9 +1,10 @@
-"""Processes that hold something in a store: who they are, and whether one of this machine is gone."""
+"""Which process has written a record, and whether it is still there, for records of the same machine."""
 
 from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,23 @@ held_tokens: set[str] = set()
 
 
 def this_process() -> dict[str, Any]:
-    """What a record says about the process that wrote it. It also has the ``token`` of what the process holds."""
+    """Fields that identify this process among all of all machines, also after its id is used again."""
     pid = os.getpid()
     return {"host": socket.gethostname(), "pid": pid, "machine": machine_id(), "started": start_time(pid)}
 
 
-def is_gone(record: dict[str, Any]) -> bool:
-    """Whether the process of a ``record`` was one of this machine that does not hold its lease or claim any more."""
+def is_gone(record: Mapping[str, Any]) -> bool:
+    """Whether the process with the fields of :func:`this_process` was one of this machine and has ended."""
     machine, pid = record.get("machine"), record.get("pid")
-    if not machine or machine != machine_id() or not isinstance(pid, int):
-        return False
-    if pid == os.getpid() and record.get("started") == start_time(pid):
+    return bool(machine) and machine == machine_id() and isinstance(pid, int) and start_time(pid) != record.get("started")
+
+
+def has_let_go(record: Mapping[str, Any]) -> bool:
+    """Whether the process of a record with a ``token`` has ended, or is this one and holds the token's lease or claim no more."""
+    mine = this_process()
+    if mine["machine"] and all(record.get(name) == mine[name] for name in ("machine", "pid", "started")):
         return record.get("token") not in held_tokens
-    return start_time(pid) != record.get("started")
+    return is_gone(record)
 
 
 def machine_id() -> str:

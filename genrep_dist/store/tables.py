@@ -1,4 +1,4 @@
-"""Parquet tables with declared schemas. They are written atomically, and page checksums are verified when they are read."""
+"""Parquet tables with declared schemas. They are written atomically, and checksums are verified when they are read."""
 
 from __future__ import annotations
 
@@ -13,27 +13,34 @@ import pyarrow.parquet as pq
 
 from genrep_dist.errors import CorruptError, DamagedFile, StoreError
 from genrep_dist.limits import check_parquet
+from genrep_dist.store.damage_notes import noted
 from genrep_dist.store.objects import Objects
+from genrep_dist.store.sealed import parquet_fault, seal_parquet, unset_checksum
 
 
-def encode_table(table: pa.Table, **options: Any) -> bytes:
-    """A table as the bytes of a Parquet file, with zstd and page checksums. ``options``: of pyarrow's ``write_table``."""
+def encode_table(table: pa.Table, *, sealed: bool = False, **options: Any) -> bytes:
+    """A table as the bytes of a Parquet file, with zstd and page checksums. ``options``: of pyarrow's ``write_table``.
+
+    ``sealed``: with a checksum of the whole file in its metadata, for a file whose checksum is recorded nowhere else.
+    """
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True, **options)
-    return buffer.getvalue()
+    if not sealed:
+        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True, **options)
+        return buffer.getvalue()
+    row_group_size = options.pop("row_group_size", None)
+    with pq.ParquetWriter(buffer, table.schema, compression="zstd", write_page_checksum=True, **options) as writer:
+        writer.write_table(table, row_group_size)
+        writer.add_key_value_metadata(unset_checksum())
+    return seal_parquet(buffer.getvalue())
 
 
-def put_table(objects: Objects, path: str, table: pa.Table, **options: Any) -> None:
-    """Write a table as one Parquet file. ``options``: of pyarrow's ``write_table``."""
-    objects.put(path, encode_table(table, **options))
+def put_table(objects: Objects, path: str, table: pa.Table, *, sealed: bool = False, **options: Any) -> None:
+    """Write a table as one Parquet file. ``sealed`` and ``options``: as :func:`encode_table`."""
+    objects.put(path, encode_table(table, sealed=sealed, **options))
 
 
 def get_table(objects: Objects, path: str, schema: pa.Schema | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet file, or some of its ``columns``.
-
-    Raises StoreError if there is no file. Raises CorruptError if the file is truncated, a page that is read is damaged, or the schema
-    (including metadata) is not exactly ``schema``.
-    """
+    """Read a Parquet file, or some of its ``columns``. Raises StoreError if there is no file, else as :func:`open_table`."""
     try:
         with open_table(objects, path, schema) as file:
             return file.read(columns=columns, use_threads=False)
@@ -42,22 +49,31 @@ def get_table(objects: Objects, path: str, schema: pa.Schema | None = None, colu
 
 
 def read_batches(objects: Objects, path: str, schema: pa.Schema | None = None, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The row groups of a Parquet file, one at a time. Raises as :func:`get_table`, but FileNotFoundError if there is no file."""
+    """The row groups of a Parquet file, one at a time. Raises as :func:`open_table`."""
     with open_table(objects, path, schema) as file:
         for group in range(file.metadata.num_row_groups):
             yield file.read_row_group(group, columns=columns, use_threads=False)
 
 
 @contextmanager
-def open_table(objects: Objects, path: str, schema: pa.Schema | None = None) -> Iterator[pq.ParquetFile]:
-    """An open Parquet file, whose schema is checked. From a local file only the requested columns are read.
+def open_table(
+    objects: Objects, path: str, schema: pa.Schema | None = None, *, sha256: str | None = None, verify: bool = True
+) -> Iterator[pq.ParquetFile]:
+    """An open Parquet file, whose bytes and schema are checked. From a local file only the requested columns are kept in memory.
 
-    In the context, errors of the Parquet reader become a CorruptError that names the file. FileNotFoundError if there is no file.
+    ``sha256``: of the whole file, where it is recorded elsewhere; else the file's own checksum is verified, if it has one. Without
+    ``verify`` only the checksums of the pages that are read are verified.
+
+    Raises FileNotFoundError if there is no file, StoreError if it is of a newer version. In the context, damage becomes a CorruptError
+    that names the file: other bytes than were written, errors of the Parquet reader, another schema than ``schema``.
     """
     local = objects.local_path(path)
     try:
-        source = io.BytesIO(objects.get(path)) if local is None else local
-        with pq.ParquetFile(source, page_checksum_verification=True) as file:
+        source = objects.get(path) if local is None else local
+        fault = parquet_fault(source, sha256) if verify else None
+        if fault is not None:
+            raise ValueError(fault)
+        with pq.ParquetFile(io.BytesIO(source) if isinstance(source, bytes) else source, page_checksum_verification=True) as file:
             check_parquet(file.metadata)
             if schema is not None:
                 _check_schema(file.schema_arrow, schema, f"{objects.uri}/{path}")
@@ -66,17 +82,31 @@ def open_table(objects: Objects, path: str, schema: pa.Schema | None = None) -> 
         raise
     # The exceptions that pyarrow raises for a damaged footer.
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise CorruptError(
-            "a Parquet file is damaged",
-            where=f"{objects.uri}/{path}",
-            got=str(error),
-            remedy="run the experiment again: the file is moved away and recreated",
-            damaged=DamagedFile(path),
-        ) from error
+        raise damaged_table(objects, path, str(error)) from error
 
 
-def put_frame(objects: Objects, path: str, frame: pl.DataFrame, *, table: str, version: int = 1, nullable: Collection[str] = ()) -> None:
-    """Write a polars frame as one Parquet file. Equal frames give equal bytes.
+def damaged_table(objects: Objects, path: str, got: str) -> CorruptError:
+    error = CorruptError(
+        "a Parquet file is damaged",
+        where=f"{objects.uri}/{path}",
+        got=got,
+        remedy="run the experiment again: the file is moved away and recreated",
+        damaged=DamagedFile(path),
+    )
+    return noted(objects, error)
+
+
+def put_frame(
+    objects: Objects,
+    path: str,
+    frame: pl.DataFrame,
+    *,
+    table: str,
+    version: int = 1,
+    nullable: Collection[str] = (),
+    sealed: bool = False,
+) -> None:
+    """Write a polars frame as one Parquet file. Equal frames give equal bytes. ``sealed``: as :func:`encode_table`.
 
     The file's metadata holds the name ``table`` and its ``version`` (genrep.table, genrep.version). Only the ``nullable`` columns may
     contain nulls; CorruptError for a null in another column.
@@ -91,20 +121,25 @@ def put_frame(objects: Objects, path: str, frame: pl.DataFrame, *, table: str, v
         pa.field(field.name, pa.string() if field.type == pa.large_string() else field.type, nullable=field.name in nullable)
         for field in found.schema
     ]
-    put_table(objects, path, found.cast(pa.schema(fields, metadata={"genrep.table": table, "genrep.version": str(version)})))
+    schema = pa.schema(fields, metadata={"genrep.table": table, "genrep.version": str(version)})
+    put_table(objects, path, found.cast(schema), sealed=sealed)
 
 
-def scan_frame(objects: Objects, path: str) -> pl.LazyFrame:
-    """A lazy frame of one Parquet file. StoreError if there is none."""
+def scan_frame(objects: Objects, path: str, *, sha256: str | None = None) -> pl.LazyFrame:
+    """A lazy frame of one Parquet file, whose bytes are verified now. ``sha256`` and errors: as :func:`open_table`.
+
+    StoreError if there is no file. A local file whose ``sha256`` is known is not kept in memory.
+    """
     local = objects.local_path(path)
-    if local is not None and local.is_file():
-        with open_table(objects, path):  # its size is checked before it is read
-            pass
-        return pl.scan_parquet(local, glob=False)  # a store's folder may be named with * or [
     try:
-        return pl.read_parquet(io.BytesIO(objects.get(path))).lazy()
+        with open_table(objects, path, sha256=sha256) as file:
+            if local is not None and sha256 is not None:
+                return pl.scan_parquet(local, glob=False)  # a store's folder may be named with * or [
+            frame = pl.from_arrow(file.read(use_threads=False))
     except FileNotFoundError as error:
         raise _no_table(objects, path, "run the experiment to its end, or check the --store") from error
+    assert isinstance(frame, pl.DataFrame)
+    return frame.lazy()
 
 
 def _no_table(objects: Objects, path: str, remedy: str) -> StoreError:

@@ -27,6 +27,7 @@ from genrep_dist.store.damaged import move_damaged
 from genrep_dist.store.lease import Lease
 from genrep_dist.store.ledger import LedgerRow
 from genrep_dist.store.objects import Objects
+from genrep_dist.store.publications import Publications
 from genrep_dist.store.tables import put_frame, scan_frame
 
 Array = npt.NDArray[Any]
@@ -302,6 +303,21 @@ class StoreTests:
         assert objects.exists(moved.moved_to)
         assert ledger.compact().parts_after == 1
         assert ledger.keys() == {"b", "c"}
+
+    def test_the_publication_with_the_highest_number_counts(self, objects: Objects) -> None:
+        def publish(number: int) -> None:
+            publications = Publications(objects, "tests")
+            objects.put(publications.staged(number).file("table.md"), str(number).encode())
+            publications.publish(number, {"question": str(number)}, ["table.md"], lambda: None)
+
+        publish(1)
+        publish(3)
+        with pytest.raises(StoreError, match="another driver has published"):
+            publish(2)
+        found = Publications(objects, "tests").manifest()
+        assert found is not None
+        assert found["question"] == "3"
+        assert Publications(objects, "tests").faults(found) == []
 
     def test_a_lease_has_one_holder(self, objects: Objects) -> None:
         waits: list[str] = []

@@ -13,6 +13,14 @@ from pathlib import Path
 from genrep_dist.errors import StoreError
 from genrep_dist.filesystem import FOLDER, what_is_at
 
+SIDE_FILES = ("", "-wal", "-shm", "-journal")
+"""What SQLite appends to the name of a database for the files that belong to it."""
+
+
+def store_database(root: Path) -> tuple[str, Path]:
+    """The tracking URI of the database in the store at ``root``, and the folder of its artifacts. StoreError as :func:`sqlite_uri`."""
+    return sqlite_uri(root / "mlflow.db"), root / "mlflow-artifacts"
+
 
 def sqlite_path(tracking_uri: str) -> Path | None:
     """The file of an ``sqlite:///`` URI; None for every other address, and for a database in memory."""

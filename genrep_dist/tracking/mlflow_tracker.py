@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import sqlite3
 import tempfile
 import time
 import warnings
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from genrep_dist.errors import StoreError
+from genrep_dist.errors import GenRepError, StoreError
 from genrep_dist.redaction import redact
 from genrep_dist.tracking.database import create_database, move_artifacts, sqlite_path
 from genrep_dist.tracking.publication import MethodRun, Publication, json_digest, method_runs, run_files, short_parameters
@@ -224,12 +223,21 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _as_store_error(tracking_uri: str) -> Iterator[None]:
+    """Errors of MLflow as StoreError. A damaged SQLite database ends in errors of all kinds: of alembic, of enumerations, of decoding."""
+    database = sqlite_path(tracking_uri)
     try:
         yield
-    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+    except GenRepError:
+        raise
+    except Exception as error:
+        if database is None and not isinstance(error, (MlflowException, SQLAlchemyError, OSError)):
+            raise
+        remedy = "the results are in the store: correct this and run again, which publishes only what is missing"
+        if database is not None:
+            remedy += ". If the database is damaged, `genrep tracking rebuild` makes it anew from the published results"
         raise StoreError(
             "MLflow refused the publication",
             where=redact(tracking_uri),
             got=f"{type(error).__name__}: {error}".strip().splitlines()[0],
-            remedy="the results are in the store: correct this and run again, which publishes only what is missing",
+            remedy=remedy,
         ) from error

@@ -21,15 +21,16 @@ def publish_data(store: Store, digest: str, train: Dataset, test: Dataset) -> No
         path = data_table(digest, name)
         if not store.objects.exists(path):
             table = to_table(dataset)
-            put_table(store.objects, path, table, row_group_size=max(1, ROW_GROUP_BYTES * table.num_rows // table.nbytes))
+            put_table(store.objects, path, table, sealed=True, row_group_size=max(1, ROW_GROUP_BYTES * table.num_rows // table.nbytes))
 
 
 def read_data(store: Store, digest: str, name: str) -> Dataset:
     """The samples of 'train' or 'test'. Memory: these, and a few copies of one row group."""
     num_rows, at = len(sample_ids(store, digest, name)), 0
     whole: Dataset | None = None
-    for table in read_batches(store.objects, data_table(digest, name)):
-        part = from_table(table)
+    path = data_table(digest, name)
+    for table in read_batches(store.objects, path):
+        part = from_table(table, f"{store.uri}/{path}")
         if whole is None:
             whole = part if len(part.ids) == num_rows else Dataset(*(one.new_empty(num_rows, *one.shape[1:]) for one in part))
         if whole is not part:

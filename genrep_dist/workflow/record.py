@@ -9,24 +9,34 @@ from typing import Any
 from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys
 from genrep_dist.core.losses import get_loss
-from genrep_dist.errors import ConfigError, StoreError
+from genrep_dist.errors import ConfigError, CorruptError, DamagedFile, StoreError
 from genrep_dist.plan import Plan, Shape
 from genrep_dist.problems.digests import Identity
 from genrep_dist.problems.load import load_class
 from genrep_dist.store import Store
+from genrep_dist.store.damaged import move_damaged
 from genrep_dist.store.paths import EXPERIMENTS, ExperimentPaths, experiment_name
+from genrep_dist.store.publications import Publications
+from genrep_dist.store.versions import package_version, refuse_newer
 from genrep_dist.workflow.planning import make_plan
 from genrep_dist.workflow.prepare import PreparedExperiment
 from genrep_dist.workflow.user_code import planning_needs, refused_code, remember_code
 
 RECORD_VERSION = 3
+OLDEST_VERSION = 3
+"""Records of this and later versions are read."""
 
 
-def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None = None) -> None:
-    """Record what is being run, so that its state can be read from the store alone; ``choices``: results of tuning and stopping."""
+def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None = None, lease: int | None = None) -> None:
+    """Record what is being run, so that its state can be read from the store alone; ``choices``: results of tuning and stopping.
+
+    ``lease``: the number of the lease under which it is run; None counts as the latest. Raises StoreError if a newer version has recorded
+    the experiment.
+    """
     plan, keys = prepared.plan, prepared.plan.keys
     record = {
         "schema_version": RECORD_VERSION,
+        "package": package_version(),
         "experiment": {**plan.experiment.resolved(), "tracking": plan.experiment.tracking.redacted().model_dump(mode="json")},
         "question": keys.results,
         "data": keys.data,
@@ -45,7 +55,7 @@ def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None
         "flipped_ids": list(prepared.flipped),
         "choices": dict(choices or {}),
     }
-    prepared.store.objects.put_json(ExperimentPaths(plan.experiment.name).record, record)
+    _put_record(prepared.store, plan.experiment.name, record, lease)
     remember_code(record)  # the user has named this code by running it
 
 
@@ -60,15 +70,20 @@ def changes_since_last_run(prepared: PreparedExperiment) -> list[str]:
     return list(dict.fromkeys(change for label in now if label in last for change in now[label].changes(last[label])))
 
 
-def restore_record(store: Store, name: str, record: Mapping[str, Any]) -> None:
+def restore_record(store: Store, name: str, record: Mapping[str, Any], lease: int) -> None:
     """Write the record of a finished run again; another experiment of the same name may have replaced it."""
-    store.objects.put_json(ExperimentPaths(name).record, dict(record))
+    _put_record(store, name, record, lease)
 
 
 def read_record(store: Store, name: str) -> dict[str, Any]:
-    """The record of the experiment ``name``; StoreError lists those that the store has."""
+    """The record of the experiment ``name``; StoreError lists those that the store has.
+
+    A driver that has slept through its lease may have written the file: then that of the published results, which were published under a
+    later lease, counts.
+    """
+    path = ExperimentPaths(name).record
     try:
-        record: dict[str, Any] = store.objects.get_json(ExperimentPaths(name).record)
+        record: dict[str, Any] = store.objects.get_json(path)
     except FileNotFoundError:
         known = sorted({experiment_name(path) for path in store.objects.list(EXPERIMENTS)})
         raise StoreError(
@@ -78,16 +93,42 @@ def read_record(store: Store, name: str) -> dict[str, Any]:
             got=name,
             remedy="check --store, or run the experiment first",
         ) from None
-    version = record.get("schema_version") if isinstance(record, dict) else f"{type(record).__name__}, no record"
-    if version != RECORD_VERSION:
+    publications = Publications(store.objects, name)
+    if publications.highest() > record.get("lease", 0):
+        record = (publications.manifest() or {}).get("record", record)
+    check_record_version(record, f"{store.uri}/{path}")
+    if not is_readable(record):
         raise StoreError(
             "this record was written by another version",
-            where=f"{store.uri}/{ExperimentPaths(name).record}",
-            expected=f"schema_version {RECORD_VERSION}",
-            got=str(version),
+            where=f"{store.uri}/{path}",
+            expected=f"schema_version {OLDEST_VERSION} to {RECORD_VERSION}",
+            got=str(record.get("schema_version")),
             remedy="run the experiment again with this version: what is still valid is not computed again",
         )
     return record
+
+
+def is_readable(record: Mapping[str, Any]) -> bool:
+    """Whether this version reads a record of that version."""
+    found = record.get("schema_version")
+    return isinstance(found, int) and OLDEST_VERSION <= found <= RECORD_VERSION
+
+
+def check_record_version(record: Mapping[str, Any], where: str) -> None:
+    """Raise StoreError for a record that a newer version of this package has written."""
+    refuse_newer("the record of this experiment", record.get("schema_version"), RECORD_VERSION, where, record.get("package"))
+
+
+def _put_record(store: Store, name: str, record: Mapping[str, Any], lease: int | None) -> None:
+    objects, path = store.objects, ExperimentPaths(name).record
+    try:
+        check_record_version(objects.get_json(path), f"{store.uri}/{path}")
+    except FileNotFoundError:
+        pass
+    except CorruptError:
+        move_damaged(objects, DamagedFile(path))
+    number = Publications(objects, name).highest() if lease is None else lease
+    objects.put_json(path, {**record, "lease": number})
 
 
 def plan_of_record(record: Mapping[str, Any], folders: Sequence[str] | None = None) -> Plan:

@@ -8,10 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from genrep_dist.errors import StoreError
 from genrep_dist.runner.progress import NoProgress
+from genrep_dist.store import Store
 from tests.faults.conftest import Undisturbed
 from tests.faults.trial import RETRIES, Trial, assert_equal, report
 
@@ -19,13 +21,12 @@ DISK = "32m"
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A small disk of its own."""
     place = tmp_path / "disk"
     place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(place)], capture_output=True, text=True, check=False
-    )
+    options = getattr(request, "param", f"size={DISK}")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, text=True, check=False)
     if mounted.returncode:
         pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip() or 'mount failed'}")
     try:
@@ -69,3 +70,22 @@ def test_a_full_disk_is_told_and_costs_what_was_in_hand(tmp_path: Path, disk: Pa
     report(record_property, trainings_repeated=repeated)
     # One unit is tried as often as it may, in case the disk was full for a moment; nothing else is begun.
     assert repeated <= 2 * (1 + RETRIES)
+
+
+@pytest.mark.parametrize("disk", [f"size={DISK},nr_inodes=12"], indirect=True)
+def test_a_full_table_of_inodes_is_named(disk: Path) -> None:
+    """Bytes are free, but no file can be created: by our own writes, by Zarr's, for a lease."""
+    store = Store(str(disk))
+    with suppress(OSError):
+        for number in range(12):
+            (disk / f"ballast-{number}").touch()
+    writes = (
+        lambda: store.objects.put("a", b"1"),
+        lambda: store.objects.create("b", b"1"),
+        lambda: store.artifact("train", "ab" * 32).write("values", np.ones(3), ("a",)),
+    )
+    for write in writes:
+        with pytest.raises(StoreError, match=r"inode table is full: it holds 12 files[\s\S]*bytes are free"):
+            write()
+    (disk / "ballast-0").unlink()
+    store.objects.put("a", b"1")

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from genrep_dist.errors import StoreError
+from genrep_dist.runner import run as pipeline
 from genrep_dist.runner.progress import NoProgress
 from genrep_dist.store import Store
+from genrep_dist.store.lease import Lease
+from genrep_dist.store.paths import lease_number
 from tests.faults.conftest import Undisturbed
 from tests.faults.nodes import wait_until
 from tests.faults.trial import Trial, assert_equal, finish, report
@@ -99,6 +103,40 @@ def test_results_are_never_mixed(tmp_path: Path, undisturbed: Undisturbed) -> No
     with pytest.raises(StoreError, match="another experiment under this name"):
         trial.run_here(Intruder(trial))
     assert not trial.recorded("results/toy/*")
+    trial.run_here()
+    assert_equal(trial.published(), undisturbed.published)
+    assert trial.trainings() == undisturbed.trainings
+
+
+class Sleeper(NoProgress):
+    """When the first model is retrained, this driver has slept so long that another one has its lease."""
+
+    def __init__(self, trial: Trial) -> None:
+        self._trial, self._stage = trial, ""
+        self.trained_until_told = 0
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        self._stage = name
+
+    def advance(self, units: int, statistics: Mapping[str, float]) -> None:
+        if self._stage == "retrain" and not self.trained_until_told:
+            self.trained_until_told = self._trial.trainings()
+            objects = Store(self._trial.store).objects
+            (last,) = [lease_number(path) for path in objects.list("experiments/toy/lease")]
+            objects.put_json(f"experiments/toy/lease/{last + 1:012d}.json", {"token": "theirs", "released": True})
+            time.sleep(0.3)
+
+
+def test_a_driver_that_lost_its_lease_stops_after_the_unit_in_hand(
+    tmp_path: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_lease", lambda store, name, _: Lease(store.objects, f"experiments/{name}/lease", renew_seconds=0.02))
+    trial = Trial.make(tmp_path)
+    sleeper = Sleeper(trial)
+    with pytest.raises(StoreError, match="another driver has taken over"):
+        trial.run_here(sleeper)
+    assert 0 < trial.trainings() - sleeper.trained_until_told + 1 <= 2
+    assert Store(trial.store).objects.get_json("experiments/toy/progress.json")["state"] == "running", "it writes nothing any more"
     trial.run_here()
     assert_equal(trial.published(), undisturbed.published)
     assert trial.trainings() == undisturbed.trainings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import random
 import time
 import tracemalloc
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -146,6 +147,7 @@ def test_a_run_that_gives_no_sign_is_dead(tmp_path: Path, monkeypatch: pytest.Mo
         record = store.objects.get_json("experiments/toy/progress.json")
     store.objects.put_json("experiments/toy/progress.json", record)  # as if it had not said that it ends
     now = time.time()
+    monkeypatch.setattr("genrep_dist.runner.heartbeat.WATCH_SECONDS", 0.2)
     monkeypatch.setattr("genrep_dist.runner.heartbeat.time.time", lambda: now + 30)
     assert read_state(store, "toy") is not None
     assert read_state(store, "toy").state == "running"  # type: ignore[union-attr]
@@ -153,6 +155,38 @@ def test_a_run_that_gives_no_sign_is_dead(tmp_path: Path, monkeypatch: pytest.Mo
     assert read_state(store, "toy").state == "dead"  # type: ignore[union-attr]
     monkeypatch.setattr("genrep_dist.runner.heartbeat.time.time", lambda: now - 3600)  # a clock that lags behind
     assert read_state(store, "toy").state == "running"  # type: ignore[union-attr]
+
+
+def test_a_run_that_beats_is_alive_however_clocks_jump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By days, forwards and backwards, at every look; and steps of its metrics do not decrease."""
+    store, real, chance = Store(str(tmp_path)), time.time, random.Random(0)
+    monkeypatch.setattr("genrep_dist.runner.heartbeat.time.time", lambda: real() + chance.uniform(-1e6, 1e6))
+    with Heartbeat(told()[0], store, "toy", seconds=0.05) as heartbeat:
+        for _ in range(5):
+            state = read_state(store, "toy")
+            assert state is not None
+            assert state.state == "running"
+        found = heartbeat.measurements()
+    steps, stamps = [step for *_, step, _ in found], [stamp for *_, stamp in found]
+    assert min(steps) == 0
+    assert steps == sorted(steps)
+    assert stamps == sorted(stamps)
+
+
+def test_a_process_of_this_machine_that_has_ended_is_dead_at_once(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with Heartbeat(ProgressCounter(), store, "toy"):
+        record = store.objects.get_json("experiments/toy/progress.json")
+    store.objects.put_json("experiments/toy/progress.json", {**record, "started": "1"})
+    state = read_state(store, "toy")
+    assert state is not None
+    assert (state.record["state"], state.state) == ("running", "dead")
+
+
+def test_a_damaged_record_of_progress_says_nothing(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.objects.put("experiments/toy/progress.json", b'{"state": ')
+    assert read_state(store, "toy") is None
 
 
 def test_a_long_history_is_thinned_and_keeps_its_course() -> None:

@@ -1,0 +1,30 @@
+"""Versions of the store's formats: what is older is read, what is newer is refused, and neither is moved away."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from genrep_dist.errors import StoreError
+
+
+def package_version() -> str:
+    """The version of the package that writes, for messages of older ones."""
+    try:
+        return version("genrep-dist")
+    except PackageNotFoundError:  # run from its sources
+        return "unknown"
+
+
+def refuse_newer(what: str, found: Any, newest: int, where: str, writer: Any = None) -> None:
+    """Raise StoreError if ``found``, the format version of ``what``, is above ``newest``. ``writer``: the package version that wrote it."""
+    if isinstance(found, int) and found > newest:
+        by = f", by genrep-dist {writer}" if writer else ""
+        raise StoreError(
+            f"{what} was written by a newer version of genrep-dist",
+            where=where,
+            expected=f"format {newest} or older",
+            got=f"format {found}{by}",
+            remedy=f"install {f'genrep-dist {writer}' if writer else 'the version that wrote it'} or a newer one, or use another --store. "
+            "Nothing in the store was changed",
+        )
