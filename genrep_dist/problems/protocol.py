@@ -82,6 +82,9 @@ class Problem(Protocol):
     All that its outputs depend on is in ``state_dict()``: a new model that loads a trained one's state gives the same outputs.
     ``train_data()`` and ``test_data()`` return (inputs, targets, ids), as a :class:`Dataset` or a plain tuple.
 
+    A problem may bring its own target, an attribute ``target`` with the methods of
+    :class:`~genrep_dist.core.function_targets.OwnTarget`: `target: {kind: problem}` explains it.
+
     A problem of texts may also have ``texts(ids: Tensor) -> Sequence[str]``, the sentences of samples by id, which the report shows;
     training and test ids must then differ.
     """

@@ -50,6 +50,7 @@ def report_data(run: Run, tables: EvaluationTables, *, more_facts: Mapping[str, 
         examples=examples(run, contrast, seed=experiment.seeds[0], texts=getattr(run.context.problem, "texts", None)),
         blocks=experiment.blocks,
         baseline=experiment.baseline,
+        noun=experiment.make_target().noun,
         time_unit=time_unit(run),
     )
 
@@ -95,8 +96,9 @@ def facts(run: Run, tables: EvaluationTables, more_facts: Mapping[str, str] | No
         "Data": f"{shape.num_train:,} training samples, {shape.num_test:,} test samples",
         "Model": f"{shape.num_parameters:,} parameters, {shape.num_outputs} output{'s' if shape.num_outputs > 1 else ''}",
         "Recipe": _recipe_text(Recipe(**plan.keys.recipe)),
-        "Explained number": _target_text(run),
-        "Networks × test points": f"{len(experiment.seeds)} × {experiment.num_test_points}",
+        "Explained number": experiment.target.description(shape.num_outputs),
+        "Networks × test points": f"{len(experiment.seeds)} × {experiment.num_test_points}"
+        + ("" if experiment.target.group is None else f", {experiment.num_explained} group{'s' if experiment.num_explained > 1 else ''}"),
     }
     for metric in measured_metrics(experiment):
         own = metric.facts(experiment, shape.num_train, tables)
@@ -136,10 +138,3 @@ def _recipe_text(recipe: Recipe) -> str:
     rounded = "" if recipe.precision == "full" else f", products in {recipe.precision}"
     rate = f"learning rate {recipe.learning_rate:g} ({recipe.schedule})"
     return f"{recipe.epochs} epochs of {make_optimizer(recipe).description}, batches of {recipe.batch_size}, {rate}{rounded}"
-
-
-def _target_text(run: Run) -> str:
-    if run.plan.shape.num_outputs == 1:
-        return "the model's raw logit"
-    output = run.plan.experiment.target.output
-    return "the raw logit of the class that the original model predicts" if output == "predicted" else f"the raw logit of class {output}"
