@@ -176,7 +176,7 @@ def test_a_profile_must_be_there_and_be_chosen(tmp_path: Path) -> None:
         ("last_layer: 3\n", r"line 6: field last_layer: expected text; got 3"),
         ("blocks: {a: 3}\n", r"line 6: field blocks\.a: expected a list \(\[a, b\]\); got 3"),
         ("deletion: {fractions: []}\n", r"line 6: field deletion\.fractions: expected a list of at least 1 item; this one has 0"),
-        ("target: {kind: logits}\n", r"line 6: field target\.kind: expected one of logit \(did you mean logit\?\); got 'logits'"),
+        ("target: {kind: logits}\n", r"line 6: field target\.kind: expected one of logit,.*did you mean logit or loss\?\); got 'logits'"),
         ("recipe: {optimizer: sdg}\n", r"line 6: field recipe\.optimizer: expected one of .*sgd.*\(did you mean sgd\?\); got 'sdg'"),
         (
             "metrics: {mine: {class: '__main__:Metric'}}\n",

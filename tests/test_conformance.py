@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import pytest
 
 from genrep_dist.config.sections import DescentSection, SurrogateSection
+from genrep_dist.core.function_targets import LogProbabilityTarget, LossTarget, MarginTarget, ProbabilityTarget, ProblemTarget
 from genrep_dist.core.importances import IMPORTANCES
 from genrep_dist.core.importances.base import OutputImportance, SolvedImportance
 from genrep_dist.core.importances.descent import KernelDescent
@@ -32,6 +33,7 @@ from genrep_dist.workflow.stages import STAGES
 from tests.outside_metrics import SelfRemoval
 from tests.test_extension_errors import Solved
 from tests.test_extensions import NormStage, RunnerUp, SignImportance
+from tests.test_targets import Quadratic
 from tests.training.test_optimizers import ToyAdam
 
 RECIPE = Recipe(epochs=1, batch_size=8, learning_rate=0.1)
@@ -155,6 +157,31 @@ class TestDeclaredLogit(TargetTests):
         return LogitTarget(1)
 
 
+class TestMargin(TargetTests):
+    def make_target(self) -> Target:
+        return MarginTarget("predicted")
+
+
+class TestLogProbability(TargetTests):
+    def make_target(self) -> Target:
+        return LogProbabilityTarget("predicted")
+
+
+class TestProbability(TargetTests):
+    def make_target(self) -> Target:
+        return ProbabilityTarget(0)
+
+
+class TestLoss(TargetTests):
+    def make_target(self) -> Target:
+        return LossTarget("label")
+
+
+class TestProblemTarget(TargetTests):
+    def make_target(self) -> Target:
+        return ProblemTarget("label", Quadratic())
+
+
 class TestTargetFromOutside(TargetTests):
     def make_target(self) -> Target:
         return RunnerUp("predicted")
@@ -199,7 +226,7 @@ STAGES_WITH_ARTIFACTS = [name for name in STAGES if name != "doctor"]
     [
         (MetricTests, {kind.metric.name for kind in TestDeletion.__subclasses__()} | {"deletion"}, [m.name for m in registered_metrics()]),
         (StageTests, {kind.stage.name for kind in TestTrainStage.__subclasses__()} | {"train"}, STAGES_WITH_ARTIFACTS),
-        (TargetTests, {"logit"}, list(TARGETS)),
+        (TargetTests, {"logit", "margin", "log_probability", "probability", "loss", "problem"}, list(TARGETS)),
         (OptimizerTests, {"sgd", "adam", "adamw", "rmsprop"}, list(OPTIMIZERS)),
         # Tracking is computed by the loop of training, not by its class.
         (SolvedImportanceTests, {"target", "surrogate", "descent", "tracking"}, list(IMPORTANCES)),

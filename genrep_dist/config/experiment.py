@@ -43,7 +43,7 @@ from genrep_dist.core.kernels.base import Kernel
 from genrep_dist.core.kernels.user import build_kernel
 from genrep_dist.core.methods import Method, parse_method
 from genrep_dist.core.reserved import RESERVED_NAMES
-from genrep_dist.core.targets import TARGETS, Target
+from genrep_dist.core.targets import Target
 from genrep_dist.errors import MethodError
 from genrep_dist.extension import build, declared_settings
 from genrep_dist.redaction import redact
@@ -63,6 +63,9 @@ KernelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$"), AfterValidator(
 ExternalName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), AfterValidator(_not_reserved)]
 
 
+TestIds = tuple[Annotated[int, Field(ge=0)], ...]
+
+
 class Experiment(Section):
     """One experiment. ``recipe`` holds changes to the problem's recipe. All other fields are complete."""
 
@@ -74,8 +77,10 @@ class Experiment(Section):
     problem: ProblemSection
     recipe: RecipeSection = RecipeSection.model_validate({})
     seeds: Seeds = Field(min_length=1, description="A number n for the seeds 0..n-1, or a list of seeds.")
-    test_points: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        10, description="Number of test points, drawn uniformly from the test set for each seed; or a list of sample ids for all seeds."
+    test_points: Annotated[int, Field(ge=1)] | TestIds | tuple[TestIds, ...] = Field(
+        10,
+        description="Number of test points, drawn uniformly from the test set for each seed; or a list of sample ids for all seeds; or, "
+        "with target.group, a list of such lists.",
     )
     kernels: dict[KernelName, KernelSection] = Field(
         default_factory=dict, description="Kernels of your own by name. `methods` names them as {name}-{checkpoint}/{importance}."
@@ -165,8 +170,10 @@ class Experiment(Section):
 
     @field_validator("test_points")
     @classmethod
-    def _distinct_points(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
-        if isinstance(value, tuple) and (not value or len(set(value)) != len(value)):
+    def _distinct_points(cls, value: int | TestIds | tuple[TestIds, ...]) -> int | TestIds | tuple[TestIds, ...]:
+        groups = value if isinstance(value, tuple) and value and isinstance(value[0], tuple) else (value,)
+        ids = [sample for group in groups if isinstance(group, tuple) for sample in group]
+        if not isinstance(value, int) and (not value or () in groups or len(set(ids)) != len(ids)):
             raise ValueError("at least one test id, without duplicates")
         return value
 
@@ -182,6 +189,12 @@ class Experiment(Section):
     @classmethod
     def _settings_of_known_metrics(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         return complete_settings(value)
+
+    @model_validator(mode="after")
+    def _groups_are_declared(self) -> Self:
+        if self.test_groups is not None and self.target.group is None:
+            raise ValueError("target.group: mean, as test_points is a list of groups")
+        return self
 
     @model_validator(mode="after")
     def _metrics_of_this_experiment(self) -> Self:
@@ -231,12 +244,32 @@ class Experiment(Section):
 
     def make_target(self) -> Target:
         """What is explained."""
-        return build(TARGETS.get(self.target.kind), self.target.output)
+        return self.target.make()
+
+    @property
+    def test_groups(self) -> tuple[TestIds, ...] | None:
+        """The declared groups of test ids; None if ``test_points`` has none."""
+        points = self.test_points
+        return points if isinstance(points, tuple) and isinstance(points[0], tuple) else None
+
+    @property
+    def test_ids(self) -> TestIds | None:
+        """The declared test ids, of all groups together; None where they are drawn for each seed."""
+        if isinstance(self.test_points, int):
+            return None
+        return tuple(sample for entry in self.test_points for sample in (entry if isinstance(entry, tuple) else (entry,)))
 
     @property
     def num_test_points(self) -> int:
-        """Number of test points per seed."""
-        return self.test_points if isinstance(self.test_points, int) else len(self.test_points)
+        """Number of test points per seed, the members of groups counted one by one."""
+        return self.test_points if isinstance(self.test_points, int) else len(self.test_ids or ())
+
+    @property
+    def num_explained(self) -> int:
+        """Numbers that are explained per seed: one for each test point, or for each group of them."""
+        if self.target.group is None:
+            return self.num_test_points
+        return 1 if self.test_groups is None else len(self.test_groups)
 
     @property
     def metric_names(self) -> tuple[str, ...]:

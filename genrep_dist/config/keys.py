@@ -59,7 +59,7 @@ class Keys:
     ``recipe_changes`` differ from the defaults; ``own_kernels`` the digests of the user's functions of pairs, by name; ``extensions``
     those of kernels, importances, targets, optimizers, schedules, metrics and stages of other packages, by kind and name, and "augment";
     ``external`` the digests of scores from other tools, by method and seed; ``shared_points`` the rows of the test set that all seeds
-    explain, where the experiment names them.
+    explain, where the experiment names them, and ``group_rows`` those of each group.
     """
 
     experiment: Experiment
@@ -73,6 +73,7 @@ class Keys:
     shared_points: tuple[int, ...] | None = None
     extensions: dict[str, str] = field(default_factory=dict)
     numbers: str = ""
+    group_rows: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def epochs(self) -> int:
@@ -97,6 +98,20 @@ class Keys:
         if self.shared_points is not None:
             return list(self.shared_points)
         return sample_test_positions(seed, self.num_test, self.experiment.num_test_points)
+
+    def test_groups(self, seed: int) -> list[list[int]] | None:
+        """The members of each group that ``seed`` explains, as places in :meth:`test_positions`; None where points are explained."""
+        if self.experiment.target.group is None:
+            return None
+        if self.group_rows is None:
+            return [list(range(len(self.test_positions(seed))))]
+        places = {row: place for place, row in enumerate(self.test_positions(seed))}
+        return [sorted(places[row] for row in rows) for rows in self.group_rows]
+
+    def explained_rows(self, seed: int) -> list[int]:
+        """The row of the test set that each explained number of ``seed`` is known by: the point's, or that of a group's first member."""
+        rows, groups = self.test_positions(seed), self.test_groups(seed)
+        return rows if groups is None else [rows[members[0]] for members in groups]
 
     def tracincp_epochs(self) -> list[int]:
         """Epochs of the checkpoints in Eq. 14, ascending."""
@@ -143,7 +158,8 @@ class Keys:
 
     def kernel(self, seed: int, kernel: str, epoch: int) -> str:
         """K(train, test) with the seed's test points."""
-        target = [non_default_fields(self.experiment.target), *self._source("target", self.experiment.target.kind)]
+        # Groups are means of the points' own scores.
+        target = [non_default_fields(self.experiment.target, leave_out=("group",)), *self._source("target", self.experiment.target.kind)]
         return self._digest("kernel", self.model(seed), self._kernel_identity(kernel), epoch, self.test_positions(seed), *target)
 
     def gram(self, seed: int, kernel: str, epoch: int) -> str:
@@ -163,7 +179,8 @@ class Keys:
         parts: list[Any] = [self.model(seed), self.test_positions(seed), method.importance, method.sums_checkpoints]
         if method.is_external:
             parts.append(self.external[method.name][seed])
-        epochs = self.method_epochs(method)
+        epochs, groups = self.method_epochs(method), self.test_groups(seed)
+        parts += [] if groups is None else [groups]
         parts += [self.kernel(seed, method.kernel, epoch) for epoch in epochs]
         if method.needs_gram:
             parts += [self.solved(method.importance, seed, method.kernel, epoch) for epoch in epochs]

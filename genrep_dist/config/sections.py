@@ -22,8 +22,9 @@ from genrep_dist.config.score_layouts import SCORE_LAYOUTS
 from genrep_dist.config.stages import STAGES
 from genrep_dist.core.optimizers import OPTIMIZERS
 from genrep_dist.core.schedules import SCHEDULES
-from genrep_dist.core.targets import TARGETS
+from genrep_dist.core.targets import TARGETS, Target
 from genrep_dist.errors import ConfigError
+from genrep_dist.extension import build
 from genrep_dist.redaction import redact
 from genrep_dist.registry import Registry
 
@@ -161,19 +162,52 @@ class RecipeSection(Section):
 
 
 class TargetSection(Section):
-    """The explained number f(x): one raw logit, the same for the methods and the evaluation."""
+    """The explained number f(x), the same for the methods and the evaluation."""
 
-    kind: str = Field("logit", min_length=1, description="What is explained; logit: one of the model's outputs as it is.")
-    output: Literal["predicted"] | Annotated[int, Field(ge=0)] = Field(
-        "predicted",
-        description="Which output: that of the class that the original model predicts, or the number of one. With several outputs that are "
-        "not those of classes (the squared loss) a number is required.",
+    kind: str = Field(
+        "logit",
+        min_length=1,
+        description="What is explained; logit: one of the model's outputs as it is; margin: log(p / (1 - p)); log_probability; "
+        "probability; loss: the training loss; problem: the problem's own attribute `target`.",
     )
+    output: Literal["predicted", "label"] | Annotated[int, Field(ge=0)] = Field(
+        "predicted",
+        description="Which output: that of the class that the original model predicts, of the test point's own label, or the number "
+        "of one. Default: label for margin and loss, predicted for all others. With several outputs that are not those of classes "
+        "(the squared loss) a number is required.",
+    )
+    group: Literal["mean"] | None = Field(
+        None,
+        description="mean: explain the mean over groups of test points: over the lists in test_points, or else over all of a seed. "
+        "Default: each test point by itself.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_output(cls, data: object) -> object:
+        if not isinstance(data, dict) or "output" in data:
+            return data
+        kind = data.get("kind", "logit")
+        if not isinstance(kind, str) or kind not in TARGETS:
+            return data
+        try:
+            return {**data, "output": TARGETS.get(kind).default_output}
+        except ConfigError as error:
+            raise ValueError(f"a target that can be loaded, where loading this one failed with {error.got}") from error
 
     @field_validator("kind")
     @classmethod
     def _registered_target(cls, value: str) -> str:
         return require_registered(TARGETS, value)
+
+    def make(self) -> Target:
+        """The target of this kind and output."""
+        return build(TARGETS.get(self.kind), self.output)
+
+    def description(self, num_outputs: int) -> str:
+        """The explained number in words."""
+        each = self.make().description(num_outputs)
+        return each if self.group is None else f"the mean over each group of test points of: {each}"
 
 
 class SurrogateSection(Section):
@@ -353,7 +387,12 @@ class ExternalSection(Section):
         min_length=1,
         description="A file, or a folder with one file per seed (seed-3.npy), relative to the experiment file. {seed} is replaced.",
     )
-    positive_raises: bool = Field(description="true: a positive score means that the training sample raises the explained logit.")
+    positive_raises: bool = Field(description="true: a positive score means that the training sample raises the number that was scored.")
+    target: TargetSection = Field(
+        TargetSection.model_validate({}),
+        description="What was scored: a target as that of the experiment, by default the logit of the predicted class. Another target than "
+        "the experiment's is judged all the same, and the plan and the report say so.",
+    )
     layout: str = Field(
         "plain",
         description="The tool that wrote the files: plain, captum, dattri, trak, kronfluence, pydvl, quanda, or a registered one. Sets the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +41,8 @@ class Exported:
     """One seed's trained model in evaluation mode, its data and what is to be explained.
 
     ``train`` (N samples) has the labels that were trained on. ``test_points`` are the M samples of ``test`` (T samples) that this
-    seed explains, ``targets`` (M,) int64 the output whose raw logit is explained for each. ``identity``: content address of the model.
+    seed explains, ``targets`` (M,) int64 the output whose raw logit is explained for each, or the class that another kind of target is
+    about. ``target``: what is explained, as plain data (kind, output, group, description). ``identity``: content address of the model.
     ``checkpoints`` are in ascending order; the last one is the model itself. A ``model`` that is no torch module is as ``model()`` builds
     it, not trained, and without checkpoints.
     """
@@ -56,6 +57,7 @@ class Exported:
     test_points: Dataset
     targets: Tensor
     checkpoints: tuple[SavedCheckpoint, ...]
+    target: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | Path, scores: Tensor | npt.NDArray[Any], transposed: bool = False) -> None:
         """Write ``scores`` with ids and identity to an .npz file for an experiment's ``external`` section, with the layout plain.
@@ -138,6 +140,7 @@ def open_exported(folder: str | Path, seed: int, search_path: Sequence[str | Pat
         test_points=Dataset(test.inputs[points], test.targets[points], test.ids[points]),
         targets=torch.tensor(record["targets"], dtype=torch.int64),
         checkpoints=checkpoints,
+        target=record.get("target", {}),
     )
 
 

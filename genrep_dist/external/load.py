@@ -23,7 +23,7 @@ from genrep_dist.external.locate import locate
 class ExternalScores:
     """Scores of one seed's model.
 
-    ``phi`` (N, M) float64: rows in the order of the training ids, columns the seed's test points; positive raises the explained logit.
+    ``phi`` (N, M) float64: rows in the order of the training ids, columns the seed's test points; positive raises the explained number.
     ``digest``: sha256 of the bytes that were read and of the section that describes them. ``verified``: the scores name exactly the
     experiment's model. ``source``: the file.
     """

@@ -211,6 +211,9 @@ class Problem(Protocol):
     (:class:`genrep_dist.training.user_run.KeptSamples`) and :class:`genrep_dist.training.user_run.UserRun`, and trains in place or returns
     the trained model. It then needs no ``recipe``. With ``predict(model, inputs)`` beside it, ``model()`` may return what is no module.
 
+    A problem may bring its own target, an attribute ``target`` with the methods of
+    :class:`~genrep_dist.core.function_targets.OwnTarget`: `target: {kind: problem}` explains it.
+
     A problem of texts may also have ``texts(ids: Tensor) -> Sequence[str]``, the sentences of samples by id, which the report shows;
     training and test ids must then differ.
     """

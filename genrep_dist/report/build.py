@@ -51,6 +51,7 @@ def report_data(run: Run, tables: EvaluationTables, *, more_facts: Mapping[str, 
         examples=examples(run, contrast, seed=experiment.seeds[0], texts=run.texts()),
         blocks=experiment.blocks,
         baseline=experiment.baseline,
+        noun=experiment.make_target().noun,
         time_unit=time_unit(run),
     )
 
@@ -110,8 +111,9 @@ def facts(run: Run, tables: EvaluationTables, more_facts: Mapping[str, str] | No
         "Model": f"{f'{shape.num_parameters:,} parameters' if shape.has_module else 'no torch module'}, {shape.num_outputs} "
         f"output{'s' if shape.num_outputs > 1 else ''}",
         "Recipe": _own_training_text(run) if shape.own_training else _recipe_text(Recipe(**plan.keys.recipe)),
-        "Explained number": _target_text(run),
-        "Networks × test points": f"{len(experiment.seeds)} × {experiment.num_test_points}",
+        "Explained number": experiment.target.description(shape.num_outputs),
+        "Networks × test points": f"{len(experiment.seeds)} × {experiment.num_test_points}"
+        + ("" if experiment.target.group is None else f", {experiment.num_explained} group{'s' if experiment.num_explained > 1 else ''}"),
     }
     for metric in measured_metrics(experiment):
         own = metric.facts(experiment, shape.num_train, tables)
@@ -160,10 +162,3 @@ def _own_training_text(run: Run) -> str:
     found = run.choices.get("repeat")
     same = "" if found is None or found["difference"] else "; trained twice, the first original model has the same outputs"
     return f"the problem's own training function{same}"
-
-
-def _target_text(run: Run) -> str:
-    if run.plan.shape.num_outputs == 1:
-        return "the model's raw logit"
-    output = run.plan.experiment.target.output
-    return "the raw logit of the class that the original model predicts" if output == "predicted" else f"the raw logit of class {output}"

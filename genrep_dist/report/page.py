@@ -24,7 +24,8 @@ class ReportData:
 
     ``methods`` in the order of the tables. ``facts``: how this was measured, label to value, in the order shown. ``warnings``: what limits
     the reading, each a sentence or two. ``config_yaml``: the resolved experiment, shown folded. ``random``: the name of random removal.
-    ``baseline``: the one that the experiment declares. ``blocks``: how tables are divided. ``time_unit``: the unit of the costs.
+    ``baseline``: the one that the experiment declares; ``noun`` names the explained number. ``blocks``: how tables are divided.
+    ``time_unit``: the unit of the costs.
     """
 
     title: str
@@ -37,6 +38,7 @@ class ReportData:
     blocks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     random: str = RANDOM
     baseline: str | None = None
+    noun: str = "prediction"
     time_unit: sections.TimeUnit = field(default_factory=sections.TimeUnit)
 
     def result_tables(self, minus: str = "-") -> list[Table]:
@@ -53,7 +55,7 @@ def html_page(data: ReportData) -> str:
     return render_template(
         "report.html",
         title=data.title,
-        verdict=verdict(data.tables, random=data.random, declared=data.baseline),
+        verdict=verdict(data.tables, random=data.random, declared=data.baseline, noun=data.noun),
         warnings=data.warnings,
         tables=_without_repeated_notes(data.result_tables(MINUS)),
         figures=sections.figure_sections(data.tables, data.methods, data.random),

@@ -51,22 +51,24 @@ class _Difference:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-def verdict(tables: EvaluationTables, *, random: str = RANDOM, declared: str | None = None, seed: int = 0) -> Verdict:
+def verdict(
+    tables: EvaluationTables, *, random: str = RANDOM, declared: str | None = None, seed: int = 0, noun: str = "prediction"
+) -> Verdict:
     """Compare by the first measured metric: the best method with ``random`` removal, with the ``declared`` baseline of the experiment and
     with the runner-up. Then say what the other metrics show.
 
     Differences are paired over the same networks and test points; their 95% intervals resample networks. A lead is called established if
     its Holm-corrected p-value is below 0.05; for pairs that were not tested, if the paired interval excludes zero. ``seed`` starts the
-    bootstrap of such pairs. NotCommittedError if nothing was measured.
+    bootstrap of such pairs; ``noun`` names the explained number. NotCommittedError if nothing was measured.
     """
     if not tables.measured:
         raise NotCommittedError("there is nothing to report", where="the metrics table", expected="at least one evaluated method")
-    return _VerdictWriter(tables, random, declared, seed).verdict()
+    return _VerdictWriter(tables, random, declared, seed, noun).verdict()
 
 
 class _VerdictWriter:
-    def __init__(self, tables: EvaluationTables, random: str, declared: str | None, seed: int) -> None:
-        self.tables, self.random_name, self.declared, self.seed = tables, random, declared, seed
+    def __init__(self, tables: EvaluationTables, random: str, declared: str | None, seed: int, noun: str) -> None:
+        self.tables, self.random_name, self.declared, self.seed, self.noun = tables, random, declared, seed, noun
         self.infos = metric_infos()
         self.info = self.infos[tables.measured[0]]
         self.better = self.info.direction
@@ -101,9 +103,9 @@ class _VerdictWriter:
         if not verb:
             effect = self._titled(best)
         elif self.better * best["mean"] > 0:
-            effect = f"{removing} {verb}s the prediction by {self._size(best)}"
+            effect = f"{removing} {verb}s the {self.noun} by {self._size(best)}"
         else:
-            effect = f"{removing} does not {verb} the prediction: {self._titled(best)}"
+            effect = f"{removing} does not {verb} the {self.noun}: {self._titled(best)}"
         if self.random is None:
             return f"{place}: {effect}."
         if self.better * (best["mean"] - self.random["mean"]) <= 0:

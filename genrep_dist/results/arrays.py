@@ -37,7 +37,7 @@ class Arrays(OpenedRun):
     """Reading an array before it is computed raises NotCommittedError."""
 
     def attributions(self, method: str, seed: int) -> Array:
-        """Phi (N, M) float64; positive: the training sample raises the test point's logit."""
+        """Phi (N, M) float64; positive: the training sample raises the explained number, by default a logit of the test point."""
         self._check_seed(seed)
         if method not in self.plan.experiment.methods:
             raise MethodError("not a method of this run", where=self.name, expected=", ".join(self.plan.experiment.methods), got=method)

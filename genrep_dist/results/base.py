@@ -107,9 +107,20 @@ class OpenedRun:
         return self.train.ids.numpy()
 
     def test_ids(self, seed: int) -> npt.NDArray[np.int64]:
-        """Sample ids of the seed's test points, the columns of attributions and kernels (M,)."""
+        """Sample ids of the seed's test points, the columns of attributions and kernels (M,).
+
+        Where means of groups are explained: of the first member of each group, the columns of attributions. Kernels have a column a member.
+        """
         self._check_seed(seed)
-        return self.test.ids.numpy()[self.plan.keys.test_positions(seed)]
+        return self.test.ids.numpy()[self.plan.keys.explained_rows(seed)]
+
+    def test_groups(self, seed: int) -> list[list[int]]:
+        """Sample ids of the members of what each column of the attributions explains: one id, or those of a group."""
+        self._check_seed(seed)
+        keys, ids = self.plan.keys, self.test.ids.numpy()
+        positions, groups = keys.test_positions(seed), keys.test_groups(seed)
+        members = [[place] for place in range(len(positions))] if groups is None else groups
+        return [[int(ids[positions[place]]) for place in group] for group in members]
 
     def flipped_ids(self) -> frozenset[int]:
         """Ids of the training samples whose labels were flipped on purpose."""

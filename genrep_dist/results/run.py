@@ -47,8 +47,19 @@ class Run(Tables, Arrays):
         """The problem's function from ids of samples to their texts; None for a problem without one, or whose code may not be imported."""
         return getattr(self.context.problem, "texts", None) if self.has_code else None
 
-    def explain(self, method: str, seed: int, *, inputs: Array | Tensor | None = None, test_ids: Sequence[int] | None = None) -> Array:
+    def explain(
+        self,
+        method: str,
+        seed: int,
+        *,
+        inputs: Array | Tensor | None = None,
+        test_ids: Sequence[int] | None = None,
+        targets: Array | Tensor | None = None,
+    ) -> Array:
         """Phi (N, M) float64 for other points, without retraining: ``inputs`` (M, ...) of any origin, or samples of the test set by id.
+
+        ``targets`` (M, ...) of the ``inputs``, in the form of the problem's, are needed where the explained number depends on them. Each
+        point is explained by itself, also where the run explains means of groups.
 
         Any method that the run has, or whose importances it has solved for: every `.../target` and `.../tracking` of the checkpoints
         that were kept. Random scores are drawn by a test point's id and so need ``test_ids``. Loads the problem's own code.
@@ -65,12 +76,14 @@ class Run(Tables, Arrays):
                 expected="a method with a formula" + ("; for random scores test_ids" if parsed.is_random else ""),
                 got="external scores" if parsed.is_external else "inputs without ids",
             )
-        chosen, ids = self._points(inputs, test_ids)
-        points = other_points(self.context, seed, chosen, ids)
+        chosen, ids, known = self._points(inputs, test_ids, targets)
+        points = other_points(self.context, seed, chosen, ids, known)
         return explain(self.plan, self.context, parsed, seed, points).cpu().numpy()
 
-    def _points(self, inputs: Array | Tensor | None, test_ids: Sequence[int] | None) -> tuple[Tensor, Tensor]:
-        """Inputs (M, ...) and ids (M,) of the points to be explained, checked."""
+    def _points(
+        self, inputs: Array | Tensor | None, test_ids: Sequence[int] | None, targets: Array | Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Inputs (M, ...), ids (M,) and targets of the points to be explained, checked; the targets are None where they are unknown."""
         if (inputs is None) == (test_ids is None):
             raise MethodError(
                 "which points?", where=self.name, expected="inputs or test_ids", got="both" if inputs is not None else "neither"
@@ -83,7 +96,7 @@ class Run(Tables, Arrays):
                 ids = f"ids of the test set, such as {known.ids[:3].tolist()}"
                 raise MethodError("no such test samples", where=self.name, expected=ids, got=str(unknown[:5]))
             chosen = torch.tensor([rows[sample] for sample in test_ids])
-            return known.inputs[chosen], known.ids[chosen]
+            return known.inputs[chosen], known.ids[chosen], known.targets[chosen]
         given = torch.as_tensor(inputs)
         form = known.inputs
         if given.shape[1:] != form.shape[1:] or not len(given) or given.is_floating_point() != form.is_floating_point():
@@ -96,7 +109,12 @@ class Run(Tables, Arrays):
         bad = (~torch.isfinite(given.reshape(len(given), -1)).all(dim=1)).nonzero().flatten().tolist()
         if bad:
             raise NonFiniteError("NaN or Inf in the inputs", where=f"rows {bad[:5]}", expected="finite numbers", got=f"{len(bad)} bad rows")
-        return given.to(form.dtype), torch.arange(len(given))
+        own = None if targets is None else torch.as_tensor(targets)
+        if own is not None and (own.shape != (len(given), *known.targets.shape[1:]) or own.is_complex()):
+            expected = f"{known.targets.dtype} ({', '.join(map(str, (len(given), *known.targets.shape[1:])))})"
+            got = f"{own.dtype} {tuple(own.shape)}"
+            raise MethodError("these targets are not of the form of the problem's", where=self.name, expected=expected, got=got)
+        return given.to(form.dtype), torch.arange(len(given)), None if own is None else own.to(known.targets.dtype)
 
 
 def open_run(

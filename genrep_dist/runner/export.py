@@ -109,7 +109,7 @@ def _checked(folder: Path, paths: Iterator[Path]) -> Iterator[Path]:
 def _problem_record(run: Run, seed: int) -> dict[str, Any]:
     """What problem.json says of one seed."""
     keys, experiment, context = run.plan.keys, run.plan.experiment, run.context
-    test_ids = run.test_ids(seed).tolist()
+    train_ids, test_ids = run.train_ids(seed).tolist(), run.test.ids[keys.test_positions(seed)].tolist()
     epochs = context.train_artifact(seed).read("epochs").tolist() if run.plan.shape.has_module else []
     return {
         "format": FORMAT,
@@ -117,9 +117,10 @@ def _problem_record(run: Run, seed: int) -> dict[str, Any]:
         "seed": seed,
         "model": keys.model(seed),
         "data": keys.data,
-        "train_ids": run.train_ids(seed).tolist(),
+        "train_ids": train_ids,
         "test_ids": test_ids,
         "targets": context.test_points(seed).outputs.tolist(),
+        "target": {**experiment.target.model_dump(mode="json"), "description": experiment.target.description(run.plan.shape.num_outputs)},
         "checkpoints": [{"epoch": epoch, "rate": context.learning_rate(seed, epoch), "file": f"epoch-{epoch}.pt"} for epoch in epochs],
         "loss": context.loss.name,
         "recipe": keys.recipe,

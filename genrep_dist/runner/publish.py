@@ -228,7 +228,7 @@ def _track(finished: Run, tables: EvaluationTables, files: Sequence[str], progre
         tags=_recipe_tags(finished),
         diagnostics=diagnostics(finished),
         progress=progress,
-        description=description(tables, experiment.baseline),
+        description=description(tables, experiment.baseline, experiment.make_target().noun),
     )
     uri, artifacts = tracking_uri(declared, finished.store)
     if artifacts is not None and finished.store.objects.root is not None:
@@ -242,11 +242,11 @@ def track(finished: Run, tables: EvaluationTables, files: Sequence[str]) -> Trac
     return _track(finished, tables, files, (), finished.plan.experiment)
 
 
-def description(tables: EvaluationTables, declared: str | None) -> str:
-    """The opening sentences of the report, as Markdown."""
+def description(tables: EvaluationTables, declared: str | None, noun: str = "prediction") -> str:
+    """The opening sentences of the report, as Markdown; ``noun`` names the explained number."""
     from genrep_dist.report.verdict import verdict
 
-    found = verdict(tables, declared=declared)
+    found = verdict(tables, declared=declared, noun=noun)
     lines = (found.headline, "", *(f"- {sentence}" for sentence in found.sentences))  # the first paragraph by itself
     # Names are text: mark-up in them is escaped.
     return "\n".join(line.replace("*", "\\*").replace("_", "\\_").replace("[", "\\[").replace("<", "&lt;") for line in lines)

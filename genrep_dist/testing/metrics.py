@@ -66,7 +66,7 @@ class MetricTests:
             for design in found.values():
                 assert design.seeds.tolist() == list(experiment.seeds)
                 assert (design.test_ids is not None) == info.about_points
-                assert design.values.shape[1] == (experiment.num_test_points if info.about_points else 1)
+                assert design.values.shape[1] == (experiment.num_explained if info.about_points else 1)
 
     def test_values_do_not_depend_on_the_order_of_rows(self, finished: FinishedRun) -> None:
         again = finished.evaluate(finished.requests.reverse())

@@ -14,15 +14,24 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
+from genrep_dist.core.function_targets import FunctionTarget, TargetInputs
+from genrep_dist.core.losses import Loss, get_loss
 from genrep_dist.core.targets import TARGETS, Target
 from genrep_dist.errors import PlanError
 
-POINTS = 12
+POINTS, STEP = 12, 1e-4
 
 
 class TargetTests:
-    """An output of the model at each point, chosen by its own outputs alone. A subclass defines :meth:`make_target`."""
+    """An output of the model at each point, chosen by its own outputs alone, or a function of them. A subclass defines :meth:`make_target`.
+
+    For :class:`~genrep_dist.core.function_targets.FunctionTarget`, ``loss`` is the training loss of its points, whose labels are classes.
+    """
+
+    loss: str | Loss | None = None
+    """None: logistic for one output, softmax for several."""
 
     def make_target(self) -> Target:
         raise NotImplementedError("return the target that is tested")
@@ -41,6 +50,26 @@ class TargetTests:
         single = [int(target.explained_outputs(row[None])[0]) for row in outputs]
         np.testing.assert_array_equal(chosen, single, err_msg="the choice depends on the other points")
         np.testing.assert_array_equal(chosen, target.explained_outputs(outputs.astype(np.float64)))
+
+    @pytest.mark.parametrize("num_outputs", [1, 2, 5])
+    def test_the_derivative_of_a_function_is_that_of_its_value(self, num_outputs: int) -> None:
+        target, outputs = self.make_target(), torch.from_numpy(_outputs(num_outputs)).double()
+        try:
+            target.check(num_outputs)
+        except PlanError:
+            return
+        if not isinstance(target, FunctionTarget):
+            return
+        labels = torch.arange(POINTS) % max(2, num_outputs)
+        chosen = torch.from_numpy(target.explained_outputs(outputs.numpy(), labels.numpy()))
+        inputs = TargetInputs(chosen, labels, get_loss(self.loss or ("logistic" if num_outputs == 1 else "softmax")))
+        found = target.derivative(outputs, inputs)
+        assert found.shape == outputs.shape
+        for output in range(num_outputs):
+            step = STEP * torch.nn.functional.one_hot(torch.tensor(output), num_outputs)
+            difference = (target.value(outputs + step, inputs) - target.value(outputs - step, inputs)) / (2 * STEP)
+            assert difference.shape == (POINTS,)
+            torch.testing.assert_close(found[:, output], difference, rtol=1e-4, atol=1e-4)
 
     def test_it_is_defined_for_some_model(self) -> None:
         refused = 0

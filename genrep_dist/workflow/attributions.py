@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from genrep_dist.core.attribution import Sign, random_scores, ranking, tracincp
+from genrep_dist.core.gradients.model import selected_output
 from genrep_dist.core.methods import Method
 from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.seeds import derive_seed
@@ -19,6 +20,7 @@ from genrep_dist.workflow.base import ArtifactSpec, SampleAxis, Stage
 from genrep_dist.workflow.blocks import cached_bytes
 from genrep_dist.workflow.context import TestPoints, WorkerContext, to_numpy
 from genrep_dist.workflow.importances import alpha
+from genrep_dist.workflow.targets import group_means
 
 SIGNS: tuple[Sign, ...] = ("negative", "positive")
 ARRAYS_HELD = 3
@@ -55,9 +57,9 @@ class AttributionsStage(Stage[AttributionUnit]):
         """Write phi (N, M) float64 and the full removal orders (M, N) of sample ids, most negative and most positive first."""
         method, points = context.experiment.method(unit.method), context.test_points(unit.seed)
         phi = stored_attribution(method, unit.seed, context)
-        manifest: dict[str, Any] = {"test_ids": points.ids.tolist()}
+        manifest: dict[str, Any] = {"test_ids": context.test.ids[context.keys.explained_rows(unit.seed)].tolist()}
         if method.needs_gram:
-            manifest["efficiency_gap_test"] = _efficiency_gap(phi, unit.seed, points, context)
+            manifest["efficiency_gap_test"] = _efficiency_gap(phi, unit.seed, points, context, method)
         artifact = context.store.artifact("attribution", context.keys.attribution(unit.seed, method))
         write_attribution(artifact, method, unit.seed, phi, context.train.ids, {**manifest, "seconds": context.elapsed()})
         return {"scores": float(phi.numel())}
@@ -119,13 +121,18 @@ def _stored_kernel(context: WorkerContext, seed: int, method: Method) -> KernelB
 
 
 def stored_attribution(method: Method, seed: int, context: WorkerContext) -> Tensor:
-    """Phi (N, M) float64 of the seed's test points, from stored importances and kernels."""
-    return attribution(method, seed, context, context.test_points(seed), _stored_kernel(context, seed, method))
+    """Phi (N, M) float64 of the seed's test points, or (N, G) of its groups of them, from stored importances and kernels."""
+    phi = attribution(method, seed, context, context.test_points(seed), _stored_kernel(context, seed, method))
+    return group_means(phi, context.keys.test_groups(seed))
 
 
-def _efficiency_gap(phi: Tensor, seed: int, points: TestPoints, context: WorkerContext) -> float:
-    """Max |f(x) - sum_i phi(x_i -> x)| over the seed's test points (Definition 1), f the explained output."""
+def _efficiency_gap(phi: Tensor, seed: int, points: TestPoints, context: WorkerContext, method: Method) -> float:
+    """Max |f(x) - sum_i phi(x_i -> x)| over what the seed explains (Definition 1), f the explained output.
+
+    For a target that is a function of the outputs f is their sum weighted by its derivative: the scores add up to that.
+    """
     positions = context.keys.test_positions(seed)
     outputs = torch.from_numpy(context.train_artifact(seed).read("outputs_test")[positions]).double()
-    explained = outputs.gather(1, points.outputs.cpu()[:, None]).squeeze(1)
-    return float((explained - phi.sum(dim=0)).abs().max())
+    epoch = context.keys.method_epochs(method)[0]
+    explained = selected_output(outputs, context.output_weights(seed, epoch, points).cpu())
+    return float((group_means(explained, context.keys.test_groups(seed)) - phi.sum(dim=0)).abs().max())

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys
+from genrep_dist.core.function_targets import FunctionTarget, TargetInputs
 from genrep_dist.core.gradients.model import check_model
 from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, Kernel
 from genrep_dist.core.kernels.user import UserKernel
 from genrep_dist.core.losses import Loss, get_loss
+from genrep_dist.core.targets import Target, class_labels, require_labels
 from genrep_dist.core.tensors import numpy_values
 from genrep_dist.errors import ProblemError
 from genrep_dist.extension import owner_text, require_returned
@@ -40,6 +42,8 @@ from genrep_dist.workflow.checkpoints import unpack_state
 from genrep_dist.workflow.data import read_data
 from genrep_dist.workflow.extensions import extension_identities
 from genrep_dist.workflow.recipes import recipe_in_force
+from genrep_dist.workflow.returned import checked_tensor
+from genrep_dist.workflow.targets import target_of
 from genrep_dist.workflow.time_limit import time_limit
 
 T = TypeVar("T")
@@ -76,16 +80,25 @@ def worker_keys(keys: Keys) -> Keys:
 
 @dataclass(frozen=True)
 class TestPoints:
-    """Points that are explained: ``inputs`` (M, ...), ``ids`` (M,) int64, and ``outputs`` (M,) int64, the explained output of each."""
+    """Points that are explained: ``inputs`` (M, ...), ``ids`` (M,) int64, and ``outputs`` (M,) int64, the explained output of each.
+
+    For a target that is a function of all outputs ``outputs`` has the class that it is about, and ``targets`` (M, ...) the points' own
+    targets, None where they are unknown. ``derivatives`` keeps those of the target by (seed, epoch).
+    """
 
     __test__ = False
 
     inputs: Tensor
     ids: Tensor
     outputs: Tensor
+    targets: Tensor | None = None
+    derivatives: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def part(self, rows: slice) -> TestPoints:
+        return TestPoints(self.inputs[rows], self.ids[rows], self.outputs[rows], None if self.targets is None else self.targets[rows])
 
 
 class WorkerContext:
@@ -117,6 +130,11 @@ class WorkerContext:
     @property
     def experiment(self) -> Experiment:
         return self.job.experiment
+
+    @cached_property
+    def target(self) -> Target:
+        """What is explained."""
+        return target_of(self.experiment, self.problem)
 
     @cached_property
     def trainer(self) -> Trainer | FunctionTrainer:
@@ -180,9 +198,32 @@ class WorkerContext:
 
     def _make_test_points(self, seed: int) -> TestPoints:
         positions = self.keys.test_positions(seed)
-        chosen = self.experiment.make_target().explained_outputs(self.train_artifact(seed).read("outputs_test")[positions])
-        outputs = torch.as_tensor(chosen, device=self.device)
-        return TestPoints(self.test.inputs[positions], self.test.ids[positions], outputs)
+        outputs, test = self.train_artifact(seed).read("outputs_test")[positions], self.test
+        return self.make_points(test.inputs[positions], test.ids[positions], outputs, test.targets[positions])
+
+    def make_points(self, inputs: Tensor, ids: Tensor, outputs: np.ndarray[Any, Any], targets: Tensor | None) -> TestPoints:
+        """Test points: the original model's ``outputs`` (M, C), or the labels, choose what is explained."""
+        labels = None if targets is None else class_labels(targets.cpu().numpy(), outputs.shape[1])
+        chosen = torch.as_tensor(self.target.explained_outputs(outputs, labels), device=self.device)
+        return TestPoints(inputs, ids, chosen, targets)
+
+    def output_weights(self, seed: int, epoch: int, points: TestPoints) -> Tensor:
+        """What K is taken of at ``points``: the explained output of each (M,), or the target's derivative in the outputs (M, C).
+
+        The derivative is that at the outputs of the model after ``epoch`` epochs. ProblemError for points without targets that it needs.
+        """
+        target = self.target
+        if not isinstance(target, FunctionTarget):
+            return points.outputs
+        if (seed, epoch) not in points.derivatives:
+            if points.targets is None and target.uses_targets:
+                require_labels(None, target)
+            targets = torch.empty(len(points), 0) if points.targets is None else points.targets.cpu()
+            outputs = self.predict(self.model(seed, epoch), points.inputs).cpu().double()
+            inputs = TargetInputs(points.outputs.cpu(), targets, self.loss)
+            found = checked_tensor(target.derivative(outputs, inputs), outputs.shape, target, "derivative", f"seed {seed}, epoch {epoch}")
+            points.derivatives[seed, epoch] = found.to(self.device)
+        return points.derivatives[seed, epoch]
 
     def _load(self, name: str) -> Dataset:
         dataset = read_data(self.store, self.keys.data, name)

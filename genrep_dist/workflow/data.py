@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from genrep_dist.core.targets import Labels, class_labels
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.problems.tables import from_table, to_table
 from genrep_dist.store import Store
@@ -39,6 +40,12 @@ def read_data(store: Store, digest: str, name: str) -> Dataset:
         at += len(part.ids)
     assert whole is not None
     return whole
+
+
+def target_labels(store: Store, digest: str, name: str, num_outputs: int) -> Labels | None:
+    """The class numbers (N,) of the samples of 'train' or 'test'; None if their targets are others. The inputs are not read."""
+    targets = get_table(store.objects, data_table(digest, name), columns=["target"]).column("target").to_pylist()
+    return class_labels(np.asarray(targets), num_outputs)
 
 
 def sample_ids(store: Store, digest: str, name: str) -> npt.NDArray[np.int64]:

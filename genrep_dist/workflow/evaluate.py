@@ -16,6 +16,7 @@ from genrep_dist.store import Store
 from genrep_dist.workflow.context import WorkerContext
 from genrep_dist.workflow.costs import method_costs
 from genrep_dist.workflow.data import sample_ids
+from genrep_dist.workflow.explained_ledger import explained_ledger
 from genrep_dist.workflow.requests import StoredSeed
 
 RANDOM = "random"
@@ -27,16 +28,17 @@ def evaluate(
     """Every table of the evaluation; ``requests`` is the request table (:func:`genrep_dist.workflow.requests.retrain_requests`).
 
     ``flipped_ids`` are the training samples whose labels were flipped. ``open_context`` loads the problem's own code; it is called only if
-    a metric reads self-influence.
+    a metric reads self-influence, or if what is explained is not an output.
 
     Raises NotCommittedError if a requested model is not in the ledger.
     """
     experiment = plan.experiment
     ledger = store.ledger(plan.keys.training).scan()
     ids = sample_ids(store, plan.keys.data, "train"), sample_ids(store, plan.keys.data, "test")
+    explained = explained_ledger(plan, ledger, requests, open_context)
     seeds = {seed: StoredSeed(plan, store, seed, *ids, open_context=open_context) for seed in experiment.seeds}
     measured = [
-        _evaluated(metric, EvaluationData(experiment, requests.filter(metric=metric.name), ledger, seeds, frozenset(flipped_ids)))
+        _evaluated(metric, EvaluationData(experiment, requests.filter(metric=metric.name), explained, seeds, frozenset(flipped_ids)))
         for metric in measured_metrics(experiment)
     ]
     # Several metrics may publish rows of one table.

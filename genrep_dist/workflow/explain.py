@@ -19,12 +19,14 @@ from genrep_dist.workflow.derived import Inputs, derived_columns
 from genrep_dist.workflow.kernels import kernel_block
 
 
-def other_points(context: WorkerContext, seed: int, inputs: Tensor, ids: Tensor) -> TestPoints:
-    """``inputs`` (M, ...) with ``ids`` (M,) as test points; the original model's outputs choose what is explained."""
+def other_points(context: WorkerContext, seed: int, inputs: Tensor, ids: Tensor, targets: Tensor | None = None) -> TestPoints:
+    """``inputs`` (M, ...) with ``ids`` (M,) as test points. The original model's outputs, or ``targets``, choose what is explained.
+
+    Each point is explained by itself, also where the run explains means of groups.
+    """
     inputs = inputs.to(context.device)
     predictions = context.predict(context.model(seed, context.keys.epochs), inputs)
-    chosen = context.experiment.make_target().explained_outputs(predictions.cpu().numpy())
-    return TestPoints(inputs, ids, torch.as_tensor(chosen, device=context.device))
+    return context.make_points(inputs, ids, predictions.cpu().numpy(), targets)
 
 
 def explain(plan: Plan, context: WorkerContext, method: Method, seed: int, points: TestPoints) -> Tensor:
@@ -37,8 +39,7 @@ def explain(plan: Plan, context: WorkerContext, method: Method, seed: int, point
     at_once = _points_at_once(plan, method)
     if len(points) > at_once:
         parts = (slice(at, at + at_once) for at in range(0, len(points), at_once))
-        some = (TestPoints(points.inputs[part], points.ids[part], points.outputs[part]) for part in parts)
-        return torch.cat([explain(plan, context, method, seed, each) for each in some], dim=1)
+        return torch.cat([explain(plan, context, method, seed, points.part(part)) for part in parts], dim=1)
 
     def stored_or_computed(kernel: str, epoch: int) -> Iterator[Tensor]:
         if kernel not in plan.block_rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from genrep_dist.store.features import RowsReader
 from genrep_dist.workflow.context import TestPoints, WorkerContext
 from genrep_dist.workflow.preconditioner import read_preconditioner
 from genrep_dist.workflow.returned import Rows, checked_features, checked_tensor
+
+Pair = tuple[Tensor, Tensor]
 
 
 def feature_kernel(context: WorkerContext, name: str) -> FeatureKernel:
@@ -51,16 +53,64 @@ def train_features(context: WorkerContext, kernel: str, seed: int, epoch: int, s
 
 
 def point_features(context: WorkerContext, kernel: str, seed: int, epoch: int, points: TestPoints) -> Any:
-    """Features of the explained outputs of test points, prepared for products with many blocks of training features."""
+    """Features of what is explained at test points, prepared for :func:`point_block` with many blocks of training features."""
 
     def make() -> Any:
         computed, where = kernel_at(context, kernel, seed, epoch), f"test points, kernel {kernel}, seed {seed}, epoch {epoch}"
-        rows = _features(context, computed, context.model(seed, epoch), where, points.inputs, points.outputs)
-        refuse_non_finite(rows, points.ids, f"{kernel} features of test points, seed {seed}, epoch {epoch}")
-        return rows.as_operand() if isinstance(rows, FactoredGradients) else rows
+
+        def compute(outputs: Tensor) -> Rows:
+            rows = _features(context, computed, context.model(seed, epoch), where, points.inputs, outputs)
+            refuse_non_finite(rows, points.ids, f"{kernel} features of test points, seed {seed}, epoch {epoch}")
+            return rows
+
+        return prepare_points(computed, compute, context.output_weights(seed, epoch, points))
 
     # The points stay alive beside their features, so no other points can have the same id meanwhile.
     return context.cached(("point features", kernel, seed, epoch, id(points)), lambda: (points, make()))[1]
+
+
+def prepare_points(kernel: FeatureKernel, compute: Callable[[Tensor], Rows], outputs: Tensor) -> Any:
+    """The features that ``compute`` has for ``outputs`` (M,) or weights (M, C), prepared for products.
+
+    For weights and a kernel that does not take them: a list of those of each output.
+    """
+    if needs_each_output(kernel, outputs):
+        return [prepare_points(kernel, compute, declared) for declared in each_output(outputs)]
+    rows = compute(outputs)
+    return rows.as_operand() if isinstance(rows, FactoredGradients) else rows
+
+
+def needs_each_output(kernel: FeatureKernel, outputs: Tensor) -> bool:
+    """Whether K with weighted ``outputs`` is combined from that of all outputs, as the kernel does not take weights."""
+    return outputs.is_floating_point() and not kernel.takes_weights
+
+
+def each_output(weights: Tensor) -> Iterator[Tensor]:
+    """Each output as the declared one of all points (M,), of ``weights`` (M, C)."""
+    return (torch.full_like(weights[:, 0], output, dtype=torch.int64) for output in range(weights.shape[1]))
+
+
+def point_block(kernel: FeatureKernel, train: Rows, prepared: Any, outputs: Tensor, num_outputs: int, where: str) -> Tensor:
+    """K (B, C, M) of training features with :func:`point_features`, for their explained ``outputs`` (M,) or weights (M, C); checked."""
+    if needs_each_output(kernel, outputs):
+        total = torch.zeros(())
+        for declared, own, weights in zip(each_output(outputs), prepared, outputs.unbind(1), strict=True):
+            block = point_block(kernel, train, own, declared, num_outputs, where)
+            total = total.to(block) + block * weights.to(block)
+        return total
+    shape = (len(train), num_outputs, len(outputs))
+    return checked_tensor(kernel.block(train, prepared, outputs, num_outputs), shape, kernel, "block", where)
+
+
+def point_reference(kernel: FeatureKernel, model: nn.Module, train: Tensor, test: Tensor, outputs: Tensor, num_outputs: int) -> Pair:
+    """:meth:`FeatureKernel.reference` for ``outputs`` (M,), or for weights (M, C): K (B, C, M) and the scale of its errors."""
+    if not outputs.is_floating_point():
+        return kernel.reference(model, train, test, outputs, num_outputs)
+    block, scale = torch.zeros(()), torch.zeros(())
+    for declared, weights in zip(each_output(outputs), outputs.double().cpu().unbind(1), strict=True):
+        found, its_scale = kernel.reference(model, train, test, declared, num_outputs)
+        block, scale = block + weights * found, scale + weights.abs() * its_scale
+    return block, scale
 
 
 def pass_rows(context: WorkerContext, kernel: FeatureKernel, model: nn.Module) -> int:
@@ -107,7 +157,8 @@ def point_gradients(context: WorkerContext, seed: int, epoch: int, points: TestP
     """Whole gradients (M, P) of the explained outputs of test points."""
     rows, step = torch.empty(0), context.job.gradient_rows
     for at in range(0, len(points), step):
-        some = per_sample_gradients(context.model(seed, epoch), points.inputs[at : at + step], points.outputs[at : at + step])
+        chosen = context.output_weights(seed, epoch, points)[at : at + step]
+        some = per_sample_gradients(context.model(seed, epoch), points.inputs[at : at + step], chosen)
         rows = some.new_empty(len(points), some.shape[1]) if at == 0 else rows
         rows[at : at + step] = some
     refuse_non_finite(rows, points.ids, f"gradients of test points, seed {seed}, epoch {epoch}")

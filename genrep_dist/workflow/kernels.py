@@ -19,11 +19,11 @@ from genrep_dist.units import RowsUnit, Unit
 from genrep_dist.workflow.base import ArraySpec, ArtifactSpec, Rates, SampleAxis, Stage
 from genrep_dist.workflow.blocks import MODELS_HELD, block_bytes, tile_bytes
 from genrep_dist.workflow.context import TestPoints, WorkerContext, to_numpy
-from genrep_dist.workflow.features import features_reader, pairwise_block, pass_rows, point_features
+from genrep_dist.workflow.features import features_reader, pairwise_block, pass_rows, point_block, point_features
 from genrep_dist.workflow.gradients import feature_passes, features_seconds, kernel_manifest
 from genrep_dist.workflow.gram_tiles import feature_products, gram_tile, reads
 from genrep_dist.workflow.prefetch import Prefetcher
-from genrep_dist.workflow.returned import Rows, checked_tensor
+from genrep_dist.workflow.returned import Rows
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,10 @@ def kernel_block(
 ) -> Tensor:
     """K (rows, C, M) of the training rows ``start`` to ``stop`` with test points."""
     num_outputs, computed = context.num_outputs(seed), context.kernel(kernel)
+    outputs = context.output_weights(seed, epoch, points)
     if not isinstance(computed, FeatureKernel):
         scalar = pairwise_block(context, kernel, seed, epoch, context.train.inputs[start:stop], points.inputs)
-        return per_output(scalar, points.outputs, num_outputs)
+        return per_output(scalar, outputs, num_outputs)
     # The few test points are prepared once and kept. Training rows pass by a few at a time, stored or computed, so that only a few are
     # ever held, and in the same steps, so that both give the same bits.
     rows = features_reader(context, kernel, seed, epoch, stored=stored)
@@ -130,12 +131,7 @@ def kernel_block(
     for first in range(start, stop, step):
         some = rows(first, min(first + step, stop))
         parts = (_part(some, at, min(at + at_once, len(some))) for at in range(0, len(some), at_once))
-        blocks += [
-            checked_tensor(
-                computed.block(part, prepared, points.outputs, num_outputs), (len(part), num_outputs, len(points)), computed, "block", where
-            )
-            for part in parts
-        ]
+        blocks += [point_block(computed, part, prepared, outputs, num_outputs, where) for part in parts]
     return torch.cat(blocks)
 
 

@@ -72,6 +72,14 @@ def _warnings(plan: Plan) -> Iterator[str]:
             yield from experiment.kernel(name).notes()
     if plan.shape.slow_derived:
         yield f"Derived kernels take a slower way for this model: {'; '.join(plan.shape.slow_derived)}."
+    judged = experiment.make_target().description(plan.shape.num_outputs)
+    for name in experiment.external_methods:
+        scored = experiment.external[name].target.make().description(plan.shape.num_outputs)
+        if scored != judged:
+            yield (
+                f"The scores of {name} are declared to be of another number than the one that is explained and judged here: of {scored}; "
+                f"judged: {judged}. If they are of the judged one, say so in external.{name}.target."
+            )
     unverified = [name for name in experiment.external_methods if experiment.external[name].unverified]
     if unverified:
         yield (

@@ -41,6 +41,7 @@ from genrep_dist.workflow.rehearsal import rehearse
 from genrep_dist.workflow.single_rows import check_batches
 from genrep_dist.workflow.stages import STAGES
 from genrep_dist.workflow.status import stage_status
+from genrep_dist.workflow.targets import check_target, group_means, target_of
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
         shape = measure(problem, train, test, recipe, in_use, derived, on_gpu=on_gpu, memory_budget_bytes=budget)
     loss_name = loss.name if is_shipped(loss) else f"{loss.name}, which is the problem's own"
     check_loss(experiment, loss_name, bool(label_loss(loss)))
-    experiment.make_target().check_classes(shape.num_outputs, loss_name, has_classes(loss, train.targets, shape.num_outputs))
+    target = target_of(experiment, problem)
+    target.check_classes(shape.num_outputs, loss_name, has_classes(loss, train.targets, shape.num_outputs))
+    check_target(experiment, target, problem, test, shape.num_outputs)
     train, flipped = _flip(experiment, problem, train, shape)
     functions, extensions = function_identities(experiment, kernels), extension_identities(experiment, recipe, kernels)
     keys = Keys(
@@ -107,6 +110,7 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
         len(test.ids),
         {name: found.digest for name, found in functions.items()},
         shared_points=_shared_points(experiment, test),
+        group_rows=_group_rows(experiment, test),
         extensions={label: found.digest for label, found in extensions.items()},
         numbers=identity.numbers,
     )
@@ -157,10 +161,10 @@ def _flip(experiment: Experiment, problem: Problem, train: Dataset, shape: Shape
 
 def _shared_points(experiment: Experiment, test: Dataset) -> tuple[int, ...] | None:
     """Rows of the test set that the experiment names by id, ascending; PlanError for ids that are not there."""
-    if isinstance(experiment.test_points, int):
+    if experiment.test_ids is None:
         return None
     rows = {sample: row for row, sample in enumerate(test.ids.tolist())}
-    unknown = [sample for sample in experiment.test_points if sample not in rows]
+    unknown = [sample for sample in experiment.test_ids if sample not in rows]
     if unknown:
         raise PlanError(
             "test points that the test set does not have",
@@ -168,7 +172,15 @@ def _shared_points(experiment: Experiment, test: Dataset) -> tuple[int, ...] | N
             expected=f"ids of the test set, such as {test.ids[:3].tolist()}",
             got=f"{unknown[:5]}" + (" ..." if len(unknown) > 5 else ""),
         )
-    return tuple(sorted(rows[sample] for sample in experiment.test_points))
+    return tuple(sorted(rows[sample] for sample in experiment.test_ids))
+
+
+def _group_rows(experiment: Experiment, test: Dataset) -> tuple[tuple[int, ...], ...] | None:
+    """Rows of the test set of the declared groups, ascending in each; all ids are there."""
+    if experiment.test_groups is None:
+        return None
+    rows = {sample: row for row, sample in enumerate(test.ids.tolist())}
+    return tuple(tuple(sorted(rows[sample] for sample in group)) for group in experiment.test_groups)
 
 
 def _read_external(keys: Keys, train: Dataset, test: Dataset, folders: Sequence[str]) -> dict[str, dict[int, ExternalScores]]:
@@ -201,9 +213,10 @@ def publish_inputs(prepared: PreparedExperiment) -> None:
         for seed, scores in by_seed.items():
             artifact = store.artifact("attribution", keys.attribution(seed, method))
             if not artifact.is_committed():
-                test_ids = prepared.test.ids[keys.test_positions(seed)].tolist()
+                test_ids = prepared.test.ids[keys.explained_rows(seed)].tolist()
+                phi = group_means(torch.from_numpy(scores.phi), keys.test_groups(seed))
                 manifest = {"test_ids": test_ids, "scores": scores.digest, "verified": scores.verified}
-                write_attribution(artifact, method, seed, torch.from_numpy(scores.phi), ids, manifest)
+                write_attribution(artifact, method, seed, phi, ids, manifest)
 
 
 def check_room(plan: Plan, store: Store, slots_for: Callable[[StageName], int], memory_bytes: int) -> None:

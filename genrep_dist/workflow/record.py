@@ -51,6 +51,7 @@ def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None
         "own_kernels": keys.own_kernels,
         "external": keys.external,
         "shared_points": keys.shared_points,
+        "group_rows": keys.group_rows,
         "extensions": keys.extensions,
         "flipped_ids": list(prepared.flipped),
         "choices": dict(choices or {}),
@@ -164,5 +165,6 @@ def plan_of_record(record: Mapping[str, Any], folders: Sequence[str] | None = No
         None if record["shared_points"] is None else tuple(record["shared_points"]),
         record["extensions"],
         record.get("numbers", ""),
+        None if record.get("group_rows") is None else tuple(tuple(rows) for rows in record["group_rows"]),
     )
     return make_plan(keys, shape, refuse=False)

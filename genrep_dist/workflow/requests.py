@@ -12,6 +12,8 @@ import numpy.typing as npt
 import polars as pl
 
 from genrep_dist.config.metrics import measured_metrics, request_count, requested_retrainings
+from genrep_dist.core.function_targets import FunctionTarget
+from genrep_dist.core.targets import LABEL
 from genrep_dist.errors import CorruptError, PlanError, StoreError
 from genrep_dist.evaluation.metrics.base import (
     REQUEST_SCHEMA,
@@ -29,8 +31,9 @@ from genrep_dist.store.paths import ExperimentPaths
 from genrep_dist.store.tables import scan_frame
 from genrep_dist.units import Retraining
 from genrep_dist.workflow.context import WorkerContext
-from genrep_dist.workflow.data import sample_ids
+from genrep_dist.workflow.data import sample_ids, target_labels
 from genrep_dist.workflow.diagonals import self_influence_of
+from genrep_dist.workflow.targets import is_output
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,20 @@ class StoredSeed:
         outputs = self.outputs
         if outputs is None:
             outputs = self.store.artifact("train", self.plan.keys.train(self.seed)).read("outputs_test")
-        rows = self.plan.keys.test_positions(self.seed)
-        chosen = self.plan.experiment.make_target().explained_outputs(outputs[rows])
-        return [self._point(row, outputs[row], int(output)) for row, output in zip(rows, chosen, strict=True)]
+        keys, experiment = self.plan.keys, self.plan.experiment
+        rows, target = keys.explained_rows(self.seed), experiment.make_target()
+        labels = target_labels(self.store, keys.data, "test", self.num_outputs) if LABEL in (target.output, target.default_output) else None
+        chosen = target.explained_outputs(outputs[rows], None if labels is None else labels[rows])
+        if is_output(experiment):
+            places = np.asarray(rows) * self.num_outputs + chosen
+        else:
+            places = len(outputs) * self.num_outputs + np.arange(len(rows))
+        predicted = outputs[rows, 0] > 0 if self.num_outputs == 1 else outputs[rows].argmax(axis=1)
+        # A raw output is that of class 1, where it is the only one.
+        classes = chosen if self.num_outputs > 1 or isinstance(target, FunctionTarget) else np.ones_like(chosen)
+        signs: list[Sign] = ["positive" if target.supports(int(c), int(p)) else "negative" for c, p in zip(classes, predicted, strict=True)]
+        described = zip(rows, self.test_ids[rows].tolist(), places.tolist(), signs, strict=True)
+        return [TestPoint(*one) for one in described]
 
     def scores(self, method: str) -> Array:
         """Phi (N, M)."""
@@ -96,12 +110,6 @@ class StoredSeed:
     def _attribution(self, method: str, name: str) -> npt.NDArray[Any]:
         key = self.plan.keys.attribution(self.seed, self.plan.experiment.method(method))
         return self.store.artifact("attribution", key).read(name)
-
-    def _point(self, row: int, outputs: npt.NDArray[np.floating[Any]], output: int) -> TestPoint:
-        """``outputs`` (C,) of the original model, of which ``output`` is explained. One output is the logit of class 1 against class 0."""
-        is_supported = bool(outputs[0] > 0) if len(outputs) == 1 else output == int(outputs.argmax())
-        position = row * self.num_outputs + output
-        return TestPoint(row, int(self.test_ids[row]), position, "positive" if is_supported else "negative")
 
 
 def retrain_requests(plan: Plan, store: Store, train_ids: Ids, test_ids: Ids) -> RetrainRequests:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.model import as_real, model_outputs, real_shape, trainable_parameters
+from genrep_dist.core.gradients.model import as_real, model_outputs, real_shape, selected_output, trainable_parameters
 from genrep_dist.core.tensors import OUT_OF_MEMORY
 from genrep_dist.errors import GenRepError, ProblemError
 
@@ -81,8 +81,11 @@ def autograd_gradients(
     result: dict[str, Tensor] = {}
     for sample, row in enumerate(inputs):
         with torch.enable_grad():
-            values = single_outputs(model, row, copies).unbind()
-        chosen = values if output_index is None else (values[int(output_index[sample])],)
+            outputs = single_outputs(model, row, copies)
+            if output_index is None:
+                chosen = outputs.unbind()
+            else:
+                chosen = selected_output(outputs.unsqueeze(0), output_index[sample : sample + 1]).unbind()
         for output, value in enumerate(chosen):
             for name, gradient in zip(names, output_gradients(model, value, names), strict=True):
                 if name not in result:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 
-from genrep_dist.core.gradients.model import as_outputs, as_real, model_outputs, trainable_parameters
+from genrep_dist.core.gradients.model import as_outputs, as_real, model_outputs, selected_output, trainable_parameters
 from genrep_dist.core.gradients.torch_internals import without_fused_attention
 
 
@@ -55,7 +55,7 @@ def torch_func_gradients(
         if output_index is not None or num_outputs == 1:
 
             def selected(parameters: dict[str, Tensor], sample: Tensor, index: Tensor) -> Tensor:
-                return sample_outputs(parameters, sample).gather(0, index.unsqueeze(0))[0]
+                return selected_output(sample_outputs(parameters, sample).unsqueeze(0), index.unsqueeze(0))[0]
 
             # grad avoids jacrev's extra vmap over a basis of one vector.
             index = output_index if output_index is not None else torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device)

@@ -16,7 +16,7 @@ from genrep_dist.core.gradients.factored_weight import FactoredWeight
 from genrep_dist.core.gradients.factors import WeightGradients
 from genrep_dist.core.gradients.functional import functional_model
 from genrep_dist.core.gradients.layer_rules import LAYER_RULES
-from genrep_dist.core.gradients.model import as_outputs, model_outputs
+from genrep_dist.core.gradients.model import as_outputs, model_outputs, selected_output
 from genrep_dist.core.gradients.torch_internals import Snapshot
 
 
@@ -145,7 +145,8 @@ def hooked_gradients(
 ) -> tuple[dict[str, WeightGradients], dict[str, Tensor]]:
     """Factors of the layers' weights and dense gradients (B, C, n) of their small parameters, by full parameter name.
 
-    One forward pass, and one backward pass for each of the C outputs; with ``output_index`` (B,) only for the named outputs, C = 1.
+    One forward pass, and one backward pass for each of the C outputs; with ``output_index`` (B,) only for the named outputs, or with
+    weights (B, C) for their weighted sum: C = 1.
     Raises UnusualPassError where the rules do not hold for this batch.
     """
     called = [layer.name for layer in layers if not layer.attention]
@@ -210,7 +211,7 @@ def _output_gradients(forward: ForwardPass, names: Sequence[str], output_index: 
         if output_index is None:
             sums = [values.sum() for values in forward.outputs.unbind(1)]
         else:
-            sums = [forward.outputs.gather(1, output_index.unsqueeze(1)).sum()]
+            sums = [selected_output(forward.outputs, output_index).sum()]
     per_output: list[tuple[Tensor | None, ...]] = []
     for number, value in enumerate(sums):
         more = number + 1 < len(sums)

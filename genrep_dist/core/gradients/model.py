@@ -46,6 +46,13 @@ def as_outputs(raw: object, num_rows: int, model_name: str = "YourModel") -> Ten
     )
 
 
+def selected_output(outputs: Tensor, selection: Tensor) -> Tensor:
+    """(B,) of ``outputs`` (B, C): output ``selection[b]`` for integers (B,), their sum weighted by ``selection[b]`` for numbers (B, C)."""
+    if selection.is_floating_point():
+        return (outputs * selection.to(outputs)).sum(1)
+    return outputs.gather(1, selection.unsqueeze(1)).squeeze(1)
+
+
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters with requires_grad, by name, in the order of ``model.named_parameters()``. All others are constants."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}

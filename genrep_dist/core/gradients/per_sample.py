@@ -22,7 +22,8 @@ from genrep_dist.errors import ProblemError
 def per_sample_gradients(model: nn.Module, inputs: Tensor, output_index: Tensor | None = None) -> Tensor:
     """Jacobians J (B, C, P), J[b, c] = df_c(x_b)/dtheta, for ``inputs`` (B, ...); the feature map of Eq. 13.
 
-    With ``output_index`` (B,) int64 only the gradient of output ``output_index[b]`` is taken: (B, P). Parameters are those with
+    With ``output_index`` (B,) int64 only the gradient of output ``output_index[b]`` is taken: (B, P). In its place weights (B, C) of the
+    outputs take the gradient of their weighted sum, one vector-Jacobian product a sample. Parameters are those with
     requires_grad, in the order of :func:`parameter_vector`, complex ones as two real ones each. Frozen parameters and buffers are
     constants. The dtype is the parameters'.
     Memory: the result, and one pass over a few samples.
@@ -63,11 +64,13 @@ def _checked_inspection(model: nn.Module, inputs: Tensor, output_index: Tensor |
 
 
 def _check_output_index(output_index: Tensor, num_rows: int, num_outputs: int) -> None:
+    if output_index.is_floating_point() and output_index.shape == (num_rows, num_outputs):
+        return
     if output_index.shape != (num_rows,) or output_index.dtype != torch.int64:
         raise ProblemError(
             "output_index does not fit the batch",
             where="per_sample_gradients",
-            expected=f"int64 of shape ({num_rows},)",
+            expected=f"int64 of shape ({num_rows},), or floating point ({num_rows}, {num_outputs})",
             got=f"{output_index.dtype} of shape {tuple(output_index.shape)}",
         )
     low, high = int(output_index.min()), int(output_index.max())

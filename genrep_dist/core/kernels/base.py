@@ -94,11 +94,14 @@ class FeatureKernel(Kernel):
     """K(x, z) = <Phi(x), Phi(z)>, with features of one model's samples.
 
     ``factored``: features are :class:`~genrep_dist.core.gradients.factored.FactoredGradients`, stored as factors of varying length;
-    else they are tensors (B, L), stored as they are.
+    else they are tensors (B, L), stored as they are. ``takes_weights``: :meth:`features` and :meth:`block` also take weights (B, C) of the
+    outputs, floating point, in place of declared ``outputs`` (B,), for a target that depends on several outputs; without it such a target's
+    K is combined from those of all outputs, at C times the cost.
     """
 
     kind = "feature"
     factored: ClassVar[bool] = False
+    takes_weights: ClassVar[bool] = False
     needs_preconditioner: ClassVar[bool] = False
     """Whether features are taken by :meth:`at_preconditioner`, which needs an optimizer that has one."""
 

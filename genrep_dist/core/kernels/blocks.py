@@ -24,16 +24,19 @@ def last_layer_block(train: Tensor, test: Tensor, output_index: Tensor, num_outp
     """K (B, C, M), K[b, c, m] = <Phi(x_b), Phi(x_m)> where c = ``output_index[m]`` and 0 elsewhere: k times the C x C identity (Eq. 11).
 
     ``train`` (B, L) and ``test`` (M, L) are last-layer features with the constant 1 of the bias, ``output_index`` (M,) the declared
-    output of each test sample. It is the NTK of the last layer's parameters alone, whose outputs share features but no weights.
+    output of each test sample, or weights (M, C) of the outputs. It is the NTK of the last layer's parameters alone, whose outputs share
+    features but no weights.
     """
     if train.dim() != 2 or test.dim() != 2 or train.shape[1] != test.shape[1] or train.dtype != test.dtype:
         raise _mismatch("last_layer_block", "train (B, L) and test (M, L) of one dtype", train, test)
+    if output_index.is_floating_point() and output_index.shape == (len(test), num_outputs):
+        return per_output(train @ test.T, output_index, num_outputs)
     if output_index.shape != test.shape[:1]:
         raise ProblemError(
             "output_index does not fit the test samples",
             where="last_layer_block",
-            expected=f"shape ({test.shape[0]},)",
-            got=f"shape {tuple(output_index.shape)}",
+            expected=f"integers ({test.shape[0]},), or weights ({test.shape[0]}, {num_outputs})",
+            got=f"{output_index.dtype} {tuple(output_index.shape)}",
         )
     if output_index.numel() and not 0 <= int(output_index.min()) <= int(output_index.max()) < num_outputs:
         raise ProblemError(
@@ -46,7 +49,12 @@ def last_layer_block(train: Tensor, test: Tensor, output_index: Tensor, num_outp
 
 
 def per_output(scalar: Tensor, output_index: Tensor, num_outputs: int) -> Tensor:
-    """K (B, C, M) of a scalar kernel k (B, M) that all outputs share: k where c = ``output_index[m]``, 0 elsewhere."""
+    """K (B, C, M) of a scalar kernel k (B, M) that all outputs share: k where c = ``output_index[m]``, 0 elsewhere.
+
+    With weights ``output_index`` (M, C) it is k times the weight of output c at the test point.
+    """
+    if output_index.is_floating_point():
+        return scalar.unsqueeze(1) * output_index.T.to(scalar)
     block = scalar.new_zeros(scalar.shape[0], num_outputs, scalar.shape[1])
     block[:, output_index, torch.arange(scalar.shape[1], device=scalar.device)] = scalar
     return block

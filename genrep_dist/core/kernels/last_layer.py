@@ -20,6 +20,7 @@ class LastLayerKernel(FeatureKernel):
     source = "penultimate activations and a constant 1; Tsai et al. 2023, Eq. 11"
     needs = ("last linear layer",)
     settings = ("last_layer",)
+    takes_weights = True
 
     def __init__(self, last_layer: str | None = None) -> None:
         self.layer = last_layer

@@ -28,6 +28,7 @@ class NeuralTangentKernel(FeatureKernel):
     needs: ClassVar[tuple[str, ...]] = ("gradients",)
     settings = ("projection",)
     factored = True
+    takes_weights = True
 
     def __init__(self, projection: Any = None) -> None:
         self.projection = projection

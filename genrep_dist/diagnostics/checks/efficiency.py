@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 
+from genrep_dist.core.gradients.model import selected_output
 from genrep_dist.core.importances.base import SolvedImportance
 from genrep_dist.diagnostics.context import CheckContext
 from genrep_dist.diagnostics.finding import Finding, compare, count_text, largest_key
@@ -55,5 +57,6 @@ def _gap_on_test(context: CheckContext, importance: str, seed: int, kernel: str,
     )
     positions = keys.test_positions(seed)
     outputs = context.train_artifact(seed).read("outputs_test")[positions].astype(np.float64)
-    explained = outputs[np.arange(len(positions)), context.worker.test_points(seed).outputs.cpu().numpy()]
+    weights = context.worker.output_weights(seed, epoch, context.worker.test_points(seed)).cpu()
+    explained = selected_output(torch.from_numpy(outputs), weights).numpy()
     return float(np.abs(explained - fitted).max())

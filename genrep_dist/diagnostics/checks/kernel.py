@@ -12,6 +12,7 @@ from genrep_dist.core.kernels.base import FeatureKernel, PairwiseKernel
 from genrep_dist.core.kernels.blocks import per_output
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, largest_sample, rerun_text
 from genrep_dist.diagnostics.finding import Finding, compare, largest_key
+from genrep_dist.workflow.features import point_reference
 
 
 def check(context: CheckContext) -> Iterator[Finding]:
@@ -71,16 +72,16 @@ def _reference(context: CheckContext, name: str, epoch: int) -> tuple[Tensor, Te
     A pairwise kernel is computed with its arguments exchanged, as it must be symmetric; its scale is its largest value.
     """
     kernel, model, points = context.kernel_at(name, epoch), context.model_at(epoch), context.worker.test_points(context.seed)
-    num_outputs = context.plan.shape.num_outputs
+    num_outputs, outputs = context.plan.shape.num_outputs, context.worker.output_weights(context.seed, epoch, points)
     if isinstance(kernel, FeatureKernel):
         # The gradients of the points, twice in float64, fit half the budget.
         step = max(1, context.memory_budget_bytes // 2 // (16 * context.plan.shape.num_parameters))
         parts = (slice(at, at + step) for at in range(0, len(points), step))
-        found = [kernel.reference(model, context.inputs, points.inputs[at], points.outputs[at], num_outputs) for at in parts]
+        found = [point_reference(kernel, model, context.inputs, points.inputs[at], outputs[at], num_outputs) for at in parts]
         blocks, scales = zip(*found, strict=True)
         return torch.cat(blocks, dim=2), torch.cat(scales, dim=2)
     assert isinstance(kernel, PairwiseKernel)
     with torch.no_grad():
         rows = [torch.cat([kernel.pairs(model, right[None], left[None]) for right in points.inputs], dim=1) for left in context.inputs]
-    block = per_output(torch.cat(rows).double(), points.outputs, num_outputs).cpu()
+    block = per_output(torch.cat(rows).double(), outputs, num_outputs).cpu()
     return block, torch.full_like(block, float(block.abs().max()))

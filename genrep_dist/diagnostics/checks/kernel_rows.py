@@ -10,11 +10,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.core.kernels.base import FeatureKernel, PairwiseKernel
 from genrep_dist.core.kernels.blocks import per_output
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, largest_sample
 from genrep_dist.diagnostics.finding import Finding, compare
+from genrep_dist.workflow.features import point_block, point_reference, prepare_points
 
 BEFORE_RETRAINING = True
 
@@ -50,13 +50,12 @@ def _difference(context: CheckContext, name: str, epoch: int) -> tuple[float, in
     model, inputs = context.model_at(epoch), context.inputs
     kernel, points = context.worker.kernel(name), context.worker.test_points(context.seed)
     # No more test points than training rows, of which the budget holds several copies of the gradients.
-    num_outputs, outputs = context.plan.shape.num_outputs, points.outputs[: len(inputs)]
+    num_outputs, outputs = context.plan.shape.num_outputs, context.worker.output_weights(context.seed, epoch, points)[: len(inputs)]
     test = points.inputs[: len(inputs)].to(inputs.dtype)
     if isinstance(kernel, FeatureKernel):
-        columns = kernel.features(model, test, outputs)
-        prepared = columns.as_operand() if isinstance(columns, FactoredGradients) else columns
-        found = kernel.block(kernel.features(model, inputs), prepared, outputs, num_outputs)
-        expected, scale = kernel.reference(model, inputs, test, outputs, num_outputs)
+        prepared = prepare_points(kernel, lambda declared: kernel.features(model, test, declared), outputs)
+        found = point_block(kernel, kernel.features(model, inputs), prepared, outputs, num_outputs, f"kernel {name}, epoch {epoch}")
+        expected, scale = point_reference(kernel, model, inputs, test, outputs, num_outputs)
     else:
         assert isinstance(kernel, PairwiseKernel)
         with torch.no_grad():

@@ -54,7 +54,8 @@ REQUEST_SCHEMA: dict[str, type[pl.DataType]] = {
 """The table of retrain requests: one row a requested model.
 
 ``key`` and ``original_key`` are the ledger's keys of the retrained model and of the original model (nothing removed).
-``output_position`` = test row * C + class indexes the ledger's flattened outputs.
+``output_position`` indexes the ledger's flattened outputs: test row * C + class, or T * C + number of the point for a target that is not
+an output.
 """
 REQUEST_NULLABLE = ("method", "test_id", "output_position", "sign", "fraction", "subset")
 
@@ -121,8 +122,10 @@ class CurvePlot:
 
 @dataclass(frozen=True)
 class TestPoint:
-    """A test point of one seed. ``row`` is its row in the test set, ``output_position`` = row * C + explained class.
+    """A test point of one seed, or a group of them that is explained by its mean.
 
+    ``row`` is its row in the test set (of a group: of its first member), ``output_position`` the place of the explained number in
+    :attr:`EvaluationData.ledger`: row * C + explained class for an output, behind all outputs for any other number.
     ``supporting_sign``: the sign of the scores of training samples that support the predicted class.
     """
 
@@ -185,7 +188,8 @@ class EvaluationData:
     """What a metric's points are computed from.
 
     ``requests``: the metric's rows of the request table. ``ledger``: a lazy frame with ``key`` and ``outputs`` (list of T * C floats) of
-    all trained models, T test samples. ``flipped_ids``: ids of training samples whose labels were changed on purpose.
+    all trained models, T test samples; where another number than an output is explained, the numbers of the seed's points follow, and only
+    requested models are there. ``flipped_ids``: ids of training samples whose labels were changed on purpose.
     """
 
     experiment: Experiment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,14 +94,16 @@ class Brittleness(Metric):
         return removal_warnings(self.name, self.settings(experiment), num_train)
 
     def count_requests(self, experiment: Experiment, num_train: int) -> RequestCount:
-        return count_removals(self.settings(experiment), experiment.num_test_points, 1, num_train)
+        return count_removals(self.settings(experiment), experiment.num_explained, 1, num_train)
 
     def largest_removal(self, experiment: Experiment, num_train: int) -> int:
         return largest_count(self.settings(experiment), num_train)
 
     def method_requests(self, experiment: Experiment, data: SeedData, method: str) -> Iterator[RetrainRequest]:
         for number, point in enumerate(data.points):
-            yield from removal_requests(self.settings(experiment), data, method, number, point.supporting_sign)
+            # The class is read from the outputs themselves, whatever number is explained.
+            for request in removal_requests(self.settings(experiment), data, method, number, point.supporting_sign):
+                yield replace(request, output_position=point.row * data.num_outputs)
 
     def evaluate(self, data: EvaluationData) -> MetricTables:
         seed = next(iter(data.seeds.values()))

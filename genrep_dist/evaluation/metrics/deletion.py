@@ -99,7 +99,7 @@ class Deletion(Metric):
         check_removals(self.name, experiment.deletion, num_train)
 
     def count_requests(self, experiment: Experiment, num_train: int) -> RequestCount:
-        return count_removals(experiment.deletion, experiment.num_test_points, len(experiment.deletion.signs), num_train)
+        return count_removals(experiment.deletion, experiment.num_explained, len(experiment.deletion.signs), num_train)
 
     def largest_removal(self, experiment: Experiment, num_train: int) -> int:
         return largest_count(experiment.deletion, num_train)
