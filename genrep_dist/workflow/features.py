@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.factored import FactoredGradients
+from genrep_dist.core.gradients.factored import FactoredGradients, GramOperand
 from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.kernels.base import FeatureKernel, PairwiseKernel
 from genrep_dist.core.kernels.user import UserKernel
@@ -45,6 +45,26 @@ def point_features(context: WorkerContext, kernel: str, seed: int, epoch: int, p
 
     # The points stay alive beside their features, so no other points can have the same id meanwhile.
     return context.cached(("point features", kernel, seed, epoch, id(points)), lambda: (points, make()))[1]
+
+
+def dense_features(context: WorkerContext, kernel: str, seed: int, epoch: int, start: int, stop: int) -> Tensor:
+    """Features of training rows as numbers, on the CPU: (rows, C, D), or (rows, L) of a kernel that all outputs share."""
+    rows = train_features(context, kernel, seed, epoch, start, stop)
+    return (rows.to_dense() if isinstance(rows, FactoredGradients) else rows).cpu()
+
+
+def dense_point_features(context: WorkerContext, kernel: str, seed: int, epoch: int, points: TestPoints, num_outputs: int) -> Tensor:
+    """Features (M, D) float64 of the explained outputs of test points, on the CPU.
+
+    Where all outputs share L features, D = C L: they stand in the place of the point's own output.
+    """
+    found = point_features(context, kernel, seed, epoch, points)
+    rows: Tensor = (found.gradients.to_dense()[:, 0] if isinstance(found, GramOperand) else found).double().cpu()
+    if num_outputs == 1 or feature_kernel(context, kernel).sizes(context.model(seed, epoch), points.inputs[:2]).gram_rows > 1:
+        return rows
+    placed = rows.new_zeros(len(rows), num_outputs, rows.shape[1])
+    placed[torch.arange(len(rows)), points.outputs.cpu()] = rows
+    return placed.flatten(1)
 
 
 def pass_rows(context: WorkerContext, kernel: FeatureKernel, model: nn.Module) -> int:
