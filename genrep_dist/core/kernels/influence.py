@@ -79,9 +79,10 @@ class InfluenceKernel(DerivedKernel):
         text = f"curvature {self.options.curvature}, damping {self.options.damping:g}"
         if self.base is None or not self._width:
             return text
-        dual, primal = f"dual system of {self._rows:,} rows", f"primal system of {self._width:,} rows"
-        chosen, other = (dual, primal) if self.reads_gram else (primal, dual)
-        return f"{text}, {chosen}" + (f" (fewer than the {other})" if self.options.system == "auto" else "")
+        dual, primal = ("dual", self._rows), ("primal", self._width)
+        (chosen, size), (other, its_size) = (dual, primal) if self.reads_gram else (primal, dual)
+        reason = f", as the {other} one has {its_size:,}" if self.options.system == "auto" else ""
+        return f"{text}, {chosen} system of {size:,} rows{reason}"
 
     def check_curvature(self, flat_share: float) -> None:
         """The Gauss-Newton matrix of a loss that is linear on all samples is zero, which leaves the damping alone."""
