@@ -135,7 +135,7 @@ CASES: dict[str, tuple[list[str], tuple[int, ...]]] = {
     "LargeVocabulary": (FEATURES, (64, 256, 1024)),
     "MostlyFrozen": (FEATURES, (64, 256, 1024)),
     "ManyRows": (SOLVED, (512,)),
-    "ManyClasses": (["influence-function"], (64, 512)),
+    "ManyClasses": (["influence-function"], (128,)),
 }
 """Methods and memory budgets in MiB of each case."""
 

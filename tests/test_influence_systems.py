@@ -31,11 +31,17 @@ WIDTHS = {"ggn": 75, "last-layer": 27, "projected": 16}
 """Numbers of a feature vector of a network 5-8-3. There are 40 samples with three outputs each."""
 
 
-def asked(setting: str, system: str, **fields: Any) -> gr.Experiment:
+def asked(setting: str, system: str) -> gr.Experiment:
     section = {"damping": 1e-3, "damping_unit": "mean-eigenvalue", **SETTINGS[setting].get("influence", {}), "system": system}
-    problem = {"name": "tests.toys:Blobs", "options": {"num_classes": 3}, "flip_labels": {"share": 0.1}}
-    about = {"methods": ["influence-function", "random"], "seeds": 1, "deletion": {"fractions": [0.0, 0.1]}, "problem": problem}
-    return experiment(**{"name": f"{setting}-{system}", **about, **SETTINGS[setting], "influence": section, **fields})
+    about = {
+        "name": f"{setting}-{system}",
+        "problem": {"name": "tests.toys:Blobs", "options": {"num_classes": 3}, "flip_labels": {"share": 0.1}},
+        "seeds": 1,
+        "test_points": 2,
+        "methods": ["influence-function", "random"],
+        "deletion": {"fractions": [0.0, 0.1]},
+    }
+    return gr.Experiment.model_validate({**about, **SETTINGS[setting], "influence": section})
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +77,7 @@ def test_both_systems_give_one_kernel(runs: dict[tuple[str, str], gr.Run], setti
 def test_the_choice_is_shown_and_other_points_are_explained_by_it(runs: dict[tuple[str, str], gr.Run]) -> None:
     for setting, width in WIDTHS.items():
         texts = {system: _stage(runs[setting, system].plan).what for system in ("auto", "dual")}
-        assert f"primal system of {width} rows, as the dual one has 120" in texts["auto"]
+        assert f"primal system of {width} rows, which takes less memory than the dual one of 120" in texts["auto"]
         assert texts["dual"].endswith("dual system of 120 rows")
         run = runs[setting, "auto"]
         phi = run.explain("influence-function", seed=0, test_ids=run.test_ids(0).tolist())
@@ -113,7 +119,7 @@ def test_the_choice_depends_on_sizes_alone(tmp_path: Any) -> None:
     store = Store(str(tmp_path))
     assert "influence.curvature: hessian" in refusal(laid_out(budget="256MiB"), store).remedy
     assert "influence.system" not in refusal(laid_out(budget="256MiB"), store).remedy
-    for dimension, chosen in ((49_999, "primal"), (50_000, "dual"), (95_000, "dual"), (0, "dual")):
+    for dimension, chosen in ((50_000, "primal"), (75_000, "primal"), (90_000, "dual"), (0, "dual")):
         sizes = replace(NTK, dimension=dimension)
         assert ("primal system of" in _stage(laid_out(shape=replace(SHAPE, kernels={"ntk": sizes}))).what) == (chosen == "primal")
     # A larger system that was named is planned, and refused with the smaller one as a remedy.

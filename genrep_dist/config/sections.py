@@ -151,7 +151,7 @@ class InfluenceSection(Section):
     system: Literal["auto", "dual", "primal"] = Field(
         "auto",
         description="Not for the true Hessian. The linear system that is solved: dual, with a row for each training sample and output; "
-        "primal, with a row for each parameter (or number of a projection); auto: the one with fewer rows. The result is the same.",
+        "primal, with a row for each parameter (or number of a projection); auto: the one with less memory. The result is the same.",
     )
     damping: float = Field(0.1, gt=0, allow_inf_nan=False, description="delta, added to the diagonal of H.")
     damping_unit: Literal["absolute", "mean-eigenvalue"] = Field("absolute", description="Unit of damping: 1, or trace(H)/P.")

@@ -46,7 +46,7 @@ class InfluenceKernel(DerivedKernel):
     def __init__(self, influence: Any, projection: Any = None, last_layer: str | None = None) -> None:
         del projection, last_layer  # of the base kernel; here they enter the content address only
         self.options = influence
-        self._rows = self._width = 0
+        self._sizes = (0, 0, 0)
 
     @classmethod
     def supports(cls, checkpoint: str, *, needs_gram: bool) -> bool:
@@ -65,23 +65,32 @@ class InfluenceKernel(DerivedKernel):
 
     def at_sizes(self, num_train: int, num_outputs: int, width: int) -> InfluenceKernel:
         sized = copy(self)
-        sized._rows, sized._width = num_train * num_outputs, width
+        sized._sizes = (num_train, num_outputs, width)
         return sized
 
     @property
     def reads_gram(self) -> bool:
-        """Whether the system is the dual one. "auto" takes the one with fewer rows, and the dual one where sizes are unknown."""
+        """Whether the system is the dual one. "auto" takes the one with less memory, and the dual one where sizes are unknown."""
         if self.base is None or self.options.system != "auto":
             return self.base is not None and self.options.system == "dual"
-        return not 0 < self._width < self._rows
+        return not self._sizes[2] or self._system_bytes(dual=True) <= self._system_bytes(dual=False)
+
+    def _system_bytes(self, *, dual: bool) -> int:
+        """Memory of a system's matrices: a function of sizes alone, as the choice between two systems is."""
+        from genrep_dist.core.solvers.primal_system import system_bytes
+
+        num_train, num_outputs, width = self._sizes
+        matrices = MATRICES if num_outputs == 1 else MATRICES + 1
+        return 8 * matrices * (num_train * num_outputs) ** 2 if dual else system_bytes(num_train, num_outputs, width)
 
     def summary(self) -> str:
         text = f"curvature {self.options.curvature}, damping {self.options.damping:g}"
-        if self.base is None or not self._width:
+        num_train, num_outputs, width = self._sizes
+        if self.base is None or not width:
             return text
-        dual, primal = ("dual", self._rows), ("primal", self._width)
+        dual, primal = ("dual", num_train * num_outputs), ("primal", width)
         (chosen, size), (other, its_size) = (dual, primal) if self.reads_gram else (primal, dual)
-        reason = f", as the {other} one has {its_size:,}" if self.options.system == "auto" else ""
+        reason = f", which takes less memory than the {other} one of {its_size:,}" if self.options.system == "auto" else ""
         return f"{text}, {chosen} system of {size:,} rows{reason}"
 
     def check_curvature(self, flat_share: float) -> None:
@@ -151,8 +160,9 @@ class InfluenceKernel(DerivedKernel):
 
         rows, points = num_train * num_outputs, num_test + (num_train if diagonal else 0)
         if self.base is not None and not self.reads_gram:
-            columns = 8 * num_test * (COLUMN_COPIES * rows + PRIMAL_COPIES * self._width)
-            return system_bytes(num_train, num_outputs, self._width) + columns + 8 * CURVATURE_COPIES * rows * num_outputs
+            width = self._sizes[2]
+            columns = 8 * num_test * (COLUMN_COPIES * rows + PRIMAL_COPIES * width)
+            return system_bytes(num_train, num_outputs, width) + columns + 8 * CURVATURE_COPIES * rows * num_outputs
         if self.base is None:
             columns = HESSIAN_COPIES * num_parameters * max(num_test, TRACE_PROBES)
             return 8 * (columns + CURVATURE_COPIES * rows * num_outputs + 3 * rows * num_test) + 2 * dense_bytes
@@ -163,14 +173,14 @@ class InfluenceKernel(DerivedKernel):
     def alternatives(self) -> str:
         if self.base is None:
             return "explain fewer test points at once, or choose influence.curvature: ggn for a small training set"
-        other = "influence.system: " + ("primal" if self.reads_gram else "dual")
-        is_smaller = self._width < self._rows if self.reads_gram else self._rows < self._width
-        instead = f", choose {other}" if is_smaller and self._width else ""
+        is_dual, instead = self.reads_gram, ""
+        if self._sizes[2] and self._system_bytes(dual=not is_dual) < self._system_bytes(dual=is_dual):
+            instead = ", choose influence.system: " + ("primal" if is_dual else "dual")
         return f"use fewer training samples or a projection{instead}, or choose influence.curvature: hessian, which has no such matrix"
 
     def work(self, num_train: int, num_outputs: int, num_test: int) -> Work:
         """One Cholesky factorisation, of a matrix that is summed or given; or some Hessian-vector products for each test point."""
-        rows, width = num_train * num_outputs, self._width
+        rows, width = num_train * num_outputs, self._sizes[2]
         if self.base is not None and self.reads_gram:
             return Work(multiply_adds=2 * rows**3 / 3)
         if self.base is not None:
