@@ -90,7 +90,8 @@ class PrimalSystem:
     def solve(self, right: Tensor) -> Tensor:
         """X (D, M) with (H + delta I) X = ``right`` (D, M), to the accuracy of the factor."""
         half = torch.linalg.solve_triangular(self._factor, right, upper=False)
-        return torch.linalg.solve_triangular(self._factor.mT, half, upper=True)
+        solution: Tensor = torch.linalg.solve_triangular(self._factor.mT, half, upper=True)
+        return solution
 
     def kernel(self, right: Tensor, tolerance: float = 1e-8) -> tuple[Tensor, PrimalCertificate]:
         """The influence kernel (Eq. 15) K (N, C, M) float64 = J (H + delta I)^-1 g, for ``right`` (D, M) = g, and its certificate.
@@ -231,7 +232,7 @@ def cholesky_in_place(matrix: Tensor) -> int | None:
     for panel in _panels(len(matrix)):
         corner, info = torch.linalg.cholesky_ex(matrix[panel, panel])
         if int(info) != 0:
-            return panel.start + int(info) - 1
+            return int(panel.start) + int(info) - 1
         matrix[panel, panel] = corner
         below = matrix[panel.stop :, panel]
         below.copy_(torch.linalg.solve_triangular(corner.mT, below, upper=True, left=False))
