@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -282,11 +283,21 @@ class StopSection(Section):
         return self
 
 
-class TuneSection(Section):
-    """Choose one parameter on seeds that are not reported."""
+TunedValues = Annotated[tuple[float | int | str, ...], Field(min_length=2)]
+MAX_COMBINATIONS = 64
 
-    parameter: str = Field(description="Path of a number of the experiment (influence.damping), or its name if that is unique.")
-    values: tuple[float | int | str, ...] = Field(min_length=2, description="Values to try.")
+
+class TuneSection(Section):
+    """Choose one parameter, or several in all combinations of a grid, on seeds that are not reported."""
+
+    parameter: str | None = Field(
+        None, description="Path of a number of the experiment (influence.damping), or its name if that is unique."
+    )
+    values: TunedValues | None = Field(None, description="Values to try.")
+    grid: dict[str, TunedValues] = Field(
+        default_factory=dict,
+        description=f"In place of parameter and values: parameter -> values. All combinations are tried, at most {MAX_COMBINATIONS}.",
+    )
     seeds: Seeds = Field(min_length=1, description="A number n, or a list of seeds. None of them may be a seed of the experiment.")
     metric: str = Field(
         "auc_del_negative", description="The value that is best in this metric is chosen, on average over affected methods."
@@ -296,6 +307,24 @@ class TuneSection(Section):
     @classmethod
     def _expand_seeds(cls, data: object) -> object:
         return expand_seeds(data, first=FIRST_TUNING_SEED)
+
+    @model_validator(mode="after")
+    def _one_parameter_or_a_grid(self) -> Self:
+        if bool(self.grid) == (self.parameter is not None) or (self.parameter is None) != (self.values is None):
+            raise ValueError("parameter and values, or grid: {parameter: values, ...}")
+        if self.combinations > MAX_COMBINATIONS:
+            raise ValueError(f"at most {MAX_COMBINATIONS} combinations of values (the grid has {self.combinations})")
+        return self
+
+    @property
+    def values_by_parameter(self) -> dict[str, tuple[float | int | str, ...]]:
+        """The values of each parameter, by the name that the experiment gives it."""
+        return self.grid if self.parameter is None or self.values is None else {self.parameter: self.values}
+
+    @property
+    def combinations(self) -> int:
+        """How many combinations of values are tried."""
+        return math.prod(len(values) for values in self.values_by_parameter.values())
 
 
 class ExternalSection(Section):

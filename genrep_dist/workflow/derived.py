@@ -18,7 +18,7 @@ from genrep_dist.plan import FLOAT_BYTES, Plan, StagePlan, derived_kernel
 from genrep_dist.seeds import derive_seed
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
-from genrep_dist.workflow.blocks import MODELS_HELD, worker_bytes
+from genrep_dist.workflow.blocks import MODELS_HELD
 from genrep_dist.workflow.context import TestPoints, WorkerContext, label_loss, to_numpy
 from genrep_dist.workflow.features import dense_features, dense_point_features, feature_kernel, point_gradients, train_jacobians
 from genrep_dist.workflow.gram import Gram
@@ -184,8 +184,9 @@ def peak_bytes(plan: Plan, name: str) -> int:
     if kernel.base is None:
         needed += plan.curvature_row_bytes * plan.dense_rows
     elif not kernel.reads_gram:
-        # A pass for the base's features, and those of a block.
-        needed += worker_bytes(plan, kernel.base) + 2 * FLOAT_BYTES * shape.kernels[kernel.base].held * plan.block_rows[kernel.base]
+        # A pass for the base's features.
+        passing = plan.gradient_row_bytes * min(plan.gradient_rows, shape.num_train)
+        needed += passing if shape.kernels[kernel.base].factored else plan.prediction_bytes
     return needed + MODELS_HELD * shape.checkpoint_bytes
 
 

@@ -48,9 +48,15 @@ def point_features(context: WorkerContext, kernel: str, seed: int, epoch: int, p
 
 
 def dense_features(context: WorkerContext, kernel: str, seed: int, epoch: int, start: int, stop: int) -> Tensor:
-    """Features of training rows as numbers, on the CPU: (rows, C, D), or (rows, L) of a kernel that all outputs share."""
-    rows = train_features(context, kernel, seed, epoch, start, stop)
-    return (rows.to_dense() if isinstance(rows, FactoredGradients) else rows).cpu()
+    """Features of training rows as numbers, on the CPU: (rows, C, D), or (rows, L) of a kernel that all outputs share.
+
+    No more factors are held than those of one pass.
+    """
+    step, parts = _allowed_rows(context, feature_kernel(context, kernel)), []
+    for at in range(start, stop, step):
+        rows = train_features(context, kernel, seed, epoch, at, min(at + step, stop))
+        parts.append((rows.to_dense() if isinstance(rows, FactoredGradients) else rows).cpu())
+    return torch.cat(parts)
 
 
 def dense_point_features(context: WorkerContext, kernel: str, seed: int, epoch: int, points: TestPoints, num_outputs: int) -> Tensor:
