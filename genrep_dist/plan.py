@@ -82,6 +82,10 @@ class Shape:
         """Rows of the train-by-train gram: N C for a matrix-valued kernel; N where all outputs share one scalar kernel."""
         return self.num_train * self.kernels[kernel].gram_rows
 
+    def width(self, kernel: str | None) -> int:
+        """Numbers of a feature vector of a kernel (:meth:`KernelSizes.width`); 0 where they are unknown."""
+        return self.kernels[kernel].width(self.num_outputs) if kernel in self.kernels else 0
+
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Shape:
         """The shape of its plain data, as ``dataclasses.asdict`` gives it."""
@@ -105,14 +109,14 @@ class Needs:
     diagonals: tuple[KernelAt, ...]
 
     @classmethod
-    def from_keys(cls, keys: Keys) -> Needs:
+    def from_keys(cls, keys: Keys, shape: Shape) -> Needs:
         experiment = keys.experiment
-        found = {name: derived_kernel(keys, name) for name in kernel_names(experiment)}
+        found = {name: derived_kernel(keys, name, shape) for name in kernel_names(experiment)}
         derived_kernels = {name: kernel for name, kernel in found.items() if kernel is not None}
         methods = [(method, epoch) for method in experiment.parsed_methods for epoch in keys.method_epochs(method)]
         pairs = {(method.kernel, epoch) for method, epoch in methods}
         derived = {pair for pair in pairs if pair[0] in derived_kernels}
-        bases = {(base, epoch) for name, epoch in derived if (base := derived_kernels[name].base) is not None}
+        bases = {(base, epoch) for name, epoch in derived if (base := gram_base(derived_kernels[name])) is not None}
         solved = {(method.importance, method.kernel, epoch) for method, epoch in methods if method.needs_gram}
         # Diagonals serve self-influence alone.
         wanted = {(m.kernel, e) for m, e in methods if has_self_influence(keys, m)} if needs_self_influence(experiment) else set()
@@ -228,10 +232,20 @@ def kernel_names(experiment: Experiment) -> list[str]:
     return sorted({method.kernel for method in experiment.parsed_methods if method.has_kernel})
 
 
-def derived_kernel(keys: Keys, name: str) -> DerivedKernel | None:
-    """The kernel of that name if it is a derived one; a user's own functions are not, and need not be importable."""
+def derived_kernel(keys: Keys, name: str, shape: Shape | None = None) -> DerivedKernel | None:
+    """The kernel of that name if it is a derived one; a user's own functions are not, and need not be importable.
+
+    With a ``shape`` as it is computed for these sizes.
+    """
     kernel = None if name in keys.own_kernels else keys.experiment.kernel(name)
-    return kernel if isinstance(kernel, DerivedKernel) else None
+    if not isinstance(kernel, DerivedKernel):
+        return None
+    return kernel if shape is None else kernel.at_sizes(shape.num_train, shape.num_outputs, shape.width(kernel.base))
+
+
+def gram_base(kernel: DerivedKernel) -> str | None:
+    """The base of a derived kernel whose gram and K(train, test) it needs; None where it needs none."""
+    return kernel.base if kernel.reads_gram else None
 
 
 def has_self_influence(keys: Keys, method: Method) -> bool:

@@ -109,12 +109,21 @@ class MostlyFrozen(Case):
 
 
 class ManyRows(Case):
-    """A small model of many rows: grams, what is solved for on them, and the influence kernel."""
+    """A small model of many rows: grams, what is solved for on them, and the influence kernel by its dual system."""
 
     sizes, shape = (2400, 50), (20,)
 
     def model(self) -> nn.Module:
         return nn.Linear(20, 1)
+
+
+class ManyClasses(Case):
+    """More rows of the gram than parameters: the influence kernel by its primal system."""
+
+    sizes, shape, outputs = (3000, 50), (300,), 8
+
+    def model(self) -> nn.Module:
+        return nn.Linear(300, 8)
 
 
 FEATURES = ["ntk-final/target", "tracincp", "last-layer-final/target"]
@@ -126,6 +135,7 @@ CASES: dict[str, tuple[list[str], tuple[int, ...]]] = {
     "LargeVocabulary": (FEATURES, (64, 256, 1024)),
     "MostlyFrozen": (FEATURES, (64, 256, 1024)),
     "ManyRows": (SOLVED, (512,)),
+    "ManyClasses": (["influence-function"], (128,)),
 }
 """Methods and memory budgets in MiB of each case."""
 
@@ -165,6 +175,7 @@ def run_stages(problem: str, methods: list[str], budget: int, base: int) -> dict
         "test_points": 1,
         "methods": methods,
         "deletion": {"fractions": [0.0, 0.1], "signs": ["negative"]},
+        "influence": {"system": "dual" if problem.endswith("ManyRows") else "auto"},
         "resources": {"memory_budget": budget},
     }
     peaks = StagePeaks()

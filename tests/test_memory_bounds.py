@@ -153,8 +153,8 @@ def test_a_frozen_model_is_in_every_planned_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("influence", "shape", "instead"),
     [
-        ({}, {"num_train": 10_000}, "influence.curvature: hessian"),
-        ({"curvature": "last-layer"}, {"num_train": 1000, "num_outputs": 10}, "influence.curvature: hessian"),
+        ({"system": "dual"}, {"num_train": 10_000}, "influence.curvature: hessian"),
+        ({"curvature": "last-layer", "system": "dual"}, {"num_train": 1000, "num_outputs": 10}, "influence.curvature: hessian"),
         ({"curvature": "hessian"}, {"num_train": 1000, "num_parameters": 10_000_000}, "fewer test points"),
     ],
 )

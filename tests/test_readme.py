@@ -114,9 +114,9 @@ def test_scores_of_ones_own_are_judged_as_printed(place: Path) -> None:
 
 
 def test_what_the_judges_document_prints_is_an_experiment(tmp_path: Path) -> None:
-    full, stop, tune = blocks(ROOT / "docs/judge.md", "yaml")
+    full, *others = blocks(ROOT / "docs/judge.md", "yaml")
     fields = yaml.safe_load(full)
-    for number, more in enumerate(({}, yaml.safe_load(stop), yaml.safe_load(tune))):
+    for number, more in enumerate(({}, *map(yaml.safe_load, others))):
         path = tmp_path / f"{number}.yaml"
         path.write_text(yaml.safe_dump({k: v for k, v in fields.items() if k != "seeds" or "stop" not in more} | more))
         assert load_experiment(path).metric_names

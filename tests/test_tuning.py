@@ -16,6 +16,7 @@ from genrep_dist.config import Experiment
 from genrep_dist.config.sections import StopSection, TuneSection
 from genrep_dist.executors.serial import SerialExecutor
 from genrep_dist.runner.progress import NoProgress
+from genrep_dist.runner.publish import choice_facts
 from genrep_dist.runner.tuning import Precision, best_value, measure_precision, next_num_seeds, parameter_path
 from tests.experiments import ROOT, experiment
 from tests.toys import trainings
@@ -86,6 +87,40 @@ def test_tuning_uses_seeds_of_its_own_and_is_recorded(tmp_path: Path) -> None:
         for v in (10.0, 0.01)
     ]
     assert means == pytest.approx(tried, abs=1e-12)
+
+
+def test_a_grid_tries_all_combinations_and_is_recorded_by_parameter(tmp_path: Path) -> None:
+    grid = {"lambda": [10.0, 0.01], "influence.damping": [0.01, 1.0]}
+    done = run(tmp_path, methods=["ntk-final/surrogate", "influence-function", "random"], seeds=1, tune={"grid": grid, "seeds": [7]})
+    about = done.choices["tune"]
+    assert about["parameter"] == "surrogate.lambda, influence.damping"
+    expected = [{"surrogate.lambda": lam, "influence.damping": damping} for lam in (10.0, 0.01) for damping in (0.01, 1.0)]
+    assert [one["value"] for one in about["tried"]] == expected
+    assert {len(one["methods"]) for one in about["tried"]} == {2}
+    means = [one["mean"] for one in about["tried"]]
+    assert about["chosen"] == expected[means.index(max(means))]
+    chosen = done.plan.experiment
+    assert {"surrogate.lambda": chosen.surrogate.lam, "influence.damping": chosen.influence.damping} == about["chosen"]
+    lam, damping = about["chosen"].values()
+    assert f"= {lam} and {damping}, best in auc_del_negative" in choice_facts(done)["Tuned on other seeds"]
+
+
+@pytest.mark.parametrize(
+    ("tune", "message"),
+    [
+        ({"grid": {"lambda": [1.0, 2.0], "surrogate.lambda": [1.0, 2.0]}}, "two names of one parameter"),
+        ({"grid": {"lambda": [1.0, 2.0], "damping": [1.0, 2.0]}}, "change no method"),
+        ({"grid": {"lambda": [1.0, 2.0], "nothing": [1.0, 2.0]}}, "no parameter of a method"),
+        ({"grid": {"lambda": [1.0, 2.0]}, "parameter": "lambda", "values": [1, 2]}, "parameter and values, or grid"),
+        ({"parameter": "lambda"}, "parameter and values, or grid"),
+        ({}, "parameter and values, or grid"),
+        ({"grid": {"lambda": [*range(1, 10)], "damping": [*range(1, 10)]}}, "at most 64 combinations of values \\(the grid has 81\\)"),
+        ({"grid": {"lambda": [1.0]}}, "at least 2"),
+    ],
+)
+def test_a_grid_that_means_nothing_is_refused(tmp_path: Path, tune: dict[str, Any], message: str) -> None:
+    with pytest.raises(gr.GenRepError, match=message):
+        run(tmp_path, methods=["ntk-final/surrogate", "random"], tune={**tune, "seeds": [7]})
 
 
 def test_tuning_on_a_reported_seed_is_refused() -> None:

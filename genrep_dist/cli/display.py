@@ -49,8 +49,8 @@ def show_plan(console: Console, dry_run: DryRun) -> None:
         )
     if tune is not None:
         lines.append(
-            f"before the run, {tune.parameter} is tuned: {len(tune.values)} values on {len(tune.seeds)} seeds that are not reported "
-            "(not included in these numbers)"
+            f"before the run, {', '.join(tune.values_by_parameter)} is tuned: {tune.combinations} values on {len(tune.seeds)} seeds that "
+            "are not reported (not included in these numbers)"
         )
     if expected:
         guess = "" if dry_run.gpu_hours is None else f" (roughly {dry_run.gpu_hours:,.2g} GPU-hours)"

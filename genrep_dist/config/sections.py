@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -232,8 +233,13 @@ class InfluenceSection(Section):
 
     curvature: Literal["ggn", "last-layer", "hessian"] = Field(
         "ggn",
-        description="ggn: the exact generalized Gauss-Newton matrix of all parameters, by the n x n system; last-layer: that of the last "
-        "layer only; hessian: the true Hessian, by Hessian-vector products.",
+        description="ggn: the exact generalized Gauss-Newton matrix of all parameters; last-layer: that of the last layer only; hessian: "
+        "the true Hessian, by Hessian-vector products.",
+    )
+    system: Literal["auto", "dual", "primal"] = Field(
+        "auto",
+        description="Not for the true Hessian. The linear system that is solved: dual, with a row for each training sample and output; "
+        "primal, with a row for each parameter (or number of a projection); auto: the one with less memory. The result is the same.",
     )
     damping: float = Field(0.1, gt=0, allow_inf_nan=False, description="delta, added to the diagonal of H.")
     damping_unit: Literal["absolute", "mean-eigenvalue"] = Field("absolute", description="Unit of damping: 1, or trace(H)/P.")
@@ -364,11 +370,21 @@ class StopSection(Section):
         return self
 
 
-class TuneSection(Section):
-    """Choose one parameter on seeds that are not reported."""
+TunedValues = Annotated[tuple[float | int | str, ...], Field(min_length=2)]
+MAX_COMBINATIONS = 64
 
-    parameter: str = Field(description="Path of a number of the experiment (influence.damping), or its name if that is unique.")
-    values: tuple[float | int | str, ...] = Field(min_length=2, description="Values to try.")
+
+class TuneSection(Section):
+    """Choose one parameter, or several in all combinations of a grid, on seeds that are not reported."""
+
+    parameter: str | None = Field(
+        None, description="Path of a number of the experiment (influence.damping), or its name if that is unique."
+    )
+    values: TunedValues | None = Field(None, description="Values to try.")
+    grid: dict[str, TunedValues] = Field(
+        default_factory=dict,
+        description=f"In place of parameter and values: parameter -> values. All combinations are tried, at most {MAX_COMBINATIONS}.",
+    )
     seeds: Seeds = Field(min_length=1, description="A number n, or a list of seeds. None of them may be a seed of the experiment.")
     metric: str = Field(
         "auc_del_negative", description="The value that is best in this metric is chosen, on average over affected methods."
@@ -378,6 +394,24 @@ class TuneSection(Section):
     @classmethod
     def _expand_seeds(cls, data: object) -> object:
         return expand_seeds(data, first=FIRST_TUNING_SEED)
+
+    @model_validator(mode="after")
+    def _one_parameter_or_a_grid(self) -> Self:
+        if bool(self.grid) == (self.parameter is not None) or (self.parameter is None) != (self.values is None):
+            raise ValueError("parameter and values, or grid: {parameter: values, ...}")
+        if self.combinations > MAX_COMBINATIONS:
+            raise ValueError(f"at most {MAX_COMBINATIONS} combinations of values (the grid has {self.combinations})")
+        return self
+
+    @property
+    def values_by_parameter(self) -> dict[str, tuple[float | int | str, ...]]:
+        """The values of each parameter, by the name that the experiment gives it."""
+        return self.grid if self.parameter is None or self.values is None else {self.parameter: self.values}
+
+    @property
+    def combinations(self) -> int:
+        """How many combinations of values are tried."""
+        return math.prod(len(values) for values in self.values_by_parameter.values())
 
 
 class ExternalSection(Section):

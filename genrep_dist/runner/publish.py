@@ -161,15 +161,20 @@ def tracking_record(finished: Run, link: TrackingLink) -> dict[str, Any]:
     }
 
 
+def _values_text(value: Any) -> str:
+    """The value of a tuned parameter; of several the values in the order of their names."""
+    return " and ".join(map(str, value.values())) if isinstance(value, dict) else str(value)
+
+
 def choice_facts(finished: Run) -> dict[str, str]:
     """What was decided while the experiment ran, label to text: a tuned parameter, the number of seeds."""
     facts = {}
     tune, stop = finished.choices.get("tune"), finished.choices.get("stop")
     if tune is not None:
-        tried = ", ".join(f"{one['value']} ({one['mean']:.3g})" for one in tune["tried"])
+        tried = ", ".join(f"{_values_text(one['value'])} ({one['mean']:.3g})" for one in tune["tried"])
         facts["Tuned on other seeds"] = (
-            f"{tune['parameter']} = {tune['chosen']}, best in {tune['metric']} of {', '.join(tune['tried'][0]['methods'])} on the seeds "
-            f"{', '.join(map(str, tune['seeds']))}, which are not reported; tried: {tried}"
+            f"{tune['parameter']} = {_values_text(tune['chosen'])}, best in {tune['metric']} of {', '.join(tune['tried'][0]['methods'])} "
+            f"on the seeds {', '.join(map(str, tune['seeds']))}, which are not reported; tried: {tried}"
         )
     if stop is not None:
         last = stop["rounds"][-1]

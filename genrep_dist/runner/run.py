@@ -22,7 +22,7 @@ from genrep_dist.runner.progress import NoProgress, Progress, ProgressCounter
 from genrep_dist.runner.publish import follow_moved_store, is_finished, publish, running_run, tracking_uri
 from genrep_dist.runner.quarantine import clear_quarantine
 from genrep_dist.runner.stage_runner import StageRunner, Workers
-from genrep_dist.runner.tuning import best_value, candidates, measure_precision, next_num_seeds, parameter_path, with_parameter
+from genrep_dist.runner.tuning import best_value, candidates, measure_precision, next_num_seeds, recorded, setting_text, with_setting
 from genrep_dist.store import Store
 from genrep_dist.store.damaged import move_damaged
 from genrep_dist.store.lease import Lease
@@ -199,23 +199,23 @@ class _ExperimentRunner:
         return with_fresh_retrainings(experiment)
 
     def _tuned(self, experiment: Experiment) -> Experiment:
-        """The experiment with the parameter's value that is best on the tuning seeds."""
+        """The experiment with the values of the tuned parameters that are best on the tuning seeds."""
         tune = experiment.tune
         if tune is None:
             return experiment
-        path = parameter_path(experiment, tune.parameter)
-        tried = []
-        for value, candidate in candidates(experiment, self._declared.plan.keys):
-            self._progress.message(f"tuning: {'.'.join(path)} = {value}, on {len(candidate.seeds)} seeds that are not reported")
+        tried, settings = [], []
+        for setting, candidate in candidates(experiment, self._declared.plan.keys):
+            self._progress.message(f"tuning: {setting_text(setting)}, on {len(candidate.seeds)} seeds that are not reported")
             tables = self._evaluate(self._declared.with_experiment(candidate))
             rows = tables.metrics.filter(pl.col("metric") == tune.metric)
             means = dict(zip(rows["method"], rows["mean"], strict=True))
-            tried.append({"value": value, "mean": sum(means.values()) / len(means), "methods": means})
-        best = tried[best_value(tune, [one["mean"] for one in tried])]["value"]
-        self._progress.message(f"tuning: {'.'.join(path)} = {best} is best in {tune.metric}")
-        about = {"parameter": ".".join(path), "metric": tune.metric, "seeds": list(tune.seeds), "chosen": best, "tried": tried}
+            settings.append(setting)
+            tried.append({"value": recorded(setting), "mean": sum(means.values()) / len(means), "methods": means})
+        best = settings[best_value(tune, [one["mean"] for one in tried])]
+        self._progress.message(f"tuning: {setting_text(best)} is best in {tune.metric}")
+        about = {"parameter": ", ".join(best), "metric": tune.metric, "seeds": list(tune.seeds), "chosen": recorded(best), "tried": tried}
         self._choices["tune"] = about
-        return with_parameter(experiment, path, best).model_copy(update={"stop": experiment.stop})
+        return with_setting(experiment, best).model_copy(update={"stop": experiment.stop})
 
 
 def _lease(store: Store, name: str, progress: ProgressCounter) -> Lease:

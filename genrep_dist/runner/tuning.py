@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,39 +77,73 @@ def parameter_path(experiment: Experiment, parameter: str) -> tuple[str, ...]:
     return found[0]
 
 
-def candidates(experiment: Experiment, keys: Keys) -> list[tuple[Any, Experiment]]:
-    """(value, the experiment with that value), on the tuning seeds, with the tuned metric and the methods that the parameter changes.
+Setting = dict[str, Any]
+"""Path of a parameter, joined by dots -> its value."""
 
-    ``keys`` are the content addresses of the experiment's problem. ConfigError if the values change no method.
+
+def candidates(experiment: Experiment, keys: Keys) -> list[tuple[Setting, Experiment]]:
+    """(setting, the experiment with it) for all combinations of values, on the tuning seeds, with the tuned metric and the methods that
+    the parameters change.
+
+    ``keys`` are the content addresses of the experiment's problem. ConfigError if the values of a parameter change no method, and for a
+    parameter that is named twice.
     """
     tune = experiment.tune
     assert tune is not None
-    path = parameter_path(experiment, tune.parameter)
-    with_value = [(value, with_parameter(experiment, path, value)) for value in tune.values]
-    own = [name for name in experiment.methods if name not in experiment.external_methods]
-    addresses = {
-        name: {replace(keys, experiment=one).attribution(tune.seeds[0], one.method(name)) for _, one in with_value} for name in own
+    values = {".".join(parameter_path(experiment, name)): values for name, values in tune.values_by_parameter.items()}
+    if len(values) < len(tune.values_by_parameter):
+        expected, got = "different parameters", ", ".join(tune.values_by_parameter)
+        raise ConfigError("two names of one parameter", where="tune.grid", expected=expected, got=got)
+    changed = {name for path in values for name in _changed_methods(experiment, keys, path, values[path], tune.seeds[0])}
+    fields: dict[str, Any] = {
+        "seeds": list(tune.seeds),
+        "methods": [name for name in experiment.methods if name in changed],
+        "baseline": None,
+        "blocks": {},
+        "external": {},
     }
+    settings = [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
+    tried = [(setting, with_setting(experiment, setting)) for setting in settings]
+    return [(setting, only_metric(one.with_fixed_seeds(**fields), tune.metric)) for setting, one in tried]
+
+
+def _changed_methods(experiment: Experiment, keys: Keys, path: str, values: Sequence[Any], seed: int) -> list[str]:
+    """Names of the methods whose scores one parameter changes; ConfigError if there are none."""
+    own = [name for name in experiment.methods if name not in experiment.external_methods]
+    tried = [with_setting(experiment, {path: value}) for value in values]
+    addresses = {name: {replace(keys, experiment=one).attribution(seed, one.method(name)) for one in tried} for name in own}
     changed = [name for name in own if len(addresses[name]) > 1]
     if not changed:
         raise ConfigError(
             "these values change no method of the experiment",
-            where=f"tune.parameter: {'.'.join(path)}",
+            where=f"tune: {path}",
             expected="a method that uses this parameter",
             got=", ".join(experiment.methods),
         )
-    fields: dict[str, Any] = {"seeds": list(tune.seeds), "methods": changed, "baseline": None, "blocks": {}, "external": {}}
-    return [(value, only_metric(one.with_fixed_seeds(**fields), tune.metric)) for value, one in with_value]
+    return changed
 
 
-def with_parameter(experiment: Experiment, path: Sequence[str], value: Any) -> Experiment:
-    """The experiment with one parameter set."""
-    section = experiment.resolved()[path[0]]
-    return experiment.with_fixed_seeds(**{path[0]: {**section, path[1]: value}})
+def with_setting(experiment: Experiment, setting: Mapping[str, Any]) -> Experiment:
+    """The experiment with some parameters set."""
+    sections = experiment.resolved()
+    for path, value in setting.items():
+        section, _, name = path.partition(".")
+        sections[section] = {**sections[section], name: value}
+    return experiment.with_fixed_seeds(**{path.partition(".")[0]: sections[path.partition(".")[0]] for path in setting})
+
+
+def recorded(setting: Mapping[str, Any]) -> Any:
+    """A setting as the record of a run has it: the value alone of one parameter, and all parameters with their values of several."""
+    return dict(setting) if len(setting) > 1 else next(iter(setting.values()))
+
+
+def setting_text(setting: Mapping[str, Any]) -> str:
+    """A setting in one line."""
+    return ", ".join(f"{path} = {value}" for path, value in setting.items())
 
 
 def best_value(tune: TuneSection, means: Sequence[float]) -> int:
-    """Index of the best value by its mean of the metric; of equal ones the first."""
+    """Index of the best setting by its mean of the metric; of equal ones the first."""
     direction = metric_info(tune.metric).direction
     return max(range(len(means)), key=lambda index: direction * means[index])
 

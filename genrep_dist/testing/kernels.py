@@ -209,14 +209,22 @@ class DenseInputs:
         return rows @ rows.T
 
     def cross(self, kernel: str) -> Tensor:
-        test = self._features(kernel, self._test)[torch.arange(len(self._test)), self._outputs]
-        return torch.einsum("ncp,mp->ncm", self._features(kernel, self.train_inputs), test)
+        return torch.einsum("ncp,mp->ncm", self._features(kernel, self.train_inputs), self.test_features(kernel))
 
     def outputs(self) -> Tensor:
         return self._predictions
 
     def num_parameters(self, kernel: str) -> int:
         return int(self._features(kernel, self.train_inputs).shape[2])
+
+    def width(self, kernel: str) -> int:
+        return self.num_parameters(kernel)
+
+    def train_features(self, kernel: str, start: int, stop: int) -> Tensor:
+        return self._features(kernel, self.train_inputs)[start:stop]
+
+    def test_features(self, kernel: str) -> Tensor:
+        return self._features(kernel, self._test)[torch.arange(len(self._test)), self._outputs]
 
     def train_gradients(self, start: int, stop: int) -> Tensor:
         return per_sample_gradients(self._model, self.train_inputs[start:stop])

@@ -20,7 +20,7 @@ from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
 from genrep_dist.workflow.blocks import MODELS_HELD
 from genrep_dist.workflow.context import TestPoints, WorkerContext, label_loss, to_numpy
-from genrep_dist.workflow.features import feature_kernel, point_gradients, train_jacobians
+from genrep_dist.workflow.features import dense_features, dense_point_features, feature_kernel, point_gradients, train_jacobians
 from genrep_dist.workflow.gram import Gram
 from genrep_dist.workflow.returned import checked_certificate, checked_pair, checked_tensor
 
@@ -55,7 +55,8 @@ class DerivedStage(Stage[DerivedUnit]):
         """Compute K (N, C, M) with all test points of the seed and write it with its certificate. ConvergenceError otherwise."""
         kernel, points = _kernel(context, unit.kernel), context.test_points(unit.seed)
         inputs = Inputs(context, unit.seed, unit.epoch, unit.block, points)
-        own = _own_outputs(context) if kernel.has_diagonal else None
+        # The stage diagonals makes the diagonal of a kernel that needs no gram: columns of all training samples would be one.
+        own = _own_outputs(context) if kernel.has_diagonal and _sized(kernel, inputs).reads_gram else None
         block, certificate = derived_columns(kernel, inputs, own)
         if own is not None:
             # Before the kernel is committed: a kernel that is there then has its diagonal.
@@ -144,6 +145,16 @@ class Inputs:
     def num_parameters(self, kernel: str) -> int:
         return feature_kernel(self._context, kernel).num_parameters(self._context.fresh_model().eval(), self.train_inputs[:2].cpu())
 
+    def width(self, kernel: str) -> int:
+        sizes = feature_kernel(self._context, kernel).sizes(self._context.fresh_model().eval(), self.train_inputs[:2].cpu())
+        return sizes.width(self.num_outputs)
+
+    def train_features(self, kernel: str, start: int, stop: int) -> Tensor:
+        return dense_features(self._context, kernel, self._seed, self._epoch, start, stop)
+
+    def test_features(self, kernel: str) -> Tensor:
+        return dense_point_features(self._context, kernel, self._seed, self._epoch, self._points, self.num_outputs)
+
     def train_gradients(self, start: int, stop: int) -> Tensor:
         return train_jacobians(self._context, self._seed, self._epoch, start, stop)
 
@@ -172,6 +183,10 @@ def peak_bytes(plan: Plan, name: str) -> int:
     needed = returned(int, kernel, "peak_bytes", found)
     if kernel.base is None:
         needed += plan.curvature_row_bytes * plan.dense_rows
+    elif not kernel.reads_gram:
+        # A pass for the base's features.
+        passing = plan.gradient_row_bytes * min(plan.gradient_rows, shape.num_train)
+        needed += passing if shape.kernels[kernel.base].factored else plan.prediction_bytes
     return needed + MODELS_HELD * shape.checkpoint_bytes
 
 
@@ -196,6 +211,10 @@ def _kernel(context: WorkerContext, name: str) -> DerivedKernel:
 
 
 def _planned(plan: Plan, name: str) -> DerivedKernel:
-    kernel = derived_kernel(plan.keys, name)
+    kernel = derived_kernel(plan.keys, name, plan.shape)
     assert kernel is not None
     return kernel
+
+
+def _sized(kernel: DerivedKernel, inputs: Inputs) -> DerivedKernel:
+    return kernel.at_sizes(len(inputs.targets), inputs.num_outputs, 0 if kernel.base is None else inputs.width(kernel.base))

@@ -124,9 +124,11 @@ def _gradients(prepared: PreparedExperiment, device: torch.device) -> float:
     rows = min(*(plan.block_rows.values() or (32,)), 64, plan.gradient_rows, len(prepared.train.ids))
     model = Randomness(0).build(prepared.problem.model).to(device).eval()
     inputs = prepared.train.inputs[:rows].to(device)
-    factored = any(plan.shape.kernels[kernel].factored for kernel, _ in plan.needs.cross)
-    derived = [derived_kernel(plan.keys, name) for name, _ in plan.needs.derived]
-    if not factored and all(kernel is not None and kernel.base is not None for kernel in derived):
+    derived = [derived_kernel(plan.keys, name, plan.shape) for name, _ in plan.needs.derived]
+    # Those of bases whose gram is not read are not in ``needs.cross``.
+    features = {*(kernel for kernel, _ in plan.needs.cross), *(kernel.base for kernel in derived if kernel is not None)}
+    factored = any(name is None or plan.shape.kernels[name].factored for name in features)
+    if not factored:
         # No gradients are computed, and they need not be defined.
         return FORWARD_SHARE * rows / _seconds(lambda: predict(model, inputs))
     return rows / _seconds(lambda: factored_gradients(model, inputs))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.factored import FactoredGradients
+from genrep_dist.core.gradients.factored import FactoredGradients, GramOperand
 from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.kernels.base import FeatureKernel, PairwiseKernel
 from genrep_dist.core.kernels.user import UserKernel
@@ -111,6 +111,32 @@ def point_reference(kernel: FeatureKernel, model: nn.Module, train: Tensor, test
         found, its_scale = kernel.reference(model, train, test, declared, num_outputs)
         block, scale = block + weights * found, scale + weights.abs() * its_scale
     return block, scale
+
+
+def dense_features(context: WorkerContext, kernel: str, seed: int, epoch: int, start: int, stop: int) -> Tensor:
+    """Features of training rows as numbers, on the CPU: (rows, C, D), or (rows, L) of a kernel that all outputs share.
+
+    No more factors are held than those of one pass.
+    """
+    step, parts = _allowed_rows(context, feature_kernel(context, kernel)), []
+    for at in range(start, stop, step):
+        rows = train_features(context, kernel, seed, epoch, at, min(at + step, stop))
+        parts.append((rows.to_dense() if isinstance(rows, FactoredGradients) else rows).cpu())
+    return torch.cat(parts)
+
+
+def dense_point_features(context: WorkerContext, kernel: str, seed: int, epoch: int, points: TestPoints, num_outputs: int) -> Tensor:
+    """Features (M, D) float64 of what is explained at test points, on the CPU.
+
+    Where all outputs share L features, D = C L: they stand in the place of the point's own output, or weighted in that of each.
+    """
+    found = point_features(context, kernel, seed, epoch, points)
+    rows: Tensor = (found.gradients.to_dense()[:, 0] if isinstance(found, GramOperand) else found).double().cpu()
+    if dense_features(context, kernel, seed, epoch, 0, 1).dim() > 2:
+        return rows
+    chosen = context.output_weights(seed, epoch, points).cpu()
+    weights = chosen if chosen.is_floating_point() else torch.nn.functional.one_hot(chosen, num_outputs)
+    return (weights.double().unsqueeze(2) * rows.unsqueeze(1)).flatten(1)
 
 
 def pass_rows(context: WorkerContext, kernel: FeatureKernel, model: nn.Module) -> int:

@@ -25,7 +25,7 @@ def make_plan(keys: Keys, shape: Shape, *, refuse: bool = True) -> Plan:
     points, outputs = experiment.num_test_points, shape.num_outputs
     rows = {name: block_rows(name, sizes, shape.num_train, budget, points, outputs) for name, sizes in sorted(shape.kernels.items())}
     tiles = {name: gram_tile_rows(name, sizes, shape.num_train, budget, rows[name]) for name, sizes in shape.kernels.items()}
-    plan = Plan(experiment, keys, shape, Needs.from_keys(keys), rows, tiles)
+    plan = Plan(experiment, keys, shape, Needs.from_keys(keys, shape), rows, tiles)
     plan = plan.with_changes(stored_features=stored_features(plan), **_retrainings(keys, shape))
     return plan.with_changes(stages=tuple(stage_plans(plan)), warnings=tuple(_warnings(plan)))
 

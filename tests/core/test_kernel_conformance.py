@@ -88,6 +88,16 @@ class TestLastLayerInfluence(DerivedKernelTests):
         return InfluenceKernel(InfluenceSection.model_validate({"curvature": "last-layer"}))
 
 
+class TestPrimalInfluence(DerivedKernelTests):
+    def make_kernel(self) -> InfluenceKernel:
+        return InfluenceKernel(InfluenceSection.model_validate({"system": "primal"}))
+
+
+class TestPrimalLastLayerInfluence(DerivedKernelTests):
+    def make_kernel(self) -> InfluenceKernel:
+        return InfluenceKernel(InfluenceSection.model_validate({"curvature": "last-layer", "system": "primal"}))
+
+
 class TestHessianInfluence(DerivedKernelTests):
     def make_kernel(self) -> InfluenceKernel:
         return InfluenceKernel(InfluenceSection.model_validate({"curvature": "hessian", "damping": 1.0}))

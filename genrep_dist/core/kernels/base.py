@@ -39,6 +39,7 @@ class KernelSizes:
     - ``gradient_passes``: cost of computing the features, in units of all per-sample gradients.
     - ``slow_layers``: layers whose gradients need more than one batched backward pass, with the reason.
     - ``pair_bytes``: memory that one pair of samples takes in a pairwise kernel; 0 where it is unknown.
+    - ``dimension``: numbers of the feature vector of one output, where ``held`` counts others, as it does for factors; else 0.
     """
 
     gram_rows: int = 1
@@ -51,6 +52,12 @@ class KernelSizes:
     gradient_passes: float = 1.0
     slow_layers: tuple[str, ...] = ()
     pair_bytes: int = 0
+    dimension: int = 0
+
+    def width(self, num_outputs: int) -> int:
+        """Dimension of the space of features: where all C outputs share features, each has its own copy of them. 0 where it is unknown."""
+        own = self.dimension or (0 if self.factored else self.held // self.gram_rows)
+        return own * (num_outputs // self.gram_rows)
 
 
 @dataclass(frozen=True)
@@ -187,6 +194,15 @@ class DerivedInputs(Protocol):
     def num_parameters(self, kernel: str) -> int:
         """Parameters whose gradients are the kernel's features."""
 
+    def width(self, kernel: str) -> int:
+        """D, the numbers of a feature vector (:meth:`KernelSizes.width`)."""
+
+    def train_features(self, kernel: str, start: int, stop: int) -> Tensor:
+        """Features of training rows on the CPU: (rows, C, D), or (rows, L) where all outputs share them and D = C L."""
+
+    def test_features(self, kernel: str) -> Tensor:
+        """Features (M, D) float64 of the explained outputs of the test points, on the CPU."""
+
     def train_gradients(self, start: int, stop: int) -> Tensor:
         """Jacobians (rows, C, P) of training rows."""
 
@@ -212,6 +228,19 @@ class DerivedKernel(Kernel):
     @abstractmethod
     def base(self) -> str | None:
         """The feature kernel whose gram and K(train, test) are needed at the same epoch; None: none is."""
+
+    def at_sizes(self, num_train: int, num_outputs: int, width: int) -> DerivedKernel:
+        """The kernel as it is computed for these sizes; ``width``: D of the base's features, 0 where it is unknown. By default itself."""
+        del num_train, num_outputs, width
+        return self
+
+    @property
+    def reads_gram(self) -> bool:
+        """Whether the base's gram and K(train, test) are read, and one factorisation serves :meth:`columns` and :meth:`diagonal`.
+
+        Otherwise they are not computed: the kernel is made of the base's features.
+        """
+        return self.base is not None
 
     @property
     def has_diagonal(self) -> bool:

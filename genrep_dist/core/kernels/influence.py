@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from copy import copy
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from genrep_dist.core.losses import Loss
+    from genrep_dist.core.solvers.primal_system import PrimalSystem
 
 BASES = {"ggn": "ntk", "last-layer": "last-layer"}
-"""Curvature -> the feature kernel from whose gram its dual system is built. The true Hessian has no dual system."""
+"""Curvature -> the feature kernel from whose gram or features its system is built. The true Hessian has no such system."""
 MATRICES = 3
 """Matrices of the gram's size: the gram, the system and its factor; one more where outputs are multiplied block by block."""
 COLUMN_COPIES, SOLVED_COPIES, COLUMNS_AT_ONCE = 5, 12, 512
@@ -27,6 +30,8 @@ HESSIAN_COPIES, TRACE_PROBES = 12, 8
 """Copies of the columns (P, M) float64 that conjugate gradients and a product with the Hessian hold; columns of a product for the trace."""
 HESSIAN_PRODUCTS = 50
 """Hessian-vector products of a solve, for estimates."""
+PRIMAL_COPIES, PRIMAL_PASSES = 8, 2
+"""Copies of the columns (D, M) float64 of a primal system, and its passes over the training features."""
 
 
 class InfluenceKernel(DerivedKernel):
@@ -41,6 +46,7 @@ class InfluenceKernel(DerivedKernel):
     def __init__(self, influence: Any, projection: Any = None, last_layer: str | None = None) -> None:
         del projection, last_layer  # of the base kernel; here they enter the content address only
         self.options = influence
+        self._sizes = (0, 0, 0)
 
     @classmethod
     def supports(cls, checkpoint: str, *, needs_gram: bool) -> bool:
@@ -57,8 +63,35 @@ class InfluenceKernel(DerivedKernel):
     def base(self) -> str | None:
         return BASES.get(self.options.curvature)
 
+    def at_sizes(self, num_train: int, num_outputs: int, width: int) -> InfluenceKernel:
+        sized = copy(self)
+        sized._sizes = (num_train, num_outputs, width)
+        return sized
+
+    @property
+    def reads_gram(self) -> bool:
+        """Whether the system is the dual one. "auto" takes the one with less memory, and the dual one where sizes are unknown."""
+        if self.base is None or self.options.system != "auto":
+            return self.base is not None and self.options.system == "dual"
+        return not self._sizes[2] or self._system_bytes(dual=True) <= self._system_bytes(dual=False)
+
+    def _system_bytes(self, *, dual: bool) -> int:
+        """Memory of a system's matrices: a function of sizes alone, as the choice between two systems is."""
+        from genrep_dist.core.solvers.primal_system import system_bytes
+
+        num_train, num_outputs, width = self._sizes
+        matrices = MATRICES if num_outputs == 1 else MATRICES + 1
+        return 8 * matrices * (num_train * num_outputs) ** 2 if dual else system_bytes(num_train, num_outputs, width)
+
     def summary(self) -> str:
-        return f"curvature {self.options.curvature}, damping {self.options.damping:g}"
+        text = f"curvature {self.options.curvature}, damping {self.options.damping:g}"
+        num_train, num_outputs, width = self._sizes
+        if self.base is None or not width:
+            return text
+        dual, primal = ("dual", num_train * num_outputs), ("primal", width)
+        (chosen, size), (other, its_size) = (dual, primal) if self.reads_gram else (primal, dual)
+        reason = f", which takes less memory than the {other} one of {its_size:,}" if self.options.system == "auto" else ""
+        return f"{text}, {chosen} system of {size:,} rows{reason}"
 
     def check_curvature(self, flat_share: float) -> None:
         """The Gauss-Newton matrix of a loss that is linear on all samples is zero, which leaves the damping alone."""
@@ -99,6 +132,11 @@ class InfluenceKernel(DerivedKernel):
         curvature = self._curvature(inputs)
         flat = flat_share(curvature)
         self.check_curvature(flat)
+        if not self._sized(inputs).reads_gram:
+            system, right = self._primal_system(inputs, curvature), inputs.test_features(self.base)
+            right = right if own_outputs is None else torch.cat([right, system.own_features(own_outputs)])
+            block, proof = system.kernel(right.T)
+            return block, {**asdict(proof), "flat_share": flat, "system": "primal"}
         gram, columns = inputs.gram(self.base), inputs.cross(self.base)
         if own_outputs is not None:
             # The training samples as further test points: one factorisation serves both.
@@ -106,17 +144,25 @@ class InfluenceKernel(DerivedKernel):
             mirrored = gram[:, torch.arange(n) * num_outputs + own_outputs].reshape(n, num_outputs, n)
             columns = torch.cat([columns.double(), mirrored], dim=2)
         block, certificate = influence_kernel(gram, columns, curvature, **self._damping(inputs))
-        return block, {**asdict(certificate), "flat_share": flat}
+        return block, {**asdict(certificate), "flat_share": flat, "system": "dual"}
 
     def diagonal(self, inputs: DerivedInputs, own_outputs: Tensor) -> Tensor:
         from genrep_dist.core.self_influence import influence_diagonal
 
         assert self.base is not None
+        if not self._sized(inputs).reads_gram:
+            return self._primal_system(inputs, self._curvature(inputs)).diagonal(own_outputs)
         return influence_diagonal(inputs.gram(self.base), self._curvature(inputs), own_outputs, **self._damping(inputs))
 
     def peak_bytes(self, num_train: int, num_outputs: int, num_parameters: int, num_test: int, dense_bytes: int, *, diagonal: bool) -> int:
-        """The dual system's float64 matrices of the gram's size; for the true Hessian the columns of conjugate gradients and products."""
+        """The system's float64 matrices; for the true Hessian the columns of conjugate gradients and products."""
+        from genrep_dist.core.solvers.primal_system import system_bytes
+
         rows, points = num_train * num_outputs, num_test + (num_train if diagonal else 0)
+        if self.base is not None and not self.reads_gram:
+            width = self._sizes[2]
+            columns = 8 * num_test * (COLUMN_COPIES * rows + PRIMAL_COPIES * width)
+            return system_bytes(num_train, num_outputs, width) + columns + 8 * CURVATURE_COPIES * rows * num_outputs
         if self.base is None:
             columns = HESSIAN_COPIES * num_parameters * max(num_test, TRACE_PROBES)
             return 8 * (columns + CURVATURE_COPIES * rows * num_outputs + 3 * rows * num_test) + 2 * dense_bytes
@@ -127,17 +173,40 @@ class InfluenceKernel(DerivedKernel):
     def alternatives(self) -> str:
         if self.base is None:
             return "explain fewer test points at once, or choose influence.curvature: ggn for a small training set"
-        return "use fewer training samples, or choose influence.curvature: hessian, which needs no gram"
+        is_dual, instead = self.reads_gram, ""
+        if self._sizes[2] and self._system_bytes(dual=not is_dual) < self._system_bytes(dual=is_dual):
+            instead = ", choose influence.system: " + ("primal" if is_dual else "dual")
+        return f"use fewer training samples or a projection{instead}, or choose influence.curvature: hessian, which has no such matrix"
 
     def work(self, num_train: int, num_outputs: int, num_test: int) -> Work:
-        """One Cholesky factorisation, or some Hessian-vector products for each test point."""
+        """One Cholesky factorisation, of a matrix that is summed or given; or some Hessian-vector products for each test point."""
+        rows, width = num_train * num_outputs, self._sizes[2]
+        if self.base is not None and self.reads_gram:
+            return Work(multiply_adds=2 * rows**3 / 3)
         if self.base is not None:
-            return Work(multiply_adds=2 * (num_train * num_outputs) ** 3 / 3)
+            return Work(rows * width**2 + 2 * width**3 / 3 + 4 * rows * width * num_test, PRIMAL_PASSES * num_train)
         return Work(gradient_rows=HESSIAN_PRODUCTS * num_test * 3 * num_train)
 
     def _curvature(self, inputs: DerivedInputs) -> Tensor:
         """The loss's second derivative (N, C, C) at the training outputs."""
         return inputs.loss.second_derivative(inputs.outputs(), inputs.targets.cpu())
+
+    def _sized(self, inputs: DerivedInputs) -> InfluenceKernel:
+        assert self.base is not None
+        num_train, num_outputs = inputs.outputs().shape
+        return self.at_sizes(num_train, num_outputs, inputs.width(self.base))
+
+    def _primal_system(self, inputs: DerivedInputs, curvature: Tensor) -> PrimalSystem:
+        from genrep_dist.core.solvers.primal_system import PrimalSystem, block_rows
+
+        assert self.base is not None
+        base, width, (num_train, num_outputs) = self.base, inputs.width(self.base), curvature.shape[:2]
+        step = block_rows(num_train, num_outputs, width)
+
+        def blocks() -> Iterator[Tensor]:
+            return (inputs.train_features(base, at, min(at + step, num_train)) for at in range(0, num_train, step))
+
+        return PrimalSystem(blocks, curvature, width, **self._damping(inputs))
 
     def _damping(self, inputs: DerivedInputs) -> dict[str, Any]:
         assert self.base is not None

@@ -44,6 +44,7 @@ class NeuralTangentKernel(FeatureKernel):
 
     def sizes(self, model: nn.Module, inputs: Tensor) -> KernelSizes:
         from genrep_dist.core.gradients.inspection import feature_sizes, inspect_model, slow_layers
+        from genrep_dist.core.gradients.model import num_parameters
 
         inspection = inspect_model(model, inputs[:MEASURED_ROWS])
         sizes = feature_sizes(inspection)
@@ -59,6 +60,7 @@ class NeuralTangentKernel(FeatureKernel):
             stored_bytes=stored,
             factored=True,
             slow_layers=tuple(slow_layers(inspection)),
+            dimension=self.projection.dim if self.projection is not None else num_parameters(model),
         )
 
     def num_parameters(self, model: nn.Module, inputs: Tensor) -> int:

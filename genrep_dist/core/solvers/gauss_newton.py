@@ -90,14 +90,7 @@ def influence_kernel(
     root = square_root(curvature.to(torch.float64), rounding=torch.finfo(curvature.dtype).eps)
     curvature = root @ root
     mean_eigenvalue = _trace(gram, curvature) / num_parameters
-    delta = damping * mean_eigenvalue if relative else damping
-    if not (math.isfinite(delta) and delta > 0):
-        raise MethodError(
-            "the influence kernel needs a positive damping",
-            where="influence damping",
-            expected="a finite number above 0" + (", and curvature that is not zero everywhere" if relative else ""),
-            got=f"{damping!r}" + (f" times the mean eigenvalue {mean_eigenvalue:.3g}" if relative else ""),
-        )
+    delta = absolute_damping(damping, mean_eigenvalue, relative=relative)
     cholesky = _factorise(gram, root, delta)
 
     columns = cross.flatten(0, 1)
@@ -107,14 +100,43 @@ def influence_kernel(
         solution[:, part], residual = _refined(gram, columns[:, part], root, curvature, cholesky, delta)
         worst = max(worst, residual)
     if not worst <= tolerance:
-        raise ConvergenceError(
-            "the influence kernel's linear system is not solved",
-            where=f"influence, damping {delta:.3g}",
-            expected=f"residual <= {tolerance:g}",
-            got=f"residual {worst:.3g}",
-            remedy="raise the damping, or compute the gram in higher precision",
-        )
+        raise not_solved(delta, worst, tolerance)
     return solution.reshape(n, num_outputs, num_test), GaussNewtonCertificate(delta, mean_eigenvalue, worst, tolerance)
+
+
+def absolute_damping(damping: float, mean_eigenvalue: float, *, relative: bool) -> float:
+    """Delta: ``damping`` itself, or, if ``relative``, times ``mean_eigenvalue``. Raises MethodError unless it is finite and above 0."""
+    delta = damping * mean_eigenvalue if relative else damping
+    if not (math.isfinite(delta) and delta > 0):
+        raise MethodError(
+            "the influence kernel needs a positive damping",
+            where="influence damping",
+            expected="a finite number above 0" + (", and curvature that is not zero everywhere" if relative else ""),
+            got=f"{damping!r}" + (f" times the mean eigenvalue {mean_eigenvalue:.3g}" if relative else ""),
+        )
+    return delta
+
+
+def not_solved(delta: float, residual: float, tolerance: float) -> ConvergenceError:
+    """The error of a system whose residual is above the tolerance."""
+    return ConvergenceError(
+        "the influence kernel's linear system is not solved",
+        where=f"influence, damping {delta:.3g}",
+        expected=f"residual <= {tolerance:g}",
+        got=f"residual {residual:.3g}",
+        remedy="raise the damping, or compute gradients in higher precision",
+    )
+
+
+def not_positive_definite(delta: float, row: int, size: int) -> ConvergenceError:
+    """The error of a system of ``size`` rows whose Cholesky factorisation fails at ``row``."""
+    return ConvergenceError(
+        "the influence kernel's system is not positive definite",
+        where=f"influence, damping {delta:.3g}",
+        expected="a positive semi-definite matrix plus damping",
+        got=f"factorisation fails at row {row} of {size}",
+        remedy="raise the damping, or compute gradients in higher precision",
+    )
 
 
 def _refined(gram: Tensor, columns: Tensor, root: Tensor, curvature: Tensor, cholesky: Tensor, delta: float) -> tuple[Tensor, float]:
@@ -160,13 +182,7 @@ def _factorise(gram: Tensor, root: Tensor, delta: float) -> Tensor:
     cholesky: Tensor
     cholesky, info = torch.linalg.cholesky_ex(system)
     if int(info) != 0:
-        raise ConvergenceError(
-            "the influence kernel's system is not positive definite",
-            where=f"influence, damping {delta:.3g}",
-            expected="a positive semi-definite gram plus damping",
-            got=f"factorisation fails at row {int(info) - 1} of {len(system)}",
-            remedy="raise the damping, or compute the gram in higher precision",
-        )
+        raise not_positive_definite(delta, int(info) - 1, len(system))
     return cholesky
 
 
