@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,7 +125,8 @@ def open_exported(folder: str | Path, seed: int, search_path: Sequence[str | Pat
         identity=record["model"],
         model=model.eval(),
         loss=get_loss(problem.loss),
-        recipe=Recipe(**record["recipe"]),
+        # Of the problem's own class; the experiment may have changed the fields of every recipe.
+        recipe=replace(problem.recipe, **{part.name: record["recipe"][part.name] for part in fields(Recipe)}),
         train=train,
         test=test,
         test_points=Dataset(test.inputs[points], test.targets[points], test.ids[points]),

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from genrep_dist.config.digests import json_digest
+from genrep_dist.config.digests import is_plain, json_digest, non_default_fields
+from genrep_dist.core.gradients.model import require_initialized
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import ProblemError
 from genrep_dist.problems.canonical import Canonical, ValueSummary, short, unwrapped
@@ -128,6 +129,7 @@ def problem_identity(problem: Problem, options: Mapping[str, Any] | None = None,
     tensors = () if shipped or not _has_vars(problem) else _tensors(vars(problem), "problem", set())
     own = {f"numbers of {place}": held.text(value, place) for place, value in tensors}
     model = build_model(problem)
+    require_initialized(model)
     found, form = _describe_model(problem, model)
     if check_build:
         other = build_model(problem)
@@ -138,8 +140,8 @@ def problem_identity(problem: Problem, options: Mapping[str, Any] | None = None,
     if not is_shipped(loss):
         form |= _describe_attributes(found, loss, "loss")
     if type(problem.recipe) is not Recipe:
-        # The experiment may replace fields, which are in the keys with their values in force.
-        form |= _describe_attributes(found, problem.recipe, "recipe", leave_out={part.name for part in fields(problem.recipe)})
+        # The experiment may replace fields, which are in the keys with their values in force, where these are plain data.
+        form |= _describe_attributes(found, problem.recipe, "recipe", leave_out=plain_fields(problem.recipe))
     form |= own
     found.values |= held.values
     hidden, defaults = set(getattr(problem, "path_options", ())), _defaults(problem) if shipped else {}
@@ -151,6 +153,21 @@ def problem_identity(problem: Problem, options: Mapping[str, Any] | None = None,
     identity = _identity(found, form, kinds, [name.partition(":")[0]] if ":" in name else [])
     # The start of a shipped model follows from its files and options: without last bits its key is the same on all machines.
     return replace(identity, values={}) if shipped else identity
+
+
+def plain_fields(recipe: Recipe) -> set[str]:
+    """The names of a recipe's fields that are plain data, as all those of :class:`Recipe` are."""
+    return {part.name for part in fields(recipe) if is_plain(getattr(recipe, part.name))}
+
+
+def recipe_values(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All fields of a recipe as plain data, for records, and those that differ from their defaults, for keys.
+
+    A field of a subclass that is no plain data is a text in the first, and left out of the second: it is in the problem's identity.
+    """
+    plain, values = plain_fields(recipe), {part.name: getattr(recipe, part.name) for part in fields(recipe)}
+    record = {name: value if name in plain else short(Canonical().text(value, None)) for name, value in values.items()}
+    return record, non_default_fields(recipe, leave_out=values.keys() - plain)
 
 
 def source_digest(problem: Problem, options: Mapping[str, Any] | None = None) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -61,6 +62,15 @@ class Recipe:
         if self.schedule == "cosine":
             return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / num_steps))
         return self.learning_rate
+
+
+def recorded_recipe(values: Mapping[str, Any]) -> Recipe:
+    """A recipe with the fields that a record names. Those that a subclass added are attributes; its methods are not there."""
+    own = {part.name for part in fields(Recipe)}
+    recipe = Recipe(**{name: value for name, value in values.items() if name in own})
+    for name in values.keys() - own:
+        object.__setattr__(recipe, name, values[name])
+    return recipe
 
 
 class Dataset(NamedTuple):

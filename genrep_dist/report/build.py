@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from genrep_dist.config.metrics import measured_metrics
 from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.extension import require_returned
-from genrep_dist.problems.protocol import Recipe
+from genrep_dist.problems.protocol import Recipe, recorded_recipe
 from genrep_dist.report.examples import examples
 from genrep_dist.report.figures import curve_figure
 from genrep_dist.report.latex import latex
@@ -94,7 +94,7 @@ def facts(run: Run, tables: EvaluationTables, more_facts: Mapping[str, str] | No
         "Problem": f"{experiment.problem.name} {experiment.problem.options or ''}".strip(),
         "Data": f"{shape.num_train:,} training samples, {shape.num_test:,} test samples",
         "Model": f"{shape.num_parameters:,} parameters, {shape.num_outputs} output{'s' if shape.num_outputs > 1 else ''}",
-        "Recipe": _recipe_text(Recipe(**plan.keys.recipe)),
+        "Recipe": _recipe_text(recorded_recipe(plan.keys.recipe)),
         "Explained number": _target_text(run),
         "Networks × test points": f"{len(experiment.seeds)} × {experiment.num_test_points}",
     }

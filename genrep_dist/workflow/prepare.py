@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
 import torch
 
 from genrep_dist.config import Experiment
-from genrep_dist.config.digests import non_default_fields
 from genrep_dist.config.keys import Keys
 from genrep_dist.config.metrics import check_loss
 from genrep_dist.core.kernels.base import DerivedKernel
@@ -21,6 +20,7 @@ from genrep_dist.errors import PlanError
 from genrep_dist.external import ExternalScores, load_external
 from genrep_dist.plan import Plan, Shape
 from genrep_dist.problems.checks import is_shipped
+from genrep_dist.problems.digests import recipe_values
 from genrep_dist.problems.label_flips import flip_labels
 from genrep_dist.problems.load import load_datasets, load_problem, problem_identity
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
@@ -94,8 +94,7 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
         experiment,
         data_digest(train, test),
         identity.source,
-        asdict(recipe),
-        non_default_fields(recipe),
+        *recipe_values(recipe),
         len(test.ids),
         {name: found.digest for name, found in functions.items()},
         shared_points=_shared_points(experiment, test),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from genrep_dist.config.keys import Keys
-from genrep_dist.errors import NonFiniteError
+from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.store import Store
 from genrep_dist.store.ledger import LedgerRow
@@ -65,16 +65,16 @@ class RetrainStage(Stage[RetrainUnit]):
     def run(self, unit: RetrainUnit, context: WorkerContext) -> dict[str, float]:
         """Train the models of the unit, some at a time, and write them as one part of the ledger. Returns statistics.
 
-        Models that diverge do not stop the others: these are written, then the first one's error is raised.
+        Models that diverge, or fail on a batch of one row, do not stop the others: these are written, then the first error is raised.
         """
         began = time.perf_counter()
         size = context.trainer.pack_size(len(unit.rows)) if len(unit.rows) > 1 else 1
         rows: list[LedgerRow] = []
-        errors: list[NonFiniteError] = []
+        errors: list[NonFiniteError | ProblemError] = []
         packs = -(-len(unit.rows) // size)
         # Equal packs: a small one at the end would cost most of what a whole one does.
         for index in range(packs):
-            for result in _retrain_pack(unit.rows[index::packs], context):
+            for result in _retrained(unit.rows[index::packs], context):
                 if isinstance(result, LedgerRow):
                     rows.append(result)
                 else:
@@ -115,6 +115,13 @@ def retrain(retraining: Retraining, context: WorkerContext) -> LedgerRow:
     if isinstance(result, LedgerRow):
         return result
     raise result
+
+
+def _retrained(retrainings: Sequence[Retraining], context: WorkerContext) -> Sequence[LedgerRow | NonFiniteError | ProblemError]:
+    try:
+        return _retrain_pack(retrainings, context)
+    except ProblemError as error:
+        return [error]
 
 
 def _retrain_pack(retrainings: Sequence[Retraining], context: WorkerContext) -> list[LedgerRow | NonFiniteError]:
