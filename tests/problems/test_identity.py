@@ -394,7 +394,7 @@ def test_recipes_with_fields_of_any_kind(folder: Folder, how: str) -> None:
     ("make", "words"),
     [
         ("nn.LazyLinear(1)", r"no shape yet[\s\S]*run the model once"),
-        ("nn.Sequential(nn.Linear(4, 2), nn.LazyBatchNorm1d(), nn.Linear(2, 1))", r"no shape yet[\s\S]*'1.weight'"),
+        ("nn.Sequential(nn.Linear(4, 2), nn.LazyBatchNorm1d(), nn.Linear(2, 1))", r"no shape yet[\s\S]*'a.1.weight'"),
         ("nn.LazyConv1d(1, 1)", r"no shape yet"),
     ],
 )

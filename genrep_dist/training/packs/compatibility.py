@@ -225,7 +225,8 @@ class _Trial:
         with torch.no_grad():
             for parameter in model.parameters():
                 # A parameter that follows another one, as a moving average does, begins as its copy: move them apart.
-                parameter.add_(0.01 * torch.rand(parameter.shape, generator=generator))
+                if parameter.is_floating_point() or parameter.is_complex():
+                    parameter.add_(0.01 * torch.rand(parameter.shape, generator=generator))
             before = [parameter.clone() for parameter in model.parameters()]
             first, second = (model_outputs(model, self.data.inputs) for _ in range(2))
         return not (torch.equal(first, second) and all(map(torch.equal, before, model.parameters())))
