@@ -21,6 +21,15 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(_CANONICAL.encode(value).encode()).hexdigest()
 
 
+def is_plain(value: Any) -> bool:
+    """Whether a value is plain data, which has a digest."""
+    try:
+        json_digest(value)
+    except (TypeError, ValueError):  # an object; NaN, or a cycle
+        return False
+    return True
+
+
 def non_default_fields(record: Any, leave_out: Collection[str] = ()) -> Any:
     """The fields of a pydantic model or dataclass instance that differ from their defaults, as plain data; other values as they are."""
     if isinstance(record, BaseModel):

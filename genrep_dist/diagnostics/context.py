@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.importances.base import SolvedImportance
 from genrep_dist.core.kernels.base import FeatureKernel, Kernel
-from genrep_dist.problems.protocol import Recipe
+from genrep_dist.problems.protocol import recorded_recipe
 from genrep_dist.results import Run
 from genrep_dist.seeds import derive_seed
 from genrep_dist.store.artifacts import Artifact
@@ -153,7 +153,7 @@ class CheckContext:
     @property
     def num_steps(self) -> int:
         """Steps of one training run."""
-        recipe = Recipe(**self.plan.keys.recipe)
+        recipe = recorded_recipe(self.plan.keys.recipe)
         return recipe.epochs * recipe.steps_per_epoch(self.plan.shape.num_train)
 
     @property

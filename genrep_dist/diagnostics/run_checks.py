@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from genrep_dist.diagnostics.checks import CHECKS, FIRST_SEED_CHECKS, Check
+from genrep_dist.diagnostics.checks import CHECKS, FIRST_SEED_CHECKS, RECOMPUTED, Check
 from genrep_dist.diagnostics.context import CheckContext, NotApplicableError
 from genrep_dist.diagnostics.finding import Colour, Finding, worst_colour
+from genrep_dist.diagnostics.float64 import all_in_float64
 from genrep_dist.errors import GenRepError, MethodError, NotCommittedError, StoreError
 from genrep_dist.problems.checks import user_code_error
 from genrep_dist.results import Run
@@ -15,6 +16,8 @@ from genrep_dist.results import Run
 _NOT_CHECKED = "not checked: "
 MOST_SECONDS = 60.0
 """After this time no other check before the retrainings begins."""
+MODEL_ROUNDINGS = 4
+"""How many times as far as from float64 two right ways of computing in a model's own precision may be from each other."""
 
 
 def diagnose(run: Run, *, samples: int = 8) -> list[Finding]:
@@ -74,31 +77,48 @@ def _run(name: str, check: Check, context: CheckContext) -> list[Finding]:
         return [_not_checked(name, error, context)]
     except Exception as error:  # checks call the user's model, which may raise anything
         return [_not_checked(name, user_code_error("a check raised an error", f"check {name}", error), context)]
-    if name in FIRST_SEED_CHECKS and worst_colour(findings) == "red":
-        return _amber_where_rounding(findings, check, context)
+    if worst_colour(findings) == "red" and (name in FIRST_SEED_CHECKS or name in RECOMPUTED):
+        return _amber_where_rounding(findings, name, check, context)
     return findings
 
 
-def _amber_where_rounding(findings: list[Finding], check: Check, context: CheckContext) -> list[Finding]:
-    """``findings``, with those in amber that are red and that ``check`` finds green when all is computed in float64.
+def _amber_where_rounding(findings: list[Finding], name: str, check: Check, context: CheckContext) -> list[Finding]:
+    """``findings``, with those in amber that are red because of rounding.
 
-    Where a unit of a ReLU network is within one rounding of zero, or a layer chooses by comparing numbers, two right ways of computing
-    differ by far more than a rounding. In float64 they agree. A model that does not run in float64 stays red.
+    Where a forward pass computes in bfloat16, a unit of a ReLU network is within one rounding of zero, or a layer chooses by comparing
+    numbers, two right ways of computing differ by far more than a rounding of float32. In float64 they agree: ``check`` is green. Stored
+    numbers are not computed again in float64: they may differ MODEL_ROUNDINGS times as much as the model's own numbers do from those in
+    float64. A model that does not run in float64 stays red.
     """
+    precise = CheckContext(context.run, len(context.rows), before_retraining=context.before_retraining, in_float64=True)
+    recompute = RECOMPUTED.get(name)
     try:
-        precise = CheckContext(context.run, len(context.rows), before_retraining=context.before_retraining, in_float64=True)
-        again = list(check(precise))
+        if recompute is None:
+            with all_in_float64():
+                again = list(check(precise))
+            explained = [(other.colour == "green", f"in float64 it is {other.number or 0.0:.2g}") for other in again]
+        else:
+            own = list(recompute(context))
+            with all_in_float64():
+                exact = list(recompute(precise))
+            sizes = [float((one - other).abs().max()) for one, other in zip(own, exact, strict=True)]
+            explained = [
+                (
+                    found.number is not None and found.number <= MODEL_ROUNDINGS * size,
+                    f"the model's own numbers are {size:.2g} from float64",
+                )
+                for found, size in zip(findings, sizes, strict=True)
+            ]
     except Exception:  # the user's model may raise anything
         return findings
-    if len(again) != len(findings):
+    if len(explained) != len(findings):
         return findings
-    text = "; in float64 it is {number:.2g}, so that it is rounding, which this model amplifies"
-    remedy = "no action is needed if such differences do not matter to you; else use float64"
+    remedy = "no action is needed if such differences do not matter to you; else compute in float32 or float64"
     return [
-        replace(one, colour="amber", text=one.text + text.format(number=other.number or 0.0), remedy=remedy)
-        if one.colour == "red" and other.colour == "green"
+        replace(one, colour="amber", text=f"{one.text}; {text}, so that it is rounding, which this model amplifies", remedy=remedy)
+        if one.colour == "red" and is_rounding
         else one
-        for one, other in zip(findings, again, strict=True)
+        for one, (is_rounding, text) in zip(findings, explained, strict=True)
     ]
 
 

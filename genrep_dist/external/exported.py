@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from genrep_dist.external.archives import load_tensors, read_npz
 from genrep_dist.external.contents import require_real
 from genrep_dist.limits import read_json
 from genrep_dist.problems.checks import build_start
+from genrep_dist.problems.functions import problem_recipe
 from genrep_dist.problems.load import load_problem, source_digest
 from genrep_dist.problems.named_code import exported_folders
 from genrep_dist.problems.protocol import Dataset, Recipe
@@ -134,7 +135,8 @@ def open_exported(folder: str | Path, seed: int, search_path: Sequence[str | Pat
         identity=record["model"],
         model=model,
         loss=get_loss(problem.loss),
-        recipe=Recipe(**record["recipe"]),
+        # Of the problem's own class; the experiment may have changed the fields of every recipe.
+        recipe=replace(problem_recipe(problem), **{part.name: record["recipe"][part.name] for part in fields(Recipe)}),
         train=train,
         test=test,
         test_points=Dataset(test.inputs[points], test.targets[points], test.ids[points]),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from genrep_dist.paper.published import FRACTIONS, PAPER, REPLACES, ROWS_A_CLASS, TEST_POINTS
-from genrep_dist.problems.protocol import Recipe
+from genrep_dist.problems.protocol import recorded_recipe
 from genrep_dist.training.optimizers import make_optimizer
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ def differences(run: Run) -> list[tuple[str, str, str, str]]:
     """(What, in the paper, here, why) for each difference, including choices that the paper leaves open."""
     experiment, shape = run.plan.experiment, run.plan.shape
     paper = PAPER[REPLACES.get(experiment.problem.name, experiment.problem.name)]
-    recipe = Recipe(**run.plan.keys.recipe)
+    recipe = recorded_recipe(run.plan.keys.recipe)
     optimizer = make_optimizer(recipe).description.removeprefix("plain ")
     seeds, points = len(experiment.seeds), experiment.num_test_points
     size = f"profile {experiment.profile}: less computation" if experiment.profile else "less computation"

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from genrep_dist.config.digests import json_digest
+from genrep_dist.config.digests import is_plain, json_digest, non_default_fields
+from genrep_dist.core.gradients.model import require_initialized
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import ProblemError
 from genrep_dist.problems.canonical import Canonical, ValueSummary, short, unwrapped
 from genrep_dist.problems.checks import build_start, is_shipped
 from genrep_dist.problems.functions import predict_function, problem_recipe, training_function
 from genrep_dist.problems.live_code import LiveCode
-from genrep_dist.problems.protocol import Problem, Recipe
+from genrep_dist.problems.protocol import Problem, Recipe, augment_name
 from genrep_dist.problems.sources import class_source, loaded_sources, user_sources
 
 _NOT_THE_USERS_OWN = {"abc", "builtins", "collections", "dataclasses", "enum", "torch", "typing"}
@@ -129,6 +130,8 @@ def problem_identity(problem: Problem, options: Mapping[str, Any] | None = None,
     tensors = () if shipped or not _has_vars(problem) else _tensors(vars(problem), "problem", set())
     own = {f"numbers of {place}": held.text(value, place) for place, value in tensors}
     model = build_start(problem)
+    if isinstance(model, nn.Module):
+        require_initialized(model)
     found, form = _describe_model(problem, model)
     if check_build:
         other = build_start(problem)
@@ -141,8 +144,8 @@ def problem_identity(problem: Problem, options: Mapping[str, Any] | None = None,
         form |= _describe_attributes(found, loss, "loss")
     recipe = problem_recipe(problem)
     if type(recipe) is not Recipe:
-        # The experiment may replace fields, which are in the keys with their values in force.
-        form |= _describe_attributes(found, recipe, "recipe", leave_out={part.name for part in fields(recipe)})
+        # The experiment may replace fields, which are in the keys with their values in force, where these are plain data.
+        form |= _describe_attributes(found, recipe, "recipe", leave_out=plain_fields(recipe))
     for what, own_code in (("train", training_function(problem)), ("predict", predict_function(problem))):
         # A method stands in the file of the class. A function that is set as an attribute may stand anywhere.
         if own_code is not None and getattr(own_code, "__self__", None) is not problem:
@@ -159,6 +162,24 @@ def problem_identity(problem: Problem, options: Mapping[str, Any] | None = None,
     identity = _identity(found, form, kinds, [name.partition(":")[0]] if ":" in name else [])
     # The start of a shipped model follows from its files and options: without last bits its key is the same on all machines.
     return replace(identity, values={}) if shipped else identity
+
+
+def plain_fields(recipe: Recipe) -> set[str]:
+    """The names of a recipe's fields that its record and its keys hold: those of :class:`Recipe`, and plain data of a subclass."""
+    own = {part.name for part in fields(Recipe)}
+    return {part.name for part in fields(recipe) if part.name in own or is_plain(getattr(recipe, part.name))}
+
+
+def recipe_values(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All fields of a recipe as plain data, for records, and those that differ from their defaults, for keys.
+
+    A field of a subclass that is no plain data is a text in the first, and left out of the second: it is in the problem's identity.
+    """
+    record, plain = recipe.record(), plain_fields(recipe)
+    added = {part.name: getattr(recipe, part.name) for part in fields(recipe) if part.name not in record}
+    record |= {name: value if name in plain else short(Canonical().text(value, None)) for name, value in added.items()}
+    changes = non_default_fields(replace(recipe, augment=augment_name(recipe.augment)), leave_out=added.keys() - plain)
+    return record, changes
 
 
 def source_digest(problem: Problem, options: Mapping[str, Any] | None = None) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -136,9 +136,13 @@ class Recipe:
         return num_rows // self.batch_size if self.drop_last else -(-num_rows // self.batch_size)
 
     def record(self) -> dict[str, Any]:
-        """The recipe as plain data, from which ``Recipe(**data)`` makes it again; ``augment`` by its name."""
-        data = asdict(replace(self, augment=augment_name(self.augment)))
-        return data | {"betas": list(self.betas), "param_groups": list(data["param_groups"]), "weight_decay": float(self.weight_decay)}
+        """The fields of this class as plain data, from which ``Recipe(**data)`` makes them again; ``augment`` by its name."""
+        return {part.name: getattr(self, part.name) for part in fields(Recipe)} | {
+            "augment": augment_name(self.augment),
+            "betas": list(self.betas),
+            "param_groups": [asdict(group) for group in self.param_groups],
+            "weight_decay": float(self.weight_decay),
+        }
 
 
 def augment_name(augment: Augment | str | None) -> str | None:
@@ -186,6 +190,15 @@ def _are_groups(groups: object) -> bool:
         and (group.learning_rate, group.weight_decay) != (None, None)
         for group in groups
     )
+
+
+def recorded_recipe(values: Mapping[str, Any]) -> Recipe:
+    """A recipe with the fields that a record names. Those that a subclass added are attributes; its methods are not there."""
+    own = {part.name for part in fields(Recipe)}
+    recipe = Recipe(**{name: value for name, value in values.items() if name in own})
+    for name in values.keys() - own:
+        object.__setattr__(recipe, name, values[name])
+    return recipe
 
 
 class Dataset(NamedTuple):

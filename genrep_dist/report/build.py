@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from genrep_dist.config.metrics import measured_metrics
 from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.extension import require_returned
-from genrep_dist.problems.protocol import Recipe
+from genrep_dist.problems.protocol import Recipe, recorded_recipe
 from genrep_dist.redaction import redact
 from genrep_dist.report.examples import examples
 from genrep_dist.report.figures import curve_figure
@@ -110,7 +110,7 @@ def facts(run: Run, tables: EvaluationTables, more_facts: Mapping[str, str] | No
         "Data": f"{shape.num_train:,} training samples, {shape.num_test:,} test samples",
         "Model": f"{f'{shape.num_parameters:,} parameters' if shape.has_module else 'no torch module'}, {shape.num_outputs} "
         f"output{'s' if shape.num_outputs > 1 else ''}",
-        "Recipe": _own_training_text(run) if shape.own_training else _recipe_text(Recipe(**plan.keys.recipe)),
+        "Recipe": _own_training_text(run) if shape.own_training else _recipe_text(recorded_recipe(plan.keys.recipe)),
         "Explained number": experiment.target.description(shape.num_outputs),
         "Networks × test points": f"{len(experiment.seeds)} × {experiment.num_test_points}"
         + ("" if experiment.target.group is None else f", {experiment.num_explained} group{'s' if experiment.num_explained > 1 else ''}"),

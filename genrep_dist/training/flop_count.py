@@ -11,6 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genrep_dist.core.generators import preserved_generators
+from genrep_dist.core.tensors import OUT_OF_MEMORY
 from genrep_dist.errors import ProblemError
 from genrep_dist.training.torch_private import forward_product_flop, peak_tensor_bytes, without_onednn
 
@@ -29,6 +30,8 @@ def forward_flop(model: nn.Module, inputs: Tensor) -> int:
         # In evaluation mode torch fuses more.
         with torch.no_grad(), preserved_generators(), sdpa_kernel(SDPBackend.MATH), without_onednn():
             return forward_product_flop(model.train(), inputs) // len(inputs)
+    except OUT_OF_MEMORY:
+        raise
     except MODEL_ERRORS:
         return 0
     finally:
@@ -59,6 +62,8 @@ def step_bytes(model: nn.Module, inputs: Tensor) -> int:
     try:
         with preserved_generators(), saved_tensors_hooks(save, lambda tensor: tensor):
             model(inputs)
+    except OUT_OF_MEMORY:
+        raise
     except MODEL_ERRORS:
         return 0
     finally:
@@ -80,6 +85,8 @@ def forward_bytes(model: nn.Module, inputs: Tensor) -> int:
 
     try:
         return _bytes_of_each_row(measure, inputs)
+    except OUT_OF_MEMORY:
+        raise
     except MODEL_ERRORS:
         return backward_bytes(model, inputs)
 

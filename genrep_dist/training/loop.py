@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.core.losses import Loss
-from genrep_dist.errors import NonFiniteError
+from genrep_dist.core.tensors import OUT_OF_MEMORY
+from genrep_dist.errors import GenRepError, NonFiniteError, ProblemError
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.training.augmentation import Augmentation
 from genrep_dist.training.fast_paths import FastPaths
@@ -114,7 +116,7 @@ def train_models(
             for step in pack.steps(by_run, recipe.batch_size, kept, (epoch - 1) * steps_per_epoch):
                 rows, rate = step.rows.flatten(), recipe.rate(step.index, num_steps)
                 inputs = data.inputs[rows] if augmentation is None else augmentation.batch([r.randomness for r in runs], step.rows, epoch)
-                with tf32(recipe):
+                with tf32(recipe), _one_row_explained(pack, data, rows, runs[0]):
                     outputs = training_outputs(pack.module, inputs, recipe)
                     output_gradient = step.mean_gradient(loss.derivative(outputs.detach(), data.targets[rows]))
                     gradients = torch.autograd.grad(outputs, pack.parameters, output_gradient, allow_unused=True)
@@ -159,6 +161,27 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
     real = [torch.view_as_real(t) if t.is_complex() else t for t in tensors if t.numel()]
     ends = [end.double() for t in real for end in torch.aminmax(t)]
     return not ends or bool(torch.isfinite(torch.stack(ends)).all())
+
+
+@contextmanager
+def _one_row_explained(pack: Pack, data: Dataset, rows: Tensor, run: TrainingRun) -> Iterator[None]:
+    """Turns an error of the model on a batch of one row, as batch normalisation raises it, into a ProblemError that names the cause."""
+    try:
+        yield
+    except (GenRepError, *OUT_OF_MEMORY):
+        raise
+    except Exception as error:
+        if len(rows) != 1:
+            raise
+        layers = [f"{name} ({type(module).__name__})" for name, module in pack.module.named_modules() if hasattr(module, "running_mean")]
+        prefix = f"{run.description}, " if run.description else ""
+        raise ProblemError(
+            "the model fails in training on a batch of one row",
+            where=f"{prefix}seed {run.randomness.seed}, sample id {int(data.ids[rows.to(data.ids.device)])}",
+            expected="a step on what a removal leaves of a batch",
+            got=f"{type(error).__name__}: {error}" + (f"; layers that normalise: {', '.join(layers[:3])}" if layers else ""),
+            remedy="set another recipe.batch_size, or use GroupNorm or LayerNorm, which normalise each row by itself",
+        ) from error
 
 
 def _kept_rows(run: TrainingRun, data: Dataset) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genrep_dist.core.gradients.model import check_model
 from genrep_dist.core.losses import Loss
+from genrep_dist.core.tensors import OUT_OF_MEMORY
 from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.training.divergence import name_culprits
@@ -89,6 +90,8 @@ def training_step_bytes(kind: PackKind, model: nn.Module, recipe: Recipe, inputs
 
     try:
         few, more = measure(inputs[:2]), measure(torch.cat([inputs[:2], inputs[:2]]))
+    except OUT_OF_MEMORY:
+        raise
     except MODEL_ERRORS:
         return 0
     return 0 if few is None or more is None else max(few, few + (num_rows - 2) * (more - few) // 2)

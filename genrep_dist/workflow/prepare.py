@@ -21,6 +21,7 @@ from genrep_dist.errors import PlanError
 from genrep_dist.external import ExternalScores, load_external
 from genrep_dist.plan import Plan, Shape
 from genrep_dist.problems.checks import has_module, is_shipped
+from genrep_dist.problems.digests import recipe_values
 from genrep_dist.problems.functions import training_function
 from genrep_dist.problems.label_flips import flip_labels
 from genrep_dist.problems.load import load_datasets, load_problem, problem_identity
@@ -36,7 +37,7 @@ from genrep_dist.workflow.extensions import extension_identities
 from genrep_dist.workflow.function_rehearsal import Provided, check_provided, rehearse_function
 from genrep_dist.workflow.measure import kernels_in_use, measure, prediction_shape
 from genrep_dist.workflow.planning import make_plan
-from genrep_dist.workflow.recipes import check_recipe, recipe_changes, recipe_in_force
+from genrep_dist.workflow.recipes import check_recipe, recipe_in_force
 from genrep_dist.workflow.rehearsal import rehearse
 from genrep_dist.workflow.single_rows import check_batches
 from genrep_dist.workflow.stages import STAGES
@@ -105,8 +106,7 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
         experiment,
         data_digest(train, test),
         identity.source,
-        recipe.record(),
-        recipe_changes(recipe),
+        *recipe_values(recipe),
         len(test.ids),
         {name: found.digest for name, found in functions.items()},
         shared_points=_shared_points(experiment, test),

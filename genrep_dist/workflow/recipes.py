@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from genrep_dist.config import Experiment
-from genrep_dist.config.digests import non_default_fields
 from genrep_dist.core.schedules.base import warmup_steps
 from genrep_dist.errors import ProblemError
 from genrep_dist.problems.functions import problem_recipe
 from genrep_dist.problems.load import load_function
-from genrep_dist.problems.protocol import Dataset, Problem, Recipe, augment_name
+from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.training.augmentation import Augmentation
 
 
@@ -22,12 +20,6 @@ def recipe_in_force(problem: Problem, experiment: Experiment, search_path: Seque
     if isinstance(recipe.augment, str):
         recipe = replace(recipe, augment=load_function(recipe.augment, search_path, "augmentation"))
     return recipe
-
-
-def recipe_changes(recipe: Recipe) -> dict[str, Any]:
-    """The fields that differ from their defaults, as plain data; the augmentation by its name."""
-    changes: dict[str, Any] = non_default_fields(replace(recipe, augment=augment_name(recipe.augment)))
-    return changes
 
 
 def check_recipe(recipe: Recipe, train: Dataset) -> None:

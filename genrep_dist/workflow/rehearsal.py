@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.core.gradients.model import model_outputs
+from genrep_dist.core.gradients.model import check_model, model_outputs
 from genrep_dist.core.losses import Loss
 from genrep_dist.core.tensors import NUMPY_FLOATS
 from genrep_dist.errors import GenRepError, NonFiniteError, ProblemError
@@ -29,7 +29,10 @@ GPU_ROWS = 4
 MAX_RATE = 1e-3
 """Learning rate of a step at most: whether training diverges on one batch says nothing."""
 
-STEP_REMEDY = "make model().train()(inputs).sum().backward() work, twice in succession and on any number of rows"
+STEP_REMEDY = (
+    "make torch.autograd.grad(model().train()(inputs).sum(), parameters) work, twice in succession and on any number of rows; "
+    "checkpointing needs use_reentrant=False for it"
+)
 
 Factory = Callable[[], nn.Module]
 
@@ -38,10 +41,12 @@ def rehearse(factory: Factory, loss: Loss, recipe: Recipe, data: Dataset, *, on_
     """Two steps of training on the first batch of ``data``, on the CPU, and a new model restored from the checkpoint after them.
 
     Returns why a model fails in training on a batch of one row, or "". Raises ProblemError if a step fails, if the state cannot be
-    stored or restored, if the restored model gives other outputs, and for trained parameters in bfloat16. A model with
+    stored or restored, if the restored model gives other outputs, and for trained parameters in bfloat16, and by
+    :func:`~genrep_dist.core.gradients.model.check_model`. A model with
     ``trains_alone`` is not run. ``on_gpu``: models train on GPUs, so a step that fails on the CPU may be none of these faults.
     """
     model = Randomness(0).build(factory)
+    check_model(model)
     _check_precision(model)
     state_dtypes(model.state_dict())
     if getattr(model, "trains_alone", False):

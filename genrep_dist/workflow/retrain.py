@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from genrep_dist.config.keys import Keys
-from genrep_dist.errors import GenRepError, NonFiniteError
+from genrep_dist.errors import GenRepError, NonFiniteError, ProblemError
 from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.store import Store
 from genrep_dist.store.ledger import LedgerRow
@@ -74,7 +74,7 @@ class RetrainStage(Stage[RetrainUnit]):
         packs = -(-len(unit.rows) // size)
         # Equal packs: a small one at the end would cost most of what a whole one does.
         for index in range(packs):
-            for result in _retrain_pack(unit.rows[index::packs], context):
+            for result in _retrained(unit.rows[index::packs], context):
                 if isinstance(result, LedgerRow):
                     rows.append(result)
                 else:
@@ -115,6 +115,13 @@ def retrain(retraining: Retraining, context: WorkerContext) -> LedgerRow:
     if isinstance(result, LedgerRow):
         return result
     raise result
+
+
+def _retrained(retrainings: Sequence[Retraining], context: WorkerContext) -> Sequence[LedgerRow | GenRepError]:
+    try:
+        return _retrain_pack(retrainings, context)
+    except ProblemError as error:
+        return [error]
 
 
 def _retrain_pack(retrainings: Sequence[Retraining], context: WorkerContext) -> list[LedgerRow | GenRepError]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genrep_dist.core.gradients.inspection import inspect_model, slow_layers
+from genrep_dist.core.gradients.last_layer import find_last_layer, last_layer_features
 from tests.core.models import check_gradients, initialise, rows, seeded
 
 WIDTH, HEADS = 8, 2
@@ -215,3 +216,34 @@ def test_an_attention_layer_is_left_as_it_was(batch_first: bool) -> None:
     assert not slow_layers(inspect_model(model, rows(4, 3, 4)))
     check_gradients(model, rows(4, 3, 4))
     assert "forward" not in vars(layer)
+
+
+class Padded(nn.Module):
+    """An encoder that computes on nested tensors in evaluation mode, without gradients and with padding."""
+
+    def __init__(self, pool: str) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 2 * WIDTH, batch_first=True)
+        self.words, self.encoder = nn.Embedding(9, WIDTH, padding_idx=0), nn.TransformerEncoder(layer, 2)
+        self.head, self.pool = nn.Linear(WIDTH, 2), pool
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        padding = tokens == 0
+        hidden: Tensor = self.encoder(self.words(tokens), src_key_padding_mask=padding)
+        if self.pool == "first":
+            return self.head(hidden[:, 0])  # type: ignore[no-any-return]
+        if self.pool == "largest":
+            return self.head(hidden.masked_fill(padding[..., None], -9.0).amax(dim=1))  # type: ignore[no-any-return]
+        kept = (~padding)[..., None]
+        return self.head((hidden * kept).sum(dim=1) / kept.sum(dim=1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("pool", ["first", "largest", "mean"])
+def test_the_last_layer_of_an_encoder_with_padding(pool: str) -> None:
+    torch.manual_seed(0)
+    model = Padded(pool).eval()
+    tokens = torch.tensor([[1, 2, 3, 0, 0], [4, 5, 0, 0, 0], [6, 7, 8, 1, 2]])
+    assert find_last_layer(model, tokens) == "head"
+    weights = torch.cat([model.head.weight, model.head.bias[:, None]], dim=1)
+    torch.testing.assert_close(last_layer_features(model, tokens) @ weights.T, model(tokens), rtol=1e-4, atol=1e-5)

@@ -108,9 +108,10 @@ class AsymmetricRbf(Rbf):
 
 
 def run(store: Path, problem: str = "Learnable", options: dict[str, Any] | None = None, **fields: Any) -> gr.Run:
-    """A small run of a problem of this module."""
+    """A small run of a problem of this module, or of another one by its whole name."""
     defaults: dict[str, Any] = {"methods": METHODS, "deletion": {"fractions": [0.0, 0.1]}}
-    asked = experiment(f"tests.diagnostics.runs:{problem}", {"epochs": 6, "test_size": 40} | (options or {}), **(defaults | fields))
+    place = problem if ":" in problem else f"tests.diagnostics.runs:{problem}"
+    asked = experiment(place, {"epochs": 6, "test_size": 40} | (options or {}), **(defaults | fields))
     # Faults that would stop the run are wanted in finished ones.
     return gr.run(asked, store=str(store), serial=True, search_path=[str(ROOT)], force=True)
 

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from genrep_dist.errors import ProblemError
-from genrep_dist.problems.digests import Identity, class_identity, object_identity, problem_identity
+from genrep_dist.problems.digests import Identity, class_identity, object_identity, problem_identity, recipe_values
 from genrep_dist.problems.load import load_class, load_problem
+from genrep_dist.problems.protocol import recorded_recipe
 from tests.problems.user_files import HEAD, NET, PROBLEM, Folder, folder
 
 __all__ = ["folder"]
@@ -344,3 +345,60 @@ def test_an_extension_is_its_attributes_too() -> None:
     before = class_identity(Layer).digest
     Layer.scale = 2.0
     assert class_identity(Layer).digest != before
+
+
+RECIPES = """
+import dataclasses, functools
+from genrep_dist import Recipe
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    beta: float = 0.9
+def warm(k, step): return k * step
+@dataclasses.dataclass(frozen=True)
+class Own(Recipe):
+    name: str = "own"
+    value: object = None
+"""
+FIELDS = {
+    "a tensor": "torch.tensor([{k}, 2.0])",
+    "an array": "np.array([{k}, 2.0])",
+    "a function": "lambda step: step * {k}",
+    "a partial": "functools.partial(warm, {k})",
+    "a set": "{{'a', 'b', {k}}}",
+    "a record": "Settings({k})",
+    "a list of records": "[Settings({k})]",
+    "not a number": "(float('nan'), {k})",
+    "a number of numpy": "np.float32({k})",
+    "plain data": "{{'groups': [1, {k}]}}",
+}
+
+
+@pytest.mark.parametrize("how", FIELDS)
+def test_recipes_with_fields_of_any_kind(folder: Folder, how: str) -> None:
+    folder.write(HEAD + NET + RECIPES + PROBLEM)
+    found = []
+    for k in (1.5, 1.5, 2.5):
+        problem = folder.load()
+        module = sys.modules[type(problem).__module__]
+        type(problem).recipe = module.Own(epochs=2, batch_size=4, learning_rate=0.1, value=eval(FIELDS[how].format(k=k), vars(module)))
+        record, changes = recipe_values(problem.recipe)
+        assert json.loads(json.dumps(record, allow_nan=False))["batch_size"] == 4
+        assert ("value" in changes) == (how == "plain data")
+        recorded = recorded_recipe(json.loads(json.dumps(record)))
+        assert (recorded.epochs, recorded.name) == (2, "own")  # type: ignore[attr-defined]
+        found.append((problem_identity(problem).digest, json.dumps(changes)))
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        ("nn.LazyLinear(1)", r"no shape yet[\s\S]*run the model once"),
+        ("nn.Sequential(nn.Linear(4, 2), nn.LazyBatchNorm1d(), nn.Linear(2, 1))", r"no shape yet[\s\S]*'a.1.weight'"),
+        ("nn.LazyConv1d(1, 1)", r"no shape yet"),
+    ],
+)
+def test_layers_without_a_shape_are_named(folder: Folder, make: str, words: str) -> None:
+    folder.write(HEAD + NET.replace("nn.Linear(4, 1)", make) + PROBLEM)
+    with pytest.raises(ProblemError, match=words):
+        folder.identity()

@@ -49,6 +49,18 @@ class FrozenBelow(OwnParameter):
         return super().forward(torch.tanh(self.below(inputs)))
 
 
+class TwoPlaces(OwnParameter):
+    """A module that stands in two places, one of which is not called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 5)
+        self.again = self.first
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(torch.tanh(self.again(inputs)))
+
+
 def grouped() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2), nn.PReLU(4), nn.Conv2d(4, 6, 3, groups=2), nn.Flatten(), nn.Linear(24, 1)
@@ -63,6 +75,7 @@ CASES: dict[str, tuple[Factory, Callable[[torch.dtype], Dataset]]] = {
     "a layer called twice": (Twice, blob_data),
     "a parameter of its own": (OwnParameter, blob_data),
     "frozen below": (FrozenBelow, blob_data),
+    "a module in two places": (TwoPlaces, blob_data),
     "groups and slopes": (grouped, lambda dtype: images(dtype=dtype)),
     "attention": (Attention, float_text),
 }

@@ -169,6 +169,7 @@ def masked() -> nn.Module:
         (Extra, "cannot be stored"),
         (lambda: Wrapped().bfloat16(), r"'linear.weight'[\s\S]*recipe.precision"),
         (lambda: Wrapped(table=nn.Parameter(torch.eye(3).to_sparse(), requires_grad=False)), "cannot be stored"),
+        (lambda: nn.Linear(5, 1).requires_grad_(False), "no trainable parameters"),
     ],
 )
 def test_models_that_are_refused(factory: Callable[[], nn.Module], message: str) -> None:

@@ -183,7 +183,8 @@ def _random_layer(model: nn.Module, row: Tensor, copies: int) -> str:
 
 def _tensors(values: object) -> list[Tensor]:
     listed = values if isinstance(values, tuple | list) else (values,)
-    return [value.detach().clone() for value in listed if isinstance(value, Tensor)]
+    # Nested tensors, as inside a TransformerEncoder with padding, cannot be compared.
+    return [value.detach().clone() for value in listed if isinstance(value, Tensor) and not value.is_nested]
 
 
 def _equal(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:

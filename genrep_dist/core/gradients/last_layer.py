@@ -46,16 +46,18 @@ def last_layer_features(model: nn.Module, inputs: Tensor, layer: str | None = No
     reason = _mismatch(forward, name)
     if reason is not None:
         raise _no_last_layer(model, f"layer {name!r}: {reason}")
-    features, _ = forward.calls[name][0]
+    call = forward.calls[name][0]
+    assert not isinstance(call, str)
+    features, _ = call
     return features if module.bias is None else torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
 
 
 @dataclass
 class _LinearForward:
-    """The model's outputs (B, C), and for each layer the (input, output) of its calls."""
+    """The model's outputs (B, C), and for each layer the (input, output) of its calls, or why an output is no tensor (B, L)."""
 
     outputs: Tensor = field(default_factory=lambda: torch.empty(0, 0))
-    calls: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    calls: dict[str, list[tuple[Tensor, Tensor] | str]] = field(default_factory=dict)
 
 
 def _run(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> _LinearForward:
@@ -63,10 +65,15 @@ def _run(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> _LinearForwa
     forward = _LinearForward(calls={name: [] for name in names})
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], None]:
-        # Copies, because a later layer may change the tensors in place.
+        # Copies, because a later layer may change the tensors in place. Inside a TransformerEncoder with padding they are nested.
         def record(_module: nn.Module, args: tuple[Tensor, ...], options: dict[str, Tensor], result: Tensor) -> None:
-            seen = args[0] if args else options["input"]
-            forward.calls[name].append((seen.detach().clone()[:count], result.detach().clone()[:count]))
+            if not isinstance(result, Tensor) or result.is_nested:
+                forward.calls[name].append("its output is not a plain tensor")
+            elif result.dim() != 2:
+                forward.calls[name].append(f"its output has {result.dim()} dimensions, expected (B, L)")
+            else:
+                seen = args[0] if args else options["input"]
+                forward.calls[name].append((seen.detach()[:count].clone(), result.detach()[:count].clone()))
 
         return record
 
@@ -89,9 +96,9 @@ def _mismatch(forward: _LinearForward, name: str) -> str | None:
     calls = forward.calls[name]
     if len(calls) != 1:
         return f"it runs {len(calls)} times in a forward pass"
+    if isinstance(calls[0], str):
+        return calls[0]
     result = calls[0][1]
-    if result.dim() != 2:
-        return f"its output has {result.dim()} dimensions, expected (B, L)"
     if result.shape != forward.outputs.shape:
         return f"its output has shape {tuple(result.shape)}, the model's {tuple(forward.outputs.shape)}"
     if not torch.equal(result, forward.outputs):

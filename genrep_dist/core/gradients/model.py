@@ -96,12 +96,8 @@ def require_eval(model: nn.Module) -> None:
             )
 
 
-def check_model(model: nn.Module) -> None:
-    """Raise ProblemError for a model whose per-sample gradients are undefined. The model is not changed.
-
-    Refused are lazy parameters without a shape, models without trainable parameters, and batch normalisation without
-    running statistics, where a sample's output depends on the other samples of its batch even in eval mode.
-    """
+def require_initialized(model: nn.Module) -> None:
+    """Raise ProblemError for a lazy parameter without a shape."""
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise ProblemError(
@@ -111,6 +107,15 @@ def check_model(model: nn.Module) -> None:
                 got=type(parameter).__name__,
                 remedy="run the model once on a batch inside model()",
             )
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise ProblemError for a model whose per-sample gradients are undefined. The model is not changed.
+
+    Refused are lazy parameters without a shape, models without trainable parameters, and batch normalisation without
+    running statistics, where a sample's output depends on the other samples of its batch even in eval mode.
+    """
+    require_initialized(model)
     if not trainable_parameters(model):
         raise ProblemError(
             "the model has no trainable parameters",

@@ -17,10 +17,21 @@ from genrep_dist.workflow.features import point_reference
 
 def check(context: CheckContext) -> Iterator[Finding]:
     """A finding for each feature kernel and each pairwise kernel, at the checkpoint with the largest difference."""
+    yield from (_finding(context, name, epochs) for name, epochs in _kernels(context).items())
+
+
+def recomputed(context: CheckContext) -> Iterator[Tensor]:
+    for name, epochs in _kernels(context).items():
+        references = (_reference(context, name, epoch) for epoch in epochs)
+        yield torch.cat([expected / torch.where(scale > 0, scale, 1.0) for expected, scale in references])
+
+
+def _kernels(context: CheckContext) -> dict[str, list[int]]:
+    """The epochs of each kernel."""
     epochs: dict[str, list[int]] = {}
     for name, epoch in context.plan.needs.cross:
         epochs.setdefault(name, []).append(epoch)
-    yield from (_finding(context, name, epochs[name]) for name in epochs)
+    return epochs
 
 
 def _finding(context: CheckContext, name: str, epochs: list[int]) -> Finding:
@@ -77,11 +88,16 @@ def _reference(context: CheckContext, name: str, epoch: int) -> tuple[Tensor, Te
         # The gradients of the points, twice in float64, fit half the budget.
         step = max(1, context.memory_budget_bytes // 2 // (16 * context.plan.shape.num_parameters))
         parts = (slice(at, at + step) for at in range(0, len(points), step))
-        found = [point_reference(kernel, model, context.inputs, points.inputs[at], outputs[at], num_outputs) for at in parts]
+        found = [
+            point_reference(kernel, model, context.inputs, context.in_dtype(points.inputs[at]), outputs[at], num_outputs) for at in parts
+        ]
         blocks, scales = zip(*found, strict=True)
         return torch.cat(blocks, dim=2), torch.cat(scales, dim=2)
     assert isinstance(kernel, PairwiseKernel)
     with torch.no_grad():
-        rows = [torch.cat([kernel.pairs(model, right[None], left[None]) for right in points.inputs], dim=1) for left in context.inputs]
+        rows = [
+            torch.cat([kernel.pairs(model, right[None], left[None]) for right in context.in_dtype(points.inputs)], dim=1)
+            for left in context.inputs
+        ]
     block = per_output(torch.cat(rows).double(), outputs, num_outputs).cpu()
     return block, torch.full_like(block, float(block.abs().max()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, dtype_text, largest_sample, rerun_text
 from genrep_dist.diagnostics.finding import Finding, compare
@@ -16,9 +17,8 @@ FIRST_SEED_ROWS = 64
 
 def check(context: CheckContext) -> Iterator[Finding]:
     artifact = context.train_artifact(context.seed)
-    rows = slice(FIRST_SEED_ROWS if context.before_retraining else None)
-    stored = torch.from_numpy(artifact.read("outputs_test"))[rows].double()
-    found = context.worker.predict(context.model, context.in_dtype(context.worker.test.inputs[rows])).cpu()
+    stored = _stored(context)
+    found = _found(context)
     gap, sample = largest_sample((found.double() - stored).abs())
     scale = float(stored.abs().max())
     yield compare(
@@ -32,3 +32,19 @@ def check(context: CheckContext) -> Iterator[Finding]:
         f"{rerun_text(context, artifact)}",
         seed=context.seed,
     )
+
+
+def recomputed(context: CheckContext) -> Iterator[Tensor]:
+    yield _found(context).double() / (float(_stored(context).abs().max()) or 1.0)
+
+
+def _rows(context: CheckContext) -> slice:
+    return slice(FIRST_SEED_ROWS if context.before_retraining else None)
+
+
+def _stored(context: CheckContext) -> Tensor:
+    return torch.from_numpy(context.train_artifact(context.seed).read("outputs_test"))[_rows(context)].double()
+
+
+def _found(context: CheckContext) -> Tensor:
+    return context.worker.predict(context.model, context.in_dtype(context.worker.test.inputs[_rows(context)])).cpu()

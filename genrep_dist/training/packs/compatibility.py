@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from genrep_dist.core.generators import generator_states, preserved_generators
 from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.core.losses import Loss
+from genrep_dist.core.tensors import OUT_OF_MEMORY
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.training.batches import packed_steps, padded_rows
 from genrep_dist.training.fast_layers import is_large_embedding
@@ -166,14 +167,19 @@ class _Trial:
             with preserved_generators(), one_thread(), warnings.catch_warnings():
                 # torch warns where it cannot map a layer and computes it slot by slot.
                 warnings.filterwarnings("error", ".*batching rule")
+                changes = self._changes_itself(models[0])
                 mixes = self._mixes_rows(models[0])
                 other_numbers = self._other_numbers(models, groups[0])
                 same_bits = self._same_bits(models, groups)
                 drew = before != generator_states()
+        except OUT_OF_MEMORY:
+            raise
         except (UserWarning, copy.Error, pickle.PickleError, *MODEL_ERRORS) as error:
             return f"it fails on the rows of several models ({_short(error)})"
         if drew:
             return "its forward pass draws random numbers"
+        if changes:
+            return "its forward pass changes the model in training"
         if mixes:
             return "the rows of one batch change each other's numbers"
         if other_numbers is not None:
@@ -212,6 +218,18 @@ class _Trial:
         """The rows (B,) of the batch of model ``index``."""
         rows = min(len(self.data.inputs), self.recipe.batch_size)
         return (torch.arange(rows) + TRIAL_SHIFT * index) % len(self.data.inputs)
+
+    def _changes_itself(self, model: nn.Module) -> bool:
+        """Whether a pass in training mode changes parameters, or the outputs of the next pass: such changes would be lost or mixed."""
+        model, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                # A parameter that follows another one, as a moving average does, begins as its copy: move them apart.
+                if parameter.is_floating_point() or parameter.is_complex():
+                    parameter.add_(0.01 * torch.rand(parameter.shape, generator=generator))
+            before = [parameter.clone() for parameter in model.parameters()]
+            first, second = (model_outputs(model, self.data.inputs) for _ in range(2))
+        return not (torch.equal(first, second) and all(map(torch.equal, before, model.parameters())))
 
     def _mixes_rows(self, model: nn.Module) -> bool:
         """Whether the outputs of all rows differ from those of each half of them."""

@@ -6,9 +6,10 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from genrep_dist.core.gradients.functional import functional_model
 from genrep_dist.core.gradients.model import as_outputs
 from genrep_dist.training.fast_paths import FastPaths
 from genrep_dist.training.optimizers.base import OptimizedParameters, Optimizer
@@ -48,6 +49,7 @@ class _Mapped(nn.Module):
     def __init__(self, template: nn.Module, stacked: dict[str, Tensor], slots: int) -> None:
         super().__init__()
         self.template, self.stacked, self.slots = template, stacked, slots
+        self._call = functional_model(template)
 
     def forward(self, inputs: Tensor) -> Tensor:
         rows = inputs.reshape(self.slots, -1, *inputs.shape[1:])
@@ -57,4 +59,4 @@ class _Mapped(nn.Module):
         return outputs.flatten(0, 1)
 
     def _one(self, parameters: dict[str, Tensor], rows: Tensor) -> Tensor:
-        return as_outputs(functional_call(self.template, parameters, (rows,)), len(rows))
+        return as_outputs(self._call(parameters, rows), len(rows))
