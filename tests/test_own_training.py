@@ -26,6 +26,7 @@ from genrep_dist.workflow.prepare import prepare
 from genrep_dist.workflow.time_limit import time_limit
 from tests.experiments import ROOT, experiment
 from tests.own_training import Script, script
+from tests.publication import publish_tables_only
 
 pytestmark = pytest.mark.usefixtures("no_mlflow")
 METHODS = ["ntk-final/target", "cosine", "random"]
@@ -86,10 +87,7 @@ def test_ray_gives_the_same_tables(judged: gr.Run, tmp_path: Path) -> None:
 
 
 def _child(store: str) -> None:
-    from genrep_dist.runner import publish
-    from tests.faults.driver import no_tracking
-
-    publish._track = no_tracking
+    publish_tables_only(pytest.MonkeyPatch())
     run(Path(store), "Script", METHODS)
 
 

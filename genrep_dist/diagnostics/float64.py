@@ -14,7 +14,6 @@ _CASTS: dict[Any, Callable[..., Any]] = {
     Tensor.float: Tensor.double,
     Tensor.half: Tensor.double,
     Tensor.bfloat16: Tensor.double,
-    Tensor.cfloat: Tensor.cdouble,
 }
 
 

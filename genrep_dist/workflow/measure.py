@@ -52,7 +52,7 @@ def measure(
     Of rows whose features do not fit ``memory_budget_bytes`` fewer are measured. ``derived``: the kernels that are derived from the
     curvature of the loss. ``own_training``: the problem's own function trains. ProblemError for a kernel that is not defined for the model.
     """
-    _require_preconditioner(recipe, kernels)
+    _require_preconditioner(recipe, kernels, own_training)
     model = Randomness(0).build(problem.model)
     check_model(model)
     num_outputs = predict(model, train.inputs[:2]).shape[1]
@@ -103,9 +103,17 @@ def prediction_shape(train: Dataset, test: Dataset, num_outputs: int, *, on_gpu:
     )
 
 
-def _require_preconditioner(recipe: Recipe, kernels: Mapping[str, Kernel]) -> None:
+def _require_preconditioner(recipe: Recipe, kernels: Mapping[str, Kernel], own_training: bool) -> None:
     """Raise MethodError for kernels in the metric of an optimizer that has none."""
     needing = [name for name, kernel in kernels.items() if isinstance(kernel, FeatureKernel) and kernel.needs_preconditioner]
+    if needing and own_training:
+        raise MethodError(
+            f"the kernel {needing[0]} is taken in the optimizer's metric, which a training function of the problem's own does not give",
+            where=f"methods: {needing[0]}-...",
+            expected="a problem that is trained by its recipe",
+            got="a problem with train()",
+            remedy="use the kernel ntk",
+        )
     if needing and not has_preconditioner(recipe):
         raise MethodError(
             f"the kernel {needing[0]} is taken in the optimizer's metric, and this optimizer has none",

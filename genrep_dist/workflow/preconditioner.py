@@ -16,6 +16,7 @@ from genrep_dist.errors import NonFiniteError
 from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.training.loop import TrainingRun
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.trainer import Trainer
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, Stage
 from genrep_dist.workflow.context import WorkerContext, to_numpy
@@ -47,7 +48,9 @@ class PreconditionerStage(Stage[PreconditionerUnit]):
     def run(self, unit: PreconditionerUnit, context: WorkerContext) -> dict[str, float]:
         """Write D (checkpoints, P) float64. NonFiniteError for an element that is zero or not finite."""
         observer = _Preconditioners(unit.epochs)
-        context.trainer.train(TrainingRun(Randomness(unit.seed)), observers=(observer,))
+        trainer = context.trainer
+        assert isinstance(trainer, Trainer)
+        trainer.train(TrainingRun(Randomness(unit.seed)), observers=(observer,))
         found = torch.stack(observer.found)
         good = torch.isfinite(found) & (found > 0)
         if not bool(good.all()):

@@ -33,7 +33,7 @@ from genrep_dist.workflow.retrain import original_row
 from genrep_dist.workflow.stages import STAGES, artifacts_of
 from tests.benchmarks import measured_on, publish, table
 from tests.experiments import ROOT, experiment
-from tests.faults.driver import no_tracking
+from tests.publication import no_tracking
 
 SEEDS, POINTS, NUM_TEST, PER_TASK = 50, 20, 200, 25
 REMOVALS = (10, 25, 50)

@@ -19,10 +19,8 @@ import pytest
 import genrep_dist as gr
 from genrep_dist.errors import CorruptError, GenRepError
 from genrep_dist.evaluation.tables import table_specs
-from genrep_dist.runner import publish
 from genrep_dist.workflow import execute
 from tests.experiments import ROOT, experiment
-from tests.faults.driver import no_tracking
 from tests.faults.test_damage import Said
 
 METHODS = ["ntk-final/surrogate", "last-layer-final/target", "influence-function", "random"]
@@ -33,11 +31,7 @@ NOT_READ = {"lease", "group"}
 
 def run(store: Path, said: Said | None = None) -> gr.Run:
     asked = experiment(methods=METHODS, seeds=1, deletion={"fractions": [0.0, 0.2], "signs": ["negative"]})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(publish, "_track", no_tracking)
-        # One page of figures takes longer than all the rest.
-        patch.setattr("genrep_dist.report.build.curve_figure", lambda *_arguments, **_options: b"a figure")
-        return gr.run(asked, store=str(store), serial=True, search_path=[str(ROOT)], progress=said)
+    return gr.run(asked, store=str(store), serial=True, search_path=[str(ROOT)], progress=said)
 
 
 def readings(store: Path) -> dict[str, Callable[[], Any]]:

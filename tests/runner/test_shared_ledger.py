@@ -22,13 +22,13 @@ DRIVER = """
 import sys, time
 from pathlib import Path
 import genrep_dist as gr
-from genrep_dist.runner import publish
+import pytest
 from tests.experiments import ROOT
-from tests.faults.driver import no_tracking
+from tests.publication import publish_tables_only
 from tests.runner.test_shared_ledger import asked
 
 folder, number = Path(sys.argv[1]), int(sys.argv[2])
-publish._track = no_tracking
+publish_tables_only(pytest.MonkeyPatch())
 question = asked(folder, number)
 (folder / f"ready-{number}").touch()
 while len(list(folder.glob("ready-*"))) < 2:
@@ -44,7 +44,6 @@ def asked(folder: Path, number: int) -> gr.Experiment:
     return experiment("tests.toys:Counting", {"folder": str(folder)}, **fields)
 
 
-@pytest.mark.usefixtures("no_mlflow")
 def test_experiments_at_once_train_each_model_once(tmp_path: Path) -> None:
     drivers = [
         subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path), str(number)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -77,7 +76,6 @@ class Messages(NoProgress):
         self.texts.append(text)
 
 
-@pytest.mark.usefixtures("no_mlflow")
 def test_a_ledger_of_many_parts_is_compacted_by_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage_runner, "MANY_PARTS", 3)
     fields: dict[str, Any] = {"methods": ["random"], "resources": {"task_seconds": 1e-9}, "deletion": {"fractions": [0.0, 0.1]}}
@@ -93,7 +91,6 @@ def test_a_ledger_of_many_parts_is_compacted_by_the_run(tmp_path: Path, monkeypa
     assert gr.run(question, store=str(tmp_path), serial=True, search_path=[str(ROOT)]).deletion().collect().equals(deletion)
 
 
-@pytest.mark.usefixtures("no_mlflow")
 def test_a_compaction_that_fails_costs_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(self: Ledger) -> None:
         raise StoreError("a part vanished")

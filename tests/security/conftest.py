@@ -5,16 +5,19 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import genrep_dist as gr
-from genrep_dist.runner import publish
 from tests.experiments import experiment_file
-from tests.faults.driver import no_tracking
 
 MODULE = "from tests.toys import Blobs\n\n\nclass OwnProblem(Blobs):\n    pass\n"
-FIELDS = {"seeds": 1, "methods": ["ntk-final/target", "ntk-final/surrogate", "random"], "deletion": {"fractions": [0.0, 0.1]}}
+FIELDS: dict[str, Any] = {
+    "seeds": 1,
+    "methods": ["ntk-final/target", "ntk-final/surrogate", "random"],
+    "deletion": {"fractions": [0.0, 0.1]},
+}
 
 
 @dataclass
@@ -39,9 +42,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     (folder / "own_problem.py").write_text(MODULE)
     done = Finished(tmp_path_factory.mktemp("elsewhere") / "store", folder)
     experiment_file(done.file, "own_problem:OwnProblem", **FIELDS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(publish, "_track", no_tracking)
-        gr.run(done.file, store=str(done.store), serial=True)
+    gr.run(done.file, store=str(done.store), serial=True)
     return done
 
 

@@ -14,11 +14,9 @@ from typer.testing import CliRunner
 import genrep_dist as gr
 from genrep_dist.cli.main import app
 from genrep_dist.errors import DamagedArtifact, StoreError
-from genrep_dist.runner import publish
 from genrep_dist.store import Store
 from genrep_dist.store.damaged import move_damaged
 from genrep_dist.tracking.database import require_location
-from tests.faults.driver import no_tracking
 from tests.security.conftest import Finished
 
 REFUSED = r"a link in the store leads out of it"
@@ -113,7 +111,6 @@ def test_a_pipe_does_not_wait(place: Path) -> None:
 
 
 def test_results_are_not_published_through_a_link(finished: Finished, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish, "_track", no_tracking)
     store = finished.copy(place / "copy")
     results = store / "results/toy"
     results.rename(place / "kept")
