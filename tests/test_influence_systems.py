@@ -20,8 +20,6 @@ from genrep_dist.workflow.planning import make_plan
 from genrep_dist.workflow.prepare import check_room
 from tests.experiments import ROOT, experiment
 
-pytestmark = pytest.mark.usefixtures("no_mlflow")
-
 SETTINGS: dict[str, dict[str, Any]] = {
     "ggn": {},
     "last-layer": {"influence": {"curvature": "last-layer"}},

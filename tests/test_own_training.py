@@ -28,7 +28,6 @@ from tests.experiments import ROOT, experiment
 from tests.own_training import Script, script
 from tests.publication import publish_tables_only
 
-pytestmark = pytest.mark.usefixtures("no_mlflow")
 METHODS = ["ntk-final/target", "cosine", "random"]
 
 
@@ -52,7 +51,7 @@ def run(store: Path, problem: str, methods: list[str], serial: bool = True, **fi
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory, no_mlflow: None) -> gr.Run:
+def judged(tmp_path_factory: pytest.TempPathFactory) -> gr.Run:
     return run(tmp_path_factory.mktemp("script") / "store", "Script", METHODS)
 
 

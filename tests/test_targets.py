@@ -26,8 +26,6 @@ from tests.experiments import experiment, experiment_file
 from tests.test_extensions import InputKernel, registered
 from tests.toys import Blobs, Counting
 
-pytestmark = pytest.mark.usefixtures("no_mlflow")
-
 CLASSES, SEED, POINTS, EPOCHS = 3, 0, 3, 4
 FINAL = ["ntk-final/target", "ntk-final/tracking", "last-layer-final/surrogate", "influence-function", "inputs-final/target"]
 METHODS = [*FINAL, "tracincp", "ntk-initial/target"]
@@ -99,8 +97,7 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, no_mlflow: None) -> Iterator[Runs]:
-    del no_mlflow
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     with registered(KERNELS, "inputs", InputKernel):
         yield Runs(tmp_path_factory.mktemp("targets"))
 

@@ -14,6 +14,7 @@ _CASTS: dict[Any, Callable[..., Any]] = {
     Tensor.float: Tensor.double,
     Tensor.half: Tensor.double,
     Tensor.bfloat16: Tensor.double,
+    Tensor.cfloat: Tensor.cdouble,  # type: ignore[attr-defined]
 }
 
 

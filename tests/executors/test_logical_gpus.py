@@ -23,7 +23,7 @@ from genrep_dist.workflow.train import TrainUnit
 from tests.experiments import ROOT, experiment
 
 pytestmark = [
-    pytest.mark.usefixtures("no_mlflow", "cluster"),
+    pytest.mark.usefixtures("cluster"),
     pytest.mark.ray,
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
