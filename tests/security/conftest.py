@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,11 @@ from tests.experiments import experiment_file
 from tests.faults.driver import no_tracking
 
 MODULE = "from tests.toys import Blobs\n\n\nclass OwnProblem(Blobs):\n    pass\n"
-FIELDS = {"seeds": 1, "methods": ["ntk-final/target", "ntk-final/surrogate", "random"], "deletion": {"fractions": [0.0, 0.1]}}
+FIELDS: dict[str, Any] = {
+    "seeds": 1,
+    "methods": ["ntk-final/target", "ntk-final/surrogate", "random"],
+    "deletion": {"fractions": [0.0, 0.1]},
+}
 
 
 @dataclass
