@@ -20,10 +20,6 @@ FIELDS: dict[str, Any] = {
     "methods": ["ntk-final/target", "ntk-final/surrogate", "random"],
     "deletion": {"fractions": [0.0, 0.1]},
 }
-    "seeds": 1,
-    "methods": ["ntk-final/target", "ntk-final/surrogate", "random"],
-    "deletion": {"fractions": [0.0, 0.1]},
-}
 
 
 @dataclass
