@@ -85,6 +85,16 @@ def lists_of_lists() -> dict[str, Any]:
     return {"scores": torch.zeros(7, 2), "train_ids": found}
 
 
+def sparse(path: Path) -> None:
+    path.write_bytes(npy((7, 10**11)))
+    os.truncate(path, 128 + 56 * 10**11)
+
+
+def zarr_brackets(path: Path) -> None:
+    path.mkdir()
+    (path / "zarr.json").write_text("[" * 10**5)
+
+
 def wide_pairs(path: Path) -> None:
     count = 300_000
     pq.write_table(pa.table({"train_id": range(count), "test_id": range(count), "score": np.zeros(count)}), path)
@@ -92,7 +102,7 @@ def wide_pairs(path: Path) -> None:
 
 SCORES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "npy: columns that are not there": (".npy", lambda path: path.write_bytes(npy((7, HUGE)))),
-    "npy: a sparse file": (".npy", lambda path: (path.write_bytes(npy((7, 10**11))), os.truncate(path, 128 + 56 * 10**11))),
+    "npy: a sparse file": (".npy", sparse),
     "npy: a header of brackets": (".npy", lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x10\x27" + b"(" * 10_000)),
     "npz: columns that are not there": (".npz", lambda path: npz(path, scores=npy((7, HUGE)))),
     "npz: zeros, compressed": (".npz", lambda path: npz(path, scores=npy((HUGE, HUGE), bytes(10**7)))),
@@ -104,7 +114,7 @@ SCORES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "zarr: columns that are not there": (".zarr", lambda path: zarr_array(path, [7, HUGE], [7, 2])),
     "zarr: ids": (".zarr", lambda path: zarr_array(path, [HUGE], [HUGE])),
     "zarr: a chunk": (".zarr", lambda path: zarr_array(path, [7, 2], [10**6, 10**6])),
-    "zarr: attributes of brackets": (".zarr", lambda path: (path.mkdir(), (path / "zarr.json").write_text("[" * 10**5))),
+    "zarr: attributes of brackets": (".zarr", zarr_brackets),
     "zarr: links in a circle": (".zarr", zarr_links),
     "zarr: pickled objects": (".zarr", zarr_pickled),
 }

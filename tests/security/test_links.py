@@ -42,6 +42,11 @@ def write_part(store: Store) -> None:
     artifact.write_part("one", "phi", (0, 0), np.zeros((2, 2)))
 
 
+def move_to(store: Store) -> None:
+    store.objects.put("a", b"")
+    store.objects.move("a", "refused/mine.txt")
+
+
 HERE = "artifacts/kernel/ab/" + "ab" * 32
 USES: dict[str, tuple[str, Callable[[Store], object]]] = {
     "writes a file": ("results", lambda store: store.objects.put("results/mine.txt", b"other")),
@@ -53,7 +58,7 @@ USES: dict[str, tuple[str, Callable[[Store], object]]] = {
     "deletes": ("results", lambda store: store.objects.delete("results/mine.txt")),
     "deletes a folder": ("results/a", lambda store: store.objects.delete_folder("results")),
     "moves away": ("results", lambda store: store.objects.move("results/mine.txt", "refused/mine.txt")),
-    "moves to": ("refused", lambda store: (store.objects.put("a", b""), store.objects.move("a", "refused/mine.txt"))),
+    "moves to": ("refused", move_to),
     "puts an artifact aside": (f"{HERE}/more", lambda store: move_damaged(store.objects, DamagedArtifact("kernel", "ab" * 32))),
     "writes an array to an artifact": (HERE, write_array),
     "writes an array": (f"{HERE}/phi", write_array),
