@@ -32,7 +32,7 @@ class Scaled(SGD):
     def update(self, parameters: list[Tensor], gradients: list[Tensor], state: list[dict[str, Tensor]], rate: float) -> None:
         super().update(parameters, [g.to_dense() / self.metric(p) for p, g in zip(parameters, gradients, strict=True)], state, rate)
 
-    def preconditioner(self, parameter: Tensor, state: object) -> Tensor:  # type: ignore[override]
+    def preconditioner(self, parameter: Tensor, state: object) -> Tensor:
         return self.metric(parameter)
 
     def identity_gap_reasons(self) -> list[str]:
