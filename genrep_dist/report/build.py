@@ -47,7 +47,10 @@ def report_data(run: Run, tables: EvaluationTables, *, more_facts: Mapping[str, 
         facts=facts(run, tables, more_facts),
         warnings=(*run.plan.warnings, *_repeat_warnings(run), *_curvature_warnings(run)),
         config_yaml=experiment.to_yaml(),
-        examples=examples(run, contrast, seed=experiment.seeds[0], texts=getattr(run.context.problem, "texts", None)),
+        # The examples show the predictions of a loaded model.
+        examples=examples(run, contrast, seed=experiment.seeds[0], texts=getattr(run.context.problem, "texts", None))
+        if run.plan.shape.has_module
+        else (),
         blocks=experiment.blocks,
         baseline=experiment.baseline,
         time_unit=time_unit(run),
