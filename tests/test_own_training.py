@@ -229,9 +229,13 @@ def test_limits_may_be_nested_and_are_lifted() -> None:
         with pytest.raises(TimeLimitError, match="inner"), time_limit(0.05, "inner"):
             time.sleep(5)
         assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 30
-    with pytest.raises(TimeLimitError, match="outer"), time_limit(0.1, "outer"):
+
+    def work() -> None:
         with time_limit(5, "inner"):
             time.sleep(0.2)
         time.sleep(5)
+
+    with pytest.raises(TimeLimitError, match="outer"), time_limit(0.1, "outer"):
+        work()
     left = signal.getitimer(signal.ITIMER_REAL)[0]
     assert before - 10 < left <= before
