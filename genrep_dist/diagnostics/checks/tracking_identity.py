@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from genrep_dist.core.gradients.model import as_real, model_outputs, num_parameters
+from genrep_dist.core.importances.tracking import TrackedDerivative
 from genrep_dist.diagnostics.checks.dropout import dropout_layers
 from genrep_dist.diagnostics.checks.normalisation import normalising_layers
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, largest_relative, rerun_text, trainable
@@ -22,6 +23,9 @@ _BATCH = 256
 
 
 def check(context: CheckContext) -> Iterator[Finding]:
+    if TrackedDerivative.array in context.train_artifact(context.seed).manifest().get("absent", ()):
+        yield green("tracking identity", "the problem's own training function reports no steps, and no method needs them")
+        return
     direction = _weighted_gradient(context)
     inputs = torch.cat([context.inputs, context.test_inputs])
     before, after = (_outputs(context, model, inputs) for model in (context.model_at(0), context.model))
