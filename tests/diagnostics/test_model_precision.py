@@ -63,15 +63,18 @@ class AutocastRows(Learnable):
 
 
 class MixedRows(Learnable):
-    model = Mixed
+    def model(self) -> nn.Module:
+        return Mixed()
 
 
 class CastRows(Learnable):
-    model = Cast
+    def model(self) -> nn.Module:
+        return Cast()
 
 
 class LookingRows(Learnable):
-    model = Looking
+    def model(self) -> nn.Module:
+        return Looking()
 
 
 METHODS = ["ntk-final/tracking", "ntk-final/surrogate", "last-layer-final/target", "random"]
