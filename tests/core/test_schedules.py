@@ -37,6 +37,10 @@ def warmed(steps: int, after: Make) -> Make:
     return make
 
 
+def one_cycle(share: float) -> Make:
+    return lambda o: torch_schedules.OneCycleLR(o, RATE, STEPS, pct_start=share, cycle_momentum=False)
+
+
 CASES: list[tuple[dict[str, object], Make]] = [
     ({"schedule": "constant"}, lambda o: torch_schedules.ConstantLR(o, 1.0)),
     ({"schedule": "constant", "warmup": 7}, warmed(7, lambda o: torch_schedules.ConstantLR(o, 1.0))),
@@ -50,15 +54,7 @@ CASES: list[tuple[dict[str, object], Make]] = [
         lambda o: torch_schedules.ChainedScheduler([torch_schedules.LinearLR(o, 1 / 12, 1, 11), torch_schedules.StepLR(o, 10)]),
     ),
     ({"schedule": "one_cycle"}, lambda o: torch_schedules.OneCycleLR(o, RATE, STEPS, cycle_momentum=False)),
-    *(
-        (
-            {"schedule": "one_cycle", "warmup": given},
-            lambda o, share=share: torch_schedules.OneCycleLR(  # type: ignore[misc]
-                o, RATE, STEPS, pct_start=share, cycle_momentum=False
-            ),
-        )
-        for given, share in ((0.02, 0.02), (0.55, 0.55), (10, 0.25))
-    ),
+    *(({"schedule": "one_cycle", "warmup": given}, one_cycle(share)) for given, share in ((0.02, 0.02), (0.55, 0.55), (10, 0.25))),
 ]
 
 

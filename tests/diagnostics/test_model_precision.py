@@ -19,7 +19,8 @@ class Autocast(nn.Sequential):
 
     def forward(self, inputs: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            return super().forward(inputs)  # type: ignore[no-any-return]
+            result: Tensor = super().forward(inputs)  # type: ignore[no-untyped-call]
+            return result
 
 
 class Mixed(nn.Module):

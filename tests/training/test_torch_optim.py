@@ -155,7 +155,10 @@ def test_impossible_settings_are_refused(changes: dict[str, Any]) -> None:
 
 
 def test_a_group_without_parameters_is_refused() -> None:
-    for groups in ((ParamGroup("*.bais", weight_decay=0.0),), (ParamGroup("*", weight_decay=0.0), ParamGroup("*.bias", weight_decay=0.1))):
+    for groups in (
+        (ParamGroup("*.offset", weight_decay=0.0),),
+        (ParamGroup("*", weight_decay=0.0), ParamGroup("*.bias", weight_decay=0.1)),
+    ):
         with pytest.raises(ProblemError, match="no parameters"):
             Solo(small_cnn(), 1, make_optimizer(replace(BASE, param_groups=groups)), PLAIN)
 
