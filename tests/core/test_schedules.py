@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def one_cycle(share: float) -> Make:
     return lambda o: torch_schedules.OneCycleLR(o, RATE, STEPS, pct_start=share, cycle_momentum=False)
 
 
-CASES: list[tuple[dict[str, object], Make]] = [
+CASES: list[tuple[Mapping[str, object], Make]] = [
     ({"schedule": "constant"}, lambda o: torch_schedules.ConstantLR(o, 1.0)),
     ({"schedule": "constant", "warmup": 7}, warmed(7, lambda o: torch_schedules.ConstantLR(o, 1.0))),
     ({"schedule": "cosine"}, lambda o: torch_schedules.CosineAnnealingLR(o, STEPS)),
