@@ -21,7 +21,7 @@ from genrep_dist.runner.run import train_originals
 from genrep_dist.store import Store
 from genrep_dist.workflow.prepare import prepare
 from genrep_dist.workflow.record import write_record
-from tests.experiments import experiment
+from tests.experiments import ROOT, experiment
 from tests.external.files import section
 
 METHODS = ["ntk-final/target", "tracincp"]
@@ -188,7 +188,7 @@ def test_what_was_changed_afterwards_is_refused(folder: Path, tmp_path: Path) ->
     changed["problem"]["options"]["num_classes"] += 1
     record.write_text(json.dumps(changed))
     with pytest.raises(ProblemError, match=r"differs from the exported one[\s\S]*search_path"):
-        open_exported(copy, 0)
+        open_exported(copy, 0, [ROOT])
     changed = json.loads(original) | {"format": "genrep-problem/0"}
     record.write_text(json.dumps(changed))
     with pytest.raises(ConfigError, match=r"another version[\s\S]*genrep-problem/1[\s\S]*genrep-problem/0"):
