@@ -31,7 +31,7 @@ FEW_OUTPUTS = 3
 
 
 class NotApplicableError(Exception):
-    """A check is about the parameters of a model that is no torch module: it is left out."""
+    """A check is about parameters or a checkpoint that this kind of training does not keep: it is left out."""
 
 
 class CheckContext:
@@ -126,9 +126,12 @@ class CheckContext:
         return self.store.artifact(importance, self.plan.keys.solved(importance, seed, kernel, epoch))
 
     def train_outputs(self, seed: int, epoch: int) -> npt.NDArray[np.float64]:
-        """Stored outputs (N, C) float64 on the training set after ``epoch`` epochs."""
+        """Stored outputs (N, C) float64 on the training set after ``epoch`` epochs. NotApplicableError if they were not kept."""
         artifact = self.train_artifact(seed)
-        row = artifact.read("epochs").tolist().index(epoch)
+        epochs = artifact.read("epochs").tolist()
+        if epoch not in epochs:
+            raise NotApplicableError
+        row = epochs.index(epoch)
         return np.asarray(artifact.read("outputs_train")[row], dtype=np.float64)
 
     def kernel_at(self, name: str, epoch: int) -> Kernel:
