@@ -16,7 +16,7 @@ from genrep_dist.errors import MethodError
 
 
 @given(
-    st.sampled_from(sorted(set(KERNELS) - {"influence"})),
+    st.sampled_from(sorted(set(KERNELS) - {"influence", "ntk-adam"})),
     st.one_of(st.sampled_from(CHECKPOINTS), st.integers(0, 10**6).map("epoch{}".format)),
     st.sampled_from(sorted(IMPORTANCES)),
 )
@@ -25,6 +25,13 @@ def test_names_of_the_grid_make_the_round_trip(kernel: str, checkpoint: str, imp
     method = parse_method(name)
     assert method == Method(name, kernel, checkpoint, importance)
     assert f"{method.kernel}-{method.checkpoint}/{method.importance}" == name
+
+
+def test_the_kernel_in_the_optimizers_metric_is_not_one_of_the_initial_parameters() -> None:
+    assert parse_method("ntk-adam-middle/tracking") == Method("ntk-adam-middle/tracking", "ntk-adam", "middle", "tracking")
+    for checkpoint in ("initial", "epoch0"):
+        with pytest.raises(MethodError):
+            parse_method(f"ntk-adam-{checkpoint}/tracking")
 
 
 @pytest.mark.parametrize("importance", ["target", "tracking"])
