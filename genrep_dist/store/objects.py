@@ -128,7 +128,7 @@ class Objects:
 
     def delete_folder(self, prefix: str) -> None:
         def delete_listed() -> None:
-            found = list_paths(self.backend, prefix)
+            found = self._list_all(prefix)
             if found:
                 obstore.delete(self.backend, found)
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from genrep_dist.errors import CorruptError, NonFiniteError, ProblemError
+from genrep_dist.errors import CorruptError, NonFiniteError, ProblemError, StoreError
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.problems.tables import data_digest, from_table, to_table, validate
 
@@ -102,7 +102,6 @@ def test_foreign_tables_are_refused() -> None:
     layout = table.schema.metadata[b"genrep.layout"]
     foreign = [
         table.replace_schema_metadata(None),
-        table.replace_schema_metadata({"genrep.schema": "genrep-dataset/2", "genrep.layout": layout}),
         table.drop_columns(["target"]),
         table.replace_schema_metadata({"genrep.schema": "genrep-dataset/1", "genrep.layout": layout.replace(b"float32", b"float64")}),
         table.replace_schema_metadata({"genrep.schema": "genrep-dataset/1", "genrep.layout": layout.replace(b"[1, 2, 3]", b"[1, 2, 4]")}),
@@ -113,6 +112,8 @@ def test_foreign_tables_are_refused() -> None:
     for other in foreign:
         with pytest.raises(CorruptError):
             from_table(other)
+    with pytest.raises(StoreError, match="newer version"):
+        from_table(table.replace_schema_metadata({"genrep.schema": "genrep-dataset/2", "genrep.layout": layout}))
 
 
 def slow_digest(train: Dataset, test: Dataset) -> str:
