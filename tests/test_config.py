@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from genrep_dist.config import Experiment, load_experiment, profile_names, shipped_experiments
-from genrep_dist.config.sections import parse_bytes
+from genrep_dist.config.resources import parse_bytes
 from genrep_dist.config.yaml_text import parse_yaml
 from genrep_dist.core.importances import IMPORTANCES
 from genrep_dist.core.kernels import KERNELS
@@ -165,7 +165,7 @@ def test_a_profile_must_be_there_and_be_chosen(tmp_path: Path) -> None:
             r"line 6: field recipe\.schedule: expected one of .*\(did you mean cosine\?\); got 'cosin'",
         ),
         ("recipe: {warmup: 1.5}\n", r"line 6: field recipe\.warmup: expected a whole number of steps.*; got 1\.5"),
-        ("recipe: {betas: [0.9, 1]}\n", r"line 6: field recipe\.betas\.1: expected a number .*less than 1; got 1"),
+        ("recipe: {betas: [0.9, 1]}\n", r"line 6: field recipe\.betas\.1: expected a number .*less than 1.*; got 1"),
         (
             "recipe: {param_groups: [{params: '*.bias'}]}\n",
             r"line 6: field recipe\.param_groups\.0: expected a learning_rate or",

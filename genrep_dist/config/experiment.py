@@ -12,6 +12,8 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, fie
 from genrep_dist.config.digests import non_default_fields
 from genrep_dist.config.field_errors import Location, describe_errors
 from genrep_dist.config.metrics import METRICS, complete_settings, measured_numbers
+from genrep_dist.config.resources import ResourcesSection
+from genrep_dist.config.section import Section
 from genrep_dist.config.sections import (
     MAX_SEEDS,
     BrittlenessSection,
@@ -25,8 +27,6 @@ from genrep_dist.config.sections import (
     ProblemSection,
     ProjectionSection,
     RecipeSection,
-    ResourcesSection,
-    Section,
     Seeds,
     StopSection,
     SurrogateSection,

@@ -20,7 +20,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskEr
 from ray.experimental.internal_kv import _internal_kv_exists
 from ray.util.metrics import Gauge
 
-from genrep_dist.config.sections import ResourcesSection
+from genrep_dist.config.resources import ResourcesSection
 from genrep_dist.errors import ConfigError, FailureKind, GenRepError, PlanError, UnitError
 from genrep_dist.executors import capacity
 from genrep_dist.executors import worker as worker_code

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from genrep_dist.config.sections import ResourcesSection
+from genrep_dist.config.resources import ResourcesSection
 from genrep_dist.executors.base import Executor
 from genrep_dist.registry import Registry
 

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable
 
 import psutil
 
-from genrep_dist.config.sections import ResourcesSection
+from genrep_dist.config.resources import ResourcesSection
 from genrep_dist.executors.base import Outcome
 from genrep_dist.units import StageName, Unit
 from genrep_dist.workflow.context import Job

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from genrep_dist.config import Experiment
-from genrep_dist.config.sections import ResourcesSection
+from genrep_dist.config.resources import ResourcesSection
 from genrep_dist.errors import CorruptError, FailureKind, ProblemError
 from genrep_dist.executors.base import Executor, Outcome
 from genrep_dist.executors.serial import SerialExecutor

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import ray
 
-from genrep_dist.config.sections import ResourcesSection
+from genrep_dist.config.resources import ResourcesSection
 from genrep_dist.executors.base import Outcome
 from genrep_dist.executors.ray_executor import RayExecutor
 from genrep_dist.runner.progress import ProgressCounter

@@ -15,7 +15,7 @@ import time
 import polars as pl
 
 from genrep_dist.config import load_experiment
-from genrep_dist.config.sections import ResourcesSection
+from genrep_dist.config.resources import ResourcesSection
 from genrep_dist.executors.ray_executor import RayExecutor
 from genrep_dist.runner.progress import NoProgress, ProgressCounter
 from genrep_dist.runner.stage_runner import StageRunner, Workers

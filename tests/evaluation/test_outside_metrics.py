@@ -13,7 +13,7 @@ import torch
 
 import genrep_dist as gr
 from genrep_dist.config.metrics import METRICS, requested_retrainings
-from genrep_dist.config.sections import Section
+from genrep_dist.config.section import Section
 from genrep_dist.errors import ConfigError, PlanError
 from genrep_dist.evaluation.metrics.base import MetricInfo, metric_infos, register
 from genrep_dist.units import Retraining

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genrep_dist.config.sections import ResourcesSection
+from genrep_dist.config.resources import ResourcesSection
 from genrep_dist.errors import PlanError
 from genrep_dist.executors.capacity import (
     WorkerResources,

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 import genrep_dist as gr
-from genrep_dist.config.sections import ResourcesSection
+from genrep_dist.config.resources import ResourcesSection
 from genrep_dist.errors import ConfigError, FailureKind, ProblemError
 from genrep_dist.executors.base import Executor, Outcome
 from genrep_dist.executors.ray_executor import RayExecutor

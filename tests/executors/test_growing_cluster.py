@@ -16,7 +16,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from genrep_dist.executors.ray_executor import RayExecutor
-from genrep_dist.config.sections import ResourcesSection
+from genrep_dist.config.resources import ResourcesSection
 from genrep_dist.workflow.gradients import GradientUnit
 from tests.executors.test_ray_executor import blocked, ready
 address, folder = sys.argv[1:]

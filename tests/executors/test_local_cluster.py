@@ -17,7 +17,7 @@ CODE = """
 import sys
 import ray
 from genrep_dist.executors.ray_executor import RayExecutor
-from genrep_dist.config.sections import ResourcesSection
+from genrep_dist.config.resources import ResourcesSection
 executor = RayExecutor(ResourcesSection.model_validate({"workers": 1}))
 print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.readline()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import ray
 
-from genrep_dist.config.sections import ResourcesSection
+from genrep_dist.config.resources import ResourcesSection
 from genrep_dist.errors import ConfigError
 from genrep_dist.executors.ray_executor import RayExecutor
 from genrep_dist.store import Store

@@ -14,7 +14,7 @@ import pytest
 import ray
 
 import genrep_dist as gr
-from genrep_dist.config.sections import ResourcesSection
+from genrep_dist.config.resources import ResourcesSection
 from genrep_dist.errors import NonFiniteError, PlanError
 from genrep_dist.executors.base import Executor
 from genrep_dist.executors.ray_executor import RayExecutor

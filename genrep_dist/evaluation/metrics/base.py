@@ -17,7 +17,7 @@ import polars as pl
 
 from genrep_dist.config.experiment import Experiment
 from genrep_dist.config.metrics import METRICS, RequestCount
-from genrep_dist.config.sections import Section
+from genrep_dist.config.section import Section
 from genrep_dist.extension import Extension
 
 Array = npt.NDArray[np.float64]
