@@ -17,7 +17,10 @@ from genrep_dist.store import Store
 from genrep_dist.tracking.mlflow_tracker import _as_store_error
 from tests.experiments import ROOT, experiment
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # MLflow's own models
+pytestmark = [
+    pytest.mark.publishes,
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),  # MLflow's own models
+]
 
 
 def run(store: Path, name: str) -> gr.Run:
