@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-JOBS ?= 3
+JOBS ?= 2
 STAMP := $(VENV)/.installed
 LOWEST := .venv-lowest
 
@@ -15,7 +15,7 @@ quietly = @echo '$(1)'; output=$$($(BIN)/$(1) 2>&1) || { printf '%s\n' "$$output
 
 help:
 	@echo 'make demo    the demonstration: some 1,800 retrainings, a table, a report; minutes'
-	@echo 'make test    lint, then all tests, three files at a time; JOBS=8 for eight'
+	@echo 'make test    lint, then all tests, two files at a time; JOBS=4 for four'
 	@echo 'make lint    style, types, import rules, versions that fit together, spelling'
 	@echo 'make bench   run the benchmarks in tests/benchmarks'
 	@echo 'make lowest  install the lowest versions that pyproject.toml allows into $(LOWEST), and run smoke with them'

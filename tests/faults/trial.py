@@ -96,7 +96,7 @@ class Trial:
         return found
 
 
-def finish(process: subprocess.Popen[str], code: int = 0, seconds: float = 150.0) -> str:
+def finish(process: subprocess.Popen[str], code: int = 0, seconds: float = 300.0) -> str:
     """What a driver has said, once it has ended with ``code``."""
     try:
         said, _ = process.communicate(timeout=seconds)
