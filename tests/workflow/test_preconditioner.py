@@ -71,9 +71,9 @@ def test_tracking_adds_up_in_a_metric_that_does_not_change(tmp_path: Path) -> No
     assert plain > 0.1
 
 
-def test_an_optimizer_without_a_metric_is_refused_before_training() -> None:
+def test_an_optimizer_without_a_metric_is_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(MethodError, match=r"ntk-adam[\s\S]*sgd[\s\S]*use the kernel ntk"):
-        prepare(experiment("tests.toys:Linear", methods=METHODS), Store("memory://"), [str(ROOT)])
+        prepare(experiment("tests.toys:Linear", methods=METHODS), Store(str(tmp_path)), [str(ROOT)])
 
 
 def test_there_is_none_before_the_first_step() -> None:
