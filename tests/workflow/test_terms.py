@@ -43,7 +43,6 @@ def asked(methods: list[str], **fields: Any) -> gr.Experiment:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> gr.Run:
-    """Products alone; `influence-function` with projected curvature has its own K."""
     folder = tmp_path_factory.mktemp("terms")
     return gr.run(asked([*DIRECT, "last-layer-final/target"]), store=str(folder), serial=True, search_path=[str(ROOT)])
 
@@ -78,8 +77,7 @@ def softmax_importance(run: gr.Run, epoch: int) -> np.ndarray[Any, Any]:
 
 def test_scores_are_importances_times_the_kernel_of_plain_autograd(finished: gr.Run) -> None:
     kernels = {epoch: plainly(finished, epoch) for epoch in (0, 1, EPOCHS)}
-    tracking = finished.importance("tracking", 0)
-    rate = 0.1
+    tracking, rate = finished.importance("tracking", 0), 0.1
     expected = {
         "ntk-final/target": np.einsum("nc,ncm->nm", softmax_importance(finished, EPOCHS), kernels[EPOCHS]),
         "ntk-final/tracking": np.einsum("nc,ncm->nm", tracking, kernels[EPOCHS]),
@@ -108,10 +106,9 @@ def test_the_same_products_serve_other_points_and_the_doctor(finished: gr.Run) -
 
 
 def test_the_doctor_sees_changed_products(finished: gr.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "genrep_dist.diagnostics.checks.kernel.alpha", lambda *_: 1.01 * torch.from_numpy(softmax_importance(finished, EPOCHS))
-    )
-    (finding,) = [f for f in diagnose(finished, samples=4) if f.name == "kernel" and "products" in f.text]
+    changed = 1.01 * torch.from_numpy(softmax_importance(finished, EPOCHS))
+    monkeypatch.setattr("genrep_dist.diagnostics.checks.kernel.alpha", lambda *_: changed)
+    (finding,) = [f for f in diagnose(finished, samples=4) if f.name == "kernel" and "alpha_c" in f.text]
     assert finding.colour == "red"
     assert "artifacts/term/" in (finding.remedy or "")
 
@@ -120,7 +117,7 @@ def test_one_backward_pass_serves_all_outputs(finished: gr.Run, monkeypatch: pyt
     context = finished.context
     points = context.test_points(0)
     rows, grad = list[int](), torch.autograd.grad
-    block, term = (0, 10), ("ntk", EPOCHS, "target", EPOCHS)
+    block, term = (0, 40), ("ntk", EPOCHS, "target", EPOCHS)
     term_block(context, term, 0, *block, points)  # models and test points are prepared
 
     def counted(*arguments: Any, **options: Any) -> Any:
@@ -132,7 +129,7 @@ def test_one_backward_pass_serves_all_outputs(finished: gr.Run, monkeypatch: pyt
     direct = len(rows)
     finished.kernel("ntk", "final", 0)
     assert (len(rows) - direct) == CLASSES * direct * len(finished.plan.blocks("ntk"))
-    np.testing.assert_array_equal(phi.numpy(), finished.attributions("ntk-final/target", 0)[:10])
+    np.testing.assert_array_equal(phi.numpy(), finished.attributions("ntk-final/target", 0))
 
 
 def plan(tmp_path: Path, methods: list[str], **fields: Any) -> Plan:
@@ -151,7 +148,7 @@ def test_which_scores_need_no_kernel_depends_on_the_method_alone(tmp_path: Path)
     binary = prepare(experiment(methods=DIRECT, options={"num_classes": 2}), Store(str(tmp_path)), [str(ROOT)]).plan
     assert binary.needs.terms == ()
     stored = plan(tmp_path, ["ntk-final/target"], resources={"features": "store"})
-    assert stored.needs.terms == terms[:1] == alone.needs.terms[:1] or list(stored.needs.terms) == terms[:1]
+    assert list(stored.needs.terms) == terms[:1]
     assert stored.stored_features == ()
 
 
@@ -175,9 +172,8 @@ def test_importances_that_are_tiny_keep_their_digits_and_bad_ones_are_named(fini
     alphas = torch.from_numpy(softmax_importance(finished, EPOCHS)).double()
     expected = term_block(context, term, 0, 0, 5, points)
     monkeypatch.setattr("genrep_dist.workflow.terms.alpha", lambda *_: 1e-60 * alphas)
-    torch.testing.assert_close(
-        1e60 * term_block(context, term, 0, 0, 5, points), expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max())
-    )
+    scaled, error = 1e60 * term_block(context, term, 0, 0, 5, points), 1e-6 * float(expected.abs().max())
+    torch.testing.assert_close(scaled, expected, rtol=1e-5, atol=error)
     monkeypatch.setattr("genrep_dist.workflow.terms.alpha", lambda *_: torch.zeros_like(alphas))
     assert not term_block(context, term, 0, 0, 5, points).any()
     alphas[3, 1] = torch.nan
