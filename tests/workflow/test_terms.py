@@ -54,7 +54,7 @@ def jacobians(model: nn.Module, inputs: torch.Tensor) -> np.ndarray[Any, Any]:
         torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(o, parameters, retain_graph=True)]) for o in model(x[None])[0]])
         for x in inputs
     ]
-    return torch.stack(rows).numpy()
+    return np.asarray(torch.stack(rows))
 
 
 def plainly(run: gr.Run, epoch: int) -> np.ndarray[Any, Any]:
@@ -64,7 +64,7 @@ def plainly(run: gr.Run, epoch: int) -> np.ndarray[Any, Any]:
     explained = problem.model(problem.test.inputs[rows]).argmax(dim=1).tolist()
     problem.model.load_state_dict(run.checkpoint(0, epoch))
     points = np.stack([row[c] for row, c in zip(jacobians(problem.model, problem.test.inputs[rows]), explained, strict=True)])
-    return np.einsum("ncp,mp->ncm", jacobians(problem.model, problem.train.inputs), points)
+    return np.asarray(np.einsum("ncp,mp->ncm", jacobians(problem.model, problem.train.inputs), points))
 
 
 def softmax_importance(run: gr.Run, epoch: int) -> np.ndarray[Any, Any]:
@@ -72,7 +72,7 @@ def softmax_importance(run: gr.Run, epoch: int) -> np.ndarray[Any, Any]:
     problem.model.load_state_dict(run.checkpoint(0, epoch))
     with torch.no_grad():
         p = problem.model(problem.train.inputs).softmax(1)
-    return (nn.functional.one_hot(problem.train.targets, CLASSES) - p).numpy()
+    return np.asarray(nn.functional.one_hot(problem.train.targets, CLASSES) - p)
 
 
 def test_scores_are_importances_times_the_kernel_of_plain_autograd(finished: gr.Run) -> None:
