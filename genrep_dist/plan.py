@@ -8,7 +8,7 @@ from typing import Any
 from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys
 from genrep_dist.config.metrics import needs_self_influence
-from genrep_dist.core.kernels.base import DerivedKernel, KernelSizes
+from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, KernelSizes
 from genrep_dist.core.methods import Method
 from genrep_dist.units import StageName
 
@@ -18,6 +18,8 @@ MAX_PREDICTION_ROWS = 1024
 """Rows that pass through a model at once where memory allows. Last bits of outputs depend on it."""
 KernelAt = tuple[str, int]
 """A kernel's name and the epoch of its parameters."""
+TermAt = tuple[str, int, str, int]
+"""A kernel's name and epoch, and the importance with the epoch of the model that it is taken of."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ class Needs:
     """What the methods of an experiment need of each seed, every list sorted and without repeats.
 
     ``cross``: K(train, test) of feature and pairwise kernels; ``grams``: train-by-train grams; ``derived``: kernels that are derived
-    from another's gram or from the Hessian; ``solved``: (importance, kernel, epoch) solved for on a gram; ``diagonals``: K(x_i, x_i).
+    from another's gram or from the Hessian; ``solved``: (importance, kernel, epoch) solved for on a gram; ``diagonals``: K(x_i, x_i);
+    ``terms``: products of an importance and a kernel that are computed without K(train, test) (:func:`direct_terms`).
     """
 
     cross: tuple[KernelAt, ...]
@@ -107,6 +110,12 @@ class Needs:
     derived: tuple[KernelAt, ...]
     solved: tuple[tuple[str, str, int], ...]
     diagonals: tuple[KernelAt, ...]
+    terms: tuple[TermAt, ...] = ()
+
+    @property
+    def features(self) -> tuple[KernelAt, ...]:
+        """Feature and pairwise kernels of which something is computed with the test points, sorted."""
+        return tuple(sorted({*self.cross, *((kernel, epoch) for kernel, epoch, _, _ in self.terms)}))
 
     @classmethod
     def from_keys(cls, keys: Keys, shape: Shape) -> Needs:
@@ -115,17 +124,20 @@ class Needs:
         derived_kernels = {name: kernel for name, kernel in found.items() if kernel is not None}
         methods = [(method, epoch) for method in experiment.parsed_methods for epoch in keys.method_epochs(method)]
         pairs = {(method.kernel, epoch) for method, epoch in methods}
+        terms = {method: direct_terms(keys, shape, method) for method in experiment.parsed_methods}
+        read = {(method.kernel, epoch) for method, epoch in methods if not terms[method]}
         derived = {pair for pair in pairs if pair[0] in derived_kernels}
         bases = {(base, epoch) for name, epoch in derived if (base := gram_base(derived_kernels[name])) is not None}
         solved = {(method.importance, method.kernel, epoch) for method, epoch in methods if method.needs_gram}
         # Diagonals serve self-influence alone.
         wanted = {(m.kernel, e) for m, e in methods if has_self_influence(keys, m)} if needs_self_influence(experiment) else set()
         return cls(
-            cross=tuple(sorted((pairs - derived) | bases)),
+            cross=tuple(sorted((read - derived) | bases)),
             grams=tuple(sorted({(kernel, epoch) for _, kernel, epoch in solved} | bases)),
             derived=tuple(sorted(derived)),
             solved=tuple(sorted(solved)),
             diagonals=tuple(sorted(wanted)),
+            terms=tuple(sorted({term for found_terms in terms.values() for term in found_terms})),
         )
 
 
@@ -241,6 +253,20 @@ def derived_kernel(keys: Keys, name: str, shape: Shape | None = None) -> Derived
     if not isinstance(kernel, DerivedKernel):
         return None
     return kernel if shape is None else kernel.at_sizes(shape.num_train, shape.num_outputs, shape.width(kernel.base))
+
+
+def direct_terms(keys: Keys, shape: Shape, method: Method) -> list[TermAt]:
+    """The products that a method's scores are the sum of, where they are computed without K(train, test); else none.
+
+    The importances are then weights of the outputs, so that a training sample takes one vector-Jacobian product instead of C. So it is
+    where they are known before the kernel, and outputs do not share features. It does not depend on the other methods of the experiment.
+    """
+    if not method.has_kernel or method.needs_gram or method.kernel in keys.own_kernels:
+        return []
+    kernel, sizes = keys.experiment.kernel(method.kernel), shape.kernels.get(method.kernel)
+    if not isinstance(kernel, FeatureKernel) or not kernel.takes_weights or sizes is None or sizes.gram_rows == 1:
+        return []
+    return [(method.kernel, term.kernel_epoch, method.importance, term.importance_epoch) for term in keys.terms(method)]
 
 
 def gram_base(kernel: DerivedKernel) -> str | None:

@@ -15,7 +15,7 @@ from genrep_dist.core.kernels.base import DerivedKernel
 from genrep_dist.core.methods import Method
 from genrep_dist.seeds import derive_seed
 
-NUMBERS_VERSION = 6
+NUMBERS_VERSION = 7
 """Raised whenever a change of the code, or of a default, changes numbers for the same experiment; old artifacts are then not found."""
 
 
@@ -161,6 +161,12 @@ class Keys:
         # Groups are means of the points' own scores.
         target = [non_default_fields(self.experiment.target, leave_out=("group",)), *self._source("target", self.experiment.target.kind)]
         return self._digest("kernel", self.model(seed), self._kernel_identity(kernel), epoch, self.test_positions(seed), *target)
+
+    def term(self, seed: int, kernel: str, epoch: int, importance: str, importance_epoch: int) -> str:
+        """Sum_c alpha_c K_c(train, test) with the seed's test points, of an importance that is not solved for."""
+        found = self.experiment.importance(importance)
+        own = [self._settings(found.settings), *self._source("importance", importance)]
+        return self._digest("term", self.kernel(seed, kernel, epoch), importance, importance_epoch, *own)
 
     def gram(self, seed: int, kernel: str, epoch: int) -> str:
         return self._digest("gram", self.features(seed, kernel, epoch))

@@ -45,9 +45,14 @@ def tracincp(terms: Iterable[tuple[float, Tensor, Tensor | Iterable[Tensor]]]) -
     blocks of a kernel, are consumed one by one, so that an iterator holds one at a time. Raises MethodError if there is none, ProblemError
     if shapes differ.
     """
+    return weighted_sum((rate, attribute(alpha, kernel)) for rate, alpha, kernel in terms)
+
+
+def weighted_sum(terms: Iterable[tuple[float, Tensor]]) -> Tensor:
+    """Sum_t eta_t phi_t (N, M) of the rates and products (N, M) of :func:`tracincp`, with its errors."""
     total: Tensor | None = None
-    for rate, alpha, kernel in terms:
-        term = rate * attribute(alpha, kernel)
+    for rate, phi in terms:
+        term = rate * phi
         if total is not None and total.shape != term.shape:
             raise ProblemError(
                 "checkpoints disagree on the samples", where="tracincp", expected=f"{tuple(total.shape)}", got=f"{tuple(term.shape)}"

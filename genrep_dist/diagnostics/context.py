@@ -141,7 +141,7 @@ class CheckContext:
 
     def feature_kernels(self) -> dict[str, FeatureKernel]:
         """The feature kernels of the run, by name."""
-        kernels = {name: self.worker.kernel(name) for name, _ in self.plan.needs.cross}
+        kernels = {name: self.worker.kernel(name) for name, _ in self.plan.needs.features}
         return {name: kernel for name, kernel in kernels.items() if isinstance(kernel, FeatureKernel)}
 
     @property

@@ -15,6 +15,7 @@ from genrep_dist.results.base import Array, OpenedRun
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.workflow.checkpoints import unpack_state
 from genrep_dist.workflow.context import stored_train_outputs
+from genrep_dist.workflow.explain import computed_kernel
 from genrep_dist.workflow.importances import alpha
 
 
@@ -73,9 +74,15 @@ class Arrays(OpenedRun):
         return self.loss_name in LOSSES and "loss class" not in identity["form"]
 
     def kernel(self, kernel: str, checkpoint: str | int, seed: int) -> Array:
-        """K (N, M), or (N, C, M) for several outputs, at a checkpoint."""
+        """K (N, M), or (N, C, M) for several outputs, at a checkpoint.
+
+        A kernel of several outputs that the run used for products with known importances alone was not stored. It is computed at each
+        call, which loads the problem's own code and takes C backward passes a training sample.
+        """
         self._check_seed(seed)
-        epoch = checkpoint_epoch(checkpoint, self.plan.keys.epochs)
+        epoch, needs = checkpoint_epoch(checkpoint, self.plan.keys.epochs), self.plan.needs
+        if (kernel, epoch) in needs.features and (kernel, epoch) not in needs.cross:
+            return computed_kernel(self.plan, self.context, kernel, seed, epoch).numpy()
         return _squeeze(self.store.artifact("kernel", self.plan.keys.kernel(seed, kernel, epoch)).read("kernel"))
 
     def checkpoint(self, seed: int, which: str | int) -> dict[str, Tensor]:

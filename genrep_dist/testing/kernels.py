@@ -113,6 +113,18 @@ class FeatureKernelTests(KernelTests):
         eigenvalues = torch.linalg.eigvalsh(flat @ flat.T)
         assert float(eigenvalues[0]) >= -1e-6 * float(eigenvalues[-1])
 
+    def test_weights_of_training_samples_combine_the_outputs(self) -> None:
+        """Of a kernel that takes weights, where outputs do not share features: the block of features of one output."""
+        kernel, model, inputs, num_outputs = self.make_kernel(), self.make_model(3), self.inputs(NUM_TRAIN, 1), 3
+        if kernel.takes_weights and kernel.sizes(model, inputs[:2]).gram_rows == num_outputs:
+            weights = torch.randn(NUM_TRAIN, num_outputs, generator=torch.Generator().manual_seed(3))
+            features = kernel.features(model, inputs, weights)
+            rows = features if isinstance(features, FactoredGradients) else features.unsqueeze(1)
+            test = _prepared(kernel.features(model, self.inputs(NUM_TEST, 2), self.outputs(NUM_TEST, num_outputs)))
+            found = kernel.block(rows, test, torch.zeros(NUM_TEST, dtype=torch.int64), 1).squeeze(1)
+            expected = torch.einsum("bc,bcm->bm", weights, self.block(num_outputs))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
     @OUTPUTS
     def test_sizes_are_those_of_the_features(self, num_outputs: int) -> None:
         kernel, model = self.make_kernel(), self.make_model(num_outputs)

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from genrep_dist.core.attribution import Sign, random_scores, ranking, tracincp
+from genrep_dist.config.keys import Term
+from genrep_dist.core.attribution import Sign, attribute, random_scores, ranking, weighted_sum
 from genrep_dist.core.gradients.model import selected_output
 from genrep_dist.core.methods import Method
-from genrep_dist.plan import Plan, StagePlan
+from genrep_dist.plan import Plan, StagePlan, direct_terms
 from genrep_dist.seeds import derive_seed
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.units import Unit
@@ -29,13 +30,16 @@ KERNEL_ROW_COPIES = 5
 """Times 4 bytes: a kernel's row as it is stored, in float64, and as it is multiplied."""
 KernelBlocks = Callable[[int], Iterable[Tensor]]
 """epoch -> blocks of consecutive training rows of K (N, C, M)."""
+Products = Callable[[Term], Tensor]
+"""A term of a method's scores -> sum_c alpha_c K_c (N, M) float64."""
 
 
 @dataclass(frozen=True)
 class AttributionUnit(Unit):
-    """phi(train, test points) of one method, and what it would remove."""
+    """phi(train, test points) of one method, and what it would remove. ``direct``: from stored products, else from importances and K."""
 
     method: str
+    direct: bool
     stage: ClassVar[str] = "attributions"
 
     @property
@@ -51,12 +55,13 @@ class AttributionsStage(Stage[AttributionUnit]):
         methods = [method for method in plan.experiment.parsed_methods if not method.is_external]
         for seed in plan.experiment.seeds:
             for method in methods:
-                yield ArtifactSpec("attribution", plan.keys.attribution(seed, method), seed, (AttributionUnit(seed, method.name),))
+                unit = AttributionUnit(seed, method.name, bool(direct_terms(plan.keys, plan.shape, method)))
+                yield ArtifactSpec("attribution", plan.keys.attribution(seed, method), seed, (unit,))
 
     def run(self, unit: AttributionUnit, context: WorkerContext) -> dict[str, float]:
         """Write phi (N, M) float64 and the full removal orders (M, N) of sample ids, most negative and most positive first."""
         method, points = context.experiment.method(unit.method), context.test_points(unit.seed)
-        phi = stored_attribution(method, unit.seed, context)
+        phi = stored_attribution(method, unit.seed, context, direct=unit.direct)
         manifest: dict[str, Any] = {"test_ids": context.test.ids[context.keys.explained_rows(unit.seed)].tolist()}
         if method.needs_gram:
             manifest["efficiency_gap_test"] = _efficiency_gap(phi, unit.seed, points, context, method)
@@ -94,20 +99,25 @@ def write_attribution(artifact: Artifact, method: Method, seed: int, phi: Tensor
     artifact.commit({**parts, "seed": seed, **manifest})
 
 
-def attribution(method: Method, seed: int, context: WorkerContext, points: TestPoints, kernel_at: KernelBlocks) -> Tensor:
-    """Phi (N, M) float64 of a method for ``points``, from the blocks of its kernel with them."""
+def attribution(method: Method, seed: int, context: WorkerContext, points: TestPoints, products: Products) -> Tensor:
+    """Phi (N, M) float64 of a method for ``points``, from the products of its importances and kernels with them."""
     if method.is_random:
         # An order of its own for every (seed, test point).
         return random_scores([derive_seed(seed, "random", test_id) for test_id in points.ids.tolist()], len(context.train.ids))
     # With one unweighted term this is Eq. 2 as it stands.
-    return tracincp(
-        (
-            context.learning_rate(seed, term.kernel_epoch) if term.weighted else 1.0,
-            alpha(context, method.importance, seed, method.kernel, term.importance_epoch),
-            (block.double() for block in kernel_at(term.kernel_epoch)),
-        )
-        for term in context.keys.terms(method)
+    return weighted_sum(
+        (context.learning_rate(seed, term.kernel_epoch) if term.weighted else 1.0, products(term)) for term in context.keys.terms(method)
     )
+
+
+def kernel_products(method: Method, seed: int, context: WorkerContext, kernel_at: KernelBlocks) -> Products:
+    """Products from importances and the blocks of a method's kernel."""
+
+    def product(term: Term) -> Tensor:
+        importance = alpha(context, method.importance, seed, method.kernel, term.importance_epoch)
+        return attribute(importance, (block.double() for block in kernel_at(term.kernel_epoch)))
+
+    return product
 
 
 def _stored_kernel(context: WorkerContext, seed: int, method: Method) -> KernelBlocks:
@@ -120,9 +130,22 @@ def _stored_kernel(context: WorkerContext, seed: int, method: Method) -> KernelB
     return read
 
 
-def stored_attribution(method: Method, seed: int, context: WorkerContext) -> Tensor:
-    """Phi (N, M) float64 of the seed's test points, or (N, G) of its groups of them, from stored importances and kernels."""
-    phi = attribution(method, seed, context, context.test_points(seed), _stored_kernel(context, seed, method))
+def _stored_terms(context: WorkerContext, seed: int, method: Method) -> Products:
+    def read(term: Term) -> Tensor:
+        key = context.keys.term(seed, method.kernel, term.kernel_epoch, method.importance, term.importance_epoch)
+        return torch.from_numpy(context.store.artifact("term", key).read("phi"))
+
+    return read
+
+
+def stored_attribution(method: Method, seed: int, context: WorkerContext, *, direct: bool) -> Tensor:
+    """Phi (N, M) float64 of the seed's test points, or (N, G) of its groups of them, from stored importances and kernels.
+
+    ``direct``: from the stored products of both, as of a method with :func:`~genrep_dist.plan.direct_terms`.
+    """
+    kernels = _stored_kernel(context, seed, method)
+    products = _stored_terms(context, seed, method) if direct else kernel_products(method, seed, context, kernels)
+    phi = attribution(method, seed, context, context.test_points(seed), products)
     return group_means(phi, context.keys.test_groups(seed))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import polars as pl
 
 from genrep_dist.core.methods import Method
-from genrep_dist.plan import Plan, derived_kernel, gram_base
+from genrep_dist.plan import Plan, derived_kernel, direct_terms, gram_base
 from genrep_dist.store import Store
 
 COSTS_SCHEMA: dict[str, type[pl.DataType]] = {
@@ -60,6 +60,10 @@ def _artifacts(plan: Plan, method: Method, seed: int) -> Iterator[tuple[str, str
     """(kind, key) of the artifacts that one method's scores are computed from, without the trained model."""
     keys = plan.keys
     yield "attribution", keys.attribution(seed, method)
+    terms = direct_terms(keys, plan.shape, method)
+    yield from (("term", keys.term(seed, *term)) for term in terms)
+    if terms:
+        return
     derived = derived_kernel(keys, method.kernel, plan.shape) if method.has_kernel else None
     base = None if derived is None else gram_base(derived)
     for epoch in keys.method_epochs(method):

@@ -125,8 +125,8 @@ def _gradients(prepared: PreparedExperiment, device: torch.device) -> float:
     model = Randomness(0).build(prepared.problem.model).to(device).eval()
     inputs = prepared.train.inputs[:rows].to(device)
     derived = [derived_kernel(plan.keys, name, plan.shape) for name, _ in plan.needs.derived]
-    # Those of bases whose gram is not read are not in ``needs.cross``.
-    features = {*(kernel for kernel, _ in plan.needs.cross), *(kernel.base for kernel in derived if kernel is not None)}
+    # Those of bases whose gram is not read are not in ``needs.features``.
+    features = {*(kernel for kernel, _ in plan.needs.features), *(kernel.base for kernel in derived if kernel is not None)}
     factored = any(name is None or plan.shape.kernels[name].factored for name in features)
     if not factored:
         # No gradients are computed, and they need not be defined.

@@ -7,16 +7,18 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from genrep_dist.config.keys import Term
 from genrep_dist.core.kernels.base import DerivedKernel
 from genrep_dist.core.methods import Method
 from genrep_dist.errors import MethodError
-from genrep_dist.plan import Plan, derived_kernel
+from genrep_dist.plan import Plan, derived_kernel, direct_terms
 from genrep_dist.training.threads import one_thread
-from genrep_dist.workflow.attributions import attribution
+from genrep_dist.workflow.attributions import attribution, kernel_products
 from genrep_dist.workflow.blocks import cross_bytes, point_bytes
 from genrep_dist.workflow.context import TestPoints, WorkerContext
 from genrep_dist.workflow.derived import Inputs, derived_columns
 from genrep_dist.workflow.kernels import kernel_block
+from genrep_dist.workflow.terms import term_block
 
 
 def other_points(context: WorkerContext, seed: int, inputs: Tensor, ids: Tensor, targets: Tensor | None = None) -> TestPoints:
@@ -41,30 +43,44 @@ def explain(plan: Plan, context: WorkerContext, method: Method, seed: int, point
         parts = (slice(at, at + at_once) for at in range(0, len(points), at_once))
         return torch.cat([explain(plan, context, method, seed, points.part(part)) for part in parts], dim=1)
 
-    def stored_or_computed(kernel: str, epoch: int) -> Iterator[Tensor]:
-        if kernel not in plan.block_rows:
-            raise MethodError(
-                "this run has nothing of that kernel",
-                where=f"method of kernel {method.kernel}",
-                expected=", ".join(plan.block_rows) or "a run with kernels",
-                got=kernel,
-            )
-        features = context.store.artifact("features", context.keys.features(seed, kernel, epoch))
-        stored = (kernel, epoch) in plan.stored_features and features.is_committed()
-        blocks = (kernel_block(context, kernel, seed, epoch, *block, points, stored=stored) for block in plan.blocks(kernel))
-        return (block.float().cpu() for block in blocks)
-
     def kernel_at(epoch: int) -> Iterable[Tensor]:
         kernel = context.kernel(method.kernel)
         if not isinstance(kernel, DerivedKernel):
-            return stored_or_computed(method.kernel, epoch)
-        cross = None if kernel.base is None else lambda base: torch.cat(list(stored_or_computed(base, epoch)))
+            return _kernel_blocks(plan, context, method.kernel, seed, epoch, points)
+        cross = None if kernel.base is None else lambda base: torch.cat(list(_kernel_blocks(plan, context, base, seed, epoch, points)))
         block, _ = derived_columns(kernel, Inputs(context, seed, epoch, plan.dense_rows, points, cross))
         # As it is stored: float32.
         return [block.float().cpu()]
 
+    def term_at(term: Term) -> Tensor:
+        found = method.kernel, term.kernel_epoch, method.importance, term.importance_epoch
+        return torch.cat([term_block(context, found, seed, *block, points) for block in plan.blocks(method.kernel)])
+
     with one_thread():
-        return attribution(method, seed, context, points, kernel_at)
+        direct = direct_terms(plan.keys, plan.shape, method)
+        products = term_at if direct else kernel_products(method, seed, context, kernel_at)
+        return attribution(method, seed, context, points, products)
+
+
+def computed_kernel(plan: Plan, context: WorkerContext, kernel: str, seed: int, epoch: int) -> Tensor:
+    """K (N, C, M) float32 of a feature or pairwise kernel with the seed's test points, in the blocks of the run, on the CPU."""
+    with one_thread():
+        return torch.cat(list(_kernel_blocks(plan, context, kernel, seed, epoch, context.test_points(seed))))
+
+
+def _kernel_blocks(plan: Plan, context: WorkerContext, kernel: str, seed: int, epoch: int, points: TestPoints) -> Iterator[Tensor]:
+    """K (rows, C, M) float32 with ``points`` by blocks of training rows: of stored features where there are any, else computed."""
+    if kernel not in plan.block_rows:
+        raise MethodError(
+            "this run has nothing of that kernel",
+            where=f"kernel {kernel}",
+            expected=", ".join(plan.block_rows) or "a run with kernels",
+            got=kernel,
+        )
+    features = context.store.artifact("features", context.keys.features(seed, kernel, epoch))
+    stored = (kernel, epoch) in plan.stored_features and features.is_committed()
+    blocks = (kernel_block(context, kernel, seed, epoch, *block, points, stored=stored) for block in plan.blocks(kernel))
+    return (block.float().cpu() for block in blocks)
 
 
 def _points_at_once(plan: Plan, method: Method) -> int:

@@ -44,10 +44,15 @@ def kernel_at(context: WorkerContext, name: str, seed: int, epoch: int) -> Featu
     return context.cached(("kernel", name, seed, epoch), make)
 
 
-def train_features(context: WorkerContext, kernel: str, seed: int, epoch: int, start: int, stop: int) -> Rows:
-    """Features of training rows of a feature kernel. NonFiniteError names sample ids."""
+def train_features(
+    context: WorkerContext, kernel: str, seed: int, epoch: int, start: int, stop: int, weights: Tensor | None = None
+) -> Rows:
+    """Features of training rows of a feature kernel, of all outputs or of their sum with ``weights`` (rows, C).
+
+    NonFiniteError names sample ids.
+    """
     computed, where = kernel_at(context, kernel, seed, epoch), f"kernel {kernel}, seed {seed}, epoch {epoch}"
-    rows = _features(context, computed, context.model(seed, epoch), where, context.train.inputs[start:stop])
+    rows = _features(context, computed, context.model(seed, epoch), where, context.train.inputs[start:stop], weights)
     refuse_non_finite(rows, context.train.ids[start:stop], f"{kernel} features, seed {seed}, epoch {epoch}")
     return rows
 

@@ -1,4 +1,7 @@
-"""Stage kernels: blocks of K(train, test) and tiles of the train-by-train gram, from stored or streamed features."""
+"""Stage kernels: blocks of K(train, test), of its products with importances, and tiles of the train-by-train gram.
+
+They are computed from stored or streamed features; products with importances from gradients of their own (`workflow/terms.py`).
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ from genrep_dist.workflow.gradients import feature_passes, features_seconds, ker
 from genrep_dist.workflow.gram_tiles import feature_products, gram_tile, reads
 from genrep_dist.workflow.prefetch import Prefetcher
 from genrep_dist.workflow.returned import Rows
+from genrep_dist.workflow.terms import NUMBER_BYTES, TermUnit, run_term, term_array, term_bytes, term_units
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class GramUnit(Unit):
         return "samples", np.concatenate([train_ids[at * self.tile : (at + 1) * self.tile] for at in tiles]).tolist()
 
 
-class KernelsStage(Stage[KernelUnit | GramUnit]):
+class KernelsStage(Stage[KernelUnit | TermUnit | GramUnit]):
     name = "kernels"
     uses_actors = True
 
@@ -71,35 +75,51 @@ class KernelsStage(Stage[KernelUnit | GramUnit]):
                 blocks = tuple(KernelUnit(seed, kernel, epoch, *block, stored) for block in plan.blocks(kernel))
                 key, manifest = plan.keys.kernel(seed, kernel, epoch), kernel_manifest(plan, kernel, epoch)
                 yield ArtifactSpec("kernel", key, seed, blocks, _cross_array(plan, kernel), manifest)
+            for term in plan.needs.terms:
+                kernel, epoch, importance, importance_epoch = term
+                manifest = {**kernel_manifest(plan, kernel, epoch), "importance": importance, "importance_epoch": importance_epoch}
+                key, units = plan.keys.term(seed, *term), term_units(plan, seed, term)
+                yield ArtifactSpec("term", key, seed, units, term_array(plan, kernel), manifest)
             for kernel, epoch in plan.needs.grams:
                 tiles = tuple(gram_units(plan, seed, kernel, epoch))
                 key, manifest = plan.keys.gram(seed, kernel, epoch), kernel_manifest(plan, kernel, epoch)
                 yield ArtifactSpec("gram", key, seed, tiles, _gram_array(plan, kernel), manifest)
 
-    def run(self, unit: KernelUnit | GramUnit, context: WorkerContext) -> dict[str, float]:
+    def run(self, unit: KernelUnit | TermUnit | GramUnit, context: WorkerContext) -> dict[str, float]:
+        if isinstance(unit, TermUnit):
+            return run_term(unit, context)
         return _run_tile(unit, context) if isinstance(unit, GramUnit) else _run_block(unit, context)
 
     def sample_axes(self, kind: str) -> dict[str, SampleAxis]:
-        return {"kernel": ("train", 0)} if kind == "kernel" else {}
+        arrays: dict[str, dict[str, SampleAxis]] = {"kernel": {"kernel": ("train", 0)}, "term": {"phi": ("train", 0)}}
+        return arrays.get(kind, {})
 
     def plan(self, plan: Plan) -> StagePlan | None:
-        cross, grams, shape = plan.needs.cross, plan.needs.grams, plan.shape
-        if not cross:
+        cross, grams, terms, shape = plan.needs.cross, plan.needs.grams, plan.needs.terms, plan.shape
+        if not cross and not terms:
             return None
-        seeds, blocks = len(plan.experiment.seeds), sum(len(plan.blocks(kernel)) for kernel, _ in cross)
+        blocked = [kernel for kernel, _ in cross] + [kernel for kernel, *_ in terms]
+        seeds, blocks = len(plan.experiment.seeds), sum(len(plan.blocks(kernel)) for kernel in blocked)
         tiles = sum(len(plan.tiles(kernel)) for kernel, _ in grams)
         written = len(cross) * FLOAT_BYTES * shape.num_train * shape.num_outputs * plan.experiment.num_test_points
+        written += len(terms) * NUMBER_BYTES * shape.num_train * plan.experiment.num_test_points
         written += sum(_gram_bytes(plan, kernel) for kernel, _ in grams)
         peaks = [block_bytes(plan, kernel) for kernel, _ in cross]
+        peaks += [term_bytes(plan, kernel) for kernel, *_ in terms]
         # A pass that computes features has the room of what reading them takes.
         peaks += [tile_bytes(plan, kernel) + MODELS_HELD * shape.checkpoint_bytes for kernel, _ in grams]
         streamed = len([pair for pair in cross if pair not in plan.stored_features])
         what = f"{len(cross)} K(train, test) ({streamed} streamed), {len(grams)} grams in {tiles} tiles"
+        if terms:
+            reason = f"1 vector-Jacobian product a sample instead of {shape.num_outputs}, because their importances are known"
+            what += f", {len(terms)} products with importances without K ({reason})"
         return StagePlan(self.name, what, seeds * (blocks + tiles), seeds * written, max(peaks))
 
     def seconds(self, plan: Plan, rates: Rates) -> float:
         streamed = sorted({*plan.needs.cross, *plan.needs.grams} - set(plan.stored_features))
         seconds = sum(feature_passes(plan, kernel, epoch) * features_seconds(plan, kernel, rates) for kernel, epoch in streamed)
+        # Of all outputs, a term differentiates one sum.
+        seconds += sum(features_seconds(plan, kernel, rates) / plan.shape.kernels[kernel].gram_rows for kernel, *_ in plan.needs.terms)
         pairs = len(plan.experiment.seeds) * plan.shape.num_train**2 / 2
         products = sum(plan.shape.kernels[kernel].products for kernel, _ in plan.needs.grams)
         return seconds + pairs * products / rates.multiply_adds_per_second

@@ -103,7 +103,9 @@ class FeatureKernel(Kernel):
     ``factored``: features are :class:`~genrep_dist.core.gradients.factored.FactoredGradients`, stored as factors of varying length;
     else they are tensors (B, L), stored as they are. ``takes_weights``: :meth:`features` and :meth:`block` also take weights (B, C) of the
     outputs, floating point, in place of declared ``outputs`` (B,), for a target that depends on several outputs; without it such a target's
-    K is combined from those of all outputs, at C times the cost.
+    K is combined from those of all outputs, at C times the cost. Where outputs do not share features (``gram_rows`` of :meth:`sizes` is C),
+    importances alpha (B, C) that are known are taken as weights of training samples: :meth:`block` then gets features of one output, with
+    ``num_outputs`` 1, and returns sum_c alpha_c K_c (B, 1, M).
     """
 
     kind = "feature"

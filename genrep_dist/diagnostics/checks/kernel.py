@@ -1,4 +1,4 @@
-"""Stored K(train, test) of the first seed at the sampled rows, against the kernel's slow reference."""
+"""Stored K(train, test) of the first seed at the sampled rows, and its products with importances, against the kernel's slow reference."""
 
 from __future__ import annotations
 
@@ -11,25 +11,34 @@ from torch import Tensor
 from genrep_dist.core.kernels.base import FeatureKernel, PairwiseKernel
 from genrep_dist.core.kernels.blocks import per_output
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, largest_sample, rerun_text
-from genrep_dist.diagnostics.finding import Finding, compare, largest_key
+from genrep_dist.diagnostics.finding import Finding, compare, count_text, largest_key
+from genrep_dist.plan import KernelAt, TermAt
+from genrep_dist.store.artifacts import Artifact
 from genrep_dist.workflow.features import point_reference
+from genrep_dist.workflow.importances import alpha
 
 
 def check(context: CheckContext) -> Iterator[Finding]:
-    """A finding for each feature kernel and each pairwise kernel, at the checkpoint with the largest difference."""
-    yield from (_finding(context, name, epochs) for name, epochs in _kernels(context).items())
+    """A finding for each feature kernel and each pairwise kernel, at the checkpoint with the largest difference.
+
+    And one for the products of each kernel with importances that were computed without K.
+    """
+    needs = context.plan.needs
+    yield from (_finding(context, name, epochs) for name, epochs in _kernels(needs.cross).items())
+    for name in sorted({term[0] for term in needs.terms}):
+        yield _term_finding(context, [term for term in needs.terms if term[0] == name])
 
 
 def recomputed(context: CheckContext) -> Iterator[Tensor]:
-    for name, epochs in _kernels(context).items():
+    for name, epochs in _kernels(context.plan.needs.features).items():
         references = (_reference(context, name, epoch) for epoch in epochs)
         yield torch.cat([expected / torch.where(scale > 0, scale, 1.0) for expected, scale in references])
 
 
-def _kernels(context: CheckContext) -> dict[str, list[int]]:
+def _kernels(pairs: tuple[KernelAt, ...]) -> dict[str, list[int]]:
     """The epochs of each kernel."""
     epochs: dict[str, list[int]] = {}
-    for name, epoch in context.plan.needs.cross:
+    for name, epoch in pairs:
         epochs.setdefault(name, []).append(epoch)
     return epochs
 
@@ -50,8 +59,7 @@ def _finding(context: CheckContext, name: str, epochs: list[int]) -> Finding:
             "if the kernel is not symmetric, or depends on the other samples of its batch, correct its class and run the experiment again; "
             "else the stored kernel was changed:"
         )
-    rounding = ROUNDINGS * float(np.finfo(np.float32).eps), f"{ROUNDINGS:,} roundings of float32, the dtype of stored kernels"
-    bound, bound_text = tolerance or rounding
+    bound, bound_text = tolerance or _rounding("the dtype of stored kernels")
     differences: Mapping[int, tuple[float, int]] = {
         epoch: _difference(context, name, epoch, *_reference(context, name, epoch)) for epoch in epochs
     }
@@ -70,9 +78,53 @@ def _finding(context: CheckContext, name: str, epochs: list[int]) -> Finding:
     )
 
 
+def _term_finding(context: CheckContext, terms: list[TermAt]) -> Finding:
+    """The products of one feature kernel with importances."""
+    kernel = context.worker.kernel(terms[0][0])
+    assert isinstance(kernel, FeatureKernel)
+    bound, bound_text = kernel.tolerance() or _rounding("the dtype of features")
+    differences = {term: _term_difference(context, term) for term in terms}
+    worst = largest_key({term: number for term, (number, _) in differences.items()})
+    (name, epoch, importance, _), (number, sample) = worst, differences[worst]
+    return compare(
+        "kernel",
+        number,
+        bound,
+        f"{name} at epoch {epoch} with {importance}, worst of {count_text(len(terms), 'product')}: largest difference between stored "
+        f"sum_c alpha_c K_c and products of single features, in units of sum_c |alpha_c| |g_ic| |g_j|, over {len(context.rows)} training "
+        f"samples; at sample id {context.train_id(sample)}; bound: {bound_text}",
+        "the stored products do not belong to the model; on a GPU set torch.backends.cudnn.allow_tf32 = False. If code that the model "
+        f"calls has changed since the run, restore it, or run in a new store; else {rerun_text(context, _term_artifact(context, worst))}",
+        seed=context.seed,
+    )
+
+
+def _term_difference(context: CheckContext, term: TermAt) -> tuple[float, int]:
+    """The largest difference of stored products (S, M) from those of the reference, in units of its scale, and its sample."""
+    kernel, epoch, importance, importance_epoch = term
+    weights = alpha(context.worker, importance, context.seed, kernel, importance_epoch)[list(context.rows), :, None]
+    expected, scale = _reference(context, kernel, epoch)
+    artifact = _term_artifact(context, term)
+    return _largest(context, artifact, "phi", (weights * expected).sum(dim=1), (weights.abs() * scale).sum(dim=1))
+
+
+def _term_artifact(context: CheckContext, term: TermAt) -> Artifact:
+    return context.store.artifact("term", context.plan.keys.term(context.seed, *term))
+
+
+def _rounding(of: str) -> tuple[float, str]:
+    return ROUNDINGS * float(np.finfo(np.float32).eps), f"{ROUNDINGS:,} roundings of float32, {of}"
+
+
 def _difference(context: CheckContext, name: str, epoch: int, expected: Tensor, scale: Tensor) -> tuple[float, int]:
     """The largest difference of stored K (S, C, M) from ``expected``, in units of ``scale``, and its sample."""
-    reader = context.store.artifact("kernel", context.plan.keys.kernel(context.seed, name, epoch)).reader("kernel")
+    artifact = context.store.artifact("kernel", context.plan.keys.kernel(context.seed, name, epoch))
+    return _largest(context, artifact, "kernel", expected, scale)
+
+
+def _largest(context: CheckContext, artifact: Artifact, array: str, expected: Tensor, scale: Tensor) -> tuple[float, int]:
+    """The largest difference of an array at the sampled rows from ``expected`` (S, ...), in units of ``scale``, and its sample."""
+    reader = artifact.reader(array)
     stored = torch.from_numpy(np.concatenate([reader.read(slice(row, row + 1)) for row in context.rows])).double()
     return largest_sample((stored - expected).abs() / torch.where(scale > 0, scale, torch.ones_like(scale)))
 

@@ -23,7 +23,7 @@ def check(context: CheckContext) -> Iterator[Finding]:
     """A finding for each feature kernel and each pairwise kernel, at its last epoch."""
     if context.before_retraining:
         # The pairs are sorted: the last epoch of a kernel comes last.
-        yield from (_finding(context, name, epoch) for name, epoch in dict(context.plan.needs.cross).items())
+        yield from (_finding(context, name, epoch) for name, epoch in dict(context.plan.needs.features).items())
 
 
 def _finding(context: CheckContext, name: str, epoch: int) -> Finding:

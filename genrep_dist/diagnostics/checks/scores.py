@@ -13,6 +13,7 @@ import torch
 from genrep_dist.core.attribution import Sign, ranking
 from genrep_dist.diagnostics.context import CheckContext, rerun_text
 from genrep_dist.diagnostics.finding import Finding, compare, largest_key
+from genrep_dist.plan import direct_terms
 from genrep_dist.workflow.attributions import stored_attribution
 
 _SIGNS: tuple[Sign, ...] = ("negative", "positive")
@@ -28,7 +29,8 @@ def check(context: CheckContext) -> Iterator[Finding]:
         name = method.name
         artifacts[name] = artifact = context.store.artifact("attribution", context.plan.keys.attribution(context.seed, method))
         phi = torch.from_numpy(artifact.read("phi"))
-        expected = phi if method.is_external else stored_attribution(method, context.seed, context.worker)
+        direct = bool(direct_terms(context.plan.keys, context.plan.shape, method))
+        expected = phi if method.is_external else stored_attribution(method, context.seed, context.worker, direct=direct)
         differences[name] = float((phi - expected).abs().max() / expected.abs().max().clamp(min=torch.finfo(torch.float64).tiny))
         if differences[name] <= _FLOAT64_ROUNDING:
             for sign in _SIGNS:
