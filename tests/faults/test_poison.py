@@ -59,7 +59,7 @@ def test_a_block_that_kills_its_process(tmp_path: Path, undisturbed: Undisturbed
     assert str(sample) in said
     assert "--retry-failed" in said
     assert deaths(tmp_path) == ATTEMPTS
-    record = json.loads((tmp_path / "store/experiments/toy/quarantine.json").read_text())
+    record = Store(trial.store).objects.get_json("experiments/toy/quarantine.json")
     assert [entry["attempts"] for entry in record.values()] == [ATTEMPTS]
     assert all(sample in entry["sample_ids"] for entry in record.values())
     found = {row["key"] for row in asked(gr.open_run(trial.store, "toy"))}
