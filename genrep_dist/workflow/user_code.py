@@ -41,10 +41,12 @@ class AllowedCode:
 
 
 def classes_named(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    """What the plain data of an experiment name of a user's own, by place: classes, and the options of kernels; {} for none."""
+    """What the plain data of an experiment name of a user's own, by place: classes, functions, options of kernels; {} for none."""
     found: dict[str, Any] = {}
     if not is_shipped_problem(name := experiment["problem"]["name"]):
         found["problem.name"] = name
+    if (augment := (experiment.get("recipe") or {}).get("augment")) is not None:
+        found["recipe.augment"] = augment
     for name, kernel in (experiment.get("kernels") or {}).items():
         found[f"kernels.{name}"] = [kernel["class"], kernel.get("options") or {}]
     for name, settings in (experiment.get("metrics") or {}).items():
@@ -56,7 +58,8 @@ def classes_named(experiment: Mapping[str, Any]) -> dict[str, Any]:
 def planning_needs(record: Mapping[str, Any]) -> list[str]:
     """The places of classes that a plan is made with: metrics, and kernels that are not functions of pairs."""
     functions = {f"kernels.{name}" for name in record["own_kernels"]}
-    return [place for place in classes_named(record["experiment"]) if place != "problem.name" and place not in functions]
+    unneeded = functions | {"problem.name", "recipe.augment"}
+    return [place for place in classes_named(record["experiment"]) if place not in unneeded]
 
 
 def remember_code(record: Mapping[str, Any]) -> None:

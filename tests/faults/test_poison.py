@@ -90,8 +90,8 @@ def test_retrainings_that_kill_their_process(tmp_path: Path, undisturbed: Undist
     sample = min((sample for removed in removals for sample in removed), key=lambda one: (sum(one in removed for removed in removals), one))
     poisoned = sum(sample in removed for removed in removals)
     assert 1 <= poisoned <= 3
-    # A single worker: four models a task.
-    trial = Trial.make(tmp_path, resources=RESOURCES | {"workers": 1})
+    # A single worker, and tasks of several models however slow the machine is.
+    trial = Trial.make(tmp_path, resources=RESOURCES | {"workers": 1, "task_seconds": 60.0})
     arm(tmp_path, without=Faulty(str(tmp_path)).row(sample))
 
     said = finish(trial.start(), code=1)

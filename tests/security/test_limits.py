@@ -198,6 +198,9 @@ def test_an_array_of_a_store(tmp_path: Path) -> None:
     artifact = Store(str(tmp_path)).artifact("kernel", "ab" * 32)
     artifact.write("phi", np.zeros((2, 2)), ("train", "test"))
     artifact.commit({})
+    # As an artifact of an earlier version, or one whose manifest was changed too: its digests would be seen first.
+    objects, manifest = Store(str(tmp_path)).objects, artifact.paths.manifest
+    objects.put_json(manifest, {name: value for name, value in objects.get_json(manifest).items() if name != "metadata_sha256"})
     path = tmp_path / artifact.path / "phi/zarr.json"
     for shape, chunks in (([HUGE, 2], [HUGE, 2]), ([HUGE, 2], [2, 2]), ([2, 2], [HUGE, 2])):
         record = json.loads(path.read_text())

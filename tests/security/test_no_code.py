@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -21,6 +22,9 @@ from genrep_dist.cli.status import status_record
 from genrep_dist.errors import ConfigError, GenRepError, ProblemError, StoreError
 from genrep_dist.results import Run
 from genrep_dist.runner.export import export_problem
+from genrep_dist.store import Store
+from genrep_dist.store.publications import Publications
+from genrep_dist.store.sealed import seal_json, unseal_json
 from genrep_dist.workflow.record import plan_of_record
 from tests.security.conftest import MODULE, Finished
 
@@ -45,9 +49,9 @@ class Hostile:
             (folder / "planted_module.py").write_text(f"open({str(self.mark)!r}, 'w').close()\n")
 
     def plant(self, change: Callable[[dict[str, Any]], None]) -> None:
-        """Change the record, and with it all that a reader compares it with."""
-        path = self.store / "experiments/toy/record.json"
-        record = json.loads(path.read_text())
+        """Change the record, and with it all that a reader compares it with: digests and checksums too."""
+        objects = Store(str(self.store)).objects
+        record = objects.get_json("experiments/toy/record.json")
         record["search_path"] = [str(self.store / "experiments/toy"), str(self.store)]
         change(record)
         try:
@@ -58,9 +62,8 @@ class Hostile:
             self.store / f"experiments/toy/requests-{question}.parquet"
         )
         record["question"] = question
-        path.write_text(json.dumps(record))
-        manifest = self.store / "results/toy/manifest.json"
-        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "question": question, "record": record}))
+        objects.put_json("experiments/toy/record.json", record)
+        Publications(objects, "toy").update({"question": question, "record": record})
 
     def assert_silent(self) -> None:
         assert not self.mark.exists()
@@ -97,6 +100,7 @@ PLANTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "a module that another one imports": rename_problem("tests.toys:torch.os.system", command="touch it-ran"),
     "a class of kernels": add_kernel(known=False),
     "a function of pairs": add_kernel(known=True),
+    "an augmentation": lambda record: record["experiment"]["recipe"].update(augment=PLANTED),
     "a metric": lambda record: record["experiment"].update(metrics={"mine": {"class": PLANTED}}),
 }
 
@@ -131,23 +135,23 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 def test_no_field_of_any_json_file_is_imported(hostile: Hostile) -> None:
     tried = set()
     for file in sorted(hostile.store.rglob("*.json")):
-        whole = file.read_text()
-        value = json.loads(whole)
+        whole = file.read_bytes()
+        value = unseal_json(whole)
         for path in leaves(value):
             # One entry of each list, of each part of an identity, and one file of each kind.
             kind = (file.name, *[key for key in path if isinstance(key, str)][: 3 if "identities" in path else None])
             if kind in tried or file.name == "zarr.json":
                 continue
             tried.add(kind)
-            file.write_text(json.dumps(replaced(value, path, PLANTED)))
+            file.write_bytes(seal_json(replaced(value, path, PLANTED)))
             try:
                 status_record(str(hostile.store), "toy")
                 gr.open_run(str(hostile.store), "toy").problem(0)
             except Exception:
                 continue  # a damaged record is another matter
             finally:
-                file.write_text(whole)
-                hostile.assert_silent()
+                file.write_bytes(whole)
+                assert not hostile.mark.exists(), f"{file.name}: {path}"
     assert len(tried) > 90
 
 
@@ -161,6 +165,9 @@ def test_no_field_of_any_table_is_imported(hostile: Hostile) -> None:
                 changed += 1
         pq.write_table(table, file)
     assert changed > 10
+    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in (hostile.store / "results/toy").glob("*.parquet")}
+    Publications(Store(str(hostile.store)).objects, "toy").update({"tables": digests})
+    assert PLANTED in gr.open_run(str(hostile.store), "toy").metrics()["method"].to_list(), "what was planted is read"
     for command in (("status",), ("report",)):
         invoke(hostile.store, command)
 
