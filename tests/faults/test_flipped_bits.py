@@ -140,7 +140,7 @@ def test_no_flipped_bit_is_read_as_another_number(sound: Path, expected: dict[st
         assert str(named) in str(refusal), (path, refusal)
     assert len(kinds) >= 40, kinds
     assert {"data/*/train.parquet", "ledger/*/part-*.parquet", "results/toy/deletion.parquet", "metadata of kernel"} <= refused
-    assert {"manifest of surrogate", "experiments/toy/record.json", "block of attribution"} <= refused
+    assert {"manifest of surrogate", "experiments/toy/record.json", "block of kernel"} <= refused
 
 
 @pytest.mark.parametrize("seed", [1, 2])
