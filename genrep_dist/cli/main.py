@@ -242,7 +242,7 @@ def ledger_compact(name: NameArgument, store: StoreOption = "store", experiment:
 
 @tracking_app.command("rebuild")
 def tracking_rebuild(store: StoreOption = "store") -> None:
-    """Move a damaged MLflow database away and make it anew from the published results, while no run works on the store."""
+    """Recreate a damaged MLflow database from the published results. The old one is moved away. No run may use the store meanwhile."""
     from genrep_dist.runner.rebuild_tracking import rebuild_tracking
     from genrep_dist.store import Store
 

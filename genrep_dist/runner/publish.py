@@ -320,7 +320,7 @@ def _unusable(database: Path, error: sqlite3.Error) -> StoreError:
         "the tracking database cannot be used",
         where=str(database),
         got=f"{type(error).__name__}: {error}",
-        remedy=f"run `genrep tracking rebuild --store {database.parent}`: it makes the database anew from the published results",
+        remedy=f"run `genrep tracking rebuild --store {database.parent}`: it recreates the database from the published results",
     )
 
 

@@ -1,4 +1,4 @@
-"""Makes the MLflow database of a store anew from its published results, after the database was damaged or lost."""
+"""Recreates the MLflow database of a store from its published results, after the database was damaged or lost."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ def _as_store_error(tracking_uri: str) -> Iterator[None]:
             raise
         remedy = "the results are in the store: correct this and run again, which publishes only what is missing"
         if database is not None:
-            remedy += ". If the database is damaged, `genrep tracking rebuild` makes it anew from the published results"
+            remedy += ". If the database is damaged, `genrep tracking rebuild` recreates it from the published results"
         raise StoreError(
             "MLflow refused the publication",
             where=redact(tracking_uri),

@@ -124,7 +124,7 @@ def test_an_inaccurate_factor_is_refined_with_new_products(monkeypatch: pytest.M
     assert len(passes) == 3
     assert certificate.residual < 1e-12
     close(kernel, torch.einsum("ncp,mp->ncm", m.jacobian, torch.linalg.solve(m.gauss_newton(1e-2), m.test_gradient.T).T))
-    # The certificate is that of the kernel: H is multiplied anew, whatever the factor is.
+    # The certificate is that of the kernel: H is multiplied again, whatever the factor is.
     monkeypatch.setattr(system, "solve", lambda right: exact(right) * 1.7)
     with pytest.raises(ConvergenceError, match=r"residual <= 1e-08[\s\S]*residual 0\.24"):
         system.kernel(m.test_gradient.T)

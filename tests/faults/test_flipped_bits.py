@@ -190,7 +190,7 @@ def test_damage_that_a_reader_finds_in_published_results_is_mended_by_the_same_c
 
 
 @pytest.mark.parametrize("name", ["deletion.parquet", "points.parquet", "table.md", "report.html", "config.yaml", "manifest.json"])
-def test_a_flipped_bit_in_a_published_file_is_moved_away_and_published_anew(sound: Path, tmp_path: Path, name: str) -> None:
+def test_a_flipped_bit_in_a_published_file_is_moved_away_and_published_again(sound: Path, tmp_path: Path, name: str) -> None:
     store = tmp_path / "store"
     shutil.copytree(sound, store)
     victim = store / "results/toy" / name

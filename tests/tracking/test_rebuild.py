@@ -1,4 +1,4 @@
-"""A damaged MLflow database is named, and made anew from the published results by one command."""
+"""A damaged MLflow database is named, and recreated from the published results by one command."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def numbers(done: gr.Run) -> dict[str, dict[str, float]]:
     return {found.data.tags["genrep.method"]: dict(found.data.metrics) for found in runs}
 
 
-def test_a_damaged_database_is_named_and_made_anew_from_the_results(tmp_path: Path) -> None:
+def test_a_damaged_database_is_named_and_recreated_from_the_results(tmp_path: Path) -> None:
     first = run(tmp_path / "first", "toy")
     before = numbers(first)
     assert set(before) == {"last-layer-final/target", "random"}

@@ -36,7 +36,7 @@ class PrimalCertificate:
 
     ``damping`` is the absolute delta that was added to H. ``mean_eigenvalue`` = trace(H)/P over all P parameters, without damping.
     ``residual`` = max over test points of ||g_m - (H + delta I) x_m|| / ||g_m||, with g_m the features of a test point and x_m the solution
-    of which the kernel is made. H x_m is multiplied anew from all features in float64. ``size`` is D.
+    of which the kernel is made. H x_m is computed again from all features in float64. ``size`` is D.
     """
 
     damping: float
