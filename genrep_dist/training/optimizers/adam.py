@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genrep_dist.core.gradients.model import as_real
 from genrep_dist.problems.protocol import Recipe
-from genrep_dist.training.optimizers.base import Optimizer, per_model
+from genrep_dist.training.optimizers.base import Optimizer, per_model, weight_decay_reasons
 
 
 class Adam(Optimizer):
@@ -72,12 +72,7 @@ class Adam(Optimizer):
         reasons = [f"{self.title} divides each element of a step by the root of its mean square, so the steps are not along the gradients"]
         if self._betas[0]:
             reasons.append(f"beta {self._betas[0]:g}: each step repeats a share of the gradients before it")
-        if self._weight_decay:
-            reasons.append(
-                f"weight decay {self._weight_decay:g}: each step also shrinks the parameters, a change of f that belongs to no training "
-                "sample"
-            )
-        return reasons
+        return reasons + weight_decay_reasons(self._weight_decay)
 
     @property
     def description(self) -> str:

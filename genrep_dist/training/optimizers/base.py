@@ -92,6 +92,13 @@ def per_model(state: Tensor, parameter: Tensor) -> Tensor:
     return state.reshape(*state.shape, *[1] * (parameter.dim() - state.dim()))
 
 
+def weight_decay_reasons(weight_decay: float) -> list[str]:
+    """Why a ``weight_decay`` breaks the tracking identities; none for 0."""
+    if not weight_decay:
+        return []
+    return [f"weight decay {weight_decay:g}: each step also shrinks the parameters, a change of f that belongs to no training sample"]
+
+
 @dataclass(frozen=True, eq=False)
 class Rule:
     """How some parameters are updated: an optimizer, and their learning rate relative to the recipe's."""

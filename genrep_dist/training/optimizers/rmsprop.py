@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genrep_dist.core.gradients.model import as_real
 from genrep_dist.problems.protocol import Recipe
-from genrep_dist.training.optimizers.base import Optimizer
+from genrep_dist.training.optimizers.base import Optimizer, weight_decay_reasons
 
 
 class RMSprop(Optimizer):
@@ -67,12 +67,7 @@ class RMSprop(Optimizer):
         reasons = ["RMSprop divides each element of a step by the root of its mean square, so the steps are not along the gradients"]
         if self._momentum:
             reasons.append(f"momentum {self._momentum:g}: each step repeats a share of the steps before it")
-        if self._weight_decay:
-            reasons.append(
-                f"weight decay {self._weight_decay:g}: each step also shrinks the parameters, a change of f that belongs to no training "
-                "sample"
-            )
-        return reasons
+        return reasons + weight_decay_reasons(self._weight_decay)
 
     @property
     def description(self) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genrep_dist.problems.protocol import Recipe
-from genrep_dist.training.optimizers.base import Optimizer, per_model
+from genrep_dist.training.optimizers.base import Optimizer, per_model, weight_decay_reasons
 
 
 class SGD(Optimizer):
@@ -69,12 +69,7 @@ class SGD(Optimizer):
                 f"momentum {self._momentum:g}: each step repeats a share of the steps before it, so the parameters do not move by eta_t "
                 "times the step's own gradient (Eq. 10, 14)"
             )
-        if self._weight_decay:
-            reasons.append(
-                f"weight decay {self._weight_decay:g}: each step also shrinks the parameters, a change of f that belongs to no training "
-                "sample"
-            )
-        return reasons
+        return reasons + weight_decay_reasons(self._weight_decay)
 
     @property
     def description(self) -> str:
