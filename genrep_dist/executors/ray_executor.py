@@ -103,7 +103,7 @@ class RayExecutor:
             options["memory"] = worker.memory_bytes
         attempts = (Attempt(unit) for unit in itertools.chain([first], units))
         try:
-            payload = ray.put(_pickled((job, self._work)))
+            payload = [ray.put((job, self._work))]
             # A task with a GPU would have a process of its own, and load libraries, data and model again: one that is used by several
             # tasks would keep the GPU that it was given first. An actor has its GPU for as long as it lives.
             if actors or worker.num_gpus:
@@ -132,14 +132,14 @@ class RayExecutor:
             ray.shutdown()
             self._owns_session = False
 
-    def _run_as_tasks(self, task: Any, job: Any, attempts: Iterator[Attempt], worker: WorkerResources) -> Iterator[Outcome]:
+    def _run_as_tasks(self, task: Any, payload: Any, attempts: Iterator[Attempt], worker: WorkerResources) -> Iterator[Outcome]:
         # Closing this generator cancels nothing: cancelling a task at the moment it ends aborts the driver's process.
         running: dict[Any, Attempt] = {}
         retries: list[Attempt] = []
         while True:
             room = max(0, self._count_slots(worker) * IN_FLIGHT_PER_SLOT - len(running) - len(retries))
             for attempt in itertools.chain(retries, itertools.islice(attempts, room)):
-                running[task.remote(self._copy["digest"], job, _pickled(attempt.unit))] = attempt
+                running[task.remote(self._copy["digest"], ray.get, payload, [ray.put(attempt.unit)])] = attempt
             retries = []
             if not running:
                 return
@@ -152,7 +152,7 @@ class RayExecutor:
                 else:
                     retries.append(following)
 
-    def _run_on_actors(self, actor: Any, job: Any, attempts: Iterator[Attempt], worker: WorkerResources) -> Iterator[Outcome]:
+    def _run_on_actors(self, actor: Any, payload: Any, attempts: Iterator[Attempt], worker: WorkerResources) -> Iterator[Outcome]:
         """Give each unit to the first idle actor, so that a slow unit does not delay the others.
 
         An actor is started for each waiting unit, up to the number that fits or was declared. An actor that does not fit yet waits for a
@@ -174,9 +174,9 @@ class RayExecutor:
                             break
                     if idle:
                         free, attempt = idle.pop(), waiting.popleft()
-                        running[free.run.remote(_pickled(attempt.unit))] = (free, attempt)
+                        running[free.run.remote(attempt.unit)] = (free, attempt)
                     else:
-                        new = actor.remote(self._copy["digest"], job)
+                        new = actor.remote(self._copy["digest"], ray.get, payload)
                         starting[new.ready.remote()] = new
                 if not running and not waiting:
                     return
@@ -307,11 +307,6 @@ def _connect(address: str | None) -> None:
             raise
         except (ConnectionError, ValueError, RuntimeError, RayError) as error:
             raise unreachable(wanted, where, str(error).partition("\n")[0]) from error
-
-
-def _pickled(value: object) -> bytes:
-    data: bytes = cloudpickle.dumps(value)  # type: ignore[no-untyped-call]
-    return data
 
 
 def _living_nodes() -> list[NodeResources]:

@@ -1,16 +1,15 @@
 """What runs in a worker process of a cluster, and the proof that the worker has the driver's copy of this package.
 
 Ray sends these functions by value. They therefore run on a worker whose copy of the package is another one, and they import nothing of the
-package: job and unit arrive as bytes, which are read only after the comparison.
+package: job and unit arrive as references in lists, which Ray does not read by itself, and are read only after the comparison.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import pickle
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,30 +47,33 @@ def differing_copy(digest: str) -> PackageCopy | None:
     return None if _copies[0]["digest"] == digest else _copies[0]
 
 
-def run_unit(digest: str, payload: bytes, unit: bytes) -> dict[str, float] | tuple[PackageCopy]:
+def run_unit(digest: str, get: Callable[[Any], Any], payload: list[Any], unit: list[Any]) -> dict[str, float] | tuple[PackageCopy]:
     """The unit's statistics; instead of them, this worker's copy of the package if it is not the driver's, of ``digest``.
 
-    ``payload``: the pickled job and the function that runs a unit; ``unit``: the pickled unit.
+    ``payload``: a reference to the job and the function that runs a unit; ``unit``: one to the unit; ``get`` reads them (``ray.get``).
     """
     differing = differing_copy(digest)
     if differing is not None:
         return (differing,)
-    job, work = pickle.loads(payload)  # noqa: S301 - from the driver, by Ray
-    statistics: dict[str, float] = work(job, pickle.loads(unit))  # noqa: S301
+    job, work = get(payload[0])
+    statistics: dict[str, float] = work(job, get(unit[0]))
     return statistics
 
 
 class Worker:
-    """An actor: a process that keeps its model, and its GPU, between units. Arguments and results as of :func:`run_unit`."""
+    """An actor: a process that keeps its model, and its GPU, between units. Arguments and results as of :func:`run_unit`.
 
-    def __init__(self, digest: str, payload: bytes) -> None:
+    An actor gets units only after :meth:`ready` has proved its copy, so they are plain arguments.
+    """
+
+    def __init__(self, digest: str, get: Callable[[Any], Any], payload: list[Any]) -> None:
         self._differing = differing_copy(digest)
-        self._loaded: Any = None if self._differing is not None else pickle.loads(payload)  # noqa: S301
+        self._loaded: Any = None if self._differing is not None else get(payload[0])
 
     def ready(self) -> dict[str, float] | tuple[PackageCopy]:
         return {} if self._differing is None else (self._differing,)
 
-    def run(self, unit: bytes) -> dict[str, float]:
+    def run(self, unit: Any) -> dict[str, float]:
         job, work = self._loaded
-        statistics: dict[str, float] = work(job, pickle.loads(unit))  # noqa: S301
+        statistics: dict[str, float] = work(job, unit)
         return statistics

@@ -91,7 +91,7 @@ class Ledger:
 
     def _read_keys(self, path: str) -> Iterator[str]:
         if path not in self._keys_of_parts:
-            tables = read_part(self._objects, path, ["key"], verify=False)
+            tables = read_part(self._objects, path, ["key"], check_bytes=False)
             self._keys_of_parts[path] = [key for table in tables for key in table.column("key").to_pylist()]
         yield from self._keys_of_parts[path]
 
@@ -121,8 +121,8 @@ class Ledger:
             forget(self._objects, DamagedFile(path))
             yield DamagedPart(path, reason, target)
 
-    def _read_tables(self, columns: list[str] | None, *, verify: bool = True) -> Iterator[pa.Table]:
-        return read_parts(self.parts, lambda path: read_part(self._objects, path, columns, verify=verify))
+    def _read_tables(self, columns: list[str] | None, *, check_bytes: bool = True) -> Iterator[pa.Table]:
+        return read_parts(self.parts, lambda path: read_part(self._objects, path, columns, check_bytes=check_bytes))
 
     def _read_frames(
         self, columns: list[str] | None, predicate: pl.Expr | None, num_rows: int | None, batch_size: int | None

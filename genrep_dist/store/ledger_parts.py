@@ -109,14 +109,14 @@ def _refuse_version(schema: pa.Schema, where: str) -> None:
         )
 
 
-def read_part(objects: Objects, path: str, columns: Sequence[str] | None, *, verify: bool = True) -> Iterator[pa.Table]:
+def read_part(objects: Objects, path: str, columns: Sequence[str] | None, *, check_bytes: bool = True) -> Iterator[pa.Table]:
     """The row groups of a part. Every byte of it is verified if the outputs are read, else the pages that are read.
 
     Raises FileNotFoundError if there is no part, CorruptError if it is damaged, StoreError if it is of a newer version.
     """
-    verify = verify and (columns is None or "outputs" in columns)
+    check_bytes = check_bytes and (columns is None or "outputs" in columns)
     digest = path.rpartition("/")[2].removeprefix("part-").removesuffix(".parquet")
-    with open_table(objects, path, sha256=digest, verify=verify) as file:
+    with open_table(objects, path, sha256=digest, check_bytes=check_bytes) as file:
         if not _is_readable(file.schema_arrow):
             # Only an intact part is known to be of another version.
             error = CorruptError(

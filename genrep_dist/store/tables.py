@@ -57,12 +57,12 @@ def read_batches(objects: Objects, path: str, schema: pa.Schema | None = None, c
 
 @contextmanager
 def open_table(
-    objects: Objects, path: str, schema: pa.Schema | None = None, *, sha256: str | None = None, verify: bool = True
+    objects: Objects, path: str, schema: pa.Schema | None = None, *, sha256: str | None = None, check_bytes: bool = True
 ) -> Iterator[pq.ParquetFile]:
     """An open Parquet file, whose bytes and schema are checked. From a local file only the requested columns are kept in memory.
 
     ``sha256``: of the whole file, where it is recorded elsewhere; else the file's own checksum is verified, if it has one. Without
-    ``verify`` only the checksums of the pages that are read are verified.
+    ``check_bytes`` only the checksums of the pages that are read are verified.
 
     Raises FileNotFoundError if there is no file, StoreError if it is of a newer version. In the context, damage becomes a CorruptError
     that names the file: other bytes than were written, errors of the Parquet reader, another schema than ``schema``.
@@ -70,7 +70,7 @@ def open_table(
     local = objects.local_path(path)
     try:
         source = objects.get(path) if local is None else local
-        fault = parquet_fault(source, sha256) if verify else None
+        fault = parquet_fault(source, sha256) if check_bytes else None
         if fault is not None:
             raise ValueError(fault)
         with pq.ParquetFile(io.BytesIO(source) if isinstance(source, bytes) else source, page_checksum_verification=True) as file:

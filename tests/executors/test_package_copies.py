@@ -11,27 +11,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray import cloudpickle
 
 import genrep_dist
 from genrep_dist.errors import ConfigError, FailureKind
+from genrep_dist.executors import ray_executor  # noqa: F401 - sends the functions of a worker by value
 from genrep_dist.executors.package_copies import require_same_copy
-from genrep_dist.executors.ray_executor import _pickled
 from genrep_dist.executors.worker import Worker, package_copy, run_unit
 
 PACKAGE = Path(genrep_dist.__file__).parent
 ON_A_WORKER = """
 import pickle, sys
 run_unit, Worker = pickle.loads(bytes.fromhex(sys.argv[1]))
-unreadable = b"bytes that nobody reads"
-differing = run_unit(sys.argv[2], unreadable, unreadable), Worker(sys.argv[2], unreadable).ready()
+unreadable = ["a reference that nobody reads"]
+differing = run_unit(sys.argv[2], None, unreadable, unreadable), Worker(sys.argv[2], None, unreadable).ready()
 assert not [name for name in sys.modules if name.startswith("genrep_dist")]
 sys.stdout.buffer.write(pickle.dumps(differing))
 """
 
 
+def by_value(functions: object) -> bytes:
+    """As Ray sends them to a worker."""
+    data: bytes = cloudpickle.dumps(functions)  # type: ignore[no-untyped-call]
+    return data
+
+
 def on_a_worker(folder: Path) -> list[Any]:
     """What a process returns that has the package of ``folder``, for the driver's digest: of a task, and of an actor."""
-    arguments = [_pickled((run_unit, Worker)).hex(), package_copy()["digest"]]
+    arguments = [by_value((run_unit, Worker)).hex(), package_copy()["digest"]]
     # Isolated, so that the package of this environment is not found.
     command = [
         sys.executable,
@@ -100,7 +107,7 @@ def test_the_digest_is_that_of_the_sources_and_not_of_the_place(tmp_path: Path) 
     (tmp_path / "genrep_dist/__pycache__/units.cpython-311.pyc").write_bytes(b"x")
     (tmp_path / "genrep_dist/experiments").mkdir(exist_ok=True)
     arguments = "import pickle, sys; copy = pickle.loads(bytes.fromhex(sys.argv[1])); print(copy()['digest'])"
-    command = [sys.executable, "-c", arguments, _pickled(package_copy).hex()]
+    command = [sys.executable, "-c", arguments, by_value(package_copy).hex()]
     done = subprocess.run(command, capture_output=True, check=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, text=True)
     assert done.stdout.strip() == package_copy()["digest"]
 
@@ -111,7 +118,8 @@ def statistics(job: object, unit: object) -> dict[str, float]:
 
 
 def test_equal_copies_run_the_unit() -> None:
-    payload, unit, digest = pickle.dumps(("job", statistics)), pickle.dumps("unit"), package_copy()["digest"]
-    assert run_unit(digest, payload, unit) == {"models": 1.0}
-    assert Worker(digest, payload).ready() == {}
-    assert Worker(digest, payload).run(unit) == {"models": 1.0}
+    payload, digest = ("job", statistics), package_copy()["digest"]
+    read = {"payload": payload, "unit": "unit"}.__getitem__
+    assert run_unit(digest, read, ["payload"], ["unit"]) == {"models": 1.0}
+    assert Worker(digest, read, ["payload"]).ready() == {}
+    assert Worker(digest, read, ["payload"]).run("unit") == {"models": 1.0}
