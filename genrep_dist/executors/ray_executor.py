@@ -39,6 +39,8 @@ IN_FLIGHT_PER_SLOT = 2
 """Tasks submitted for each slot: enough to keep every slot busy, few enough to keep memory bounded."""
 RECOUNT_SECONDS = 10.0
 """How often the nodes of the cluster are counted while units run."""
+IDLE_SECONDS = 10.0
+"""How long an actor without a unit is kept while others work. A new one would load the libraries and the data again."""
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 Work = Callable[[Job, Unit], dict[str, float]]
@@ -62,7 +64,8 @@ class RayExecutor:
     run to their end, and their results are kept.
 
     ``work`` runs a unit in a worker, after the worker has proved that its copy of this package is the driver's. Units whose workers have
-    GPUs run on actors always. Raises PlanError if the nodes cannot run the workers that ``resources`` declares, ConfigError if
+    GPUs run on actors always. Actors outlive :meth:`run`: the next one uses them if its workers have the same resources, and ends
+    them otherwise. Raises PlanError if the nodes cannot run the workers that ``resources`` declares, ConfigError if
     there is no cluster at ``address``.
     """
 
@@ -71,6 +74,8 @@ class RayExecutor:
     def __init__(self, resources: ResourcesSection, *, address: str | None = None, work: Work = _execute) -> None:
         self._resources, self._retries, self._work = resources, resources.retries, work
         self._copy = package_copy()
+        self._pool = _ActorPool()
+        self._payload: tuple[Job, list[Any]] | None = None
         self._gauges: _Gauges | None = None
         self._head: HeadWatch | None = None
         self._owns_session = not ray.is_initialized()
@@ -97,19 +102,19 @@ class RayExecutor:
         if first is None:
             return
         worker = worker_resources(self._resources, first.stage, self._nodes)
-        # Ray's head would keep a record of several kB for each of the last 100,000 tasks.
-        options: dict[str, Any] = {"num_cpus": worker.num_cpus, "num_gpus": worker.num_gpus, "enable_task_events": False}
-        if worker.memory_bytes:
-            options["memory"] = worker.memory_bytes
         attempts = (Attempt(unit) for unit in itertools.chain([first], units))
         try:
-            payload = [ray.put((job, self._work))]
+            if self._payload is None or self._payload[0] is not job:
+                self._payload = (job, [ray.put((job, self._work))])
+            payload = self._payload[1]
             # A task with a GPU would have a process of its own, and load libraries, data and model again: one that is used by several
             # tasks would keep the GPU that it was given first. An actor has its GPU for as long as it lives.
             if actors or worker.num_gpus:
-                yield from self._run_on_actors(ray.remote(**options, max_restarts=0)(Worker), payload, attempts, worker)
+                self._pool.require(worker)
+                yield from self._run_on_actors(payload, attempts, worker)
             else:
-                yield from self._run_as_tasks(ray.remote(**options, max_retries=0)(run_unit), payload, attempts, worker)
+                self._pool.end()  # tasks need what idle actors reserve
+                yield from self._run_as_tasks(ray.remote(**_options(worker), max_retries=0)(run_unit), payload, attempts, worker)
         except RayError as error:
             # Failures of units are in their outcomes. This is the cluster itself, such as a head that restarted without its state.
             raise UnitError(
@@ -128,6 +133,8 @@ class RayExecutor:
     def close(self) -> None:
         if self._head is not None:
             self._head.close()
+        if ray.is_initialized():
+            self._pool.end()
         if self._owns_session:
             ray.shutdown()
             self._owns_session = False
@@ -152,43 +159,40 @@ class RayExecutor:
                 else:
                     retries.append(following)
 
-    def _run_on_actors(self, actor: Any, payload: Any, attempts: Iterator[Attempt], worker: WorkerResources) -> Iterator[Outcome]:
+    def _run_on_actors(self, payload: Any, attempts: Iterator[Attempt], worker: WorkerResources) -> Iterator[Outcome]:
         """Give each unit to the first idle actor, so that a slow unit does not delay the others.
 
         An actor is started for each waiting unit, up to the number that fits or was declared. An actor that does not fit yet waits for a
-        node and gets no unit before it has started. An actor that finds no unit is killed, down to ``min_workers``.
+        node and gets no unit before it has started. Actors that find no unit for IDLE_SECONDS are killed, down to ``min_workers``.
         """
         waiting: deque[Attempt] = deque()
-        starting: dict[Any, Any] = {}
-        idle: list[Any] = []
         running: dict[Any, tuple[Any, Attempt]] = {}
+        pool = self._pool
         try:
             while True:
                 most = worker.max_workers or self._count_slots(worker)
-                while len(starting) + len(idle) + len(running) < most or idle:
-                    if len(waiting) <= len(starting):
+                while len(pool) + len(running) < most or pool.idle:
+                    if len(waiting) <= len(pool.starting):
                         fresh = next(attempts, None)
                         if fresh is not None:
                             waiting.append(fresh)
-                        elif not (idle and waiting):
+                        elif not (pool.idle and waiting):
                             break
-                    if idle:
-                        free, attempt = idle.pop(), waiting.popleft()
-                        running[free.run.remote(attempt.unit)] = (free, attempt)
-                    else:
-                        new = actor.remote(self._copy["digest"], ray.get, payload)
-                        starting[new.ready.remote()] = new
+                    if pool.idle:
+                        free, attempt = pool.take(), waiting.popleft()
+                        running[free.run.remote(payload, attempt.unit)] = (free, attempt)
+                    elif len(waiting) > len(pool.starting):
+                        pool.start(self._copy["digest"])
                 if not running and not waiting:
                     return
-                while idle and len(idle) + len(running) + len(starting) > worker.min_workers:
-                    ray.kill(idle.pop())
-                done, _ = ray.wait([*running, *starting], num_returns=1, timeout=RECOUNT_SECONDS)
+                pool.shrink(worker.min_workers - len(running))
+                done, _ = ray.wait([*running, *pool.starting], num_returns=1, timeout=RECOUNT_SECONDS)
                 for reference in done:
-                    if reference in starting:
-                        new = starting.pop(reference)
+                    if reference in pool.starting:
+                        new = pool.starting.pop(reference)
                         error = self._start_error(reference)
                         if error is None:
-                            idle.append(new)
+                            pool.put(new)
                             continue
                         ray.kill(new)
                         if not waiting:
@@ -201,7 +205,7 @@ class RayExecutor:
                         outcome = self._collect(reference, attempt)
                         # Only an error of this package leaves the process in a known state.
                         if outcome.error is None or isinstance(outcome.error, GenRepError):
-                            idle.append(free)
+                            pool.put(free)
                         else:
                             ray.kill(free)
                     following = attempt.following(outcome, self._retries)
@@ -210,8 +214,8 @@ class RayExecutor:
                     else:
                         waiting.append(following)
         finally:
-            for one in [*starting.values(), *idle, *(free for free, _ in running.values())]:
-                ray.kill(one)
+            for free, _ in running.values():
+                ray.kill(free)
 
     def _collect(self, reference: Any, attempt: Attempt) -> Outcome:
         try:
@@ -256,6 +260,61 @@ class RayExecutor:
         # Ray replaces the handler of SIGTERM.
         if callable(handler) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
+
+
+class _ActorPool:
+    """Actors without a unit: ``idle`` ones with the time since when, and ``starting`` ones by the reference that is ready with them.
+
+    All have the resources of the last :meth:`require`.
+    """
+
+    def __init__(self) -> None:
+        self.starting: dict[Any, Any] = {}
+        self.idle: list[tuple[Any, float]] = []
+        self._options: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.starting) + len(self.idle)
+
+    def require(self, worker: WorkerResources) -> None:
+        """End actors with other resources than those of ``worker``, and those beyond its ``max_workers``."""
+        options = _options(worker)
+        if options != self._options:
+            self.end()
+            self._options = options
+        if worker.max_workers is not None:
+            self._end_down_to(worker.max_workers)
+
+    def start(self, digest: str) -> None:
+        actor: Any = ray.remote(**self._options, max_restarts=0)(Worker)
+        new = actor.remote(digest, ray.get)
+        self.starting[new.ready.remote()] = new
+
+    def put(self, actor: Any) -> None:
+        self.idle.append((actor, time.monotonic()))
+
+    def take(self) -> Any:
+        """The actor that is idle for the shortest time."""
+        return self.idle.pop()[0]
+
+    def shrink(self, least: int) -> None:
+        """End actors that are idle for longer than IDLE_SECONDS, but keep ``least``."""
+        while self.idle and len(self) > least and time.monotonic() - self.idle[0][1] > IDLE_SECONDS:
+            ray.kill(self.idle.pop(0)[0])
+
+    def end(self) -> None:
+        self._end_down_to(0)
+
+    def _end_down_to(self, most: int) -> None:
+        while len(self) > most:
+            ray.kill(self.starting.popitem()[1] if self.starting else self.idle.pop(0)[0])
+
+
+def _options(worker: WorkerResources) -> dict[str, Any]:
+    """Ray's options for a worker of these resources."""
+    # Ray's head would keep a record of several kB for each of the last 100,000 tasks.
+    options: dict[str, Any] = {"num_cpus": worker.num_cpus, "num_gpus": worker.num_gpus, "enable_task_events": False}
+    return options | ({"memory": worker.memory_bytes} if worker.memory_bytes else {})
 
 
 class _Gauges:

@@ -66,14 +66,16 @@ class Worker:
     An actor gets units only after :meth:`ready` has proved its copy, so they are plain arguments.
     """
 
-    def __init__(self, digest: str, get: Callable[[Any], Any], payload: list[Any]) -> None:
-        self._differing = differing_copy(digest)
-        self._loaded: Any = None if self._differing is not None else get(payload[0])
+    def __init__(self, digest: str, get: Callable[[Any], Any]) -> None:
+        self._differing, self._get = differing_copy(digest), get
+        self._payload: list[Any] = []
 
     def ready(self) -> dict[str, float] | tuple[PackageCopy]:
         return {} if self._differing is None else (self._differing,)
 
-    def run(self, unit: Any) -> dict[str, float]:
-        job, work = self._loaded
-        statistics: dict[str, float] = work(job, unit)
+    def run(self, payload: list[Any], unit: Any) -> dict[str, float]:
+        if payload != self._payload:
+            self._job, self._work = self._get(payload[0])
+            self._payload = payload
+        statistics: dict[str, float] = self._work(self._job, unit)
         return statistics

@@ -121,5 +121,6 @@ def test_equal_copies_run_the_unit() -> None:
     payload, digest = ("job", statistics), package_copy()["digest"]
     read = {"payload": payload, "unit": "unit"}.__getitem__
     assert run_unit(digest, read, ["payload"], ["unit"]) == {"models": 1.0}
-    assert Worker(digest, read, ["payload"]).ready() == {}
-    assert Worker(digest, read, ["payload"]).run("unit") == {"models": 1.0}
+    worker = Worker(digest, read)
+    assert worker.ready() == {}
+    assert worker.run(["payload"], "unit") == worker.run(["payload"], "unit") == {"models": 1.0}

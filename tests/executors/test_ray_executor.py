@@ -4,7 +4,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from genrep_dist.store import Store
 from genrep_dist.units import Unit
 from genrep_dist.workflow.context import Job
 from genrep_dist.workflow.gradients import GradientUnit
+from genrep_dist.workflow.kernels import KernelUnit
 from genrep_dist.workflow.prepare import prepare, publish_inputs
 from genrep_dist.workflow.train import TrainUnit
 from tests.experiments import ROOT, experiment
@@ -151,28 +152,71 @@ def living(folder: Path) -> int:
 
 
 @pytest.mark.usefixtures("ray_executor")
-def test_a_slow_actor_holds_nobody_and_the_pool_shrinks_to_its_minimum(tmp_path: Path) -> None:
-    """Thirty rows on two actors, of which one does not come back: the other one does the rest, and is let go when nothing is left."""
+def test_a_slow_actor_holds_nobody_and_the_pool_shrinks_to_its_minimum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty rows on two actors, of which one does not come back: the other one does the rest, and ends when it is idle for long."""
+    monkeypatch.setattr("genrep_dist.executors.ray_executor.IDLE_SECONDS", 0.0)
+    monkeypatch.setattr("genrep_dist.executors.ray_executor.RECOUNT_SECONDS", 0.2)
     (tmp_path / "pids").mkdir()
     job = replace(ready(tmp_path), store_uri=str(tmp_path))
     executor = RayExecutor(ResourcesSection.model_validate({"workers": 2}), work=blocked)
     units = [GradientUnit(0, "ntk", 4, start, start + 1) for start in range(30)]
     outcomes = []
+
+    def go_when_one_is_left() -> None:
+        deadline = time.monotonic() + 30
+        while living(tmp_path) > 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if living(tmp_path) == 1:
+            (tmp_path / "one").touch()
+        (tmp_path / "go").touch()
+
     for outcome in executor.run(job, units, actors=True):
         outcomes.append(outcome)
-        if len(outcomes) < len(units) - 1:
-            continue
         if len(outcomes) == len(units) - 1:
             assert all(outcome.statistics["slow"] == 0 for outcome in outcomes)
             assert len({outcome.statistics["pid"] for outcome in outcomes}) == 1
-            threading.Timer(1.0, (tmp_path / "go").touch).start()
-            deadline = time.monotonic() + 30
+            watcher = threading.Thread(target=go_when_one_is_left)
+            watcher.start()
+    watcher.join()
     assert outcomes[-1].statistics["slow"] == 1
     assert {outcome.unit for outcome in outcomes} == set(units)
     assert len(list((tmp_path / "pids").iterdir())) == 2
-    while living(tmp_path):
-        assert time.monotonic() < deadline, "the pool is gone when its stage is"
+    assert (tmp_path / "one").exists()
+    executor.close()
+    wait_for_none_of(tmp_path)
+
+
+def wait_for_none_of(folder: Path) -> None:
+    """Wait until the noted processes have ended."""
+    deadline = time.monotonic() + 30
+    while living(folder):
+        assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.usefixtures("ray_executor")
+def test_the_next_stage_uses_the_actors_of_the_last_one_and_tasks_end_them(tmp_path: Path) -> None:
+    jobs = []
+    for name in ("one", "other"):
+        (tmp_path / name / "pids").mkdir(parents=True)
+        (tmp_path / name / "slow").touch()
+        jobs.append(replace(ready(tmp_path / name), store_uri=str(tmp_path / name)))
+    executor = RayExecutor(ResourcesSection.model_validate({"workers": 2, "stages": {"kernels": {"num_cpus": 0.5}}}), work=blocked)
+    gradients = [GradientUnit(0, "ntk", 4, start, start + 1) for start in range(4)]
+
+    def pids(job: Job, units: Sequence[Unit], *, actors: bool = True) -> set[float]:
+        outcomes = list(executor.run(job, units, actors=actors))
+        assert {outcome.unit for outcome in outcomes} == set(units)
+        return {outcome.statistics["pid"] for outcome in outcomes}
+
+    first = pids(jobs[0], gradients[:1])
+    assert pids(jobs[0], gradients[:1]) == first
+    assert pids(jobs[1], gradients[1:2]) == first, "units of another job, whose records are its own"
+    assert {float(path.name) for path in (tmp_path / "other" / "pids").iterdir()} == first
+    assert not pids(jobs[0], [KernelUnit(0, "ntk", 4, 0, 1, stored=False)]) & first, "other resources"
+    pids(jobs[0], [TrainUnit(0)], actors=False)
+    assert not [path for path in (tmp_path / "other" / "pids").iterdir() if psutil.pid_exists(int(path.name))]
+    executor.close()
 
 
 def second_waits(job: Job, unit: Unit) -> dict[str, float]:
