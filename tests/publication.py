@@ -11,7 +11,7 @@ from typing import IO, Any
 import pytest
 from matplotlib.figure import Figure
 
-from genrep_dist.runner import publish
+from genrep_dist.runner import track
 
 EMPTY_FIGURES = {
     "svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>',
@@ -33,7 +33,7 @@ def _save_empty(_figure: Figure, file: IO[bytes], **options: Any) -> None:
 
 def publish_tables_only(patch: pytest.MonkeyPatch) -> None:
     """Publish tables and the text of the report. No file is synchronised: no test ends the machine, only processes."""
-    patch.setattr(publish, "_track", no_tracking)
+    patch.setattr(track, "track", no_tracking)
     patch.setattr(Figure, "savefig", _save_empty)
     patch.setattr(os, "fsync", lambda _file: None)
 

@@ -17,8 +17,8 @@ import genrep_dist as gr
 from genrep_dist.errors import ConvergenceError, MethodError, NonFiniteError, NotCommittedError, PlanError, StoreError
 from genrep_dist.executors.serial import SerialExecutor
 from genrep_dist.runner.progress import NoProgress, ProgressCounter
-from genrep_dist.runner.publish import diagnostics
 from genrep_dist.runner.stage_runner import StageRunner, Workers
+from genrep_dist.runner.track import diagnostics
 from genrep_dist.store import Store
 from genrep_dist.training.packs.mapped import MAPPED_SLOTS
 from genrep_dist.training.randomness import Randomness

@@ -133,7 +133,8 @@ def report(name: NameArgument, store: StoreOption = "store", experiment: CodeOpt
     """Write the tables, curves and report.html of a finished run again, and show the table."""
     from genrep_dist.cli.display import show_summary
     from genrep_dist.results import open_run
-    from genrep_dist.runner.publish import follow_moved_store, write_report
+    from genrep_dist.runner.publish import write_report
+    from genrep_dist.runner.track import follow_moved_store
 
     opened = open_run(store, name, experiment=experiment, overrides=set_ or ())
     follow_moved_store(opened)

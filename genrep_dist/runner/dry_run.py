@@ -14,7 +14,7 @@ from genrep_dist.config import Experiment
 from genrep_dist.errors import PlanError, StoreError
 from genrep_dist.executors.capacity import check_schedulable, num_slots, worker_resources
 from genrep_dist.plan import Plan
-from genrep_dist.runner.publish import tracking_uri
+from genrep_dist.runner.track import tracking_uri
 from genrep_dist.units import StageName
 from genrep_dist.workflow.context import pick_device
 from genrep_dist.workflow.estimates import TimeEstimate, estimate_run, gpu_hours

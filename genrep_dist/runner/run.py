@@ -19,9 +19,10 @@ from genrep_dist.runner.determinism import difference_text, repeat_first_origina
 from genrep_dist.runner.first_seed import check_first_seed
 from genrep_dist.runner.heartbeat import Heartbeat
 from genrep_dist.runner.progress import NoProgress, Progress, ProgressCounter
-from genrep_dist.runner.publish import follow_moved_store, is_finished, publish, running_run, tracking_uri
+from genrep_dist.runner.publish import is_finished, publish, running_run
 from genrep_dist.runner.quarantine import clear_quarantine
 from genrep_dist.runner.stage_runner import StageRunner, Workers
+from genrep_dist.runner.track import follow_moved_store, tracking_uri
 from genrep_dist.runner.tuning import best_value, candidates, measure_precision, next_num_seeds, recorded, setting_text, with_setting
 from genrep_dist.store import Store
 from genrep_dist.store.damaged import move_damaged

@@ -21,7 +21,7 @@ import psutil
 import genrep_dist as gr
 from genrep_dist.cli.status import status_record
 from genrep_dist.results import open_run
-from genrep_dist.runner import publish as runner_publish
+from genrep_dist.runner import track as runner_track
 from genrep_dist.store import Store
 from genrep_dist.store.ledger import LedgerRow
 from genrep_dist.units import Retraining
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--removals", type=int, nargs="+", default=REMOVALS, help="removals for each point")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/large_ledger.md")
     asked = parser.parse_args()
-    runner_publish._track = no_tracking
+    runner_track.track = no_tracking
     lines: list[tuple[str, ...]] = []
     with tempfile.TemporaryDirectory(prefix="genrep-benchmark-") as temporary:
         for removals in asked.removals:

@@ -18,8 +18,7 @@ import genrep_dist as gr
 from genrep_dist.cli.main import app
 from genrep_dist.errors import ConfigError, GenRepError
 from genrep_dist.redaction import redact
-from genrep_dist.runner import publish
-from genrep_dist.runner.publish import tracking_uri
+from genrep_dist.runner.track import tracking_uri
 from genrep_dist.store import Store
 from genrep_dist.tracking.server import tracking_hint
 from genrep_dist.workflow.prepare import prepare
@@ -62,12 +61,12 @@ def test_no_command_and_no_file_shows_a_password(tmp_path: Path, monkeypatch: py
     file = experiment_file(tmp_path / "experiment.yaml", "secret_problem:OwnProblem", **FIELDS)
     reached = []
 
-    def track(*arguments: Any) -> SimpleNamespace:
+    def reach(*arguments: Any) -> SimpleNamespace:
         uri = tracking_uri(arguments[-1], Store(str(tmp_path / "store")))[0]
         reached.append(uri)
         return SimpleNamespace(tracking_uri=uri, experiment_id="1", run_id="2", hint=tracking_hint(uri, "1", "2"))
 
-    monkeypatch.setattr(publish, "_track", track)
+    monkeypatch.setattr("genrep_dist.runner.track.track", reach)
     there, store = ["--set", f"tracking.uri={ADDRESS}"], ["--store", str(tmp_path / "store")]
     shown = ""
     for arguments in (
