@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import shlex
@@ -25,6 +26,14 @@ def provenance() -> dict[str, str]:
     """
     metadata = _job_metadata()
     return {"submission_id": metadata.get("job_submission_id", "none"), "git_commit": metadata.get("git_commit") or _git_commit()}
+
+
+def user_name() -> str:
+    """The user of this process; "unknown" where the machine has no name for it."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return UNKNOWN
 
 
 def in_job() -> bool:

@@ -420,6 +420,10 @@ class TrackingSection(Section):
     """MLflow."""
 
     uri: str | None = Field(None, repr=False, description="Tracking URI. Default: an SQLite database in the store.")
+    progress: bool = Field(False, description="Log the counts of each stage over time, as `system/progress.*` of the experiment's run.")
+    system_metrics: bool = Field(
+        False, description="Log CPU and memory of the driver's machine over time, as `system/*` of the experiment's run."
+    )
 
     def redacted(self) -> TrackingSection:
         """Without the user and password of the address."""

@@ -28,8 +28,8 @@ State = Literal["running", "finished", "stopped", "failed"]
 class Heartbeat:
     """A context manager. Writes the counts to the store every ``seconds`` from its own thread, and when it exits.
 
-    ``callbacks`` are called with the same counts. Store errors are ignored here: the run itself raises them. Nothing is written when
-    ``is_current`` returns False, because another driver has taken over.
+    ``callbacks`` are called with the same counts. ``sample`` returns more metrics for the history. Store errors are ignored here: the run
+    itself raises them. Nothing is written when ``is_current`` returns False, because another driver has taken over.
 
     Times of one process come from its monotonic clock, which does not jump; the wall clock is read once, and for ``written``.
     """
@@ -43,9 +43,10 @@ class Heartbeat:
         seconds: float = SECONDS,
         *,
         is_current: Callable[[], bool] = lambda: True,
+        sample: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         self._progress, self._store, self._path, self._callbacks = progress, store, ExperimentPaths(name).progress, callbacks
-        self._seconds, self._is_current = seconds, is_current
+        self._seconds, self._is_current, self._sample = seconds, is_current, sample
         self._began, self._began_monotonic, self._beats = time.time(), time.monotonic(), 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="genrep heartbeat", daemon=True)
@@ -66,10 +67,11 @@ class Heartbeat:
         self._thread.join()
         self._write("finished" if kind is None else "failed", value)
 
-    def measurements(self) -> list[tuple[str, float, int, int]]:
-        """The counts over time. See :meth:`History.measurements`."""
+    def history(self) -> RunHistory:
+        """The run until now."""
         self._write("running")
-        return self._history.measurements()
+        now = self._began + time.monotonic() - self._began_monotonic
+        return RunHistory(int(1000 * self._began), int(1000 * now), self._history.measurements())
 
     def _beat(self) -> None:
         while not self._stop.wait(self._seconds):
@@ -77,7 +79,7 @@ class Heartbeat:
 
     def _write(self, state: State, error: BaseException | None = None) -> None:
         elapsed, counts = time.monotonic() - self._began_monotonic, self._progress.snapshot()
-        self._history.add(elapsed, self._began + elapsed, as_metrics(counts))
+        self._history.add(elapsed, self._began + elapsed, {**as_metrics(counts), **self._sample()})
         text = "" if error is None else type(error).__name__
         if isinstance(error, GenRepError):
             text += f": {error.what}"
@@ -92,6 +94,18 @@ class Heartbeat:
                 callback(counts)
         except GenRepError:
             return
+
+
+@dataclass(frozen=True)
+class RunHistory:
+    """When a run ``began`` and ``ended``, in Unix milliseconds (None: not known), and its ``measurements`` over time.
+
+    These are as returned by :meth:`History.measurements`.
+    """
+
+    began: int | None
+    ended: int | None
+    measurements: Sequence[tuple[str, float, int, int]] = ()
 
 
 class History:
@@ -169,11 +183,11 @@ def as_metrics(counts: Mapping[str, Any]) -> dict[str, float]:
     metrics = {}
     for stage, count in counts["stages"].items():
         for name in ("done", "running", "left", "failed"):
-            metrics[f"progress.{stage}.{name}"] = float(count[name])
-        metrics[f"progress.{stage}.units_per_second"] = float(count["rate"])
+            metrics[f"system/progress.{stage}.{name}"] = float(count[name])
+        metrics[f"system/progress.{stage}.units_per_second"] = float(count["rate"])
         if count["seconds_left"] is not None:
-            metrics[f"progress.{stage}.seconds_left"] = float(count["seconds_left"])
+            metrics[f"system/progress.{stage}.seconds_left"] = float(count["seconds_left"])
     for kind, failed in counts["failures"]["by_kind"].items():
-        metrics[f"progress.failures.{kind}"] = float(failed)
-    metrics["progress.retried"] = float(counts["failures"]["retried"])
+        metrics[f"system/progress.failures.{kind}"] = float(failed)
+    metrics["system/progress.retried"] = float(counts["failures"]["retried"])
     return metrics

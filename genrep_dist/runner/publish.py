@@ -13,7 +13,8 @@ from genrep_dist.evaluation.tables import EvaluationTables, table_specs
 from genrep_dist.provenance import provenance
 from genrep_dist.results import Run
 from genrep_dist.runner import track
-from genrep_dist.runner.track import Progress, tracking_record
+from genrep_dist.runner.heartbeat import RunHistory
+from genrep_dist.runner.track import tracking_record
 from genrep_dist.store import Store
 from genrep_dist.store.damage_notes import noted_damage
 from genrep_dist.store.damaged import move_damaged
@@ -83,7 +84,7 @@ def check_versions(store: Store, name: str, manifest: Mapping[str, Any]) -> None
     check_record_version(manifest.get("record", {}), where)
 
 
-def publish(declared: PreparedExperiment, results_digest: str, tables: EvaluationTables, lease: Lease, progress: Progress = ()) -> None:
+def publish(declared: PreparedExperiment, results_digest: str, tables: EvaluationTables, lease: Lease, history: RunHistory) -> None:
     """Publish the results of ``declared``. The experiment that was run in the end, after tuning and stopping, is in the record.
 
     Nothing is visible before all is written; then it is visible at once (:mod:`genrep_dist.store.publications`).
@@ -107,7 +108,7 @@ def publish(declared: PreparedExperiment, results_digest: str, tables: Evaluatio
     intervals = [column for column in summary.columns if column.startswith("ci95_")]
     put_frame(store.objects, staged.table("summary"), summary, table="summary", nullable=intervals)
     paths = [staged.table("summary"), *_put_tables(store, staged, tables), *write_report(finished, tables, staged)]
-    link = track.track(finished, tables, paths, progress, experiment)
+    link = track.track(finished, tables, paths, history, experiment)
     store.objects.put(staged.config, experiment.to_yaml().encode())
     manifest = {
         "question": finished.plan.keys.results,
@@ -117,6 +118,7 @@ def publish(declared: PreparedExperiment, results_digest: str, tables: Evaluatio
         "package": package_version(),
         "costs": finished.costs(),
         "tracking": tracking_record(finished, link),
+        "times": {"began": history.began, "ended": history.ended},
         "provenance": provenance(),
         "record": read_record(store, experiment.name),
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from genrep_dist.errors import StoreError
 from genrep_dist.results import open_run
+from genrep_dist.runner.heartbeat import RunHistory
 from genrep_dist.runner.track import track, tracking_record
 from genrep_dist.store import Store
 from genrep_dist.store.paths import EXPERIMENTS, ResultPaths, damaged_copy, experiment_name
@@ -43,6 +44,6 @@ def rebuild_tracking(store: Store) -> Iterator[str]:
             continue
         results = ResultPaths(name)
         files = [results.file(file) for file in (*manifest["tables"], *manifest.get("files", {})) if results.file(file) != results.config]
-        link = track(finished, finished.judged(), files)
+        link = track(finished, finished.judged(), files, RunHistory(**manifest.get("times", {"began": None, "ended": None})))
         Publications(store.objects, name).update({"tracking": tracking_record(finished, link)})
         yield f"{name}: published again, {link.hint}"

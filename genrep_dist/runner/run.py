@@ -22,6 +22,7 @@ from genrep_dist.runner.progress import NoProgress, Progress, ProgressCounter
 from genrep_dist.runner.publish import is_finished, publish, running_run
 from genrep_dist.runner.quarantine import clear_quarantine
 from genrep_dist.runner.stage_runner import StageRunner, Workers
+from genrep_dist.runner.system_metrics import system_metrics
 from genrep_dist.runner.track import follow_moved_store, tracking_uri
 from genrep_dist.runner.tuning import best_value, candidates, measure_precision, next_num_seeds, recorded, setting_text, with_setting
 from genrep_dist.store import Store
@@ -91,10 +92,12 @@ def run(
             digest, tables = _ExperimentRunner(declared, counter, workers, record, force=force).run()
             workers.close()
             lease.confirm()
-            publish(declared, digest, tables, lease, heartbeat.measurements())
+            publish(declared, digest, tables, lease, heartbeat.history())
 
         try:
-            with Heartbeat(counter, opened, experiment.name, [workers.export_metrics], is_current=lease.is_held) as heartbeat:
+            sample = system_metrics if experiment.tracking.system_metrics else dict[str, float]
+            exports = [workers.export_metrics]
+            with Heartbeat(counter, opened, experiment.name, exports, is_current=lease.is_held, sample=sample) as heartbeat:
                 _repeat_without_damage(opened, counter, lambda: compute_and_publish(heartbeat))
         finally:
             workers.close()

@@ -9,17 +9,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from genrep_dist.config import Experiment
 from genrep_dist.errors import StoreError
 from genrep_dist.evaluation.statistics import seed_means
 from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.plan import derived_kernel
-from genrep_dist.provenance import provenance
+from genrep_dist.provenance import UNKNOWN, in_job, provenance, resume_command, user_name
 from genrep_dist.redaction import redact
+from genrep_dist.report.tables import RANDOM
+from genrep_dist.report.verdict import verdict
 from genrep_dist.results import Run
+from genrep_dist.runner.heartbeat import RunHistory
 from genrep_dist.store import Store
+from genrep_dist.store.paths import data_folder
 from genrep_dist.store.publications import Publications
 from genrep_dist.tracking.database import move_artifacts, require_location, sqlite_path, store_database
+from genrep_dist.tracking.publication import DatasetRecord
 from genrep_dist.tracking.server import tracking_hint
 
 if TYPE_CHECKING:
@@ -37,37 +44,47 @@ CERTIFIED = (
 )
 """The numbers of the solvers' certificates that are logged to MLflow, by seed."""
 
-Progress = Sequence[tuple[str, float, int, int]]
-"""Progress of a run: (name, value, seconds since its start, Unix milliseconds)."""
+
+MAIN_SETTINGS = ("optimizer", "learning_rate", "epochs", "batch_size")
+"""Settings of the recipe that are logged for every method, besides those that differ from their defaults."""
 
 
 def track(
-    finished: Run, tables: EvaluationTables, files: Sequence[str], progress: Progress = (), declared: Experiment | None = None
+    finished: Run, tables: EvaluationTables, files: Sequence[str], history: RunHistory, declared: Experiment | None = None
 ) -> TrackingLink:
     """Publish finished results to MLflow; ``files``: their paths below the store.
 
     ``declared``: the experiment with the address of MLflow; the store's record has no passwords.
     """
+    from genrep_dist.report.method_files import method_files
     from genrep_dist.tracking.mlflow_tracker import publish as publish_to_mlflow
     from genrep_dist.tracking.publication import Publication
 
     experiment = finished.plan.experiment
+    recipe = {f"recipe_in_force.{name}": str(value) for name, value in finished.plan.keys.recipe.items() if value is not None}
     publication = Publication(
         experiment=experiment.name,
         problem=experiment.problem.name,
         plan_digest=finished.plan.keys.results,
         config_yaml=experiment.to_yaml(),
-        parameters=dict(_flat(experiment.result_fields())) | {f"recipe_in_force.{k}": str(v) for k, v in finished.plan.keys.recipe.items()},
+        parameters=dict(_flat(experiment.result_fields())) | recipe,
         methods=experiment.parsed_methods,
         metrics=tables.metrics,
         comparisons=tables.comparisons,
         seed_means=seed_means(tables.points, experiment.methods),
         curves={curve.logged_as: curve.frame for curve in tables.curves if curve.logged_as},
         artifacts={Path(path).name: finished.store.objects.get(path) for path in files},
-        tags=_recipe_tags(finished),
+        tags=_tags(finished, tables),
         diagnostics=diagnostics(finished),
-        progress=progress,
         description=description(tables, experiment.baseline, experiment.make_target().noun),
+        numbers=_numbers(finished, tables),
+        costs=tables.costs,
+        method_parameters=_method_parameters(finished),
+        method_files=method_files(finished, tables),
+        datasets=_datasets(finished),
+        progress=_chosen(history, declared or experiment),
+        began=history.began,
+        ended=history.ended,
     )
     uri, artifacts = tracking_uri(declared or experiment, finished.store)
     if artifacts is not None and finished.store.objects.root is not None:
@@ -76,10 +93,57 @@ def track(
     return publish_to_mlflow(publication, tracking_uri=uri, artifact_location=artifacts)
 
 
+def _numbers(finished: Run, tables: EvaluationTables) -> dict[str, float]:
+    """The metrics of the experiment's own run: the best method's and random removal's numbers, accuracy, and what the run cost."""
+    found: dict[str, float] = {}
+    best = verdict(tables).best
+    for name in tables.measured:
+        rows = tables.metrics.filter(pl.col("metric") == name)
+        for label, method in (("best", best), ("random", RANDOM)):
+            means = rows.filter(pl.col("method") == method)["mean"]
+            found |= {f"{name}_{label}": float(mean) for mean in means}
+    training, costs = finished.training(), finished.costs()
+    averages = {column: training[column].drop_nans().mean() for column in ("train_loss", "test_accuracy")}
+    found |= {name: float(mean) for name, mean in averages.items() if isinstance(mean, float)}
+    spent = costs["seconds"] + float(tables.costs["explanation_seconds"].sum())
+    found |= {"resources/retrainings": costs["unique"], "resources/training_seconds": costs["seconds"], "resources/worker_seconds": spent}
+    return found
+
+
+def _method_parameters(finished: Run) -> dict[str, str]:
+    """What distinguishes this experiment from others of its problem, for the runs of all methods."""
+    plan, experiment = finished.plan, finished.plan.experiment
+    points = experiment.test_points
+    shown = {name: value for name, value in plan.keys.recipe.items() if name in {*MAIN_SETTINGS, *plan.keys.recipe_changes}}
+    return {f"recipe.{name}": str(value) for name, value in shown.items() if value is not None} | {
+        "experiment": experiment.name,
+        "problem": experiment.problem.name,
+        "target": experiment.make_target().noun,
+        "retrain": experiment.deletion.retrain,
+        "seeds": str(len(experiment.seeds)),
+        "test_points": str(points if isinstance(points, int) else len(points)),
+        "training_samples": str(plan.shape.num_train),
+    }
+
+
+def _datasets(finished: Run) -> list[DatasetRecord]:
+    plan, name = finished.plan, finished.plan.experiment.problem.name
+    sizes = {"train": plan.shape.num_train, "test": plan.shape.num_test}
+    source = f"{finished.store.uri}/{data_folder(plan.keys.data)}"
+    return [DatasetRecord(f"{name} {context}", plan.keys.data[:32], context, rows, redact(source)) for context, rows in sizes.items()]
+
+
+def _chosen(history: RunHistory, declared: Experiment) -> list[tuple[str, float, int, int]]:
+    """The measurements over time that the experiment asks for."""
+    return [
+        one
+        for one in history.measurements
+        if (declared.tracking.progress if one[0].startswith("system/progress.") else declared.tracking.system_metrics)
+    ]
+
+
 def description(tables: EvaluationTables, declared: str | None, noun: str = "prediction") -> str:
     """The opening sentences of the report, as Markdown; ``noun`` names the explained number."""
-    from genrep_dist.report.verdict import verdict
-
     found = verdict(tables, declared=declared, noun=noun)
     lines = (found.headline, "", *(f"- {sentence}" for sentence in found.sentences))  # the first paragraph by itself
     # Names are text: mark-up in them is escaped.
@@ -105,21 +169,28 @@ def diagnostics(finished: Run) -> dict[str, list[tuple[str, float, int]]]:
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Leaves of plain data as dotted names."""
+    """Leaves of plain data as dotted names; None is left out."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    elif prefix:
+    elif prefix and value is not None:
         yield prefix, redact(str(value))
 
 
-def _recipe_tags(finished: Run) -> dict[str, str]:
-    """Whether the tracking identities hold, and where the results were computed, as tags that MLflow can search."""
-    return {
+def _tags(finished: Run, tables: EvaluationTables) -> dict[str, str]:
+    """The best method, whether the tracking identities hold, and where the results were computed, as tags that MLflow can search."""
+    origin = provenance()
+    found = {
+        "genrep.best_method": verdict(tables).best,
         "genrep.plain_sgd": str(not finished.plan.shape.identity_gap_reasons).lower(),
         "genrep.version": version("genrep-dist"),
-        **{f"genrep.{name}": value for name, value in provenance().items()},
+        "mlflow.source.name": resume_command(),
+        "mlflow.source.type": "JOB" if in_job() else "LOCAL",
+        "mlflow.user": user_name(),
     }
+    if origin["git_commit"] != UNKNOWN:
+        found["mlflow.source.git.commit"] = origin["git_commit"].removesuffix("-dirty")
+    return found | {f"genrep.{name}": value for name, value in origin.items()}
 
 
 def tracking_uri(experiment: Experiment, store: Store) -> tuple[str, str | None]:

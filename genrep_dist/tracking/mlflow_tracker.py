@@ -8,14 +8,13 @@ the same numbers is kept, so publishing twice adds nothing. Only the driver call
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,16 @@ from urllib.parse import quote
 from genrep_dist.errors import GenRepError, StoreError
 from genrep_dist.redaction import redact
 from genrep_dist.tracking.database import create_database, move_artifacts, sqlite_path
-from genrep_dist.tracking.publication import MethodRun, Publication, json_digest, method_runs, run_files, short_parameters
+from genrep_dist.tracking.publication import (
+    DatasetRecord,
+    MethodRun,
+    Publication,
+    acceptable,
+    file_digests,
+    json_digest,
+    method_runs,
+    run_files,
+)
 from genrep_dist.tracking.server import check_server, tracking_hint
 
 # Read when MLflow is imported or used: no usage statistics are sent, and nothing is printed into the progress display. A user's own
@@ -37,7 +45,7 @@ for _setting, _value in (
     os.environ.setdefault(_setting, _value)
 
 from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Metric, Param, Run, RunTag, ViewType  # noqa: E402
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
@@ -45,6 +53,8 @@ PLAN_DIGEST = "genrep.plan_digest"
 COMPLETE = "genrep.complete"
 CONTENT = "genrep.content_digest"
 METHOD = "genrep.method"
+ARCHIVED = "genrep.archived"
+"""The tag of runs that a later run of the same name, of other settings or data, has replaced: "true", else "false"."""
 NOTE = "mlflow.note.content"
 """The tag that MLflow shows as a run's description, in Markdown."""
 _PARENT = "mlflow.parentRunId"
@@ -81,8 +91,9 @@ def publish(publication: Publication, *, tracking_uri: str, artifact_location: s
         client = MlflowClient(tracking_uri=tracking_uri)
         experiment_id = _experiment(client, f"genrep/{publication.problem}", artifact_location)
         parent = _parent(client, experiment_id, publication)
-        runs = _children(client, experiment_id, parent.info.run_id, children)
-        _finish_parent(client, parent, publication, children, _note(publication, experiment_id, runs, children))
+        runs = _children(client, experiment_id, parent.info.run_id, children, publication)
+        _finish_parent(client, parent, publication, children, _note(publication, experiment_id, parent.info.run_id, runs, children))
+        _archive_others(client, experiment_id, parent, runs.values())
     return TrackingLink(
         tracking_uri, experiment_id, parent.info.run_id, runs, tracking_hint(tracking_uri, experiment_id, parent.info.run_id)
     )
@@ -113,10 +124,12 @@ def _parent(client: MlflowClient, experiment_id: str, publication: Publication) 
     if found:
         return found[0]
     tags = {**publication.tags, PLAN_DIGEST: publication.plan_digest, "genrep.problem": publication.problem}
-    return client.create_run(experiment_id, tags=tags, run_name=publication.experiment)
+    return client.create_run(experiment_id, publication.began, tags, publication.experiment)
 
 
-def _children(client: MlflowClient, experiment_id: str, parent_id: str, children: Sequence[MethodRun]) -> dict[str, str]:
+def _children(
+    client: MlflowClient, experiment_id: str, parent_id: str, children: Sequence[MethodRun], publication: Publication
+) -> dict[str, str]:
     """Method to run id. Incomplete, outdated and duplicate runs are deleted."""
     found = _search(client, experiment_id, _PARENT, parent_id)
     runs: dict[str, str] = {}
@@ -126,41 +139,81 @@ def _children(client: MlflowClient, experiment_id: str, parent_id: str, children
         for run in mine:
             if run.info.run_id not in kept:
                 client.delete_run(run.info.run_id)
-        runs[child.method] = kept[0] if kept else _write_child(client, experiment_id, parent_id, child)
+        runs[child.method] = kept[0] if kept else _write_child(client, experiment_id, parent_id, child, publication)
     return runs
 
 
-def _write_child(client: MlflowClient, experiment_id: str, parent_id: str, child: MethodRun) -> str:
-    run_id: str = client.create_run(experiment_id, tags={**child.tags, _PARENT: parent_id}, run_name=child.method).info.run_id
-    now = time.time_ns() // 1_000_000
+def _write_child(client: MlflowClient, experiment_id: str, parent_id: str, child: MethodRun, publication: Publication) -> str:
+    tags = {**publication.tags, **child.tags, _PARENT: parent_id, ARCHIVED: "false"}
+    run_id: str = client.create_run(experiment_id, publication.began, tags, child.method).info.run_id
+    now = publication.ended or time.time_ns() // 1_000_000
+    _log_parameters(client, run_id, child.parameters)
     _log_metrics(client, run_id, [Metric(m.name, m.value, now, m.step) for m in child.measurements], [RunTag(CONTENT, child.digest)])
-    _complete(client, run_id)
+    _log_files(client, run_id, child.files)
+    _log_datasets(client, run_id, child.datasets)
+    _complete(client, run_id, publication.ended)
     return run_id
 
 
 def _finish_parent(client: MlflowClient, parent: Run, publication: Publication, children: Sequence[MethodRun], note: str) -> None:
     """Write parameters, tags, description and files of the experiment. It is marked complete after all children are."""
-    run_id, files, parameters = parent.info.run_id, run_files(publication), short_parameters(publication)
-    tags = {**publication.tags, "genrep.problem": publication.problem, NOTE: note}
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    digest = json_digest([[child.digest for child in children], parameters, tags, digests])
+    run_id, files, parameters = parent.info.run_id, run_files(publication), acceptable(publication.parameters)
+    tags = {**publication.tags, "genrep.problem": publication.problem, NOTE: note, ARCHIVED: "false"}
+    digest = json_digest([[child.digest for child in children], parameters, tags, file_digests(files), dict(publication.numbers)])
     if _is_complete(parent, digest):
         return
     if COMPLETE in parent.data.tags:
         client.delete_tag(run_id, COMPLETE)
     # MLflow allows a parameter to be written only once: parameters of an earlier publication stay.
-    new = [Param(name, value) for name, value in parameters.items() if name not in parent.data.params]
-    for start in range(0, len(new), _BATCH_OTHERS):
-        client.log_batch(run_id, params=new[start : start + _BATCH_OTHERS])
+    _log_parameters(client, run_id, {name: value for name, value in parameters.items() if name not in parent.data.params})
+    now = publication.ended or time.time_ns() // 1_000_000
+    _log_metrics(client, run_id, [Metric(name, value, now, 0) for name, value in publication.numbers.items()])
     _log_metrics(client, run_id, [Metric(name, value, when, step) for name, value, step, when in publication.progress])
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in {**tags, CONTENT: digest}.items()])
+    _log_files(client, run_id, files)
+    _log_datasets(client, run_id, publication.datasets)
+    _complete(client, run_id, publication.ended)
+
+
+def _archive_others(client: MlflowClient, experiment_id: str, current: Run, runs: Iterable[str]) -> None:
+    """Mark runs with the name of ``current`` and another digest as archived, and ``current`` as not, with the runs of their methods."""
+    if current.data.tags.get(ARCHIVED) == "true":
+        for run_id in (*runs, current.info.run_id):
+            client.set_tag(run_id, ARCHIVED, "false")
+    for other in _search(client, experiment_id, ARCHIVED, "false"):
+        is_other = other.data.tags.get(PLAN_DIGEST, current.data.tags[PLAN_DIGEST]) != current.data.tags[PLAN_DIGEST]
+        if is_other and other.info.run_name == current.info.run_name:
+            for run in (*_search(client, experiment_id, _PARENT, other.info.run_id), other):
+                client.set_tag(run.info.run_id, ARCHIVED, "true")
+
+
+def _log_parameters(client: MlflowClient, run_id: str, parameters: Mapping[str, str]) -> None:
+    new = [Param(name, value) for name, value in parameters.items()]
+    for start in range(0, len(new), _BATCH_OTHERS):
+        client.log_batch(run_id, params=new[start : start + _BATCH_OTHERS])
+
+
+def _log_files(client: MlflowClient, run_id: str, files: Mapping[str, bytes]) -> None:
+    if not files:
+        return
     with tempfile.TemporaryDirectory(prefix="genrep-artifacts-") as folder:
         for name, content in files.items():
             path = Path(folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         client.log_artifacts(run_id, folder)
-    _complete(client, run_id)
+
+
+def _log_datasets(client: MlflowClient, run_id: str, datasets: Sequence[DatasetRecord]) -> None:
+    if datasets:
+        inputs = [
+            DatasetInput(
+                Dataset(one.name, one.digest, "local", json.dumps({"uri": one.source}), profile=json.dumps({"num_rows": one.rows})),
+                [InputTag("mlflow.data.context", one.context)],
+            )
+            for one in datasets
+        ]
+        client.log_inputs(run_id, inputs)
 
 
 def _log_metrics(client: MlflowClient, run_id: str, metrics: Sequence[Metric], tags: Sequence[RunTag] = ()) -> None:
@@ -168,8 +221,8 @@ def _log_metrics(client: MlflowClient, run_id: str, metrics: Sequence[Metric], t
         client.log_batch(run_id, metrics=metrics[start : start + _BATCH_METRICS], tags=tags)
 
 
-def _complete(client: MlflowClient, run_id: str) -> None:
-    client.set_terminated(run_id)
+def _complete(client: MlflowClient, run_id: str, ended: int | None) -> None:
+    client.set_terminated(run_id, end_time=ended)
     client.set_tag(run_id, COMPLETE, "true")  # the last write: everything before it is complete
 
 
@@ -189,19 +242,26 @@ def _search(client: MlflowClient, experiment_id: str, tag: str, value: str) -> l
             return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
 
 
-def _note(publication: Publication, experiment_id: str, runs: Mapping[str, str], children: Sequence[MethodRun]) -> str:
-    """The description of the experiment's run: what was found, and links to plots with the curves of all methods."""
-    names = dict.fromkeys(m.name for child in children for m in child.measurements if m.name.startswith("del_"))
+def _note(publication: Publication, experiment_id: str, parent_id: str, runs: Mapping[str, str], children: Sequence[MethodRun]) -> str:
+    """The description of the experiment's run: what was found, and links to the charts and the table of all methods."""
+    names = list(dict.fromkeys(m.name for child in children for m in child.measurements if m.name.startswith("del_")))
     ids, experiments = (quote(json.dumps(found, separators=(",", ":"))) for found in (list(runs.values()), [experiment_id]))
+    main = children[0].measurements[0].name.removesuffix("_by_seed") if children else ""
+    # Runs are listed under their parents, folded, unless they are sorted by a metric.
+    chosen = f"searchFilter={quote(f'tags.`{_PARENT}` = {chr(39)}{parent_id}{chr(39)}')}&orderByKey={quote(f'metrics.`{main}`')}"
     links = [
-        f"[{name}](#/metric?runs={ids}&metric={quote(json.dumps(name))}&experiments={experiments}"
-        f"&plot_metric_keys={quote(json.dumps([name]))}&x_axis=step)"
-        for name in names
+        f"[charts of all methods](#/experiments/{experiment_id}/runs?{chosen}&orderByAsc=false&compareRunsMode=CHART)",
+        f"[table](#/experiments/{experiment_id}/runs?{chosen}&orderByAsc=false)",
+        *(
+            f"[{name}](#/metric?runs={ids}&metric={quote(json.dumps(name))}&experiments={experiments}"
+            f"&plot_metric_keys={quote(json.dumps([name]))}&x_axis=step)"
+            for name in names
+        ),
     ]
-    curves = [f"Curves of all methods: {', '.join(links)}; `report.html` among the artifacts has the rest."] if links else []
     # MLflow folds a long description: the first paragraph and the links come first.
     first, _, more = publication.description.partition("\n\n")
-    return "\n\n".join([text for text in (first, *curves, more) if text])
+    compare = f"Compare: {', '.join(links)}; `report.html` among the artifacts has the rest."
+    return "\n\n".join([text for text in (first, compare, more) if text])
 
 
 @contextmanager

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -25,6 +26,17 @@ _PARAMETER_NAME = re.compile(r"[A-Za-z0-9_\-. :/]{1,250}")
 
 
 @dataclass(frozen=True)
+class DatasetRecord:
+    """A data set that a run used. ``digest`` of its contents (36 characters at most), ``context`` "train" or "test", ``rows`` its size."""
+
+    name: str
+    digest: str
+    context: str
+    rows: int
+    source: str
+
+
+@dataclass(frozen=True)
 class Publication:
     """One finished experiment.
 
@@ -33,8 +45,12 @@ class Publication:
     :data:`genrep_dist.evaluation.tables.STATISTICS`; ``seed_means``: metric, method, seed, value. ``curves``: name in the tracker ->
     method, share (0 to 1), mean. ``artifacts``: path inside the run ("report.html", "figures/a.png") to content; ``config.yaml`` is added.
     ``tags``: more tags of the experiment. ``diagnostics``: method to (name, value, seed) of its solvers' certificates. ``description``:
-    what was found, in sentences (Markdown). ``progress``: metrics of the experiment's own run over time, (name, value, step, Unix
-    milliseconds); it is not part of the digest, so a change in it alone publishes nothing.
+    what was found, in sentences (Markdown). ``numbers``: metrics of the experiment's own run. ``costs``: the columns method and metrics of
+    its run. ``method_parameters``: what the runs of all methods have in common, as text. ``method_files``: method to artifacts of its run.
+    ``datasets``: inputs of all runs.
+
+    ``progress`` (metrics of the experiment's own run over time: name, value, step, Unix milliseconds), ``began`` and ``ended`` (Unix
+    milliseconds) are not part of the digest, so a change in them alone publishes nothing.
 
     Raises StoreError for an artifact path outside the run's folder.
     """
@@ -53,10 +69,17 @@ class Publication:
     tags: Mapping[str, str] = field(default_factory=dict)
     diagnostics: Mapping[str, Sequence[tuple[str, float, int]]] = field(default_factory=dict)
     description: str = ""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    costs: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema={"method": pl.String}))
+    method_parameters: Mapping[str, str] = field(default_factory=dict)
+    method_files: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
+    datasets: Sequence[DatasetRecord] = ()
     progress: Sequence[tuple[str, float, int, int]] = ()
+    began: int | None = None
+    ended: int | None = None
 
     def __post_init__(self) -> None:
-        for name in self.artifacts:
+        for name in itertools.chain(self.artifacts, *self.method_files.values()):
             path = PurePosixPath(name)
             if not path.parts or path.is_absolute() or ".." in path.parts:
                 raise StoreError("an artifact's path leaves its run", where="artifacts", expected="a relative path", got=repr(name))
@@ -77,11 +100,15 @@ class MethodRun:
 
     method: str
     tags: Mapping[str, str]
+    parameters: Mapping[str, str]
     measurements: tuple[Measurement, ...]
+    files: Mapping[str, bytes]
+    datasets: Sequence[DatasetRecord]
 
     @property
     def digest(self) -> str:
-        return json_digest([dict(self.tags), [[m.name, m.value, m.step] for m in self.measurements]])
+        numbers = [[m.name, m.value, m.step] for m in self.measurements]
+        return json_digest([dict(self.tags), dict(self.parameters), numbers, file_digests(self.files), list(map(asdict, self.datasets))])
 
 
 def method_runs(publication: Publication) -> list[MethodRun]:
@@ -89,9 +116,11 @@ def method_runs(publication: Publication) -> list[MethodRun]:
 
     Measurements of each metric: ``{metric}``, ``{metric}_ci95_low`` and ``{metric}_ci95_high`` (clustered), and
     ``{metric}_p_vs_random``, the Holm-corrected p-value of the difference from random removal. Of AUC-DEL also ``{metric}_ci95_pooled``
-    (half-width) and ``{metric}_by_seed`` over seeds. Curves, such as ``del_{sign}``, over percent removed; then ``num_seeds``,
-    ``num_points``, and the diagnostics over seeds. Nulls (the intervals of one seed) are left out. Steps are whole numbers: if the
-    fractions are not whole percents, a curve is ``{name}_ppm`` over parts per million.
+    (half-width) and ``{metric}_by_seed`` over seeds. Curves, such as ``del_{sign}``, over percent removed; then the diagnostics over
+    seeds as ``solver/{name}``, the costs as ``resources/{name}``, ``num_seeds`` and ``num_points``. Nulls (the intervals of one
+    seed) are left out. Steps are whole numbers: if the fractions are not whole percents, a curve is ``{name}_ppm`` over parts per
+    million. MLflow's charts have a section for each part of a name before ``/``, by the alphabet. Names without one are in the section
+    "Model metrics", which is the first.
 
     Raises NonFiniteError for NaN or Inf, so that none is ever logged.
     """
@@ -104,18 +133,21 @@ def method_runs(publication: Publication) -> list[MethodRun]:
             "genrep.importance": method.importance,
             "genrep.problem": publication.problem,
         }
+        own = {"method": method.name, "kernel": method.kernel, "checkpoint": method.checkpoint, "importance": method.importance}
+        parameters = acceptable({name: value for name, value in own.items() if value != "none"} | dict(publication.method_parameters))
         measurements = tuple(_measurements(publication, method.name))
         for measurement in measurements:
             _check_finite(method.name, measurement)
-        runs.append(MethodRun(method.name, tags, measurements))
+        files = publication.method_files.get(method.name, {})
+        runs.append(MethodRun(method.name, tags, parameters, measurements, files, publication.datasets))
     return runs
 
 
-def short_parameters(publication: Publication) -> dict[str, str]:
+def acceptable(parameters: Mapping[str, str]) -> dict[str, str]:
     """The parameters that MLflow accepts, sorted by name: short, and with a valid name. The others are in config.yaml."""
     return {
         name: value
-        for name, value in sorted(publication.parameters.items())
+        for name, value in sorted(parameters.items())
         if len(value) <= MAX_PARAMETER and _PARAMETER_NAME.fullmatch(name) and posixpath.normpath(name) == name
     }
 
@@ -123,6 +155,11 @@ def short_parameters(publication: Publication) -> dict[str, str]:
 def run_files(publication: Publication) -> dict[str, bytes]:
     """All files of the experiment's run, sorted by name."""
     return dict(sorted({**publication.artifacts, "config.yaml": publication.config_yaml.encode()}.items()))
+
+
+def file_digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    """sha256 of each file."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
 
 
 def json_digest(value: Any) -> str:
@@ -149,7 +186,9 @@ def _measurements(publication: Publication, method: str) -> Iterator[Measurement
     for metric, p in tested.sort("metric").select("metric", "p_holm").iter_rows():
         yield Measurement(f"{metric}_p_vs_random", p)
     for name, value, seed in publication.diagnostics.get(method, ()):
-        yield Measurement(name, value, seed)
+        yield Measurement(f"solver/{name}", value, seed)
+    for row in publication.costs.filter(mine).drop("method").iter_rows(named=True):
+        yield from (Measurement(f"resources/{name}", float(value)) for name, value in row.items())
     # The design of the first metric: all metrics about test points share it.
     design = next(rows[metric] for metric in infos if metric in rows)
     yield Measurement("num_seeds", float(design["num_seeds"]))

@@ -80,8 +80,8 @@ def test_counts_are_of_models_and_rates_of_this_run() -> None:
     assert tally.summary() == "done and kept: train 4 of 10, retrain 25 of 40"
     assert ProgressCounter().summary() == "done and kept: nothing yet"
     flat = as_metrics(tally.snapshot())
-    assert flat["progress.retrain.units_per_second"] == 2.5
-    assert flat["progress.failures.ProblemError"] == 1
+    assert flat["system/progress.retrain.units_per_second"] == 2.5
+    assert flat["system/progress.failures.ProblemError"] == 1
     tally.unit_split(Outcome.failed(TASK, 4, ProblemError("it diverged")))
     assert retrain.failed == 0
     assert tally.failures.as_dict() == {"by_kind": {}, "named": [], "retried": 5}
@@ -166,7 +166,7 @@ def test_a_run_that_beats_is_alive_however_clocks_jump(tmp_path: Path, monkeypat
             state = read_state(store, "toy")
             assert state is not None
             assert state.state == "running"
-        found = heartbeat.measurements()
+        found = heartbeat.history().measurements
     steps, stamps = [step for *_, step, _ in found], [stamp for *_, stamp in found]
     assert min(steps) == 0
     assert steps == sorted(steps)
@@ -237,6 +237,7 @@ def test_status_of_a_run_from_its_store_alone_and_watched_to_its_end(tmp_path: P
             said.append(json.loads(CliRunner().invoke(cli.app, ["status", "toy", "--store", str(tmp_path), "--json"]).output))
 
     fields: dict[str, Any] = {"methods": ["ntk-final/target", "random"], "seeds": 1, "deletion": {"fractions": [0.0, 0.1]}}
+    fields["tracking"] = {"progress": True, "system_metrics": True}
     run = gr.run(experiment(**fields), store=str(tmp_path), executor=SerialExecutor(0), progress=Asks(), search_path=[str(ROOT)])
     assert {look["last_run"]["state"] for look in said} == {"running"}
     watched = CliRunner().invoke(cli.app, ["status", "toy", "--store", str(tmp_path), "--watch", "--every", "0.1"]).output
@@ -247,7 +248,10 @@ def test_status_of_a_run_from_its_store_alone_and_watched_to_its_end(tmp_path: P
     assert manifest is not None
     link = manifest["tracking"]
     client = MlflowClient(tracking_uri=link["uri"])
-    assert client.get_run(link["run_id"]).data.metrics["progress.retrain.done"] == run.costs()["unique"]
+    published = client.get_run(link["run_id"])
+    assert published.data.metrics["system/progress.retrain.done"] == run.costs()["unique"]
+    assert 0 < published.data.metrics["system/system_memory_usage_percentage"] <= 100
+    assert manifest["times"] == {"began": published.info.start_time, "ended": published.info.end_time}
     assert client.get_run(link["run_id"]).data.tags["genrep.git_commit"] == manifest["provenance"]["git_commit"]
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import polars as pl
 import pytest
@@ -17,11 +17,21 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
 from genrep_dist.errors import NonFiniteError, StoreError
-from genrep_dist.tracking.mlflow_tracker import COMPLETE, METHOD, TrackingLink, publish
+from genrep_dist.tracking.mlflow_tracker import ARCHIVED, COMPLETE, METHOD, TrackingLink, publish
 from genrep_dist.tracking.publication import Publication, method_runs
 from tests.tracking.examples import METHODS, publication
 
-WRITES = ("create_experiment", "create_run", "delete_run", "log_batch", "log_artifacts", "set_terminated", "set_tag", "delete_tag")
+WRITES = (
+    "create_experiment",
+    "create_run",
+    "delete_run",
+    "log_batch",
+    "log_artifacts",
+    "log_inputs",
+    "set_terminated",
+    "set_tag",
+    "delete_tag",
+)
 
 
 def runs_of(place: dict[str, Any], link: TrackingLink, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
@@ -46,7 +56,7 @@ def contents(place: dict[str, Any], link: TrackingLink) -> dict[str, Any]:
 
 
 def without_ids(text: str) -> str:
-    return re.sub(r"\b[0-9a-f]{32}\b", "run", text.replace("%22", '"'))
+    return re.sub(r"\b[0-9a-f]{32}\b", "run", unquote(text))
 
 
 def files_below(client: MlflowClient, run_id: str, folder: str | None = None) -> list[str]:
@@ -68,6 +78,8 @@ def test_what_was_published_can_be_read_back(place: dict[str, Any]) -> None:
     assert parent.data.tags["genrep.plan_digest"] == made.plan_digest
     assert parent.data.tags["genrep.version"] == "0.1.0"
     assert parent.data.params == {"recipe.epochs": "20", "seeds": "3"}
+    assert parent.data.metrics == {"test_accuracy": 0.9}
+    assert (parent.info.start_time, parent.info.end_time) == (made.began, made.ended)
     assert files_below(client, link.run_id) == ["config.yaml", "figures/curves.png", "report.html"]
     assert Path(client.download_artifacts(link.run_id, "report.html")).read_bytes() == b"<p>report</p>"
 
@@ -81,13 +93,26 @@ def test_what_was_published_can_be_read_back(place: dict[str, Any]) -> None:
             logged = {(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)}
             assert logged == {(m.step, m.value) for m in expected.measurements if m.name == name}
         assert run.data.metrics.keys() == {m.name for m in expected.measurements}
+        assert run.data.params == expected.parameters
+        assert (run.info.start_time, run.info.end_time) == (made.began, made.ended)
+        assert files_below(client, run.info.run_id) == ["scores.csv"]
+        assert run.inputs is not None
+        (used,) = run.inputs.dataset_inputs
+        assert (used.dataset.name, used.dataset.digest, used.tags[0].value) == ("digits train", "0" * 32, "train")
     assert len(runs_of(place, link)) == 1 + len(METHODS)
 
 
 def test_the_experiments_description_says_what_was_found_and_links_the_curves(place: dict[str, Any]) -> None:
     link = publish(publication(signs=("negative", "positive"), description="**ntk** is best.\n\nHow sure."), **place)
     note = MlflowClient(tracking_uri=place["tracking_uri"]).get_run(link.run_id).data.tags["mlflow.note.content"]
-    assert note.startswith("**ntk** is best.\n\nCurves of all methods: [")
+    assert note.startswith("**ntk** is best.\n\nCompare: [charts of all methods](#/experiments/")
+    for view in ("charts of all methods", "table"):
+        (page,) = re.findall(rf"\[{view}\]\(#/experiments/{link.experiment_id}/runs\?(.*?)\)", note)
+        asked = dict(parse_qsl(page))
+        # Sorted by a metric, runs are listed one by one, and not folded under their parents.
+        assert asked["orderByKey"] == "metrics.`auc_del_negative`"
+        found = MlflowClient(tracking_uri=place["tracking_uri"]).search_runs([link.experiment_id], asked["searchFilter"])
+        assert {run.info.run_id for run in found} == set(link.runs.values())
     assert note.endswith("\n\nHow sure.")
     for name in ("del_negative", "del_positive"):
         (query,) = re.findall(rf"\[{name}\]\(#/metric\?(.*?)\)", note)
@@ -158,7 +183,7 @@ def test_interrupted_anywhere_and_published_again_equals_undisturbed(fresh: Path
 
 def test_a_complete_child_is_left_and_an_incomplete_one_is_written_anew(place: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        interrupt(patch, 2 + 4 + 2)  # experiment, parent, the whole first child, and the second one up to its completion
+        interrupt(patch, 2 + 7 + 6)  # experiment, parent, the whole first child, and the second one up to its completion
         with pytest.raises(Interruption):
             publish(publication(), **place)
     client = MlflowClient(tracking_uri=place["tracking_uri"])
@@ -198,6 +223,19 @@ def test_another_plan_is_another_run_beside(place: dict[str, Any]) -> None:
     assert first.experiment_id == second.experiment_id
     assert first.run_id != second.run_id
     assert not set(first.runs.values()) & set(second.runs.values())
+
+
+def test_a_run_that_replaces_another_of_its_name_archives_it(place: dict[str, Any]) -> None:
+    first, other = publish(publication(), **place), publish(publication(experiment="other", plan_digest="00"), **place)
+    second = publish(publication(plan_digest="fedcba"), **place)
+    client = MlflowClient(tracking_uri=place["tracking_uri"])
+    for link, archived in ((first, "true"), (other, "false"), (second, "false")):
+        assert {client.get_run(run_id).data.tags[ARCHIVED] for run_id in (link.run_id, *link.runs.values())} == {archived}
+    again = publish(publication(), **place)
+    assert again == first
+    assert {run.info.run_name: run.data.tags[ARCHIVED] for run in runs_of(place, first) if run.info.run_id in (first.run_id, second.run_id)}
+    tags = {run_id: client.get_run(run_id).data.tags[ARCHIVED] for run_id in (first.run_id, second.run_id, first.runs["random"])}
+    assert tags == {first.run_id: "false", second.run_id: "true", first.runs["random"]: "false"}
 
 
 def test_runs_that_a_user_deleted_are_published_again(place: dict[str, Any]) -> None:

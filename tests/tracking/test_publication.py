@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import polars as pl
 import pytest
 
 from genrep_dist.errors import NonFiniteError, StoreError
-from genrep_dist.tracking.publication import Publication, method_runs, run_files, short_parameters
+from genrep_dist.tracking.publication import Publication, acceptable, method_runs, run_files
 from tests.report import synthetic
 from tests.tracking.examples import METHODS, publication
 
@@ -49,6 +50,30 @@ def test_one_seed_leaves_the_intervals_out() -> None:
     for name in ("low", "high", "pooled"):
         assert values(made, f"auc_del_negative_ci95_{name}") == {}
     assert all(math.isfinite(m.value) for run in method_runs(made) for m in run.measurements)
+
+
+def test_parameters_costs_and_diagnostics_of_a_method() -> None:
+    made = publication(diagnostics={"ntk-final/tracking": [("residual", 0.1, 0), ("residual", 0.2, 1)]})
+    tracked, random = method_runs(made)
+    own = {"method": "ntk-final/tracking", "kernel": "ntk", "checkpoint": "final", "importance": "tracking"}
+    assert tracked.parameters == {**own, "recipe.epochs": "20"}
+    assert random.parameters == {"method": "random", "importance": "random", "recipe.epochs": "20"}, "what it has not is left out"
+    assert (values(made, "solver/residual"), values(made, "resources/retrainings", "random")) == ({0: 0.1, 1: 0.2}, {0: 4.0})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method_parameters": {"recipe.epochs": "21"}},
+        {"method_files": {"ntk-final/tracking": {"scores.csv": b"x"}}},
+        {"datasets": []},
+        {"costs": pl.DataFrame({"method": ["ntk-final/tracking"], "retrainings": [5]})},
+    ],
+)
+def test_the_digest_covers_all_parts(changes: dict[str, Any]) -> None:
+    assert method_runs(publication(**changes))[0].digest != method_runs(publication())[0].digest
+    later = publication(began=5, ended=6, progress=[("system/progress.x", 1.0, 0, 0)])
+    assert method_runs(later)[0].digest == method_runs(publication())[0].digest
 
 
 def test_tags_name_the_method() -> None:
@@ -137,7 +162,7 @@ def test_the_digest_follows_the_numbers() -> None:
 
 def test_long_or_oddly_named_parameters_stay_in_the_config() -> None:
     made = publication(parameters={"b": "1", "a.b/c": "2", "odd [name]": "3", "a//b": "4", "long": "x" * 501, "just": "x" * 500})
-    assert list(short_parameters(made)) == ["a.b/c", "b", "just"]
+    assert list(acceptable(made.parameters)) == ["a.b/c", "b", "just"]
     assert run_files(made)["config.yaml"] == b"seeds: 3\n"
 
 
