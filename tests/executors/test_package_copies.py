@@ -24,7 +24,7 @@ ON_A_WORKER = """
 import pickle, sys
 run_unit, Worker = pickle.loads(bytes.fromhex(sys.argv[1]))
 unreadable = ["a reference that nobody reads"]
-differing = run_unit(sys.argv[2], None, unreadable, unreadable), Worker(sys.argv[2], None, unreadable).ready()
+differing = run_unit(sys.argv[2], None, unreadable, unreadable), Worker(sys.argv[2], None).ready()
 assert not [name for name in sys.modules if name.startswith("genrep_dist")]
 sys.stdout.buffer.write(pickle.dumps(differing))
 """
