@@ -61,7 +61,7 @@ def track(
     from genrep_dist.tracking.publication import Publication
 
     experiment = finished.plan.experiment
-    recipe = {f"recipe_in_force.{name}": str(value) for name, value in finished.plan.keys.recipe.items() if value is not None}
+    recipe = {f"recipe_in_force.{name}": value for name, value in _recipe(finished).items()}
     publication = Publication(
         experiment=experiment.name,
         problem=experiment.problem.name,
@@ -106,7 +106,7 @@ def _numbers(finished: Run, tables: EvaluationTables) -> dict[str, float]:
     averages = {column: training[column].drop_nans().mean() for column in ("train_loss", "test_accuracy")}
     found |= {name: float(mean) for name, mean in averages.items() if isinstance(mean, float)}
     spent = costs["seconds"] + float(tables.costs["explanation_seconds"].sum())
-    found |= {"resources/retrainings": costs["unique"], "resources/training_seconds": costs["seconds"], "resources/worker_seconds": spent}
+    found |= {"retrainings": costs["unique"], "training_seconds": costs["seconds"], "worker_seconds": spent}
     return found
 
 
@@ -114,8 +114,7 @@ def _method_parameters(finished: Run) -> dict[str, str]:
     """What distinguishes this experiment from others of its problem, for the runs of all methods."""
     plan, experiment = finished.plan, finished.plan.experiment
     points = experiment.test_points
-    shown = {name: value for name, value in plan.keys.recipe.items() if name in {*MAIN_SETTINGS, *plan.keys.recipe_changes}}
-    return {f"recipe.{name}": str(value) for name, value in shown.items() if value is not None} | {
+    return {f"recipe.{name}": value for name, value in _recipe(finished).items()} | {
         "experiment": experiment.name,
         "problem": experiment.problem.name,
         "target": experiment.make_target().noun,
@@ -124,6 +123,13 @@ def _method_parameters(finished: Run) -> dict[str, str]:
         "test_points": str(points if isinstance(points, int) else len(points)),
         "training_samples": str(plan.shape.num_train),
     }
+
+
+def _recipe(finished: Run) -> dict[str, str]:
+    """The main settings of the recipe in force, and those that differ from their defaults."""
+    keys = finished.plan.keys
+    shown = {*MAIN_SETTINGS, *keys.recipe_changes}
+    return {name: str(value) for name, value in keys.recipe.items() if name in shown and value is not None}
 
 
 def _datasets(finished: Run) -> list[DatasetRecord]:

@@ -246,12 +246,13 @@ def _note(publication: Publication, experiment_id: str, parent_id: str, runs: Ma
     """The description of the experiment's run: what was found, and links to the charts and the table of all methods."""
     names = list(dict.fromkeys(m.name for child in children for m in child.measurements if m.name.startswith("del_")))
     ids, experiments = (quote(json.dumps(found, separators=(",", ":"))) for found in (list(runs.values()), [experiment_id]))
-    main = children[0].measurements[0].name.removesuffix("_by_seed") if children else ""
+    main = children[0].measurements[0].name if children else ""
     # Runs are listed under their parents, folded, unless they are sorted by a metric.
     chosen = f"searchFilter={quote(f'tags.`{_PARENT}` = {chr(39)}{parent_id}{chr(39)}')}&orderByKey={quote(f'metrics.`{main}`')}"
     links = [
         f"[charts of all methods](#/experiments/{experiment_id}/runs?{chosen}&orderByAsc=false&compareRunsMode=CHART)",
         f"[table](#/experiments/{experiment_id}/runs?{chosen}&orderByAsc=false)",
+        f"[parallel coordinates](#/compare-runs?runs={ids}&experiments={experiments})",
         *(
             f"[{name}](#/metric?runs={ids}&metric={quote(json.dumps(name))}&experiments={experiments}"
             f"&plot_metric_keys={quote(json.dumps([name]))}&x_axis=step)"

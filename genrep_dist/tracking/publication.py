@@ -117,10 +117,10 @@ def method_runs(publication: Publication) -> list[MethodRun]:
     Measurements of each metric: ``{metric}``, ``{metric}_ci95_low`` and ``{metric}_ci95_high`` (clustered), and
     ``{metric}_p_vs_random``, the Holm-corrected p-value of the difference from random removal. Of AUC-DEL also ``{metric}_ci95_pooled``
     (half-width) and ``{metric}_by_seed`` over seeds. Curves, such as ``del_{sign}``, over percent removed; then the diagnostics over
-    seeds as ``solver/{name}``, the costs as ``resources/{name}``, ``num_seeds`` and ``num_points``. Nulls (the intervals of one
-    seed) are left out. Steps are whole numbers: if the fractions are not whole percents, a curve is ``{name}_ppm`` over parts per
-    million. MLflow's charts have a section for each part of a name before ``/``, by the alphabet. Names without one are in the section
-    "Model metrics", which is the first.
+    seeds, the costs, ``num_seeds`` and ``num_points``. Nulls (the intervals of one seed) are left out. Steps are whole numbers: if the
+    fractions are not whole percents, a curve is ``{name}_ppm`` over parts per million.
+
+    No name has a ``/``: MLflow's charts would begin with the section of that prefix, and the metrics themselves come last.
 
     Raises NonFiniteError for NaN or Inf, so that none is ever logged.
     """
@@ -134,7 +134,7 @@ def method_runs(publication: Publication) -> list[MethodRun]:
             "genrep.problem": publication.problem,
         }
         own = {"method": method.name, "kernel": method.kernel, "checkpoint": method.checkpoint, "importance": method.importance}
-        parameters = acceptable({name: value for name, value in own.items() if value != "none"} | dict(publication.method_parameters))
+        parameters = acceptable(own | dict(publication.method_parameters))
         measurements = tuple(_measurements(publication, method.name))
         for measurement in measurements:
             _check_finite(method.name, measurement)
@@ -177,18 +177,20 @@ def _measurements(publication: Publication, method: str) -> Iterator[Measurement
         columns = {metric: "mean", f"{metric}_ci95_low": "ci95_clustered_low", f"{metric}_ci95_high": "ci95_clustered_high"}
         if info.is_main:
             columns[f"{metric}_ci95_pooled"] = "ci95_pooled"
+        # The mean comes first: MLflow's plots start with the first metric.
+        yield from (Measurement(name, row[column]) for name, column in columns.items() if row[column] is not None)
+        if info.is_main:
             seeds = publication.seed_means.filter(mine & (pl.col("metric") == metric)).sort("seed")
             yield from (Measurement(f"{metric}_by_seed", value, seed) for seed, value in seeds.select("seed", "value").iter_rows())
-        yield from (Measurement(name, row[column]) for name, column in columns.items() if row[column] is not None)
     for name, frame in publication.curves.items():
         yield from _curve(name, frame.filter(mine).sort("share"))
     tested = publication.comparisons.filter(mine & (pl.col("baseline") == RANDOM) & pl.col("p_holm").is_not_null())
     for metric, p in tested.sort("metric").select("metric", "p_holm").iter_rows():
         yield Measurement(f"{metric}_p_vs_random", p)
     for name, value, seed in publication.diagnostics.get(method, ()):
-        yield Measurement(f"solver/{name}", value, seed)
+        yield Measurement(name, value, seed)
     for row in publication.costs.filter(mine).drop("method").iter_rows(named=True):
-        yield from (Measurement(f"resources/{name}", float(value)) for name, value in row.items())
+        yield from (Measurement(name, float(value)) for name, value in row.items())
     # The design of the first metric: all metrics about test points share it.
     design = next(rows[metric] for metric in infos if metric in rows)
     yield Measurement("num_seeds", float(design["num_seeds"]))

@@ -57,8 +57,14 @@ def test_parameters_costs_and_diagnostics_of_a_method() -> None:
     tracked, random = method_runs(made)
     own = {"method": "ntk-final/tracking", "kernel": "ntk", "checkpoint": "final", "importance": "tracking"}
     assert tracked.parameters == {**own, "recipe.epochs": "20"}
-    assert random.parameters == {"method": "random", "importance": "random", "recipe.epochs": "20"}, "what it has not is left out"
-    assert (values(made, "solver/residual"), values(made, "resources/retrainings", "random")) == ({0: 0.1, 1: 0.2}, {0: 4.0})
+    assert random.parameters == {
+        "method": "random",
+        "kernel": "none",
+        "checkpoint": "none",
+        "importance": "random",
+        "recipe.epochs": "20",
+    }
+    assert (values(made, "residual"), values(made, "retrainings", "random")) == ({0: 0.1, 1: 0.2}, {0: 4.0})
 
 
 @pytest.mark.parametrize(
