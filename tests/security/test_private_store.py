@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def modes(folder: Path) -> dict[Path, int]:
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # MLflow's own models, with a newer SQLAlchemy
 def test_every_file_of_a_private_store_is_its_owners_alone(tmp_path: Path) -> None:
     store = tmp_path / "new/store"
-    fields = {"methods": ["last-layer-final/surrogate", "random"], "seeds": 1, "deletion": {"fractions": [0.0, 0.1]}}
+    fields: dict[str, Any] = {"methods": ["last-layer-final/surrogate", "random"], "seeds": 1, "deletion": {"fractions": [0.0, 0.1]}}
     gr.run(experiment(**fields), store=str(store), serial=True, search_path=[str(ROOT)])
     found = modes(store)
     assert {path: mode for path, mode in found.items() if mode != (0o700 if path.is_dir() else 0o600)} == {}
