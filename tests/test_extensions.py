@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -17,8 +18,10 @@ import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import genrep_dist as gr
+from genrep_dist.cli.main import app
 from genrep_dist.config.keys import Keys
 from genrep_dist.core.importances import IMPORTANCES
 from genrep_dist.core.importances.base import OutputImportance
@@ -26,7 +29,7 @@ from genrep_dist.core.kernels import KERNELS
 from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, KernelSizes, PairwiseKernel, Work
 from genrep_dist.core.losses import Loss
 from genrep_dist.core.targets import TARGETS, Target
-from genrep_dist.errors import ConfigError, PlanError, ProblemError, StoreError
+from genrep_dist.errors import ConfigError, MethodError, PlanError, ProblemError, StoreError
 from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.problems.protocol import Recipe
 from genrep_dist.registry import Registry
@@ -438,8 +441,24 @@ def test_a_rule_that_is_not_declared_elementwise_trains_models_one_by_one(tmp_pa
     assert plan.shape.pack_kind == "solo"
 
 
-def test_a_run_without_its_extensions_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_run_without_its_extensions_is_shown_and_refused_by_name_where_they_are_needed(tmp_path: Path) -> None:
     with registered(IMPORTANCES, "sign", SignImportance):
-        run(tmp_path, methods=["ntk-final/sign", "random"])
+        done = run(tmp_path, methods=["ntk-final/sign", "random"])
+        scores, ids = done.attributions("ntk-final/sign", 0), done.test_ids(0)
+        stages = json.loads(CliRunner().invoke(app, ["status", "toy", "--store", str(tmp_path), "--json"]).output)["stages"]
+    opened = gr.open_run(str(tmp_path), "toy")
+    assert opened.metrics().equals(done.metrics())
+    status = CliRunner().invoke(app, ["status", "toy", "--store", str(tmp_path), "--json"])
+    assert json.loads(status.output)["stages"] == [{**stage, "exact": True} for stage in stages]
+    assert json.loads(status.output)["finished"]
+    report = CliRunner().invoke(app, ["report", "toy", "--store", str(tmp_path)])
+    assert report.exit_code == 0
+    assert "ntk-final/sign" in report.output
+    assert "not written again" in report.output
+    assert np.array_equal(opened.attributions("ntk-final/sign", 0), scores)
+    assert np.array_equal(opened.test_ids(0), ids)
+    assert opened.checkpoint(0, "middle").keys() == opened.checkpoint(0, "final").keys()
+    with pytest.raises(MethodError, match=r"not a method[\s\S]*ntk-final/sign, random"):
+        opened.attributions("ntk-final/other", 0)
     with pytest.raises(StoreError, match=r"cannot be read here[\s\S]*ntk-final/sign[\s\S]*import or install"):
-        gr.open_run(str(tmp_path), "toy")
+        opened.importance("sign", 0)

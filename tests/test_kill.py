@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
@@ -79,7 +80,7 @@ def kill_a_worker(process: subprocess.Popen[bytes], chance: random.Random) -> bo
 
 
 @pytest.mark.ray
-def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
+def test_twenty_kills_change_nothing(tmp_path: Path, record_property: Any) -> None:
     whole = make(tmp_path / "whole")
     finish(start(whole, tmp_path / "whole" / "store", "--serial"))
     files = progress_marks(tmp_path / "whole" / "store")
@@ -111,6 +112,8 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
         assert (store / "results/toy" / name).read_bytes() == (tmp_path / "whole/store/results/toy" / name).read_bytes(), name
     undisturbed, done = trainings(tmp_path / "whole"), trainings(tmp_path / "hurt")
     assert undisturbed <= done
+    record_property("tried", moments)
+    record_property("trainings_repeated", done - undisturbed)
     # A kill costs at most what was in flight: a task's models, and with a driver those of all slots. A task writes one part.
     a_task = max(pq.read_metadata(part).num_rows for part in tmp_path.glob("*/store/ledger/*/*.parquet"))
     assert done <= undisturbed + a_task * (serial_drivers + workers + SLOTS * ray_drivers)

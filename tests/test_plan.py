@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 from pydantic import BaseModel, create_model
 
 from genrep_dist.config import Experiment, load_experiment
-from genrep_dist.config.digests import non_default_fields
-from genrep_dist.config.keys import Keys, sample_test_positions
+from genrep_dist.config.digests import json_digest, non_default_fields
+from genrep_dist.config.keys import NUMBERS_VERSION, Keys, sample_test_positions
 from genrep_dist.core.kernels.base import KernelSizes
 from genrep_dist.errors import PlanError
 from genrep_dist.plan import Plan, Shape
@@ -262,3 +264,12 @@ def test_a_new_recipe_field_with_a_neutral_default_changes_no_key() -> None:
     plain, longer = Recipe(20, 32, 0.1), Longer(20, 32, 0.1)
     assert non_default_fields(plain) == non_default_fields(longer) == {"epochs": 20, "batch_size": 32, "learning_rate": 0.1}
     assert non_default_fields(Longer(20, 32, 0.1, dummy=8))["dummy"] == 8
+
+
+@pytest.mark.parametrize("removed", [(), (7,), (30, 2, 11), list(np.arange(5))])
+@pytest.mark.parametrize(("policy", "replicate"), [("same", 0), ("fresh", 3)])
+def test_the_key_of_a_retraining_is_a_digest_of_canonical_json(removed: Sequence[int], policy: str, replicate: int) -> None:
+    found = keys()
+    plain = [policy, replicate] if len(removed) else ["same", 0]
+    expected = json_digest([NUMBERS_VERSION, "retraining", found.training, 4, *plain, sorted(map(int, removed))])
+    assert found.retraining(4, removed, policy, replicate) == expected

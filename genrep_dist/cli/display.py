@@ -69,9 +69,10 @@ def show_summary(console: Console, finished: Run) -> None:
     """The tables of a finished run, one for each of its blocks, and where its report is."""
     from genrep_dist.evaluation.metrics.base import metric_infos
 
-    experiment, metrics = finished.plan.experiment, finished.metrics()
+    # Of the record: a table can be shown where the run's own kernels or metrics are not known.
+    declared, metrics = finished.record["experiment"], finished.metrics()
     mains = [info for info in metric_infos().values() if info.is_main]
-    for title, methods in (experiment.blocks or {"": experiment.methods}).items():
+    for title, methods in (declared.get("blocks") or {"": declared["methods"]}).items():
         for info in mains:
             rows = {row["method"]: row for row in metrics.filter(metric=info.name).iter_rows(named=True)}
             ordered = [rows[method] for method in methods if method in rows]
@@ -95,15 +96,17 @@ def _show_metrics(console: Console, finished: Run) -> None:
     from genrep_dist.evaluation.metrics.base import metric_infos
 
     means = {(row["metric"], row["method"]): row["mean"] for row in finished.metrics().iter_rows(named=True)}
-    infos = [info for name, info in metric_infos().items() if not info.is_main and any(metric == name for metric, _ in means)]
-    if not infos:
+    infos = metric_infos()
+    names = [name for name, info in infos.items() if not info.is_main and any(metric == name for metric, _ in means)]
+    names += sorted({metric for metric, _ in means} - infos.keys())  # metrics that are not known here
+    if not names:
         return
     rows = [
-        (method, *(f"{means[info.name, method]:.3f}" if (info.name, method) in means else "-" for info in infos))
-        for method in finished.plan.experiment.methods
+        (method, *(f"{means[name, method]:.3f}" if (name, method) in means else "-" for name in names))
+        for method in finished.record["experiment"]["methods"]
     ]
-    heads = [f"{info.title} ({info.better} is better)" for info in infos]
-    console.print(table(f"{finished.name}: other metrics", ("method", *heads), rows, numeric=range(1, len(infos) + 1)))
+    heads = [f"{infos[name].title} ({infos[name].better} is better)" if name in infos else name for name in names]
+    console.print(table(f"{finished.name}: other metrics", ("method", *heads), rows, numeric=range(1, len(names) + 1)))
 
 
 def _show_table(console: Console, title: str, info: MetricInfo, rows: Sequence[dict[str, Any]]) -> None:

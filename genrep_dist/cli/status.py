@@ -13,9 +13,12 @@ from rich.text import Text
 
 from genrep_dist.cli.display import seconds_text, table
 from genrep_dist.cli.terminal import moves_cursor
-from genrep_dist.results import open_run
+from genrep_dist.results import Run, open_run
 from genrep_dist.runner.heartbeat import RunState, read_state
 from genrep_dist.runner.quarantine import describe_units, read_quarantine
+from genrep_dist.store.paths import ExperimentPaths
+from genrep_dist.store.records import reading_record
+from genrep_dist.workflow.stages import STAGES
 from genrep_dist.workflow.status import StageStatus, stage_status
 
 
@@ -27,7 +30,7 @@ def status_record(store: str, name: str, experiment: str | None = None) -> dict[
     return {
         "experiment": name,
         "finished": finished,
-        "stages": [{"stage": s.name, "done": s.done, "total": s.total, "exact": s.exact} for s in stage_status(opened.plan, opened.store)],
+        "stages": [{"stage": s.name, "done": s.done, "total": s.total, "exact": s.exact} for s in _stages(opened, state)],
         "choices": opened.choices,
         "last_run": None if state is None else {**state.record, "state": state.state, "silent_seconds": state.silent_seconds},
         # A finished run has since done what was in quarantine.
@@ -59,7 +62,8 @@ def _status(store: str, name: str, experiment: str | None) -> tuple[Group, bool]
     opened = open_run(store, name, experiment=experiment)
     state = read_state(opened.store, name)
     stop = opened.choices.get("stop")
-    notes = [] if stop is None else [stop_text(stop)]
+    with reading_record(opened.store.objects, ExperimentPaths(name).record):
+        notes = [] if stop is None else [stop_text(stop)]
     if opened.manifest() is not None:
         notes.append("finished: results are published")
     else:
@@ -67,8 +71,20 @@ def _status(store: str, name: str, experiment: str | None) -> tuple[Group, bool]
         if quarantine:
             notes.append(f"in quarantine, not retried without --retry-failed: {len(quarantine):,} units: {describe_units(quarantine)}")
         notes.append("not finished: run the same command again to continue")
+    if not opened.can_plan:
+        notes.append("the run has kernels, importances or metrics that are not known here: its stages are as it last counted them")
     title = f"{name} in {opened.store.uri}"
-    return status_text(title, stage_status(opened.plan, opened.store), state, notes), state is not None and state.state == "running"
+    return status_text(title, _stages(opened, state), state, notes), state is not None and state.state == "running"
+
+
+def _stages(opened: Run, state: RunState | None) -> list[StageStatus]:
+    """The stages in the store; those of the last run's own record, where its plan cannot be read."""
+    if opened.can_plan:
+        with reading_record(opened.store.objects, ExperimentPaths(opened.name).record):
+            return stage_status(opened.plan, opened.store)
+    counts = {} if state is None else state.record["stages"]
+    order = dict.fromkeys((*(name for name in STAGES if name in counts), *counts))
+    return [StageStatus(name, counts[name]["done"] + counts[name]["left"], counts[name]["done"]) for name in order]
 
 
 def status_text(title: str, stages: Sequence[StageStatus], state: RunState | None, notes: Sequence[str] = ()) -> Group:
@@ -110,7 +126,7 @@ def state_lines(state: RunState) -> list[str]:
     failures = record["failures"]
     if failures["by_kind"]:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(failures["by_kind"].items()))
-        lines.append(f"failed units: {kinds}; the first: {failures['named'][0]}")
+        lines.append(f"failed units: {kinds}" + "".join(f"; the first: {label}" for label in failures["named"][:1]))
     if failures["retried"]:
         lines.append(f"retried attempts: {failures['retried']:,}")
     return lines

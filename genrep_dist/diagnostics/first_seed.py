@@ -16,6 +16,7 @@ from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.results import Run
 from genrep_dist.store import Store
 from genrep_dist.store.paths import ExperimentPaths
+from genrep_dist.store.records import reading_record
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Stage
 from genrep_dist.workflow.context import WorkerContext
@@ -61,8 +62,9 @@ def read_findings(store: Store, name: str, question: str) -> list[Finding] | Non
     path = ExperimentPaths(name).doctor
     if not store.objects.exists(path):
         return None
-    record = store.objects.get_json(path)
-    return [Finding(**found) for found in record["findings"]] if record["question"] == question else None
+    with reading_record(store.objects, path):
+        record = store.objects.get_json(path)
+        return [Finding(**found) for found in record["findings"]] if record["question"] == question else None
 
 
 class _FirstSeedRun(Run):

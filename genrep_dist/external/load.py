@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +19,41 @@ from genrep_dist.external.assemble import assemble
 from genrep_dist.external.formats import holds_all_seeds, read_scores, sidecar, unreadable
 from genrep_dist.external.locate import locate
 
+Ids = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class ExternalScores:
-    """Scores of one seed's model.
+    """Scores of one seed's model, which were checked.
 
-    ``phi`` (N, M) float64: rows in the order of the training ids, columns the seed's test points; positive raises the explained number.
     ``digest``: sha256 of the bytes that were read and of the section that describes them. ``verified``: the scores name exactly the
     experiment's model. ``source``: the file.
     """
 
-    phi: npt.NDArray[np.float64]
     digest: str
     verified: bool
     source: str
+    _read: Callable[[], Scores]
+    _current_digest: Callable[[], str]
+
+    @property
+    def phi(self) -> Scores:
+        """Scores (N, M) float64: rows in the order of the training ids, columns the seed's test points.
+
+        A positive score raises the explained number.
+        Read at each access, so that the scores of no two seeds are held at once. ConfigError if the file has changed since it was checked.
+        """
+        found = self._read()
+        if self._current_digest() != self.digest:
+            raise ConfigError(
+                "a file of scores has changed since it was checked",
+                where=self.source,
+                expected="the bytes that were checked",
+                got="other bytes",
+                remedy="run the same command again when the file is complete",
+            )
+        return found
 
 
 def load_external(
@@ -41,8 +63,8 @@ def load_external(
     *,
     seeds: Sequence[int],
     models: Mapping[int, str],
-    train_ids: npt.NDArray[np.int64],
-    test_ids: npt.NDArray[np.int64],
+    train_ids: Ids,
+    test_ids: Ids,
     positions: Mapping[int, Sequence[int]],
 ) -> dict[int, ExternalScores]:
     """Read and check the scores ``name`` of every seed.
@@ -51,7 +73,7 @@ def load_external(
     (T,): ids of all samples. ``positions``: rows of the test set that each seed explains (M,).
 
     Raises ConfigError for files that do not exist or cannot be read, MethodError for contents that do not fit (shape, dtype, ids,
-    another model), NonFiniteError for NaN and Inf. Memory: the result, and one file's scores of the seed's test points at a time.
+    another model), NonFiniteError for NaN and Inf. Memory: one file's scores of the seed's test points at a time.
     """
     located = locate(name, section, folders, seeds)
     if isinstance(located, Path):
@@ -66,16 +88,23 @@ def load_external(
         located = dict.fromkeys(seeds, located)
     loaded = {}
     for seed, path in ((seed, located[seed]) for seed in seeds):
-        contents = read_scores(path, section, seed)
+        contents, digest = read_scores(path, section, seed), _digest(path, section)
         verified = _check_model(f"external.{name}, seed {seed}: {path}", section, path, contents.model, seed, models)
-        try:
-            phi = assemble(path, contents, section.positive_raises, train_ids, test_ids, positions[seed])
-        except GenRepError:
-            raise
-        except Exception as error:  # arrays on disk are read here
-            raise unreadable(path, error) from error
-        loaded[seed] = ExternalScores(phi, _digest(path, section), verified, str(path))
+        read = partial(_assembled, path, section, seed, train_ids, test_ids, positions[seed])
+        read()  # checks the contents; they are read again when they are used
+        loaded[seed] = ExternalScores(digest, verified, str(path), read, partial(_digest, path, section))
     return loaded
+
+
+def _assembled(path: Path, section: ExternalSection, seed: int, train_ids: Ids, test_ids: Ids, positions: Sequence[int]) -> Scores:
+    """Scores (N, M) of one file, in the order of the experiment's samples."""
+    contents = read_scores(path, section, seed)
+    try:
+        return assemble(path, contents, section.positive_raises, train_ids, test_ids, positions)
+    except GenRepError:
+        raise
+    except Exception as error:  # arrays on disk are read here
+        raise unreadable(path, error) from error
 
 
 def _check_model(where: str, section: ExternalSection, path: Path, model: str | None, seed: int, models: Mapping[int, str]) -> bool:

@@ -39,10 +39,7 @@ class Arrays(OpenedRun):
 
     def attributions(self, method: str, seed: int) -> Array:
         """Phi (N, M) float64; positive: the training sample raises the explained number, by default a logit of the test point."""
-        self._check_seed(seed)
-        if method not in self.plan.experiment.methods:
-            raise MethodError("not a method of this run", where=self.name, expected=", ".join(self.plan.experiment.methods), got=method)
-        return self.store.artifact("attribution", self.plan.keys.attribution(seed, self.plan.experiment.method(method))).read("phi")
+        return self.store.artifact("attribution", self.attribution_key(method, seed)).read("phi")
 
     def importance(self, name: str, seed: int) -> Array:
         """Alpha (N,), or (N, C) for several outputs: 'target', 'tracking', or one that is solved for on a kernel, 'ntk-final/surrogate'.
@@ -59,8 +56,7 @@ class Arrays(OpenedRun):
 
     def test_outputs(self, seed: int) -> Array:
         """The original model's outputs (T, C) on all test samples, in the order of :attr:`test`."""
-        self._check_seed(seed)
-        return self.store.artifact("train", self.plan.keys.train(seed)).read("outputs_test")
+        return self.store.artifact("train", self.train_key(seed)).read("outputs_test")
 
     @property
     def loss_name(self) -> str:
@@ -87,9 +83,8 @@ class Arrays(OpenedRun):
 
     def checkpoint(self, seed: int, which: str | int) -> dict[str, Tensor]:
         """The state dictionary at 'initial', 'middle', 'final' or an epoch number that was kept."""
-        self._check_seed(seed)
-        artifact = self.store.artifact("train", self.plan.keys.train(seed))
-        return unpack_state(artifact, checkpoint_epoch(which, self.plan.keys.epochs))
+        artifact = self.store.artifact("train", self.train_key(seed))
+        return unpack_state(artifact, checkpoint_epoch(which, int(self.record["recipe"]["epochs"])))
 
     def certificates(self) -> list[dict[str, Any]]:
         """What the solvers proved of each solved importance and derived kernel: seed, kernel, epoch, residual, and their own numbers."""

@@ -16,10 +16,11 @@ from genrep_dist.problems.digests import Identity
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.store import Store
 from genrep_dist.store.paths import ExperimentPaths
+from genrep_dist.store.records import UNREADABLE, reading_record
 from genrep_dist.workflow.context import Job, WorkerContext
 from genrep_dist.workflow.data import read_data
 from genrep_dist.workflow.execute import worker_context
-from genrep_dist.workflow.record import plan_of_record, read_record
+from genrep_dist.workflow.record import UnknownNamesError, plan_of_record, read_record
 from genrep_dist.workflow.user_code import AllowedCode, NamedCode, allowed_code, planning_needs, refused_code, require_unchanged
 
 Array = npt.NDArray[Any]
@@ -36,13 +37,20 @@ class OpenedRun:
         self.store = store
         self.name = name
         self.record: Mapping[str, Any] = read_record(store, name)
+        self._unknown_names: UnknownNamesError | None = None
         try:
             self._code: AllowedCode | None = allowed_code(store, self.record, named)
+            # A record that cannot be read is refused here.
+            if not isinstance(self.record["choices"], dict):
+                raise TypeError(f"choices are {self.record['choices']}")
             if self._can_plan:
-                _ = self.plan  # a record that cannot be read is refused here
+                try:
+                    _ = self.plan.keys.results
+                except UnknownNamesError as error:
+                    self._unknown_names = error
         except GenRepError:
             raise
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
+        except UNREADABLE as error:
             raise CorruptError(
                 "the record of a run cannot be read",
                 where=f"{store.uri}/{ExperimentPaths(name).record}",
@@ -52,13 +60,23 @@ class OpenedRun:
 
     @cached_property
     def plan(self) -> Plan:
-        """What was planned; without the user's own classes it can only be read where none of them is a metric or a class of kernels."""
+        """What was planned. StoreError if :attr:`can_plan` is False."""
+        if self._unknown_names is not None:
+            raise self._unknown_names
         return plan_of_record(self.record, self._checked_code().folders if planning_needs(self.record) else None)
 
     @property
     def question(self) -> str:
         """The digest of the whole experiment."""
-        return self.plan.keys.results if self._can_plan else str(self.record["question"])
+        return self.plan.keys.results if self.can_plan else str(self.record["question"])
+
+    @property
+    def can_plan(self) -> bool:
+        """Whether all metrics, kernels and importances that the run names are known here, so that its plan can be read.
+
+        Published tables, scores, original models, and what the run itself has recorded of its progress, can be read without it.
+        """
+        return self._unknown_names is None and self._can_plan
 
     @property
     def _can_plan(self) -> bool:
@@ -112,6 +130,9 @@ class OpenedRun:
         Where means of groups are explained: of the first member of each group, the columns of attributions. Kernels have a column a member.
         """
         self._check_seed(seed)
+        if not self.can_plan:
+            method = next(iter(self._addresses["attribution"]))
+            return np.asarray(self.store.artifact("attribution", self.attribution_key(method, seed)).manifest()["test_ids"], dtype=np.int64)
         return self.test.ids.numpy()[self.plan.keys.explained_rows(seed)]
 
     def test_groups(self, seed: int) -> list[list[int]]:
@@ -135,7 +156,32 @@ class OpenedRun:
         choices: dict[str, Any] = self.record["choices"]
         return choices
 
+    def attribution_key(self, method: str, seed: int) -> str:
+        """The content address of a method's scores. MethodError for what is no method or seed of this run."""
+        self._check_seed(seed)
+        known = self.plan.experiment.methods if self.can_plan else tuple(self._addresses["attribution"])
+        if method not in known:
+            raise MethodError("not a method of this run", where=self.name, expected=", ".join(known), got=method)
+        if not self.can_plan:
+            return str(self._addresses["attribution"][method][str(seed)])
+        return self.plan.keys.attribution(seed, self.plan.experiment.method(method))
+
+    def train_key(self, seed: int) -> str:
+        """The content address of a trained original model. MethodError for what is no seed of this run."""
+        self._check_seed(seed)
+        return self.plan.keys.train(seed) if self.can_plan else str(self._addresses["train"][str(seed)])
+
+    @property
+    def _addresses(self) -> Mapping[str, Any]:
+        """Of arrays, where the plan cannot be made. Raises as :attr:`plan` for a run that has recorded none."""
+        found: Mapping[str, Any] | None = self.record.get("addresses")
+        if found is None:
+            _ = self.plan
+        with reading_record(self.store.objects, ExperimentPaths(self.name).record):
+            return {"train": dict(found["train"]), "attribution": {name: dict(keys) for name, keys in found["attribution"].items()}}  # type: ignore[index]
+
     def _check_seed(self, seed: int) -> None:
-        if seed not in self.plan.experiment.seeds:
-            expected = f"one of {list(self.plan.experiment.seeds)}"
+        seeds = list(self.plan.experiment.seeds) if self.can_plan else [int(one) for one in self._addresses["train"]]
+        if seed not in seeds:
+            expected = f"one of {seeds}"
             raise MethodError("not a seed of this run", where=self.name, expected=expected, got=str(seed))

@@ -10,6 +10,7 @@ from genrep_dist.errors import GenRepError, ProblemError, TimeLimitError, UnitEr
 from genrep_dist.runner.progress import ProgressCounter
 from genrep_dist.runner.stage_runner import StageRunner, Workers
 from genrep_dist.store.paths import ExperimentPaths
+from genrep_dist.store.records import reading_record
 from genrep_dist.workflow.prepare import PreparedExperiment
 from genrep_dist.workflow.train import RepeatUnit
 
@@ -23,8 +24,11 @@ def repeat_first_original(prepared: PreparedExperiment, progress: ProgressCounte
     experiment, store = prepared.plan.experiment, prepared.store
     seed, path = experiment.seeds[0], ExperimentPaths(experiment.name).repeat
     model = prepared.plan.keys.model(seed)
-    if store.objects.exists(path) and (known := store.objects.get_json(path)).get("model") == model:
-        return dict(known)
+    if store.objects.exists(path):
+        with reading_record(store.objects, path):
+            known = store.objects.get_json(path)
+            if known.get("model") == model:
+                return {**known, "seed": int(known["seed"]), "difference": float(known["difference"]), "scale": float(known["scale"])}
     one = prepared.with_experiment(experiment.with_fixed_seeds(seeds=[seed]))
     runner = StageRunner(one, progress, workers)
     try:

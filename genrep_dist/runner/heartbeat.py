@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
-from genrep_dist.errors import CorruptError, GenRepError
+from pydantic import BaseModel, FiniteFloat, ValidationError
+
+from genrep_dist.errors import CorruptError, GenRepError, StoreError
 from genrep_dist.runner.progress import ProgressCounter
 from genrep_dist.store import Store
 from genrep_dist.store.paths import ExperimentPaths
-from genrep_dist.store.processes import is_gone, this_process
+from genrep_dist.store.processes import is_gone, is_of_this_machine, this_process
 
 SECONDS = 5.0
 TIMEOUT_SECONDS = 60.0
-"""A run whose last heartbeat seems to be older is watched: clocks of machines may differ, and jump."""
+"""A run whose last heartbeat is older is considered dead, or is watched. See :func:`read_state`."""
 WATCH_SECONDS = 2 * SECONDS + 2.0
 """A watched run without a heartbeat for this long, by the clock of the process that watches it, is considered dead."""
 MAX_HISTORY = 240
@@ -151,15 +153,22 @@ class RunState:
 def read_state(store: Store, name: str) -> RunState | None:
     """State of the latest run of an experiment; None if it was never run, or if its record is damaged.
 
-    A running one that seems to be silent is watched for WATCH_SECONDS, because the clocks of its machine and of this one may differ: a
-    heartbeat in that time shows that it runs.
+    The age of a heartbeat is the difference of two times of the store's own clock, so that clocks of machines are not compared. If this
+    process may not write into the store, the wall clock counts.
+
+    A running one whose last heartbeat seems to be too old is watched for WATCH_SECONDS where its age says little: a process of this
+    machine, as the clock of a folder's file system can jump, and where the wall clock counts.
     """
     record = _read_record(store, name)
     if record is None:
         return None
-    age = max(0.0, time.time() - record["written"])
-    state = RunState(record, age, record["state"] == "running" and is_gone(record))
-    if state.gone or state.state != "dead":
+    age = None
+    if record["state"] == "running":
+        if is_gone(record):
+            return RunState(record, _wall_age(record), gone=True)
+        age = _store_age(store, name)
+    state = RunState(record, _wall_age(record) if age is None else age)
+    if state.state != "dead" or not (age is None or is_of_this_machine(record)):
         return state
     began = time.monotonic()
     while time.monotonic() - began < WATCH_SECONDS:
@@ -170,11 +179,54 @@ def read_state(store: Store, name: str) -> RunState | None:
     return state
 
 
+def _wall_age(record: Mapping[str, Any]) -> float:
+    return max(0.0, time.time() - float(record["written"]))
+
+
+def _store_age(store: Store, name: str) -> float | None:
+    """Seconds since the last heartbeat, by the store's clock; None if it cannot be read."""
+    try:
+        return max(0.0, store.objects.now() - store.objects.modified(ExperimentPaths(name).progress))
+    except (StoreError, FileNotFoundError):
+        return None
+
+
+class _StageRecord(BaseModel, strict=True):
+    """What is read of a stage's counts."""
+
+    done: int
+    running: int
+    left: int
+    failed: int
+    rate: FiniteFloat
+    seconds_left: FiniteFloat | None
+
+
+class _FailureRecord(BaseModel, strict=True):
+    by_kind: dict[str, int]
+    named: list[str]
+    retried: int
+
+
+class _Record(BaseModel, strict=True):
+    """What is read of a heartbeat's record; it may have more."""
+
+    state: State
+    written: FiniteFloat
+    pid: int
+    host: str
+    error: str
+    stages: dict[str, _StageRecord]
+    failures: _FailureRecord
+
+
 def _read_record(store: Store, name: str) -> dict[str, Any] | None:
+    """The record; None if there is none or it is damaged: then nothing is known, and the next heartbeat replaces it."""
     try:
         record: dict[str, Any] = store.objects.get_json(ExperimentPaths(name).progress)
-    except (FileNotFoundError, CorruptError):
-        return None  # of a damaged one nothing is known; the next heartbeat replaces it
+        _Record.model_validate(record)
+    except (FileNotFoundError, CorruptError, ValidationError):
+        return None
     return record
 
 

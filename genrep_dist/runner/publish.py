@@ -16,7 +16,7 @@ from genrep_dist.runner import track
 from genrep_dist.runner.heartbeat import RunHistory
 from genrep_dist.runner.track import tracking_record
 from genrep_dist.store import Store
-from genrep_dist.store.damage_notes import noted_damage
+from genrep_dist.store.damage_notes import noted, noted_damage
 from genrep_dist.store.damaged import move_damaged
 from genrep_dist.store.lease import Lease
 from genrep_dist.store.paths import DAMAGE_NOTES, ExperimentPaths, LedgerPaths, ResultPaths, data_folder
@@ -175,3 +175,18 @@ def write_report(finished: Run, tables: EvaluationTables, results: ResultPaths |
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in written.items()}
         Publications(objects, finished.name).update({"files": {**manifest.get("files", {}), **digests}})
     return [place.file(name) for name in written]
+
+
+def published_report(finished: Run) -> list[str]:
+    """The paths of the published report of a run, which are verified. NotCommittedError if there is none, CorruptError for damage."""
+    finished.metrics()  # raises where nothing is published
+    publications, manifest = Publications(finished.store.objects, finished.name), finished.manifest() or {}
+    for path in publications.faults(manifest):
+        error = CorruptError(
+            "a published file is damaged or missing",
+            where=f"{finished.store.uri}/{path}",
+            remedy="run the experiment again: it is moved away and published again",
+            damaged=DamagedFile(path),
+        )
+        raise noted(finished.store.objects, error)
+    return [publications.results.file(name) for name in manifest.get("files", {})]

@@ -12,7 +12,9 @@ import numpy.typing as npt
 from genrep_dist.errors import UnitError
 from genrep_dist.executors.base import Outcome
 from genrep_dist.store import Store
+from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import ExperimentPaths
+from genrep_dist.store.records import reading_record
 from genrep_dist.units import Unit
 
 MAX_NAMED = 5
@@ -30,7 +32,7 @@ class Quarantine:
     def __init__(self, store: Store, name: str, results: str, max_attempts: int) -> None:
         self._objects, self._path = store.objects, ExperimentPaths(name).quarantine
         self._results, self._max_attempts = results, max_attempts
-        self._recorded: dict[str, dict[str, Any]] = self._objects.get_json(self._path) if self._objects.exists(self._path) else {}
+        self._recorded = _read(self._objects, self._path)
         self._skipped: dict[str, dict[str, Any]] = {}
 
     def runnable(self, units: Iterable[Unit]) -> list[Unit]:
@@ -88,8 +90,21 @@ def clear_quarantine(store: Store, name: str) -> bool:
 
 def read_quarantine(store: Store, name: str) -> list[dict[str, Any]]:
     """The units in quarantine: each has ``unit``, ``samples``, ``sample_ids``, ``attempts`` and ``error``."""
-    path = ExperimentPaths(name).quarantine
-    return list(store.objects.get_json(path).values()) if store.objects.exists(path) else []
+    return list(_read(store.objects, ExperimentPaths(name).quarantine).values())
+
+
+def _read(objects: Objects, path: str) -> dict[str, dict[str, Any]]:
+    """The recorded units by identity; CorruptError for a damaged record."""
+    if not objects.exists(path):
+        return {}
+    with reading_record(objects, path):
+        found: dict[str, dict[str, Any]] = objects.get_json(path)
+        for entry in found.values():
+            ids = entry["sample_ids"]
+            types = [type(entry[name]) for name in ("unit", "samples", "error", "attempts")]
+            if types != [str, str, str, int] or not isinstance(ids, list) or not all(isinstance(one, int) for one in ids):
+                raise TypeError(f"not a unit in quarantine: {entry}")
+    return found
 
 
 def describe_units(entries: Sequence[dict[str, Any]]) -> str:

@@ -27,7 +27,7 @@ from genrep_dist.store.tables import put_frame
 from genrep_dist.units import Retraining, StageName, Unit
 from genrep_dist.workflow.base import ArtifactSpec
 from genrep_dist.workflow.prepare import PreparedExperiment, check_room
-from genrep_dist.workflow.requests import RetrainRequests, requests_path, retrain_requests
+from genrep_dist.workflow.requests import RetrainRequests, finished_requests, requests_path, retrain_requests
 from genrep_dist.workflow.retrain import (
     MAX_MODELS_PER_TASK,
     RetrainStage,
@@ -44,7 +44,9 @@ TASKS_PER_SLOT = 8
 POLL_SECONDS = 1.0
 """How often a run looks whether other drivers have trained what it needs."""
 MANY_PARTS = 1000
-"""A ledger of so many parts is compacted when all models of a run are trained."""
+"""A ledger of so many parts is compacted: before a run trains models, after that, and each time that so many tasks have ended."""
+COMPACTION_PAUSE = 10
+"""A run spends at most one part in so many of its time on compactions while it trains."""
 _MORE_MEMORY = "lower resources.workers or resources.memory_budget, or declare resources.memory for each worker,"
 
 
@@ -89,6 +91,8 @@ class StageRunner:
         self._progress = progress
         self._workers = workers
         self._checked = False
+        self._ledger = self._store.ledger(self._plan.keys.training)
+        self._next_compaction = 0.0
         experiment = self._plan.experiment
         self._quarantine = Quarantine(self._store, experiment.name, self._plan.keys.results, 1 + experiment.resources.retries)
         self._claims = Claims(self._store.objects, experiment.name)
@@ -111,8 +115,10 @@ class StageRunner:
             if not seeds:
                 self._quarantine.raise_if_skipped()
             plan = self._prepared.with_experiment(plan.experiment.with_fixed_seeds(seeds=seeds)).plan
-        requests = retrain_requests(plan, self._store, self._prepared.train.ids.numpy(), self._prepared.test.ids.numpy())
-        if not self._skipped_seeds:
+        self._mend_ledger()
+        done = finished_requests(plan, self._store)
+        requests = done or retrain_requests(plan, self._store, self._prepared.train.ids.numpy(), self._prepared.test.ids.numpy())
+        if not self._skipped_seeds and requests is not done:
             put_frame(self._store.objects, requests_path(plan), requests.table, table="requests", nullable=REQUEST_NULLABLE, sealed=True)
         self._retrain(requests, plan)
         self._quarantine.raise_if_skipped()
@@ -207,12 +213,16 @@ class StageRunner:
             self._progress.message(f"waiting: {count:,} {what} are being trained by {holders}")
         time.sleep(POLL_SECONDS)
 
-    def _retrain(self, requests: RetrainRequests, plan: Plan) -> None:
-        """Train the requested models that the ledger lacks. Damaged parts are moved away, and only their models are trained again."""
-        self._waits_for = ""
-        ledger = self._store.ledger(self._plan.keys.training)
-        for damaged in ledger.move_damaged_parts():
+    def _mend_ledger(self) -> None:
+        """Move damaged parts away, whose models are then trained again, and merge the others if they are many."""
+        for damaged in self._ledger.move_damaged_parts():
             self._progress.message(f"a part of the ledger was damaged, its models are trained again: {damaged}")
+        self._compact()
+
+    def _retrain(self, requests: RetrainRequests, plan: Plan) -> None:
+        """Train the requested models that the ledger lacks."""
+        self._waits_for = ""
+        ledger, count = self._ledger, requests.num_retrainings
         lost = set(requests.table["original_key"]) - ledger.keys()
         if lost:
             rows = [original_row(seed, plan.keys, self._store) for seed in plan.experiment.seeds]
@@ -223,25 +233,27 @@ class StageRunner:
                 # Another driver may have trained some of them in the meantime.
                 claimed = [retraining for retraining in self._missing(requests, ledger) if retraining.key in mine] if mine else []
                 if claimed or not self._waits_for:
-                    count = len(requests.retrainings)
                     self._progress.stage(RetrainStage.name, count, count - len(missing))
                 self._train(claimed)
             others = len(missing) - len(mine)
             if not others:
                 break
             self._wait_for_others(others, "models")
-        self._compact(ledger)
+        self._compact()
 
-    def _compact(self, ledger: Ledger) -> None:
+    def _compact(self) -> None:
         """Merge the parts of the ledger if they are many: reading a part costs as much as reading hundreds of rows."""
-        if len(ledger.parts()) < MANY_PARTS:
+        if len(self._ledger.parts()) < MANY_PARTS:
             return
+        began = time.monotonic()
         try:
-            done = ledger.compact_alone()
+            done = self._ledger.compact_alone()
         except GenRepError as error:  # the run does not need it
             self._progress.message(f"the ledger was not compacted: {error}")
         else:
             self._progress.message(f"the ledger was compacted: {done.parts_before:,} parts became {done.parts_after:,}")
+        now = time.monotonic()
+        self._next_compaction = now + COMPACTION_PAUSE * (now - began)
 
     def _missing(self, requests: RetrainRequests, ledger: Ledger) -> list[Retraining]:
         """The requested models that the ledger lacks, without those in quarantine."""
@@ -298,6 +310,8 @@ class StageRunner:
             for outcome in outcomes:
                 ended += 1
                 self._progress.unit_ended(outcome)
+                if isinstance(outcome.unit, RetrainUnit) and ended % MANY_PARTS == 0 and time.monotonic() > self._next_compaction:
+                    self._compact()
                 if outcome.crashed:
                     crashed.append(outcome)
                     if outcome.unit.size == 1:

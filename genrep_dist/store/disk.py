@@ -9,6 +9,24 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PRIVATE = "GENREP_PRIVATE_STORE"
+"""The environment variable by which stores are readable by their owner alone."""
+
+
+def create_root(path: Path) -> None:
+    """Create the folder of a store, if it does not exist.
+
+    With GENREP_PRIVATE_STORE=1 it has mode 0700, and this process creates all files with 0600, also those of MLflow and other libraries:
+    its umask is changed. PermissionError for an existing folder that others may enter.
+    """
+    private = os.environ.get(PRIVATE, "0") not in ("", "0")
+    path.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
+    if not private:
+        return
+    if (mode := path.stat().st_mode & 0o777) & 0o077:
+        raise PermissionError(f"{PRIVATE} is set and others may enter this folder, mode {mode:04o}: chmod -R go= it, or unset {PRIVATE}")
+    os.umask(os.umask(0o077) | 0o077)
+
 
 def write_file(path: Path, data: bytes) -> None:
     """Write or replace ``path`` atomically and durably. Costs two fsyncs, and one for each new folder."""

@@ -16,7 +16,7 @@ from genrep_dist.errors import CorruptError, DamagedFile, StoreError
 from genrep_dist.filesystem import what_is_at
 from genrep_dist.store import paths
 from genrep_dist.store.damage_notes import noted
-from genrep_dist.store.disk import create_file, free_space, sync_files, write_file
+from genrep_dist.store.disk import create_file, create_root, free_space, sync_files, write_file
 from genrep_dist.store.links import check_links_below, path_inside
 from genrep_dist.store.retries import list_paths, retried
 from genrep_dist.store.sealed import seal_json, unseal_json
@@ -37,7 +37,7 @@ class Objects:
         self.root: Path | None = None
         if isinstance(place, Path):
             try:
-                place.mkdir(parents=True, exist_ok=True)
+                create_root(place)
             except OSError as error:
                 raise StoreError(
                     "the store's folder cannot be created",
@@ -104,6 +104,22 @@ class Objects:
         except FileNotFoundError:
             return False
         return True
+
+    def modified(self, path: str) -> float:
+        """When a file was written, in Unix seconds of the store's own clock. FileNotFoundError if there is none."""
+        self.require_inside(path)
+        with self.translated_errors(path):
+            found = retried(lambda: obstore.head(self.backend, path))
+        return found["last_modified"].timestamp()
+
+    def now(self) -> float:
+        """The time of the store's own clock, which is that of :meth:`modified`: of a file that is written and deleted here."""
+        marker = f"{paths.ACCESS_MARKER}{secrets.token_hex(8)}"
+        self.put(marker, b"")
+        try:
+            return self.modified(marker)
+        finally:
+            self.delete(marker)
 
     def list(self, prefix: str) -> list[str]:
         """All paths below the folder ``prefix``, sorted, without the temporary files of interrupted writes."""

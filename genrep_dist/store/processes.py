@@ -20,8 +20,13 @@ def this_process() -> dict[str, Any]:
 
 def is_gone(record: Mapping[str, Any]) -> bool:
     """Whether the process with the fields of :func:`this_process` was one of this machine and has ended."""
-    machine, pid = record.get("machine"), record.get("pid")
-    return bool(machine) and machine == machine_id() and isinstance(pid, int) and start_time(pid) != record.get("started")
+    pid = record.get("pid")
+    return is_of_this_machine(record) and isinstance(pid, int) and start_time(pid) != record.get("started")
+
+
+def is_of_this_machine(record: Mapping[str, Any]) -> bool:
+    """Whether a process with the fields of :func:`this_process` was one of this machine."""
+    return bool(record.get("machine")) and record["machine"] == machine_id()
 
 
 def has_let_go(record: Mapping[str, Any]) -> bool:

@@ -32,6 +32,18 @@ TRIES = 3
 """Of reading the record that counts, while others are published."""
 
 
+FIELD_TYPES: Mapping[str, type] = {"question": str, "tables": dict, "files": dict, "record": dict, "number": int, "staged": str}
+"""Of a manifest; earlier versions wrote the first two."""
+
+
+def _is_manifest(found: object) -> bool:
+    return (
+        isinstance(found, dict)
+        and "question" in found
+        and all(isinstance(found[name], kind) for name, kind in FIELD_TYPES.items() if name in found)
+    )
+
+
 class Publications:
     """The publications of the experiment ``name``. Methods raise StoreError if the store fails, CorruptError for a damaged record."""
 
@@ -58,8 +70,8 @@ class Publications:
             path = publication_record(self._folder, number) if number else self.results.manifest
             with suppress(FileNotFoundError):  # a newer one was published meanwhile, and this one deleted
                 found = self._objects.get_json(path)
-                if isinstance(found, dict) and "question" in found:
-                    return found
+                if _is_manifest(found):
+                    return dict(found)
                 error = CorruptError(
                     "this is not the manifest of results",
                     where=f"{self._objects.uri}/{path}",

@@ -112,6 +112,14 @@ class StoreTests:
         assert not objects.create("a/once", b"other")
         assert objects.get("a/once") == content
 
+    def test_times_of_files_are_of_the_stores_own_clock(self, objects: Objects) -> None:
+        before = objects.now()
+        objects.put("a", b"1")
+        assert before - 1 <= objects.modified("a") <= objects.now() + 1
+        assert objects.list("") == ["a"]
+        with pytest.raises(FileNotFoundError):
+            objects.modified("b")
+
     def test_readers_see_whole_files_while_one_is_replaced(self, objects: Objects) -> None:
         versions = [bytes([n]) * 300_000 for n in range(6)]
         objects.put("a", versions[0])

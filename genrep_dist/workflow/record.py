@@ -17,6 +17,7 @@ from genrep_dist.store import Store
 from genrep_dist.store.damaged import move_damaged
 from genrep_dist.store.paths import EXPERIMENTS, ExperimentPaths, experiment_name
 from genrep_dist.store.publications import Publications
+from genrep_dist.store.records import reading_record
 from genrep_dist.store.versions import package_version, refuse_newer
 from genrep_dist.workflow.planning import make_plan
 from genrep_dist.workflow.prepare import PreparedExperiment
@@ -25,6 +26,10 @@ from genrep_dist.workflow.user_code import planning_needs, refused_code, remembe
 RECORD_VERSION = 3
 OLDEST_VERSION = 3
 """Records of this and later versions are read."""
+
+
+class UnknownNamesError(StoreError):
+    """The experiment of a record uses kernels, importances, metrics or other objects that are not registered here."""
 
 
 def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None = None, lease: int | None = None) -> None:
@@ -56,8 +61,23 @@ def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None
         "flipped_ids": list(prepared.flipped),
         "choices": dict(choices or {}),
     }
+    if keys.extensions or planning_needs(record):
+        record["addresses"] = array_addresses(plan)
     _put_record(prepared.store, plan.experiment.name, record, lease)
     remember_code(record)  # the user has named this code by running it
+
+
+def array_addresses(plan: Plan) -> dict[str, Any]:
+    """The keys of trained models by seed, and of scores by method and seed, for readers that cannot make the plan.
+
+    They follow from the plan, which needs the classes of a run's own kernels, importances and metrics.
+    """
+    keys, seeds = plan.keys, plan.experiment.seeds
+    methods = zip(plan.experiment.methods, plan.experiment.parsed_methods, strict=True)
+    return {
+        "train": {str(seed): keys.train(seed) for seed in seeds},
+        "attribution": {name: {str(seed): keys.attribution(seed, method) for seed in seeds} for name, method in methods},
+    }
 
 
 def changes_since_last_run(prepared: PreparedExperiment) -> list[str]:
@@ -95,7 +115,9 @@ def read_record(store: Store, name: str) -> dict[str, Any]:
             remedy="check --store, or run the experiment first",
         ) from None
     publications = Publications(store.objects, name)
-    if publications.highest() > record.get("lease", 0):
+    with reading_record(store.objects, path):
+        lease = int(record.get("lease", 0))
+    if publications.highest() > lease:
         record = (publications.manifest() or {}).get("record", record)
     check_record_version(record, f"{store.uri}/{path}")
     if not is_readable(record):
@@ -123,7 +145,8 @@ def check_record_version(record: Mapping[str, Any], where: str) -> None:
 def _put_record(store: Store, name: str, record: Mapping[str, Any], lease: int | None) -> None:
     objects, path = store.objects, ExperimentPaths(name).record
     try:
-        check_record_version(objects.get_json(path), f"{store.uri}/{path}")
+        with reading_record(objects, path):
+            check_record_version(objects.get_json(path), f"{store.uri}/{path}")
     except FileNotFoundError:
         pass
     except CorruptError:
@@ -143,7 +166,7 @@ def plan_of_record(record: Mapping[str, Any], folders: Sequence[str] | None = No
     try:
         experiment = Experiment.model_validate(record["experiment"])
     except ConfigError as error:
-        raise StoreError(
+        raise UnknownNamesError(
             "the experiment of this run cannot be read here",
             where=str(record["experiment"].get("name")),
             expected="all kernels, importances and metrics that it uses are registered",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -38,10 +40,18 @@ from genrep_dist.workflow.targets import is_output
 
 @dataclass(frozen=True)
 class RetrainRequests:
-    """``table`` by :data:`~genrep_dist.evaluation.metrics.base.REQUEST_SCHEMA`; ``retrainings``: the distinct ones by key."""
+    """``table`` by :data:`~genrep_dist.evaluation.metrics.base.REQUEST_SCHEMA`; ``retrainings``: the distinct ones by key.
+
+    ``retrainings`` is empty if the ledger has all of them.
+    """
 
     table: pl.DataFrame
     retrainings: dict[str, Retraining]
+
+    @property
+    def num_retrainings(self) -> int:
+        """The distinct models without some samples."""
+        return self.table.filter(pl.col("num_removed") > 0)["key"].n_unique()
 
 
 @dataclass(frozen=True)
@@ -123,7 +133,7 @@ def retrain_requests(plan: Plan, store: Store, train_ids: Ids, test_ids: Ids) ->
         for method in plan.experiment.methods:
             collected.add_method(data, method)
         collected.add_shared(data)
-    return RetrainRequests(pl.DataFrame(collected.rows, schema=REQUEST_SCHEMA, orient="row"), collected.retrainings)
+    return RetrainRequests(collected.table(), collected.retrainings)
 
 
 def requests_path(plan: Plan) -> str:
@@ -134,6 +144,20 @@ def requests_path(plan: Plan) -> str:
 def read_requests(plan: Plan, store: Store) -> pl.LazyFrame:
     """The request table that the run has written. StoreError before it is written."""
     return scan_frame(store.objects, requests_path(plan))
+
+
+def finished_requests(plan: Plan, store: Store) -> RetrainRequests | None:
+    """The requests that an earlier start of this run has written, if the ledger has all of their models; else None.
+
+    The table follows from the experiment's digest, which names it. Making it again takes most of the time of a restart.
+    """
+    if not store.objects.exists(requests_path(plan)):
+        return None
+    table = read_requests(plan, store).collect()
+    if table.schema != pl.Schema(REQUEST_SCHEMA):  # of another version
+        return None
+    keys = set(table["key"]) | set(table["original_key"])
+    return RetrainRequests(table, {}) if keys <= store.ledger(plan.keys.training).keys() else None
 
 
 @dataclass(frozen=True)
@@ -188,8 +212,12 @@ class _Requests:
         """Each id by itself: the removed sets share the objects, which take four times as much as references to them."""
         self._original_keys: dict[tuple[int, str], str] = {}
         self._metrics: tuple[Metric, ...] = measured_metrics(plan.experiment)
-        self.rows: list[dict[str, Any]] = []
+        self._columns: dict[str, list[Any]] = {name: [] for name in REQUEST_SCHEMA}
         self.retrainings: dict[str, Retraining] = {}
+
+    def table(self) -> pl.DataFrame:
+        """The rows by REQUEST_SCHEMA, in the order of the requests."""
+        return pl.DataFrame(self._columns, schema=REQUEST_SCHEMA)
 
     def add_method(self, data: StoredSeed, method: str) -> None:
         requests: list[tuple[str, RetrainRequest]] = []
@@ -210,67 +238,58 @@ class _Requests:
             for request in found:
                 self._add(metric.name, data, request)
 
-    def _check(self, metric: str, data: StoredSeed, removed: Sequence[int]) -> None:
-        """Raise PlanError for a removed set that no model can be trained without."""
+    def _removed(self, metric: str, data: StoredSeed, request: RetrainRequest) -> tuple[int, ...]:
+        """The removed ids, sorted. Raises PlanError for a set that no model can be trained without."""
         self._train_ids = self._train_ids or {sample: sample for sample in data.train_ids.tolist()}
-        distinct = set(removed)
-        if not distinct <= self._train_ids.keys() or len(distinct) != len(removed) or len(removed) >= self._num_train:
-            unknown = sorted(distinct - self._train_ids.keys())
-            raise PlanError(
-                "a metric requests a model without samples that cannot be removed",
-                where=f"{metric}, seed {data.seed}",
-                expected=f"different ids of training samples, fewer than {self._num_train}",
-                got=f"unknown ids {unknown[:5]}" if unknown else f"{len(removed)} ids, {len(distinct)} of them different",
-                remedy="correct the requests of the metric",
-            )
-
-    def _add(self, metric: str, data: StoredSeed, request: RetrainRequest) -> None:
-        seed = data.seed
-        removed = tuple(sorted(request.removed.tolist()))
-        self._check(metric, data, removed)
-        removed = tuple(map(self._train_ids.__getitem__, removed))
-        key = self._keys.retraining(seed, removed, request.policy, request.replicate)
-        if (seed, request.policy) not in self._original_keys:
-            self._original_keys[seed, request.policy] = self._keys.retraining(seed, (), request.policy)
-        if removed and key not in self.retrainings:
-            self.retrainings[key] = Retraining(key, seed, request.policy, removed, request.replicate)
-        self.rows.append(
-            {
-                "metric": metric,
-                "seed": seed,
-                "method": request.method,
-                "test_id": request.test_id,
-                "output_position": request.output_position,
-                "sign": request.sign,
-                "fraction": request.fraction,
-                "replicate": request.replicate,
-                "num_removed": len(removed),
-                "key": key,
-                "original_key": self._original_keys[seed, request.policy],
-                "subset": request.subset,
-            }
+        given = request.removed.tolist()
+        try:
+            removed = tuple(sorted(map(self._train_ids.__getitem__, given)))
+        except KeyError:
+            unknown = sorted(set(given) - self._train_ids.keys())
+        else:
+            unknown = []
+            if len(set(removed)) == len(removed) < self._num_train:
+                return removed
+        raise PlanError(
+            "a metric requests a model without samples that cannot be removed",
+            where=f"{metric}, seed {data.seed}",
+            expected=f"different ids of training samples, fewer than {self._num_train}",
+            got=f"unknown ids {unknown[:5]}" if unknown else f"{len(given)} ids, {len(set(given))} of them different",
+            remedy="correct the requests of the metric",
         )
 
+    def _add(self, metric: str, data: StoredSeed, request: RetrainRequest) -> None:
+        seed, policy, replicate = data.seed, request.policy, request.replicate
+        removed = self._removed(metric, data, request)
+        key = self._keys.retraining(seed, removed, policy, replicate)
+        if (seed, policy) not in self._original_keys:
+            self._original_keys[seed, policy] = self._keys.retraining(seed, (), policy)
+        if removed and key not in self.retrainings:
+            self.retrainings[key] = Retraining(key, seed, policy, removed, replicate)
+        identity = metric, seed, request.method, request.test_id, request.output_position, request.sign, request.fraction
+        model = replicate, len(removed), key, self._original_keys[seed, policy]
+        for column, value in zip(self._columns.values(), (*identity, *model, request.subset), strict=True):
+            column.append(value)
 
-_OPTIONAL: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("method", "sign"), str),
-    **dict.fromkeys(("test_id", "output_position", "subset"), (int, np.integer)),
-    "fraction": (int, float, np.floating),
+
+_FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("method", "sign"), (str, NoneType)),
+    **dict.fromkeys(("test_id", "output_position", "subset"), (int, np.integer, NoneType)),
+    "fraction": (int, float, np.floating, NoneType),
+    "replicate": (int,),
 }
+_checked_fields = attrgetter(*_FIELD_TYPES)
 
 
 def _check_requests(metric: Metric, method: str, found: Sequence[RetrainRequest], declared: int) -> None:
     """Raise ProblemError for what is no request, and PlanError for more than ``declared``."""
+    fitting: set[tuple[type, ...]] = set()
     for request in found:
-        fits = (
-            isinstance(request, RetrainRequest)
-            and isinstance(request.removed, np.ndarray)
-            and request.removed.ndim == 1
-            and (request.removed.dtype.kind in "iu" or not request.removed.size)
-            and request.policy in ("same", "fresh")
-            and isinstance(request.replicate, int)
-            and all(isinstance(getattr(request, name), (kind, type(None))) for name, kind in _OPTIONAL.items())
-        )
+        fits = isinstance(request, RetrainRequest) and isinstance(request.removed, np.ndarray) and request.policy in ("same", "fresh")
+        if fits and (types := tuple(map(type, _checked_fields(request)))) not in fitting:
+            fits = all(issubclass(found_type, kinds) for found_type, kinds in zip(types, _FIELD_TYPES.values(), strict=True))
+            fitting |= {types} if fits else set()
+        fits = fits and request.removed.ndim == 1 and (request.removed.dtype.kind in "iu" or not request.removed.size)
         require_returned(fits, metric, method, "RetrainRequests with ids (k,) as integers, and fields of their declared types", request)
     if len(found) > declared:
         raise PlanError(

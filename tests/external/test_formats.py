@@ -57,7 +57,7 @@ def test_ids_rule_over_order(name: str, rows: list[int], columns: list[int], tra
         path = Path(folder) / f"a{suffix}"
         write(path, parts(matrix.T if transposed else matrix, train_ids, test_ids, MODELS[0]))
         found = load(path, transposed=transposed, positive_raises=positive_raises)[0]
-    same(found, expected(full, TRAIN_IDS.tolist(), TEST_IDS.tolist(), sign=1.0 if positive_raises else -1.0))
+        same(found, expected(full, TRAIN_IDS.tolist(), TEST_IDS.tolist(), sign=1.0 if positive_raises else -1.0))
 
 
 @given(rows=orders, columns=some_columns, transposed=st.booleans())
@@ -71,7 +71,7 @@ def test_a_parquet_matrix_says_by_its_id_column_which_way_round_it_is(rows: list
         else:
             files.write_matrix_parquet(path, matrix, *sides, model=MODELS[0])
         found = load(path, layout="captum")[0]  # a layout's direction is a default: the file knows better
-    same(found, expected(full, TRAIN_IDS.tolist(), TEST_IDS.tolist()))
+        same(found, expected(full, TRAIN_IDS.tolist(), TEST_IDS.tolist()))
 
 
 @given(order=st.randoms(use_true_random=False), columns=some_columns, with_seeds=st.booleans())
@@ -86,7 +86,7 @@ def test_parquet_pairs_in_any_order(order: object, columns: list[int], with_seed
         path = Path(folder) / "a.parquet"
         files.write_pairs(path, *tables, model=MODELS[0], order=shuffled)
         found = load(path)[0]
-    same(found, expected(full, TRAIN_IDS.tolist(), TEST_IDS.tolist()))
+        same(found, expected(full, TRAIN_IDS.tolist(), TEST_IDS.tolist()))
 
 
 def test_one_table_of_pairs_holds_all_seeds(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,17 @@ def test_the_sidecar_is_held_against_the_file(tmp_path: Path) -> None:
         beside.write_text(broken)
         with pytest.raises(ConfigError, match=r"not a JSON object[\s\S]*a.npz.json"):
             load(tmp_path / "a.npz")
+
+
+def test_scores_are_read_when_they_are_used_and_not_held(tmp_path: Path) -> None:
+    files.write_npz(tmp_path / "a.npz", parts(scores(), TRAIN_IDS, model=MODELS[0]))
+    found = load(tmp_path / "a.npz")[0]
+    held = weakref.ref(found.phi)
+    gc.collect()
+    assert held() is None
+    files.write_npz(tmp_path / "a.npz", parts(2 * scores(), TRAIN_IDS, model=MODELS[0]))
+    with pytest.raises(ConfigError, match=r"changed since it was checked[\s\S]*a\.npz"):
+        _ = found.phi
 
 
 @pytest.mark.parametrize("names", [("seed-{}.npz",), ("{}.npz",), ("scores_seed{}.npz",), ("v2-Seed={}.npz",)])

@@ -22,6 +22,7 @@ from genrep_dist.evaluation.tables import table_specs
 from genrep_dist.workflow import execute
 from tests.experiments import ROOT, experiment
 from tests.faults.test_damage import Said
+from tests.faults.trial import report
 
 METHODS = ["ntk-final/surrogate", "last-layer-final/target", "influence-function", "random"]
 FLIPS_OF_A_KIND = 3
@@ -119,7 +120,7 @@ def flips(store: Path, chance: random.Random) -> Iterator[tuple[str, Path]]:
             path.write_bytes(before)
 
 
-def test_no_flipped_bit_is_read_as_another_number(sound: Path, expected: dict[str, Any], tmp_path: Path) -> None:
+def test_no_flipped_bit_is_read_as_another_number(sound: Path, expected: dict[str, Any], tmp_path: Path, record_property: Any) -> None:
     store = tmp_path / "store"
     shutil.copytree(sound, store)
     kinds, refused = set(), set()
@@ -138,6 +139,7 @@ def test_no_flipped_bit_is_read_as_another_number(sound: Path, expected: dict[st
         # An artifact in many files is named by its folder, a ledger part or a table by its file.
         named = Path(*place.parts[:4]) if place.parts[0] == "artifacts" else place
         assert str(named) in str(refusal), (path, refusal)
+    report(record_property, tried=FLIPS_OF_A_KIND * len(kinds))
     assert len(kinds) >= 40, kinds
     assert {"data/*/train.parquet", "ledger/*/part-*.parquet", "results/toy/deletion.parquet", "metadata of kernel"} <= refused
     assert {"manifest of surrogate", "experiments/toy/record.json", "block of kernel"} <= refused
@@ -145,15 +147,16 @@ def test_no_flipped_bit_is_read_as_another_number(sound: Path, expected: dict[st
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_same_command_mends_a_flipped_bit_in_a_file_of_every_kind(
-    sound: Path, expected: dict[str, Any], tmp_path: Path, seed: int
+    sound: Path, expected: dict[str, Any], tmp_path: Path, seed: int, record_property: Any
 ) -> None:
     """At once, in an experiment whose results are still to be published; then nothing is left to do."""
     store, chance = tmp_path / "store", random.Random(seed)
     shutil.copytree(sound, store)
-    for kind, paths in files_of(store).items():
-        if kind not in NOT_READ:
-            flip(chance.choice(paths), chance)
+    kinds = {kind: paths for kind, paths in files_of(store).items() if kind not in NOT_READ}
+    for paths in kinds.values():
+        flip(chance.choice(paths), chance)
     mended(store, expected)
+    report(record_property, tried=len(kinds))
 
 
 def mended(store: Path, expected: dict[str, Any]) -> None:

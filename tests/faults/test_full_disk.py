@@ -67,7 +67,7 @@ def test_a_full_disk_is_told_and_costs_what_was_in_hand(tmp_path: Path, disk: Pa
     trial.run_here()
     assert_equal(trial.published(), undisturbed.published)
     repeated = trial.trainings() - undisturbed.trainings
-    report(record_property, trainings_repeated=repeated)
+    report(record_property, tried=4, trainings_repeated=repeated)
     # One unit is tried as often as it may, in case the disk was full for a moment; nothing else is begun.
     assert repeated <= 2 * (1 + RETRIES)
 

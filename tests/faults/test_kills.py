@@ -61,7 +61,7 @@ def test_workers_that_are_killed(tmp_path: Path, nodes: Nodes, undisturbed: Undi
     strike(process, lambda: trial.parts() >= 16, lambda: kill_busy(nodes))
     finish(process)
     assert_equal(trial.published(), undisturbed.published)
-    report(record_property, trainings_repeated=trial.trainings() - undisturbed.trainings, attempts_repeated=trial.retried())
+    report(record_property, tried=4, trainings_repeated=trial.trainings() - undisturbed.trainings, attempts_repeated=trial.retried())
     # One unit a kill, of one model at most; a unit may have ended just before its process was.
     assert trial.trainings() - undisturbed.trainings <= 4
     assert trial.retried() <= 4
@@ -129,5 +129,5 @@ def test_a_head_that_is_killed(tmp_path: Path, nodes: Nodes, undisturbed: Undist
     for trial in (gone, back):
         assert_equal(trial.published(), undisturbed.published)
     repeated = gone.trainings() + back.trainings() - 2 * undisturbed.trainings
-    report(record_property, trainings_repeated=repeated)
+    report(record_property, tried=2, trainings_repeated=repeated)
     assert repeated <= 2 * 2 * SLOTS

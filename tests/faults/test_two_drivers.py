@@ -84,6 +84,27 @@ def test_without_a_lease_both_work_and_come_to_the_same(tmp_path: Path, undistur
     assert trial.trainings() > undisturbed.trainings, "both did work, or nothing was shown"
 
 
+def test_a_driver_that_is_stopped_beyond_its_lease_changes_nothing(tmp_path: Path, undisturbed: Undisturbed, record_property: Any) -> None:
+    """SIGSTOP while it trains; another driver takes over, and finishes; the first one wakes up and ends with an error."""
+    trial = Trial.make(tmp_path)
+    brief = {"GENREP_TEST_LEASE_SECONDS": "2"}
+    first = trial.start("--serial", environment=brief)
+    wait_until(lambda: trial.parts() >= 8, seconds=120)
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        # The process exists, but its lease is not renewed.
+        finish(trial.start("--serial", environment=brief))
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    said = finish(first, code=1)
+    assert "another driver has taken over" in said
+    assert_equal(trial.published(), undisturbed.published)
+    repeated = trial.trainings() - undisturbed.trainings
+    report(record_property, trainings_repeated=repeated)
+    # What it had in hand, and what it began in the quarter of a second until it looked.
+    assert repeated <= 8
+
+
 class Intruder(NoProgress):
     """Writes the record of another question when retraining begins: a driver that another one has passed in its sleep finds it so."""
 

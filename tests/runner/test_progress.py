@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import random
+import shutil
 import time
 import tracemalloc
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -20,14 +22,15 @@ from typer.testing import CliRunner
 import genrep_dist as gr
 from genrep_dist import cli
 from genrep_dist.cli.progress import ProgressLines
-from genrep_dist.cli.status import status_text
-from genrep_dist.errors import ProblemError, UnitError
+from genrep_dist.cli.status import show_status, status_record, status_text
+from genrep_dist.errors import GenRepError, ProblemError, StoreError, UnitError
 from genrep_dist.executors.base import Outcome
 from genrep_dist.executors.serial import SerialExecutor
 from genrep_dist.runner.heartbeat import MAX_HISTORY, Heartbeat, History, RunState, as_metrics, read_state
 from genrep_dist.runner.progress import NoProgress, ProgressCounter
 from genrep_dist.runner.stage_runner import StageRunner, Workers
 from genrep_dist.store import Store
+from genrep_dist.store.sealed import seal_json
 from genrep_dist.units import Retraining, Unit
 from genrep_dist.workflow.context import Job
 from genrep_dist.workflow.prepare import prepare
@@ -35,6 +38,7 @@ from genrep_dist.workflow.retrain import RetrainUnit
 from genrep_dist.workflow.status import StageStatus
 from genrep_dist.workflow.train import TrainUnit
 from tests.experiments import ROOT, experiment
+from tests.publication import publish_tables_only
 
 pytestmark = pytest.mark.publishes
 
@@ -148,13 +152,11 @@ def test_a_run_that_gives_no_sign_is_dead(tmp_path: Path, monkeypatch: pytest.Mo
     store.objects.put_json("experiments/toy/progress.json", record)  # as if it had not said that it ends
     now = time.time()
     monkeypatch.setattr("genrep_dist.runner.heartbeat.WATCH_SECONDS", 0.2)
-    monkeypatch.setattr("genrep_dist.runner.heartbeat.time.time", lambda: now + 30)
-    assert read_state(store, "toy") is not None
-    assert read_state(store, "toy").state == "running"  # type: ignore[union-attr]
-    monkeypatch.setattr("genrep_dist.runner.heartbeat.time.time", lambda: now + 120)
+    for jump in (30, 120, -3600):  # of the clock of this machine
+        monkeypatch.setattr("genrep_dist.runner.heartbeat.time.time", lambda jump=jump: now + jump)
+        assert read_state(store, "toy").state == "running"  # type: ignore[union-attr]
+    os.utime(tmp_path / "experiments/toy/progress.json", (0, time.time() - 120))
     assert read_state(store, "toy").state == "dead"  # type: ignore[union-attr]
-    monkeypatch.setattr("genrep_dist.runner.heartbeat.time.time", lambda: now - 3600)  # a clock that lags behind
-    assert read_state(store, "toy").state == "running"  # type: ignore[union-attr]
 
 
 def test_a_run_that_beats_is_alive_however_clocks_jump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,3 +301,94 @@ def test_the_driver_holds_no_unit_that_is_not_in_flight(tmp_path: Path) -> None:
     assert tally.counts["retrain"].done == count
     assert most <= 1
     assert peak < 1_000_000
+
+
+def other_machine(store: Store) -> dict[str, Any]:
+    """The record of a run that goes on somewhere else."""
+    with Heartbeat(ProgressCounter(), store, "toy"):
+        record: dict[str, Any] = store.objects.get_json("experiments/toy/progress.json")
+    return {**record, "machine": "another", "host": "another"}
+
+
+def test_the_age_of_a_run_elsewhere_is_that_of_the_stores_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine's clock and the other one's say, and at once."""
+    store, path = Store(str(tmp_path)), tmp_path / "experiments/toy/progress.json"
+    record = other_machine(store)
+    monkeypatch.setattr("genrep_dist.runner.heartbeat.time.sleep", lambda _: pytest.fail("it is watched"))
+    for written in (0.0, time.time(), 4e9):
+        store.objects.put_json("experiments/toy/progress.json", {**record, "written": written})
+        assert read_state(store, "toy").state == "running"  # type: ignore[union-attr]
+        os.utime(path, (0, time.time() - 61))
+        state = read_state(store, "toy")
+        assert state is not None
+        assert (state.state, round(state.silent_seconds)) == ("dead", 61)
+    assert not [name for name in store.objects.list("") if "access" in name]
+
+
+def test_in_a_store_that_cannot_be_written_the_wall_clock_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    store.objects.put_json("experiments/toy/progress.json", {**other_machine(store), "written": time.time() - 100})
+
+    def refused() -> float:
+        raise StoreError("read only")
+
+    monkeypatch.setattr(store.objects, "now", refused)
+    monkeypatch.setattr("genrep_dist.runner.heartbeat.WATCH_SECONDS", 0.1)
+    assert read_state(store, "toy").state == "dead"  # type: ignore[union-attr]
+
+
+def broken(value: Any, depth: int) -> Iterator[Any]:
+    """The value without one of its fields, or with one of another type, at every place down to ``depth``."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield {name: kept for name, kept in value.items() if name != key}
+            for other in (None, "text", [3], float("inf"), *(broken(inner, depth - 1) if depth > 1 else ())):
+                yield {**value, key: other}
+    elif isinstance(value, list):
+        yield from ([other] for one in value[:1] for other in (None, "text", {}, *broken(one, depth)))
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a finished run with a stopping rule, and with units in quarantine."""
+    folder = tmp_path_factory.mktemp("observed")
+    stop = {"half_width": 100.0, "min_seeds": 2, "max_seeds": 2}
+    fields: dict[str, Any] = {"methods": ["random"], "deletion": {"fractions": [0.0, 0.1]}}
+    declared = {name: value for name, value in experiment(**fields).model_dump(exclude_unset=True).items() if name != "seeds"}
+    with pytest.MonkeyPatch.context() as patch:
+        publish_tables_only(patch)
+        gr.run(gr.Experiment.model_validate({**declared, "stop": stop}), store=str(folder), serial=True, search_path=[str(ROOT)])
+    entry = {"unit": "a unit", "samples": "samples", "sample_ids": [1, 2], "attempts": 3, "error": "CrashError"}
+    Store(str(folder)).objects.put_json("experiments/toy/quarantine.json", {"a": entry})
+    return folder
+
+
+@pytest.mark.parametrize(("name", "depth"), [("progress", 3), ("quarantine", 3), ("record", 1), ("choices", 3), ("manifest", 1)])
+def test_no_record_ends_in_a_traceback(observed: Path, tmp_path: Path, name: str, depth: int) -> None:
+    """Each field of each file that `genrep status` reads is missing, or of another type, under a checksum that fits."""
+    folder = tmp_path / "store"
+    shutil.copytree(observed, folder)
+    store, console = Store(str(folder)), Console(file=io.StringIO())
+    path = "experiments/toy/record.json" if name == "choices" else f"experiments/toy/{name}.json"
+    if name == "manifest":
+        (path,) = store.objects.list("experiments/toy/publications")
+    elif name == "quarantine":
+        store.objects.delete("results/toy/manifest.json")
+    whole = store.objects.get_json(path)
+    if name == "progress":  # the counts of all stages are alike
+        whole["stages"] = {"train": whole["stages"]["train"]}
+    changes = [{**whole, "choices": one} for one in broken(whole["choices"], depth)] if name == "choices" else broken(whole, depth)
+    refused, tried = [], 0
+    for changed in [None, [], "text", 3, *changes]:
+        store.objects.put(path, seal_json(changed))
+        for show in (lambda: status_record(str(folder), "toy"), lambda: show_status(console, str(folder), "toy")):
+            tried += 1
+            try:
+                show()
+            except GenRepError as error:
+                refused.append(str(error))
+    assert tried > 20
+    assert len(refused) < tried
+    assert all("toy" in text for text in refused)
+    store.objects.put_json(path, whole)
+    assert status_record(str(folder), "toy")["experiment"] == "toy"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,19 +76,27 @@ class Messages(NoProgress):
     def message(self, text: str) -> None:
         self.texts.append(text)
 
+    def advance(self, units: int, statistics: Mapping[str, float]) -> None:
+        del units, statistics
+        self.texts.append("a unit ended")
+
 
 def test_a_ledger_of_many_parts_is_compacted_by_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage_runner, "MANY_PARTS", 3)
+    monkeypatch.setattr(stage_runner, "COMPACTION_PAUSE", 0)
     fields: dict[str, Any] = {"methods": ["random"], "resources": {"task_seconds": 1e-9}, "deletion": {"fractions": [0.0, 0.1]}}
     progress = Messages()
     question = experiment(**fields)
     run = gr.run(question, store=str(tmp_path), serial=True, search_path=[str(ROOT)], progress=progress)
     ledger = run.store.ledger(run.plan.keys.training)
-    assert len(ledger.parts()) == 1
+    assert len(ledger.parts()) < 3
+    # Two of eight tasks end after the second compaction.
+    assert progress.texts[-1] == "a unit ended", "the last task ended after a compaction"
     assert [text for text in progress.texts if "parts became 1" in text]
     deletion = run.deletion().collect()
     run.store.objects.delete("results/toy/manifest.json")
     monkeypatch.setattr(Ledger, "compact", lambda self: pytest.fail("a compacted ledger is compacted again"))
+    monkeypatch.setattr(stage_runner, "retrain_requests", lambda *_: pytest.fail("the requests of a run with all models are made again"))
     assert gr.run(question, store=str(tmp_path), serial=True, search_path=[str(ROOT)]).deletion().collect().equals(deletion)
 
 
