@@ -50,6 +50,7 @@ for _name, _class in (
     ("deletion", "deletion:Deletion"),
     ("lds", "lds:LinearDatamodeling"),
     ("loo", "loo:LeaveOneOut"),
+    ("relabel", "relabel:Relabelling"),
     ("brittleness", "brittleness:Brittleness"),
     ("mislabel", "mislabel:Mislabel"),
 ):
@@ -89,6 +90,16 @@ def request_count(metric: Any, experiment: Experiment, num_train: int) -> Reques
 def requested_retrainings(experiment: Experiment, num_train: int) -> RequestCount:
     """Models that all metrics of the experiment request for one seed, if no two removed sets coincide."""
     return sum((request_count(metric, experiment, num_train) for metric in measured_metrics(experiment)), RequestCount())
+
+
+def retrain_policy(metric: Any, experiment: Experiment) -> str:
+    """The retrain policy that a measured metric declares; "same" if its settings have none."""
+    return str(getattr(metric.settings(experiment), "retrain", "same"))
+
+
+def changes_weights(metric: Any, experiment: Experiment) -> bool:
+    """Whether a measured metric trains models on samples with other weights than 0 and 1."""
+    return float(getattr(metric.settings(experiment), "weight", 0.0)) != 0
 
 
 def largest_removal(experiment: Experiment, num_train: int) -> int:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from operator import attrgetter
-from types import NoneType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from genrep_dist.config.metrics import measured_metrics, request_count, requested_retrainings
+from genrep_dist.core.changes import Change
 from genrep_dist.core.function_targets import FunctionTarget
+from genrep_dist.core.policies import RetrainPolicy
 from genrep_dist.core.targets import LABEL
 from genrep_dist.errors import CorruptError, PlanError, StoreError
 from genrep_dist.evaluation.metrics.base import (
@@ -27,7 +27,7 @@ from genrep_dist.evaluation.metrics.base import (
     TestPoint,
 )
 from genrep_dist.extension import require_returned
-from genrep_dist.plan import Plan, has_self_influence
+from genrep_dist.plan import Plan, direct_terms, has_self_influence
 from genrep_dist.store import Store
 from genrep_dist.store.paths import ExperimentPaths
 from genrep_dist.store.tables import scan_frame
@@ -35,6 +35,7 @@ from genrep_dist.units import Retraining
 from genrep_dist.workflow.context import WorkerContext
 from genrep_dist.workflow.data import sample_ids, target_labels
 from genrep_dist.workflow.diagonals import self_influence_of
+from genrep_dist.workflow.relabelling import score_changes
 from genrep_dist.workflow.targets import is_output
 
 
@@ -50,7 +51,7 @@ class RetrainRequests:
 
     @property
     def num_retrainings(self) -> int:
-        """The distinct models without some samples."""
+        """The distinct models of a changed training set."""
         return self.table.filter(pl.col("num_removed") > 0)["key"].n_unique()
 
 
@@ -109,6 +110,20 @@ class StoredSeed:
             self._orders[method, sign] = self._attribution(method, f"order_{sign}")
         return self._orders[method, sign]
 
+    @cached_property
+    def labels(self) -> Ids | None:
+        return target_labels(self.store, self.plan.keys.data, "train", self.num_outputs)
+
+    def score_changes(self, method: str, labels: Mapping[int, float]) -> Array | None:
+        parsed = self.plan.experiment.method(method)
+        if parsed.is_random:
+            return np.where(np.isin(self.train_ids, list(labels))[:, None], self.scores(method), 0.0)
+        if self.open_context is None or not parsed.follows_labels:
+            return None
+        direct = bool(direct_terms(self.plan.keys, self.plan.shape, parsed))
+        found: Array = score_changes(parsed, self.seed, self.open_context(), labels, direct=direct).numpy()
+        return found
+
     def self_influence(self, method: str) -> Array | None:
         """phi(x_i -> x_i) (N,)."""
         parsed = self.plan.experiment.method(method)
@@ -133,7 +148,7 @@ def retrain_requests(plan: Plan, store: Store, train_ids: Ids, test_ids: Ids) ->
         for method in plan.experiment.methods:
             collected.add_method(data, method)
         collected.add_shared(data)
-    return RetrainRequests(collected.table(), collected.retrainings)
+    return RetrainRequests(pl.DataFrame(collected.rows, schema=REQUEST_SCHEMA, orient="row"), collected.retrainings)
 
 
 def requests_path(plan: Plan) -> str:
@@ -212,12 +227,8 @@ class _Requests:
         """Each id by itself: the removed sets share the objects, which take four times as much as references to them."""
         self._original_keys: dict[tuple[int, str], str] = {}
         self._metrics: tuple[Metric, ...] = measured_metrics(plan.experiment)
-        self._columns: dict[str, list[Any]] = {name: [] for name in REQUEST_SCHEMA}
+        self.rows: list[dict[str, Any]] = []
         self.retrainings: dict[str, Retraining] = {}
-
-    def table(self) -> pl.DataFrame:
-        """The rows by REQUEST_SCHEMA, in the order of the requests."""
-        return pl.DataFrame(self._columns, schema=REQUEST_SCHEMA)
 
     def add_method(self, data: StoredSeed, method: str) -> None:
         requests: list[tuple[str, RetrainRequest]] = []
@@ -238,59 +249,100 @@ class _Requests:
             for request in found:
                 self._add(metric.name, data, request)
 
-    def _removed(self, metric: str, data: StoredSeed, request: RetrainRequest) -> tuple[int, ...]:
-        """The removed ids, sorted. Raises PlanError for a set that no model can be trained without."""
+    def _change(self, metric: str, data: StoredSeed, request: RetrainRequest) -> Change:
+        """The requested change. Raises PlanError for one that no model can be trained with."""
         self._train_ids = self._train_ids or {sample: sample for sample in data.train_ids.tolist()}
-        given = request.removed.tolist()
-        try:
-            removed = tuple(sorted(map(self._train_ids.__getitem__, given)))
-        except KeyError:
-            unknown = sorted(set(given) - self._train_ids.keys())
-        else:
-            unknown = []
-            if len(set(removed)) == len(removed) < self._num_train:
-                return removed
-        raise PlanError(
-            "a metric requests a model without samples that cannot be removed",
-            where=f"{metric}, seed {data.seed}",
-            expected=f"different ids of training samples, fewer than {self._num_train}",
-            got=f"unknown ids {unknown[:5]}" if unknown else f"{len(given)} ids, {len(set(given))} of them different",
-            remedy="correct the requests of the metric",
-        )
+        removed = request.removed.tolist()
+        if not request.weights and not request.labels:
+            self._check(metric, data, removed)
+            return Change(tuple(map(self._train_ids.__getitem__, sorted(removed))))
+        change = Change.of(removed, request.weights, request.labels)
+        self._check(metric, data, change.removed)
+        unknown = sorted(set(change.samples) - self._train_ids.keys())
+        twice = sorted(set(removed) & request.weights.keys() | set(change.removed) & request.labels.keys())
+        numbers = [*request.weights.values(), *(number for _, label in change.labels for number in label)]
+        if unknown or twice or not np.isfinite(numbers).all() or min(request.weights.values(), default=0) < 0:
+            raise PlanError(
+                "a metric requests a model with a change that cannot be made",
+                where=f"{metric}, seed {data.seed}",
+                expected="weights of 0 or more and finite labels, of training samples that are not removed",
+                got=f"unknown ids {unknown[:5]}" if unknown else f"ids {twice[:5]} are also removed" if twice else f"{numbers[:5]}",
+                remedy="correct the requests of the metric",
+            )
+        return change
+
+    def _check(self, metric: str, data: StoredSeed, removed: Sequence[int]) -> None:
+        """Raise PlanError for a removed set that no model can be trained without."""
+        distinct = set(removed)
+        if not distinct <= self._train_ids.keys() or len(distinct) != len(removed) or len(removed) >= self._num_train:
+            unknown = sorted(distinct - self._train_ids.keys())
+            raise PlanError(
+                "a metric requests a model without samples that cannot be removed",
+                where=f"{metric}, seed {data.seed}",
+                expected=f"different ids of training samples, fewer than {self._num_train}",
+                got=f"unknown ids {unknown[:5]}" if unknown else f"{len(removed)} ids, {len(distinct)} of them different",
+                remedy="correct the requests of the metric",
+            )
 
     def _add(self, metric: str, data: StoredSeed, request: RetrainRequest) -> None:
-        seed, policy, replicate = data.seed, request.policy, request.replicate
-        removed = self._removed(metric, data, request)
-        key = self._keys.retraining(seed, removed, policy, replicate)
-        if (seed, policy) not in self._original_keys:
-            self._original_keys[seed, policy] = self._keys.retraining(seed, (), policy)
-        if removed and key not in self.retrainings:
-            self.retrainings[key] = Retraining(key, seed, policy, removed, replicate)
-        identity = metric, seed, request.method, request.test_id, request.output_position, request.sign, request.fraction
-        model = replicate, len(removed), key, self._original_keys[seed, policy]
-        for column, value in zip(self._columns.values(), (*identity, *model, request.subset), strict=True):
-            column.append(value)
+        seed = data.seed
+        change = self._change(metric, data, request)
+        key = self._keys.retraining(seed, change, request.policy, request.replicate)
+        if (seed, request.policy) not in self._original_keys:
+            self._original_keys[seed, request.policy] = self._keys.retraining(seed, (), request.policy)
+        if change and key not in self.retrainings:
+            self.retrainings[key] = Retraining(key, seed, request.policy, change.removed, request.replicate, change.weights, change.labels)
+        self.rows.append(
+            {
+                "metric": metric,
+                "seed": seed,
+                "method": request.method,
+                "test_id": request.test_id,
+                "output_position": request.output_position,
+                "sign": request.sign,
+                "fraction": request.fraction,
+                "replicate": request.replicate,
+                "num_removed": len(change),
+                "key": key,
+                "original_key": self._original_keys[seed, request.policy],
+                "subset": request.subset,
+            }
+        )
 
 
-_FIELD_TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("method", "sign"), (str, NoneType)),
-    **dict.fromkeys(("test_id", "output_position", "subset"), (int, np.integer, NoneType)),
-    "fraction": (int, float, np.floating, NoneType),
-    "replicate": (int,),
+_OPTIONAL: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("method", "sign"), str),
+    **dict.fromkeys(("test_id", "output_position", "subset"), (int, np.integer)),
+    "fraction": (int, float, np.floating),
 }
-_checked_fields = attrgetter(*_FIELD_TYPES)
+
+
+def _has_numbers(request: RetrainRequest) -> bool:
+    """Whether weights and labels are numbers by id."""
+    if not isinstance(request.weights, Mapping) or not isinstance(request.labels, Mapping):
+        return False
+    try:
+        Change.of((), request.weights, request.labels)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _check_requests(metric: Metric, method: str, found: Sequence[RetrainRequest], declared: int) -> None:
     """Raise ProblemError for what is no request, and PlanError for more than ``declared``."""
-    fitting: set[tuple[type, ...]] = set()
     for request in found:
-        fits = isinstance(request, RetrainRequest) and isinstance(request.removed, np.ndarray) and request.policy in ("same", "fresh")
-        if fits and (types := tuple(map(type, _checked_fields(request)))) not in fitting:
-            fits = all(issubclass(found_type, kinds) for found_type, kinds in zip(types, _FIELD_TYPES.values(), strict=True))
-            fitting |= {types} if fits else set()
-        fits = fits and request.removed.ndim == 1 and (request.removed.dtype.kind in "iu" or not request.removed.size)
-        require_returned(fits, metric, method, "RetrainRequests with ids (k,) as integers, and fields of their declared types", request)
+        fits = (
+            isinstance(request, RetrainRequest)
+            and isinstance(request.removed, np.ndarray)
+            and request.removed.ndim == 1
+            and (request.removed.dtype.kind in "iu" or not request.removed.size)
+            and request.policy in get_args(RetrainPolicy)
+            and isinstance(request.replicate, int)
+            and _has_numbers(request)
+            and all(isinstance(getattr(request, name), (kind, type(None))) for name, kind in _OPTIONAL.items())
+        )
+        expected = "RetrainRequests with ids (k,) as integers, numbers by id as weights and labels, and fields of their declared types"
+        require_returned(fits, metric, method, expected, request)
     if len(found) > declared:
         raise PlanError(
             "a metric requests more models than it declared",

@@ -1,4 +1,4 @@
-"""Stage retrain: models trained without some samples, entered into the ledger."""
+"""Stage retrain: models trained without some samples, or with other weights or labels of them, entered into the ledger."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from genrep_dist.config.keys import Keys
+from genrep_dist.core.policies import is_rebatched
 from genrep_dist.errors import GenRepError, NonFiniteError, ProblemError
 from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.store import Store
@@ -21,6 +22,7 @@ from genrep_dist.training.randomness import Randomness
 from genrep_dist.units import Retraining, Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, Stage
 from genrep_dist.workflow.blocks import cached_bytes
+from genrep_dist.workflow.changes import targets_of, weights_of
 from genrep_dist.workflow.context import WorkerContext, to_numpy
 from genrep_dist.workflow.train import check_outputs, model_bytes, output_bytes
 
@@ -50,7 +52,8 @@ class RetrainUnit(Unit):
 
     def samples(self, train_ids: npt.NDArray[np.int64]) -> tuple[str, list[int]]:
         del train_ids
-        return "without samples", list(self.rows[0].removed)
+        first = self.rows[0]
+        return "with other samples" if first.weights or first.labels else "without samples", first.change.samples
 
 
 class RetrainStage(Stage[RetrainUnit]):
@@ -71,10 +74,8 @@ class RetrainStage(Stage[RetrainUnit]):
         size = context.trainer.pack_size(len(unit.rows)) if len(unit.rows) > 1 else 1
         rows: list[LedgerRow] = []
         errors: list[GenRepError] = []
-        packs = -(-len(unit.rows) // size)
-        # Equal packs: a small one at the end would cost most of what a whole one does.
-        for index in range(packs):
-            for result in _retrained(unit.rows[index::packs], context):
+        for pack in _packs(unit.rows, size):
+            for result in _retrained(pack, context):
                 if isinstance(result, LedgerRow):
                     rows.append(result)
                 else:
@@ -107,6 +108,18 @@ def max_models_per_task(plan: Plan) -> int:
     """Models of one retraining task at most: their rows of the ledger fit a quarter of the memory budget. At least one pack."""
     row = output_bytes(plan) + REMOVED_BYTES * plan.most_removed
     return max(plan.shape.pack, min(MAX_MODELS_PER_TASK, plan.retrainings_at_most, plan.budget_bytes // 4 // max(1, row)))
+
+
+def _packs(rows: Sequence[Retraining], size: int) -> Iterator[Sequence[Retraining]]:
+    """``rows`` in packs of at most ``size`` models that take the same steps: where rows are batched anew, those that keep equally many."""
+    alike: dict[int | None, list[Retraining]] = {}
+    for row in rows:
+        alike.setdefault(len(row.removed) if is_rebatched(row.policy) else None, []).append(row)
+    for some in alike.values():
+        packs = -(-len(some) // size)
+        # Equal packs: a small one at the end would cost most of what a whole one does.
+        for index in range(packs):
+            yield some[index::packs]
 
 
 def retrain(retraining: Retraining, context: WorkerContext) -> LedgerRow:
@@ -150,17 +163,24 @@ def _retrain_pack(retrainings: Sequence[Retraining], context: WorkerContext) -> 
                 removed=retraining.removed,
                 outputs=to_numpy(output.double()),
                 seconds=seconds,
+                weights=retraining.weights,
+                labels=retraining.labels,
             )
         )
     return results
 
 
 def _as_run(retraining: Retraining, context: WorkerContext) -> TrainingRun:
-    randomness = Randomness.for_retraining(retraining.seed, retraining.policy, retraining.removed, retraining.replicate)
+    randomness = Randomness.for_retraining(retraining.seed, retraining.policy, retraining.change, retraining.replicate)
     kept = ~torch.isin(context.train.ids, torch.tensor(retraining.removed, dtype=torch.int64))
     without = ", ".join(map(str, retraining.removed[:5])) + (", ..." if len(retraining.removed) > 5 else "")
     what = f"retraining {retraining.key[:12]}, seed {retraining.seed}, without {len(retraining.removed)} samples ({without})"
-    return TrainingRun(randomness, kept.to(context.device), what)
+    if retraining.weights or retraining.labels:
+        what += f", {len(retraining.weights)} with other weights, {len(retraining.labels)} with other labels"
+    change = retraining.change
+    outputs = context.num_outputs(retraining.seed) if change.labels else 1
+    weights, targets = weights_of(change, context.train), targets_of(change, context.train, outputs, what)
+    return TrainingRun(randomness, kept.to(context.device), what, is_rebatched(retraining.policy), weights, targets)
 
 
 def original_row(seed: int, keys: Keys, store: Store) -> LedgerRow:
