@@ -194,9 +194,7 @@ class Keys:
 
     def retraining(self, seed: int, removed: Sequence[int], policy: str, replicate: int = 0) -> str:
         """Key of a ledger row. With nothing removed it is the original model, whatever the policy."""
-        if not removed:
-            policy, replicate = "same", 0
-        return self._digest("retraining", self.training, seed, policy, replicate, sorted(map(int, removed)))
+        return retraining_key(self.training, seed, removed, policy, replicate)
 
     def _kernel_identity(self, kernel: str) -> Any:
         """What distinguishes one kernel from another: its name with its settings, or the source of the user's own."""
@@ -229,3 +227,10 @@ class Keys:
     @staticmethod
     def _digest(kind: str, *parts: Any) -> str:
         return json_digest([NUMBERS_VERSION, kind, *parts])
+
+
+def retraining_key(training: str, seed: int, removed: Sequence[int], policy: str, replicate: int = 0) -> str:
+    """Key of a row in the ledger of the identity ``training``. With nothing removed it is the original model, whatever the policy."""
+    if not removed:
+        policy, replicate = "same", 0
+    return json_digest([NUMBERS_VERSION, "retraining", training, seed, policy, replicate, sorted(map(int, removed))])

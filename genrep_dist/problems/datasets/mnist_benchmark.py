@@ -94,6 +94,8 @@ class MnistBenchmark:
         images = parse_idx(read_cached("mnist", images_name), images_name, dtype=np.uint8, shape=(None, 28, 28))
         labels = parse_idx(read_cached("mnist", labels_name), labels_name, dtype=np.uint8, shape=(None,))
         if size > len(labels):
-            raise ProblemError("there are fewer rows", where=f"{self.name}, {labels_name}", expected=f"at most {len(labels)}", got=str(size))
+            raise ProblemError(
+                "there are fewer rows", where=f"{self.name}, {labels_name}", expected=f"at most {len(labels)}", got=str(size)
+            )
         inputs = torch.from_numpy(images[:size].copy()).unsqueeze(1).to(torch.float32).div_(255).sub_(PIXEL_MEAN).div_(PIXEL_STD)
         return Dataset(inputs, torch.from_numpy(labels[:size].astype(np.int64)), torch.arange(first_id, first_id + size))

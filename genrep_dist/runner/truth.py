@@ -1,0 +1,213 @@
+"""The ground truth of a run as a package of files, and such a package as rows of a store's ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from genrep_dist.config.keys import NUMBERS_VERSION, retraining_key
+from genrep_dist.errors import CorruptError, StoreError
+from genrep_dist.external.truth import MODELS, POINTS, REQUESTS, Truth, open_truth, write_record, write_truth_table
+from genrep_dist.problems.tables import to_table
+from genrep_dist.results import Run
+from genrep_dist.runner.export import checked_paths
+from genrep_dist.store import Store
+from genrep_dist.store.compaction import DUPLICATE_TOLERANCE
+from genrep_dist.store.ledger import Ledger, LedgerRow
+from genrep_dist.store.ledger_parts import LEDGER_SCHEMA
+from genrep_dist.workflow.explained_ledger import explained_ledger
+from genrep_dist.workflow.requests import StoredSeed, read_requests
+
+
+@dataclass(frozen=True)
+class ImportedTruth:
+    """What an import did: ``written`` models are new in the ledger of ``training``, ``known`` ones were in it."""
+
+    training: str
+    written: int
+    known: int
+
+
+def export_truth(run: Run, folder: Path) -> Iterator[Path]:
+    """Write the models that the metrics of a finished ``run`` used, as a package; yield the paths written.
+
+    It is opened by :func:`genrep_dist.external.open_truth`. Memory: the outputs of one seed's models. Raises StoreError or
+    NotCommittedError for a run that is not finished, StoreError for a folder that cannot be written.
+    """
+    return checked_paths(folder, _truth_files(run, folder))
+
+
+def _truth_files(run: Run, folder: Path) -> Iterator[Path]:
+    exported = _Exported(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "truth.json").unlink(missing_ok=True)  # a folder with this file is whole
+    for name, dataset in (("train", run.train), ("test", run.test)):
+        labels = to_table(dataset).drop_columns(["input"]).replace_schema_metadata(None)
+        yield write_truth_table(folder, name, iter([labels]))
+    yield write_truth_table(folder, "models", exported.models())
+    yield write_truth_table(folder, "points", iter([exported.points()]))
+    yield write_truth_table(folder, "requests", iter([exported.requests()]))
+    yield write_record(folder, exported.record())
+
+
+class _Exported:
+    """The parts of the package of one run. The tables of points and requests follow from that of the models."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._seeds = run, run.plan.experiment.seeds
+        run.summary()  # raises when it is not finished
+        self._requests = read_requests(run.plan, run.store).collect()
+        scanned = run.store.ledger(run.plan.keys.training).scan()
+        self._ledger = explained_ledger(run.plan, scanned, self._requests, lambda: run.context)
+        ids = run.train.ids.numpy(), run.test.ids.numpy()
+        self._data = {seed: StoredSeed(run.plan, run.store, seed, *ids) for seed in self._seeds}
+        self._rows: dict[str, int] = {}
+        self._numbers: dict[int, list[float]] = {}
+
+    def models(self) -> Iterator[pa.Table]:
+        """The models of one seed after the other, by key."""
+        num_outputs = self._run.plan.shape.num_test * self._run.plan.shape.num_outputs
+        for seed in self._seeds:
+            requested = self._requests.filter(seed=seed)
+            keys = pl.concat([requested["key"], requested["original_key"]]).unique()
+            places = [point.output_position for point in self._data[seed].points]
+            # A model that two tasks have trained has two rows, which are equal but for the rounding of machines.
+            found = self._ledger.filter(pl.col("key").is_in(keys.to_list())).collect().sort("key", "seconds").unique("key", keep="first")
+            found = found.sort("key").with_columns(
+                numbers=pl.col("outputs").list.gather(places).cast(pl.List(pl.Float64)),
+                outputs=pl.col("outputs").list.head(num_outputs).cast(pl.List(pl.Float64)),
+            )
+            self._rows |= {key: len(self._rows) + place for place, key in enumerate(found["key"])}
+            original = found.filter(pl.col("key") == self._run.plan.keys.retraining(seed, (), "same"))
+            self._numbers[seed] = original["numbers"].explode().to_list() if original.height else []
+            yield found.select(MODELS.names).to_arrow(compat_level=pl.CompatLevel.oldest()).cast(MODELS)
+
+    def points(self) -> pa.Table:
+        chosen = {seed: self._chosen_outputs(seed) for seed in self._seeds}
+        rows = [
+            {"seed": seed, "test_id": members[0], "members": members, "output": output, "number": number}
+            for seed in self._seeds
+            for members, output, number in zip(self._run.test_groups(seed), chosen[seed], self._numbers[seed], strict=True)
+        ]
+        return pa.Table.from_pylist(rows, schema=POINTS)
+
+    def _chosen_outputs(self, seed: int) -> list[int | None]:
+        """The output that each number is about; None where it is of several outputs or points."""
+        num_test, num_outputs = self._run.plan.shape.num_test, self._run.plan.shape.num_outputs
+        places = [point.output_position for point in self._data[seed].points]
+        return [place % num_outputs if place < num_test * num_outputs else None for place in places]
+
+    def requests(self) -> pa.Table:
+        rows = self._requests.sort("metric", "seed", "replicate", "subset", maintain_order=True).with_columns(
+            model=pl.col("key").replace_strict(self._rows, return_dtype=pl.Int64),
+            original=pl.col("original_key").replace_strict(self._rows, return_dtype=pl.Int64),
+        )
+        return rows.select(REQUESTS.names).to_arrow(compat_level=pl.CompatLevel.oldest()).cast(REQUESTS)
+
+    def record(self) -> dict[str, Any]:
+        plan, keys = self._run.plan, self._run.plan.keys
+        return {
+            "experiment": self._run.name,
+            "declared": plan.experiment.to_yaml(),
+            "training": keys.training,
+            "numbers_version": NUMBERS_VERSION,
+            "trained_on": {"data": keys.data, "problem": keys.problem, "numbers": keys.numbers, "extensions": dict(keys.extensions)},
+            "recipe": keys.recipe,
+            "loss": self._run.loss_name,
+            "target": {
+                **plan.experiment.target.model_dump(mode="json"),
+                "description": plan.experiment.target.description(plan.shape.num_outputs),
+            },
+            "models": {str(seed): keys.model(seed) for seed in self._seeds},
+            "seeds": list(self._seeds),
+            "num_train": plan.shape.num_train,
+            "num_test": plan.shape.num_test,
+            "num_outputs": plan.shape.num_outputs,
+        }
+
+
+def import_truth(folder: str | Path, store: Store) -> ImportedTruth:
+    """Add the models of a package to the ledger of ``store``, so that no run trains them again. What the ledger has stays.
+
+    Every byte is verified before anything is written, and every row's key is that of its seed, policy and removed samples. The numbers
+    themselves are trusted. Memory: the outputs of one seed's models. Raises as :func:`~genrep_dist.external.open_truth`, CorruptError for
+    rows that contradict themselves, StoreError for a package of another version of the numbers and for outputs that differ from those in
+    the ledger.
+    """
+    truth = open_truth(folder)
+    if truth.record["numbers_version"] != NUMBERS_VERSION:
+        raise StoreError(
+            "the models were trained by a version whose numbers are others",
+            where=str(folder),
+            expected=f"numbers_version {NUMBERS_VERSION}",
+            got=str(truth.record["numbers_version"]),
+            remedy="export the package with this version",
+        )
+    store.objects.check_access()
+    ledger = store.ledger(truth.training)
+    for batch in truth.batches("models"):
+        _check_rows(truth, batch)
+    written = known = 0
+    for batch in truth.batches("models"):
+        rows = [_ledger_row(row) for row in batch.select(LEDGER_SCHEMA.names).to_pylist()]
+        there = _known_rows(ledger, rows, str(folder))
+        new = [row for row in rows if row.key not in there]
+        if new:
+            ledger.write(new)
+        written, known = written + len(new), known + len(there)
+    return ImportedTruth(truth.training, written, known)
+
+
+def _ledger_row(row: dict[str, Any]) -> LedgerRow:
+    del row["num_removed"]
+    return LedgerRow(**{**row, "removed": tuple(row["removed"]), "outputs": np.asarray(row["outputs"], dtype=np.float64)})
+
+
+def _check_rows(truth: Truth, batch: pa.Table) -> None:
+    """Raise CorruptError for a row that is not what its key says, or has other outputs than (T, C) finite numbers."""
+    record = truth.record
+    num_outputs, train_ids = record["num_test"] * record["num_outputs"], set(truth.table("train").column("id").to_pylist())
+    for row in batch.to_pylist():
+        removed, outputs = row["removed"], np.asarray(row["outputs"], dtype=np.float64)
+        key = retraining_key(truth.training, row["seed"], removed, row["policy"], row["replicate"])
+        faults = {
+            f"the key {key}": row["key"] != key,
+            "sorted ids of training samples": removed != sorted(set(removed) & train_ids) or len(removed) != row["num_removed"],
+            f"{num_outputs} finite outputs": len(outputs) != num_outputs or not np.isfinite(outputs).all(),
+            "seconds of at least 0": not row["seconds"] >= 0,
+        }
+        wrong = next((expected for expected, is_wrong in faults.items() if is_wrong), None)
+        if wrong is not None:
+            raise CorruptError(
+                "a model of the ground truth contradicts its own key",
+                where=f"{truth.folder}/models.parquet, key {row['key'][:16]}",
+                expected=wrong,
+                got=f"seed {row['seed']}, policy {row['policy']}, {len(removed)} samples removed, {len(outputs)} outputs",
+                remedy="export the package again; nothing was imported",
+            )
+
+
+def _known_rows(ledger: Ledger, rows: list[LedgerRow], where: str) -> set[str]:
+    """Keys of the ``rows`` that the ledger has. StoreError if it has other outputs for one."""
+    ours = {row.key: row.outputs for row in rows}
+    if not (shared := sorted(ours.keys() & ledger.keys())):
+        return set()
+    found = ledger.scan().select("key", "outputs").filter(pl.col("key").is_in(shared)).collect()
+    for key, values in zip(found["key"], found["outputs"], strict=True):
+        theirs = values.to_numpy()
+        apart = np.abs(theirs - ours[key]) if theirs.shape == ours[key].shape else np.array([np.inf])
+        if (apart > DUPLICATE_TOLERANCE * (1 + np.abs(ours[key]))).any():
+            raise StoreError(
+                "the ground truth and the ledger have other outputs of one model",
+                where=f"{where}, key {key}",
+                expected=f"outputs equal to {DUPLICATE_TOLERANCE}",
+                got=f"a difference of {apart.max():.4g}",
+                remedy="import it into another --store: training on this machine does not give the same models",
+            )
+    return set(shared)
