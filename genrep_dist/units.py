@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+
+from genrep_dist.core.policies import RetrainPolicy
 
 StageName = str
 
@@ -71,6 +73,6 @@ class Retraining:
 
     key: str
     seed: int
-    policy: Literal["same", "fresh"]
+    policy: RetrainPolicy
     removed: tuple[int, ...]
     replicate: int = 0

@@ -91,6 +91,11 @@ def requested_retrainings(experiment: Experiment, num_train: int) -> RequestCoun
     return sum((request_count(metric, experiment, num_train) for metric in measured_metrics(experiment)), RequestCount())
 
 
+def retrain_policy(metric: Any, experiment: Experiment) -> str:
+    """The retrain policy that a measured metric declares; "same" if its settings have none."""
+    return str(getattr(metric.settings(experiment), "retrain", "same"))
+
+
 def largest_removal(experiment: Experiment, num_train: int) -> int:
     """Samples in the largest set that any metric removes."""
     metrics = measured_metrics(experiment)

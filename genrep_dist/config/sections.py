@@ -17,6 +17,7 @@ from pydantic import (
 from genrep_dist.config.score_layouts import SCORE_LAYOUTS
 from genrep_dist.config.section import Section, require_registered
 from genrep_dist.core.optimizers import OPTIMIZERS
+from genrep_dist.core.policies import RetrainPolicy, fresh_policy, is_fresh
 from genrep_dist.core.schedules import SCHEDULES
 from genrep_dist.core.targets import TARGETS, Target
 from genrep_dist.errors import ConfigError
@@ -238,16 +239,19 @@ class TracInSection(Section):
 class RetrainSection(Section):
     """How models are retrained for one metric; a base for the settings of metrics."""
 
-    retrain: Literal["same", "fresh"] = Field(
+    retrain: RetrainPolicy = Field(
         "same",
-        description="same: the original run's initialisation and order (common random numbers); fresh: new ones for each removed set.",
+        description="same: the original run's initialisation and order (common random numbers); fresh: new ones for each removed set. "
+        "rebatch, fresh-rebatch: the same two, with the remaining rows cut into batches anew, so that fewer rows take fewer steps.",
     )
     replicates: int = Field(1, ge=1, description="With fresh: retrainings per removed set. Their mean is used, their spread is recorded.")
 
     @model_validator(mode="after")
     def _replicates_are_fresh(self) -> Self:
-        if self.replicates > 1 and self.retrain == "same":
-            raise ValueError("retrain: fresh with several replicates (with common random numbers they would all be equal)")
+        if self.replicates > 1 and not is_fresh(self.retrain):
+            raise ValueError(
+                f"retrain: {fresh_policy(self.retrain)} with several replicates (with common random numbers they would all be equal)"
+            )
         return self
 
 

@@ -9,6 +9,7 @@ import polars as pl
 
 from genrep_dist.config.metrics import RequestCount
 from genrep_dist.config.sections import RemovalSection, RetrainSection
+from genrep_dist.core.policies import is_fresh, is_rebatched
 from genrep_dist.errors import PlanError, StoreError
 from genrep_dist.evaluation.ledger_scores import ledger_scores
 from genrep_dist.evaluation.metrics.base import REQUEST_SCHEMA, RetrainRequest, SeedData, Sign
@@ -118,10 +119,11 @@ def removals_text(section: RemovalSection) -> str:
 
 def policy_text(section: RetrainSection) -> str:
     """How models are retrained, for people."""
-    if section.retrain == "same":
-        return "same initialisation and order (common random numbers)"
+    batches = ", the remaining rows batched anew: fewer rows take fewer steps" if is_rebatched(section.retrain) else ""
+    if not is_fresh(section.retrain):
+        return f"same initialisation and order (common random numbers){batches}"
     times = f", {section.replicates} times; the mean is used" if section.replicates > 1 else ""
-    return f"fresh initialisation and order{times}"
+    return f"fresh initialisation and order{batches}{times}"
 
 
 def deletion_table(requests: pl.DataFrame, ledger: pl.LazyFrame) -> pl.DataFrame:

@@ -6,6 +6,7 @@ from typing import Any
 
 from genrep_dist.config import Experiment
 from genrep_dist.config.sections import RetrainSection
+from genrep_dist.core.policies import fresh_policy, is_fresh
 from genrep_dist.errors import GenRepError, ProblemError, TimeLimitError, UnitError
 from genrep_dist.runner.progress import ProgressCounter
 from genrep_dist.runner.stage_runner import StageRunner, Workers
@@ -42,14 +43,15 @@ def repeat_first_original(prepared: PreparedExperiment, progress: ProgressCounte
 
 
 def with_fresh_retrainings(experiment: Experiment) -> Experiment:
-    """The experiment with ``retrain: fresh`` wherever it declares ``same``: common random numbers of a random training mean nothing."""
+    """The experiment with fresh random numbers in all retrainings: common random numbers of a random training mean nothing."""
     changes: dict[str, Any] = {
-        name: section.model_copy(update={"retrain": "fresh"})
+        name: section.model_copy(update={"retrain": fresh_policy(section.retrain)})
         for name in type(experiment).model_fields
-        if isinstance(section := getattr(experiment, name), RetrainSection) and section.retrain == "same"
+        if isinstance(section := getattr(experiment, name), RetrainSection) and not is_fresh(section.retrain)
     }
     metrics = {
-        name: {**given, "retrain": "fresh"} if given.get("retrain") == "same" else given for name, given in experiment.metrics.items()
+        name: {**given, "retrain": fresh_policy(given["retrain"])} if given.get("retrain") in ("same", "rebatch") else given
+        for name, given in experiment.metrics.items()
     }
     return experiment.model_copy(update=changes | {"metrics": metrics})
 

@@ -194,7 +194,8 @@ class _ExperimentRunner:
             return experiment
         self._progress.message(
             f"warning: training is not deterministic: the model of seed {found['seed']}, trained twice, differs {difference_text(found)}. "
-            "retrain: same is treated as fresh; ask for replicates (deletion.replicates: 3, for example), whose mean is judged"
+            "retrain: same is treated as fresh, rebatch as fresh-rebatch; ask for replicates (deletion.replicates: 3, for example), whose "
+            "mean is judged"
         )
         return with_fresh_retrainings(experiment)
 

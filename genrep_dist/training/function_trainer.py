@@ -73,7 +73,7 @@ class FunctionTrainer:
         device = self._data.inputs.device
         kept = torch.ones(len(self._data.ids), dtype=torch.bool) if run.kept is None else run.kept.cpu()
         model, where = self.build(run.randomness), self._where(run, kept)
-        user = UserRun(self._data, kept, run.randomness, self._recipe, self._epochs, self._loss, record)
+        user = UserRun(self._data, kept, run.randomness, self._recipe, self._epochs, self._loss, record, rebatch=run.rebatch)
         form = _form(model)
         user.begin(model)
         with run.randomness.scope("train"), preserved_torch_settings():

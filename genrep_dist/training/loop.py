@@ -46,11 +46,15 @@ class StateObserver(Protocol):
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One model to train: its random numbers, the rows (N,) bool that it keeps (None: all), and what it is, for error messages."""
+    """One model to train: its random numbers, the rows (N,) bool that it keeps (None: all), and what it is, for error messages.
+
+    ``rebatch``: the rows that it keeps are cut into batches anew, as if no others existed.
+    """
 
     randomness: Randomness
     kept: Tensor | None = None
     description: str = ""
+    rebatch: bool = False
 
 
 def train(
@@ -91,6 +95,9 @@ def train_models(
     numbers with the original run. A batch that loses all its rows changes nothing. The gradient of the mean loss enters through dL/df,
     which is exact and is what Eq. 10 accumulates.
 
+    A run with ``rebatch`` visits the rows that it keeps in the same order, cut into batches anew: fewer rows take fewer steps, and
+    schedule and ``recipe.drop_last`` are those of so many rows. The runs of a pack then keep equally many rows.
+
     Packs of all kinds give the same models up to rounding. Stacked packs give the same bits in any size and company, mapped packs in
     packs of one size. ``observers`` see the first model.
 
@@ -98,10 +105,13 @@ def train_models(
     others go on unchanged. Training ends early when no model is left, or the observed one.
     """
     num_rows, device = len(data.inputs), data.inputs.device
-    steps_per_epoch = recipe.steps_per_epoch(num_rows)
-    num_steps, visited = recipe.epochs * steps_per_epoch, min(num_rows, steps_per_epoch * recipe.batch_size)
-    errors: list[NonFiniteError | None] = [None] * len(models)
     kept = torch.stack([_kept_rows(run, data) for run in runs])
+    batched = _batched_rows(runs, kept)
+    steps_per_epoch = recipe.steps_per_epoch(batched)
+    num_steps, visited = recipe.epochs * steps_per_epoch, min(batched, steps_per_epoch * recipe.batch_size)
+    if not num_steps:
+        raise _no_step(runs[0], batched, recipe)
+    errors: list[NonFiniteError | None] = [None] * len(models)
     augmentation = None if recipe.augment is None else Augmentation(recipe.augment, data)
     pack = kind(models[0], len(models), make_optimizer(recipe), fast_paths or FastPaths())
     for slot, model in enumerate(models):
@@ -112,7 +122,7 @@ def train_models(
         pack.module.train()
         for epoch in range(1, recipe.epochs + 1):
             orders = {run.randomness: run.randomness.order(epoch, num_rows) for run in runs}
-            by_run = torch.stack([orders[run.randomness][:visited] for run in runs]).to(device)
+            by_run = torch.stack([_visited(run, orders[run.randomness])[:visited] for run in runs]).to(device)
             for step in pack.steps(by_run, recipe.batch_size, kept, (epoch - 1) * steps_per_epoch):
                 rows, rate = step.rows.flatten(), recipe.rate(step.index, num_steps)
                 inputs = data.inputs[rows] if augmentation is None else augmentation.batch([r.randomness for r in runs], step.rows, epoch)
@@ -188,6 +198,28 @@ def _kept_rows(run: TrainingRun, data: Dataset) -> Tensor:
     """(N,) bool on the device of the data."""
     device = data.inputs.device
     return torch.ones(len(data.inputs), dtype=torch.bool, device=device) if run.kept is None else run.kept.to(device)
+
+
+def _batched_rows(runs: Sequence[TrainingRun], kept: Tensor) -> int:
+    """How many rows an epoch cuts into batches, the same for all ``runs``; ``kept`` (S, N)."""
+    counts = {int(own.sum()) if run.rebatch else len(own) for run, own in zip(runs, kept, strict=True)}
+    assert len(counts) == 1, counts
+    return counts.pop()
+
+
+def _visited(run: TrainingRun, order: Tensor) -> Tensor:
+    """The rows of ``order`` (N,) that are cut into batches."""
+    return order[run.kept.to(order.device)[order]] if run.rebatch and run.kept is not None else order
+
+
+def _no_step(run: TrainingRun, num_rows: int, recipe: Recipe) -> ProblemError:
+    return ProblemError(
+        "with drop_last no batch is left to train on",
+        where=f"{run.description}, seed {run.randomness.seed}".removeprefix(", "),
+        expected=f"a batch_size of at most {num_rows}, the number of rows that remain",
+        got=str(recipe.batch_size),
+        remedy="lower recipe.batch_size, remove fewer rows, or set recipe.drop_last: false",
+    )
 
 
 def _remove_diverged(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from genrep_dist.core.generators import seeded_generators
+from genrep_dist.core.policies import is_fresh
 from genrep_dist.seeds import derive_seed
 
 
@@ -26,8 +27,8 @@ class Randomness:
 
     @classmethod
     def for_retraining(cls, seed: int, policy: str, removed: Sequence[int], replicate: int = 0) -> Randomness:
-        """Policy "same": the original model's random numbers. "fresh": numbers that depend on the removed set and the replicate."""
-        if policy == "same":
+        """The original model's random numbers, or those of a fresh policy, which depend on the removed set and the replicate."""
+        if not is_fresh(policy):
             return cls(seed)
         return cls(seed, f"fresh/{replicate}/{','.join(map(str, sorted(removed)))}")
 

@@ -97,11 +97,13 @@ class UserRun:
         epochs: int | None,
         loss: Loss,
         record: Record | None = None,
+        *,
+        rebatch: bool = False,
     ) -> None:
         self.seed = randomness.number("train function") % 2**31
         self.device, self.epochs, self.recipe = data.inputs.device, epochs, recipe
         self._data, self._kept, self._randomness, self._loss, self._record = data, kept.cpu(), randomness, loss, record
-        self._epochs_begun = 0
+        self._rebatch, self._epochs_begun = rebatch, 0
         self._initial: dict[str, Tensor] | None = None
         self._rows_by_id: dict[int, int] | None = None
 
@@ -114,17 +116,21 @@ class UserRun:
         if self._record.tracking is not None:
             self._record.tracking.start(model, len(self._data.ids), 0)
 
-    def batches(self, batch_size: int, epoch: int | None = None) -> Iterator[Dataset]:
+    def batches(self, batch_size: int, epoch: int | None = None, *, drop_last: bool = False) -> Iterator[Dataset]:
         """The batches (inputs, targets, ids) of one epoch on :attr:`device`, in the order in which a recipe would visit the rows.
 
         Each call is the next epoch, or ``epoch``, counted from 1. A removed row drops out of the batch that it would have been in; a batch
-        that loses all its rows is left out.
+        that loses all its rows is left out. With `retrain: rebatch` the rows that remain are cut into batches anew. ``drop_last`` leaves
+        out the last batch if it is smaller than the others before any row drops out.
         """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise _wrong("run.batches", "a batch size of at least 1", repr(batch_size), "pass the number of samples of a batch")
         self._epochs_begun = self._epochs_begun + 1 if epoch is None else epoch
         order = self._randomness.order(self._epochs_begun, len(self._data.ids))
-        return self._batches(torch.split(order, batch_size))
+        if self._rebatch:
+            order = order[self._kept[order]]
+        visited = len(order) // batch_size * batch_size if drop_last else len(order)
+        return self._batches(torch.split(order[:visited], batch_size))
 
     def _batches(self, parts: Iterable[Tensor]) -> Iterator[Dataset]:
         for part in parts:

@@ -37,7 +37,7 @@ from genrep_dist.workflow.extensions import extension_identities
 from genrep_dist.workflow.function_rehearsal import Provided, check_provided, rehearse_function
 from genrep_dist.workflow.measure import kernels_in_use, measure, prediction_shape
 from genrep_dist.workflow.planning import make_plan
-from genrep_dist.workflow.recipes import check_recipe, recipe_in_force
+from genrep_dist.workflow.recipes import check_rebatching, check_recipe, recipe_in_force
 from genrep_dist.workflow.rehearsal import rehearse
 from genrep_dist.workflow.single_rows import check_batches
 from genrep_dist.workflow.stages import STAGES
@@ -117,6 +117,7 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     external = _read_external(keys, train, test, search_path)
     keys = replace(keys, external=_digests(external))
     plan = make_plan(keys, shape)
+    check_rebatching(plan, recipe)
     check_batches(plan, recipe, one_row_fault)
     identities = {"problem": identity, **{f"kernels.{name}": found for name, found in functions.items()}, **extensions}
     rows = plan.prediction_rows, plan.gradient_rows

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from genrep_dist.config import Experiment
+from genrep_dist.config.metrics import measured_metrics, retrain_policy
+from genrep_dist.core.policies import is_rebatched
 from genrep_dist.core.schedules.base import warmup_steps
-from genrep_dist.errors import ProblemError
+from genrep_dist.errors import PlanError, ProblemError
+from genrep_dist.plan import Plan
 from genrep_dist.problems.functions import problem_recipe
 from genrep_dist.problems.load import load_function
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
@@ -45,3 +48,17 @@ def check_recipe(recipe: Recipe, train: Dataset) -> None:
         )
     if recipe.augment is not None:
         Augmentation(recipe.augment, train).check()
+
+
+def check_rebatching(plan: Plan, recipe: Recipe) -> None:
+    """Raise PlanError for a removal that leaves less than a batch of rows, if these are batched anew and incomplete batches dropped."""
+    for metric in measured_metrics(plan.experiment):
+        remaining = plan.shape.num_train - metric.largest_removal(plan.experiment, plan.shape.num_train)
+        if is_rebatched(retrain_policy(metric, plan.experiment)) and not recipe.steps_per_epoch(remaining):
+            raise PlanError(
+                "with drop_last no batch is left to train on after a removal, as the remaining rows are batched anew",
+                where=f"{metric.name}.retrain, recipe.drop_last, recipe.batch_size",
+                expected=f"a batch_size of at most {remaining}, the number of rows that remain",
+                got=str(recipe.batch_size),
+                remedy="lower recipe.batch_size, remove fewer rows, or set recipe.drop_last: false",
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import polars as pl
 
 from genrep_dist.config.metrics import measured_metrics, request_count, requested_retrainings
 from genrep_dist.core.function_targets import FunctionTarget
+from genrep_dist.core.policies import RetrainPolicy
 from genrep_dist.core.targets import LABEL
 from genrep_dist.errors import CorruptError, PlanError, StoreError
 from genrep_dist.evaluation.metrics.base import (
@@ -267,7 +268,7 @@ def _check_requests(metric: Metric, method: str, found: Sequence[RetrainRequest]
             and isinstance(request.removed, np.ndarray)
             and request.removed.ndim == 1
             and (request.removed.dtype.kind in "iu" or not request.removed.size)
-            and request.policy in ("same", "fresh")
+            and request.policy in get_args(RetrainPolicy)
             and isinstance(request.replicate, int)
             and all(isinstance(getattr(request, name), (kind, type(None))) for name, kind in _OPTIONAL.items())
         )

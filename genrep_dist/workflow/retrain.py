@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from genrep_dist.config.keys import Keys
+from genrep_dist.core.policies import is_rebatched
 from genrep_dist.errors import GenRepError, NonFiniteError, ProblemError
 from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.store import Store
@@ -71,10 +72,8 @@ class RetrainStage(Stage[RetrainUnit]):
         size = context.trainer.pack_size(len(unit.rows)) if len(unit.rows) > 1 else 1
         rows: list[LedgerRow] = []
         errors: list[GenRepError] = []
-        packs = -(-len(unit.rows) // size)
-        # Equal packs: a small one at the end would cost most of what a whole one does.
-        for index in range(packs):
-            for result in _retrained(unit.rows[index::packs], context):
+        for pack in _packs(unit.rows, size):
+            for result in _retrained(pack, context):
                 if isinstance(result, LedgerRow):
                     rows.append(result)
                 else:
@@ -107,6 +106,18 @@ def max_models_per_task(plan: Plan) -> int:
     """Models of one retraining task at most: their rows of the ledger fit a quarter of the memory budget. At least one pack."""
     row = output_bytes(plan) + REMOVED_BYTES * plan.most_removed
     return max(plan.shape.pack, min(MAX_MODELS_PER_TASK, plan.retrainings_at_most, plan.budget_bytes // 4 // max(1, row)))
+
+
+def _packs(rows: Sequence[Retraining], size: int) -> Iterator[Sequence[Retraining]]:
+    """``rows`` in packs of at most ``size`` models that take the same steps: where rows are batched anew, those that keep equally many."""
+    alike: dict[int | None, list[Retraining]] = {}
+    for row in rows:
+        alike.setdefault(len(row.removed) if is_rebatched(row.policy) else None, []).append(row)
+    for some in alike.values():
+        packs = -(-len(some) // size)
+        # Equal packs: a small one at the end would cost most of what a whole one does.
+        for index in range(packs):
+            yield some[index::packs]
 
 
 def retrain(retraining: Retraining, context: WorkerContext) -> LedgerRow:
@@ -160,7 +171,7 @@ def _as_run(retraining: Retraining, context: WorkerContext) -> TrainingRun:
     kept = ~torch.isin(context.train.ids, torch.tensor(retraining.removed, dtype=torch.int64))
     without = ", ".join(map(str, retraining.removed[:5])) + (", ..." if len(retraining.removed) > 5 else "")
     what = f"retraining {retraining.key[:12]}, seed {retraining.seed}, without {len(retraining.removed)} samples ({without})"
-    return TrainingRun(randomness, kept.to(context.device), what)
+    return TrainingRun(randomness, kept.to(context.device), what, is_rebatched(retraining.policy))
 
 
 def original_row(seed: int, keys: Keys, store: Store) -> LedgerRow:

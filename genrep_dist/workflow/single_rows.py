@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 
-from genrep_dist.config.metrics import measured_metrics
+from genrep_dist.config import Experiment
+from genrep_dist.config.metrics import measured_metrics, retrain_policy
+from genrep_dist.config.sections import RemovalSection
+from genrep_dist.core.policies import is_rebatched
 from genrep_dist.errors import PlanError
+from genrep_dist.evaluation.metrics.base import Metric
 from genrep_dist.plan import Plan
 from genrep_dist.problems.protocol import Recipe
 
@@ -63,10 +67,27 @@ def _expected_in_run(plan: Plan, recipe: Recipe, batch_size: int) -> float:
     for metric in measured_metrics(experiment):
         count = metric.count_requests(experiment, num_rows)
         models = len(experiment.methods) * count.per_method + count.shared
-        if models:
+        if not models:
+            continue
+        if is_rebatched(retrain_policy(metric, experiment)):
+            # The number of rows alone decides, and not which rows remain.
+            sizes = [
+                batch_sizes(num_rows - removed, batch_size, drop_last=recipe.drop_last)
+                for removed in _removals(metric, experiment, num_rows)
+            ]
+            total += models * sum(1 in own for own in sizes) / len(sizes)
+        else:
             removed = metric.largest_removal(experiment, num_rows)
             total += models * expected_single_rows(num_rows, batch_size, removed, drop_last=recipe.drop_last)
     return len(experiment.seeds) * recipe.epochs * total
+
+
+def _removals(metric: Metric, experiment: Experiment, num_rows: int) -> list[int]:
+    """The numbers of rows that a metric removes; the largest, where its settings do not list them."""
+    settings = metric.settings(experiment)
+    if isinstance(settings, RemovalSection):
+        return [count for _, count in settings.removals(num_rows)]
+    return [metric.largest_removal(experiment, num_rows)]
 
 
 def _is_safe(plan: Plan, recipe: Recipe, batch_size: int) -> bool:

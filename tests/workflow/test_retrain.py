@@ -38,7 +38,7 @@ def published(folder: Path, size: int, per_task: int, monkeypatch: pytest.Monkey
     return ledger.unique("key").sort("key").collect(), [(results / name).read_bytes() for name in PUBLISHED]
 
 
-@pytest.mark.parametrize("policy", ["same", "fresh"])
+@pytest.mark.parametrize("policy", ["same", "fresh", "rebatch"])
 def test_pack_size_and_task_size_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
     first = published(tmp_path / "a", 1, 1, monkeypatch, policy)
     assert first[0].filter(pl.col("num_removed") > 0).height > 15

@@ -18,6 +18,7 @@ import polars as pl
 from genrep_dist.config.experiment import Experiment
 from genrep_dist.config.metrics import METRICS, RequestCount
 from genrep_dist.config.section import Section
+from genrep_dist.core.policies import RetrainPolicy
 from genrep_dist.extension import Extension
 
 Array = npt.NDArray[np.float64]
@@ -139,14 +140,14 @@ class TestPoint:
 
 @dataclass(frozen=True)
 class RetrainRequest:
-    """One model that a metric needs: trained without the samples ``removed`` (k,), with the original run's random numbers or fresh ones.
+    """One model that a metric needs: trained without the samples ``removed`` (k,), by a retrain policy.
 
     The other fields identify the request; they come back as columns of :data:`REQUEST_SCHEMA` in :attr:`EvaluationData.requests`. A metric
     uses those that it needs; ``subset`` is any number of its own.
     """
 
     removed: Ids
-    policy: Literal["same", "fresh"] = "same"
+    policy: RetrainPolicy = "same"
     replicate: int = 0
     method: str | None = None
     test_id: int | None = None

@@ -13,6 +13,7 @@ import polars as pl
 
 from genrep_dist.config.experiment import Experiment
 from genrep_dist.config.metrics import RequestCount
+from genrep_dist.core.policies import is_fresh
 from genrep_dist.errors import NonFiniteError, NotCommittedError
 from genrep_dist.evaluation.intervals import Array, clustered_intervals
 from genrep_dist.evaluation.metrics.base import (
@@ -105,11 +106,11 @@ class Deletion(Metric):
         return largest_count(experiment.deletion, num_train)
 
     def warnings(self, experiment: Experiment) -> list[str]:
-        if experiment.deletion.retrain == "same":
+        if not is_fresh(experiment.deletion.retrain):
             return []
         return [
-            "Retrained models draw fresh random numbers (retrain: fresh). Every difference contains the noise of two trainings, so the "
-            "intervals are several times wider than with common random numbers (retrain: same)."
+            f"Retrained models draw fresh random numbers (retrain: {experiment.deletion.retrain}). Every difference contains the noise of "
+            "two trainings, so the intervals are several times wider than with common random numbers (retrain: same)."
         ]
 
     def size_warnings(self, experiment: Experiment, num_train: int) -> list[str]:
