@@ -33,17 +33,11 @@ FIELDS: dict[str, Any] = {
     "lds": {"subsets": 6, "fraction": 0.5, "retrain": "fresh", "replicates": 3},
     "loo": {"samples": 3},
 }
-TARGETS = {
-    "logit": {},
-    "loss": {"target": {"kind": "loss"}},
-    "group": {"target": {"kind": "margin", "group": "mean"}},
-}
 
 
-@pytest.fixture(scope="module", params=list(TARGETS))
-def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    asked = experiment(options={"num_classes": 3}, **FIELDS, **TARGETS[request.param])
-    return run_experiment(asked, str(tmp_path_factory.mktemp("store")), serial=True)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run_experiment(experiment(options={"num_classes": 3}, **FIELDS), str(tmp_path_factory.mktemp("store")), serial=True)
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +65,29 @@ def computed(package: Path, phi: npt.NDArray[np.float64], monkeypatch: pytest.Mo
     return names
 
 
-def test_the_documented_lines_compute_our_numbers(finished: Run, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [line for line in snippet().splitlines() if line and not line.startswith("import")]
-    assert len(lines) == 10
-    ceilings = finished.judged()["ceilings"]
+def check_documented_lines(run: Run, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for method in ("ntk-final/target", "random"):
-        names = computed(package, finished.attributions(method, 0), monkeypatch)
-        ours = finished.points().filter(metric="lds", method=method, seed=0).sort("test_id").collect()["value"].to_list()
-        order = np.argsort(finished.test_ids(0))
+        names = computed(package, run.attributions(method, 0), monkeypatch)
+        order = np.argsort(run.test_ids(0))
+        ours = run.points().filter(metric="lds", method=method, seed=0).sort("test_id").collect()["value"].to_list()
         np.testing.assert_allclose(names["lds"][order], ours, atol=1e-12)
-        known = ceilings.filter(metric="lds", seed=0).sort("test_id")["ceiling"].to_list()
+        known = run.judged()["ceilings"].filter(metric="lds", seed=0).sort("test_id")["ceiling"].to_list()
         np.testing.assert_allclose(names["ceiling"][order], known, atol=1e-12)
+
+
+def test_ten_documented_lines_compute_our_numbers(finished: Run, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len([line for line in snippet().splitlines() if line and not line.startswith("import")]) == 10
+    check_documented_lines(finished, package, monkeypatch)
+
+
+def test_the_numbers_are_those_of_the_target(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = finished.plan.experiment.with_fixed_seeds(name="grouped", target={"kind": "margin", "group": "mean"})
+    grouped = run_experiment(asked, finished.store.uri, serial=True)
+    list(export_truth(grouped, tmp_path / "truth"))
+    check_documented_lines(grouped, tmp_path / "truth", monkeypatch)
+    points = open_truth(tmp_path / "truth").table("points").to_pylist()
+    assert [row["members"] for row in points if row["seed"] == 1] == grouped.test_groups(1)
+    assert [row["output"] for row in points] == [None, None]
 
 
 def test_it_says_what_was_trained_and_on_what(finished: Run, package: Path) -> None:
@@ -115,8 +121,8 @@ def test_a_run_on_an_imported_truth_retrains_nothing(finished: Run, package: Pat
     done = import_truth(package, Store(store))
     assert (done.training, done.known) == (finished.plan.keys.training, 0)
     again = run_experiment(finished.plan.experiment, store, serial=True)
-    ledger = again.store.ledger(done.training)
-    assert ledger.scan().select(pl.len()).collect().item() == done.written, "no model was added by the run"
+    trained = again.store.ledger(done.training).scan().filter(pl.col("num_removed") > 0).select(pl.len()).collect().item()
+    assert trained == done.written - len(again.plan.experiment.seeds), "no model was added but the originals"
     ours, theirs = finished.judged(), again.judged()
     for name in ours:
         assert name == "costs" or theirs[name].equals(ours[name]), name
@@ -144,7 +150,7 @@ def test_one_altered_byte_is_refused_by_name(copied: Path, name: str, tmp_path: 
     path.unlink()
     with pytest.raises(ConfigError if name == RECORD else CorruptError, match=name):
         open_truth(copied)
-    assert not (tmp_path / "store").exists(), "nothing was written"
+    assert not list((tmp_path / "store").rglob("*.parquet")), "nothing was written"
 
 
 def rewritten(folder: Path, changes: dict[str, Any]) -> None:
@@ -206,8 +212,10 @@ def test_commands(finished: Run, tmp_path: Path) -> None:
     runner = CliRunner()
     folder, store = str(tmp_path / "truth"), str(tmp_path / "store")
     done = runner.invoke(app, ["export", "truth", "toy", "--to", folder, "--store", finished.store.uri])
-    assert done.exit_code == 0 and f"{folder}/{RECORD}" in done.stdout
+    assert done.exit_code == 0, done.output
+    assert f"{folder}/{RECORD}" in done.stdout
     done = runner.invoke(app, ["import", "truth", folder, "--store", store])
-    assert done.exit_code == 0 and finished.plan.keys.training in done.stdout
+    assert done.exit_code == 0, done.output
+    assert finished.plan.keys.training in done.stdout
     assert runner.invoke(app, ["import", "scores", folder, "--store", store]).exit_code == 2
     assert open_run(finished.store.uri, "toy").name == "toy"
