@@ -83,10 +83,24 @@ class _Exported:
                 numbers=pl.col("outputs").list.gather(places).cast(pl.List(pl.Float64)),
                 outputs=pl.col("outputs").list.head(num_outputs).cast(pl.List(pl.Float64)),
             )
+            self._require_removals(found)
             self._rows |= {key: len(self._rows) + place for place, key in enumerate(found["key"])}
             original = found.filter(pl.col("key") == self._run.plan.keys.retraining(seed, (), "same"))
             self._numbers[seed] = original["numbers"].explode().to_list() if original.height else []
             yield found.select(MODELS.names).to_arrow(compat_level=pl.CompatLevel.oldest()).cast(MODELS)
+
+    def _require_removals(self, models: pl.DataFrame) -> None:
+        """Raise StoreError for a model whose key says more than which samples it was trained without."""
+        for row in models.select("key", "seed", "removed", "policy", "replicate").iter_rows(named=True):
+            key = row.pop("key")
+            if retraining_key(self._run.plan.keys.training, **row) != key:
+                raise StoreError(
+                    "a model was trained with other changes than removals, which a package cannot describe",
+                    where=f"{self._run.name}, seed {row['seed']}, key {key[:16]}",
+                    expected="models that differ by the samples that they were trained without",
+                    got="other weights or labels",
+                    remedy="export a run without the metric that changes them",
+                )
 
     def points(self) -> pa.Table:
         chosen = {seed: self._chosen_outputs(seed) for seed in self._seeds}
