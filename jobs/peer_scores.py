@@ -48,9 +48,13 @@ class Seed:
     def save(self, folder: Path, scores: Tensor) -> None:
         """``scores`` (N, M), as external scores of this model."""
         folder.mkdir(parents=True, exist_ok=True)
-        ids = {name: np.array(self.record[name]) for name in ("train_ids", "test_ids")}
-        values = scores.detach().double().numpy()
-        np.savez(folder / f"seed-{self.number}.npz", scores=values, model=np.array(self.record["model"]), **ids)
+        np.savez(
+            folder / f"seed-{self.number}.npz",
+            scores=scores.detach().double().numpy(),
+            train_ids=np.array(self.record["train_ids"]),
+            test_ids=np.array(self.record["test_ids"]),
+            model=np.array(self.record["model"]),
+        )
 
 
 def seeds(folder: Path, build: Callable[[], nn.Module]) -> Iterator[Seed]:
@@ -74,7 +78,7 @@ def kronfluence_scores(models: Path, to: Path) -> None:
     """EK-FAC with kronfluence's default damping, of the squared error of each test point."""
     from kronfluence import Analyzer, FactorArguments, Task, prepare_model
 
-    class Regression(Task):
+    class Regression(Task):  # type: ignore[misc]
         def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:
             outputs, targets = model(batch[0]), batch[1]
             if sample:
@@ -108,7 +112,7 @@ def half_model(seed: Seed, number: int) -> dict[str, Tensor]:
     weight, bias = (parameter.detach() for parameter in model.parameters())
     flat = inputs.flatten(1)
     for _ in range(20):
-        for rows in chosen[torch.randperm(len(chosen), generator=generator)].split(32):
+        for rows in torch.split(chosen[torch.randperm(len(chosen), generator=generator)], 32):
             gradient = torch.softmax(flat[rows] @ weight.T + bias, dim=1)
             gradient[torch.arange(len(rows)), targets[rows]] -= 1
             weight -= 0.01 / len(rows) * gradient.T @ flat[rows]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 from genrep_dist.errors import ConfigError, CorruptError
 from genrep_dist.filesystem import what_is_at
 from genrep_dist.limits import check_parquet, read_json
-from genrep_dist.store.ledger_parts import ENCODINGS, LEDGER_SCHEMA
+from genrep_dist.store.ledger_parts import ENCODINGS, LEDGER_SCHEMA, ROW_GROUP_BYTES
 
 FORMAT = "genrep-truth/1"
 """Version of the files, written to truth.json."""
@@ -66,6 +67,22 @@ REQUESTS = _schema(
 )
 """One row a use of a model by a metric. ``model`` and ``original`` are rows of the table of models."""
 _SCHEMAS = {"points": POINTS, "models": MODELS, "requests": REQUESTS}
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    # It names a folder of a store.
+    "training": lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
+    "numbers_version": _is_count,
+    "num_train": _is_count,
+    "num_test": _is_count,
+    "num_outputs": _is_count,
+    "files": lambda value: isinstance(value, dict),
+}
+"""The fields of truth.json that are used here, and what they must be."""
 
 
 @dataclass(frozen=True)
@@ -129,15 +146,17 @@ def open_truth(folder: str | Path) -> Truth:
         raise _refused(path, "the bytes that were written", "other bytes")
     if version != FORMAT:
         raise ConfigError("the package is of another format", where=str(path), expected=FORMAT, got=str(version), remedy="export it again")
-    truth = Truth(folder, known)
+    for field, is_right in _FIELDS.items():
+        if not is_right(known.get(field)):
+            raise _refused(path, f"the field {field}, as it is exported", repr(known.get(field))[:200])
     for name in TABLES:
-        file, described = folder / f"{name}.parquet", truth.record["files"][f"{name}.parquet"]
+        file, described = folder / f"{name}.parquet", known["files"].get(f"{name}.parquet")
         if file.is_symlink() or not file.is_file():
             raise _refused(file, "a file", what_is_at(file))
         found = describe_file(file)
         if found != described:
-            raise _refused(file, f"{described['bytes']:,} bytes, sha256 {described['sha256']}", f"{found['bytes']:,}, {found['sha256']}")
-    return truth
+            raise _refused(file, str(described)[:200], str(found))
+    return Truth(folder, known)
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
@@ -149,7 +168,7 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
 
 
 def write_truth_table(folder: Path, name: str, tables: Iterator[pa.Table]) -> Path:
-    """Write one of :data:`TABLES` from its parts, which are row groups of the file; its path. Equal tables give equal bytes."""
+    """Write one of :data:`TABLES` from its parts, at least one; its path. Equal tables give equal bytes."""
     path, writer = folder / f"{name}.parquet", None
     schema = _SCHEMAS.get(name)
     options: dict[str, Any] = {"column_encoding": ENCODINGS, "use_dictionary": ["seed", "policy"]} if name == "models" else {}
@@ -157,7 +176,9 @@ def write_truth_table(folder: Path, name: str, tables: Iterator[pa.Table]) -> Pa
         for table in tables:
             if writer is None:
                 writer = pq.ParquetWriter(path, schema or table.schema, compression="zstd", **options)
-            writer.write_table(table if schema is None else table.cast(schema))
+            writer.write_table(
+                table if schema is None else table.cast(schema), max(1, ROW_GROUP_BYTES * table.num_rows // (table.nbytes or 1))
+            )
     finally:
         if writer is not None:
             writer.close()

@@ -20,7 +20,6 @@ from genrep_dist.runner.export import checked_paths
 from genrep_dist.store import Store
 from genrep_dist.store.compaction import DUPLICATE_TOLERANCE
 from genrep_dist.store.ledger import Ledger, LedgerRow
-from genrep_dist.store.ledger_parts import LEDGER_SCHEMA
 from genrep_dist.workflow.explained_ledger import explained_ledger
 from genrep_dist.workflow.requests import StoredSeed, read_requests
 
@@ -150,9 +149,10 @@ def import_truth(folder: str | Path, store: Store) -> ImportedTruth:
     """Add the models of a package to the ledger of ``store``, so that no run trains them again. What the ledger has stays.
 
     Every byte is verified before anything is written, and every row's key is that of its seed, policy and removed samples. The numbers
-    themselves are trusted. Memory: the outputs of one seed's models. Raises as :func:`~genrep_dist.external.open_truth`, CorruptError for
-    rows that contradict themselves, StoreError for a package of another version of the numbers and for outputs that differ from those in
-    the ledger.
+    themselves are trusted. Memory: a row group, and the outputs of models that the ledger has too.
+
+    Raises as :func:`~genrep_dist.external.open_truth`; CorruptError for rows that contradict themselves; StoreError for a package of
+    another version of the numbers, and for outputs that differ from those in the ledger.
     """
     truth = open_truth(folder)
     if truth.record["numbers_version"] != NUMBERS_VERSION:
@@ -163,65 +163,67 @@ def import_truth(folder: str | Path, store: Store) -> ImportedTruth:
             got=str(truth.record["numbers_version"]),
             remedy="export the package with this version",
         )
+    train_ids, seen = set(truth.table("train").column("id").to_pylist()), set[str]()
+    for batch in truth.batches("models"):
+        _check_rows(truth, batch, train_ids, seen)
     store.objects.check_access()
     ledger = store.ledger(truth.training)
+    there, written, known = ledger.keys(), 0, 0
+    _require_agreement(truth, ledger, there)
     for batch in truth.batches("models"):
-        _check_rows(truth, batch)
-    written = known = 0
-    for batch in truth.batches("models"):
-        rows = [_ledger_row(row) for row in batch.select(LEDGER_SCHEMA.names).to_pylist()]
-        there = _known_rows(ledger, rows, str(folder))
-        new = [row for row in rows if row.key not in there]
+        new = [row for row in _ledger_rows(batch) if row.key not in there]
         if new:
             ledger.write(new)
-        written, known = written + len(new), known + len(there)
+        written, known = written + len(new), known + batch.num_rows - len(new)
     return ImportedTruth(truth.training, written, known)
 
 
-def _ledger_row(row: dict[str, Any]) -> LedgerRow:
-    del row["num_removed"]
-    return LedgerRow(**{**row, "removed": tuple(row["removed"]), "outputs": np.asarray(row["outputs"], dtype=np.float64)})
+def _ledger_rows(batch: pa.Table) -> Iterator[LedgerRow]:
+    """The rows of the ledger in a row group of the table of models."""
+    outputs = (one for chunk in batch.column("outputs").chunks for one in chunk)
+    plain = batch.select(["key", "seed", "policy", "replicate", "removed", "seconds"]).to_pylist()
+    for row, values in zip(plain, outputs, strict=True):
+        yield LedgerRow(**{**row, "removed": tuple(row["removed"])}, outputs=values.values.to_numpy(zero_copy_only=False))
 
 
-def _check_rows(truth: Truth, batch: pa.Table) -> None:
-    """Raise CorruptError for a row that is not what its key says, or has other outputs than (T, C) finite numbers."""
-    record = truth.record
-    num_outputs, train_ids = record["num_test"] * record["num_outputs"], set(truth.table("train").column("id").to_pylist())
-    for row in batch.to_pylist():
-        removed, outputs = row["removed"], np.asarray(row["outputs"], dtype=np.float64)
-        key = retraining_key(truth.training, row["seed"], removed, row["policy"], row["replicate"])
+def _check_rows(truth: Truth, batch: pa.Table, train_ids: set[int], seen: set[str]) -> None:
+    """Raise CorruptError for a row that is not what its key says, or without (T, C) finite numbers; add its key to ``seen``."""
+    num_outputs = truth.record["num_test"] * truth.record["num_outputs"]
+    for row, num_removed in zip(_ledger_rows(batch), batch.column("num_removed").to_pylist(), strict=True):
+        key = retraining_key(truth.training, row.seed, row.removed, row.policy, row.replicate)
         faults = {
-            f"the key {key}": row["key"] != key,
-            "sorted ids of training samples": removed != sorted(set(removed) & train_ids) or len(removed) != row["num_removed"],
-            f"{num_outputs} finite outputs": len(outputs) != num_outputs or not np.isfinite(outputs).all(),
-            "seconds of at least 0": not row["seconds"] >= 0,
+            f"the key {key}": row.key != key,
+            "one row a model": row.key in seen,
+            "sorted ids of training samples": list(row.removed) != sorted(set(row.removed) & train_ids) or len(row.removed) != num_removed,
+            f"{num_outputs} finite outputs": row.outputs.shape != (num_outputs,) or not np.isfinite(row.outputs).all(),
+            "seconds of at least 0": not row.seconds >= 0,
         }
         wrong = next((expected for expected, is_wrong in faults.items() if is_wrong), None)
         if wrong is not None:
             raise CorruptError(
                 "a model of the ground truth contradicts its own key",
-                where=f"{truth.folder}/models.parquet, key {row['key'][:16]}",
+                where=f"{truth.folder}/models.parquet, key {row.key[:16]}",
                 expected=wrong,
-                got=f"seed {row['seed']}, policy {row['policy']}, {len(removed)} samples removed, {len(outputs)} outputs",
+                got=f"seed {row.seed}, policy {row.policy}, {len(row.removed)} samples removed, {len(row.outputs)} outputs",
                 remedy="export the package again; nothing was imported",
             )
+        seen.add(row.key)
 
 
-def _known_rows(ledger: Ledger, rows: list[LedgerRow], where: str) -> set[str]:
-    """Keys of the ``rows`` that the ledger has. StoreError if it has other outputs for one."""
-    ours = {row.key: row.outputs for row in rows}
-    if not (shared := sorted(ours.keys() & ledger.keys())):
-        return set()
-    found = ledger.scan().select("key", "outputs").filter(pl.col("key").is_in(shared)).collect()
+def _require_agreement(truth: Truth, ledger: Ledger, there: set[str]) -> None:
+    """Raise StoreError if the ``ledger``, with the keys ``there``, has other outputs of a model. Memory: those of the models of both."""
+    ours = {row.key: row.outputs for batch in truth.batches("models") for row in _ledger_rows(batch) if row.key in there}
+    if not ours:
+        return
+    found = ledger.scan().select("key", "outputs").filter(pl.col("key").is_in(sorted(ours))).collect(engine="streaming")
     for key, values in zip(found["key"], found["outputs"], strict=True):
-        theirs = values.to_numpy()
-        apart = np.abs(theirs - ours[key]) if theirs.shape == ours[key].shape else np.array([np.inf])
-        if (apart > DUPLICATE_TOLERANCE * (1 + np.abs(ours[key]))).any():
+        theirs, own = values.to_numpy(), ours[key]
+        apart = np.abs(theirs - own) if theirs.shape == own.shape else np.array([np.inf])
+        if (apart > DUPLICATE_TOLERANCE * (1 + (np.abs(own) if theirs.shape == own.shape else 0.0))).any():
             raise StoreError(
                 "the ground truth and the ledger have other outputs of one model",
-                where=f"{where}, key {key}",
+                where=f"{truth.folder}, key {key}",
                 expected=f"outputs equal to {DUPLICATE_TOLERANCE}",
                 got=f"a difference of {apart.max():.4g}",
                 remedy="import it into another --store: training on this machine does not give the same models",
             )
-    return set(shared)

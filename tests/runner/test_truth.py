@@ -182,6 +182,25 @@ def test_rows_that_contradict_their_key_are_refused(copied: Path, tmp_path: Path
     assert not list((tmp_path / "store").rglob("*.parquet")), "nothing was written"
 
 
+def test_a_record_that_someone_else_wrote_is_checked(copied: Path, tmp_path: Path) -> None:
+    record = json.loads((copied / RECORD).read_text())
+    whole = {key: value for key, value in record.items() if key not in ("digest", "files", "format")}
+    for field, value in (
+        ("training", "../../elsewhere"),
+        ("training", None),
+        ("num_test", "12"),
+        ("num_outputs", 0),
+        ("numbers_version", []),
+    ):
+        write_record(copied, whole | {field: value})
+        with pytest.raises(CorruptError, match=field):
+            import_truth(copied, Store(str(tmp_path / "store")))
+    (copied / RECORD).write_text("[" * 200 + "]" * 200)
+    with pytest.raises(CorruptError, match=RECORD):
+        open_truth(copied)
+    assert not list(tmp_path.rglob("part-*.parquet"))
+
+
 def test_other_outputs_than_the_ledgers_are_refused(finished: Run, copied: Path) -> None:
     columns = pq.read_table(copied / "models.parquet").to_pydict()
     rewritten(copied, {"outputs": [[value + 0.1 for value in values] for values in columns["outputs"]]})
