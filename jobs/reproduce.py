@@ -257,7 +257,8 @@ def _section(one: Reproduction, found: Run | None) -> str:
 def _measured(row: Row, found: Run | None) -> Measurement | None:
     if found is None or row.method not in found.plan.experiment.methods:
         return None
-    return measurement(row.measure(found, row.method))
+    values = row.measure(found, row.method)
+    return measurement(values) if len(values) else None  # the run may have other removals
 
 
 def _line(published: PublishedNumber, ours: Measurement | None) -> str:
