@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from genrep_dist.core.changes import Change, Labels, Weights
 from genrep_dist.core.policies import RetrainPolicy
 
 StageName = str
@@ -69,10 +70,17 @@ class RowsUnit(Unit):
 
 @dataclass(frozen=True)
 class Retraining:
-    """One model of the ledger: ``removed`` are sorted sample ids."""
+    """One model of the ledger: ``removed`` are sorted sample ids, ``weights`` and ``labels`` as in a :class:`Change`."""
 
     key: str
     seed: int
     policy: RetrainPolicy
     removed: tuple[int, ...]
     replicate: int = 0
+    weights: Weights = ()
+    labels: Labels = ()
+
+    @property
+    def change(self) -> Change:
+        """What the training set differs in from the original's."""
+        return Change(self.removed, self.weights, self.labels)

@@ -20,6 +20,7 @@ from genrep_dist.evaluation.metrics.deletion import Deletion
 from genrep_dist.evaluation.metrics.lds import LinearDatamodeling
 from genrep_dist.evaluation.metrics.loo import LeaveOneOut
 from genrep_dist.evaluation.metrics.mislabel import Mislabel
+from genrep_dist.evaluation.metrics.relabel import Relabelling
 from genrep_dist.problems.protocol import Recipe
 from genrep_dist.testing import MetricTests, OptimizerTests, OutputImportanceTests, SolvedImportanceTests, StageTests, TargetTests
 from genrep_dist.training.optimizers import OPTIMIZERS
@@ -44,6 +45,7 @@ MEASURED: dict[str, Any] = {
     "deletion": {"fractions": [0.0, 0.25], "signs": ["negative", "positive"], "retrain": "fresh", "replicates": 2},
     "lds": {"subsets": 3},
     "loo": {"samples": 3},
+    "relabel": {"samples": 6, "size": 2},
     "brittleness": {"fractions": [0.1, 0.3]},
     "resources": {"features": "store"},
 }
@@ -60,6 +62,10 @@ class TestLinearDatamodeling(TestDeletion):
 
 class TestLeaveOneOut(TestDeletion):
     metric = LeaveOneOut
+
+
+class TestRelabelling(TestDeletion):
+    metric = Relabelling
 
 
 class TestBrittleness(TestDeletion):

@@ -27,6 +27,7 @@ from genrep_dist.config.sections import (
     ProblemSection,
     ProjectionSection,
     RecipeSection,
+    RelabelSection,
     Seeds,
     StopSection,
     SurrogateSection,
@@ -105,6 +106,7 @@ class Experiment(Section):
     deletion: DeletionSection = DeletionSection.model_validate({})
     lds: LdsSection | None = None
     loo: LooSection | None = None
+    relabel: RelabelSection | None = None
     brittleness: BrittlenessSection | None = None
     metrics: dict[str, dict[str, Any]] = Field(
         default_factory=dict,

@@ -11,6 +11,7 @@ import numpy as np
 
 from genrep_dist.config.digests import json_digest, non_default_fields
 from genrep_dist.config.experiment import Experiment
+from genrep_dist.core.changes import Change
 from genrep_dist.core.kernels.base import DerivedKernel
 from genrep_dist.core.methods import Method
 from genrep_dist.seeds import derive_seed
@@ -192,9 +193,10 @@ class Keys:
             parts += [self.solved(method.importance, seed, method.kernel, epoch) for epoch in epochs]
         return self._digest("attribution", *parts, *self._source("importance", method.importance))
 
-    def retraining(self, seed: int, removed: Sequence[int], policy: str, replicate: int = 0) -> str:
-        """Key of a ledger row. With nothing removed it is the original model, whatever the policy."""
-        return retraining_key(self.training, seed, removed, policy, replicate)
+    def retraining(self, seed: int, removed: Sequence[int] | Change, policy: str, replicate: int = 0) -> str:
+        """Key of a ledger row, for ids of removed samples or another change. Without any it is the original model, whatever the policy."""
+        change = removed if isinstance(removed, Change) else Change.of(removed)
+        return retraining_key(self.training, seed, change, policy, replicate)
 
     def _kernel_identity(self, kernel: str) -> Any:
         """What distinguishes one kernel from another: its name with its settings, or the source of the user's own."""
@@ -229,8 +231,8 @@ class Keys:
         return json_digest([NUMBERS_VERSION, kind, *parts])
 
 
-def retraining_key(training: str, seed: int, removed: Sequence[int], policy: str, replicate: int = 0) -> str:
-    """Key of a row in the ledger of the identity ``training``. With nothing removed it is the original model, whatever the policy."""
-    if not removed:
+def retraining_key(training: str, seed: int, change: Change, policy: str, replicate: int = 0) -> str:
+    """Key of a row in the ledger of the identity ``training``. Without a change it is the original model, whatever the policy."""
+    if not change:
         policy, replicate = "same", 0
-    return json_digest([NUMBERS_VERSION, "retraining", training, seed, policy, replicate, sorted(map(int, removed))])
+    return json_digest([NUMBERS_VERSION, "retraining", training, seed, policy, replicate, *change.identity])

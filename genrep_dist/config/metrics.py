@@ -50,6 +50,7 @@ for _name, _class in (
     ("deletion", "deletion:Deletion"),
     ("lds", "lds:LinearDatamodeling"),
     ("loo", "loo:LeaveOneOut"),
+    ("relabel", "relabel:Relabelling"),
     ("brittleness", "brittleness:Brittleness"),
     ("mislabel", "mislabel:Mislabel"),
 ):
@@ -94,6 +95,11 @@ def requested_retrainings(experiment: Experiment, num_train: int) -> RequestCoun
 def retrain_policy(metric: Any, experiment: Experiment) -> str:
     """The retrain policy that a measured metric declares; "same" if its settings have none."""
     return str(getattr(metric.settings(experiment), "retrain", "same"))
+
+
+def changes_weights(metric: Any, experiment: Experiment) -> bool:
+    """Whether a measured metric trains models on samples with other weights than 0 and 1."""
+    return float(getattr(metric.settings(experiment), "weight", 0.0)) != 0
 
 
 def largest_removal(experiment: Experiment, num_train: int) -> int:

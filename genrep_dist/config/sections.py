@@ -308,17 +308,61 @@ class DeletionSection(RemovalSection):
         return value
 
 
-class LdsSection(RetrainSection):
+class SubsetSection(RetrainSection):
+    """How samples are left out, in whole or in part; a base for the settings of metrics."""
+
+    weight: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="Weight in the loss of the samples that are left out, relative to 1 of the others."
+    )
+
+    @field_validator("weight")
+    @classmethod
+    def _changes_something(cls, value: float) -> float:
+        if value == 1:
+            raise ValueError("another weight than 1, with which nothing is left out")
+        return value
+
+
+class LdsSection(SubsetSection):
     """Linear datamodeling score: outputs of models trained on random subsets, against sums of scores."""
 
     subsets: int = Field(64, ge=2, description="Subsets per seed.")
     fraction: float = Field(0.5, gt=0, lt=1, description="Share of the training set in each subset.")
 
 
-class LooSection(RetrainSection):
+class LooSection(SubsetSection):
     """Leave-one-out: models trained without one sample each, against that sample's score."""
 
     samples: int = Field(32, ge=2, description="Training samples per seed, drawn uniformly. Each is left out once.")
+
+
+class RelabelSection(RetrainSection):
+    """Models trained with other labels of some samples, against the change that kernels and importances predict."""
+
+    samples: Annotated[int, Field(ge=2)] | tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        32, description="Number of training samples per seed, drawn uniformly; or a list of sample ids for all seeds."
+    )
+    size: int = Field(1, ge=1, description="Samples that are relabelled together. Each is in one such set.")
+    label: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+        None, description="The new target of all of them. Default: the next class, which with two classes is the other one."
+    )
+
+    @property
+    def num_samples(self) -> int:
+        return self.samples if isinstance(self.samples, int) else len(self.samples)
+
+    @property
+    def num_sets(self) -> int:
+        """Sets of ``size`` samples; those of an incomplete one are left out."""
+        return self.num_samples // self.size
+
+    @model_validator(mode="after")
+    def _has_sets(self) -> Self:
+        if not isinstance(self.samples, int) and len(set(self.samples)) != len(self.samples):
+            raise ValueError("different ids of samples")
+        if self.num_sets < 2:
+            raise ValueError(f"samples for at least two sets of size {self.size}")
+        return self
 
 
 class BrittlenessSection(RemovalSection):

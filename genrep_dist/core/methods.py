@@ -70,6 +70,11 @@ class Method:
         return self.has_kernel and self.importance_class.kind == "solved"
 
     @property
+    def follows_labels(self) -> bool:
+        """Whether its importances are a function of outputs and labels, so that those of other labels are known."""
+        return self.has_kernel and self.importance_class.kind == "outputs"
+
+    @property
     def follows_training(self) -> bool:
         """Whether the scores account for what plain SGD did."""
         return self.sums_checkpoints or (self.has_kernel and self.importance_class.follows_training)

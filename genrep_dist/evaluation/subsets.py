@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,28 @@ def draw_left_out(seed: int, num_train: int, count: int) -> Mask:
     removed = np.zeros((count, num_train), dtype=np.bool_)
     removed[np.arange(count), _generator(seed, "loo").permutation(num_train)[:count]] = True
     return removed
+
+
+def draw_relabelled(seed: int, ids: npt.NDArray[np.int64], samples: int | Sequence[int], size: int) -> Mask:
+    """Disjoint sets of ``size`` samples, bool (J, N): of the given ids in their order, or of so many drawn uniformly; J = samples // size.
+
+    PlanError for more samples than there are, and for ids that are none of ``ids`` (N,).
+    """
+    if isinstance(samples, int):
+        chosen = _generator(seed, "relabel").permutation(len(ids))[:samples]
+    else:
+        place = {int(sample): row for row, sample in enumerate(ids)}
+        unknown = [sample for sample in samples if sample not in place]
+        if unknown:
+            raise PlanError("unknown samples to relabel", where="relabel.samples", expected="ids of training samples", got=f"{unknown[:5]}")
+        chosen = np.array([place[sample] for sample in samples])
+    count = samples if isinstance(samples, int) else len(samples)
+    if count > len(chosen):
+        raise PlanError("too few samples to relabel", where="relabel.samples", expected=f"at most {len(ids)}", got=str(count))
+    sets = np.zeros((count // size, len(ids)), dtype=np.bool_)
+    for number, own in enumerate(sets):
+        own[chosen[number * size : (number + 1) * size]] = True
+    return sets
 
 
 def subset_correlations(phi: npt.NDArray[np.floating[Any]], removed: Mask, outputs: Array) -> tuple[Array, Mask]:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from genrep_dist.errors import ConfigError, CorruptError
 from genrep_dist.filesystem import what_is_at
 from genrep_dist.limits import check_parquet, read_json
-from genrep_dist.store.ledger_parts import ENCODINGS, LEDGER_SCHEMA, ROW_GROUP_BYTES
+from genrep_dist.store.ledger_parts import CHANGES_SCHEMA, ENCODINGS, ROW_GROUP_BYTES
 
 FORMAT = "genrep-truth/1"
 """Version of the files, written to truth.json."""
@@ -48,8 +48,8 @@ POINTS = _schema(
     nullable=("output",),
 )
 """One row an explained number, in the order of the list ``numbers`` of a seed's models. ``number``: that of the original model."""
-MODELS = pa.schema([*LEDGER_SCHEMA, pa.field("numbers", _list(pa.float64()), nullable=False)])
-"""One row a trained model: the ledger's row, and its explained numbers."""
+MODELS = pa.schema([*CHANGES_SCHEMA, pa.field("numbers", _list(pa.float64()), nullable=False)])
+"""One row a trained model: the ledger's row with all that was changed, and its explained numbers."""
 REQUESTS = _schema(
     {
         "metric": pa.string(),

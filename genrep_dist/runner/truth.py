@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from genrep_dist.config.keys import NUMBERS_VERSION, retraining_key
+from genrep_dist.core.changes import Change
 from genrep_dist.errors import CorruptError, StoreError
 from genrep_dist.external.truth import MODELS, POINTS, REQUESTS, Truth, open_truth, write_record, write_truth_table
 from genrep_dist.problems.tables import to_table
@@ -20,6 +21,7 @@ from genrep_dist.runner.export import checked_paths
 from genrep_dist.store import Store
 from genrep_dist.store.compaction import DUPLICATE_TOLERANCE
 from genrep_dist.store.ledger import Ledger, LedgerRow
+from genrep_dist.store.ledger_parts import LEDGER_SCHEMA
 from genrep_dist.workflow.explained_ledger import explained_ledger
 from genrep_dist.workflow.requests import StoredSeed, read_requests
 
@@ -82,24 +84,10 @@ class _Exported:
                 numbers=pl.col("outputs").list.gather(places).cast(pl.List(pl.Float64)),
                 outputs=pl.col("outputs").list.head(num_outputs).cast(pl.List(pl.Float64)),
             )
-            self._require_removals(found)
             self._rows |= {key: len(self._rows) + place for place, key in enumerate(found["key"])}
             original = found.filter(pl.col("key") == self._run.plan.keys.retraining(seed, (), "same"))
             self._numbers[seed] = original["numbers"].explode().to_list() if original.height else []
-            yield found.select(MODELS.names).to_arrow(compat_level=pl.CompatLevel.oldest()).cast(MODELS)
-
-    def _require_removals(self, models: pl.DataFrame) -> None:
-        """Raise StoreError for a model whose key says more than which samples it was trained without."""
-        for row in models.select("key", "seed", "removed", "policy", "replicate").iter_rows(named=True):
-            key = row.pop("key")
-            if retraining_key(self._run.plan.keys.training, **row) != key:
-                raise StoreError(
-                    "a model was trained with other changes than removals, which a package cannot describe",
-                    where=f"{self._run.name}, seed {row['seed']}, key {key[:16]}",
-                    expected="models that differ by the samples that they were trained without",
-                    got="other weights or labels",
-                    remedy="export a run without the metric that changes them",
-                )
+            yield _with_changes(found, self._run.store.ledger(self._run.plan.keys.training).changes(keys.to_list()))
 
     def points(self) -> pa.Table:
         chosen = {seed: self._chosen_outputs(seed) for seed in self._seeds}
@@ -145,10 +133,23 @@ class _Exported:
         }
 
 
+def _with_changes(models: pl.DataFrame, changes: Mapping[str, Change]) -> pa.Table:
+    """The table of ``models`` with what was changed besides removals, by key."""
+    columns: dict[str, list[Any]] = {name: [] for name in ("reweighted", "weights", "relabelled", "labels")}
+    for change in map(changes.__getitem__, models["key"]):
+        for pairs, (ids, values) in ((change.weights, ("reweighted", "weights")), (change.labels, ("relabelled", "labels"))):
+            columns[ids].append([sample for sample, _ in pairs])
+            columns[values].append([value for _, value in pairs])
+    table = models.select([*LEDGER_SCHEMA.names, "numbers"]).to_arrow(compat_level=pl.CompatLevel.oldest())
+    for name, values in columns.items():
+        table = table.append_column(name, pa.array(values, MODELS.field(name).type))
+    return table.select(MODELS.names).cast(MODELS)
+
+
 def import_truth(folder: str | Path, store: Store) -> ImportedTruth:
     """Add the models of a package to the ledger of ``store``, so that no run trains them again. What the ledger has stays.
 
-    Every byte is verified before anything is written, and every row's key is that of its seed, policy and removed samples. The numbers
+    Every byte is verified before anything is written, and every row's key is that of its seed, policy and changed samples. The numbers
     themselves are trusted. Memory: a row group, and the outputs of models that the ledger has too.
 
     Raises as :func:`~genrep_dist.external.open_truth`; CorruptError for rows that contradict themselves; StoreError for a package of
@@ -181,20 +182,26 @@ def import_truth(folder: str | Path, store: Store) -> ImportedTruth:
 def _ledger_rows(batch: pa.Table) -> Iterator[LedgerRow]:
     """The rows of the ledger in a row group of the table of models."""
     outputs = (one for chunk in batch.column("outputs").chunks for one in chunk)
-    plain = batch.select(["key", "seed", "policy", "replicate", "removed", "seconds"]).to_pylist()
-    for row, values in zip(plain, outputs, strict=True):
-        yield LedgerRow(**{**row, "removed": tuple(row["removed"])}, outputs=values.values.to_numpy(zero_copy_only=False))
+    for row, values in zip(batch.drop_columns(["outputs", "numbers", "num_removed"]).to_pylist(), outputs, strict=True):
+        # Lists of other lengths belong to no key: they are refused with it.
+        weights = tuple(zip(row.pop("reweighted"), row["weights"], strict=False))
+        labels = tuple(zip(row.pop("relabelled"), map(tuple, row["labels"]), strict=False))
+        changed = {"removed": tuple(row["removed"]), "weights": weights, "labels": labels}
+        yield LedgerRow(**{**row, **changed}, outputs=values.values.to_numpy(zero_copy_only=False))
 
 
 def _check_rows(truth: Truth, batch: pa.Table, train_ids: set[int], seen: set[str]) -> None:
     """Raise CorruptError for a row that is not what its key says, or without (T, C) finite numbers; add its key to ``seen``."""
     num_outputs = truth.record["num_test"] * truth.record["num_outputs"]
     for row, num_removed in zip(_ledger_rows(batch), batch.column("num_removed").to_pylist(), strict=True):
-        key = retraining_key(truth.training, row.seed, row.removed, row.policy, row.replicate)
+        change = Change(row.removed, row.weights, row.labels)
+        key = retraining_key(truth.training, row.seed, change, row.policy, row.replicate)
         faults = {
             f"the key {key}": row.key != key,
             "one row a model": row.key in seen,
-            "sorted ids of training samples": list(row.removed) != sorted(set(row.removed) & train_ids) or len(row.removed) != num_removed,
+            "ids of training samples, ascending": change != Change.of(row.removed, dict(row.weights), dict(row.labels))
+            or not train_ids.issuperset(change.samples)
+            or len(change) != num_removed,
             f"{num_outputs} finite outputs": row.outputs.shape != (num_outputs,) or not np.isfinite(row.outputs).all(),
             "seconds of at least 0": not row.seconds >= 0,
         }
@@ -204,7 +211,7 @@ def _check_rows(truth: Truth, batch: pa.Table, train_ids: set[int], seen: set[st
                 "a model of the ground truth contradicts its own key",
                 where=f"{truth.folder}/models.parquet, key {row.key[:16]}",
                 expected=wrong,
-                got=f"seed {row.seed}, policy {row.policy}, {len(row.removed)} samples removed, {len(row.outputs)} outputs",
+                got=f"seed {row.seed}, policy {row.policy}, {len(change)} samples changed, {len(row.outputs)} outputs",
                 remedy="export the package again; nothing was imported",
             )
         seen.add(row.key)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genrep_dist.errors import CorruptError, StoreError
-from genrep_dist.store.ledger_parts import LEDGER_SCHEMA, get_part, put_part
+from genrep_dist.store.ledger_parts import CHANGES_SCHEMA, LEDGER_SCHEMA, get_part, put_part, with_changes
 from genrep_dist.store.objects import Objects
 
 PART_BYTES = 64 * 2**20
@@ -55,6 +55,8 @@ def compact(objects: Objects, folder: str, paths: list[str]) -> Compaction:
     after = {parts[i].path: parts[i].size for i in kept.keys() - set(merged)}
     for group in _group(parts, kept, merged):
         tables = [_read_rows(objects, parts[i], kept[i]) for i in group]
+        if any(table.schema.equals(CHANGES_SCHEMA) for table in tables):
+            tables = [with_changes(table) for table in tables]
         path = put_part(objects, folder, pa.concat_tables(tables).sort_by("key"))
         after[path] = len(get_part(objects, path))
         _delete(objects, {parts[i].path for i in group} - after.keys())
@@ -133,7 +135,7 @@ def _read_outputs(objects: Objects, parts: list[_Part], rows: pl.DataFrame) -> I
 
 def _read_rows(objects: Objects, part: _Part, rows: pl.Series) -> pa.Table:
     table = pq.read_table(io.BytesIO(_get(objects, part.path)), use_threads=False).take(rows.to_arrow())
-    return table.cast(LEDGER_SCHEMA)  # a part may be of an older version
+    return table.cast(CHANGES_SCHEMA if "labels" in table.column_names else LEDGER_SCHEMA)  # a part may be of an older version
 
 
 def _group(parts: list[_Part], kept: dict[int, pl.Series], merged: list[int]) -> Iterator[list[int]]:

@@ -1,9 +1,9 @@
-"""The ledger of retrainings. One row is one trained model: (recipe, seed, removed samples) -> outputs on all test samples."""
+"""The ledger of retrainings. One row is one trained model: (recipe, seed, change of the training set) -> outputs on all test samples."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,20 +11,26 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from polars.io.plugins import register_io_source
 
+from genrep_dist.core.changes import Change, Labels, Weights
 from genrep_dist.errors import DamagedFile
 from genrep_dist.store.compaction import Compaction, compact
 from genrep_dist.store.damage_notes import forget
 from genrep_dist.store.lease import Lease
-from genrep_dist.store.ledger_parts import LEDGER_SCHEMA, find_damage, put_part, read_part, read_parts
+from genrep_dist.store.ledger_parts import CHANGES_SCHEMA, LEDGER_SCHEMA, find_damage, put_part, read_part, read_parts
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import LedgerPaths
+from genrep_dist.store.tables import open_table
 
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """One trained model. ``removed``: sorted sample ids. ``outputs`` (T, C): of all test samples. ``seconds``: of the training."""
+    """One trained model. ``removed``: sorted sample ids. ``outputs`` (T, C): of all test samples. ``seconds``: of the training.
+
+    ``weights`` and ``labels`` as in a :class:`Change`.
+    """
 
     key: str
     seed: int
@@ -33,6 +39,8 @@ class LedgerRow:
     removed: tuple[int, ...]
     outputs: npt.NDArray[np.float64]
     seconds: float
+    weights: Weights = ()
+    labels: Labels = ()
 
 
 @dataclass(frozen=True)
@@ -66,9 +74,13 @@ class Ledger:
             name: [getattr(row, name) for row in rows] for name in ("key", "seed", "policy", "replicate", "seconds")
         }
         columns["removed"] = [list(row.removed) for row in rows]
-        columns["num_removed"] = [len(row.removed) for row in rows]
+        columns["num_removed"] = [len(Change(row.removed, row.weights, row.labels)) for row in rows]
         columns["outputs"] = [row.outputs.astype(np.float64, copy=False).ravel() for row in rows]
-        return put_part(self._objects, self.folder, pa.Table.from_pydict(columns, schema=LEDGER_SCHEMA))
+        if not any(row.weights or row.labels for row in rows):
+            return put_part(self._objects, self.folder, pa.Table.from_pydict(columns, schema=LEDGER_SCHEMA))
+        for ids, values in (("reweighted", "weights"), ("relabelled", "labels")):
+            columns[ids], columns[values] = ([[pair[part] for pair in getattr(row, values)] for row in rows] for part in (0, 1))
+        return put_part(self._objects, self.folder, pa.Table.from_pydict(columns, schema=CHANGES_SCHEMA))
 
     def parts(self) -> list[str]:
         """Paths of all parts, sorted, without damaged parts that were moved away."""
@@ -88,6 +100,20 @@ class Ledger:
         Parts never change: a second call reads only new ones.
         """
         return set(read_parts(self.parts, self._read_keys))
+
+    def changes(self, keys: Collection[str]) -> dict[str, Change]:
+        """What the models of ``keys`` were trained with, by key: removals, and other weights and labels."""
+        return dict(read_parts(self.parts, lambda path: self._read_changes(path, frozenset(keys))))
+
+    def _read_changes(self, path: str, keys: frozenset[str]) -> Iterator[tuple[str, Change]]:
+        with open_table(self._objects, path, check_bytes=False) as file:
+            names = set(file.schema_arrow.names)
+        columns = [name for name in ("key", "removed", "reweighted", "weights", "relabelled", "labels") if name in names]
+        for table in read_part(self._objects, path, columns, check_bytes=False):
+            for row in table.filter(pc.is_in(table.column("key"), pa.array(sorted(keys), pa.string()))).to_pylist():
+                weights = tuple(zip(row.get("reweighted", ()), row.get("weights", ()), strict=True))
+                labels = tuple(zip(row.get("relabelled", ()), map(tuple, row.get("labels", ())), strict=True))
+                yield row["key"], Change(tuple(row["removed"]), weights, labels)
 
     def _read_keys(self, path: str) -> Iterator[str]:
         if path not in self._keys_of_parts:

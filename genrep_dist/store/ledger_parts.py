@@ -38,6 +38,18 @@ LEDGER_SCHEMA = pa.schema(
     metadata={"genrep.table": "ledger", "genrep.version": "2"},
 )
 
+CHANGES_SCHEMA = pa.schema(
+    [
+        *LEDGER_SCHEMA,
+        _field("reweighted", pa.list_(_field("element", pa.int64()))),
+        _field("weights", pa.list_(_field("element", pa.float64()))),
+        _field("relabelled", pa.list_(_field("element", pa.int64()))),
+        _field("labels", pa.list_(_field("element", pa.list_(_field("element", pa.float64()))))),
+    ],
+    metadata={"genrep.table": "ledger", "genrep.version": "3"},
+)
+"""Of parts with a row whose change is more than a removal: ids with their weights, and ids with the numbers of their targets."""
+
 OLDEST_VERSION = 2
 """Parts of this and later versions are read."""
 ROW_GROUP_BYTES = 8 * 2**20
@@ -89,11 +101,11 @@ def _version(schema: pa.Schema) -> int:
     return int(text) if metadata.get(b"genrep.table") == b"ledger" and text.isdigit() else 0
 
 
-VERSION = _version(LEDGER_SCHEMA)
+VERSION = _version(CHANGES_SCHEMA)
 
 
 def _is_readable(schema: pa.Schema) -> bool:
-    return bool(schema.equals(LEDGER_SCHEMA)) and OLDEST_VERSION <= _version(schema) <= VERSION
+    return (schema.equals(LEDGER_SCHEMA) or schema.equals(CHANGES_SCHEMA)) and OLDEST_VERSION <= _version(schema) <= VERSION
 
 
 def _refuse_version(schema: pa.Schema, where: str) -> None:
@@ -110,7 +122,9 @@ def _refuse_version(schema: pa.Schema, where: str) -> None:
 
 
 def read_part(objects: Objects, path: str, columns: Sequence[str] | None, *, check_bytes: bool = True) -> Iterator[pa.Table]:
-    """The row groups of a part. Every byte of it is verified if the outputs are read, else the pages that are read.
+    """The row groups of a part, of the ``columns``, or of those of LEDGER_SCHEMA; columns that only CHANGES_SCHEMA has may be absent.
+
+    Every byte of the part is verified if the outputs are read, else the pages that are read.
 
     Raises FileNotFoundError if there is no part, CorruptError if it is damaged, StoreError if it is of a newer version.
     """
@@ -128,7 +142,15 @@ def read_part(objects: Objects, path: str, columns: Sequence[str] | None, *, che
             )
             raise noted(objects, error)
         for group in range(file.metadata.num_row_groups):
-            yield file.read_row_group(group, columns=columns, use_threads=False)
+            yield file.read_row_group(group, columns=LEDGER_SCHEMA.names if columns is None else columns, use_threads=False)
+
+
+def with_changes(table: pa.Table) -> pa.Table:
+    """Rows of LEDGER_SCHEMA or CHANGES_SCHEMA as those of the latter."""
+    for field in CHANGES_SCHEMA:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.array([[]] * table.num_rows, field.type))
+    return table.cast(CHANGES_SCHEMA)
 
 
 def get_part(objects: Objects, path: str) -> bytes:

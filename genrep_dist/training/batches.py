@@ -18,7 +18,8 @@ class Step:
     """One step of S models.
 
     ``rows`` (S, B) positions in the training set; ``counted`` (S, B) bool, whether a row counts (None: all do); ``divisor`` the
-    number of rows that count, for S models (S B, 1) with infinity for rows that do not; ``idle_slots`` the models without any row.
+    number of rows that count, or (S B, 1), with infinity for rows that do not; where rows have weights, the sum of the batch's weights
+    divided by the row's. ``idle_slots`` the models without any row.
     """
 
     index: int
@@ -39,10 +40,11 @@ class Step:
         return rows[self.counted[0]], gradient[: len(rows)][self.counted[0]]
 
 
-def plain_steps(order: Tensor, batch_size: int, kept: Tensor | None, first_step: int) -> Iterator[Step]:
+def plain_steps(order: Tensor, batch_size: int, kept: Tensor | None, first_step: int, weights: Tensor | None = None) -> Iterator[Step]:
     """The steps of one model in an epoch that visits the rows in ``order`` (N,), counted from ``first_step``.
 
     With ``kept`` (N,) bool the rows marked False drop out of their batch. A batch that loses all its rows is skipped, but counted.
+    ``weights`` (N,) float64 of the rows in the loss, positive for those that are kept; None: all are 1.
     """
     batches = torch.split(order, batch_size)
     if kept is not None:
@@ -51,7 +53,8 @@ def plain_steps(order: Tensor, batch_size: int, kept: Tensor | None, first_step:
         batches = torch.split(order[marks], sizes)
     for number, rows in enumerate(batches):
         if len(rows):
-            yield Step(first_step + number, rows.unsqueeze(0), None, len(rows))
+            divisor = len(rows) if weights is None else (weights[rows].sum() / weights[rows]).unsqueeze(1)
+            yield Step(first_step + number, rows.unsqueeze(0), None, divisor)
 
 
 def padded_rows(rows: int) -> int:
@@ -59,11 +62,11 @@ def padded_rows(rows: int) -> int:
     return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
-def packed_steps(orders: Tensor, batch_size: int, kept: Tensor, first_step: int) -> Iterator[Step]:
+def packed_steps(orders: Tensor, batch_size: int, kept: Tensor, first_step: int, weights: Tensor | None = None) -> Iterator[Step]:
     """The steps of S models in an epoch that visits the rows in ``orders`` (S, N), each without the rows that ``kept`` (S, N) drops.
 
     Shapes do not depend on what is dropped: a row that the model keeps stands in for a dropped one, and for padding, and does not
-    count. No number of a dropped row is ever read.
+    count. No number of a dropped row is ever read. ``weights`` (S, N) as in :func:`plain_steps`.
     """
     num_rows = orders.shape[1]
     marks = kept.gather(1, orders)
@@ -81,8 +84,22 @@ def packed_steps(orders: Tensor, batch_size: int, kept: Tensor, first_step: int)
         sizes = some_marks.sum(dim=2, keepdim=True)
         some_rows = torch.cat([some_rows, stand_in.expand(len(sizes), -1, padding)], dim=2)
         some_marks = torch.cat([some_marks, some_marks.new_zeros(1).expand(*sizes.shape[:2], padding)], dim=2)
-        divisors = torch.where(some_marks, sizes.to(torch.float32), torch.inf).flatten(1).unsqueeze(2)
+        if weights is None:
+            divisors = torch.where(some_marks, sizes.to(torch.float32), torch.inf)
+        else:
+            divisors = _divisors(weights, some_rows, some_marks)
+        divisors = divisors.flatten(1).unsqueeze(2)
         idle_slots = [[slot for slot, size in enumerate(of_step) if size == 0] for of_step in sizes.squeeze(2).tolist()]
         for number, idle in enumerate(idle_slots):
             yield Step(step, some_rows[number], some_marks[number], divisors[number], idle)
             step += 1
+
+
+def _divisors(weights: Tensor, rows: Tensor, marks: Tensor) -> Tensor:
+    """The divisors (steps, S, B) of ``rows`` (steps, S, B) with ``weights`` (S, N), where ``marks`` says which count."""
+    found = []
+    for own, its_rows, its_marks in zip(weights, rows.unbind(1), marks.unbind(1), strict=True):
+        # Slot by slot, as the last bits of a sum may depend on the layout of all.
+        counted = torch.where(its_marks, own[its_rows], 0.0)
+        found.append(torch.where(its_marks, counted.sum(dim=1, keepdim=True) / counted, torch.inf))
+    return torch.stack(found, dim=1)

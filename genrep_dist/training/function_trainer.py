@@ -73,17 +73,21 @@ class FunctionTrainer:
         device = self._data.inputs.device
         kept = torch.ones(len(self._data.ids), dtype=torch.bool) if run.kept is None else run.kept.cpu()
         model, where = self.build(run.randomness), self._where(run, kept)
-        user = UserRun(self._data, kept, run.randomness, self._recipe, self._epochs, self._loss, record, rebatch=run.rebatch)
+        data = self._data if run.targets is None else self._data._replace(targets=run.targets.to(self._data.targets))
+        settings: dict[str, Any] = {"rebatch": run.rebatch, "weights": run.weights}
+        user = UserRun(data, kept, run.randomness, self._recipe, self._epochs, self._loss, record, **settings)
         form = _form(model)
         user.begin(model)
         with run.randomness.scope("train"), preserved_torch_settings():
             try:
                 with self._limit(where):
-                    returned = self._function(model, KeptSamples(self._data, kept), user)
+                    returned = self._function(model, KeptSamples(data, kept), user)
             except (GenRepError, *OUT_OF_MEMORY):
                 raise
             except (Exception, SystemExit) as error:
                 raise _raised(error, where) from error
+        if run.weights is not None and not user.reads_weights:
+            raise unread_weights(where)
         if not isinstance(model, nn.Module):
             return model if returned is None else returned
         return _checked(_adopted(model, returned, where).to(device), form, where)
@@ -203,6 +207,17 @@ def _checked(model: nn.Module, form: dict[str, str], where: str) -> nn.Module:
             remedy="lower the learning rate of the training function, clip its gradients, or look at the scale of the inputs",
         )
     return model
+
+
+def unread_weights(where: str) -> ProblemError:
+    """The error of a training function that leaves weights of samples out of its loss."""
+    return ProblemError(
+        "the training function does not weight its samples",
+        where=where,
+        expected="a call of run.weights(ids): samples have other weights here",
+        got="none",
+        remedy="multiply each sample's loss by `run.weights(ids)` and divide by their sum, or leave out the metric that changes weights",
+    )
 
 
 def _raised(error: BaseException, where: str) -> ProblemError:

@@ -48,13 +48,16 @@ class StateObserver(Protocol):
 class TrainingRun:
     """One model to train: its random numbers, the rows (N,) bool that it keeps (None: all), and what it is, for error messages.
 
-    ``rebatch``: the rows that it keeps are cut into batches anew, as if no others existed.
+    ``rebatch``: the rows that it keeps are cut into batches anew, as if no others existed. ``weights`` (N,) float64 of the rows in the
+    loss, positive for those that it keeps (None: all are 1). ``targets`` (N, ...) in place of those of the data.
     """
 
     randomness: Randomness
     kept: Tensor | None = None
     description: str = ""
     rebatch: bool = False
+    weights: Tensor | None = None
+    targets: Tensor | None = None
 
 
 def train(
@@ -98,6 +101,8 @@ def train_models(
     A run with ``rebatch`` visits the rows that it keeps in the same order, cut into batches anew: fewer rows take fewer steps, and
     schedule and ``recipe.drop_last`` are those of so many rows. The runs of a pack then keep equally many rows.
 
+    With weights the loss of a batch is its weighted mean, sum_i w_i L_i / sum_i w_i: a row of weight 0 would be one that is not kept.
+
     Packs of all kinds give the same models up to rounding. Stacked packs give the same bits in any size and company, mapped packs in
     packs of one size. ``observers`` see the first model.
 
@@ -106,6 +111,7 @@ def train_models(
     """
     num_rows, device = len(data.inputs), data.inputs.device
     kept = torch.stack([_kept_rows(run, data) for run in runs])
+    weights, targets = _changed_weights(runs, data), _changed_targets(runs, data)
     batched = _batched_rows(runs, kept)
     steps_per_epoch = recipe.steps_per_epoch(batched)
     num_steps, visited = recipe.epochs * steps_per_epoch, min(batched, steps_per_epoch * recipe.batch_size)
@@ -123,12 +129,12 @@ def train_models(
         for epoch in range(1, recipe.epochs + 1):
             orders = {run.randomness: run.randomness.order(epoch, num_rows) for run in runs}
             by_run = torch.stack([_visited(run, orders[run.randomness])[:visited] for run in runs]).to(device)
-            for step in pack.steps(by_run, recipe.batch_size, kept, (epoch - 1) * steps_per_epoch):
+            for step in pack.steps(by_run, recipe.batch_size, kept, (epoch - 1) * steps_per_epoch, weights):
                 rows, rate = step.rows.flatten(), recipe.rate(step.index, num_steps)
                 inputs = data.inputs[rows] if augmentation is None else augmentation.batch([r.randomness for r in runs], step.rows, epoch)
                 with tf32(recipe), _one_row_explained(pack, data, rows, runs[0]):
                     outputs = training_outputs(pack.module, inputs, recipe)
-                    output_gradient = step.mean_gradient(loss.derivative(outputs.detach(), data.targets[rows]))
+                    output_gradient = step.mean_gradient(loss.derivative(outputs.detach(), _targets_of(step.rows, targets, data)))
                     gradients = torch.autograd.grad(outputs, pack.parameters, output_gradient, allow_unused=True)
                 pack.optimized.step(gradients, rate, step.idle_slots)
                 for observer in observers:
@@ -205,6 +211,29 @@ def _batched_rows(runs: Sequence[TrainingRun], kept: Tensor) -> int:
     counts = {int(own.sum()) if run.rebatch else len(own) for run, own in zip(runs, kept, strict=True)}
     assert len(counts) == 1, counts
     return counts.pop()
+
+
+def _changed_weights(runs: Sequence[TrainingRun], data: Dataset) -> Tensor | None:
+    """(S, N) float64 on the device of the data; None where no run has weights."""
+    if all(run.weights is None for run in runs):
+        return None
+    ones = torch.ones(len(data.inputs), dtype=torch.float64)
+    return torch.stack([ones if run.weights is None else run.weights.to(ones) for run in runs]).to(data.inputs.device)
+
+
+def _changed_targets(runs: Sequence[TrainingRun], data: Dataset) -> Tensor | None:
+    """(S, N, ...); None where no run has targets of its own."""
+    if all(run.targets is None for run in runs):
+        return None
+    return torch.stack([data.targets if run.targets is None else run.targets.to(data.targets) for run in runs])
+
+
+def _targets_of(rows: Tensor, targets: Tensor | None, data: Dataset) -> Tensor:
+    """The targets (S B, ...) of ``rows`` (S, B), each model's own."""
+    if targets is None:
+        return data.targets[rows.flatten()]
+    slots = torch.arange(len(rows), device=rows.device).unsqueeze(1)
+    return targets[slots, rows].flatten(0, 1)
 
 
 def _visited(run: TrainingRun, order: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.changes import Change
 from genrep_dist.core.generators import seeded_generators
 from genrep_dist.core.policies import is_fresh
 from genrep_dist.seeds import derive_seed
@@ -26,11 +27,12 @@ class Randomness:
     stream: str = ""
 
     @classmethod
-    def for_retraining(cls, seed: int, policy: str, removed: Sequence[int], replicate: int = 0) -> Randomness:
-        """The original model's random numbers, or those of a fresh policy, which depend on the removed set and the replicate."""
+    def for_retraining(cls, seed: int, policy: str, removed: Sequence[int] | Change, replicate: int = 0) -> Randomness:
+        """The original model's random numbers, or those of a fresh policy, which follow from the change and the replicate."""
         if not is_fresh(policy):
             return cls(seed)
-        return cls(seed, f"fresh/{replicate}/{','.join(map(str, sorted(removed)))}")
+        change = removed if isinstance(removed, Change) else Change.of(removed)
+        return cls(seed, f"fresh/{replicate}/{change.stream}")
 
     def number(self, purpose: str, *index: int) -> int:
         """A derived seed, another one for each purpose and index."""

@@ -73,6 +73,7 @@ class Record:
     seen: set[int] = field(default_factory=set)
     last_rate: float | None = None
     has_steps: bool = False
+    reads_weights: bool = False
 
     def keep(self, epoch: int, model: nn.Module) -> None:
         self.seen.add(epoch)
@@ -99,11 +100,14 @@ class UserRun:
         record: Record | None = None,
         *,
         rebatch: bool = False,
+        weights: Tensor | None = None,
     ) -> None:
         self.seed = randomness.number("train function") % 2**31
         self.device, self.epochs, self.recipe = data.inputs.device, epochs, recipe
         self._data, self._kept, self._randomness, self._loss, self._record = data, kept.cpu(), randomness, loss, record
         self._rebatch, self._epochs_begun = rebatch, 0
+        self._weights = weights
+        self.reads_weights = False
         self._initial: dict[str, Tensor] | None = None
         self._rows_by_id: dict[int, int] | None = None
 
@@ -139,6 +143,17 @@ class UserRun:
                 on_device = rows.to(self.device)
                 yield Dataset(self._data.inputs[on_device], self._data.targets[on_device], self._data.ids[rows])
 
+    def weights(self, ids: Tensor) -> Tensor:
+        """The weights (B,) float32 of the samples ``ids`` (B,) in the loss, on :attr:`device`: 1 where nothing else is asked for.
+
+        The loss of a batch is then sum_i w_i L_i / sum_i w_i.
+        """
+        self.reads_weights = True
+        if self._record is not None:
+            self._record.reads_weights = True
+        rows = self._positions(ids, "run.weights")
+        return torch.ones(len(rows), device=self.device) if self._weights is None else self._weights.to(self.device)[rows].float()
+
     def checkpoint(self, epoch: int, model: nn.Module, rate: float | None = None) -> None:
         """Keep the parameters after ``epoch`` epochs, counted from 1, for kernels at checkpoints and TracInCP.
 
@@ -171,7 +186,7 @@ class UserRun:
         self._record.last_rate, self._record.has_steps = _finite("run.step", rate), True
         if self._record.tracking is None:
             return
-        rows = self._positions(ids)
+        rows = self._positions(ids, "run.step")
         if derivative is None:
             if outputs is None:
                 raise _wrong("run.step", "outputs, or derivative=...", "neither", "call `run.step(ids, outputs, rate)`")
@@ -179,15 +194,15 @@ class UserRun:
             derivative = self._loss.derivative(found, self._data.targets[rows]) / len(rows)
         self._record.tracking.step(rows, as_outputs(derivative.detach(), len(rows)).to(self.device), float(rate))
 
-    def _positions(self, ids: Tensor) -> Tensor:
-        """Rows (B,) of the training set, on its device."""
+    def _positions(self, ids: Tensor, hook: str) -> Tensor:
+        """Rows (B,) of the training set, on its device. ``hook`` was called with ``ids``, for the error."""
         if self._rows_by_id is None:
             self._rows_by_id = {int(self._data.ids[row]): row for row in torch.nonzero(self._kept).reshape(-1).tolist()}
         wanted = torch.as_tensor(ids).reshape(-1).tolist()
         unknown = [sample for sample in wanted if sample not in self._rows_by_id]
         if unknown or not wanted:
             got = f"ids {unknown[:5]}" if unknown else "no ids"
-            raise _wrong("run.step", "ids of samples of `data`", got, "pass data.ids[positions], or the ids that run.batches yields")
+            raise _wrong(hook, "ids of samples of `data`", got, "pass data.ids[positions], or the ids that run.batches yields")
         return torch.tensor([self._rows_by_id[sample] for sample in wanted], device=self.device)
 
     def _is_initial(self, model: nn.Module) -> bool:

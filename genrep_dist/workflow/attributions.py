@@ -120,7 +120,7 @@ def kernel_products(method: Method, seed: int, context: WorkerContext, kernel_at
     return product
 
 
-def _stored_kernel(context: WorkerContext, seed: int, method: Method) -> KernelBlocks:
+def stored_kernel(context: WorkerContext, seed: int, method: Method) -> KernelBlocks:
     def read(epoch: int) -> Iterator[Tensor]:
         reader = context.store.artifact("kernel", context.keys.kernel(seed, method.kernel, epoch)).reader("kernel")
         num_train, *inner = reader.shape
@@ -143,7 +143,7 @@ def stored_attribution(method: Method, seed: int, context: WorkerContext, *, dir
 
     ``direct``: from the stored products of both, as of a method with :func:`~genrep_dist.plan.direct_terms`.
     """
-    kernels = _stored_kernel(context, seed, method)
+    kernels = stored_kernel(context, seed, method)
     products = _stored_terms(context, seed, method) if direct else kernel_products(method, seed, context, kernels)
     phi = attribution(method, seed, context, context.test_points(seed), products)
     return group_means(phi, context.keys.test_groups(seed))

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from genrep_dist.config.keys import Keys
+from genrep_dist.config.metrics import changes_weights, measured_metrics
 from genrep_dist.core.losses import Loss
 from genrep_dist.errors import GenRepError, NonFiniteError, ProblemError, TimeLimitError
 from genrep_dist.problems.checks import build_start, check_loss_fits
 from genrep_dist.problems.functions import predict_function, training_function
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
-from genrep_dist.training.function_trainer import FunctionTrainer, predict_with
+from genrep_dist.training.function_trainer import FunctionTrainer, predict_with, unread_weights
 from genrep_dist.training.loop import TrainingRun, predict
 from genrep_dist.training.observers import TrackingImportance
 from genrep_dist.training.randomness import Randomness
@@ -36,10 +37,14 @@ class Provided:
     steps: bool = False
     complete: bool = True
     num_outputs: int = 0
+    weights: bool = False
 
 
 def check_provided(keys: Keys, provided: Provided, *, has_epochs: bool, has_module: bool) -> None:
     """Raise ProblemError, with the line of code that helps, for methods that need more than a training function provides."""
+    weighted = [metric.name for metric in measured_metrics(keys.experiment) if changes_weights(metric, keys.experiment)]
+    if weighted and not provided.weights:
+        raise unread_weights(f"train(); metrics: {', '.join(weighted)}")
     kernels = [method for method in keys.experiment.parsed_methods if method.has_kernel]
     if kernels and not has_module:
         raise ProblemError(
@@ -158,7 +163,7 @@ def _rehearse(
         check_restored(model, Randomness(1).build(problem.model), model.state_dict(), data.inputs)
     else:
         num_outputs = _predicted_twice(problem, model, data)
-    return Provided(frozenset(record.seen), record.has_steps, num_outputs=num_outputs)
+    return Provided(frozenset(record.seen), record.has_steps, num_outputs=num_outputs, weights=record.reads_weights)
 
 
 def _predicted_twice(problem: Problem, model: object, data: Dataset) -> int:

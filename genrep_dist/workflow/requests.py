@@ -12,6 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 from genrep_dist.config.metrics import measured_metrics, request_count, requested_retrainings
+from genrep_dist.core.changes import Change
 from genrep_dist.core.function_targets import FunctionTarget
 from genrep_dist.core.policies import RetrainPolicy
 from genrep_dist.core.targets import LABEL
@@ -26,7 +27,7 @@ from genrep_dist.evaluation.metrics.base import (
     TestPoint,
 )
 from genrep_dist.extension import require_returned
-from genrep_dist.plan import Plan, has_self_influence
+from genrep_dist.plan import Plan, direct_terms, has_self_influence
 from genrep_dist.store import Store
 from genrep_dist.store.paths import ExperimentPaths
 from genrep_dist.store.tables import scan_frame
@@ -34,6 +35,7 @@ from genrep_dist.units import Retraining
 from genrep_dist.workflow.context import WorkerContext
 from genrep_dist.workflow.data import sample_ids, target_labels
 from genrep_dist.workflow.diagonals import self_influence_of
+from genrep_dist.workflow.relabelling import score_changes
 from genrep_dist.workflow.targets import is_output
 
 
@@ -99,6 +101,20 @@ class StoredSeed:
                 del self._orders[key]
             self._orders[method, sign] = self._attribution(method, f"order_{sign}")
         return self._orders[method, sign]
+
+    @cached_property
+    def labels(self) -> Ids | None:
+        return target_labels(self.store, self.plan.keys.data, "train", self.num_outputs)
+
+    def score_changes(self, method: str, labels: Mapping[int, float]) -> Array | None:
+        parsed = self.plan.experiment.method(method)
+        if parsed.is_random:
+            return np.where(np.isin(self.train_ids, list(labels))[:, None], self.scores(method), 0.0)
+        if self.open_context is None or not parsed.follows_labels:
+            return None
+        direct = bool(direct_terms(self.plan.keys, self.plan.shape, parsed))
+        found: Array = score_changes(parsed, self.seed, self.open_context(), labels, direct=direct).numpy()
+        return found
 
     def self_influence(self, method: str) -> Array | None:
         """phi(x_i -> x_i) (N,)."""
@@ -211,9 +227,30 @@ class _Requests:
             for request in found:
                 self._add(metric.name, data, request)
 
+    def _change(self, metric: str, data: StoredSeed, request: RetrainRequest) -> Change:
+        """The requested change. Raises PlanError for one that no model can be trained with."""
+        self._train_ids = self._train_ids or {sample: sample for sample in data.train_ids.tolist()}
+        removed = request.removed.tolist()
+        if not request.weights and not request.labels:
+            self._check(metric, data, removed)
+            return Change(tuple(map(self._train_ids.__getitem__, sorted(removed))))
+        change = Change.of(removed, request.weights, request.labels)
+        self._check(metric, data, change.removed)
+        unknown = sorted(set(change.samples) - self._train_ids.keys())
+        twice = sorted(set(removed) & request.weights.keys() | set(change.removed) & request.labels.keys())
+        numbers = [*request.weights.values(), *(number for _, label in change.labels for number in label)]
+        if unknown or twice or not np.isfinite(numbers).all() or min(request.weights.values(), default=0) < 0:
+            raise PlanError(
+                "a metric requests a model with a change that cannot be made",
+                where=f"{metric}, seed {data.seed}",
+                expected="weights of 0 or more and finite labels, of training samples that are not removed",
+                got=f"unknown ids {unknown[:5]}" if unknown else f"ids {twice[:5]} are also removed" if twice else f"{numbers[:5]}",
+                remedy="correct the requests of the metric",
+            )
+        return change
+
     def _check(self, metric: str, data: StoredSeed, removed: Sequence[int]) -> None:
         """Raise PlanError for a removed set that no model can be trained without."""
-        self._train_ids = self._train_ids or {sample: sample for sample in data.train_ids.tolist()}
         distinct = set(removed)
         if not distinct <= self._train_ids.keys() or len(distinct) != len(removed) or len(removed) >= self._num_train:
             unknown = sorted(distinct - self._train_ids.keys())
@@ -227,14 +264,12 @@ class _Requests:
 
     def _add(self, metric: str, data: StoredSeed, request: RetrainRequest) -> None:
         seed = data.seed
-        removed = tuple(sorted(request.removed.tolist()))
-        self._check(metric, data, removed)
-        removed = tuple(map(self._train_ids.__getitem__, removed))
-        key = self._keys.retraining(seed, removed, request.policy, request.replicate)
+        change = self._change(metric, data, request)
+        key = self._keys.retraining(seed, change, request.policy, request.replicate)
         if (seed, request.policy) not in self._original_keys:
             self._original_keys[seed, request.policy] = self._keys.retraining(seed, (), request.policy)
-        if removed and key not in self.retrainings:
-            self.retrainings[key] = Retraining(key, seed, request.policy, removed, request.replicate)
+        if change and key not in self.retrainings:
+            self.retrainings[key] = Retraining(key, seed, request.policy, change.removed, request.replicate, change.weights, change.labels)
         self.rows.append(
             {
                 "metric": metric,
@@ -245,7 +280,7 @@ class _Requests:
                 "sign": request.sign,
                 "fraction": request.fraction,
                 "replicate": request.replicate,
-                "num_removed": len(removed),
+                "num_removed": len(change),
                 "key": key,
                 "original_key": self._original_keys[seed, request.policy],
                 "subset": request.subset,
@@ -270,6 +305,8 @@ def _check_requests(metric: Metric, method: str, found: Sequence[RetrainRequest]
             and (request.removed.dtype.kind in "iu" or not request.removed.size)
             and request.policy in get_args(RetrainPolicy)
             and isinstance(request.replicate, int)
+            and isinstance(request.weights, Mapping)
+            and isinstance(request.labels, Mapping)
             and all(isinstance(getattr(request, name), (kind, type(None))) for name, kind in _OPTIONAL.items())
         )
         require_returned(fits, metric, method, "RetrainRequests with ids (k,) as integers, and fields of their declared types", request)

@@ -1,4 +1,4 @@
-"""Stage retrain: models trained without some samples, entered into the ledger."""
+"""Stage retrain: models trained without some samples, or with other weights or labels of them, entered into the ledger."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from genrep_dist.training.randomness import Randomness
 from genrep_dist.units import Retraining, Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, Stage
 from genrep_dist.workflow.blocks import cached_bytes
+from genrep_dist.workflow.changes import targets_of, weights_of
 from genrep_dist.workflow.context import WorkerContext, to_numpy
 from genrep_dist.workflow.train import check_outputs, model_bytes, output_bytes
 
@@ -51,7 +52,8 @@ class RetrainUnit(Unit):
 
     def samples(self, train_ids: npt.NDArray[np.int64]) -> tuple[str, list[int]]:
         del train_ids
-        return "without samples", list(self.rows[0].removed)
+        first = self.rows[0]
+        return "with other samples" if first.weights or first.labels else "without samples", first.change.samples
 
 
 class RetrainStage(Stage[RetrainUnit]):
@@ -161,17 +163,23 @@ def _retrain_pack(retrainings: Sequence[Retraining], context: WorkerContext) -> 
                 removed=retraining.removed,
                 outputs=to_numpy(output.double()),
                 seconds=seconds,
+                weights=retraining.weights,
+                labels=retraining.labels,
             )
         )
     return results
 
 
 def _as_run(retraining: Retraining, context: WorkerContext) -> TrainingRun:
-    randomness = Randomness.for_retraining(retraining.seed, retraining.policy, retraining.removed, retraining.replicate)
+    randomness = Randomness.for_retraining(retraining.seed, retraining.policy, retraining.change, retraining.replicate)
     kept = ~torch.isin(context.train.ids, torch.tensor(retraining.removed, dtype=torch.int64))
     without = ", ".join(map(str, retraining.removed[:5])) + (", ..." if len(retraining.removed) > 5 else "")
     what = f"retraining {retraining.key[:12]}, seed {retraining.seed}, without {len(retraining.removed)} samples ({without})"
-    return TrainingRun(randomness, kept.to(context.device), what, is_rebatched(retraining.policy))
+    if retraining.weights or retraining.labels:
+        what += f", {len(retraining.weights)} with other weights, {len(retraining.labels)} with other labels"
+    change, outputs = retraining.change, context.num_outputs(retraining.seed)
+    weights, targets = weights_of(change, context.train), targets_of(change, context.train, outputs, what)
+    return TrainingRun(randomness, kept.to(context.device), what, is_rebatched(retraining.policy), weights, targets)
 
 
 def original_row(seed: int, keys: Keys, store: Store) -> LedgerRow:

@@ -61,9 +61,19 @@ def term_block(context: WorkerContext, term: TermAt, seed: int, start: int, stop
     NonFiniteError names samples whose importances or features are NaN or Inf.
     """
     kernel, epoch, importance, importance_epoch = term
-    computed = feature_kernel(context, kernel)
     alphas = alpha(context, importance, seed, kernel, importance_epoch)[start:stop]
     where = f"kernel {kernel}, importance {importance}, seed {seed}, epoch {epoch}"
+    return product_block(context, kernel, seed, epoch, alphas, start, points, where)
+
+
+def product_block(
+    context: WorkerContext, kernel: str, seed: int, epoch: int, alphas: Tensor, start: int, points: TestPoints, where: str
+) -> Tensor:
+    """Sum_c alpha_c K_c (rows, M) float64 of ``alphas`` (rows, C) float64 of the training rows from ``start`` on, with test points.
+
+    NonFiniteError, with ``where``, names samples whose importances or features are NaN or Inf.
+    """
+    computed, stop = feature_kernel(context, kernel), start + len(alphas)
     _refuse_non_finite(alphas, context.train.ids[start:stop], where)
     # Weights of at most 1: in the dtype of the gradients a small alpha would lose digits, or vanish.
     sizes = alphas.abs().amax(dim=1, keepdim=True)

@@ -18,12 +18,13 @@ def check(context: CheckContext) -> Iterator[Finding]:
     expected = retrain_requests(context.plan, context.store, context.run.train.ids.numpy(), context.run.test.ids.numpy()).table
     different = requests.height if requests.height != expected.height else _num_different_rows(requests, expected)
     needed = needed_keys(context)
-    rows = ledger_rows(context, needed, "key", "seed", "policy", "replicate", "removed")
+    rows = ledger_rows(context, needed, "key", "seed", "policy", "replicate")
+    changes = context.store.ledger(keys.training).changes(needed["key"])
     missing = sorted(set(needed["key"]) - set(rows["key"]))
     wrong_key = [
         row["key"]
         for row in rows.unique("key").iter_rows(named=True)
-        if keys.retraining(row["seed"], row["removed"], row["policy"], row["replicate"]) != row["key"]
+        if keys.retraining(row["seed"], changes[row["key"]], row["policy"], row["replicate"]) != row["key"]
     ]
     example = f"; first {(missing or wrong_key)[0]}" if missing or wrong_key else ""
     yield compare(

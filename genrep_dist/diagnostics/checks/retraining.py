@@ -34,8 +34,10 @@ def check(context: CheckContext) -> Iterator[Finding]:
     if not present.height:
         raise NotCommittedError("no retrained model is in the ledger", where=context.store.ledger(context.plan.keys.training).folder)
     drawn = present[int(context.generator("retraining").integers(present.height))]
-    row = ledger_rows(context, drawn, "key", "seed", "policy", "replicate", "removed", "outputs").row(0, named=True)
-    request = Retraining(row["key"], row["seed"], row["policy"], tuple(row["removed"]), row["replicate"])
+    row = ledger_rows(context, drawn, "key", "seed", "policy", "replicate", "outputs").row(0, named=True)
+    change = context.store.ledger(context.plan.keys.training).changes([row["key"]])[row["key"]]
+    request = Retraining(row["key"], row["seed"], row["policy"], change.removed, row["replicate"], change.weights, change.labels)
+    kind = "with other weights or labels of" if change.weights or change.labels else "without"
     with one_thread():  # as all units of work run
         retrained = retrain(request, context.worker).outputs.ravel()
     stored = np.asarray(row["outputs"], dtype=np.float64)
@@ -47,7 +49,7 @@ def check(context: CheckContext) -> Iterator[Finding]:
         "retraining",
         largest_difference(retrained, stored) / scale,
         ROUNDINGS_PER_STEP * float(np.finfo(np.float32).eps) * context.num_steps,
-        f"largest difference between the ledger's outputs without {len(row['removed'])} samples (key {row['key'][:12]}) and those of "
+        f"largest difference between the ledger's outputs {kind} {len(change)} samples (key {row['key'][:12]}) and those of "
         "a training done now, relative to the largest output; "
         f"{f'both with {now}' if then == now else f'then {then}, now {now}, which may round differently'}; "
         f"bound: {ROUNDINGS_PER_STEP} float32 roundings for each of {context.num_steps:,} steps",

@@ -54,7 +54,8 @@ REQUEST_SCHEMA: dict[str, type[pl.DataType]] = {
 }
 """The table of retrain requests: one row a requested model.
 
-``key`` and ``original_key`` are the ledger's keys of the retrained model and of the original model (nothing removed).
+``key`` and ``original_key`` are the ledger's keys of the retrained model and of the original model (nothing removed). ``num_removed``
+counts all samples of the change, also those with another weight or label.
 ``output_position`` indexes the ledger's flattened outputs: test row * C + class, or T * C + number of the point for a target that is not
 an output.
 """
@@ -143,7 +144,8 @@ class RetrainRequest:
     """One model that a metric needs: trained without the samples ``removed`` (k,), by a retrain policy.
 
     The other fields identify the request; they come back as columns of :data:`REQUEST_SCHEMA` in :attr:`EvaluationData.requests`. A metric
-    uses those that it needs; ``subset`` is any number of its own.
+    uses those that it needs; ``subset`` is any number of its own. ``weights`` and ``labels`` by id are of samples that stay, with another
+    weight in the loss (0 is a removal), or another target: a number, or the numbers of a target of several.
     """
 
     removed: Ids
@@ -155,6 +157,8 @@ class RetrainRequest:
     sign: Sign | None = None
     fraction: float | None = None
     subset: int | None = None
+    weights: Mapping[int, float] = field(default_factory=dict)
+    labels: Mapping[int, float | Sequence[float]] = field(default_factory=dict)
 
 
 class SeedData(Protocol):
@@ -179,6 +183,16 @@ class SeedData(Protocol):
 
     def removal_order(self, method: str, sign: Sign) -> Ids:
         """Ids (M, N) of the training samples, the strongest scores of that sign first; of equal scores the lowest id."""
+
+    @property
+    def labels(self) -> Ids | None:
+        """The class numbers of the training samples (N,); None if their targets are others."""
+
+    def score_changes(self, method: str, labels: Mapping[int, float]) -> Array | None:
+        """What is added to :meth:`scores` (N, M) if samples have other ``labels`` by id, with all outputs and K as they are.
+
+        None for a method whose importances do not follow from outputs and labels.
+        """
 
     def self_influence(self, method: str) -> Array | None:
         """phi(x_i -> x_i) (N,) for the output of each sample's own label; None for a method for which it is not known."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from genrep_dist.config.experiment import Experiment
 from genrep_dist.config.sections import LdsSection
 from genrep_dist.errors import PlanError
-from genrep_dist.evaluation.metrics.base import MetricInfo
+from genrep_dist.evaluation.metrics.base import MetricInfo, SeedData
 from genrep_dist.evaluation.metrics.subset_metric import SubsetMetric
 from genrep_dist.evaluation.removals import policy_text, smallest_share_text
 from genrep_dist.evaluation.subsets import Mask, draw_subsets
@@ -29,8 +29,8 @@ class LinearDatamodeling(SubsetMetric):
     def num_subsets(self, experiment: Experiment) -> int:
         return int(self.settings(experiment).subsets)
 
-    def removed(self, experiment: Experiment, seed: int, num_train: int) -> Mask:
-        return draw_subsets(seed, num_train, self.num_subsets(experiment), self.settings(experiment).fraction)
+    def subsets(self, experiment: Experiment, data: SeedData) -> Mask:
+        return draw_subsets(data.seed, len(data.train_ids), self.num_subsets(experiment), self.settings(experiment).fraction)
 
     def check_feasible(self, experiment: Experiment, num_train: int) -> None:
         """Refuse subsets of no sample and of all samples: models of all subsets would be equal."""
@@ -53,4 +53,5 @@ class LinearDatamodeling(SubsetMetric):
 
     def description(self, experiment: Experiment) -> str:
         lds: LdsSection = self.settings(experiment)
-        return f"{lds.subsets} subsets a network, each {100 * lds.fraction:g} % of the training set; {policy_text(lds)}"
+        others = f", the others with weight {lds.weight:g}" if lds.weight else ""
+        return f"{lds.subsets} subsets a network, each {100 * lds.fraction:g} % of the training set{others}; {policy_text(lds)}"

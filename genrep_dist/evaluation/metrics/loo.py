@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from genrep_dist.config.experiment import Experiment
 from genrep_dist.errors import PlanError
-from genrep_dist.evaluation.metrics.base import MetricInfo
+from genrep_dist.evaluation.metrics.base import MetricInfo, SeedData
 from genrep_dist.evaluation.metrics.subset_metric import SubsetMetric
 from genrep_dist.evaluation.removals import policy_text
 from genrep_dist.evaluation.subsets import Mask, draw_left_out
@@ -28,8 +28,8 @@ class LeaveOneOut(SubsetMetric):
     def num_subsets(self, experiment: Experiment) -> int:
         return int(self.settings(experiment).samples)
 
-    def removed(self, experiment: Experiment, seed: int, num_train: int) -> Mask:
-        return draw_left_out(seed, num_train, self.num_subsets(experiment))
+    def subsets(self, experiment: Experiment, data: SeedData) -> Mask:
+        return draw_left_out(data.seed, len(data.train_ids), self.num_subsets(experiment))
 
     def largest_removal(self, experiment: Experiment, num_train: int) -> int:
         return 1
@@ -42,4 +42,6 @@ class LeaveOneOut(SubsetMetric):
             )
 
     def description(self, experiment: Experiment) -> str:
-        return f"{self.num_subsets(experiment)} samples a network, each left out once; {policy_text(self.settings(experiment))}"
+        settings = self.settings(experiment)
+        how = f"each once with weight {settings.weight:g}" if settings.weight else "each left out once"
+        return f"{self.num_subsets(experiment)} samples a network, {how}; {policy_text(settings)}"

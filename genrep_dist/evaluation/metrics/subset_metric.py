@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -13,6 +14,7 @@ from genrep_dist.config.metrics import RequestCount
 from genrep_dist.evaluation.ledger_scores import ledger_scores
 from genrep_dist.evaluation.metrics.base import (
     POINTS_SCHEMA,
+    Array,
     EvaluationData,
     Metric,
     MetricTables,
@@ -32,7 +34,7 @@ CEILINGS = TableSpec(
 class SubsetMetric(Metric):
     """A metric with one number, the correlation of predicted with retrained outputs over J subsets, for each test point.
 
-    Its settings are a section with ``retrain`` and ``replicates``, in the experiment's field of the metric's name.
+    Its settings are a section with ``retrain``, ``replicates`` and ``weight``, in the experiment's field of the metric's name.
     """
 
     tables: Mapping[str, TableSpec] = {"ceilings": CEILINGS}
@@ -43,32 +45,47 @@ class SubsetMetric(Metric):
         """J, for each seed."""
 
     @abstractmethod
-    def removed(self, experiment: Experiment, seed: int, num_train: int) -> Mask:
-        """What each subset leaves out, bool (J, N)."""
+    def subsets(self, experiment: Experiment, data: SeedData) -> Mask:
+        """What each subset leaves out, or changes, bool (J, N)."""
 
     @abstractmethod
     def description(self, experiment: Experiment) -> str:
         """How it was measured, for people."""
+
+    def request(self, experiment: Experiment, data: SeedData, subset: Mask) -> RetrainRequest:
+        """The model of one ``subset``, bool (N,) of what it leaves out."""
+        ids, weight = data.train_ids[subset], self.settings(experiment).weight
+        return RetrainRequest(ids[:0], weights=dict.fromkeys(ids.tolist(), weight)) if weight else RetrainRequest(ids)
+
+    def scores(self, experiment: Experiment, data: SeedData, method: str) -> Array | None:
+        """What each sample adds (N, M) to the outputs while it is not left out; None for a method that says nothing of it."""
+        phi = data.scores(method)
+        # Samples that are left out with a weight above 1 count for more.
+        return phi if self.settings(experiment).weight < 1 else -phi
 
     def count_requests(self, experiment: Experiment, num_train: int) -> RequestCount:
         return RequestCount(shared=self.num_subsets(experiment) * self.settings(experiment).replicates)
 
     def shared_requests(self, experiment: Experiment, data: SeedData) -> Iterator[RetrainRequest]:
         settings = self.settings(experiment)
-        for subset, mask in enumerate(self.removed(experiment, data.seed, len(data.train_ids))):
+        for subset, mask in enumerate(self.subsets(experiment, data)):
             for replicate in range(settings.replicates):
-                yield RetrainRequest(data.train_ids[mask], settings.retrain, replicate, subset=subset)
+                request = self.request(experiment, data, mask)
+                yield replace(request, policy=settings.retrain, replicate=replicate, subset=subset)
 
     def evaluate(self, data: EvaluationData) -> MetricTables:
         values: list[dict[str, Any]] = []
         ceilings: list[dict[str, Any]] = []
         replicates, scores = self.settings(data.experiment).replicates, _subset_scores(data)
         for seed, one in data.seeds.items():
-            removed = self.removed(data.experiment, seed, len(one.train_ids))
+            removed = self.subsets(data.experiment, one)
             outputs = scores.filter(pl.col("seed") == seed)["score"].to_numpy().reshape(replicates, len(removed), len(one.points))
             places = [{"metric": self.numbers[0].name, "seed": seed, "test_id": point.test_id} for point in one.points]
             for method in data.experiment.methods:
-                correlations, _ = subset_correlations(one.scores(method), removed, outputs.mean(axis=0))
+                phi = self.scores(data.experiment, one, method)
+                if phi is None:
+                    continue
+                correlations, _ = subset_correlations(phi, removed, outputs.mean(axis=0))
                 values += [{**place, "method": method, "value": float(value)} for place, value in zip(places, correlations, strict=True)]
             known = noise_ceiling(outputs)
             for point, place in enumerate(places):

@@ -56,9 +56,12 @@ class Pack(ABC):
             view.copy_(value)
         return [p.detach() for p in receiver.parameters() if p.requires_grad]
 
-    def steps(self, orders: Tensor, batch_size: int, kept: Tensor, first_step: int) -> Iterator[Step]:
-        """The steps of an epoch in which each model visits its ``orders`` (S, N) without the rows that ``kept`` (S, N) bool drops."""
-        return packed_steps(orders, batch_size, kept, first_step)
+    def steps(self, orders: Tensor, batch_size: int, kept: Tensor, first_step: int, weights: Tensor | None = None) -> Iterator[Step]:
+        """The steps of an epoch in which each model visits its ``orders`` (S, N) without the rows that ``kept`` (S, N) bool drops.
+
+        ``weights`` (S, N) float64 of the rows in the loss; None: all are 1.
+        """
+        return packed_steps(orders, batch_size, kept, first_step, weights)
 
     def while_training(self) -> AbstractContextManager[None]:
         """What is in force while the models train."""
@@ -85,8 +88,9 @@ class Solo(Pack):
     def preconditioner(self, slot: int, model: nn.Module) -> list[Tensor]:
         return self.optimized.preconditioners()
 
-    def steps(self, orders: Tensor, batch_size: int, kept: Tensor, first_step: int) -> Iterator[Step]:
-        return plain_steps(orders[0], batch_size, None if bool(torch.all(kept)) else kept[0], first_step)
+    def steps(self, orders: Tensor, batch_size: int, kept: Tensor, first_step: int, weights: Tensor | None = None) -> Iterator[Step]:
+        own = None if weights is None else weights[0]
+        return plain_steps(orders[0], batch_size, None if bool(torch.all(kept)) else kept[0], first_step, own)
 
     def while_training(self) -> AbstractContextManager[None]:
         return fast_layers(self.module, self._optimizer, self._fast_paths)
