@@ -31,7 +31,8 @@ FIELDS: dict[str, Any] = {
     "test_points": 3,
     "deletion": {"counts": [0, 4]},
     "lds": {"subsets": 6, "fraction": 0.5, "retrain": "fresh", "replicates": 3},
-    "loo": {"samples": 3},
+    "loo": {"samples": 3, "weight": 2.0},
+    "relabel": {"samples": 2},
 }
 
 
