@@ -15,7 +15,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 ENSEMBLES = (1, 10, 50)
 """Models behind TRAK-1, TRAK-10 and TRAK-50, each trained on a half of the training set."""
+
+
+DATTRI_METHODS = ("grad-cos", "lissa", *(f"trak-{count}" for count in ENSEMBLES))
+"""The cosine of gradients, LiSSA, and TRAK of ensembles of half models."""
 
 
 class Seed:
@@ -120,8 +124,8 @@ def half_model(seed: Seed, number: int) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def dattri_scores(models: Path, to: Path) -> None:
-    """TRAK of ensembles of half models, LiSSA, and the cosine of gradients."""
+def dattri_scores(models: Path, to: Path, methods: Collection[str]) -> None:
+    """Those of :data:`DATTRI_METHODS` that are named."""
     from dattri.algorithm.influence_function import IFAttributorLiSSA
     from dattri.algorithm.tracin import TracInAttributor
     from dattri.algorithm.trak import TRAKAttributor
@@ -149,16 +153,19 @@ def dattri_scores(models: Path, to: Path) -> None:
             return torch.exp(log_p(parameters, sample))
 
         train, test = (DataLoader(part, batch_size=500) for part in (seed.train, seed.test))
-        cosine = TracInAttributor(AttributionTask(loss, model, [seed.state]), weight_list=torch.ones(1), normalized_grad=True)
-        cosine.projector_kwargs = None
-        with torch.no_grad():
-            seed.save(to / "grad-cos", cosine.attribute(train, test))
-        lissa = IFAttributorLiSSA(AttributionTask(batch_loss, model, [seed.state]), batch_size=100, recursion_depth=100)
-        lissa.cache(DataLoader(seed.train, batch_size=len(seed.train)))
-        with torch.no_grad():
-            seed.save(to / "lissa", lissa.attribute(train, test))
-        states = [half_model(seed, number) for number in range(max(ENSEMBLES))]
-        for count in ENSEMBLES:
+        if "grad-cos" in methods:
+            cosine = TracInAttributor(AttributionTask(loss, model, [seed.state]), weight_list=torch.ones(1), normalized_grad=True)
+            cosine.projector_kwargs = None
+            with torch.no_grad():
+                seed.save(to / "grad-cos", cosine.attribute(train, test))
+        if "lissa" in methods:
+            lissa = IFAttributorLiSSA(AttributionTask(batch_loss, model, [seed.state]), batch_size=100, recursion_depth=100)
+            lissa.cache(DataLoader(seed.train, batch_size=len(seed.train)))
+            with torch.no_grad():
+                seed.save(to / "lissa", lissa.attribute(train, test))
+        ensembles = [count for count in ENSEMBLES if f"trak-{count}" in methods]
+        states = [half_model(seed, number) for number in range(max(ensembles, default=0))]
+        for count in ensembles:
             task = AttributionTask(margin, model, states[:count])
             trak = TRAKAttributor(task, probability, projector_kwargs={"proj_dim": 512, "device": "cpu"})
             with torch.no_grad():
@@ -171,9 +178,13 @@ def main() -> None:
     parser.add_argument("library", choices=["kronfluence", "dattri"])
     parser.add_argument("models", type=Path)
     parser.add_argument("scores", type=Path)
+    parser.add_argument("--methods", nargs="+", choices=DATTRI_METHODS, default=DATTRI_METHODS, help="of dattri; default: all")
     options = parser.parse_args()
     began = time.perf_counter()
-    {"kronfluence": kronfluence_scores, "dattri": dattri_scores}[options.library](options.models, options.scores)
+    if options.library == "kronfluence":
+        kronfluence_scores(options.models, options.scores)
+    else:
+        dattri_scores(options.models, options.scores, options.methods)
     print(f"{time.perf_counter() - began:.0f} s")
 
 
