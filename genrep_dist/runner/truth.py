@@ -141,8 +141,8 @@ def _with_changes(models: pl.DataFrame, changes: Mapping[str, Change]) -> pa.Tab
             columns[ids].append([sample for sample, _ in pairs])
             columns[values].append([value for _, value in pairs])
     table = models.select([*LEDGER_SCHEMA.names, "numbers"]).to_arrow(compat_level=pl.CompatLevel.oldest())
-    for name, values in columns.items():
-        table = table.append_column(name, pa.array(values, MODELS.field(name).type))
+    for name, column in columns.items():
+        table = table.append_column(name, pa.array(column, MODELS.field(name).type))
     return table.select(MODELS.names).cast(MODELS)
 
 
