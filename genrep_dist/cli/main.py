@@ -203,7 +203,13 @@ def methods(as_json: JsonOption = False) -> None:
 
 @app.command()
 def export(
-    what: Annotated[str, typer.Argument(metavar="NAME | problem EXPERIMENT", help="The name of a run; or 'problem' and an experiment.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME | truth NAME | problem EXPERIMENT",
+            help="A run; 'truth' and a run; 'problem' and an experiment.",
+        ),
+    ],
     to: Annotated[Path, typer.Option("--to", help="Folder to write to. It is created if it does not exist.")],
     experiment: Annotated[str | None, typer.Argument(metavar="", help="After 'problem': a YAML file, or one that ships.")] = None,
     store: StoreOption = "store",
@@ -213,16 +219,20 @@ def export(
     serial: Annotated[bool, typer.Option("--serial", help="For a problem: train in this process, without Ray.")] = False,
     code: CodeOption = None,
 ) -> None:
-    """Write plain files for other tools: the results of a run, or a problem for another tool to explain.
+    """Write plain files for other tools: the results of a run, its ground truth, or a problem for another tool to explain.
 
-    `genrep export NAME` writes the tables, scores, checkpoints and data of a finished run. `genrep export problem EXPERIMENT` trains
+    `genrep export NAME` writes the tables, scores, checkpoints and data of a finished run. `genrep export truth NAME` writes what its
+    models were trained on and what they predict, from which anyone computes its metrics. `genrep export problem EXPERIMENT` trains
     the experiment's original models, unless they exist, and writes what another tool needs to score them: checkpoints, data, ids.
     """
     from genrep_dist.results import open_run
     from genrep_dist.runner.export import export_problem, export_run
+    from genrep_dist.runner.truth import export_truth
 
     if experiment is None:
         paths = export_run(open_run(store, what, experiment=code, overrides=set_ or ()), to, seed)
+    elif what == "truth":
+        paths = export_truth(open_run(store, experiment, experiment=code, overrides=set_ or ()), to)
     elif what == "problem":
         from genrep_dist.runner.run import train_originals
 
@@ -233,9 +243,28 @@ def export(
             trained = train_originals(loaded, store, serial=serial, progress=progress, search_path=_search_path(experiment))
         paths = export_problem(trained, to)
     else:
-        raise typer.BadParameter("genrep export NAME, or genrep export problem EXPERIMENT")
+        raise typer.BadParameter("genrep export NAME, genrep export truth NAME, or genrep export problem EXPERIMENT")
     for path in paths:
         write_line(path)
+
+
+@app.command("import")
+def import_(
+    what: Annotated[str, typer.Argument(metavar="truth", help="What is imported: 'truth'.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that `genrep export truth` wrote.")],
+    store: StoreOption = "store",
+) -> None:
+    """Add the models of an exported ground truth to the ledger of a store. Runs that need them then train none of them again.
+
+    Every byte of the package is verified first. Its numbers are trusted.
+    """
+    from genrep_dist.runner.truth import import_truth
+    from genrep_dist.store import Store
+
+    if what != "truth":
+        raise typer.BadParameter("genrep import truth FOLDER")
+    done = import_truth(folder, Store(store))
+    write_line(f"{done.written:,} models were added and {done.known:,} were there; training identity {done.training}")
 
 
 @ledger_app.command("compact")

@@ -196,9 +196,7 @@ class Keys:
     def retraining(self, seed: int, removed: Sequence[int] | Change, policy: str, replicate: int = 0) -> str:
         """Key of a ledger row, for ids of removed samples or another change. Without any it is the original model, whatever the policy."""
         change = removed if isinstance(removed, Change) else Change.of(removed)
-        if not change:
-            policy, replicate = "same", 0
-        return self._digest("retraining", self.training, seed, policy, replicate, *change.identity)
+        return retraining_key(self.training, seed, change, policy, replicate)
 
     def _kernel_identity(self, kernel: str) -> Any:
         """What distinguishes one kernel from another: its name with its settings, or the source of the user's own."""
@@ -231,3 +229,10 @@ class Keys:
     @staticmethod
     def _digest(kind: str, *parts: Any) -> str:
         return json_digest([NUMBERS_VERSION, kind, *parts])
+
+
+def retraining_key(training: str, seed: int, change: Change, policy: str, replicate: int = 0) -> str:
+    """Key of a row in the ledger of the identity ``training``. Without a change it is the original model, whatever the policy."""
+    if not change:
+        policy, replicate = "same", 0
+    return json_digest([NUMBERS_VERSION, "retraining", training, seed, policy, replicate, *change.identity])

@@ -44,7 +44,9 @@ class ProblemSection(Section):
     """What is explained: data, model, loss and recipe."""
 
     name: str = Field(
-        min_length=1, description="A shipped problem (digits, mnist, cifar10, toxicity, agnews, newsgroups), or module:Class of your own."
+        min_length=1,
+        description="A shipped problem (digits, mnist, mnist-benchmark, cifar10, toxicity, agnews, newsgroups, concrete), or module:Class "
+        "of your own.",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="Arguments of the problem's class.")
     flip_labels: FlipSection | None = Field(

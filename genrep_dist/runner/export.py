@@ -28,7 +28,7 @@ def export_run(run: Run, folder: Path, seeds: Sequence[int] | None = None) -> It
     .npy, its rows in the order of data/train.parquet. Raises StoreError or NotCommittedError for a run that is not finished, StoreError
     for a folder that cannot be written.
     """
-    return _checked(folder, _run_files(run, folder, seeds))
+    return checked_paths(folder, _run_files(run, folder, seeds))
 
 
 def _run_files(run: Run, folder: Path, seeds: Sequence[int] | None) -> Iterator[Path]:
@@ -72,7 +72,7 @@ def export_problem(run: Run, folder: Path, seeds: Sequence[int] | None = None) -
     Models that are no torch modules have no .pt files.
     :func:`genrep_dist.external.open_exported` opens it. The run need not be finished: NotCommittedError where a model is not trained.
     """
-    return _checked(folder, _problem_files(run, folder, seeds))
+    return checked_paths(folder, _problem_files(run, folder, seeds))
 
 
 def _problem_files(run: Run, folder: Path, seeds: Sequence[int] | None) -> Iterator[Path]:
@@ -92,7 +92,7 @@ def _problem_files(run: Run, folder: Path, seeds: Sequence[int] | None) -> Itera
         yield place / "problem.json"
 
 
-def _checked(folder: Path, paths: Iterator[Path]) -> Iterator[Path]:
+def checked_paths(folder: Path, paths: Iterator[Path]) -> Iterator[Path]:
     """``paths``, which are written while they are taken. StoreError where the folder or a file in it cannot be written."""
     try:
         yield from paths

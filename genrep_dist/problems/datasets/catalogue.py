@@ -10,6 +10,7 @@ from pathlib import Path
 from genrep_dist.errors import ProblemError
 from genrep_dist.problems.datasets.cache import cache_folder, read_manifest
 from genrep_dist.problems.datasets.cifar_files import fetch_cifar10
+from genrep_dist.problems.datasets.concrete_files import fetch_concrete
 from genrep_dist.problems.datasets.mnist_files import fetch_mnist
 from genrep_dist.problems.datasets.text_files import fetch_agnews, fetch_newsgroups, fetch_toxicity
 from genrep_dist.problems.datasets.vocabulary import fetch_vocabulary
@@ -56,6 +57,11 @@ _ENTRIES = {
         "11,293 + 7,528 messages of twenty newsgroups, split by date, lower case, letters only (Lang; Cachopo's version)",
         "package, PATH",
         fetch_newsgroups,
+    ),
+    "concrete": _Source(
+        "1,030 concrete mixtures with their compressive strength (Yeh 1998; UCI, CC BY 4.0); a text of nine numbers a line",
+        "PATH",
+        fetch_concrete,
     ),
     "wordpiece": _Source(
         "the vocabulary of the text problems: 30,522 pieces of lower-case English words (Devlin et al. 2019)",
