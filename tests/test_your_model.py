@@ -24,7 +24,6 @@ DOCUMENT = ROOT / "docs/your-model.md"
 SNIPPETS = {text.partition("\n")[0].removeprefix("# "): text for kind in ("python", "yaml") for text in blocks(DOCUMENT, kind)}
 PACKAGES = {"bert_problem": ("transformers", "accelerate"), "lightning_problem": ("lightning",)}
 PROBLEMS = {
-    "recipe_problem": ("WithRecipe", ["ntk-final/target", "random"]),
     "hooks_problem": ("WithHooks", ["ntk-final/target", "ntk-middle/tracking", "tracincp", "random"]),
     "script_problem": ("WithScript", ["ntk-final/target", "ntk-middle/target", "neighbours", "random"]),
     "bert_problem": ("WithTrainer", ["ntk-final/target", "neighbours", "random"]),
@@ -100,7 +99,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("your_model")
     make(folder)
     there = [module for module in PROBLEMS if not missing(module)]
-    with judge(folder, ["boosting", *(m for m in there if m not in SCRIPTS)], [m for m in there if m in SCRIPTS]) as process:
+    with judge(folder, ["recipe", "boosting", *(m for m in there if m not in SCRIPTS)], [m for m in there if m in SCRIPTS]) as process:
         output, _ = process.communicate()
     assert process.returncode == 0, output
     return folder
@@ -113,9 +112,10 @@ def test_each_situation_is_judged(module: str, place: Path) -> None:
     assert sorted(summary["method"]) == sorted(PROBLEMS[module][1])
 
 
-def test_a_model_that_is_no_module_is_judged(place: Path) -> None:
-    summary = pl.read_parquet(place / "store/results/boosting/summary.parquet")
-    assert summary["method"].to_list() == ["neighbours", "random"]
+@pytest.mark.parametrize(("name", "other"), [("recipe", "ntk-final/target"), ("boosting", "neighbours")])
+def test_the_experiments_are_run_as_printed(name: str, other: str, place: Path) -> None:
+    summary = pl.read_parquet(place / f"store/results/{name}/summary.parquet")
+    assert sorted(summary["method"]) == [other, "random"]
 
 
 @pytest.mark.parametrize("module", SCRIPTS)
