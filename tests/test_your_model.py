@@ -22,14 +22,22 @@ pytestmark = pytest.mark.ray
 
 DOCUMENT = ROOT / "docs/your-model.md"
 SNIPPETS = {text.partition("\n")[0].removeprefix("# "): text for kind in ("python", "yaml") for text in blocks(DOCUMENT, kind)}
-PACKAGES = {"bert_problem": ("transformers", "accelerate"), "lightning_problem": ("lightning",)}
+NEEDS = {"bert_problem": "transformers accelerate", "lightning_problem": "lightning"}
 PROBLEMS = {
-    "hooks_problem": ("WithHooks", ["ntk-final/target", "ntk-middle/tracking", "tracincp", "random"]),
-    "script_problem": ("WithScript", ["ntk-final/target", "ntk-middle/target", "neighbours", "random"]),
-    "bert_problem": ("WithTrainer", ["ntk-final/target", "neighbours", "random"]),
-    "lightning_problem": ("WithLightning", ["ntk-final/target", "neighbours", "random"]),
-    "boosting_problem": ("WithBoosting", ["neighbours", "random"]),
+    "script_problem": "WithScript",
+    "hooks_problem": "WithHooks",
+    "bert_problem": "WithTrainer",
+    "lightning_problem": "WithLightning",
+    "boosting_problem": "WithBoosting",
 }
+METHODS = {
+    "hooks_problem": ["ntk-final/target", "ntk-middle/tracking", "tracincp", "random"],
+    "script_problem": ["ntk-final/target", "ntk-middle/target", "neighbours", "random"],
+    "bert_problem": ["ntk-final/target", "neighbours", "random"],
+    "lightning_problem": ["ntk-final/target", "neighbours", "random"],
+    "boosting_problem": ["neighbours", "random"],
+}
+"""Default: ntk-final/target and random."""
 JUDGE = """
 import importlib
 import runpy
@@ -56,9 +64,13 @@ for item in sys.argv[2].split():
 """Judges a list of experiments serially, and the adapters' through Ray. One process, since imports take most of the time."""
 
 
+def methods_of(module: str) -> list[str]:
+    return METHODS.get(module, ["ntk-final/target", "random"])
+
+
 def missing(module: str) -> list[str]:
     """Packages of ``module`` that are not installed."""
-    return [name for name in PACKAGES.get(module, ()) if importlib.util.find_spec(name) is None]
+    return [name for name in NEEDS.get(module, "").split() if importlib.util.find_spec(name) is None]
 
 
 def require(module: str) -> None:
@@ -71,7 +83,8 @@ def make(folder: Path, **fields: Any) -> None:
     for name, text in SNIPPETS.items():
         (folder / name).write_text(text)
     (folder / "judge.py").write_text(JUDGE)
-    for module, (problem, methods) in PROBLEMS.items():
+    for module, problem in PROBLEMS.items():
+        methods = methods_of(module)
         declared: dict[str, Any] = {
             "name": module,
             "problem": {"name": f"{module}:{problem}"},
@@ -87,7 +100,7 @@ def make(folder: Path, **fields: Any) -> None:
 
 def judge(folder: Path, serial: list[str], adapters: list[str]) -> subprocess.Popen[str]:
     """The judge's process, on the experiments named ``serial`` and on modules with an adapter."""
-    lists = [" ".join(serial), " ".join(f"{module}:{PROBLEMS[module][0]}" for module in adapters)]
+    lists = [" ".join(serial), " ".join(f"{module}:{PROBLEMS[module]}" for module in adapters)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "judge.py", *lists]
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -109,7 +122,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_situation_is_judged(module: str, place: Path) -> None:
     require(module)
     summary = pl.read_parquet(place / f"store/results/{module}/summary.parquet")
-    assert sorted(summary["method"]) == sorted(PROBLEMS[module][1])
+    assert sorted(summary["method"]) == sorted(methods_of(module))
 
 
 @pytest.mark.parametrize(("name", "other"), [("recipe", "ntk-final/target"), ("boosting", "neighbours")])

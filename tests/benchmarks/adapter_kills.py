@@ -39,7 +39,7 @@ from tests.test_your_model import PROBLEMS
 
 publish._track = lambda *a, **k: type("Link", (), dict(tracking_uri="", experiment_id="", run_id="", hint="none"))()
 module, how = sys.argv[1:]
-plain_scripts.write_scores(getattr(importlib.import_module(module), PROBLEMS[module][0])(), f"{module}-scores.npz")
+plain_scripts.write_scores(getattr(importlib.import_module(module), PROBLEMS[module])(), f"{module}-scores.npz")
 gr.run(f"{module}.yaml", serial=how == "serial")
 """
 
