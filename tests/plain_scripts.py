@@ -58,7 +58,7 @@ def trainer(rows: TensorDataset, test: Tensor, start: int, draws: int, seed: int
     )
     bert = BertForSequenceClassification(config)
     seed_everything(draws)
-    encoded = [{"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": label} for ids, label in rows]
+    encoded = [{"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": label} for ids, label in zip(*rows.tensors, strict=True)]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,
