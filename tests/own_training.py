@@ -87,6 +87,8 @@ class Failing(Script):
                 raise ValueError("no first sample here")
             if self.how == "exit":
                 raise SystemExit(3)
+            if self.how == "memory":
+                raise MemoryError("no memory for the first sample")
             if self.how == "diverge":
                 next(iter(model.parameters())).data.fill_(float("nan"))
             while self.how == "hang":

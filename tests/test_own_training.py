@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 
 import genrep_dist as gr
 from genrep_dist.diagnostics.run_checks import diagnose
-from genrep_dist.errors import ProblemError, TimeLimitError
+from genrep_dist.errors import ProblemError, TimeLimitError, UnitError
 from genrep_dist.seeds import derive_seed
 from genrep_dist.store import Store
 from genrep_dist.training.threads import one_thread
@@ -155,11 +155,17 @@ def test_same_random_numbers_mean_nothing_to_a_random_training(how: str, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("how", "expected"), [("raise", "no first sample here"), ("diverge", "diverged"), ("hang", "resources.unit_timeout")]
+    ("how", "expected"),
+    [
+        ("raise", "no first sample here"),
+        ("diverge", "diverged"),
+        ("hang", "resources.unit_timeout"),
+        ("memory", "no memory for the first sample"),
+    ],
 )
 def test_a_training_that_fails_is_one_failed_model(how: str, expected: str, tmp_path: Path) -> None:
     loo = {"samples": 40}
-    with pytest.raises((ProblemError, TimeLimitError)) as found:
+    with pytest.raises((ProblemError, TimeLimitError, UnitError)) as found:
         run(
             tmp_path / "store",
             "Failing",
@@ -169,7 +175,7 @@ def test_a_training_that_fails_is_one_failed_model(how: str, expected: str, tmp_
             test_points=1,
             loo=loo,
             deletion={"counts": [1]},
-            resources={"unit_timeout": 1.5},
+            resources={"unit_timeout": 1.5, "retries": 1},
         )
     first = int(Script().train_data().ids[0])
     assert expected in str(found.value)

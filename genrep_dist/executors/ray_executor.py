@@ -52,7 +52,7 @@ cloudpickle.register_pickle_by_value(worker_code)  # type: ignore[no-untyped-cal
 def _execute(job: Job, unit: Unit) -> dict[str, float]:
     from genrep_dist.workflow.execute import execute
 
-    return execute(job, unit)
+    return execute(job, unit, in_worker=True)
 
 
 class RayExecutor:

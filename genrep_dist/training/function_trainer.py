@@ -68,7 +68,7 @@ class FunctionTrainer:
         """One trained model; what its function called hooks for goes to ``record``.
 
         Raises ProblemError, with the traceback and the removed ids, for an error in the function and for a model that cannot be used;
-        NonFiniteError for one that diverged; TimeLimitError.
+        NonFiniteError for one that diverged; TimeLimitError; MemoryError or torch.OutOfMemoryError.
         """
         device = self._data.inputs.device
         kept = torch.ones(len(self._data.ids), dtype=torch.bool) if run.kept is None else run.kept.cpu()
@@ -82,8 +82,11 @@ class FunctionTrainer:
             try:
                 with self._limit(where):
                     returned = self._function(model, KeptSamples(data, kept), user)
-            except (GenRepError, *OUT_OF_MEMORY):
+            except GenRepError:
                 raise
+            except OUT_OF_MEMORY as error:
+                kind = MemoryError if isinstance(error, MemoryError) else torch.OutOfMemoryError
+                raise kind(f"{where}: {error}") from error
             except (Exception, SystemExit) as error:
                 raise _raised(error, where) from error
         if run.weights is not None and not user.reads_weights:
@@ -98,7 +101,7 @@ class FunctionTrainer:
         for run in runs:
             try:
                 results.append(self.train(run))
-            except (ProblemError, TimeLimitError) as error:
+            except (ProblemError, TimeLimitError, *OUT_OF_MEMORY) as error:
                 results.append(error)
         return results
 

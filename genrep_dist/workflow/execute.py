@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -13,7 +14,7 @@ from genrep_dist.training.threads import one_thread
 from genrep_dist.units import Unit
 from genrep_dist.workflow.context import Job, WorkerContext
 from genrep_dist.workflow.stages import STAGES
-from genrep_dist.workflow.time_limit import time_limit
+from genrep_dist.workflow.time_limit import process_limit, time_limit
 
 _contexts: dict[str, WorkerContext] = {}
 
@@ -27,8 +28,10 @@ def worker_context(job: Job) -> WorkerContext:
     return _contexts[key]
 
 
-def execute(job: Job, unit: Unit) -> dict[str, float]:
+def execute(job: Job, unit: Unit, *, in_worker: bool = False) -> dict[str, float]:
     """Run one unit and return its statistics. What it makes is in the store, whole, or not at all.
+
+    ``in_worker``: this process may end with a unit that exceeds ``resources.unit_timeout`` in a call that cannot be interrupted.
 
     On the CPU a unit uses one thread: floating-point sums then run in one order, and a result depends neither on the machine's
     cores nor on how many workers share them.
@@ -42,7 +45,8 @@ def execute(job: Job, unit: Unit) -> dict[str, float]:
         context.unit_began = time.perf_counter()
         stage, seconds = STAGES.get(unit.stage), job.experiment.resources.unit_timeout
         # A task of several models has the time of all of them.
-        with time_limit(None if seconds is None else seconds * unit.size, unit.label):
+        most = None if seconds is None else seconds * unit.size
+        with process_limit(most) if in_worker else nullcontext(), time_limit(most, unit.label):
             found: object = stage.run(unit, context)
         fits = isinstance(found, dict) and all(isinstance(value, int | float) for value in found.values())
         require_returned(fits, stage, "run", "statistics: a dict of floats", found, unit.label)

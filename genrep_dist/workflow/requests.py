@@ -319,7 +319,7 @@ _OPTIONAL: dict[str, type | tuple[type, ...]] = {
 
 def _has_numbers(request: RetrainRequest) -> bool:
     """Whether weights and labels are numbers by id."""
-    if not isinstance(request.weights, Mapping) or not isinstance(request.labels, Mapping):
+    if not all(isinstance(given, Mapping) for given in (request.weights, request.labels)):
         return False
     try:
         Change.of((), request.weights, request.labels)

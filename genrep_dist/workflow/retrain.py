@@ -13,7 +13,8 @@ import torch
 
 from genrep_dist.config.keys import Keys
 from genrep_dist.core.policies import is_rebatched
-from genrep_dist.errors import GenRepError, NonFiniteError, ProblemError
+from genrep_dist.core.tensors import OUT_OF_MEMORY
+from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.store import Store
 from genrep_dist.store.ledger import LedgerRow
@@ -73,7 +74,7 @@ class RetrainStage(Stage[RetrainUnit]):
         began = time.perf_counter()
         size = context.trainer.pack_size(len(unit.rows)) if len(unit.rows) > 1 else 1
         rows: list[LedgerRow] = []
-        errors: list[GenRepError] = []
+        errors: list[Exception] = []
         for pack in _packs(unit.rows, size):
             for result in _retrained(pack, context):
                 if isinstance(result, LedgerRow):
@@ -83,7 +84,8 @@ class RetrainStage(Stage[RetrainUnit]):
         if rows:
             context.store.ledger(context.keys.training).write(rows)
         if errors:
-            raise errors[0]
+            # Where memory is short, another attempt may succeed.
+            raise next((error for error in errors if isinstance(error, OUT_OF_MEMORY)), errors[0])
         training = sum(row.seconds for row in rows)
         return {"models": float(len(rows)), "seconds": time.perf_counter() - began, "training_seconds": training, "pack_size": float(size)}
 
@@ -130,23 +132,23 @@ def retrain(retraining: Retraining, context: WorkerContext) -> LedgerRow:
     raise result
 
 
-def _retrained(retrainings: Sequence[Retraining], context: WorkerContext) -> Sequence[LedgerRow | GenRepError]:
+def _retrained(retrainings: Sequence[Retraining], context: WorkerContext) -> Sequence[LedgerRow | Exception]:
     try:
         return _retrain_pack(retrainings, context)
     except ProblemError as error:
         return [error]
 
 
-def _retrain_pack(retrainings: Sequence[Retraining], context: WorkerContext) -> list[LedgerRow | GenRepError]:
+def _retrain_pack(retrainings: Sequence[Retraining], context: WorkerContext) -> list[LedgerRow | Exception]:
     """The row of each retraining, or the error of the one that diverged or failed. Each is what it would be alone."""
     began = time.perf_counter()
     runs = [_as_run(retraining, context) for retraining in retrainings]
-    results: list[LedgerRow | GenRepError] = []
+    results: list[LedgerRow | Exception] = []
     trained = context.trainer.train_all(runs)
-    outputs = [model if isinstance(model, GenRepError) else context.predict(model, context.test.inputs) for model in trained]
+    outputs = [model if isinstance(model, Exception) else context.predict(model, context.test.inputs) for model in trained]
     seconds = (time.perf_counter() - began) / len(retrainings)
     for retraining, run, output in zip(retrainings, runs, outputs, strict=True):
-        if isinstance(output, GenRepError):
+        if isinstance(output, Exception):
             results.append(output)
             continue
         try:
