@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from genrep_dist.config import Experiment
 from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.core.gradients.model import check_model, num_parameters
-from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, Kernel, KernelSizes, PairwiseKernel
+from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, Kernel, KernelSizes, PairwiseKernel, computed_pairs
 from genrep_dist.core.losses import get_loss, is_linear
 from genrep_dist.errors import MethodError
 from genrep_dist.extension import is_shipped_class, require_returned, returned
@@ -152,7 +152,7 @@ def pair_bytes(kernel: PairwiseKernel, model: nn.Module, inputs: Tensor) -> int:
     some = inputs[torch.arange(4) % len(inputs)]
 
     def count(rows: Tensor) -> int | None:
-        return peak_tensor_bytes(lambda: kernel.pairs(model, rows, rows))
+        return peak_tensor_bytes(lambda: computed_pairs(kernel, model, rows, rows))
 
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -18,6 +18,7 @@ from genrep_dist.core.gradients.functional import functional_model
 from genrep_dist.core.gradients.layer_rules import LAYER_RULES
 from genrep_dist.core.gradients.model import as_outputs, model_outputs, selected_output
 from genrep_dist.core.gradients.torch_internals import Snapshot
+from genrep_dist.core.inputs import form_of, input_leaves
 
 
 class UnusualPassError(Exception):
@@ -130,7 +131,7 @@ def run_with_hooks(
             if spread:
                 parameters = dict(model.named_parameters())
                 leaves = {one.name: one.copies(parameters[one.name], num_rows) for one in spread}
-                forward.outputs = as_outputs(functional_model(model)(leaves, inputs), num_rows)
+                forward.outputs = as_outputs(functional_model(model)(leaves, input_leaves(inputs), form_of(inputs)), num_rows)
                 forward.calls.update({name: LayerCall(None, get_gradient_edge(t), tuple(t.shape)) for name, t in leaves.items()})
             else:
                 forward.outputs = model_outputs(model, inputs)

@@ -163,7 +163,17 @@ class PairwiseKernel(Kernel):
 
     @abstractmethod
     def pairs(self, model: nn.Module, left: Tensor, right: Tensor) -> Tensor:
-        """K (A, B), floating point, of ``left`` (A, ...) and ``right`` (B, ...) inputs. Called without gradients."""
+        """K (A, B), floating point, of ``left`` (A, ...) and ``right`` (B, ...) inputs. Called without gradients.
+
+        Inputs of several tensors come as the problem gives them: a dictionary, tuple or dataclass.
+        """
+
+
+def computed_pairs(kernel: PairwiseKernel, model: nn.Module, left: Tensor, right: Tensor) -> Tensor:
+    """K (A, B) of inputs in rows, which the kernel gets in the form in which the problem gives them."""
+    from genrep_dist.core.inputs import unpacked
+
+    return kernel.pairs(model, unpacked(left), unpacked(right))
 
 
 class KernelFunction(Protocol):
