@@ -304,3 +304,69 @@ def test_ragged_rows_are_padded_with_a_mask() -> None:
     for wrong in ([[1, 2]], [torch.ones(1, 2), torch.ones(1, 3)], [torch.tensor(3)]):
         with pytest.raises(ProblemError, match="cannot be padded"):
             gr.pad_rows(wrong, length=1)
+
+
+class Plain(torch.nn.Linear):
+    """Logits of a linear model."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 1)
+
+
+class OwnLoss(Plain):
+    """The logistic loss of each sample, in the forward pass."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return torch.nn.functional.binary_cross_entropy_with_logits(super().forward(x).squeeze(1), y, reduction="none")
+
+
+class WithLogits3:
+    loss = "logistic"
+    recipe = gr.Recipe(epochs=2, batch_size=8, learning_rate=0.3)
+
+    def model(self) -> torch.nn.Module:
+        return Plain()
+
+    def data(self, start: int, stop: int) -> Any:
+        x = torch.randn(30, 3, generator=torch.Generator().manual_seed(1))
+        return x[start:stop], (x.sum(1) > 0).float()[start:stop], torch.arange(start, stop)
+
+    def train_data(self) -> Any:
+        return self.data(0, 22)
+
+    def test_data(self) -> Any:
+        return self.data(22, 30)
+
+
+class WithOwnLoss(WithLogits3):
+    loss = "model"
+
+    def model(self) -> torch.nn.Module:
+        return OwnLoss()
+
+    def data(self, start: int, stop: int) -> Any:
+        x, y, ids = super().data(start, stop)
+        return {"x": x, "y": y}, torch.zeros(len(ids)), ids
+
+
+def test_a_model_that_returns_its_loss_trains_as_one_with_this_loss_and_explains_it(tmp_path: Path) -> None:
+    found = []
+    for name in ("WithLogits3", "WithOwnLoss"):
+        declared = experiment(
+            f"tests.test_structured_inputs:{name}",
+            seeds=1,
+            methods=["ntk-final/target", "ntk-final/tracking", "influence-final/target", "ntk-final/surrogate"],
+            influence={"curvature": "hessian", "damping": 0.1},
+            deletion={"fractions": [0.0, 0.1]},
+        )
+        found.append(gr.run(declared, store=str(tmp_path / name), serial=True, search_path=[str(ROOT)]))
+    plain, own = (one.checkpoint(0, "final") for one in found)
+    assert all(torch.allclose(plain[name], own[name], atol=1e-6) for name in plain)
+    problem = found[1].problem(0)
+    at = [problem.test.ids.tolist().index(sample) for sample in found[1].test_ids(0).tolist()]
+    rows_ = [torch.cat([x, torch.ones(len(x), 1)], 1).double() for x in (problem.train.inputs["x"], problem.test.inputs["x"][at])]
+    targets = [problem.train.inputs["y"].double(), problem.test.inputs["y"][at].double()]
+    theta = torch.cat([own["weight"].flatten(), own["bias"]]).double()
+    slopes = [x * (torch.sigmoid(x @ theta) - y)[:, None] for x, y in zip(rows_, targets, strict=True)]
+    expected = -(slopes[0] @ slopes[1].T)
+    np.testing.assert_allclose(found[1].attributions("ntk-final/target", 0), expected.numpy(), rtol=1e-4, atol=1e-6)

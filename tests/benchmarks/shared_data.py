@@ -1,7 +1,7 @@
 """Memory of workers that hold one data set, while it grows and while there are more of them. Linux only.
 
-Each worker opens the data as a worker of a run does and reads all rows in batches. Shown are, beside a worker that reads two rows: its own memory,
-which is in no file; and the memory of all workers together, in which a page that several of them map counts once (the sum of
+Each worker opens the data as a worker of a run does and reads all rows in batches. Shown are, beside a worker that reads two rows: its own
+memory, which is in no file; and the memory of all workers together, in which a page that several of them map counts once (the sum of
 their PSS). Both are in multiples of the bytes of the samples. "copied": with a copy in each worker, as for small data sets.
 """
 
