@@ -85,7 +85,14 @@ def measure(
         backward_bytes=backward_bytes(model, few),
         optimizer_copies=state_copies(recipe),
         own_training=own_training,
+        fixed_start=_same_state(Randomness(1).build(problem.model), Randomness(2).build(problem.model)),
     )
+
+
+def _same_state(one: nn.Module, other: nn.Module) -> bool:
+    """Whether the parameters and buffers of two models are equal: they are loaded, and no seed changes them."""
+    states = [{name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)} for model in (one, other)]
+    return states[0].keys() == states[1].keys() and all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
 def prediction_shape(train: Dataset, test: Dataset, num_outputs: int, *, on_gpu: bool) -> Shape:
