@@ -106,7 +106,7 @@ def images() -> Tensor:
 
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], set[str]]] = {
     "bert": (bert, text, {"factored", "dense"}),
-    "gpt2": (gpt2, text, {"factored", "dense", "loop"}),
+    "gpt2": (gpt2, text, {"factored", "dense"}),
     "vit": (vit, images, {"factored", "dense"}),
     "lstm": (Lstm, text, {"factored", "dense", "loop"}),
     "resnet with frozen batch norm": (resnet, images, {"factored", "dense"}),

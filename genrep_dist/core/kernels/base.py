@@ -132,7 +132,10 @@ class FeatureKernel(Kernel):
 
     @abstractmethod
     def features(self, model: nn.Module, inputs: Tensor, outputs: Tensor | None = None) -> Rows:
-        """Features of ``inputs`` (B, ...): of all outputs, or only of output ``outputs[b]`` (B,) of each."""
+        """Features of ``inputs`` (B, ...): of all outputs, or only of output ``outputs[b]`` (B,) of each.
+
+        Inputs of several tensors are rows of :class:`~genrep_dist.core.inputs.PackedInputs`; ``model_outputs`` unpacks them.
+        """
 
     def rows_per_pass(self, model: nn.Module, inputs: Tensor) -> int | None:
         """How many rows are best computed at once; None: as many as memory allows."""
