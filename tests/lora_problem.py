@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ LENGTH = 8
 
 
 def base() -> Any:
-    from transformers import BertConfig, BertForSequenceClassification
-
+    transformers: Any = importlib.import_module("transformers")
     sizes = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
-    return BertForSequenceClassification(BertConfig(**sizes, max_position_embeddings=LENGTH, hidden_dropout_prob=0.0))
+    return transformers.BertForSequenceClassification(
+        transformers.BertConfig(**sizes, max_position_embeddings=LENGTH, hidden_dropout_prob=0.0)
+    )
 
 
 class LoraBert:
@@ -30,14 +32,14 @@ class LoraBert:
         self.weights = Path(weights)
 
     def model(self) -> nn.Module:
-        import peft
-
+        peft: Any = importlib.import_module("peft")
         pretrained = base()
         pretrained.load_state_dict(torch.load(self.weights, weights_only=True))
         config = peft.LoraConfig(r=2, target_modules=["query", "value"], task_type="SEQ_CLS")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            return peft.get_peft_model(pretrained, config)  # type: ignore[no-any-return]
+            made: nn.Module = peft.get_peft_model(pretrained, config)
+        return made
 
     def train_data(self) -> Any:
         return self._rows(0, 24)
@@ -46,14 +48,13 @@ class LoraBert:
         return self._rows(24, 32)
 
     def _rows(self, start: int, stop: int) -> Any:
-        from datasets import Dataset
-
+        datasets: Any = importlib.import_module("datasets")
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(2, 15, (32, LENGTH), generator=generator) + 15 * (torch.arange(32) % 2)[:, None]
         lengths = torch.randint(3, LENGTH + 1, (32,), generator=generator).tolist()
         rows = [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
         columns = {"input_ids": rows[start:stop], "label": [row % 2 for row in range(start, stop)], "id": list(range(start, stop))}
-        return Dataset.from_dict(columns)
+        return datasets.Dataset.from_dict(columns)
 
     def collate(self, rows: list[Any]) -> Any:
         padded = gr.pad_rows([row["input_ids"] for row in rows], length=LENGTH)

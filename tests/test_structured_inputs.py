@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def test_augmentation_gets_a_row_in_the_problems_form(tmp_path: Path) -> None:
     assert all(map(torch.equal, found[0].checkpoint(0, "final").values(), found[1].checkpoint(0, "final").values()))
 
 
-FORMS = {
+FORMS: dict[str, Callable[[Any, Any], Any]] = {
     "dict": lambda ids, mask: {"input_ids": ids.short(), "attention_mask": mask.bool()},
     "tuple": lambda ids, mask: (ids, mask.double()),
     "list": lambda ids, mask: [ids.to(torch.uint8), mask.half()],

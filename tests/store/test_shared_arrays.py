@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def test_without_a_folder_each_process_has_its_own_copy(tmp_path: Path, monkeypa
 
 def test_the_folder_for_temporary_files_is_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GENREP_SCRATCH")
-    monkeypatch.setattr(shared_arrays.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     assert shared_arrays.shared_arrays("some", FORMS, lambda: parts([0])) is not None
     (folder,) = tmp_path.glob("genrep-dist-*")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
