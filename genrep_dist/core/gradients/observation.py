@@ -127,6 +127,7 @@ def bare_parameters(model: nn.Module, observed: ObservedLayers) -> list[str]:
         for full in layer.parameters.values()
         if layer.type.__module__.partition(".")[0] != "torch"
         and full in parameters
+        and observed.reasons[full] is not None
         and observed.reasons[full] == _no_rule(layer)
         and not parameters[full].is_complex()
     ]
