@@ -141,7 +141,8 @@ class OwnTraining(AsDict):
                 outputs = model(**inputs)
                 run.step(ids, outputs, run.recipe.learning_rate)
                 optimizer.zero_grad()
-                nn.functional.binary_cross_entropy_with_logits(outputs.squeeze(1), targets).backward()
+                loss: Any = nn.functional.binary_cross_entropy_with_logits(outputs.squeeze(1), targets)
+                loss.backward()
                 optimizer.step()
             run.checkpoint(epoch + 1, model)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> gr.Run:
 
 
 def test_scores_are_of_the_trained_parameters(judged: gr.Run) -> None:
-    problem = judged.problem(0)
+    problem: Any = judged.problem(0)
     trained = {name for name, parameter in problem.model.named_parameters() if parameter.requires_grad}
     assert trained
     assert all("lora_" in name or "classifier" in name for name in trained)

@@ -90,7 +90,7 @@ def test_the_doctor_finds_no_fault(as_dict: gr.Run) -> None:
 
 
 def test_other_points_are_explained_in_the_problems_form(as_dict: gr.Run) -> None:
-    test = as_dict.problem(0).test
+    test: Any = as_dict.problem(0).test
     assert set(test.inputs) == {"input_ids", "attention_mask"}
     ids = as_dict.test_ids(0).tolist()
     at = [test.ids.tolist().index(sample) for sample in ids]
@@ -105,7 +105,7 @@ def test_an_exported_problem_has_the_problems_form(as_dict: gr.Run, tmp_path: Pa
     list(export_problem(as_dict, tmp_path, [0]))
     with np.load(tmp_path / "data" / "train.npz") as arrays:
         assert np.array_equal(arrays["inputs.input_ids"], AsDict().train_data()[0]["input_ids"])
-    exported = open_exported(tmp_path, 0, [ROOT])
+    exported: Any = open_exported(tmp_path, 0, [ROOT])
     outputs = exported.model(**exported.test_points.inputs)
     assert outputs.shape == (2, 1)
     outcome = AsDict().train_data()[0]
@@ -363,7 +363,7 @@ def test_a_model_that_returns_its_loss_trains_as_one_with_this_loss_and_explains
         found.append(gr.run(declared, store=str(tmp_path / name), serial=True, search_path=[str(ROOT)]))
     plain, own = (one.checkpoint(0, "final") for one in found)
     assert all(torch.allclose(plain[name], own[name], atol=1e-6) for name in plain)
-    problem = found[1].problem(0)
+    problem: Any = found[1].problem(0)
     at = [problem.test.ids.tolist().index(sample) for sample in found[1].test_ids(0).tolist()]
     rows_ = [torch.cat([x, torch.ones(len(x), 1)], 1).double() for x in (problem.train.inputs["x"], problem.test.inputs["x"][at])]
     targets = [problem.train.inputs["y"].double(), problem.test.inputs["y"][at].double()]

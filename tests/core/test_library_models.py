@@ -84,7 +84,8 @@ class Adapter(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         found: Tensor = self.frozen(hidden)
-        return found + self.up(torch.relu(self.down(found)))
+        added: Tensor = self.up(torch.relu(self.down(found)))
+        return found + added
 
 
 def adapters() -> nn.Module:
