@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from genrep_dist.errors import GenRepError as GenRepError
     from genrep_dist.external import open_exported as open_exported
     from genrep_dist.problems.load import load_problem as load_problem
+    from genrep_dist.problems.padding import pad_rows as pad_rows
     from genrep_dist.problems.protocol import Dataset as Dataset
     from genrep_dist.problems.protocol import Problem as Problem
     from genrep_dist.problems.protocol import Recipe as Recipe
@@ -34,6 +35,7 @@ _HOMES = {
     "load_problem": "problems.load",
     "open_exported": "external",
     "open_run": "results",
+    "pad_rows": "problems.padding",
     "run": "runner.run",
 }
 
@@ -49,6 +51,7 @@ __all__ = [
     "load_problem",
     "open_exported",
     "open_run",
+    "pad_rows",
     "run",
 ]
 

@@ -32,8 +32,8 @@ class Shape:
     step: at most, or always where they are mapped. ``optimizer_copies``: tensors of a parameter's size that the optimizer keeps for it.
     ``identity_gap_reasons``: why the optimizer breaks the tracking identities of the paper; empty if it does not. ``slow_derived``: what
     takes a slower way in derived kernels, with the reason. ``is_loss_linear``: the loss's second derivative in the outputs is zero
-    wherever it was tried. ``own_training``: the problem's own function trains;
-    ``has_module``: the models are torch modules, and not only predictions.
+    wherever it was tried. ``own_training``: the problem's own function trains; ``fixed_start``: models of all seeds start from the same
+    parameters; ``has_module``: the models are torch modules, and not only predictions.
 
     Bytes: ``state_bytes`` of a checkpoint, with frozen parameters and buffers; ``item_bytes`` of one number of the parameters;
     ``forward_bytes`` of one row's forward pass without gradients, ``backward_bytes`` of one with gradients; 0 where they are unknown.
@@ -59,6 +59,7 @@ class Shape:
     optimizer_copies: int = 0
     own_training: bool = False
     has_module: bool = True
+    fixed_start: bool = False
 
     @property
     def parameter_bytes(self) -> int:

@@ -22,13 +22,17 @@ pytestmark = pytest.mark.ray
 
 DOCUMENT = ROOT / "docs/your-model.md"
 SNIPPETS = {text.partition("\n")[0].removeprefix("# "): text for kind in ("python", "yaml") for text in blocks(DOCUMENT, kind)}
-NEEDS = {"bert_problem": "transformers accelerate", "lightning_problem": "lightning"}
+NEEDS = {"bert_problem": "transformers accelerate", "lightning_problem": "lightning", "lora_inputs": "peft"}
 PROBLEMS = {
     "script_problem": "WithScript",
     "hooks_problem": "WithHooks",
     "bert_problem": "WithTrainer",
     "lightning_problem": "WithLightning",
     "boosting_problem": "WithBoosting",
+    "dict_inputs": "WithMask",
+    "row_inputs": "WithRows",
+    "loss_inputs": "WithOwnLoss",
+    "lora_inputs": "WithLora",
 }
 METHODS = {
     "hooks_problem": ["ntk-final/target", "ntk-middle/tracking", "tracincp", "random"],

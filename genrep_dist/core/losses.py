@@ -119,7 +119,43 @@ class SoftmaxLoss:
         return _like(targets, outputs)
 
 
-LOSSES: dict[str, Loss] = {loss.name: loss for loss in (SquaredLoss(), LogisticLoss(), SoftmaxLoss())}
+class ModelLoss:
+    """L = f: the model returns the loss of each sample itself, (N,) or (N, 1), as models of sequences do. Targets are not read.
+
+    Training minimises its mean; what is explained is a test sample's loss.
+    """
+
+    name = "model"
+    has_classes = False
+
+    def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        del targets
+        return self._losses(outputs).squeeze(1)
+
+    def derivative(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        del targets
+        return torch.ones_like(self._losses(outputs))
+
+    def second_derivative(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        del targets
+        return torch.zeros_like(self._losses(outputs)).unsqueeze(2)
+
+    def soft_targets(self, outputs: Tensor) -> Tensor:
+        return self._losses(outputs).squeeze(1)
+
+    def _losses(self, outputs: Tensor) -> Tensor:
+        if outputs.shape[1] != 1:
+            raise ProblemError(
+                "the model's output is no loss of each sample",
+                where="loss model",
+                expected="outputs (N,) or (N, 1): one loss of each sample",
+                got=f"outputs {tuple(outputs.shape)}",
+                remedy="return losses.mean(dim=1) of a sequence's tokens, or choose the loss of the model's logits",
+            )
+        return outputs
+
+
+LOSSES: dict[str, Loss] = {loss.name: loss for loss in (SquaredLoss(), LogisticLoss(), SoftmaxLoss(), ModelLoss())}
 
 
 def get_loss(loss: str | Loss) -> Loss:

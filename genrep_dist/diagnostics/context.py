@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from genrep_dist.core.gradients.per_sample import per_sample_gradients
 from genrep_dist.core.importances.base import SolvedImportance
+from genrep_dist.core.inputs import in_dtype
 from genrep_dist.core.kernels.base import FeatureKernel, Kernel
 from genrep_dist.problems.protocol import recorded_recipe
 from genrep_dist.results import Run
@@ -94,7 +95,7 @@ class CheckContext:
 
     def in_dtype(self, inputs: Tensor) -> Tensor:
         """``inputs`` as the models take them."""
-        return inputs.double() if self.in_float64 and inputs.is_floating_point() else inputs
+        return in_dtype(inputs, torch.float64) if self.in_float64 else inputs
 
     @property
     def test_inputs(self) -> Tensor:

@@ -23,6 +23,8 @@ class _Widening(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
         del types
+        if func is Tensor.view:  # of other bytes, not a cast
+            return func(*args, **(kwargs or {}))
         return _CASTS.get(func, func)(*map(_widened, args), **{name: _widened(value) for name, value in (kwargs or {}).items()})
 
 

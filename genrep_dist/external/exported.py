@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.inputs import InputForm, form_of, input_leaves, unpacked
 from genrep_dist.core.losses import Loss, get_loss
 from genrep_dist.core.tensors import numpy_array
 from genrep_dist.errors import ConfigError, CorruptError, MethodError, ProblemError
@@ -27,6 +30,8 @@ from genrep_dist.problems.tables import data_digest
 
 FORMAT = "genrep-problem/1"
 """Version of the files, written to problem.json."""
+FORM = "inputs_form"
+"""The array of an .npz file that says how inputs of several tensors are held: JSON in UTF-8."""
 
 
 class SavedCheckpoint(NamedTuple):
@@ -137,9 +142,9 @@ def open_exported(folder: str | Path, seed: int, search_path: Sequence[str | Pat
         loss=get_loss(problem.loss),
         # Of the problem's own class; the experiment may have changed the fields of every recipe.
         recipe=replace(problem_recipe(problem), **{part.name: record["recipe"][part.name] for part in fields(Recipe)}),
-        train=train,
-        test=test,
-        test_points=Dataset(test.inputs[points], test.targets[points], test.ids[points]),
+        train=_for_users(train),
+        test=_for_users(test),
+        test_points=_for_users(Dataset(test.inputs[points], test.targets[points], test.ids[points])),
         targets=torch.tensor(record["targets"], dtype=torch.int64),
         checkpoints=checkpoints,
         target=record.get("target", {}),
@@ -147,17 +152,46 @@ def open_exported(folder: str | Path, seed: int, search_path: Sequence[str | Pat
 
 
 def write_samples(folder: Path, name: str, samples: Dataset) -> Path:
-    """Write data/<name>.npz with inputs (N, ...), targets and ids in their own dtypes. ``name`` is 'train' or 'test'. Returns the path."""
+    """Write data/<name>.npz with inputs (N, ...), targets and ids in their own dtypes. ``name`` is 'train' or 'test'. Returns the path.
+
+    Inputs of several tensors are arrays such as ``inputs.input_ids``.
+    """
     path = folder / "data" / f"{name}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **{part: tensor.cpu().numpy() for part, tensor in samples._asdict().items()})
+    np.savez(path, **_arrays(samples))
     return path
 
 
 def read_samples(folder: Path, name: str) -> Dataset:
     """The dataset that :func:`write_samples` wrote."""
-    found = _foreign(folder / "data" / f"{name}.npz", read_npz)
-    return Dataset(*(torch.from_numpy(found[part]) for part in Dataset._fields))
+    path = folder / "data" / f"{name}.npz"
+    found = _foreign(path, read_npz)
+    tensors = {name: torch.from_numpy(values) for name, values in found.items() if name != FORM}
+    if FORM in found:
+        form = _foreign(path, lambda _: InputForm.from_record(json.loads(found[FORM].tobytes())))
+        tensors["inputs"] = form.pack(form.build([tensors[name] for name in _names(form)]))
+    return Dataset(*(tensors[part] for part in Dataset._fields))
+
+
+def _arrays(samples: Dataset) -> dict[str, Any]:
+    """Arrays by name: inputs of several tensors as one array for each, and their form."""
+    arrays: dict[str, Any] = {part: tensor.cpu().numpy() for part, tensor in samples._asdict().items()}
+    form = form_of(samples.inputs)
+    if form is None:
+        return arrays
+    del arrays["inputs"]
+    leaves = zip(_names(form), input_leaves(samples.inputs.cpu()), strict=True)
+    record = np.frombuffer(json.dumps(form.to_record()).encode(), np.uint8)
+    return arrays | {name: leaf.numpy() for name, leaf in leaves} | {FORM: record}
+
+
+def _names(form: InputForm) -> list[str]:
+    """Names of a form's arrays, such as ``inputs.input_ids``."""
+    return [re.sub(r"\['?(.*?)'?\]", r".\1", one.place) for one in form.fields]
+
+
+def _for_users(samples: Dataset) -> Dataset:
+    return samples._replace(inputs=unpacked(samples.inputs))
 
 
 def _read_record(place: Path, folder: Path) -> dict[str, Any]:

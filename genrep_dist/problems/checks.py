@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import cast
 
 import torch
@@ -9,8 +11,10 @@ from torch import Tensor, nn
 
 from genrep_dist.core.generators import generator_states, preserved_generators, seeded_generators
 from genrep_dist.core.gradients.model import model_outputs
+from genrep_dist.core.inputs import describe, form_of, pack_inputs
 from genrep_dist.core.losses import LOSSES, Loss, get_loss
 from genrep_dist.errors import GenRepError, ProblemError
+from genrep_dist.problems.collections import collected, is_collection
 from genrep_dist.problems.functions import has_recipe, predict_function, training_function
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.problems.tables import validate
@@ -84,6 +88,14 @@ def load_datasets(problem: Problem, where: str = "problem") -> tuple[Dataset, Da
     """
     train = _dataset(problem, "train", where)
     test = _dataset(problem, "test", where)
+    if form_of(train.inputs) != form_of(test.inputs):
+        raise ProblemError(
+            "training and test inputs differ in form",
+            where=f"{where}.test_data()",
+            expected=_form_text(train.inputs),
+            got=_form_text(test.inputs),
+            remedy="give both the same keys, shapes and dtypes; pad_rows(rows, length=...) pads both to one length",
+        )
     if train.inputs.shape[1:] != test.inputs.shape[1:] or train.inputs.dtype != test.inputs.dtype:
         raise ProblemError(
             "training and test inputs differ in shape or dtype",
@@ -174,12 +186,34 @@ def _dataset(problem: Problem, which: str, where: str) -> Dataset:
         raise
     except Exception as error:
         raise user_code_error("the data cannot be loaded", place, error) from error
+    if is_collection(data):
+        data = collected(data, getattr(problem, "collate", None), place)
     if not isinstance(data, tuple) or len(data) != 3:
         got = f"a tuple of {len(data)}" if isinstance(data, tuple) else type(data).__name__
-        raise ProblemError("the data have a wrong type", where=place, expected="a tuple (inputs, targets, ids)", got=got)
-    dataset = Dataset(*data)
+        expected = "a tuple (inputs, targets, ids), or a data set with __len__ and __getitem__"
+        raise ProblemError("the data have a wrong type", where=place, expected=expected, got=got)
+    inputs: object = data[0]
+    dataset = Dataset(_packed(inputs, place) if _is_container(inputs) else data[0], *data[1:])
     validate(dataset, which)
     return dataset
+
+
+def _is_container(inputs: object) -> bool:
+    return isinstance(inputs, Mapping | tuple | list) or (is_dataclass(inputs) and not isinstance(inputs, type))
+
+
+def _packed(inputs: object, place: str) -> Tensor:
+    try:
+        return pack_inputs(inputs)
+    except ProblemError as error:
+        raise ProblemError(
+            error.what, where=f"{place}, {error.where}", expected=error.expected, got=error.got, remedy=error.remedy
+        ) from error
+
+
+def _form_text(inputs: Tensor) -> str:
+    form = form_of(inputs)
+    return f"one tensor {inputs.dtype} (N, {', '.join(map(str, inputs.shape[1:]))})" if form is None else describe(form)
 
 
 def _first_outputs(model: nn.Module, data: Dataset, where: str) -> Tensor:
@@ -197,7 +231,11 @@ def _outputs(model: nn.Module, inputs: Tensor, where: str) -> Tensor:
     except GenRepError:
         raise
     except Exception as error:
-        raise user_code_error(f"the model fails on inputs {tuple(inputs.shape)}, {inputs.dtype}", where, error) from error
+        form = form_of(inputs)
+        given = f"{tuple(inputs.shape)}, {inputs.dtype}" if form is None else describe(form)
+        found = user_code_error(f"the model fails on inputs {given}", where, error)
+        remedy = "" if form is None else "a dictionary is passed as model(**inputs), a tuple as model(*inputs), a dataclass as it is"
+        raise ProblemError(found.what, where=found.where, got=found.got, remedy=remedy) from error
     finally:
         for module, training in modes:
             module.training = training

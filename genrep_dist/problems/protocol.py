@@ -18,7 +18,7 @@ from genrep_dist.errors import ProblemError
 Schedule = str
 """The name of a schedule of :mod:`genrep_dist.core.schedules`."""
 Precision = Literal["full", "tf32", "bfloat16"]
-Augment = Callable[[Tensor, int, torch.Generator], Tensor]
+Augment = Callable[[Any, int, torch.Generator], Any]
 """(one row of the inputs, epoch from 1, generator) -> the row that is trained on in this epoch, of the same shape and dtype."""
 
 
@@ -218,7 +218,10 @@ class Problem(Protocol):
     Several small models train at once where their layers allow it. A module whose attribute ``trains_alone`` is true always trains
     alone, for instance because its forward pass has side effects, and takes no step of training before the run.
     All that its outputs depend on is in ``state_dict()``: a new model that loads a trained one's state gives the same outputs.
-    ``train_data()`` and ``test_data()`` return (inputs, targets, ids), as a :class:`Dataset` or a plain tuple.
+    ``train_data()`` and ``test_data()`` return (inputs, targets, ids), as a :class:`Dataset` or a plain tuple. ``inputs`` is a tensor
+    (N, ...), or a dictionary, tuple, list or dataclass of such tensors, which the model is called with: model(**dictionary),
+    model(*tuple), model(dataclass). They may also return a torch ``Dataset`` or a ``datasets.Dataset``: its rows are made one batch by
+    the problem's ``collate(rows)``, if it has one (:func:`genrep_dist.problems.collections.collected`).
 
     A problem may train its models itself: ``train(model, data, run)`` gets a new model, the kept samples as a torch data set
     (:class:`genrep_dist.training.user_run.KeptSamples`) and :class:`genrep_dist.training.user_run.UserRun`, and trains in place or returns
@@ -239,6 +242,6 @@ class Problem(Protocol):
 
     def model(self) -> nn.Module: ...
 
-    def train_data(self) -> Dataset | tuple[Tensor, Tensor, Tensor]: ...
+    def train_data(self) -> Any: ...
 
-    def test_data(self) -> Dataset | tuple[Tensor, Tensor, Tensor]: ...
+    def test_data(self) -> Any: ...

@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from genrep_dist.core.inputs import InputForm, PackedInputs, form_of, input_leaves
 from genrep_dist.core.tensors import numpy_values
 from genrep_dist.errors import CorruptError, NonFiniteError, ProblemError, StoreError
 from genrep_dist.problems.protocol import Dataset
@@ -37,15 +38,19 @@ def to_table(dataset: Dataset) -> pa.Table:
     """A table with columns ``id`` int64, ``input`` (a fixed-size list of all values of a sample, row-major) and ``target``, without nulls.
 
     ``target`` is a plain column for targets (N,), else a fixed-size list. The schema's metadata hold the schema version and the dtypes
-    and shapes of a sample, so that :func:`from_table` returns the same bits. ProblemError for wrong dtypes, shapes or lengths; unlike
+    and shapes of a sample, so that :func:`from_table` returns the same bits. Inputs of several tensors are
+    bytes, and the metadata say where in them each tensor is. ProblemError for wrong dtypes, shapes or lengths; unlike
     :func:`validate`, values are not checked.
     """
     _check_form(dataset, "dataset")
     columns = {"id": dataset.ids, "input": dataset.inputs, "target": dataset.targets}
     arrays = {name: _to_arrow(tensor, as_list=name == "input") for name, tensor in columns.items()}
-    layout = {
+    layout: dict[str, Any] = {
         name: {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape[1:])} for name, tensor in columns.items()
     }
+    form = form_of(dataset.inputs)
+    if form is not None:
+        layout["input"]["form"] = form.to_record()
     schema = pa.schema(
         [pa.field(name, array.type, nullable=False) for name, array in arrays.items()],
         metadata={"genrep.schema": SCHEMA_VERSION, "genrep.layout": json.dumps(layout, sort_keys=True)},
@@ -79,9 +84,19 @@ def from_table(table: pa.Table, where: str = "dataset table") -> Dataset:
         layout = json.loads(metadata[b"genrep.layout"])
         columns = [_from_arrow(table.column(name), _TORCH_TYPES[layout[name]["dtype"]], layout[name]["shape"]) for name in layout]
         by_name = dict(zip(layout, columns, strict=True))
-        return Dataset(by_name["input"], by_name["target"], by_name["id"])
+        return Dataset(_with_form(by_name["input"], layout["input"].get("form")), by_name["target"], by_name["id"])
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptError("a dataset table does not match its metadata", where=where, got=f"{type(error).__name__}: {error}") from error
+
+
+def _with_form(rows: Tensor, record: dict[str, Any] | None) -> Tensor:
+    """``rows`` as inputs of the form of a record; as they are without one. ValueError for rows of another length."""
+    if record is None:
+        return rows
+    form = InputForm.from_record(record)
+    if rows.dtype != torch.uint8 or rows.shape[1:] != (form.row_bytes,):
+        raise ValueError(f"expected rows of {form.row_bytes} bytes, got {rows.dtype} {tuple(rows.shape)}")
+    return PackedInputs.of(rows, form)
 
 
 def _version_number(schema: str) -> int:
@@ -100,6 +115,8 @@ def data_digest(train: Dataset, test: Dataset) -> str:
         _check_form(dataset, which)
         for name, tensor in zip(Dataset._fields, dataset, strict=True):
             digest.update(f"\n{which}.{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            if isinstance(tensor, PackedInputs):
+                digest.update(json.dumps(tensor.form.to_record(), sort_keys=True).encode())
             values = _values(tensor)
             digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).data)
     return digest.hexdigest()
@@ -127,7 +144,9 @@ def validate(dataset: Dataset, which: str) -> None:
             expected=f"{len(ids)} different ids",
             got=f"{len(unique)}; more than once: {_some(repeated)}",
         )
-    for part, tensor in (("inputs", dataset.inputs), ("targets", dataset.targets)):
+    form = form_of(dataset.inputs)
+    places = ["inputs"] if form is None else [one.place for one in form.fields]
+    for part, tensor in (*zip(places, input_leaves(dataset.inputs), strict=True), ("targets", dataset.targets)):
         _check_finite(tensor, ids, f"{which} data, {part}")
 
 

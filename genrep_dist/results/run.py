@@ -6,11 +6,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from genrep_dist.config import Experiment, load_experiment
+from genrep_dist.core.inputs import form_of, input_leaves, map_leaves, unpacked
 from genrep_dist.core.losses import Loss
 from genrep_dist.errors import MethodError, NonFiniteError
 from genrep_dist.problems.protocol import Dataset
@@ -41,7 +43,8 @@ class Run(Tables, Arrays):
         self._check_seed(seed)
         model = self.context.fresh_model()
         model.load_state_dict(self.checkpoint(seed, "final"))
-        return SeedProblem(model.eval(), self.context.loss, self.train, self.test)
+        train, test = (data._replace(inputs=unpacked(data.inputs)) for data in (self.train, self.test))
+        return SeedProblem(model.eval(), self.context.loss, train, test)
 
     def texts(self) -> Callable[[Tensor], Sequence[str]] | None:
         """The problem's function from ids of samples to their texts; None for a problem without one, or whose code may not be imported."""
@@ -52,11 +55,12 @@ class Run(Tables, Arrays):
         method: str,
         seed: int,
         *,
-        inputs: Array | Tensor | None = None,
+        inputs: Any = None,
         test_ids: Sequence[int] | None = None,
         targets: Array | Tensor | None = None,
     ) -> Array:
-        """Phi (N, M) float64 for other points, without retraining: ``inputs`` (M, ...) of any origin, or samples of the test set by id.
+        """Phi (N, M) float64 for other points, without retraining: ``inputs`` (M, ...) of any origin, in the form
+        of the problem's, or samples of the test set by id.
 
         ``targets`` (M, ...) of the ``inputs``, in the form of the problem's, are needed where the explained number depends on them. Each
         point is explained by itself, also where the run explains means of groups.
@@ -80,9 +84,7 @@ class Run(Tables, Arrays):
         points = other_points(self.context, seed, chosen, ids, known)
         return explain(self.plan, self.context, parsed, seed, points).cpu().numpy()
 
-    def _points(
-        self, inputs: Array | Tensor | None, test_ids: Sequence[int] | None, targets: Array | Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _points(self, inputs: Any, test_ids: Sequence[int] | None, targets: Array | Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Inputs (M, ...), ids (M,) and targets of the points to be explained, checked; the targets are None where they are unknown."""
         if (inputs is None) == (test_ids is None):
             raise MethodError(
@@ -97,8 +99,7 @@ class Run(Tables, Arrays):
                 raise MethodError("no such test samples", where=self.name, expected=ids, got=str(unknown[:5]))
             chosen = torch.tensor([rows[sample] for sample in test_ids])
             return known.inputs[chosen], known.ids[chosen], known.targets[chosen]
-        given = torch.as_tensor(inputs)
-        form = known.inputs
+        given, form = _rows_like(inputs, known.inputs), known.inputs
         if given.shape[1:] != form.shape[1:] or not len(given) or given.is_floating_point() != form.is_floating_point():
             raise MethodError(
                 "these inputs are not of the form of the problem's",
@@ -106,7 +107,8 @@ class Run(Tables, Arrays):
                 expected=f"{form.dtype} (M, {', '.join(map(str, form.shape[1:]))})",
                 got=f"{given.dtype} {tuple(given.shape)}",
             )
-        bad = (~torch.isfinite(given.reshape(len(given), -1)).all(dim=1)).nonzero().flatten().tolist()
+        finite = [torch.isfinite(leaf.reshape(len(given), -1)).all(dim=1) for leaf in input_leaves(given)]
+        bad = (~torch.stack(finite).all(dim=0)).nonzero().flatten().tolist()
         if bad:
             raise NonFiniteError("NaN or Inf in the inputs", where=f"rows {bad[:5]}", expected="finite numbers", got=f"{len(bad)} bad rows")
         own = None if targets is None else torch.as_tensor(targets)
@@ -115,6 +117,15 @@ class Run(Tables, Arrays):
             got = f"{own.dtype} {tuple(own.shape)}"
             raise MethodError("these targets are not of the form of the problem's", where=self.name, expected=expected, got=got)
         return given.to(form.dtype), torch.arange(len(given)), None if own is None else own.to(known.targets.dtype)
+
+
+def _rows_like(inputs: Any, known: Tensor) -> Tensor:
+    """Inputs, or arrays in the containers of the problem's inputs, as rows like ``known``. ProblemError for other containers."""
+    form = form_of(known)
+    if form is None:
+        return torch.as_tensor(inputs)
+    dtypes = iter([one.dtype for one in form.fields])
+    return form.pack(map_leaves(inputs, lambda leaf: torch.as_tensor(leaf).to(next(dtypes))))
 
 
 def open_run(

@@ -30,6 +30,7 @@ from genrep_dist.store.damaged import move_damaged
 from genrep_dist.store.lease import Lease
 from genrep_dist.store.paths import ExperimentPaths
 from genrep_dist.store.publications import Publications
+from genrep_dist.workflow.data import forget_data
 from genrep_dist.workflow.evaluate import evaluate
 from genrep_dist.workflow.execute import worker_context
 from genrep_dist.workflow.prepare import PreparedExperiment, prepare, publish_inputs
@@ -101,6 +102,7 @@ def run(
                 _repeat_without_damage(opened, counter, lambda: compute_and_publish(heartbeat))
         finally:
             workers.close()
+            forget_data(declared.plan.keys.data)
         return running_run(declared)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genrep_dist.core.inputs import form_of, packed_row, unpacked_row
 from genrep_dist.errors import ProblemError
 from genrep_dist.extension import extension_code, owner_text, require_returned
 from genrep_dist.problems.protocol import Augment, Dataset
@@ -62,9 +63,11 @@ class Augmentation:
 
     def _row(self, randomness: Randomness, row: int, epoch: int) -> Tensor:
         self._generator.manual_seed(randomness.number("augment", epoch, self._ids[row]))
-        plain = self._inputs[row]
+        plain, form = self._inputs[row], form_of(self._inputs)
         with extension_code(self._augment, "__call__"):
-            found: object = self._augment(plain.clone(), epoch, self._generator)
+            found: object = self._augment(unpacked_row(plain.clone()), epoch, self._generator)
+            if form is not None:
+                found = packed_row(found, form)
         fits = isinstance(found, Tensor) and found.shape == plain.shape and found.dtype == plain.dtype
         got = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         expected = f"a row as it was given, {plain.dtype} of shape {tuple(plain.shape)}"

@@ -11,6 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genrep_dist.core.generators import preserved_generators
+from genrep_dist.core.inputs import call_model
 from genrep_dist.core.tensors import OUT_OF_MEMORY
 from genrep_dist.errors import ProblemError
 from genrep_dist.training.torch_private import forward_product_flop, peak_tensor_bytes, without_onednn
@@ -61,7 +62,7 @@ def step_bytes(model: nn.Module, inputs: Tensor) -> int:
     hooks = [module.register_forward_hook(unfold) for module in model.modules() if isinstance(module, nn.Conv1d | nn.Conv2d)]
     try:
         with preserved_generators(), saved_tensors_hooks(save, lambda tensor: tensor):
-            model(inputs)
+            call_model(model, inputs)
     except OUT_OF_MEMORY:
         raise
     except MODEL_ERRORS:
@@ -80,7 +81,7 @@ def forward_bytes(model: nn.Module, inputs: Tensor) -> int:
 
     def measure(rows: Tensor) -> int:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            found = peak_tensor_bytes(lambda: model(rows))
+            found = peak_tensor_bytes(lambda: call_model(model, rows))
         return step_bytes(model, rows) if found is None else found
 
     try:

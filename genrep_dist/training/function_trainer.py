@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from genrep_dist.core.gradients.model import as_outputs
+from genrep_dist.core.inputs import unpacked
 from genrep_dist.core.losses import Loss
 from genrep_dist.core.tensors import OUT_OF_MEMORY, numpy_array
 from genrep_dist.errors import GenRepError, NonFiniteError, ProblemError, TimeLimitError, describe_error
@@ -140,7 +141,7 @@ def predict_with(function: PredictFunction, model: object, inputs: Tensor, *, ba
         some = inputs[start : start + batch_size].clone()
         try:
             with preserved_torch_settings():
-                found = function(model, some)
+                found = function(model, unpacked(some))
                 raw = found.detach() if isinstance(found, Tensor) else torch.from_numpy(numpy_array(found).copy())
         except (GenRepError, *OUT_OF_MEMORY):
             raise

@@ -11,6 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.inputs import call_model
+
 COUNTED = ("aten::conv2d", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 """Operations that the profiler counts, and that are matrix products."""
 
@@ -27,7 +29,7 @@ def forward_product_flop(model: nn.Module, inputs: Tensor) -> int:
         from torch.utils.flop_counter import FlopCounterMode
 
         with FlopCounterMode(display=False) as counter:
-            model(inputs)
+            call_model(model, inputs)
         return int(counter.get_total_flops())
     others = 0
 
@@ -42,7 +44,7 @@ def forward_product_flop(model: nn.Module, inputs: Tensor) -> int:
             # Such as of convolutions whose padding is a word.
             warnings.filterwarnings("ignore", "Failed to compute flops")
             with profile(with_flops=True) as seen:
-                model(inputs)
+                call_model(model, inputs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -12,6 +12,7 @@ import torch.utils.data
 from torch import Tensor, nn
 
 from genrep_dist.core.gradients.model import as_outputs
+from genrep_dist.core.inputs import unpacked, unpacked_row
 from genrep_dist.core.losses import Loss
 from genrep_dist.errors import ProblemError
 from genrep_dist.problems.protocol import Dataset, Recipe
@@ -21,11 +22,12 @@ from genrep_dist.training.randomness import Randomness
 COUNT_FROM_ONE = "run.checkpoint(epoch + 1, model)"
 
 
-class KeptSamples(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+class KeptSamples(torch.utils.data.Dataset[tuple[Any, Tensor]]):
     """The samples that a model is trained on, in the order of the training set: no removed sample is among them.
 
     An item is (input, target), on the CPU; a slice, list or tensor of positions gives a batch of both. ``inputs`` (n, ...), ``targets``
-    (n, ...) and ``ids`` (n,) are the same as tensors. All are copies: what is changed in place changes no other training.
+    (n, ...) and ``ids`` (n,) are the same as tensors. Inputs of several tensors come as the problem gives them, such as in a dictionary.
+    All are copies: what is changed in place changes no other training.
     """
 
     def __init__(self, data: Dataset, kept: Tensor) -> None:
@@ -35,19 +37,19 @@ class KeptSamples(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: Any) -> tuple[Any, Tensor]:
         rows = self._rows[index]
         if rows.dim():
-            return self._data.inputs[rows].cpu(), self._data.targets[rows].cpu()
+            return unpacked(self._data.inputs[rows].cpu()), self._data.targets[rows].cpu()
         # A plain index gives a view of the samples that all trainings share.
-        return self._data.inputs[rows].clone().cpu(), self._data.targets[rows].clone().cpu()
+        return unpacked_row(self._data.inputs[rows].clone().cpu()), self._data.targets[rows].clone().cpu()
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         return (self[position] for position in range(len(self)))
 
     @cached_property
-    def inputs(self) -> Tensor:
-        return self._data.inputs[self._rows].cpu()
+    def inputs(self) -> Any:
+        return unpacked(self._data.inputs[self._rows].cpu())
 
     @cached_property
     def targets(self) -> Tensor:
@@ -141,7 +143,7 @@ class UserRun:
             rows = part[self._kept[part]]
             if len(rows):
                 on_device = rows.to(self.device)
-                yield Dataset(self._data.inputs[on_device], self._data.targets[on_device], self._data.ids[rows])
+                yield Dataset(unpacked(self._data.inputs[on_device]), self._data.targets[on_device], self._data.ids[rows])
 
     def weights(self, ids: Tensor) -> Tensor:
         """The weights (B,) float32 of the samples ``ids`` (B,) in the loss, on :attr:`device`: 1 where nothing else is asked for.
@@ -190,7 +192,7 @@ class UserRun:
         if derivative is None:
             if outputs is None:
                 raise _wrong("run.step", "outputs, or derivative=...", "neither", "call `run.step(ids, outputs, rate)`")
-            found = as_outputs(outputs.detach(), len(rows)).to(self.device)
+            found = as_outputs(outputs, len(rows)).detach().to(self.device)
             derivative = self._loss.derivative(found, self._data.targets[rows]) / len(rows)
         self._record.tracking.step(rows, as_outputs(derivative.detach(), len(rows)).to(self.device), float(rate))
 

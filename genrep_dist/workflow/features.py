@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genrep_dist.core.gradients.factored import FactoredGradients, GramOperand
 from genrep_dist.core.gradients.per_sample import per_sample_gradients
-from genrep_dist.core.kernels.base import FeatureKernel, PairwiseKernel
+from genrep_dist.core.kernels.base import FeatureKernel, PairwiseKernel, computed_pairs
 from genrep_dist.core.kernels.user import UserKernel
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.extension import require_returned
@@ -201,7 +201,7 @@ def pairwise_block(context: WorkerContext, kernel: str, seed: int, epoch: int, l
     computed = context.kernel(kernel)
     assert isinstance(computed, PairwiseKernel)
     with torch.no_grad():
-        block = computed.pairs(context.model(seed, epoch), left, right)
+        block = computed_pairs(computed, context.model(seed, epoch), left, right)
     owner, method = (computed.function, "__call__") if isinstance(computed, UserKernel) else (computed, "pairs")
     return checked_tensor(block, (len(left), len(right)), owner, method, f"kernel {kernel}, seed {seed}, epoch {epoch}")
 

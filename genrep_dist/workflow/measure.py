@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from genrep_dist.config import Experiment
 from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.core.gradients.model import check_model, num_parameters
-from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, Kernel, KernelSizes, PairwiseKernel
+from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, Kernel, KernelSizes, PairwiseKernel, computed_pairs
 from genrep_dist.core.losses import get_loss, is_linear
 from genrep_dist.errors import MethodError
 from genrep_dist.extension import is_shipped_class, require_returned, returned
@@ -85,7 +85,14 @@ def measure(
         backward_bytes=backward_bytes(model, few),
         optimizer_copies=state_copies(recipe),
         own_training=own_training,
+        fixed_start=_same_state(Randomness(1).build(problem.model), Randomness(2).build(problem.model)),
     )
+
+
+def _same_state(one: nn.Module, other: nn.Module) -> bool:
+    """Whether the parameters and buffers of two models are equal: they are loaded, and no seed changes them."""
+    states = [{name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)} for model in (one, other)]
+    return states[0].keys() == states[1].keys() and all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
 def prediction_shape(train: Dataset, test: Dataset, num_outputs: int, *, on_gpu: bool) -> Shape:
@@ -152,7 +159,7 @@ def pair_bytes(kernel: PairwiseKernel, model: nn.Module, inputs: Tensor) -> int:
     some = inputs[torch.arange(4) % len(inputs)]
 
     def count(rows: Tensor) -> int | None:
-        return peak_tensor_bytes(lambda: kernel.pairs(model, rows, rows))
+        return peak_tensor_bytes(lambda: computed_pairs(kernel, model, rows, rows))
 
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

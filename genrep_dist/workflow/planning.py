@@ -50,6 +50,11 @@ def _warnings(plan: Plan) -> Iterator[str]:
             "Eq. 10's tracked importances no longer sum up what training did, even for a linear model, nor does TracInCP. "
             f"Reasons: {'; '.join(plan.shape.identity_gap_reasons)}."
         )
+    if plan.shape.fixed_start:
+        yield (
+            "All models start from the same parameters, which model() loads or fixes: seeds, and retrain: fresh, differ in the order of "
+            "the data alone, and in what layers draw in training."
+        )
     if recipe["precision"] != "full" and follows:
         yield (
             f"The models are trained in {recipe['precision']}, and explained and judged in their own dtype: what Eq. 10 "

@@ -25,6 +25,12 @@ class Record:
     logits: Tensor
 
 
+@dataclass
+class Unnamed:
+    loss: Tensor | None
+    scores: Tensor
+
+
 class ModelOutput(OrderedDict[str, Any]):
     """As the outputs of some libraries: a mapping whose entries are attributes too."""
 
@@ -43,16 +49,37 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize(
+    "form",
+    [
+        lambda x: (scores(x), x),
+        lambda x: [scores(x), None],
+        lambda x: Named(x, scores(x)),
+        lambda x: Record(None, scores(x)),
+        lambda x: {"hidden": x, "logits": scores(x)},
+        lambda x: ModelOutput(logits=scores(x), hidden=x),
+        lambda x: (scores(x)[:, 0], x),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_first_entry_and_what_is_called_logits_are_the_output(form: Any, rows: int) -> None:
+    inputs = torch.randn(rows, 4)
+    found = model_outputs(Net(form), inputs)
+    torch.testing.assert_close(found, scores(inputs)[:, : found.shape[1]])
+
+
+def test_a_loss_of_the_batch_is_no_output_of_one_row() -> None:
+    with pytest.raises(ProblemError, match="wrong form"):
+        model_outputs(Net(lambda x: (x.sum(), scores(x))), torch.randn(1, 4))
+
+
+@pytest.mark.parametrize(
     ("form", "access"),
     [
-        (lambda x: (scores(x), x), "[0]"),
         (lambda x: [x.sum(), scores(x)], "[1]"),
         (lambda x: (None, x[:, :, None], scores(x)), "[2]"),
-        (lambda x: Named(x, scores(x)), ".logits"),
-        (lambda x: Record(None, scores(x)), ".logits"),
-        (lambda x: {"hidden": x, "logits": scores(x)}, "['logits']"),
+        (lambda x: [None, scores(x), x], "[1]"),
+        (lambda x: Unnamed(None, scores(x)), ".scores"),
         (lambda x: {"loss": x.sum(), "out": scores(x)}, "['out']"),
-        (lambda x: ModelOutput(logits=scores(x), hidden=x), "['logits']"),
     ],
 )
 def test_a_container_is_answered_with_the_two_lines_that_unpack_it(form: Any, access: str) -> None:

@@ -162,7 +162,7 @@ def test_outputs_have_two_dimensions_or_are_refused() -> None:
         lambda x: x[:2],
         lambda x: x[:, :0],
         lambda x: x.unsqueeze(2),
-        lambda x: {"logits": x},
+        lambda x: {"hidden": x},
     ]
     for make in wrong:
         with pytest.raises(ProblemError, match="wrong form"):
@@ -176,7 +176,7 @@ def test_a_model_that_squeezes_may_drop_a_batch_of_one_and_nothing_else() -> Non
     with pytest.raises(ProblemError, match=r"squeeze\(1\)"):
         model_outputs(Returns(lambda x: one(x).sum()), rows(2, 4))
     with pytest.raises(ProblemError, match="returns the logits alone"):
-        model_outputs(Returns(lambda x: (one(x), x)), rows(2, 4))
+        model_outputs(Returns(lambda x: (None, one(x))), rows(2, 4))
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules")

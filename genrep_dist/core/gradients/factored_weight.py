@@ -39,7 +39,7 @@ class FactoredWeight:
     """The parameter's full name."""
     kind: Literal["product", "embedding"]
     shape: tuple[int, ...]
-    """The parameter's shape: (O, I), (O, I / groups, *kernel) or (vocabulary, D)."""
+    """The parameter's shape: (O, I), (O, I / groups, *kernel) or (vocabulary, D); the reverse of (O, I) where it is ``transposed``."""
     size: Pair = (1, 1)
     """Height and width of the input; (1, T) for a linear layer on T vectors."""
     kernel: Pair = (1, 1)
@@ -50,6 +50,8 @@ class FactoredWeight:
     groups: int = 1
     padding_index: int | None = None
     """The token of an embedding that has no gradient."""
+    transposed: bool = False
+    """Whether the parameter is (I, O), as some libraries keep the weight of a linear layer."""
 
     @property
     def numel(self) -> int:
@@ -199,19 +201,20 @@ def in_parameter_order(weight: FactoredWeight, gradients: Tensor) -> Tensor:
         return unfolded.permute(0, 1, 2, 5, 3, 4)
     if len(weight.shape) == 3:
         return unfolded[:, :, :, 0].permute(0, 1, 2, 4, 3)
-    return unfolded[:, :, :, 0, 0]
+    plain = unfolded[:, :, :, 0, 0]
+    return plain.transpose(2, 3) if weight.transposed else plain
 
 
 def from_parameter_order(weight: FactoredWeight, gradients: Tensor) -> Tensor:
     """The inverse of :func:`in_parameter_order`: (B, C, *shape of the parameter) as (B, C, O, K), contiguous."""
-    channels_last = gradients.movedim(3, -1) if len(weight.shape) > 2 else gradients
+    channels_last = gradients.movedim(3, -1) if len(weight.shape) > 2 else gradients.transpose(2, 3) if weight.transposed else gradients
     return channels_last.flatten(3).contiguous()
 
 
 def write_gradients(weight: FactoredWeight, inputs: Tensor, gradients: Tensor, out: Tensor, buffer: Tensor) -> None:
     """Write the weight's gradients in the parameter's order to ``out`` (B, C, numel), with the patches in ``buffer``."""
     rows, num_outputs, positions, width = gradients.shape
-    if weight.groups > 1 or not (weight.patch_is_input or positions < width):
+    if weight.groups > 1 or weight.transposed or not (weight.patch_is_input or positions < width):
         values = in_parameter_order(weight, weight_gradients(weight, inputs, gradients, buffer=buffer))
         out.view(values.shape).copy_(values)
         return

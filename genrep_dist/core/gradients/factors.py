@@ -88,7 +88,8 @@ def write_dense(weight: FactoredWeight, factors: WeightGradients, out: Tensor) -
     if isinstance(factors, TokenGradients):
         factors.add_to(out.zero_().view(rows, num_outputs, *weight.shape))
     elif isinstance(factors, DenseGradients):
-        out.view(rows, num_outputs, *weight.shape)[:] = in_parameter_order(weight, factors.values)
+        values = in_parameter_order(weight, factors.values)
+        out.view(values.shape)[:] = values
     else:
         step = min(rows, weight.gradient_rows(num_outputs))
         buffer = weight.patch_buffer(step, out)

@@ -15,9 +15,10 @@ from genrep_dist.core.gradients.attention import as_linear_layers
 from genrep_dist.core.gradients.factored_weight import FactoredWeight
 from genrep_dist.core.gradients.factors import WeightGradients
 from genrep_dist.core.gradients.functional import functional_model
-from genrep_dist.core.gradients.layer_rules import LAYER_RULES
+from genrep_dist.core.gradients.layer_rules import required_rule
 from genrep_dist.core.gradients.model import as_outputs, model_outputs, selected_output
 from genrep_dist.core.gradients.torch_internals import Snapshot
+from genrep_dist.core.inputs import form_of, input_leaves
 
 
 class UnusualPassError(Exception):
@@ -130,7 +131,7 @@ def run_with_hooks(
             if spread:
                 parameters = dict(model.named_parameters())
                 leaves = {one.name: one.copies(parameters[one.name], num_rows) for one in spread}
-                forward.outputs = as_outputs(functional_model(model)(leaves, inputs), num_rows)
+                forward.outputs = as_outputs(functional_model(model)(leaves, input_leaves(inputs), form_of(inputs)), num_rows)
                 forward.calls.update({name: LayerCall(None, get_gradient_edge(t), tuple(t.shape)) for name, t in leaves.items()})
             else:
                 forward.outputs = model_outputs(model, inputs)
@@ -162,7 +163,7 @@ def hooked_gradients(
     dense = {one.name: gradients.flatten(2) for one, gradients in zip(spread, output_gradients[len(layers) :], strict=True)}
     with torch.no_grad():
         for layer, *seen in zip(layers, snapshots, output_gradients[: len(layers)], strict=True):
-            module, rule = model.get_submodule(layer.attention or layer.name), LAYER_RULES[layer.type]
+            module, rule = model.get_submodule(layer.attention or layer.name), required_rule(layer.type)
             # Under autocast they come in other dtypes than the parameters, whose gradients these are.
             own = next(module.parameters(recurse=False)).dtype
             layer_inputs, gradients = (tensor.to(own) if tensor.is_floating_point() else tensor for tensor in seen)

@@ -22,7 +22,7 @@ from genrep_dist.core.gradients.autograd import copies_needed, require_gradients
 from genrep_dist.core.gradients.factored import NamedShapes
 from genrep_dist.core.gradients.factored_weight import FactoredWeight, factored_numel, pass_rows
 from genrep_dist.core.gradients.hooks import HookedLayer, SpreadParameter
-from genrep_dist.core.gradients.layer_rules import LAYER_RULES
+from genrep_dist.core.gradients.layer_rules import required_rule
 from genrep_dist.core.gradients.model import check_model, real_shape, trainable_parameters
 from genrep_dist.core.gradients.observation import ObservedLayers, bare_parameters, observe_layers
 from genrep_dist.core.gradients.torch_internals import is_modified, uncompiled
@@ -201,7 +201,7 @@ def _build(
         slow = tuple(full for full in layer.parameters.values() if full in reasons and full not in copied)
         own_copied = tuple(full for full in layer.parameters.values() if full in copied)
         if fast:
-            rule, weight, shape = LAYER_RULES[layer.type], None, observed.input_shape(layer.name)
+            rule, weight, shape = required_rule(layer.type), None, observed.input_shape(layer.name)
             if rule.weight is not None and "weight" in fast:
                 weight = rule.weight(layer.module, trained[fast["weight"]], fast.pop("weight"), (2, *shape))
                 strategies.append(LayerStrategy(layer.name, layer.type_name, (weight.name,), "factored"))

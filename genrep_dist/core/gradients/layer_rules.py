@@ -43,13 +43,17 @@ def _linear_weight(_module: nn.Module, weight: Tensor, name: str, shape: tuple[i
     return FactoredWeight(name, "product", tuple(weight.shape), (1, math.prod(shape[1:-1])))
 
 
-def _linear_factors(_module: nn.Linear, inputs: Tensor, gradients: Tensor) -> LayerFactors:
+def _transposed_weight(_module: nn.Module, weight: Tensor, name: str, shape: tuple[int, ...]) -> FactoredWeight:
+    return FactoredWeight(name, "product", tuple(weight.T.shape), (1, math.prod(shape[1:-1])), transposed=True)
+
+
+def _linear_factors(_module: nn.Module, inputs: Tensor, gradients: Tensor) -> LayerFactors:
     rows, num_outputs = gradients.shape[:2]
     flat = gradients.reshape(rows, num_outputs, -1, gradients.shape[-1])
     return LayerFactors(inputs.reshape(rows, 1, -1, inputs.shape[-1]), flat)
 
 
-def _linear_bias(_module: nn.Linear, _inputs: Tensor, gradients: Tensor) -> dict[str, Tensor]:
+def _linear_bias(_module: nn.Module, _inputs: Tensor, gradients: Tensor) -> dict[str, Tensor]:
     return {"bias": gradients.flatten(2, -2).sum(dim=2) if gradients.dim() > 3 else gradients}
 
 
@@ -172,3 +176,18 @@ LAYER_RULES: dict[type[nn.Module], LayerRule] = {
     nn.PReLU: LayerRule(_prelu),
 }
 """The rules by exact layer type: a subclass may compute something else."""
+
+NAMED_RULES = {"transformers.pytorch_utils:Conv1D": LayerRule(_linear_bias, _transposed_weight, _linear_factors)}
+"""Rules for layers of libraries that need not be installed, by module and class. Conv1D is a linear layer, with its weight (I, O)."""
+
+
+def layer_rule(kind: type[nn.Module]) -> LayerRule | None:
+    """The rule of a layer type; None without one."""
+    return LAYER_RULES.get(kind) or NAMED_RULES.get(f"{kind.__module__}:{kind.__qualname__}")
+
+
+def required_rule(kind: type[nn.Module]) -> LayerRule:
+    """The rule of a layer type that has one."""
+    rule = layer_rule(kind)
+    assert rule is not None, kind
+    return rule

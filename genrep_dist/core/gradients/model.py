@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from genrep_dist.core.gradients.output_form import describe_output, output_remedy
+from genrep_dist.core.gradients.output_form import describe_output, model_output, output_remedy
+from genrep_dist.core.inputs import call_model
 from genrep_dist.core.tensors import real_outputs
 from genrep_dist.errors import ProblemError
 
@@ -19,17 +20,18 @@ _LAZY_INSTANCE_NORMS = (nn.LazyInstanceNorm1d, nn.LazyInstanceNorm2d, nn.LazyIns
 def model_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     """The model's outputs (B, C) for ``inputs`` (B, ...). Grad mode and the model's mode are left as they are.
 
-    The model may return (B, C) or (B,), which becomes (B, 1). Of one row it may also return () or (C,), as models that squeeze do.
-    Raises ProblemError for anything else.
+    The model may return (B, C) or (B,), which becomes (B, 1); a tuple whose first entry this is; or an object or dictionary with
+    ``logits``. Of one row it may also return () or (C,), as models that squeeze do. Raises ProblemError for anything else.
     """
-    return as_outputs(model(inputs), inputs.shape[0], type(model).__name__)
+    return as_outputs(call_model(model, inputs), inputs.shape[0], type(model).__name__)
 
 
-def as_outputs(raw: object, num_rows: int, model_name: str = "YourModel") -> Tensor:
-    """What a model returned for ``num_rows`` inputs, as (B, C). Raises ProblemError unless it is a real tensor (B,) or (B, C).
+def as_outputs(returned: object, num_rows: int, model_name: str = "YourModel") -> Tensor:
+    """What a model returned for ``num_rows`` inputs, as (B, C). Raises ProblemError unless that is a real tensor (B,) or (B, C).
 
     The dtype is that of :func:`~genrep_dist.core.tensors.real_outputs`.
     """
+    raw = model_output(returned)
     if isinstance(raw, Tensor):
         if raw.shape == (num_rows,):
             return real_outputs(raw.unsqueeze(1))
@@ -41,8 +43,8 @@ def as_outputs(raw: object, num_rows: int, model_name: str = "YourModel") -> Ten
         "the model's output has the wrong form",
         where="model(inputs)",
         expected=f"a tensor of shape ({num_rows},) or ({num_rows}, C) for {num_rows} inputs",
-        got=describe_output(raw),
-        remedy=output_remedy(raw, num_rows, model_name),
+        got=describe_output(returned),
+        remedy=output_remedy(returned, num_rows, model_name),
     )
 
 

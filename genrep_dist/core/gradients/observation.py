@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from genrep_dist.core.gradients.attention import PARTS
 from genrep_dist.core.gradients.autograd import differ, short
 from genrep_dist.core.gradients.hooks import ForwardPass, graph_uses, run_with_hooks
-from genrep_dist.core.gradients.layer_rules import LAYER_RULES
+from genrep_dist.core.gradients.layer_rules import layer_rule, required_rule
 from genrep_dist.core.gradients.model import trainable_parameters
 from genrep_dist.core.gradients.torch_internals import is_modified
 from genrep_dist.core.tensors import OUT_OF_MEMORY
@@ -127,6 +127,7 @@ def bare_parameters(model: nn.Module, observed: ObservedLayers) -> list[str]:
         for full in layer.parameters.values()
         if layer.type.__module__.partition(".")[0] != "torch"
         and full in parameters
+        and observed.reasons[full] is not None
         and observed.reasons[full] == _no_rule(layer)
         and not parameters[full].is_complex()
     ]
@@ -162,7 +163,7 @@ def _num_places(model: nn.Module) -> Counter[str]:
 def _no_rule(layer: Layer) -> str | None:
     """Why no rule applies to a layer, or None."""
     module = layer.module
-    if layer.type not in LAYER_RULES:
+    if layer_rule(layer.type) is None:
         return f"there is no rule for the layer type {layer.type_name}"
     if any(parameter.is_complex() for parameter in module.parameters(recurse=False)):
         return "its parameters are complex numbers"
@@ -193,7 +194,7 @@ def _rule_violation(layer: Layer, runs: Sequence[ForwardPass]) -> str | None:
     """Why a layer's calls on two and on three rows do not give per-sample gradients, or None."""
     shapes = []
     for rows, run in zip((2, 3), runs, strict=True):
-        call, rule = run.calls.get(layer.name), LAYER_RULES[layer.type]
+        call, rule = run.calls.get(layer.name), required_rule(layer.type)
         if call is None or call.count != 1:
             return f"the layer runs {0 if call is None else call.count} times in a forward pass"
         if call.inputs is None:

@@ -1,4 +1,4 @@
-"""What to do about a model whose output is not one tensor (B,) or (B, C): the remedy that fits what it returned."""
+"""Which tensor of what a model returns is its output, and the remedy that fits where none is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,21 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 
 from torch import Tensor
+
+
+def model_output(raw: object) -> object:
+    """The tensor that stands for a model's output: ``logits`` of an object or dictionary, else the first entry of a tuple or list.
+
+    What is none of these is returned as it is.
+    """
+    if isinstance(raw, Tensor):
+        return raw
+    named = raw.get("logits") if isinstance(raw, Mapping) else getattr(raw, "logits", None)
+    if isinstance(named, Tensor):
+        return named
+    first = raw[0] if isinstance(raw, tuple | list) and raw else None
+    # Of (loss, logits) the first is a number, not an output of each row.
+    return first if isinstance(first, Tensor) and first.dim() else raw
 
 
 def describe_output(raw: object) -> str:

@@ -132,7 +132,10 @@ class FeatureKernel(Kernel):
 
     @abstractmethod
     def features(self, model: nn.Module, inputs: Tensor, outputs: Tensor | None = None) -> Rows:
-        """Features of ``inputs`` (B, ...): of all outputs, or only of output ``outputs[b]`` (B,) of each."""
+        """Features of ``inputs`` (B, ...): of all outputs, or only of output ``outputs[b]`` (B,) of each.
+
+        Inputs of several tensors are rows of :class:`~genrep_dist.core.inputs.PackedInputs`; ``model_outputs`` unpacks them.
+        """
 
     def rows_per_pass(self, model: nn.Module, inputs: Tensor) -> int | None:
         """How many rows are best computed at once; None: as many as memory allows."""
@@ -163,7 +166,17 @@ class PairwiseKernel(Kernel):
 
     @abstractmethod
     def pairs(self, model: nn.Module, left: Tensor, right: Tensor) -> Tensor:
-        """K (A, B), floating point, of ``left`` (A, ...) and ``right`` (B, ...) inputs. Called without gradients."""
+        """K (A, B), floating point, of ``left`` (A, ...) and ``right`` (B, ...) inputs. Called without gradients.
+
+        Inputs of several tensors come as the problem gives them: a dictionary, tuple or dataclass.
+        """
+
+
+def computed_pairs(kernel: PairwiseKernel, model: nn.Module, left: Tensor, right: Tensor) -> Tensor:
+    """K (A, B) of inputs in rows, which the kernel gets in the form in which the problem gives them."""
+    from genrep_dist.core.inputs import unpacked
+
+    return kernel.pairs(model, unpacked(left), unpacked(right))
 
 
 class KernelFunction(Protocol):

@@ -26,6 +26,7 @@ from genrep_dist.core.gradients.model import (
     trainable_parameters,
 )
 from genrep_dist.core.gradients.torch_internals import uncompiled
+from genrep_dist.core.inputs import form_of, in_dtype, input_leaves
 from genrep_dist.core.losses import Loss
 from genrep_dist.core.solvers.checks import require, require_finite
 from genrep_dist.core.tensors import OUT_OF_MEMORY
@@ -136,16 +137,14 @@ class HessianProduct:
 
     def _forward(self, parameters: Mapping[str, Tensor], rows: slice) -> Tensor:
         """Outputs (B, C) of rows at these real parameters."""
-        batch = self._inputs[rows]
-        if batch.is_floating_point():
-            batch = batch.to(self._dtype)
+        batch = in_dtype(self._inputs[rows], self._dtype)
         count = len(batch)
         if count < self._copies:
             batch = batch.repeat(self._copies, *(1 for _ in batch.shape[1:]))
         if self._twin is not None:
             return model_outputs(self._twin, batch)[:count]
         values = {name: torch.view_as_complex(value) if name in self._complex else value for name, value in parameters.items()}
-        return as_outputs(self._call({**self._constant, **values}, batch), len(batch))[:count]
+        return as_outputs(self._call({**self._constant, **values}, input_leaves(batch), form_of(batch)), len(batch))[:count]
 
     def _quadratic(self, parameters: Mapping[str, Tensor], rows: slice) -> Tensor:
         change = self._forward(parameters, rows) - self._fitted[rows]

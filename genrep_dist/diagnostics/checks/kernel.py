@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genrep_dist.core.kernels.base import FeatureKernel, PairwiseKernel
+from genrep_dist.core.kernels.base import FeatureKernel, PairwiseKernel, computed_pairs
 from genrep_dist.core.kernels.blocks import per_output
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, largest_sample, rerun_text
 from genrep_dist.diagnostics.finding import Finding, compare, count_text, largest_key
@@ -148,7 +148,7 @@ def _reference(context: CheckContext, name: str, epoch: int) -> tuple[Tensor, Te
     assert isinstance(kernel, PairwiseKernel)
     with torch.no_grad():
         rows = [
-            torch.cat([kernel.pairs(model, right[None], left[None]) for right in context.in_dtype(points.inputs)], dim=1)
+            torch.cat([computed_pairs(kernel, model, right[None], left[None]) for right in context.in_dtype(points.inputs)], dim=1)
             for left in context.inputs
         ]
     block = per_output(torch.cat(rows).double(), outputs, num_outputs).cpu()

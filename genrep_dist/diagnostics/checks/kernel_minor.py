@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from genrep_dist.core.kernels.base import PairwiseKernel
+from genrep_dist.core.kernels.base import PairwiseKernel, computed_pairs
 from genrep_dist.diagnostics.context import CheckContext
 from genrep_dist.diagnostics.finding import Finding, compare
 
@@ -27,7 +27,7 @@ def check(context: CheckContext) -> Iterator[Finding]:
         if not isinstance(kernel, PairwiseKernel):
             continue
         with torch.no_grad():
-            minor = kernel.pairs(context.model_at(epoch), inputs, inputs).double().cpu().numpy()
+            minor = computed_pairs(kernel, context.model_at(epoch), inputs, inputs).double().cpu().numpy()
         eigenvalues = np.linalg.eigvalsh((minor + minor.T) / 2)
         largest = float(np.abs(eigenvalues).max())
         yield compare(

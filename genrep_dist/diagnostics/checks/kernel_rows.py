@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from genrep_dist.core.kernels.base import FeatureKernel, PairwiseKernel
+from genrep_dist.core.kernels.base import FeatureKernel, PairwiseKernel, computed_pairs
 from genrep_dist.core.kernels.blocks import per_output
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, largest_sample
 from genrep_dist.diagnostics.finding import Finding, compare
@@ -51,7 +51,7 @@ def _difference(context: CheckContext, name: str, epoch: int) -> tuple[float, in
     kernel, points = context.worker.kernel(name), context.worker.test_points(context.seed)
     # No more test points than training rows, of which the budget holds several copies of the gradients.
     num_outputs, outputs = context.plan.shape.num_outputs, context.worker.output_weights(context.seed, epoch, points)[: len(inputs)]
-    test = points.inputs[: len(inputs)].to(inputs.dtype)
+    test = context.in_dtype(points.inputs[: len(inputs)])
     if isinstance(kernel, FeatureKernel):
         prepared = prepare_points(kernel, lambda declared: kernel.features(model, test, declared), outputs)
         found = point_block(kernel, kernel.features(model, inputs), prepared, outputs, num_outputs, f"kernel {name}, epoch {epoch}")
@@ -59,8 +59,8 @@ def _difference(context: CheckContext, name: str, epoch: int) -> tuple[float, in
     else:
         assert isinstance(kernel, PairwiseKernel)
         with torch.no_grad():
-            block = kernel.pairs(model, inputs, test)
-            exchanged = torch.cat([torch.cat([kernel.pairs(model, z[None], x[None]) for z in test], dim=1) for x in inputs])
+            block = computed_pairs(kernel, model, inputs, test)
+            exchanged = torch.cat([torch.cat([computed_pairs(kernel, model, z[None], x[None]) for z in test], dim=1) for x in inputs])
         found, expected = (per_output(values, outputs, num_outputs) for values in (block, exchanged))
         scale = torch.full_like(expected, float(expected.abs().max()))
     expected, scale = expected.double().cpu(), scale.double().cpu()

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genrep_dist.core.gradients.functional import functional_model
 from genrep_dist.core.gradients.model import as_outputs
+from genrep_dist.core.inputs import InputForm, form_of, input_leaves
 from genrep_dist.training.fast_paths import FastPaths
 from genrep_dist.training.optimizers.base import OptimizedParameters, Optimizer
 from genrep_dist.training.packs.base import Pack
@@ -50,13 +51,15 @@ class _Mapped(nn.Module):
         super().__init__()
         self.template, self.stacked, self.slots = template, stacked, slots
         self._call = functional_model(template)
+        self._form: InputForm | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        rows = inputs.reshape(self.slots, -1, *inputs.shape[1:])
+        rows = [leaf.reshape(self.slots, -1, *leaf.shape[1:]) for leaf in input_leaves(inputs)]
+        self._form = form_of(inputs)
         # A model that draws random numbers fails here, as does one with data-dependent control flow. Fused attention cannot be mapped.
         with sdpa_kernel(SDPBackend.MATH):
             outputs: Tensor = vmap(self._one, randomness="error")(self.stacked, rows)
         return outputs.flatten(0, 1)
 
-    def _one(self, parameters: dict[str, Tensor], rows: Tensor) -> Tensor:
-        return as_outputs(self._call(parameters, rows), len(rows))
+    def _one(self, parameters: dict[str, Tensor], rows: list[Tensor]) -> Tensor:
+        return as_outputs(self._call(parameters, rows, self._form), len(rows[0]))
