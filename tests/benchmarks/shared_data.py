@@ -29,7 +29,7 @@ if copied == "True":
     data.SHARED_BYTES = 2**60
 samples = data.read_data(Store(store), digest, which)
 total = 0.0
-for rows in torch.split(torch.randperm(len(samples.ids)), 64)):
+for rows in torch.split(torch.randperm(len(samples.ids)), 64):
     total += float(samples.inputs[rows].sum())
 print("ready", flush=True)
 sys.stdin.readline()
