@@ -42,6 +42,15 @@ def measured_on(*packages: str) -> str:
     )
 
 
+def peak_bytes() -> float:
+    """The peak memory of this process since its program was started (Linux).
+
+    That of ``getrusage`` begins with the peak of the process that started this one.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024.0 * float(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
 def publish(name: str, title: str, sections: Sequence[str], *, write: bool) -> None:
     """Print a report and, if ``write``, write it to ``docs/benchmarks``."""
     options = " ".join(argument for argument in sys.argv[1:] if argument != "--write")

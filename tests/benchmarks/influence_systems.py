@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from genrep_dist.runner.stage_runner import StageRunner, Workers
 from genrep_dist.store import Store
 from genrep_dist.training.threads import one_thread
 from genrep_dist.workflow.prepare import prepare, publish_inputs
-from tests.benchmarks import measured_on, publish, table
+from tests.benchmarks import measured_on, peak_bytes, publish, table
 from tests.experiments import ROOT
 
 CASES = ((5000, 784, 10), (50_000, 20, 2), (20_000, 100, 10))
@@ -74,13 +73,13 @@ def run(case: tuple[int, int, int]) -> dict[str, Any]:
         dual = prepare(asked(*case, "dual"), Store(folder), [str(ROOT)]).plan
         prepared = prepare(asked(*case, "auto"), Store(folder), [str(ROOT)])
         publish_inputs(prepared)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_bytes()
         StageRunner(prepared, ProgressCounter(), Workers(prepared.plan.experiment, serial=True)).run()
         keys = prepared.plan.keys
         manifest = prepared.store.artifact("kernel", keys.kernel(0, "influence", keys.epochs)).manifest()
         planned = [next(stage.peak_bytes for stage in plan.stages if stage.name == "influence") for plan in (prepared.plan, dual)]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"manifest": manifest, "planned": planned, "peak": 1024 * peak, "before": 1024 * before}
+    peak = peak_bytes()
+    return {"manifest": manifest, "planned": planned, "peak": peak, "before": before}
 
 
 def measure(case: tuple[int, int, int]) -> tuple[str, ...]:

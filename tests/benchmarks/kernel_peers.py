@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from genrep_dist.problems.datasets.image_models import VisionCNN
-from tests.benchmarks import measured_on, publish, spread, table
+from tests.benchmarks import measured_on, peak_bytes, publish, spread, table
 
 ROWS, POINTS, WARM_UP, BATCH, ROUNDS = 1000, 10, 64, 64, 3
 
@@ -159,7 +158,7 @@ def drive(tool: str, folder: Path, rows: int) -> dict[str, float]:
         found = score(model, train, test, folder)
         seconds = time.perf_counter() - began
     np.save(folder / f"{tool.partition(' ')[0]}.npy", found.detach().numpy())
-    return {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0, "before": before}
+    return {"seconds": seconds, "peak": peak_bytes(), "before": before}
 
 
 def _resident() -> float:

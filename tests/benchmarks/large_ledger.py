@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -39,7 +38,7 @@ from genrep_dist.workflow.record import write_record
 from genrep_dist.workflow.requests import requests_path, retrain_requests
 from genrep_dist.workflow.retrain import original_row
 from genrep_dist.workflow.stages import STAGES, artifacts_of
-from tests.benchmarks import measured_on, publish, table
+from tests.benchmarks import measured_on, peak_bytes, publish, table
 from tests.experiments import ROOT, experiment
 from tests.publication import no_tracking
 
@@ -104,7 +103,7 @@ def measure_here(name: str, folder: str) -> None:
     began = time.process_time()
     work()
     seconds = time.process_time() - began
-    sys.stdout.write(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]) + "\n")
+    sys.stdout.write(json.dumps([seconds, peak_bytes() / 2**20]) + "\n")
 
 
 def measure(folder: Path) -> list[tuple[float, float]]:
