@@ -295,6 +295,17 @@ _OPTIONAL: dict[str, type | tuple[type, ...]] = {
 }
 
 
+def _has_numbers(request: RetrainRequest) -> bool:
+    """Whether weights and labels are numbers by id."""
+    if not isinstance(request.weights, Mapping) or not isinstance(request.labels, Mapping):
+        return False
+    try:
+        Change.of((), request.weights, request.labels)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def _check_requests(metric: Metric, method: str, found: Sequence[RetrainRequest], declared: int) -> None:
     """Raise ProblemError for what is no request, and PlanError for more than ``declared``."""
     for request in found:
@@ -305,11 +316,11 @@ def _check_requests(metric: Metric, method: str, found: Sequence[RetrainRequest]
             and (request.removed.dtype.kind in "iu" or not request.removed.size)
             and request.policy in get_args(RetrainPolicy)
             and isinstance(request.replicate, int)
-            and isinstance(request.weights, Mapping)
-            and isinstance(request.labels, Mapping)
+            and _has_numbers(request)
             and all(isinstance(getattr(request, name), (kind, type(None))) for name, kind in _OPTIONAL.items())
         )
-        require_returned(fits, metric, method, "RetrainRequests with ids (k,) as integers, and fields of their declared types", request)
+        expected = "RetrainRequests with ids (k,) as integers, numbers by id as weights and labels, and fields of their declared types"
+        require_returned(fits, metric, method, expected, request)
     if len(found) > declared:
         raise PlanError(
             "a metric requests more models than it declared",

@@ -177,7 +177,8 @@ def _as_run(retraining: Retraining, context: WorkerContext) -> TrainingRun:
     what = f"retraining {retraining.key[:12]}, seed {retraining.seed}, without {len(retraining.removed)} samples ({without})"
     if retraining.weights or retraining.labels:
         what += f", {len(retraining.weights)} with other weights, {len(retraining.labels)} with other labels"
-    change, outputs = retraining.change, context.num_outputs(retraining.seed)
+    change = retraining.change
+    outputs = context.num_outputs(retraining.seed) if change.labels else 1
     weights, targets = weights_of(change, context.train), targets_of(change, context.train, outputs, what)
     return TrainingRun(randomness, kept.to(context.device), what, is_rebatched(retraining.policy), weights, targets)
 

@@ -189,7 +189,7 @@ def plain(run: TrainingRun) -> torch.Tensor:
     weights = torch.ones(45) if run.weights is None else run.weights.float()
     targets = DATA.targets if run.targets is None else run.targets
     for epoch in (1, 2, 3):
-        for batch in run.randomness.order(epoch, 45).split(8):
+        for batch in torch.split(run.randomness.order(epoch, 45), 8):
             rows = batch if run.kept is None else batch[run.kept[batch]]
             losses = bce(model(DATA.inputs[rows]).squeeze(1), targets[rows], reduction="none")
             optimizer.zero_grad()
@@ -234,9 +234,9 @@ def test_own_functions_get_labels_and_weights() -> None:
         return
 
     run = some_runs()[5]
+    assert run.weights is not None
+    assert run.targets is not None
     own, targets, kept = run.weights, run.targets, run.kept
-    assert own is not None
-    assert targets is not None
     assert kept is not None
     loss = get_loss("logistic")
     model = FunctionTrainer(problem, weighted, loss, recipe, DATA, epochs=3).train(run)

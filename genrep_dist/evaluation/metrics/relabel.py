@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from genrep_dist.config.experiment import Experiment
-from genrep_dist.config.sections import RelabelSection
+from genrep_dist.config.relabel import RelabelSection
 from genrep_dist.evaluation.metrics.base import Array, MetricInfo, RetrainRequest, SeedData
 from genrep_dist.evaluation.metrics.subset_metric import SubsetMetric
 from genrep_dist.evaluation.removals import policy_text
@@ -41,7 +43,7 @@ class Relabelling(SubsetMetric):
 
     def scores(self, experiment: Experiment, data: SeedData, method: str) -> Array | None:
         """The score with the old label less the one with the new label: what a sample adds while it is not relabelled."""
-        changes = data.score_changes(method, self._new_labels(experiment, data, self.subsets(experiment, data).any(axis=0)))
+        changes = data.score_changes(method, self._new_labels(experiment, data, np.asarray(self.subsets(experiment, data).any(axis=0))))
         return None if changes is None else -changes
 
     def largest_removal(self, experiment: Experiment, num_train: int) -> int:
