@@ -297,7 +297,8 @@ _OPTIONAL: dict[str, type | tuple[type, ...]] = {
 
 def _has_numbers(request: RetrainRequest) -> bool:
     """Whether weights and labels are numbers by id."""
-    if not isinstance(request.weights, Mapping) or not isinstance(request.labels, Mapping):
+    given: tuple[object, ...] = (request.weights, request.labels)
+    if not all(isinstance(one, Mapping) for one in given):
         return False
     try:
         Change.of((), request.weights, request.labels)

@@ -182,8 +182,8 @@ def test_everything_measured_is_on_the_page_in_order(full: str) -> None:
     place = 0
     for part in order:
         place = page.text.index(part, place)
-    # Curves and networks of two signs, six other metrics, inspection.
-    assert page.tags.count("svg") == 4 + 6 + 1
+    # Curves and networks of two signs, seven other metrics, inspection.
+    assert page.tags.count("svg") == 4 + 7 + 1
 
 
 def test_what_was_not_measured_has_no_section() -> None:
