@@ -44,5 +44,6 @@ def _fields(problem: str, options: dict[str, Any] | None) -> dict[str, Any]:
         "seeds": 2,
         "test_points": 2,
         "methods": METHODS,
+        "influence": {"damping": 0.1},
         "deletion": {"fractions": [0.0, 0.1, 0.2], "signs": ["negative", "positive"]},
     }

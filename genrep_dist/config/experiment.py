@@ -9,9 +9,11 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from genrep_dist.config.damping import with_default_damping
 from genrep_dist.config.digests import non_default_fields
 from genrep_dist.config.field_errors import Location, describe_errors
 from genrep_dist.config.metrics import METRICS, complete_settings, measured_numbers
+from genrep_dist.config.relabel import RelabelSection
 from genrep_dist.config.resources import ResourcesSection
 from genrep_dist.config.section import Section
 from genrep_dist.config.sections import (
@@ -27,7 +29,6 @@ from genrep_dist.config.sections import (
     ProblemSection,
     ProjectionSection,
     RecipeSection,
-    RelabelSection,
     Seeds,
     StopSection,
     SurrogateSection,
@@ -116,6 +117,11 @@ class Experiment(Section):
     tune: TuneSection | None = None
     resources: ResourcesSection = ResourcesSection.model_validate({})
     tracking: TrackingSection = TrackingSection.model_validate({})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_damping(cls, data: object) -> object:
+        return with_default_damping(data)
 
     @model_validator(mode="before")
     @classmethod
@@ -244,6 +250,11 @@ class Experiment(Section):
         importance = IMPORTANCES.get(name)
         return build(importance, **declared_settings(importance, self))
 
+    def uses(self, section: str) -> bool:
+        """Whether a kernel or importance of the methods is built from that section; of the user's own kernels it is assumed."""
+        kernels = [method for method in self.parsed_methods if method.has_kernel]
+        return any(m.kernel in self.kernels or section in (*KERNELS.get(m.kernel).settings, *m.importance_class.settings) for m in kernels)
+
     def make_target(self) -> Target:
         """What is explained."""
         return self.target.make()
@@ -296,6 +307,9 @@ class Experiment(Section):
     def result_fields(self) -> dict[str, Any]:
         """The fields that can change a number and differ from their defaults: all but where files lie, how work runs, how tables look."""
         fields: dict[str, Any] = non_default_fields(self, leave_out=("resources", "tracking", "blocks", "profile", "profiles"))
+        # The default damping is entered like a declared one. It is no part of experiments without influence.
+        if fields.get("influence") == {"damping_unit": "mean-eigenvalue"} and not self.uses("influence"):
+            del fields["influence"]
         for section in fields.get("external", {}).values():
             section.pop("path", None)
         if "metrics" in fields:

@@ -209,7 +209,11 @@ class InfluenceSection(Section):
         "primal, with a row for each parameter (or number of a projection); auto: the one with less memory. The result is the same.",
     )
     damping: float = Field(0.1, gt=0, allow_inf_nan=False, description="delta, added to the diagonal of H.")
-    damping_unit: Literal["absolute", "mean-eigenvalue"] = Field("absolute", description="Unit of damping: 1, or trace(H)/P.")
+    damping_unit: Literal["absolute", "mean-eigenvalue"] = Field(
+        "absolute",
+        description="Unit of damping: 1, or trace(H)/P. An experiment that declares neither damping nor unit has mean-eigenvalue, or "
+        "absolute for the true Hessian, which may be indefinite.",
+    )
     solver: Literal["cg", "lissa"] = Field("cg", description="True Hessian only: conjugate gradients, or LiSSA.")
     tolerance: float = Field(1e-4, gt=0, lt=1, description="True Hessian only: largest relative residual that counts as solved.")
     max_iterations: int = Field(1000, ge=1, description="True Hessian only: steps of conjugate gradients, or LiSSA's depth.")
@@ -220,6 +224,11 @@ class InfluenceSection(Section):
         description="Not for the true Hessian: accept a loss that is linear in the outputs, such as the hinge loss. The kernel is then the "
         "NTK (or the last layer's kernel) divided by the damping.",
     )
+
+    @property
+    def damping_text(self) -> str:
+        """The damping, for people."""
+        return f"{self.damping:g}" + (" times the mean eigenvalue of H" if self.damping_unit == "mean-eigenvalue" else "")
 
 
 class ProjectionSection(Section):
@@ -334,35 +343,6 @@ class LooSection(SubsetSection):
     """Leave-one-out: models trained without one sample each, against that sample's score."""
 
     samples: int = Field(32, ge=2, description="Training samples per seed, drawn uniformly. Each is left out once.")
-
-
-class RelabelSection(RetrainSection):
-    """Models trained with other labels of some samples, against the change that kernels and importances predict."""
-
-    samples: Annotated[int, Field(ge=2)] | tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        32, description="Number of training samples per seed, drawn uniformly; or a list of sample ids for all seeds."
-    )
-    size: int = Field(1, ge=1, description="Samples that are relabelled together. Each is in one such set.")
-    label: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
-        None, description="The new target of all of them. Default: the next class, which with two classes is the other one."
-    )
-
-    @property
-    def num_samples(self) -> int:
-        return self.samples if isinstance(self.samples, int) else len(self.samples)
-
-    @property
-    def num_sets(self) -> int:
-        """Sets of ``size`` samples; those of an incomplete one are left out."""
-        return self.num_samples // self.size
-
-    @model_validator(mode="after")
-    def _has_sets(self) -> Self:
-        if not isinstance(self.samples, int) and len(set(self.samples)) != len(self.samples):
-            raise ValueError("different ids of samples")
-        if self.num_sets < 2:
-            raise ValueError(f"samples for at least two sets of size {self.size}")
-        return self
 
 
 class BrittlenessSection(RemovalSection):

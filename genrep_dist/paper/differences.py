@@ -50,7 +50,7 @@ def differences(run: Run) -> list[tuple[str, str, str, str]]:
             if shape.identity_gap_reasons
             else "plain SGD, which Eq. 10 assumes; tuned on seeds from 1000 on, which are not reported",
         ),
-        ("lambda, damping", "not in the text", f"{experiment.surrogate.lam:g}, {experiment.influence.damping:g}", "our choice"),
+        ("lambda, damping", "not in the text", f"{experiment.surrogate.lam:g}, {experiment.influence.damping_text}", "our choice"),
         ("retraining", "not in the text", "same initialisation and order", "common random numbers: less noise"),
     ]
     if "length" in experiment.problem.options:

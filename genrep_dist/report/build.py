@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from genrep_dist.config import Experiment
 from genrep_dist.config.metrics import measured_metrics
 from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.extension import require_returned
@@ -134,6 +135,9 @@ def facts(run: Run, tables: EvaluationTables, more_facts: Mapping[str, str] | No
         found[name.capitalize()] = _solution_text(
             experiment.importance(name).description, [certificate for certificate in certificates if certificate["importance"] == name]
         )
+    dampings = [float(certificate["damping"]) for certificate in certificates if "damping" in certificate]
+    if dampings:
+        found["Damping of H"] = _damping_text(experiment, dampings)
     found["Versions"] = ", ".join(f"{name} {version(name)}" for name in LIBRARIES) + f", Python {platform.python_version()}"
     found["Experiment digest"] = plan.keys.results
     found["Data digest"] = plan.keys.data
@@ -148,6 +152,15 @@ def _solution_text(settings: str, certificates: Sequence[dict[str, Any]]) -> str
         texts.append(f"largest residual {max(residuals):.1e}")
     gap = max(certificate["efficiency_gap"] for certificate in certificates)
     return "; ".join([*texts, f"largest efficiency gap max |f - K alpha| on the training set {gap:.3g}"])
+
+
+def _damping_text(experiment: Experiment, dampings: Sequence[float]) -> str:
+    """The declared damping, the absolute ones that it gave, and whether it was tuned."""
+    influence, tune = experiment.influence, experiment.tune
+    absolute = f"{min(dampings):.3g}" + (f" to {max(dampings):.3g}" if max(dampings) > min(dampings) else "")
+    relative = f": {absolute}" if influence.damping_unit == "mean-eigenvalue" else ""
+    is_tuned = tune is not None and any("damping" in name for name in tune.values_by_parameter)
+    return influence.damping_text + relative + ("" if is_tuned else "; not tuned")
 
 
 def _recipe_text(recipe: Recipe) -> str:

@@ -84,7 +84,7 @@ class InfluenceKernel(DerivedKernel):
         return 8 * matrices * (num_train * num_outputs) ** 2 if dual else system_bytes(num_train, num_outputs, width)
 
     def summary(self) -> str:
-        text = f"curvature {self.options.curvature}, damping {self.options.damping:g}"
+        text = f"curvature {self.options.curvature}, damping {self.options.damping_text}"
         num_train, num_outputs, width = self._sizes
         if self.base is None or not width:
             return text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from genrep_dist.config.experiment import Experiment
-from genrep_dist.config.sections import RelabelSection
+from genrep_dist.config.relabel import RelabelSection
 from genrep_dist.evaluation.metrics.base import Array, MetricInfo, RetrainRequest, SeedData
 from genrep_dist.evaluation.metrics.subset_metric import SubsetMetric
 from genrep_dist.evaluation.removals import policy_text
