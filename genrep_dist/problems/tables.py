@@ -156,7 +156,8 @@ def _check_finite(tensor: Tensor, ids: Tensor, where: str) -> None:
         return
     # In blocks, for data that are mapped from a file larger than memory.
     rows_a_block = max(1, _CHECKED_BYTES // max(1, tensor[0].numel() * tensor.element_size()))
-    bad = torch.cat([~torch.isfinite(block).reshape(len(block), -1).all(dim=1) for block in tensor.split(rows_a_block)])
+    blocks = (tensor[start : start + rows_a_block] for start in range(0, len(tensor), rows_a_block))
+    bad = torch.cat([~torch.isfinite(block).reshape(len(block), -1).all(dim=1) for block in blocks])
     rows = bad.nonzero()[:, 0]
     if len(rows) == 0:
         return
