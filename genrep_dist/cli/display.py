@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 COLOURS = {"green": "green", "amber": "yellow", "red": "bold red"}
 """Terminal styles of the doctor's colours."""
+LINE_WIDTH = 80
+"""Columns of a finding that is shown in one line."""
 
 
 def show_plan(console: Console, dry_run: DryRun) -> None:
@@ -125,13 +127,24 @@ def _show_table(console: Console, title: str, info: MetricInfo, rows: Sequence[d
     console.print(table(f"{title}: {info.title} ({info.better} is better)", columns, shown, numeric=(1, 2, 3, 4)))
 
 
-def show_findings(console: Console, title: str, findings: Sequence[Finding]) -> None:
-    """The doctor's findings as a table, and their number by colour."""
+def show_findings(console: Console, title: str, findings: Sequence[Finding], *, every: bool = False) -> None:
+    """The doctor's findings that are not green, a line each, and their number by colour; with ``every`` all of them as a table."""
     from rich.markup import escape
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.3g}"
 
+    counts = ", ".join(f"{sum(f.colour == colour for f in findings)} {colour}" for colour in COLOURS)
+    if not every:
+        from rich.text import Text
+
+        for f in sorted(findings, key=lambda f: list(COLOURS).index(f.colour), reverse=True):
+            if f.colour != "green":
+                measured = "" if f.number is None or f.bound is None else f"{number(f.number)}, bound {number(f.bound)}: "
+                line = Text.assemble((f"{f.colour:5}", COLOURS[f.colour]), f" {f.name}: {measured}{f.text.partition(';')[0]}")
+                console.print(line, no_wrap=True, overflow="ellipsis", crop=True, width=min(console.width, LINE_WIDTH))
+        console.print(f"{title}: {counts}; --all shows all findings, and what to do", markup=False, highlight=False)
+        return
     rows = [
         (
             f"[{COLOURS[f.colour]}]{f.colour}[/]",
@@ -145,7 +158,7 @@ def show_findings(console: Console, title: str, findings: Sequence[Finding]) -> 
         for f in findings
     ]
     console.print(table(title, ("", "check", "number", "bound", "seed", "found", "what to do"), rows, numeric=(2, 3, 4)))
-    console.print(", ".join(f"{sum(f.colour == colour for f in findings)} {colour}" for colour in COLOURS), highlight=False)
+    console.print(counts, highlight=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Iterable[int] = ()) -> Table:

@@ -157,6 +157,7 @@ def doctor(
     name: NameArgument,
     store: StoreOption = "store",
     samples: Annotated[int, typer.Option(min=1, help="Number of samples that are recomputed one by one.")] = 8,
+    every: Annotated[bool, typer.Option("--all", help="Show all findings with what to do, not only those that are not green.")] = False,
     as_json: JsonOption = False,
     experiment: CodeOption = None,
     set_: SetOption = None,
@@ -176,7 +177,7 @@ def doctor(
     else:
         from genrep_dist.cli.display import show_findings
 
-        show_findings(_console(), f"{name} in {store}", findings)
+        show_findings(_console(), f"{name} in {store}", findings, every=every)
     if worst == "red":
         raise typer.Exit(1)
 

@@ -233,6 +233,11 @@ class Experiment(Section):
         return parse_method(name, self.kernels, self.external)
 
     @property
+    def baselines(self) -> tuple[str, ...]:
+        """The methods that all others are compared with: the declared one, and random scores."""
+        return tuple(name for name in dict.fromkeys((self.baseline, "random")) if name in self.methods)
+
+    @property
     def external_methods(self) -> tuple[str, ...]:
         """Names of the methods whose scores another tool computed."""
         return tuple(name for name in self.methods if name in self.external)
