@@ -41,6 +41,11 @@ def in_job() -> bool:
     return "job_submission_id" in _job_metadata()
 
 
+def in_ray() -> bool:
+    """Whether this process is the entry point of a submitted Ray job, or a worker of Ray."""
+    return in_job() or bool(os.environ.get("RAY_JOB_ID"))
+
+
 RUNTIME_ENV = "jobs/runtime_env.yaml"
 
 

@@ -62,7 +62,7 @@ def show_plan(console: Console, dry_run: DryRun) -> None:
         lines.append(f"{about}: {dry_run.worker_hours:,.1f} {kind}; {written} written")
     if dry_run.refusal:
         lines.append(f"`genrep run` would refuse this plan here: {dry_run.refusal}")
-    lines += [f"warning: {warning}" for warning in plan.warnings]
+    lines += [f"warning: {warning}" for warning in dry_run.warnings]
     for line in lines:
         console.print(line, markup=False, highlight=False)
 
@@ -141,7 +141,9 @@ def show_findings(console: Console, title: str, findings: Sequence[Finding], *, 
         for f in sorted(findings, key=lambda f: list(COLOURS).index(f.colour), reverse=True):
             if f.colour != "green":
                 measured = "" if f.number is None or f.bound is None else f"{number(f.number)}, bound {number(f.bound)}: "
-                line = Text.assemble((f"{f.colour:5}", COLOURS[f.colour]), f" {f.name}: {measured}{f.text.partition(';')[0]}")
+                first, *others = f.name.split(", ")  # of checks that failed with one error
+                name = f"{first} and {len(others)} more" if others else first
+                line = Text.assemble((f"{f.colour:5}", COLOURS[f.colour]), f" {name}: {measured}{f.text.partition(';')[0]}")
                 console.print(line, no_wrap=True, overflow="ellipsis", crop=True, width=min(console.width, LINE_WIDTH))
         console.print(f"{title}: {counts}; --all shows all findings, and what to do", markup=False, highlight=False)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from genrep_dist.config import Experiment, load_experiment
 from genrep_dist.core.inputs import form_of, input_leaves, map_leaves, unpacked
 from genrep_dist.core.losses import Loss
-from genrep_dist.errors import MethodError, NonFiniteError
+from genrep_dist.errors import MethodError, NonFiniteError, ProblemError
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.results.arrays import Arrays
 from genrep_dist.results.base import Array
@@ -47,8 +48,13 @@ class Run(Tables, Arrays):
         return SeedProblem(model.eval(), self.context.loss, train, test)
 
     def texts(self) -> Callable[[Tensor], Sequence[str]] | None:
-        """The problem's function from ids of samples to their texts; None for a problem without one, or whose code may not be imported."""
-        return getattr(self.context.problem, "texts", None) if self.has_code else None
+        """The problem's function from ids of samples to their texts.
+
+        None for a problem without one, and whose code may not be imported, or cannot, as it is not that of the run any more.
+        """
+        with suppress(ProblemError):
+            return getattr(self.context.problem, "texts", None) if self.has_code else None
+        return None
 
     def explain(
         self,

@@ -60,6 +60,22 @@ def is_finished(declared: PreparedExperiment, lease: Lease, message: Callable[[s
     return True
 
 
+def replacement_text(declared: PreparedExperiment) -> str:
+    """What to say before work begins whose results will replace others of the same name; empty if there are none."""
+    experiment, objects = declared.plan.experiment, declared.store.objects
+    try:
+        found = Publications(objects, experiment.name).manifest()
+    except CorruptError:  # moved away before
+        return ""
+    if found is None or found.get("declared") == declared.plan.keys.results:
+        return ""
+    now, earlier = experiment.resolved(), found.get("record", {}).get("experiment", {})
+    fields = [name for name in now if name in earlier and now[name] != earlier[name] and name not in ("tracking", "resources")]
+    reason = f"other settings ({', '.join(fields)})" if fields else "other code or data"
+    place = ResultPaths(experiment.name).previous(found["question"]).folder
+    return f"this run replaces results of {experiment.name} with {reason}: they are kept in {declared.store.uri}/{place}"
+
+
 def running_run(declared: PreparedExperiment) -> Run:
     """The run of ``declared`` as the store has it, with the code that this process runs."""
     named = NamedCode(declared.plan.experiment, declared.job.search_path, running=True)
@@ -123,6 +139,7 @@ def publish(declared: PreparedExperiment, results_digest: str, tables: Evaluatio
         "record": read_record(store, experiment.name),
     }
     files = [path.rpartition("/")[2] for path in [*paths, staged.config]]
+    publications.keep_previous(results_digest)
     publications.publish(number, manifest, files, lease.confirm, tables=[f"{name}.parquet" for name in table_specs()])
 
 

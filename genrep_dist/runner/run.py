@@ -19,7 +19,7 @@ from genrep_dist.runner.determinism import difference_text, repeat_first_origina
 from genrep_dist.runner.first_seed import check_first_seed
 from genrep_dist.runner.heartbeat import Heartbeat
 from genrep_dist.runner.progress import NoProgress, Progress, ProgressCounter
-from genrep_dist.runner.publish import is_finished, publish, running_run
+from genrep_dist.runner.publish import is_finished, publish, replacement_text, running_run
 from genrep_dist.runner.quarantine import clear_quarantine
 from genrep_dist.runner.stage_runner import StageRunner, Workers
 from genrep_dist.runner.system_metrics import system_metrics
@@ -34,7 +34,7 @@ from genrep_dist.workflow.data import forget_data
 from genrep_dist.workflow.evaluate import evaluate
 from genrep_dist.workflow.execute import worker_context
 from genrep_dist.workflow.prepare import PreparedExperiment, prepare, publish_inputs
-from genrep_dist.workflow.record import changes_since_last_run, write_record
+from genrep_dist.workflow.record import changes_text, write_record
 
 T = TypeVar("T")
 
@@ -76,9 +76,9 @@ def run(
             finished = running_run(declared)
             follow_moved_store(finished)
             return finished
-        if changed := changes_since_last_run(declared):
-            names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-            counter.message(f"changed since the last run of {experiment.name}: {names}; what depends on them is recomputed")
+        for text in (changes_text(declared), replacement_text(declared)):
+            if text:
+                counter.message(text)
         if retry_failed and clear_quarantine(opened, experiment.name):
             counter.message("what was in quarantine is tried again")
         workers = Workers(experiment, serial=serial, address=address, executor=executor)

@@ -109,6 +109,10 @@ class ResultPaths:
     def file(self, name: str) -> str:
         return f"{self.folder}/{name}"
 
+    def previous(self, digest: str) -> ResultPaths:
+        """Where results of this name are kept that others have replaced; ``digest`` of their experiment."""
+        return ResultPaths(self.name, f"{self.folder}/previous/{digest[:12]}")
+
 
 def data_table(digest: str, split: str) -> str:
     """The samples of ``split``, 'train' or 'test', of the data set with this digest."""

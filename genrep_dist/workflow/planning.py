@@ -94,17 +94,17 @@ def _warnings(plan: Plan) -> Iterator[str]:
             "here can verify that they are scores of the models that are judged."
         )
     yield from metric_warnings(experiment, plan.shape.num_train)
-    yield from _power_warnings(experiment)
 
 
-def _power_warnings(experiment: Experiment) -> Iterator[str]:
-    """Whether a difference between methods can be significant at all."""
+def power_warnings(experiment: Experiment) -> Iterator[str]:
+    """A sentence if no difference between methods can be significant, with the number of seeds that would do. For those who still plan."""
     methods, seeds = experiment.methods, len(experiment.seeds) if experiment.stop is None else experiment.stop.max_seeds
     compared = len(experiment.baselines) * (len(methods) - 1)
     if compared == 0 or (smallest := smallest_p(seeds, compared)) <= LEVEL:
         return
     needed = fewest_seeds(compared)
-    why = "one seed gives no p-value" if seeds == 1 else f"the smallest with {seeds} seeds and {compared} comparisons is {smallest:.2g}"
+    number = f"{compared} comparison" + ("s" if compared > 1 else "")
+    why = "one seed gives no p-value" if seeds == 1 else f"the smallest with {seeds} seeds and {number} is {smallest:.2g}"
     remedy = "compare fewer methods" if needed is None else f"with {needed} seeds one can"
     yield f"No p-value can reach {LEVEL} in this experiment: {why} (sign-flip test, Holm's correction); {remedy}."
 

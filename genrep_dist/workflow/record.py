@@ -80,15 +80,29 @@ def array_addresses(plan: Plan) -> dict[str, Any]:
     }
 
 
-def changes_since_last_run(prepared: PreparedExperiment) -> list[str]:
-    """Files and other parts of the user's code that are not those of the last run of this name; none if there was no such run."""
+def changes_text(prepared: PreparedExperiment) -> str:
+    """Which of the user's files and other parts of the code changed since the last run of this name, and what is computed anew for it.
+
+    Empty if nothing did, or if there was no such run.
+    """
+    name, found = prepared.plan.experiment.name, _changes_since_last_run(prepared)
+    changed = list(dict.fromkeys(change for changes in found.values() for change in changes))
+    if not changed:
+        return ""
+    names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+    affected = "all its models and scores are" if "problem" in found else f"what depends on {', '.join(found)} is"
+    return f"changed since the last run of {name}: {names}; {affected} computed anew, and nothing of the earlier run is deleted"
+
+
+def _changes_since_last_run(prepared: PreparedExperiment) -> dict[str, list[str]]:
+    """Changed places by what they define: the problem, a kernel, or another extension."""
     try:
         record = read_record(prepared.store, prepared.plan.experiment.name)
         last = {label: Identity.from_record(found) for label, found in record.get("identities", {}).items()}
     except (StoreError, LookupError, TypeError, AttributeError):  # no record, or a damaged one, which is written again
-        return []
-    now = prepared.job.identities
-    return list(dict.fromkeys(change for label in now if label in last for change in now[label].changes(last[label])))
+        return {}
+    changes = {label: now.changes(last[label]) for label, now in prepared.job.identities.items() if label in last}
+    return {label: found for label, found in changes.items() if found}
 
 
 def restore_record(store: Store, name: str, record: Mapping[str, Any], lease: int) -> None:
