@@ -313,7 +313,8 @@ class Experiment(Section):
         """The fields that can change a number and differ from their defaults: all but where files lie, how work runs, how tables look."""
         fields: dict[str, Any] = non_default_fields(self, leave_out=("resources", "tracking", "blocks", "profile", "profiles"))
         # The default damping is entered like a declared one. It is no part of experiments without influence.
-        if fields.get("influence") == {"damping_unit": "mean-eigenvalue"} and not self.uses("influence"):
+        declared = fields.get("influence")
+        if declared == {"damping_unit": "mean-eigenvalue"} and not self.uses("influence"):
             del fields["influence"]
         for section in fields.get("external", {}).values():
             section.pop("path", None)

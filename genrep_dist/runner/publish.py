@@ -28,6 +28,9 @@ from genrep_dist.workflow.record import check_record_version, is_readable, plan_
 from genrep_dist.workflow.stages import STAGES, artifacts_of
 from genrep_dist.workflow.user_code import NamedCode
 
+WHERE_IT_RUNS = {"tracking", "resources"}
+"""Sections of an experiment that change no result."""
+
 
 def is_finished(declared: PreparedExperiment, lease: Lease, message: Callable[[str], object] = lambda text: None) -> bool:
     """Whether these results are in this store and their files are complete, intact and of this version.
@@ -70,7 +73,7 @@ def replacement_text(declared: PreparedExperiment) -> str:
     if found is None or found.get("declared") == declared.plan.keys.results:
         return ""
     now, earlier = experiment.resolved(), found.get("record", {}).get("experiment", {})
-    fields = [name for name in now if name in earlier and now[name] != earlier[name] and name not in ("tracking", "resources")]
+    fields = [name for name in now if name in earlier and now[name] != earlier[name] and name not in WHERE_IT_RUNS]
     reason = f"other settings ({', '.join(fields)})" if fields else "other code or data"
     place = ResultPaths(experiment.name).previous(found["question"]).folder
     return f"this run replaces results of {experiment.name} with {reason}: they are kept in {declared.store.uri}/{place}"
