@@ -74,6 +74,7 @@ class _FirstSeedRun(Run):
         self.store, self.name, self.plan = worker.store, plan.experiment.name, plan
         self.record = {"data": plan.keys.data, "loss": worker.loss.name}
         self._code = AllowedCode(running=True)
+        self._unknown_names = None
         self._worker = worker
 
     @property
