@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from genrep_dist.diagnostics import Finding
     from genrep_dist.evaluation.metrics.base import MetricInfo
     from genrep_dist.results import Run
+    from genrep_dist.runner.cleanup import Removal
     from genrep_dist.runner.dry_run import DryRun
 
 COLOURS = {"green": "green", "amber": "yellow", "red": "bold red"}
@@ -148,6 +150,22 @@ def show_findings(console: Console, title: str, findings: Sequence[Finding]) -> 
     console.print(", ".join(f"{sum(f.colour == colour for f in findings)} {colour}" for colour in COLOURS), highlight=False)
 
 
+def show_removals(console: Console, title: str, removals: Sequence[Removal], *, deleted: bool) -> None:
+    """What was deleted, or would be, by the part of the store."""
+    if not removals:
+        console.print(f"{title}: nothing", markup=False, highlight=False, soft_wrap=True)
+        return
+    parts: dict[str, list[Removal]] = {}
+    for removal in removals:
+        parts.setdefault(removal.what, []).append(removal)
+    rows = [
+        (part, f"{len(of):,}", f"{sum(one.files for one in of):,}", bytes_text(sum(one.bytes for one in of))) for part, of in parts.items()
+    ]
+    total = ("total", f"{len(removals):,}", f"{sum(one.files for one in removals):,}", bytes_text(sum(one.bytes for one in removals)))
+    console.print(table(title, ("part", "entries", "files", "size"), [*rows, total], numeric=(1, 2, 3)))
+    console.print("deleted" if deleted else "nothing was deleted: add --yes to delete it", highlight=False)
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Iterable[int] = ()) -> Table:
     """A rich table; columns whose index is in ``numeric`` are right-aligned."""
     result = Table(title=title, title_justify="left")
@@ -165,6 +183,11 @@ def bytes_text(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def time_text(seconds: float | None) -> str:
+    """Unix seconds as local time, to the minute."""
+    return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def seconds_text(seconds: float) -> str:

@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from genrep_dist.cli.commands import COMMANDS, GROUPS
 from genrep_dist.cli.terminal import accept_any_text, write_line
+from genrep_dist.cli.verbosity import current, with_output_options
 from genrep_dist.errors import GenRepError
+
+EXIT_CODES = """Exit codes: 0 success; 1 an error, or red findings of the doctor; 2 wrong use of a command; 130 stopped by Ctrl-C (SIGINT);
+143 stopped by SIGTERM. What a stopped run has computed is kept: the same command resumes it."""
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
     help="Compute sample-based explanations, and evaluate them by retraining models without the samples that they name.",
+    epilog=" ".join(EXIT_CODES.split()),
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from genrep_dist.provenance import package_version
+
+        write_line(f"genrep {package_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _genrep(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    del version
+
+
 for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+    app.command(_name)(with_output_options(_command))
 for _group, (_help, _commands) in GROUPS.items():
     _inner = typer.Typer(no_args_is_help=True, help=_help)
     for _name, _command in _commands.items():
-        _inner.command(_name)(_command)
+        _inner.command(_name)(with_output_options(_command))
     app.add_typer(_inner, name=_group)
 
 
@@ -29,5 +54,5 @@ def main() -> None:
     try:
         app()
     except GenRepError as error:
-        write_line(f"error: {error}", stderr=True)
+        current.show_error(error)
         raise SystemExit(1) from None

@@ -25,6 +25,7 @@ CodeOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+YesOption = Annotated[bool, typer.Option("--yes", "--delete", help="Really delete it.")]
 
 
 def load(experiment: str, overrides: Sequence[str] | None, profile: str | None = None) -> Experiment:

@@ -28,7 +28,7 @@ from genrep_dist.runner.tuning import best_value, candidates, measure_precision,
 from genrep_dist.store import Store
 from genrep_dist.store.damaged import move_damaged
 from genrep_dist.store.lease import Lease
-from genrep_dist.store.paths import ExperimentPaths
+from genrep_dist.store.paths import ORIGINALS, ExperimentPaths
 from genrep_dist.store.publications import Publications
 from genrep_dist.workflow.data import forget_data
 from genrep_dist.workflow.evaluate import evaluate
@@ -121,7 +121,7 @@ def train_originals(
     """
     experiment, search_path = _loaded(experiment, search_path)
     methods = [name for name in experiment.methods if name not in experiment.external_methods] or ["random"]
-    changes: dict[str, Any] = {"name": f"{experiment.name}.originals", "methods": methods, "external": {}, "baseline": None, "blocks": {}}
+    changes: dict[str, Any] = {"name": f"{experiment.name}{ORIGINALS}", "methods": methods, "external": {}, "baseline": None, "blocks": {}}
     opened = Store(store)
     opened.objects.check_access()
     prepared = prepare(experiment.with_fixed_seeds(**changes), opened, search_path)

@@ -8,18 +8,43 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from genrep_dist.cli.commands import data, doctor, export, import_, ledger, methods, plan, report, run, schema, status, tracking
+from genrep_dist.cli.commands import (
+    compare,
+    completion,
+    data,
+    doctor,
+    du,
+    export,
+    gc,
+    import_,
+    ledger,
+    list_,
+    methods,
+    plan,
+    report,
+    rm,
+    run,
+    schema,
+    status,
+    tracking,
+)
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "plan": plan.plan,
     "run": run.run,
     "status": status.status,
+    "list": list_.list_experiments,
+    "compare": compare.compare,
     "report": report.report,
     "doctor": doctor.doctor,
     "methods": methods.methods,
     "export": export.export,
     "import": import_.import_,
+    "rm": rm.rm,
+    "gc": gc.gc,
+    "du": du.du,
     "schema": schema.schema,
+    "completion": completion.completion,
 }
 """By name, in the order of `genrep --help`."""
 
