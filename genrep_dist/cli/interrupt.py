@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import typer
 
 from genrep_dist.cli.terminal import moves_cursor
+from genrep_dist.cli.verbosity import current
+from genrep_dist.provenance import resume_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,27 +21,41 @@ if TYPE_CHECKING:
 @contextmanager
 def interruptible(console: Console) -> Iterator[ProgressCounter]:
     """The progress of a long command. On the first SIGINT or SIGTERM: print progress and resume command, exit with 130 or 143."""
-    from genrep_dist.cli.progress import ProgressBars, ProgressLines
-    from genrep_dist.provenance import resume_command
-    from genrep_dist.runner.progress import ProgressCounter
     from genrep_dist.runner.signals import Signals
 
-    with_bars = moves_cursor(console)
-    with ProgressBars(console) if with_bars else ProgressLines(console) as shown:
-        progress = ProgressCounter(shown)
+    with_bars = moves_cursor(console) and not current.quiet
+    progress: ProgressCounter | None = None
 
-        def stopped() -> str:
-            return f"{progress.summary()}\nto resume: {resume_command()}\n"
+    def stopped() -> str:
+        done = "nothing was computed yet" if progress is None else progress.summary()
+        return f"{done}\nto resume: {resume_command()}\n"
 
-        # In a log at once; at a terminal after the bars, which would overwrite the text.
-        signals = Signals(lambda: "" if with_bars else stopped())
-        progress.check = signals.check
-        try:
-            with signals:
-                yield progress
-            return
-        except KeyboardInterrupt:
-            pass
+    # In a log at once; at a terminal after the bars, which would overwrite the text.
+    signals = Signals(lambda: "" if with_bars else stopped())
+    try:
+        with signals, ExitStack() as stack:
+            progress = _counter(console, stack, with_bars=with_bars)
+            progress.check = signals.check
+            yield progress
+        return
+    except KeyboardInterrupt:
+        pass
     if with_bars:
-        console.print(stopped(), markup=False, highlight=False, soft_wrap=True, end="")
+        console.print(f"stopped by {signals.name}; {stopped()}", markup=False, highlight=False, soft_wrap=True, end="")
+    current.log(f"stopped by {signals.name}; {stopped()}")
     raise typer.Exit(signals.exit_code)
+
+
+def _counter(console: Console, stack: ExitStack, *, with_bars: bool) -> ProgressCounter:
+    """Counts units, and shows them at the console and in the log file, as the user has chosen."""
+    from genrep_dist.cli.progress import ProgressBars, ProgressLines, QuietLines, SeveralDisplays
+    from genrep_dist.runner.progress import Progress, ProgressCounter
+
+    shown: Progress
+    if current.quiet:
+        shown = QuietLines(console)
+    else:
+        shown = stack.enter_context(ProgressBars(console) if with_bars else ProgressLines(console, verbose=current.verbose))
+    if current.log_file is not None:
+        shown = SeveralDisplays([shown, ProgressLines(verbose=True, write=current.log)])
+    return ProgressCounter(shown)

@@ -66,8 +66,9 @@ def run(
     opened = Store(store)
     opened.objects.check_access()
     tracking_uri(experiment, opened)  # refused now, not after the work
-    declared = prepare(experiment, opened, search_path)
     counter = _progress_counter(progress)
+    counter.step("preparing: data, model, plan")
+    declared = prepare(experiment, opened, search_path)
     for warning in declared.plan.warnings:
         counter.message(f"warning: {warning}")
     with _lease(opened, experiment.name, counter) as lease, counter.also_checking(lease.check):
@@ -93,6 +94,7 @@ def run(
             digest, tables = _ExperimentRunner(declared, counter, workers, record, force=force).run()
             workers.close()
             lease.confirm()
+            counter.step("publishing: tables, report, MLflow")
             publish(declared, digest, tables, lease, heartbeat.history())
 
         try:
@@ -124,8 +126,9 @@ def train_originals(
     changes: dict[str, Any] = {"name": f"{experiment.name}{ORIGINALS}", "methods": methods, "external": {}, "baseline": None, "blocks": {}}
     opened = Store(store)
     opened.objects.check_access()
-    prepared = prepare(experiment.with_fixed_seeds(**changes), opened, search_path)
     counter = _progress_counter(progress)
+    counter.step("preparing: data, model, plan")
+    prepared = prepare(experiment.with_fixed_seeds(**changes), opened, search_path)
     with _lease(opened, prepared.plan.experiment.name, counter) as lease, counter.also_checking(lease.check):
         write_record(prepared, lease=int(lease.number))
         publish_inputs(prepared)
@@ -186,6 +189,7 @@ class _ExperimentRunner:
         check = None if self._is_checked else partial(check_first_seed, prepared, runner, self._progress, force=self._force)
         self._is_checked = True
         requests = runner.run(check)
+        self._progress.step("evaluating: metrics, intervals, tests")
         return evaluate(prepared.plan, prepared.store, requests, lambda: worker_context(prepared.job), prepared.flipped)
 
     def _repeatable(self, experiment: Experiment) -> Experiment:

@@ -6,14 +6,20 @@ from typing import Annotated
 
 import typer
 
-from genrep_dist.cli.terminal import make_console, write_line
+from genrep_dist.cli.options import JsonOption
+from genrep_dist.cli.terminal import make_console, print_json, write_line
 
 
-def data_list() -> None:
+def data_list(as_json: JsonOption = False) -> None:
     """Show the known data sets, and which of them are in the cache."""
+    from dataclasses import asdict
+
     from genrep_dist.cli.display import table
     from genrep_dist.problems.datasets.catalogue import data_list as known
 
+    if as_json:
+        print_json([{**asdict(entry), "path": str(entry.path)} for entry in known()])
+        return
     rows = [(entry.name, entry.what, entry.source, "yes" if entry.cached else "no", str(entry.path)) for entry in known()]
     make_console().print(table("data sets", ("name", "what", "--from", "cached", "where"), rows))
 

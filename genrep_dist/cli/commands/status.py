@@ -14,7 +14,7 @@ def status(
     name: NameArgument,
     store: StoreOption = "store",
     as_json: JsonOption = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Refresh until the run ends.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Wait until the run begins, and refresh until it ends.")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two refreshes.")] = 5.0,
     experiment: CodeOption = None,
 ) -> None:
