@@ -53,7 +53,7 @@ def show_plan(console: Console, dry_run: DryRun) -> None:
             "are not reported (not included in these numbers)"
         )
     if expected:
-        guess = "" if dry_run.gpu_hours is None else f" (roughly {hours_text(dry_run.gpu_hours)} GPU-hours)"
+        guess = "" if dry_run.gpu_hours is None else f" (a guess: {hours_text(dry_run.gpu_hours)} GPU-hours)"
         kind = "GPU-hours" if dry_run.device == "cuda" else f"worker-hours of one CPU core each{guess}"
         written = bytes_text(sum(stage.bytes_written for stage in plan.stages))
         about = f"about {seconds_text(expected.total)} on {dry_run.slots} workers like this machine"

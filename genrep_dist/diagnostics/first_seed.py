@@ -72,7 +72,7 @@ class _FirstSeedRun(Run):
 
     def __init__(self, plan: Plan, worker: WorkerContext) -> None:
         self.store, self.name, self.plan = worker.store, plan.experiment.name, plan
-        self.record = {"data": plan.keys.data, "loss": worker.loss.name}
+        self.record = {"data": plan.keys.data, "loss": worker.loss.name, "recipe": plan.keys.recipe}
         self._code = AllowedCode(running=True)
         self._unknown_names = None
         self._worker = worker
