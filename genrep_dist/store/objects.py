@@ -32,8 +32,12 @@ class Objects:
     and if a link in a local folder leads out of it.
     """
 
-    def __init__(self, uri: str) -> None:
-        place = parse_uri(uri)
+    def __init__(self, uri: str | os.PathLike[str]) -> None:
+        if not isinstance(uri, str | os.PathLike):
+            raise StoreError(
+                "this is no address of a store", where="store", expected="a folder or a URL, as text or path", got=repr(uri)[:80]
+            )
+        place = parse_uri(os.fspath(uri))
         self.uri = str(place)
         self.root: Path | None = None
         if isinstance(place, Path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from genrep_dist.config import Experiment
+from genrep_dist.config.experiment import EXPERIMENT_NAME
 from genrep_dist.config.keys import Keys
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import ConfigError, CorruptError, DamagedFile, StoreError
@@ -105,6 +107,8 @@ def read_record(store: Store, name: str) -> dict[str, Any]:
     """
     path = ExperimentPaths(name).record
     try:
+        if not re.fullmatch(EXPERIMENT_NAME, str(name)):  # it is no path
+            raise FileNotFoundError(name)
         record: dict[str, Any] = store.objects.get_json(path)
     except FileNotFoundError:
         # Not the runs that only train the models of an export.
@@ -113,7 +117,7 @@ def read_record(store: Store, name: str) -> dict[str, Any]:
             "the store has no such experiment",
             where=store.uri,
             expected="one of " + (", ".join(known) or "(none)"),
-            got=name,
+            got=str(name),
             remedy="check --store, or run the experiment first",
         ) from None
     publications = Publications(store.objects, name)
