@@ -133,7 +133,7 @@ def test_a_profile_must_be_there_and_be_chosen(tmp_path: Path) -> None:
     [
         ("test_pionts: 2\n", r"line 6: field test_pionts: expected no such field \(did you mean test_points\?\); got 2"),
         ("deletion:\n  fractoins: [0.1]\n", r"line 7: field deletion\.fractoins: expected no such field \(did you mean fractions\?\)"),
-        ("deletion:\n  fractions: [0.0, 0.1, big]\n", r"line 7: field deletion\.fractions\.2: expected a share.*, not percent.*; got 'big'"),
+        ("deletion:\n  fractions: [0.0, 0.1, big]\n", r"line 7: field deletion\.fractions\.2: expected a share.*not percent.*; got 'big'"),
         ("deletion: {fractions: [0.1, 0.0]}\n", r"line 6: field deletion\.fractions: expected fractions in ascending order"),
         ("surrogate: {lambda: -1}\n", r"line 6: field surrogate\.lambda: expected .*greater than 0.*; got -1"),
         ("resources: {memory_budget: much}\n", r"line 6: field resources\.memory_budget: expected a number of bytes such as 512MiB"),

@@ -16,7 +16,7 @@ EXIT_CODES = """Exit codes: 0 success; 1 an error, or red findings of the doctor
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,  # `genrep completion` prints scripts that call what this adds
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
     help="Compute sample-based explanations, and evaluate them by retraining models without the samples that they name.",

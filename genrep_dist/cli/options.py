@@ -11,8 +11,31 @@ import typer
 if TYPE_CHECKING:
     from genrep_dist.config import Experiment
 
-ExperimentArgument = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A YAML file, or the name of an experiment that ships.")]
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The name of an experiment that was run in this store.")]
+
+def _complete_experiment(incomplete: str) -> list[str]:
+    """YAML files of the current folder, or of the one that was typed, and the experiments that ship."""
+    from genrep_dist.config.loading import shipped_experiments
+
+    folder = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
+    files = sorted(str(path) for suffix in ("yaml", "yml") for path in folder.glob(f"*.{suffix}"))
+    return [name for name in (*files, *shipped_experiments()) if name.startswith(incomplete)]
+
+
+def _complete_name(context: typer.Context, incomplete: str) -> list[str]:
+    """The experiments of the store, if it is a local folder."""
+    from genrep_dist.store.paths import EXPERIMENTS
+
+    folder = Path(str(context.params.get("store") or "store")) / EXPERIMENTS
+    return sorted(path.parent.name for path in folder.glob("*/record.json") if path.parent.name.startswith(incomplete))
+
+
+ExperimentArgument = Annotated[
+    str,
+    typer.Argument(metavar="EXPERIMENT", help="A YAML file, or the name of an experiment that ships.", autocompletion=_complete_experiment),
+]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="The name of an experiment that was run in this store.", autocompletion=_complete_name)
+]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change a field. May be repeated.")]
 ProfileOption = Annotated[str | None, typer.Option("--profile", help="The size of an experiment that has several, for example cpu.")]
 StoreOption = Annotated[str, typer.Option("--store", help="Folder or URL of the store with all results.")]

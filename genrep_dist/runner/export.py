@@ -27,9 +27,9 @@ def export_run(run: Run, folder: Path, seeds: Sequence[int] | None = None) -> It
     """Write ``run`` below ``folder`` and yield the paths written.
 
     export.json, which names the run; summary.csv, deletion.csv; data/{train,test}.parquet; for every seed (or the given ones) seed-<s>/:
-    test_ids.npy, {initial,middle,final}.pt (state dicts, those that were kept; loadable with ``weights_only=True``), and one phi of (N, M) per method as
-    .npy, its rows in the order of data/train.parquet. Raises StoreError or NotCommittedError for a run that is not finished, StoreError
-    for a folder that cannot be written, or that has the export of another run.
+    test_ids.npy, {initial,middle,final}.pt (state dicts, those that were kept; loadable with ``weights_only=True``), and one phi of (N, M)
+    per method as .npy, its rows in the order of data/train.parquet. Raises StoreError or NotCommittedError for a run that is not finished,
+    StoreError for a folder that cannot be written, or that has the export of another run.
     """
     return checked_paths(folder, _run_files(run, folder, seeds))
 
