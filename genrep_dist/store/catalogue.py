@@ -11,6 +11,8 @@ from genrep_dist.errors import CorruptError, StoreError
 from genrep_dist.filesystem import FOLDER, what_is_at
 from genrep_dist.store.paths import (
     ARTIFACTS,
+    CLAIMS,
+    DAMAGE_NOTES,
     DATA,
     EXPERIMENTS,
     LEDGERS,
@@ -32,6 +34,8 @@ _WHAT = {
     LEDGERS: "outputs of the retrained models",
     DATA: "training and test samples",
     REFUSED: "damaged files, moved away",
+    DAMAGE_NOTES: "notes of damaged files",
+    CLAIMS: "what running drivers train",
 }
 _ARTIFACTS = {
     "train": "original models, with checkpoints",

@@ -15,13 +15,16 @@ def data_list(as_json: JsonOption = False) -> None:
     from dataclasses import asdict
 
     from genrep_dist.cli.display import table
+    from genrep_dist.problems.datasets.cache import cache_folder
     from genrep_dist.problems.datasets.catalogue import data_list as known
 
     if as_json:
         print_json([{**asdict(entry), "path": str(entry.path)} for entry in known()])
         return
-    rows = [(entry.name, entry.what, entry.source, "yes" if entry.cached else "no", str(entry.path)) for entry in known()]
-    make_console().print(table("data sets", ("name", "what", "--from", "cached", "where"), rows))
+    rows = [(entry.name, entry.what, entry.source, "yes" if entry.cached else "no") for entry in known()]
+    console = make_console()
+    console.print(table("data sets", ("name", "what", "--from", "cached"), rows))
+    console.print(f"cache: {cache_folder()}", markup=False, highlight=False, soft_wrap=True)
 
 
 def data_fetch(
