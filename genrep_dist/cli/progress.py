@@ -108,7 +108,7 @@ class ProgressLines:
         self._write = write
         self._verbose = verbose
         self._name, self._total, self._done = "", 0, 0
-        self._pace, self._last = Pace(), 0.0
+        self._pace, self._last = Pace(time.monotonic), 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -118,7 +118,7 @@ class ProgressLines:
 
     def stage(self, name: str, total: int, done: int) -> None:
         self._name, self._total, self._done = name, total, done
-        self._pace, self._last = Pace(), time.monotonic()
+        self._pace, self._last = Pace(time.monotonic), time.monotonic()
         self.message(f"{name}: {done} of {total} units done before")
 
     def step(self, name: str) -> None:

@@ -133,7 +133,7 @@ def _rows_like(inputs: Any, known: Tensor) -> Tensor:
 
 
 def open_run(
-    store: str | Store,
+    store: str | os.PathLike[str] | Store,
     name: str,
     *,
     experiment: Experiment | str | Path | None = None,

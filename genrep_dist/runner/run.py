@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,7 +42,7 @@ T = TypeVar("T")
 
 def run(
     experiment: Experiment | str | Path,
-    store: str = "store",
+    store: str | PathLike[str] = "store",
     *,
     serial: bool = False,
     address: str | None = None,
@@ -67,7 +68,7 @@ def run(
     opened.objects.check_access()
     tracking_uri(experiment, opened)  # refused now, not after the work
     counter = _progress_counter(progress)
-    counter.step("preparing: data, model, plan")
+    counter.step("preparing")
     declared = prepare(experiment, opened, search_path)
     for warning in declared.plan.warnings:
         counter.message(f"warning: {warning}")
@@ -94,7 +95,7 @@ def run(
             digest, tables = _ExperimentRunner(declared, counter, workers, record, force=force).run()
             workers.close()
             lease.confirm()
-            counter.step("publishing: tables, report, MLflow")
+            counter.step("publishing")
             publish(declared, digest, tables, lease, heartbeat.history())
 
         try:
@@ -127,7 +128,7 @@ def train_originals(
     opened = Store(store)
     opened.objects.check_access()
     counter = _progress_counter(progress)
-    counter.step("preparing: data, model, plan")
+    counter.step("preparing")
     prepared = prepare(experiment.with_fixed_seeds(**changes), opened, search_path)
     with _lease(opened, prepared.plan.experiment.name, counter) as lease, counter.also_checking(lease.check):
         write_record(prepared, lease=int(lease.number))
@@ -189,7 +190,7 @@ class _ExperimentRunner:
         check = None if self._is_checked else partial(check_first_seed, prepared, runner, self._progress, force=self._force)
         self._is_checked = True
         requests = runner.run(check)
-        self._progress.step("evaluating: metrics, intervals, tests")
+        self._progress.step("evaluating")
         return evaluate(prepared.plan, prepared.store, requests, lambda: worker_context(prepared.job), prepared.flipped)
 
     def _repeatable(self, experiment: Experiment) -> Experiment:

@@ -67,7 +67,7 @@ class Workers:
         """What :meth:`open` starts, for people; empty for what is open, or starts at once."""
         if self._executor is not None or self._name != "ray":
             return ""
-        return f"connecting to Ray at {self._address}" if self._address else "starting Ray"
+        return "joining Ray" if self._address else "starting Ray"
 
     def open(self) -> Executor:
         if self._executor is None:
