@@ -54,8 +54,10 @@ def _counter(console: Console, stack: ExitStack, *, with_bars: bool) -> Progress
     shown: Progress
     if current.quiet:
         shown = QuietLines(console)
+    elif with_bars:
+        shown = stack.enter_context(ProgressBars(console))
     else:
-        shown = stack.enter_context(ProgressBars(console) if with_bars else ProgressLines(console, verbose=current.verbose))
+        shown = ProgressLines(console, verbose=current.verbose)
     if current.log_file is not None:
         shown = SeveralDisplays([shown, ProgressLines(verbose=True, write=current.log)])
     return ProgressCounter(shown)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -22,7 +23,7 @@ from genrep_dist.store import Store
 from tests.cli.calls import Genrep, files_below
 from tests.experiments import ROOT, experiment_file
 
-FEW = {"methods": ["ntk-final/target", "random"], "deletion": {"fractions": [0.0, 0.1]}}
+FEW: dict[str, Any] = {"methods": ["ntk-final/target", "random"], "deletion": {"fractions": [0.0, 0.1]}}
 
 
 @pytest.fixture

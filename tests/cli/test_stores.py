@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,8 +18,8 @@ from genrep_dist.store.paths import ExperimentPaths
 from tests.cli.calls import Genrep, files_below
 from tests.experiments import ROOT, experiment
 
-FEW = {"methods": ["ntk-final/target", "random"], "deletion": {"fractions": [0.0, 0.1]}}
-SLOWER = {"recipe": {"learning_rate": 0.05}}
+FEW: dict[str, Any] = {"methods": ["ntk-final/target", "random"], "deletion": {"fractions": [0.0, 0.1]}}
+SLOWER: dict[str, Any] = {"recipe": {"learning_rate": 0.05}}
 
 
 @pytest.fixture(scope="module")
