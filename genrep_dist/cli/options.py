@@ -23,10 +23,11 @@ def _complete_experiment(incomplete: str) -> list[str]:
 
 def _complete_name(context: typer.Context, incomplete: str) -> list[str]:
     """The experiments of the store, if it is a local folder."""
-    from genrep_dist.store.paths import EXPERIMENTS
+    from genrep_dist.store.paths import ExperimentPaths, recorded_names
 
-    folder = Path(str(context.params.get("store") or "store")) / EXPERIMENTS
-    return sorted(path.parent.name for path in folder.glob("*/record.json") if path.parent.name.startswith(incomplete))
+    folder = Path(str(context.params.get("store") or "store"))
+    records = [path.relative_to(folder).as_posix() for path in folder.glob(ExperimentPaths("*").record)]
+    return [name for name in recorded_names(records) if name.startswith(incomplete)]
 
 
 ExperimentArgument = Annotated[

@@ -101,7 +101,7 @@ COMMANDS: dict[str, tuple[list[str], int, list[str]]] = {
     "a store that is not there": (["list", "--store", "{tmp}/no"], 1, ["there is no store", "{tmp}/no", "check --store"]),
     "a file for a store": (["list", "--store", "{store}/mlflow.txt"], 1, ["there is no store"]),
     "an unknown option": (["run", "smoke", "--sereal"], 2, ["No such option", "--sereal", "--serial"]),
-    "an unknown command": (["runn"], 2, ["No such command", "run"]),
+    "an unknown command": (["runs"], 2, ["No such command", "run"]),
     "two ways to run": (["run", "smoke", "--serial", "--address", "auto"], 2, ["--serial and --address exclude each other"]),
     "a wrong number": (["status", "toy", "--every", "soon"], 2, ["--every", "valid"]),
     "no such method": (["methods", "tracin"], 1, ["unknown method 'tracin'", "nearest: tracincp"]),
