@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from genrep_dist.redaction import redact
@@ -16,6 +17,14 @@ from genrep_dist.redaction import redact
 UNKNOWN = "unknown"
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray for the entry point of a submitted job: its metadata, `job_submission_id` among them."""
+
+
+def package_version() -> str:
+    """The version of this package; "unknown" if it is not installed."""
+    try:
+        return version("genrep-dist")
+    except PackageNotFoundError:  # run from its sources
+        return UNKNOWN
 
 
 def provenance() -> dict[str, str]:

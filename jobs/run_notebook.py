@@ -28,17 +28,15 @@ def run_notebook(notebook: dict[str, Any], folder: Path) -> list[Outputs]:
 
     mpl.use("Agg")
     names: dict[str, Any] = {"__name__": "__main__"}
-    before, found = Path.cwd(), []
+    before = Path.cwd()
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     try:
-        for cell in notebook["cells"]:
-            if cell["cell_type"] == "code":
-                found.append(_run_cell("".join(cell["source"]), names))
+        sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        return [_run_cell(source, names) for source in sources]
     finally:
         os.chdir(before)
         sys.path.remove(str(folder))
-    return found
 
 
 def _run_cell(source: str, names: dict[str, Any]) -> Outputs:

@@ -61,6 +61,7 @@ def _not_reserved(name: str) -> str:
     return name
 
 
+EXPERIMENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 KernelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$"), AfterValidator(_not_reserved)]
 ExternalName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), AfterValidator(_not_reserved)]
 
@@ -71,7 +72,7 @@ TestIds = tuple[Annotated[int, Field(ge=0)], ...]
 class Experiment(Section):
     """One experiment. ``recipe`` holds changes to the problem's recipe. All other fields are complete."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the results.")
+    name: str = Field(pattern=EXPERIMENT_NAME, description="Names the results.")
     profile: str | None = Field(None, description="The profile that was chosen. Set by --profile.")
     profiles: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], dict[str, Any]] = Field(
         default_factory=dict, description="Sizes of one experiment: name -> changes to its fields. --profile chooses one."
@@ -157,7 +158,7 @@ class Experiment(Section):
             try:
                 parse_method(name, info.data["kernels"], info.data["external"])
             except MethodError as error:
-                raise ValueError(f"{error.what} ({error.expected}; {error.remedy})") from error
+                raise ValueError(f"known methods, but {error.what} ({error.remedy}; expected: {error.expected})") from error
         return value
 
     @field_validator("blocks")

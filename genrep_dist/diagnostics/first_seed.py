@@ -73,7 +73,8 @@ class _FirstSeedRun(Run):
     def __init__(self, plan: Plan, worker: WorkerContext) -> None:
         self.store, self.name, self.plan = worker.store, plan.experiment.name, plan
         self.record = {"data": plan.keys.data, "loss": worker.loss.name, "recipe": plan.keys.recipe}
-        self._code, self._unknown_names = AllowedCode(running=True), None
+        self._code = AllowedCode(running=True)
+        self._unknown_names = None
         self._worker = worker
 
     @property

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from genrep_dist.config.keys import checkpoint_epoch
+from genrep_dist.config.keys import checkpoint_epoch, checkpoint_name
 from genrep_dist.core.importances import IMPORTANCES
 from genrep_dist.core.losses import LOSSES, get_loss
 from genrep_dist.core.methods import Method
-from genrep_dist.errors import MethodError
+from genrep_dist.errors import MethodError, NotCommittedError
 from genrep_dist.results.base import Array, OpenedRun
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.workflow.checkpoints import unpack_state
@@ -50,7 +50,11 @@ class Arrays(OpenedRun):
         kernel, epoch, importance = "", self.plan.keys.epochs, name
         if name not in IMPORTANCES or IMPORTANCES.get(name).kind == "solved":
             method = self.plan.experiment.method(name) if "/" in name else self._only_method(name)
+            if not method.has_kernel:
+                raise MethodError("this method has no importances", where=self.name, expected="a method with a kernel", got=name)
             kernel, epoch, importance = method.kernel, self.plan.keys.method_epochs(method)[0], method.importance
+            if method.needs_gram and (importance, kernel, epoch) not in self.plan.needs.solved:
+                raise _not_in_run(self.name, f"the importance {name}", f"{name} to the methods")
         source = StoredModels(self) if self._has_shipped_loss else self.context
         return _squeeze(alpha(source, importance, seed, kernel, epoch).numpy())
 
@@ -77,9 +81,16 @@ class Arrays(OpenedRun):
         """
         self._check_seed(seed)
         epoch, needs = checkpoint_epoch(checkpoint, self.plan.keys.epochs), self.plan.needs
+        key = self.plan.keys.kernel(seed, kernel, epoch)
+        if (kernel, epoch) not in {*needs.features, *needs.cross, *needs.derived} and not self.store.artifact("kernel", key).is_committed():
+            if epoch > self.plan.keys.epochs:
+                expected = f"an epoch from 0 to {self.plan.keys.epochs}"
+                raise MethodError("there is no such checkpoint", where=self.name, expected=expected, got=f"epoch {epoch}")
+            place = checkpoint_name(epoch, self.plan.keys.epochs)
+            raise _not_in_run(self.name, f"the kernel {kernel}-{place}", f"a method with it, such as {kernel}-{place}/target,")
         if (kernel, epoch) in needs.features and (kernel, epoch) not in needs.cross:
             return computed_kernel(self.plan, self.context, kernel, seed, epoch).numpy()
-        return _squeeze(self.store.artifact("kernel", self.plan.keys.kernel(seed, kernel, epoch)).read("kernel"))
+        return _squeeze(self.store.artifact("kernel", key).read("kernel"))
 
     def checkpoint(self, seed: int, which: str | int) -> dict[str, Tensor]:
         """The state dictionary at 'initial', 'middle', 'final' or an epoch number that was kept."""
@@ -111,8 +122,17 @@ class Arrays(OpenedRun):
 
     def _only_method(self, importance: str) -> Method:
         found = [method for method in self.plan.experiment.parsed_methods if method.importance == importance]
-        if len(found) != 1:
-            names = ", ".join(method.name for method in found) or "none in this run"
+        if not found:
+            known = dict.fromkeys(method.importance for method in self.plan.experiment.parsed_methods if method.has_kernel)
+            raise MethodError(
+                "the run has no such importance",
+                where=self.name,
+                expected=f"one of {', '.join(known) or '(none)'}, or a method of the run",
+                got=importance,
+                remedy="add a method with it to the experiment and run it again: only what is missing is computed",
+            )
+        if len(found) > 1:
+            names = ", ".join(method.name for method in found)
             raise MethodError(f"which {importance}?", where=self.name, expected=f"one of {names}", got=importance)
         return found[0]
 
@@ -120,3 +140,13 @@ class Arrays(OpenedRun):
 def _squeeze(values: Array) -> Array:
     """Without the axis of outputs where there is only one."""
     return values.squeeze(1) if values.shape[1] == 1 else values
+
+
+def _not_in_run(name: str, what: str, addition: str) -> NotCommittedError:
+    return NotCommittedError(
+        f"{what} is not part of this run",
+        where=name,
+        expected="what a method of the run needs",
+        got="nothing in the store",
+        remedy=f"add {addition} and run the experiment again: only what is missing is computed",
+    )

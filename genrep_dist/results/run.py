@@ -129,13 +129,17 @@ def _rows_like(inputs: Any, known: Tensor) -> Tensor:
     """Inputs, or arrays in the containers of the problem's inputs, as rows like ``known``. ProblemError for other containers."""
     form = form_of(known)
     if form is None:
-        return torch.as_tensor(inputs)
+        try:
+            return torch.as_tensor(inputs)
+        except (TypeError, ValueError, RuntimeError) as error:
+            expected, got = f"an array or tensor, {known.dtype} (M, ...)", f"{type(inputs).__name__} ({error})"
+            raise MethodError("these inputs are not of the form of the problem's", where="inputs", expected=expected, got=got) from error
     dtypes = iter([one.dtype for one in form.fields])
     return form.pack(map_leaves(inputs, lambda leaf: torch.as_tensor(leaf).to(next(dtypes))))
 
 
 def open_run(
-    store: str | Store,
+    store: str | os.PathLike[str] | Store,
     name: str,
     *,
     experiment: Experiment | str | Path | None = None,

@@ -10,7 +10,7 @@ from genrep_dist.errors import CorruptError, DamagedArtifact, DamagedFile, Store
 from genrep_dist.evaluation.metrics.base import RESULTS_VERSION
 from genrep_dist.evaluation.metrics.deletion import summary_table
 from genrep_dist.evaluation.tables import EvaluationTables, table_specs
-from genrep_dist.provenance import provenance
+from genrep_dist.provenance import package_version, provenance
 from genrep_dist.results import Run
 from genrep_dist.runner import track
 from genrep_dist.runner.heartbeat import RunHistory
@@ -22,7 +22,7 @@ from genrep_dist.store.lease import Lease
 from genrep_dist.store.paths import DAMAGE_NOTES, ExperimentPaths, LedgerPaths, ResultPaths, data_folder
 from genrep_dist.store.publications import Publications
 from genrep_dist.store.tables import put_frame
-from genrep_dist.store.versions import package_version, refuse_newer
+from genrep_dist.store.versions import refuse_newer
 from genrep_dist.workflow.prepare import PreparedExperiment
 from genrep_dist.workflow.record import check_record_version, is_readable, plan_of_record, read_record, restore_record
 from genrep_dist.workflow.stages import STAGES, artifacts_of

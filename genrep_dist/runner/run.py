@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ from genrep_dist.runner.tuning import best_value, candidates, measure_precision,
 from genrep_dist.store import Store
 from genrep_dist.store.damaged import move_damaged
 from genrep_dist.store.lease import Lease
-from genrep_dist.store.paths import ExperimentPaths
+from genrep_dist.store.paths import ORIGINALS, ExperimentPaths
 from genrep_dist.store.publications import Publications
 from genrep_dist.workflow.data import forget_data
 from genrep_dist.workflow.evaluate import evaluate
@@ -41,7 +42,7 @@ T = TypeVar("T")
 
 def run(
     experiment: Experiment | str | Path,
-    store: str = "store",
+    store: str | PathLike[str] = "store",
     *,
     serial: bool = False,
     address: str | None = None,
@@ -66,8 +67,9 @@ def run(
     opened = Store(store)
     opened.objects.check_access()
     tracking_uri(experiment, opened)  # refused now, not after the work
-    declared = prepare(experiment, opened, search_path)
     counter = _progress_counter(progress)
+    counter.step("preparing")
+    declared = prepare(experiment, opened, search_path)
     for warning in declared.plan.warnings:
         counter.message(f"warning: {warning}")
     with _lease(opened, experiment.name, counter) as lease, counter.also_checking(lease.check):
@@ -93,6 +95,7 @@ def run(
             digest, tables = _ExperimentRunner(declared, counter, workers, record, force=force).run()
             workers.close()
             lease.confirm()
+            counter.step("publishing")
             publish(declared, digest, tables, lease, heartbeat.history())
 
         try:
@@ -121,11 +124,12 @@ def train_originals(
     """
     experiment, search_path = _loaded(experiment, search_path)
     methods = [name for name in experiment.methods if name not in experiment.external_methods] or ["random"]
-    changes: dict[str, Any] = {"name": f"{experiment.name}.originals", "methods": methods, "external": {}, "baseline": None, "blocks": {}}
+    changes: dict[str, Any] = {"name": f"{experiment.name}{ORIGINALS}", "methods": methods, "external": {}, "baseline": None, "blocks": {}}
     opened = Store(store)
     opened.objects.check_access()
-    prepared = prepare(experiment.with_fixed_seeds(**changes), opened, search_path)
     counter = _progress_counter(progress)
+    counter.step("preparing")
+    prepared = prepare(experiment.with_fixed_seeds(**changes), opened, search_path)
     with _lease(opened, prepared.plan.experiment.name, counter) as lease, counter.also_checking(lease.check):
         write_record(prepared, lease=int(lease.number))
         publish_inputs(prepared)
@@ -186,6 +190,7 @@ class _ExperimentRunner:
         check = None if self._is_checked else partial(check_first_seed, prepared, runner, self._progress, force=self._force)
         self._is_checked = True
         requests = runner.run(check)
+        self._progress.step("evaluating")
         return evaluate(prepared.plan, prepared.store, requests, lambda: worker_context(prepared.job), prepared.flipped)
 
     def _repeatable(self, experiment: Experiment) -> Experiment:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from genrep_dist.config import Experiment
+from genrep_dist.config.experiment import EXPERIMENT_NAME
 from genrep_dist.config.keys import Keys
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import ConfigError, CorruptError, DamagedFile, StoreError
 from genrep_dist.plan import Plan, Shape
 from genrep_dist.problems.digests import Identity
 from genrep_dist.problems.load import load_class
+from genrep_dist.provenance import package_version
 from genrep_dist.store import Store
 from genrep_dist.store.damaged import move_damaged
-from genrep_dist.store.paths import EXPERIMENTS, ExperimentPaths, experiment_name
+from genrep_dist.store.paths import EXPERIMENTS, ORIGINALS, ExperimentPaths, recorded_names
 from genrep_dist.store.publications import Publications
 from genrep_dist.store.records import reading_record
-from genrep_dist.store.versions import package_version, refuse_newer
+from genrep_dist.store.versions import refuse_newer
 from genrep_dist.workflow.planning import make_plan
 from genrep_dist.workflow.prepare import PreparedExperiment
 from genrep_dist.workflow.user_code import planning_needs, refused_code, remember_code
@@ -118,14 +121,17 @@ def read_record(store: Store, name: str) -> dict[str, Any]:
     """
     path = ExperimentPaths(name).record
     try:
+        if not re.fullmatch(EXPERIMENT_NAME, str(name)):  # it is no path
+            raise FileNotFoundError(name)
         record: dict[str, Any] = store.objects.get_json(path)
     except FileNotFoundError:
-        known = sorted({experiment_name(path) for path in store.objects.list(EXPERIMENTS)})
+        # Not the runs that only train the models of an export.
+        known = [one for one in recorded_names(store.objects.list(EXPERIMENTS)) if not one.endswith(ORIGINALS)]
         raise StoreError(
             "the store has no such experiment",
             where=store.uri,
             expected="one of " + (", ".join(known) or "(none)"),
-            got=name,
+            got=str(name),
             remedy="check --store, or run the experiment first",
         ) from None
     publications = Publications(store.objects, name)
