@@ -85,7 +85,8 @@ def show_findings(console: Console, title: str, findings: Sequence[Finding], *, 
                 name = f"{first} and {len(others)} more" if others else first
                 line = Text.assemble((f"{f.colour:5}", COLOURS[f.colour]), f" {name}: {measured}{f.text.partition(';')[0]}")
                 console.print(line, no_wrap=True, overflow="ellipsis", crop=True, width=min(console.width, LINE_WIDTH))
-        console.print(f"{title}: {counts}; --all shows all findings, and what to do", markup=False, highlight=False)
+        console.print(f"{title}: {counts}", markup=False, highlight=False)
+        console.print("--all shows all findings, and what to do", markup=False, highlight=False)
         return
     rows = [
         (

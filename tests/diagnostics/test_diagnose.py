@@ -152,11 +152,11 @@ def test_the_terminal_shows_what_is_not_green_in_lines_of_80_columns(healthy: gr
     findings = [*doctor(healthy), Finding("logits", "red", 2.0, 1.0, "text " * 30 + "; more", "remedy", 0)]
     shown = StringIO()
     show_findings(Console(file=shown, width=160), "toy", findings)
-    first, second, last = shown.getvalue().splitlines()
+    first, second, counts, last = shown.getvalue().splitlines()
     assert first.startswith("red   logits: 2, bound 1: text")
     assert second.startswith("amber power: 2, bound 10: number of seeds")
     assert max(map(len, (first, second))) <= 80
-    assert "1 amber, 1 red" in last
+    assert "1 amber, 1 red" in counts
     assert "--all" in last
     show_findings(Console(file=shown, width=160), "toy", findings, every=True)
     assert "remedy" in shown.getvalue()
