@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from genrep_dist.runner.cleanup import Removal
     from genrep_dist.runner.dry_run import DryRun
 
+LONGEST_NAME = 30
+"""Characters of a name that a narrow table does not break."""
 COLOURS = {"green": "green", "amber": "yellow", "red": "bold red"}
 """Terminal styles of the doctor's colours."""
 
@@ -108,7 +110,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], num
     """A rich table; columns whose index is in ``numeric`` are right-aligned."""
     result = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        result.add_column(column, justify="right" if index in numeric else "left", overflow="fold")
+        # Names, in the first column, are broken last.
+        widest = min(max((len(row[0]) for row in rows), default=0), LONGEST_NAME) if index == 0 else None
+        result.add_column(column, justify="right" if index in numeric else "left", overflow="fold", min_width=widest)
     for row in rows:
         result.add_row(*row)
     return result
