@@ -164,6 +164,7 @@ WRONG_CALLS: dict[str, tuple[Callable[[gr.Run], object], list[str]]] = {
     "a number for an experiment": (lambda _: gr.run(5), ["this is no experiment", "int 5"]),  # type: ignore[arg-type]
     "a dictionary": (lambda _: gr.load_experiment({"name": "x"}), ["no experiment", "gr.Experiment.model_validate"]),  # type: ignore[arg-type]
     "fields missing": (lambda _: gr.Experiment.model_validate({"name": "x"}), ["field problem", "which is required"]),
+    "fields missing in a call": (lambda _: gr.Experiment(name="x"), ["field problem", "which is required"]),  # type: ignore[call-arg]
     "nothing for a store": (lambda _: gr.open_run(None, "toy"), ["no address of a store", "None"]),  # type: ignore[arg-type]
     "nothing for a name": (lambda run: gr.open_run(run.store, None), ["no such experiment", "one of other, toy"]),  # type: ignore[arg-type]
     "a number for a problem": (lambda _: gr.load_problem(5), ["no name of a problem", "5"]),  # type: ignore[arg-type]
