@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -20,10 +19,8 @@ from genrep_dist.cli.status import wait_for_record
 from genrep_dist.runner.pace import MIN_EVENTS, Pace
 from genrep_dist.runner.progress import ProgressCounter
 from genrep_dist.store import Store
-from tests.cli.calls import Genrep, files_below
+from tests.cli.calls import FEW, Genrep, files_below
 from tests.experiments import ROOT, experiment_file
-
-FEW: dict[str, Any] = {"methods": ["ntk-final/target", "random"], "deletion": {"fractions": [0.0, 0.1]}}
 
 
 @pytest.fixture

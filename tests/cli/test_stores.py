@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,20 +14,8 @@ import genrep_dist as gr
 from genrep_dist.store import Store
 from genrep_dist.store.lease import Lease, lease_holder
 from genrep_dist.store.paths import ExperimentPaths
-from tests.cli.calls import Genrep, files_below
+from tests.cli.calls import FEW, SLOWER, Genrep, files_below
 from tests.experiments import ROOT, experiment
-
-FEW: dict[str, Any] = {"methods": ["ntk-final/target", "random"], "deletion": {"fractions": [0.0, 0.1]}}
-SLOWER: dict[str, Any] = {"recipe": {"learning_rate": 0.05}}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with two finished experiments of one data set and different models, and a third with the models of the first."""
-    store = tmp_path_factory.mktemp("stores") / "store"
-    for name, fields in (("first", {}), ("second", SLOWER), ("third", {"seeds": 3})):
-        gr.run(experiment(name=name, **(FEW | fields)), store=str(store), serial=True, search_path=[str(ROOT)])
-    return store
 
 
 @pytest.fixture
