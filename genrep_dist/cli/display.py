@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from genrep_dist.diagnostics import Finding
@@ -111,7 +112,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], num
     result = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         # Names, in the first column, are broken last.
-        widest = min(max((len(row[0]) for row in rows), default=0), LONGEST_NAME) if index == 0 else None
+        widest = min(max((Text.from_markup(row[0]).cell_len for row in rows), default=0), LONGEST_NAME) if index == 0 else None
         result.add_column(column, justify="right" if index in numeric else "left", overflow="fold", min_width=widest)
     for row in rows:
         result.add_row(*row)
