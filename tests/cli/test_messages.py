@@ -46,7 +46,12 @@ EXPERIMENTS: dict[str, tuple[str, list[str], list[str]]] = {
     "influence without a gram": (
         text(methods=["influence-final/surrogate"]),
         [],
-        ["unknown method 'influence-final/surrogate': surrogate is", "solved for on a kernel of all pairs", "influence-final/target", "ntk-final/surrogate"],
+        [
+            "unknown method 'influence-final/surrogate': surrogate is",
+            "solved for on a kernel of all pairs",
+            "influence-final/target",
+            "ntk-final/surrogate",
+        ],
     ),
     "influence elsewhere": (
         text(methods=["influence-initial/target"]),

@@ -41,11 +41,13 @@ def test_list_names_state_size_and_time(genrep: Genrep, store: Path) -> None:
 
 def test_runs_of_an_export_are_hidden(genrep: Genrep, store: Path) -> None:
     record = json.loads((store / "experiments/first/record.json").read_text())
-    Store(str(store)).objects.put_json("experiments/x.originals/record.json", {k: v for k, v in record.items() if k != "sha256"})
-    assert "x.originals" not in genrep("list", "--store", store).output
-    assert "x.originals" in genrep("list", "--store", store, "--all").output
+    Store(str(store)).objects.put_json("experiments/first.originals/record.json", {k: v for k, v in record.items() if k != "sha256"})
+    assert "first.originals" not in genrep("list", "--store", store).output
+    assert "first.originals" in genrep("list", "--store", store, "--all").output
     refused = genrep("status", "nothing", "--store", store)
     assert (refused.code, "one of first, second, third" in refused.error, "originals" in refused.error) == (1, True, False)
+    assert genrep("rm", "first", "--store", store, "--yes").code == 0
+    assert [row["name"] for row in genrep("list", "--store", store, "--all", "--json").json()] == ["second", "third"]
 
 
 def test_du_counts_every_file_once(genrep: Genrep, store: Path) -> None:
