@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from genrep_dist.diagnostics import Finding
     from genrep_dist.runner.cleanup import Removal
     from genrep_dist.runner.dry_run import DryRun
 
+LONGEST_NAME = 30
+"""Characters of a name that a narrow table does not break."""
 COLOURS = {"green": "green", "amber": "yellow", "red": "bold red"}
 """Terminal styles of the doctor's colours."""
 LINE_WIDTH = 80
@@ -124,7 +127,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], num
     """A rich table; columns whose index is in ``numeric`` are right-aligned."""
     result = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        result.add_column(column, justify="right" if index in numeric else "left", overflow="fold")
+        # Names, in the first column, are broken last.
+        widest = min(max((Text.from_markup(row[0]).cell_len for row in rows), default=0), LONGEST_NAME) if index == 0 else None
+        result.add_column(column, justify="right" if index in numeric else "left", overflow="fold", min_width=widest)
     for row in rows:
         result.add_row(*row)
     return result

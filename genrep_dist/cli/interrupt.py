@@ -23,7 +23,7 @@ def interruptible(console: Console) -> Iterator[ProgressCounter]:
     """The progress of a long command. On the first SIGINT or SIGTERM: print progress and resume command, exit with 130 or 143."""
     from genrep_dist.runner.signals import Signals
 
-    with_bars = moves_cursor(console) and not current.quiet
+    with_bars = moves_cursor(console) and not (current.quiet or current.verbose)
     progress: ProgressCounter | None = None
 
     def stopped() -> str:

@@ -39,13 +39,14 @@ def _genrep(
     del version
 
 
-for _name, _command in COMMANDS.items():
-    app.command(_name)(with_output_options(_command))
-for _group, (_help, _commands) in GROUPS.items():
+for _heading, _commands in COMMANDS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, rich_help_panel=_heading)(with_output_options(_command))
+for _group, (_heading, _help, _commands) in GROUPS.items():
     _inner = typer.Typer(no_args_is_help=True, help=_help)
     for _name, _command in _commands.items():
         _inner.command(_name)(with_output_options(_command))
-    app.add_typer(_inner, name=_group)
+    app.add_typer(_inner, name=_group, rich_help_panel=_heading)
 
 
 def main() -> None:

@@ -55,8 +55,8 @@ class ProgressBars:
 
     def stage(self, name: str, total: int, done: int) -> None:
         self._end_step()
-        self._task = self._progress.add_task(name, total=total, completed=done, pace=Pace())
-        self._pace = Pace()
+        self._task = self._progress.add_task(name, total=total, completed=done, pace=Pace(time.monotonic))
+        self._pace = Pace(time.monotonic)
 
     def step(self, name: str) -> None:
         self._end_step()

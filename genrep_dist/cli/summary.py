@@ -76,5 +76,5 @@ def _show_table(console: Console, title: str, info: MetricInfo, rows: Sequence[d
         )
         for row in rows
     ]
-    columns = ("method", "mean", "95% clustered by seed", "95% pooled", "seeds x points")
+    columns = ("method", "mean", "95% interval", "pooled", "seeds x points")
     console.print(table(f"{title}: {info.title} ({info.better} is better)", columns, shown, numeric=(1, 2, 3, 4)))

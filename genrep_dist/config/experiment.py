@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from genrep_dist.config.damping import with_default_damping
 from genrep_dist.config.digests import non_default_fields
@@ -51,6 +51,11 @@ from genrep_dist.extension import build, declared_settings
 from genrep_dist.redaction import redact
 from genrep_dist.registry import import_object
 
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
+
 
 def _not_reserved(name: str) -> str:
     reserved = sorted({*KERNELS, *IMPORTANCES, *RESERVED_NAMES})
@@ -69,7 +74,17 @@ ExternalName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), Af
 TestIds = tuple[Annotated[int, Field(ge=0)], ...]
 
 
-class Experiment(Section):
+class _RaisesConfigError(ModelMetaclass):
+    """A class whose constructor raises ConfigError where that of pydantic raises ValidationError."""
+
+    def __call__(self, *arguments: Any, **fields: Any) -> Any:
+        try:
+            return super().__call__(*arguments, **fields)
+        except ValidationError as error:
+            raise describe_errors(error, Experiment) from error
+
+
+class Experiment(Section, metaclass=_RaisesConfigError):
     """One experiment. ``recipe`` holds changes to the problem's recipe. All other fields are complete."""
 
     name: str = Field(pattern=EXPERIMENT_NAME, description="Names the results.")

@@ -165,7 +165,7 @@ def _unsupported(name: str, kernel: str, checkpoint: str, importance: str) -> Me
         nearest = [f"{kernel}-{checkpoint}/{one}" for one in others]
         nearest += [f"{one.name}-{checkpoint}/{importance}" for one in KERNELS.usable() if one.supports(checkpoint, needs_gram=True)]
     return MethodError(
-        f"there is no method {name!r}: {reason}",
+        f"unknown method {name!r}: {reason}",
         where="methods",
         expected="a method that `genrep methods` lists",
         got=repr(name),

@@ -20,6 +20,7 @@ from genrep_dist.store.paths import (
     DATA,
     EXPERIMENTS,
     LEDGERS,
+    ORIGINALS,
     REFUSED,
     RESULTS,
     ArtifactPaths,
@@ -145,32 +146,36 @@ def collect_garbage(store: Store, *, ledgers: bool = False, message: Message = l
 
 def experiment_files(store: Store, name: str) -> list[Removal]:
     """What :func:`remove_experiment` deletes. StoreError for an experiment that the store does not have."""
-    folders = [ExperimentPaths(name).folder, ResultPaths(name).folder]
-    if name not in _names(store):
+    known = _names(store)
+    if name not in known:
         read_record(store, name)  # raises, and names the known ones
-    lease = f"{ExperimentPaths(name).lease}/"
-    sizes = {path: size for folder in folders for path, size in store.objects.sizes(folder).items() if not path.startswith(lease)}
+    names = [one for one in (name, f"{name}{ORIGINALS}") if one in known]
+    folders = [folder for one in names for folder in (ExperimentPaths(one).folder, ResultPaths(one).folder)]
+    sizes = {path: size for folder in folders for path, size in store.objects.sizes(folder).items() if not _is_of_lease(path)}
     return list(_removals(sizes))
 
 
 def remove_experiment(store: Store, name: str, *, message: Message = lambda text: None) -> list[Removal]:
-    """Delete the record and the results of an experiment. StoreError if a run of it is active.
+    """Delete the record and the results of an experiment, and its run that only trained models for an export.
 
-    What it shares with others stays: models, scores, ledger and data, which :func:`collect_garbage` deletes, and its runs in MLflow.
+    StoreError if a run of it is active. What it shares with others stays: models, scores, ledger and data, which :func:`collect_garbage`
+    deletes, and its runs in MLflow.
     """
-    paths = ExperimentPaths(name)
     found = experiment_files(store, name)
-    _require_idle(store, [name])
-    with _lease(store, name, message):
-        # Results first and the record last, so that what was interrupted can be repeated.
-        store.objects.delete(ResultPaths(name).manifest)
-        store.objects.delete_folder(ResultPaths(name).folder)
-        # The lease stays: a driver that slept meanwhile sees by its number that others came after it.
-        for path in sorted(store.objects.sizes(paths.folder), key=lambda path: path == paths.record):
-            if not path.startswith(f"{paths.lease}/"):
-                store.objects.delete(path)
-        for removed in found:
-            store.objects.delete_empty_folders(removed.folder)
+    names = [one for one in (f"{name}{ORIGINALS}", name) if one in _names(store)]
+    _require_idle(store, names)
+    for one in names:
+        paths = ExperimentPaths(one)
+        with _lease(store, one, message):
+            # Results first and the record last, so that what was interrupted can be repeated.
+            store.objects.delete(ResultPaths(one).manifest)
+            store.objects.delete_folder(ResultPaths(one).folder)
+            # The lease stays: a driver that slept meanwhile sees by its number that others came after it.
+            for path in sorted(store.objects.sizes(paths.folder), key=lambda path: path == paths.record):
+                if not _is_of_lease(path):
+                    store.objects.delete(path)
+            for folder in (ResultPaths(one).folder, paths.folder):
+                store.objects.delete_empty_folders(folder)
     return found
 
 
@@ -189,8 +194,13 @@ def _plans(store: Store, name: str) -> Iterator[Plan]:
 def _names(store: Store) -> list[str]:
     """All experiments with files other than their lease, also those whose record is missing."""
     paths = store.objects.list(EXPERIMENTS)
-    own = {experiment_name(path) for path in paths if not path.startswith(f"{ExperimentPaths(experiment_name(path)).lease}/")}
+    own = {experiment_name(path) for path in paths if not _is_of_lease(path)}
     return sorted(own | set(map(experiment_name, store.objects.list(RESULTS))))
+
+
+def _is_of_lease(path: str) -> bool:
+    """Whether a path below EXPERIMENTS is that of an experiment's lease."""
+    return path.startswith(f"{ExperimentPaths(experiment_name(path)).lease}/")
 
 
 def _require_idle(store: Store, names: Iterable[str]) -> None:

@@ -13,6 +13,9 @@ import pytest
 from genrep_dist import cli
 from tests.experiments import ROOT
 
+FEW: dict[str, Any] = {"methods": ["ntk-final/target", "random"], "deletion": {"fractions": [0.0, 0.1]}}
+SLOWER: dict[str, Any] = {"recipe": {"learning_rate": 0.05}}
+
 
 @dataclass
 class Ended:

@@ -11,20 +11,10 @@ import pytest
 import yaml
 
 import genrep_dist as gr
-from tests.cli.calls import Genrep
-from tests.experiments import ROOT, _fields, experiment
+from tests.cli.calls import FEW, Genrep
+from tests.experiments import _fields
 
-FIELDS = _fields("tests.toys:Blobs", None) | {"methods": ["ntk-final/target", "random"], "deletion": {"fractions": [0.0, 0.1]}}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with two finished experiments."""
-    store = tmp_path_factory.mktemp("messages") / "store"
-    for name in ("toy", "other"):
-        fields = {"methods": FIELDS["methods"], "deletion": FIELDS["deletion"], "seeds": 1 if name == "other" else 2}
-        gr.run(experiment(name=name, **fields), store=str(store), serial=True, search_path=[str(ROOT)])
-    return store
+FIELDS = _fields("tests.toys:Blobs", None) | FEW
 
 
 def text(**changes: Any) -> str:
@@ -56,7 +46,12 @@ EXPERIMENTS: dict[str, tuple[str, list[str], list[str]]] = {
     "influence without a gram": (
         text(methods=["influence-final/surrogate"]),
         [],
-        ["no method 'influence-final/surrogate'", "solved for on a kernel of all pairs", "influence-final/target", "ntk-final/surrogate"],
+        [
+            "unknown method 'influence-final/surrogate': surrogate is",
+            "solved for on a kernel of all pairs",
+            "influence-final/target",
+            "ntk-final/surrogate",
+        ],
     ),
     "influence elsewhere": (
         text(methods=["influence-initial/target"]),
@@ -94,19 +89,19 @@ def test_a_wrong_experiment_is_refused_in_words(genrep: Genrep, tmp_path: Path, 
 
 
 COMMANDS: dict[str, tuple[list[str], int, list[str]]] = {
-    # `{store}`: that with the experiments toy and other; `{tmp}`: an empty folder.
+    # `{store}`: that with the finished experiments; `{tmp}`: an empty folder.
     "no such experiment": (["run", "nowhere.yaml"], 1, ["no such experiment", "a YAML file, or one of", "check the path"]),
-    "no such run": (["status", "nope", "--store", "{store}"], 1, ["no such experiment", "one of other, toy"]),
+    "no such run": (["status", "nope", "--store", "{store}"], 1, ["no such experiment", "one of first, second, third"]),
     "a path for a name": (["status", "../toy", "--store", "{store}"], 1, ["no such experiment", "got: ../toy"]),
     "a store that is not there": (["list", "--store", "{tmp}/no"], 1, ["there is no store", "{tmp}/no", "check --store"]),
     "a file for a store": (["list", "--store", "{store}/mlflow.txt"], 1, ["there is no store"]),
     "an unknown option": (["run", "smoke", "--sereal"], 2, ["No such option", "--sereal", "--serial"]),
     "an unknown command": (["runs"], 2, ["No such command", "run"]),
     "two ways to run": (["run", "smoke", "--serial", "--address", "auto"], 2, ["--serial and --address exclude each other"]),
-    "a wrong number": (["status", "toy", "--every", "soon"], 2, ["--every", "valid"]),
+    "a wrong number": (["status", "first", "--every", "soon"], 2, ["--every", "valid"]),
     "no such method": (["methods", "tracin"], 1, ["unknown method 'tracin'", "nearest: tracincp"]),
     "no such shell": (["completion", "tcsh"], 2, ["tcsh", "bash"]),
-    "one run twice": (["compare", "toy", "toy", "--store", "{store}"], 1, ["this is one run, not two"]),
+    "one run twice": (["compare", "first", "first", "--store", "{store}"], 1, ["this is one run, not two"]),
     "a log in no folder": (
         ["list", "--store", "{store}", "--log-file", "{tmp}/no/run.log"],
         1,
@@ -129,16 +124,16 @@ def test_a_wrong_command_is_refused_in_words(genrep: Genrep, finished: Path, tmp
 def test_an_export_into_the_folder_of_another_run_is_refused(genrep: Genrep, finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     for _ in range(2):
-        assert genrep("export", "toy", "--to", folder, "--store", finished).code == 0
+        assert genrep("export", "first", "--to", folder, "--store", finished).code == 0
     before = (folder / "summary.csv").read_bytes()
-    refused = genrep("export", "other", "--to", folder, "--store", finished)
+    refused = genrep("export", "third", "--to", folder, "--store", finished)
     assert refused.code == 1
     assert "this folder has the export of another run" in refused.error
-    assert "experiment toy" in refused.error
+    assert "experiment first" in refused.error
     assert "choose another folder (--to)" in refused.error
     assert (folder / "summary.csv").read_bytes() == before
     (folder / "export.json").unlink()
-    assert genrep("export", "toy", "--to", folder, "--store", finished).code == 1, "nobody knows of which run it is"
+    assert genrep("export", "first", "--to", folder, "--store", finished).code == 1, "nobody knows of which run it is"
 
 
 WRONG_CALLS: dict[str, tuple[Callable[[gr.Run], object], list[str]]] = {
@@ -164,8 +159,9 @@ WRONG_CALLS: dict[str, tuple[Callable[[gr.Run], object], list[str]]] = {
     "a number for an experiment": (lambda _: gr.run(5), ["this is no experiment", "int 5"]),  # type: ignore[arg-type]
     "a dictionary": (lambda _: gr.load_experiment({"name": "x"}), ["no experiment", "gr.Experiment.model_validate"]),  # type: ignore[arg-type]
     "fields missing": (lambda _: gr.Experiment.model_validate({"name": "x"}), ["field problem", "which is required"]),
-    "nothing for a store": (lambda _: gr.open_run(None, "toy"), ["no address of a store", "None"]),  # type: ignore[arg-type]
-    "nothing for a name": (lambda run: gr.open_run(run.store, None), ["no such experiment", "one of other, toy"]),  # type: ignore[arg-type]
+    "fields missing in a call": (lambda _: gr.Experiment(name="x"), ["field problem", "which is required"]),  # type: ignore[call-arg]
+    "nothing for a store": (lambda _: gr.open_run(None, "first"), ["no address of a store", "None"]),  # type: ignore[arg-type]
+    "nothing for a name": (lambda run: gr.open_run(run.store, None), ["no such experiment", "one of first, second, third"]),  # type: ignore[arg-type]
     "a number for a problem": (lambda _: gr.load_problem(5), ["no name of a problem", "5"]),  # type: ignore[arg-type]
     "an unknown problem": (lambda _: gr.load_problem("digit"), ["no such problem", "digits"]),
 }
@@ -175,11 +171,11 @@ WRONG_CALLS: dict[str, tuple[Callable[[gr.Run], object], list[str]]] = {
 def test_a_wrong_call_raises_our_error_in_words(finished: Path, case: str) -> None:
     call, words = WRONG_CALLS[case]
     with pytest.raises(gr.GenRepError) as caught:
-        call(gr.open_run(str(finished), "toy"))
+        call(gr.open_run(str(finished), "first"))
     assert [word for word in words if word not in str(caught.value)] == []
 
 
 def test_paths_and_single_overrides_are_understood(finished: Path) -> None:
-    run = gr.open_run(finished, "toy")
+    run = gr.open_run(finished, "first")
     assert np.isfinite(run.attributions("random", 0)).all()
     assert gr.load_experiment("smoke", "seeds=[7]").seeds == (7,)

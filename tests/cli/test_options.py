@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -20,10 +19,8 @@ from genrep_dist.cli.status import wait_for_record
 from genrep_dist.runner.pace import MIN_EVENTS, Pace
 from genrep_dist.runner.progress import ProgressCounter
 from genrep_dist.store import Store
-from tests.cli.calls import Genrep, files_below
+from tests.cli.calls import FEW, Genrep, files_below
 from tests.experiments import ROOT, experiment_file
-
-FEW: dict[str, Any] = {"methods": ["ntk-final/target", "random"], "deletion": {"fractions": [0.0, 0.1]}}
 
 
 @pytest.fixture
@@ -181,12 +178,15 @@ def test_hours_have_no_exponent(hours: float, text: str) -> None:
     assert hours_text(hours) == text
 
 
-def test_steps_and_stages_at_a_terminal_of_80_columns() -> None:
+def test_steps_and_stages_at_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("genrep_dist.cli.progress.time.monotonic", clock)
     console = Console(file=io.StringIO(), width=80, force_terminal=True, _environ={"TERM": "xterm"})
     with ProgressBars(console) as bars:
         counter = ProgressCounter(bars)
         counter.step("starting Ray")
         counter.stage("retrain", 123_456, 100_000)
+        clock.now += 100
         counter.advance(3_456, {})
         counter.step("publishing")
     assert isinstance(console.file, io.StringIO)
@@ -194,7 +194,7 @@ def test_steps_and_stages_at_a_terminal_of_80_columns() -> None:
     last = [line.rstrip() for line in shown[-3:]]
     assert [line[:12].rstrip() for line in last] == ["starting Ray", "retrain", "publishing"]
     assert "103456/123456" in last[1]
-    assert "ETA" in last[1]
+    assert last[1].endswith("34.6/s elapsed 0:00, ETA 9:39")
     assert "ETA" not in last[0] + last[2]
     assert all(len(line) <= 80 and "…" not in line for line in last)
 

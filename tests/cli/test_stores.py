@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,20 +14,8 @@ import genrep_dist as gr
 from genrep_dist.store import Store
 from genrep_dist.store.lease import Lease, lease_holder
 from genrep_dist.store.paths import ExperimentPaths
-from tests.cli.calls import Genrep, files_below
+from tests.cli.calls import FEW, SLOWER, Genrep, files_below
 from tests.experiments import ROOT, experiment
-
-FEW: dict[str, Any] = {"methods": ["ntk-final/target", "random"], "deletion": {"fractions": [0.0, 0.1]}}
-SLOWER: dict[str, Any] = {"recipe": {"learning_rate": 0.05}}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with two finished experiments of one data set and different models, and a third with the models of the first."""
-    store = tmp_path_factory.mktemp("stores") / "store"
-    for name, fields in (("first", {}), ("second", SLOWER), ("third", {"seeds": 3})):
-        gr.run(experiment(name=name, **(FEW | fields)), store=str(store), serial=True, search_path=[str(ROOT)])
-    return store
 
 
 @pytest.fixture
@@ -54,11 +41,13 @@ def test_list_names_state_size_and_time(genrep: Genrep, store: Path) -> None:
 
 def test_runs_of_an_export_are_hidden(genrep: Genrep, store: Path) -> None:
     record = json.loads((store / "experiments/first/record.json").read_text())
-    Store(str(store)).objects.put_json("experiments/x.originals/record.json", {k: v for k, v in record.items() if k != "sha256"})
-    assert "x.originals" not in genrep("list", "--store", store).output
-    assert "x.originals" in genrep("list", "--store", store, "--all").output
+    Store(str(store)).objects.put_json("experiments/first.originals/record.json", {k: v for k, v in record.items() if k != "sha256"})
+    assert "first.originals" not in genrep("list", "--store", store).output
+    assert "first.originals" in genrep("list", "--store", store, "--all").output
     refused = genrep("status", "nothing", "--store", store)
     assert (refused.code, "one of first, second, third" in refused.error, "originals" in refused.error) == (1, True, False)
+    assert genrep("rm", "first", "--store", store, "--yes").code == 0
+    assert [row["name"] for row in genrep("list", "--store", store, "--all", "--json").json()] == ["second", "third"]
 
 
 def test_du_counts_every_file_once(genrep: Genrep, store: Path) -> None:

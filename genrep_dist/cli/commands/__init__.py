@@ -29,28 +29,36 @@ from genrep_dist.cli.commands import (
     tracking,
 )
 
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "plan": plan.plan,
-    "run": run.run,
-    "status": status.status,
-    "list": list_.list_experiments,
-    "compare": compare.compare,
-    "report": report.report,
-    "doctor": doctor.doctor,
-    "methods": methods.methods,
-    "export": export.export,
-    "import": import_.import_,
-    "rm": rm.rm,
-    "gc": gc.gc,
-    "du": du.du,
-    "schema": schema.schema,
-    "completion": completion.completion,
-}
-"""By name, in the order of `genrep --help`."""
+Commands = dict[str, Callable[..., Any]]
 
-GROUPS: dict[str, tuple[str, dict[str, Callable[..., Any]]]] = {
-    "data": ("Data sets in the local cache.", {"list": data.data_list, "fetch": data.data_fetch}),
-    "ledger": ("The ledger of retrained models.", {"compact": ledger.ledger_compact}),
-    "tracking": ("The MLflow database of a store.", {"rebuild": tracking.tracking_rebuild}),
+COMMANDS: dict[str, Commands] = {
+    "Experiments": {
+        "plan": plan.plan,
+        "run": run.run,
+        "status": status.status,
+        "report": report.report,
+        "doctor": doctor.doctor,
+        "compare": compare.compare,
+    },
+    "Stores": {
+        "list": list_.list_experiments,
+        "du": du.du,
+        "rm": rm.rm,
+        "gc": gc.gc,
+        "export": export.export,
+        "import": import_.import_,
+    },
+    "Reference": {
+        "methods": methods.methods,
+        "schema": schema.schema,
+        "completion": completion.completion,
+    },
 }
-"""Commands of two words: help text and commands of each first word."""
+"""By the heading and in the order of `genrep --help`."""
+
+GROUPS: dict[str, tuple[str, str, Commands]] = {
+    "ledger": ("Stores", "The ledger of retrained models.", {"compact": ledger.ledger_compact}),
+    "tracking": ("Stores", "The MLflow database of a store.", {"rebuild": tracking.tracking_rebuild}),
+    "data": ("Reference", "Data sets in the local cache.", {"list": data.data_list, "fetch": data.data_fetch}),
+}
+"""Commands of two words: heading, help text and commands of each first word."""
