@@ -27,17 +27,18 @@ METHODS = [
 
 def experiment(problem: str = "tests.toys:Blobs", options: dict[str, Any] | None = None, **fields: Any) -> Experiment:
     """Two seeds, two test points, three fractions; ``fields`` replace what is there."""
-    return Experiment.model_validate(_fields(problem, options) | fields)
+    return Experiment.model_validate(experiment_fields(problem, options) | fields)
 
 
 def experiment_file(path: Path, problem: str = "tests.toys:Blobs", options: dict[str, Any] | None = None, **fields: Any) -> Path:
     """The same as a YAML file that the command line reads."""
-    path.write_text(yaml.safe_dump(_fields(problem, options) | fields))
+    path.write_text(yaml.safe_dump(experiment_fields(problem, options) | fields))
     load_experiment(path)
     return path
 
 
-def _fields(problem: str, options: dict[str, Any] | None) -> dict[str, Any]:
+def experiment_fields(problem: str, options: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What :func:`experiment` declares, as a mapping."""
     return {
         "name": "toy",
         "problem": {"name": problem, "options": options or {}},

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import random
 import signal
 import time
 from pathlib import Path
@@ -26,7 +23,6 @@ from genrep_dist.workflow.prepare import prepare
 from genrep_dist.workflow.time_limit import time_limit
 from tests.experiments import ROOT, experiment
 from tests.own_training import Script, script
-from tests.publication import publish_tables_only
 
 METHODS = ["ntk-final/target", "cosine", "random"]
 
@@ -82,32 +78,6 @@ def test_determinism_is_checked_and_reported(judged: gr.Run) -> None:
 def test_ray_gives_the_same_tables(judged: gr.Run, tmp_path: Path) -> None:
     found = run(tmp_path / "store", "Script", METHODS, serial=False)
     for name in ("deletion", "points"):
-        assert found.store.objects.get(f"results/toy/{name}.parquet") == judged.store.objects.get(f"results/toy/{name}.parquet")
-
-
-def _child(store: str) -> None:
-    publish_tables_only(pytest.MonkeyPatch())
-    run(Path(store), "Script", METHODS)
-
-
-def test_kills_change_nothing(judged: gr.Run, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["genrep_dist.runner.run", "tests.test_own_training"])
-    store, chance = tmp_path / "store", random.Random(0)
-    whole = sum(path.is_file() for path in Path(str(judged.store.objects.root)).rglob("*"))
-    killed = 0
-    for target in sorted(chance.sample(range(4, 3 * whole // 4), 3)):
-        process = context.Process(target=_child, args=(str(store),))
-        process.start()
-        while process.is_alive() and sum(path.is_file() for path in store.rglob("*")) < target:
-            time.sleep(0.005)
-        if process.is_alive() and process.pid is not None:
-            os.kill(process.pid, signal.SIGKILL)
-            killed += 1
-        process.join()
-    assert killed >= 2
-    found = run(store, "Script", METHODS)
-    for name in ("deletion", "points", "summary"):
         assert found.store.objects.get(f"results/toy/{name}.parquet") == judged.store.objects.get(f"results/toy/{name}.parquet")
 
 
