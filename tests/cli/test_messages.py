@@ -12,9 +12,9 @@ import yaml
 
 import genrep_dist as gr
 from tests.cli.calls import FEW, Genrep
-from tests.experiments import _fields
+from tests.experiments import experiment_fields
 
-FIELDS = _fields("tests.toys:Blobs", None) | FEW
+FIELDS = experiment_fields("tests.toys:Blobs") | FEW
 
 
 def text(**changes: Any) -> str:
