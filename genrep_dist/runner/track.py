@@ -56,7 +56,7 @@ def track(
 
     ``declared``: the experiment with the address of MLflow; the store's record has no passwords.
     """
-    from genrep_dist.report.method_files import method_files
+    from genrep_dist.results.method_files import method_files
     from genrep_dist.tracking.mlflow_tracker import publish as publish_to_mlflow
     from genrep_dist.tracking.publication import Publication
 
@@ -159,7 +159,7 @@ def description(tables: EvaluationTables, declared: str | None, noun: str = "pre
 def diagnostics(finished: Run) -> dict[str, list[tuple[str, float, int]]]:
     """For each method whose importance or kernel was solved for: its residuals and gaps, as (name, value, seed)."""
     found: dict[str, list[tuple[str, float, int]]] = {}
-    certificates = finished.certificates()
+    certificates = finished.certificate_records()
     experiment = finished.plan.experiment
     for name in experiment.methods:
         method = experiment.method(name)
