@@ -99,7 +99,7 @@ def test_where_none_of_five_was_made_the_first_example_is_the_smallest_removal()
     assert found is not None
     (good,) = found.removals
     assert (good.num_removed, len(good.samples)) == (3, 3)
-    assert good.more == ((6, pytest.approx(-2.0 + 2 * 1.06)),)
+    assert dict(good.more) == pytest.approx({6: -2.0 + 2 * 1.06})
     large = removal_example(FakeRun(), deletions((0, 7)), ["good"], random="random")
     assert large is not None
     assert (large.removals[0].num_removed, len(large.removals[0].samples)) == (7, 5)
