@@ -68,6 +68,7 @@ def show_plan(console: Console, dry_run: DryRun) -> None:
 def show_summary(console: Console, finished: Run) -> None:
     """The tables of a finished run, one for each of its blocks, and where its report is."""
     from genrep_dist.evaluation.metrics.base import metric_infos
+    from genrep_dist.report.tables import sorted_methods
 
     # Of the record: a table can be shown where the run's own kernels or metrics are not known.
     declared, metrics = finished.record["experiment"], finished.metrics()
@@ -75,9 +76,8 @@ def show_summary(console: Console, finished: Run) -> None:
     for title, methods in (declared.get("blocks") or {"": declared["methods"]}).items():
         for info in mains:
             rows = {row["method"]: row for row in metrics.filter(metric=info.name).iter_rows(named=True)}
-            ordered = [rows[method] for method in methods if method in rows]
-            if not title:
-                ordered.sort(key=lambda row: -info.direction * row["mean"])
+            # In the order of the report's tables.
+            ordered = [rows[method] for method in sorted_methods(metrics, mains, methods) if method in rows]
             if ordered:
                 _show_table(console, ", ".join(filter(None, (finished.name, title))), info, ordered)
     _show_metrics(console, finished)
@@ -94,6 +94,7 @@ def show_summary(console: Console, finished: Run) -> None:
 def _show_metrics(console: Console, finished: Run) -> None:
     """The means of the metrics that have no table of their own, a row a method; intervals are in the report."""
     from genrep_dist.evaluation.metrics.base import metric_infos
+    from genrep_dist.report.tables import sorted_methods
 
     means = {(row["metric"], row["method"]): row["mean"] for row in finished.metrics().iter_rows(named=True)}
     infos = metric_infos()
@@ -103,7 +104,7 @@ def _show_metrics(console: Console, finished: Run) -> None:
         return
     rows = [
         (method, *(f"{means[name, method]:.3f}" if (name, method) in means else "-" for name in names))
-        for method in finished.record["experiment"]["methods"]
+        for method in sorted_methods(finished.metrics(), list(infos.values()), finished.record["experiment"]["methods"])
     ]
     heads = [f"{infos[name].title} ({infos[name].better} is better)" if name in infos else name for name in names]
     console.print(table(f"{finished.name}: other metrics", ("method", *heads), rows, numeric=range(1, len(names) + 1)))

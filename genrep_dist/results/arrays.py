@@ -105,7 +105,13 @@ class Arrays(OpenedRun):
         """
         places = {"seed": pl.Int64, "importance": pl.String, "kernel": pl.String, "epoch": pl.Int64}
         records = self.certificate_records()
-        return pl.DataFrame(records, infer_schema_length=None) if records else pl.DataFrame(schema=places)
+        if not records:
+            return pl.DataFrame(schema=places)
+        table = pl.DataFrame(records, infer_schema_length=None)
+        # What matters most comes first and last: a printed frame leaves out the columns in its middle.
+        first = ["seed", "importance", "kernel", *(name for name in ("residual",) if name in table.columns)]
+        last = [name for name in ("efficiency_gap", "efficiency_gap_test") if name in table.columns]
+        return table.select(*first, *(name for name in table.columns if name not in (*first, *last)), *last)
 
     def certificate_records(self) -> list[dict[str, Any]]:
         """The rows of :meth:`certificates`, each with the numbers that its solver has."""

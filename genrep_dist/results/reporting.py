@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+import yaml
+
 from genrep_dist.config import Experiment
 from genrep_dist.config.metrics import measured_metrics
 from genrep_dist.evaluation.tables import EvaluationTables
@@ -15,7 +17,7 @@ from genrep_dist.extension import require_returned
 from genrep_dist.problems.protocol import Recipe, recorded_recipe
 from genrep_dist.redaction import redact
 from genrep_dist.report.build import data_files
-from genrep_dist.report.examples import examples, removal_example
+from genrep_dist.report.examples import examples
 from genrep_dist.report.glossary import method_terms
 from genrep_dist.report.page import ReportData
 from genrep_dist.report.sections import TimeUnit
@@ -47,26 +49,50 @@ def report_data(
     contrast = [name for name in dict.fromkeys((best, RANDOM)) if name in experiment.methods]
     shown: dict[str, Any] = {"texts": run.texts(), "describe": run.describe(), "class_names": run.class_names()}
     has_module = run.plan.shape.has_module
-    replicates = experiment.deletion.replicates
     return ReportData(
         title=f"{run.name}: which attributions survive retraining",
         methods=experiment.methods,
         tables=tables,
         facts={label: redact(text) for label, text in facts(run, tables, more_facts).items()},
         warnings=(*run.plan.warnings, *_repeat_warnings(run), *_curvature_warnings(run)),
-        config_yaml=experiment.to_yaml(),
+        config_yaml=config_text(run, experiment),
         # The examples show the predictions of a loaded model.
         examples=examples(run, contrast[:1], seed=experiment.seeds[0], **shown) if has_module else (),
         blocks=experiment.blocks,
         baseline=experiment.baseline,
         noun=target.noun,
         time_unit=time_unit(run),
-        removal=removal_example(run, tables["deletion"], contrast, random=RANDOM, replicates=replicates, **shown) if has_module else None,
+        removal=run.removal_example(tables, contrast) if has_module else None,
         origin=_published_origin(run) if origin is None else origin,
         unit="logit" if experiment.target.kind == "logit" and run.loss_name in ("logistic", "softmax") else "",
         target=experiment.target.description(run.plan.shape.num_outputs),
         glossary=method_terms(experiment.parsed_methods),
     )
+
+
+def config_text(run: Run, experiment: Experiment) -> str:
+    """``config.yaml``: the experiment with all fields, and as comments the values in force that it leaves to the problem or to the run.
+
+    The text is read as ``experiment``: running it again computes nothing.
+    """
+    recipe = run.record["recipe"]
+    used = {"optimizer", "epochs", "batch_size", "learning_rate", "schedule", *run.plan.keys.recipe_changes}
+    force = {"recipe": {name: value for name, value in recipe.items() if name in used}}
+    if not run.plan.shape.own_training:
+        lines = ["# In force, from the experiment and the problem's own recipe:", *_commented(force)]
+    else:
+        lines = ["# The problem trains with a function of its own."]
+    tune, stop = run.choices.get("tune"), run.choices.get("stop")
+    if tune is not None:
+        lines += ["# Tuned on seeds that are not reported:", *_commented({str(tune["parameter"]): tune["chosen"]})]
+    if stop is not None:
+        lines += ["# Seeds after the stopping rule:", *_commented({"seeds": list(run.plan.experiment.seeds)})]
+    return experiment.to_yaml() + redact("\n".join(lines)) + "\n"
+
+
+def _commented(data: Mapping[str, Any]) -> list[str]:
+    text = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=116)
+    return [f"# {line}" for line in text.splitlines()]
 
 
 def origin(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,8 @@ from genrep_dist.core.inputs import form_of, input_leaves, map_leaves, unpacked
 from genrep_dist.core.losses import Loss
 from genrep_dist.errors import MethodError, NonFiniteError
 from genrep_dist.problems.protocol import Dataset
-from genrep_dist.report.class_names import checked_class_names, shipped_class_names
-from genrep_dist.results.arrays import Arrays
 from genrep_dist.results.base import Array
-from genrep_dist.results.tables import Tables
+from genrep_dist.results.presentation import Presentation
 from genrep_dist.store import Store
 from genrep_dist.workflow.explain import explain, other_points
 from genrep_dist.workflow.record import read_record
@@ -36,7 +34,7 @@ class SeedProblem:
     test: Dataset
 
 
-class Run(Tables, Arrays):
+class Run(Presentation):
     """One experiment in one store. Reading something that is not finished raises NotCommittedError."""
 
     def problem(self, seed: int) -> SeedProblem:
@@ -46,20 +44,6 @@ class Run(Tables, Arrays):
         model.load_state_dict(self.checkpoint(seed, "final"))
         train, test = (data._replace(inputs=unpacked(data.inputs)) for data in (self.train, self.test))
         return SeedProblem(model.eval(), self.context.loss, train, test)
-
-    def texts(self) -> Callable[[Tensor], Sequence[str]] | None:
-        """The problem's function from ids of samples to their texts; None for a problem without one, or whose code may not be imported."""
-        return getattr(self.context.problem, "texts", None) if self.has_code else None
-
-    def describe(self) -> Callable[[Tensor], Sequence[Mapping[str, object]]] | None:
-        """The problem's function from ids of samples to their values by name; None as for :meth:`texts`."""
-        return getattr(self.context.problem, "describe", None) if self.has_code else None
-
-    def class_names(self) -> tuple[str, ...]:
-        """The names of the classes: those of a shipped problem, or the problem's attribute ``class_names``; empty as for :meth:`texts`."""
-        declared = self.plan.experiment.problem
-        found = shipped_class_names(declared.name, declared.options)
-        return found or (checked_class_names(getattr(self.context.problem, "class_names", None)) if self.has_code else ())
 
     def explain(
         self,

@@ -15,8 +15,8 @@ from genrep_dist.provenance import provenance, resume_command
 from genrep_dist.report.build import data_files
 from genrep_dist.report.page import ReportData, html_page
 from genrep_dist.results import Run
+from genrep_dist.results.reporting import config_text, report_data, report_files
 from genrep_dist.results.reporting import origin as report_origin
-from genrep_dist.results.reporting import report_data, report_files
 from genrep_dist.runner import track
 from genrep_dist.runner.heartbeat import RunHistory
 from genrep_dist.runner.track import tracking_record
@@ -120,7 +120,7 @@ def publish(declared: PreparedExperiment, results_digest: str, tables: Evaluatio
     # The address of the run in MLflow is known only now.
     linked = replace(data, origin=report_origin(history.ended, source, command, tracking))
     store.objects.put(staged.file("report.html"), html_page(linked).encode())
-    store.objects.put(staged.config, experiment.to_yaml().encode())
+    store.objects.put(staged.config, config_text(finished, experiment).encode())
     manifest = {
         "question": finished.plan.keys.results,
         "declared": declared.plan.keys.results,

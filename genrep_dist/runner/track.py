@@ -21,6 +21,7 @@ from genrep_dist.redaction import redact
 from genrep_dist.report.tables import RANDOM
 from genrep_dist.report.verdict import verdict
 from genrep_dist.results import Run
+from genrep_dist.results.reporting import config_text
 from genrep_dist.runner.heartbeat import RunHistory
 from genrep_dist.store import Store
 from genrep_dist.store.paths import data_folder
@@ -66,7 +67,7 @@ def track(
         experiment=experiment.name,
         problem=experiment.problem.name,
         plan_digest=finished.plan.keys.results,
-        config_yaml=experiment.to_yaml(),
+        config_yaml=config_text(finished, experiment),
         parameters=dict(_flat(experiment.result_fields())) | recipe,
         methods=experiment.parsed_methods,
         metrics=tables.metrics,
