@@ -16,6 +16,7 @@ from torch import Tensor
 
 from genrep_dist.core.inputs import form_of
 from genrep_dist.errors import ProblemError
+from genrep_dist.problems.checks import user_code_error
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.report.pixels import PixelRange, are_images, png
 
@@ -278,7 +279,7 @@ class SampleReader:
     def _features(self, data: Dataset, row: int) -> tuple[tuple[str, str], ...]:
         """What the problem says of a sample; else the values in which the first sample read is farthest from the training mean."""
         if self.describe is not None:
-            found: object = self.describe(data.ids[row : row + 1])
+            found = _called(self.describe, data.ids[row : row + 1], "problem.describe")
             if isinstance(found, str) or not isinstance(found, Sequence) or len(found) != 1 or not isinstance(found[0], Mapping):
                 raise ProblemError(
                     "the problem's describe() returned something else",
@@ -296,7 +297,7 @@ class SampleReader:
         return tuple((f"input {place}", _value(float(data.inputs[row, place]))) for place in self.shown_features)
 
     def _text(self, texts: Texts, ids: Tensor) -> str:
-        found: object = texts(ids)
+        found = _called(texts, ids, "problem.texts")
         if isinstance(found, str) or not isinstance(found, Sequence) or [type(text) for text in found] != [str]:
             raise ProblemError(
                 "the problem's texts() returned something else",
@@ -305,6 +306,14 @@ class SampleReader:
                 got=repr(found)[:80],
             )
         return _cut(str(found[0]), MAX_TEXT)
+
+
+def _called(function: Callable[[Tensor], object], ids: Tensor, where: str) -> object:
+    """What a function of the problem returns. ProblemError if it fails."""
+    try:
+        return function(ids)
+    except Exception as error:
+        raise user_code_error(f"{where}() failed", where, error) from error
 
 
 def _cut(text: str, length: int) -> str:

@@ -214,6 +214,16 @@ def test_texts_of_another_form_are_refused(wrong: object) -> None:
         examples(FakeRun(), ["good"], seed=0, texts=cast("Texts", lambda ids: wrong))
 
 
+def test_a_function_of_the_problem_that_fails_is_named() -> None:
+    def broken(ids: Tensor) -> list[str]:
+        raise KeyError(int(ids[0]))
+
+    with pytest.raises(ProblemError, match=r"problem\.texts\(\) failed"):
+        examples(FakeRun(), ["good"], seed=0, texts=broken)
+    with pytest.raises(ProblemError, match=r"problem\.describe\(\) failed"):
+        examples(FakeRun(), ["good"], seed=0, describe=cast("Any", broken))
+
+
 def test_a_test_point_with_a_training_samples_id_has_no_sentence() -> None:
     assert examples(FakeRun(test_start=15), ["good"], seed=0)
     with pytest.raises(ProblemError, match="cannot be looked up by its id"):

@@ -51,14 +51,16 @@ CHECK = """
   const legend = chart.querySelector(".legend").getBoundingClientRect();
   found.legend = [legend.left, legend.right, legend.height];
   found.textSize = Math.min(...[...broad.querySelectorAll("text")].map((text) => text.getBoundingClientRect().height));
+  found.cutHeadings = [...document.querySelectorAll("h1, h2, h3, p")].filter(
+    (one) => one.getBoundingClientRect().right > window.innerWidth).map((one) => one.textContent);
   found.pictures = [...document.querySelectorAll(".removal img")].map((image) => image.complete && image.naturalWidth > 0);
   found.anchors = [...document.querySelectorAll("nav a")].map((link) => document.querySelector(link.getAttribute("href")) !== null);
   return found;
 """
 
 
-def page() -> str:
-    removal = removal_example(FakeRun(), deletions(), ["good", "random"], random="random")
+def page(shape: tuple[int, ...] = (1, 4, 4)) -> str:
+    removal = removal_example(FakeRun(shape), deletions(), ["good", "random"], random="random")
     return html_page(replace(synthetic.report(metrics=("auc_del_negative", "lds")), removal=removal, blocks={}))
 
 
@@ -113,10 +115,12 @@ def test_pictures_load_and_contents_lead_somewhere(found: tuple[dict[str, Any], 
 
 
 def test_on_a_phone_nothing_is_wider_than_the_window(tmp_path: Path) -> None:
-    found, console = run_in_browser(page(), tmp_path, CHECK, width=390)
+    # An example of wide tables, which scroll by themselves.
+    found, console = run_in_browser(page((12,)), tmp_path, CHECK, width=390)
     assert console == []
     assert (found["form"], found["windowWidth"]) == ("slim", 390)
     assert found["pageWidth"] <= 390
+    assert found["cutHeadings"] == []
     left, right, height = found["legend"]
     assert 0 <= left < right <= 390
     assert height > 0

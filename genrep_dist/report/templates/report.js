@@ -2,7 +2,7 @@
 // Sorts the tables, switches curves on and off, and shows the values under the pointer. The page is complete without it.
 document.documentElement.classList.add("scripted");
 
-function numberIn(cell) {
+function cellNumber(cell) {
   const copy = cell.cloneNode(true);
   copy.querySelectorAll("sup").forEach((mark) => mark.remove());
   const found = /-?\d+(\.\d+)?(e[+-]?\d+)?/.exec(copy.textContent.replace(/\u2212/g, "-").replace(/,(?=\d{3})/g, ""));
@@ -18,7 +18,7 @@ function sortBy(table, heading) {
   heading.setAttribute("aria-sort", ascending ? "ascending" : "descending");
   for (const body of table.tBodies) {
     const rows = [...body.rows].filter((row) => row.cells.length > column && !row.classList.contains("block"));
-    const keyed = rows.map((row) => ({ row, key: column === 0 ? row.cells[0].textContent : numberIn(row.cells[column]) }));
+    const keyed = rows.map((row) => ({ row, key: column === 0 ? row.cells[0].textContent : cellNumber(row.cells[column]) }));
     keyed.sort((a, b) => {
       if (a.key === null || b.key === null) return (a.key === null) - (b.key === null);
       const order = column === 0 ? a.key.localeCompare(b.key) : a.key - b.key;
