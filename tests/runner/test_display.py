@@ -19,7 +19,9 @@ class Terminal(io.StringIO):
 
 
 def test_the_line_has_the_stage_the_time_and_what_is_left() -> None:
-    now, shown, kept = [0.0], [], []
+    now = [0.0]
+    shown: list[str] = []
+    kept: list[str] = []
     progress = LineProgress(shown.append, kept.append, lambda: now[0])
     progress.stage("retrain", 40, 10)
     now[0] = 20.0
