@@ -230,9 +230,13 @@ def test_deletion_rows_are_plain_retrainings_on_the_remaining_rows(finished: gr.
             assert line["delta"] == 0
 
 
-def test_summary_has_a_row_a_method_in_the_declared_order(finished: gr.Run) -> None:
+def test_summary_has_a_row_a_method_best_first(finished: gr.Run) -> None:
     summary = finished.summary()
-    assert summary["method"].to_list() == METHODS
+    assert sorted(summary["method"]) == sorted(METHODS)
+    assert summary["auc_del_negative"].is_sorted(descending=True)
+    root = finished.store.objects.root
+    assert root is not None
+    assert pl.read_parquet(root / "results/toy/summary.parquet")["method"].to_list() == METHODS
     table = finished.deletion().filter(pl.col("method") == "tracincp", pl.col("sign") == "negative").collect()
     assert summary.filter(pl.col("method") == "tracincp")["auc_del_negative"].item() == pytest.approx(table["delta"].mean())
     assert summary["num_seeds"].unique().to_list() == [2]

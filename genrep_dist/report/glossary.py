@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from genrep_dist.core.kernels import KERNELS
+from genrep_dist.core.kernels.user import UserKernel
 from genrep_dist.core.methods import Method, describe
 from genrep_dist.evaluation.metrics.base import metric_infos
 from genrep_dist.evaluation.tables import EvaluationTables
@@ -52,11 +54,20 @@ def terms(tables: EvaluationTables) -> list[Term]:
 
 
 def _method_term(method: Method) -> Term:
+    if method.has_kernel and method.kernel not in KERNELS:
+        # A kernel of the user's own, by the name that the experiment gives it.
+        importance = method.importance_class
+        formula = f"{importance.formula} {UserKernel.formula} at theta_{method.checkpoint}"
+        return Term(method.name, f"{_kernel_text(method)}, the user's own; importance {method.importance}", formula, importance.source)
     found = describe(method)
     if method.is_random or method.is_external:
         return Term(method.name, "samples removed at random" if method.is_random else "scores of another tool", "", found.source)
-    kernel = f"kernel {method.kernel}, taken {_CHECKPOINTS.get(method.checkpoint, f'after training for {method.checkpoint[5:]} epochs')}"
-    return Term(method.name, f"{kernel}; importance {method.importance}", found.formula, found.source)
+    return Term(method.name, f"{_kernel_text(method)}; importance {method.importance}", found.formula, found.source)
+
+
+def _kernel_text(method: Method) -> str:
+    when = _CHECKPOINTS.get(method.checkpoint, f"after training for {method.checkpoint[5:]} epochs")
+    return f"kernel {method.kernel}, taken {when}"
 
 
 def _numbers(tables: EvaluationTables) -> Iterator[Term]:
