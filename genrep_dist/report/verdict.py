@@ -94,7 +94,7 @@ class _VerdictWriter:
         sentences = (
             *self._against_random(best),
             *self._against_declared(best),
-            *self._against_runner_up(best),
+            *self._against_runner_up(best, leaders),
             *self._about_leaders(best, leaders),
             *self._other_metrics(best),
             *self._about_seeds(),
@@ -208,7 +208,7 @@ class _VerdictWriter:
             return [f"{shown}."]
         return [f"{shown}, {'which is established' if self._is_ahead(found) else 'which may be chance'}."]
 
-    def _against_runner_up(self, best: Row) -> list[str]:
+    def _against_runner_up(self, best: Row, leaders: list[Row]) -> list[str]:
         if len(self.methods) < 2:
             return []
         second = self.methods[1]
@@ -219,7 +219,7 @@ class _VerdictWriter:
         if found.low is None:
             return [shown]
         draws = self._bootstrap_order(best["method"], second["method"])
-        if found.excludes_zero and (found.p is None or found.p < LEVEL):
+        if found.excludes_zero and (second not in leaders if found.p is None else found.p < LEVEL):
             return [f"{shown} This interval excludes zero.{draws}"]
         if found.excludes_zero:
             return [f"{shown} {self._doubt(found)}{draws}"]
