@@ -73,7 +73,7 @@ def test_the_results_are_read_in_python_as_printed(place: Path) -> None:
     printed = python("-W", "error", "read.py", folder=place)
     assert re.search(r"test sample \d+: without training sample \d+ its logit should rise", printed)
     assert "test_accuracy" in printed
-    assert "'residual'" in printed
+    assert "residual" in printed
 
 
 def test_the_store_is_read_with_other_tools_as_printed(place: Path) -> None:

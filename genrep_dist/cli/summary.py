@@ -9,6 +9,7 @@ from rich.console import Console
 
 from genrep_dist.cli.display import table
 from genrep_dist.evaluation.metrics.base import MetricInfo, metric_infos
+from genrep_dist.report.tables import sorted_methods
 from genrep_dist.results import Run
 from genrep_dist.store.paths import ResultPaths
 
@@ -34,9 +35,8 @@ def show_summary(console: Console, finished: Run) -> None:
     for title, methods in (declared.get("blocks") or {"": declared["methods"]}).items():
         for info in mains:
             rows = {row["method"]: row for row in metrics.filter(metric=info.name).iter_rows(named=True)}
-            ordered = [rows[method] for method in methods if method in rows]
-            if not title:
-                ordered.sort(key=lambda row: -info.direction * row["mean"])
+            # In the order of the report's tables.
+            ordered = [rows[method] for method in sorted_methods(metrics, mains, methods) if method in rows]
             if ordered:
                 _show_table(console, ", ".join(filter(None, (finished.name, title))), info, ordered)
     _show_metrics(console, finished)
@@ -58,7 +58,7 @@ def _show_metrics(console: Console, finished: Run) -> None:
         return
     rows = [
         (method, *(f"{means[name, method]:.3f}" if (name, method) in means else "-" for name in names))
-        for method in finished.record["experiment"]["methods"]
+        for method in sorted_methods(finished.metrics(), list(infos.values()), finished.record["experiment"]["methods"])
     ]
     heads = [f"{infos[name].title} ({infos[name].better} is better)" if name in infos else name for name in names]
     console.print(table(f"{finished.name}: other metrics", ("method", *heads), rows, numeric=range(1, len(names) + 1)))

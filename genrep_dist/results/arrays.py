@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import polars as pl
 from torch import Tensor
 
 from genrep_dist.config.keys import checkpoint_epoch, checkpoint_name
@@ -97,8 +100,32 @@ class Arrays(OpenedRun):
         artifact = self.store.artifact("train", self.train_key(seed))
         return unpack_state(artifact, checkpoint_epoch(which, int(self.record["recipe"]["epochs"])))
 
-    def certificates(self) -> list[dict[str, Any]]:
-        """What the solvers proved of each solved importance and derived kernel: seed, kernel, epoch, residual, and their own numbers."""
+    def removal_order(self, method: str, seed: int, sign: str = "negative") -> npt.NDArray[np.int64]:
+        """Ids (M, N) of the training samples in the order of their removal for each test point: the strongest scores of ``sign`` first.
+
+        MethodError for a sign other than "negative" and "positive".
+        """
+        if sign not in ("negative", "positive"):
+            raise MethodError("no such sign", where=self.name, expected="negative or positive", got=sign)
+        return self.store.artifact("attribution", self.attribution_key(method, seed)).read(f"order_{sign}")
+
+    def certificates(self) -> pl.DataFrame:
+        """What the solvers proved, one row a solved importance or derived kernel: seed, importance, kernel, epoch, and their own numbers.
+
+        Null where a solver has no such number; without rows where nothing was solved for.
+        """
+        places = {"seed": pl.Int64, "importance": pl.String, "kernel": pl.String, "epoch": pl.Int64}
+        records = self.certificate_records()
+        if not records:
+            return pl.DataFrame(schema=places)
+        table = pl.DataFrame(records, infer_schema_length=None)
+        # What matters most comes first and last: a printed frame leaves out the columns in its middle.
+        first = ["seed", "importance", "kernel", *(name for name in ("residual",) if name in table.columns)]
+        last = [name for name in ("efficiency_gap", "efficiency_gap_test") if name in table.columns]
+        return table.select(*first, *(name for name in table.columns if name not in (*first, *last)), *last)
+
+    def certificate_records(self) -> list[dict[str, Any]]:
+        """The rows of :meth:`certificates`, each with the numbers that its solver has."""
         keys, needs = self.plan.keys, self.plan.needs
         found = []
         for seed in self.plan.experiment.seeds:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ from torch import Tensor, nn
 from genrep_dist.config import Experiment, load_experiment
 from genrep_dist.core.inputs import form_of, input_leaves, map_leaves, unpacked
 from genrep_dist.core.losses import Loss
-from genrep_dist.errors import MethodError, NonFiniteError, ProblemError
+from genrep_dist.errors import MethodError, NonFiniteError
 from genrep_dist.problems.protocol import Dataset
-from genrep_dist.results.arrays import Arrays
 from genrep_dist.results.base import Array
-from genrep_dist.results.tables import Tables
+from genrep_dist.results.presentation import Presentation
 from genrep_dist.store import Store
 from genrep_dist.workflow.explain import explain, other_points
 from genrep_dist.workflow.record import read_record
@@ -36,7 +34,7 @@ class SeedProblem:
     test: Dataset
 
 
-class Run(Tables, Arrays):
+class Run(Presentation):
     """One experiment in one store. Reading something that is not finished raises NotCommittedError."""
 
     def problem(self, seed: int) -> SeedProblem:
@@ -46,15 +44,6 @@ class Run(Tables, Arrays):
         model.load_state_dict(self.checkpoint(seed, "final"))
         train, test = (data._replace(inputs=unpacked(data.inputs)) for data in (self.train, self.test))
         return SeedProblem(model.eval(), self.context.loss, train, test)
-
-    def texts(self) -> Callable[[Tensor], Sequence[str]] | None:
-        """The problem's function from ids of samples to their texts.
-
-        None for a problem without one, and whose code may not be imported, or cannot, as it is not that of the run any more.
-        """
-        with suppress(ProblemError):
-            return getattr(self.context.problem, "texts", None) if self.has_code else None
-        return None
 
     def explain(
         self,

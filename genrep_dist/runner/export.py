@@ -26,21 +26,21 @@ NOTE = "export.json"
 def export_run(run: Run, folder: Path, seeds: Sequence[int] | None = None) -> Iterator[Path]:
     """Write ``run`` below ``folder`` and yield the paths written.
 
-    export.json, which names the run; summary.csv, deletion.csv; data/{train,test}.parquet; for every seed (or the given ones) seed-<s>/:
-    test_ids.npy, {initial,middle,final}.pt (state dicts, those that were kept; loadable with ``weights_only=True``), and one phi of (N, M)
-    per method as .npy, its rows in the order of data/train.parquet. Raises StoreError or NotCommittedError for a run that is not finished,
-    StoreError for a folder that cannot be written, or that has the export of another run.
+    export.json, which names the run; every published table as CSV (summary.csv, deletion.csv, metrics.csv, and so on);
+    data/{train,test}.parquet; for every seed (or the given ones) seed-<s>/: test_ids.npy, {initial,middle,final}.pt (state dicts, those
+    that were kept; loadable with ``weights_only=True``), and one phi of (N, M) per method as .npy, its rows in the order of
+    data/train.parquet. Raises StoreError or NotCommittedError for a run that is not finished, StoreError for a folder that cannot be
+    written, or that has the export of another run.
     """
     return checked_paths(folder, _run_files(run, folder, seeds))
 
 
 def _run_files(run: Run, folder: Path, seeds: Sequence[int] | None) -> Iterator[Path]:
-    summary = run.summary()
+    tables = run.tables()
     _claim(folder, run)
-    summary.write_csv(folder / "summary.csv")
-    yield folder / "summary.csv"
-    run.deletion().collect().write_csv(folder / "deletion.csv")
-    yield folder / "deletion.csv"
+    for name, table in tables.items():
+        table.write_csv(folder / f"{name}.csv")
+        yield folder / f"{name}.csv"
     (folder / "data").mkdir(exist_ok=True)
     for name, dataset in (("train", run.train), ("test", run.test)):
         pq.write_table(to_table(dataset), folder / "data" / f"{name}.parquet", compression="zstd")

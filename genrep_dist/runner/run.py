@@ -17,6 +17,7 @@ from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.executors.base import Executor
 from genrep_dist.results import Run
 from genrep_dist.runner.determinism import difference_text, repeat_first_original, with_fresh_retrainings
+from genrep_dist.runner.display import display_for
 from genrep_dist.runner.first_seed import check_first_seed
 from genrep_dist.runner.heartbeat import Heartbeat
 from genrep_dist.runner.progress import NoProgress, Progress, ProgressCounter
@@ -46,7 +47,7 @@ def run(
     *,
     serial: bool = False,
     address: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     search_path: Sequence[str] = (),
     executor: Executor | str | None = None,
     retry_failed: bool = False,
@@ -61,13 +62,14 @@ def run(
     are shown, and the run goes on.
 
     ``serial`` runs in this process without Ray; ``address`` attaches to a running Ray cluster; ``executor`` is the name of a registered
-    executor, or an executor, which stays open. Raises GenRepError; units that were finished before stay finished.
+    executor, or an executor, which stays open. ``progress``: a display of your own; True shows a line that is written again and again,
+    False nothing, and None the line in a notebook and at a terminal. Raises GenRepError; units that were finished before stay finished.
     """
     experiment, search_path = _loaded(experiment, search_path)
     opened = Store(store)
     opened.objects.check_access()
     tracking_uri(experiment, opened)  # refused now, not after the work
-    counter = _progress_counter(progress)
+    counter = _progress_counter(display_for(progress))
     counter.step("preparing")
     declared = prepare(experiment, opened, search_path)
     for warning in declared.plan.warnings:

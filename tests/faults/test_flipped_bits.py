@@ -41,7 +41,7 @@ def readings(store: Path) -> dict[str, Callable[[], Any]]:
     opened = gr.open_run(str(store), "toy")
 
     def certificates() -> Any:
-        return [{name: value for name, value in row.items() if name != "seconds"} for row in opened.certificates()]
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in opened.certificate_records()]
 
     def published() -> Any:
         tables = opened.judged()
