@@ -169,7 +169,9 @@ class SeveralDisplays:
 
     def step(self, name: str) -> None:
         for display in self._displays:
-            getattr(display, "step", display.message)(name)
+            show: Callable[[str], object] | None = getattr(display, "step", None)
+            if show is not None:
+                show(name)
 
     def advance(self, units: int, statistics: Mapping[str, float]) -> None:
         for display in self._displays:

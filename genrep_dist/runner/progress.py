@@ -152,11 +152,12 @@ class ProgressCounter:
     def step(self, name: str) -> None:
         """A step without units begins, such as the start of Ray. It ends when the next step or stage begins.
 
-        Displays that have a method ``step`` show it; others get a message.
+        Displays that have a method ``step`` show it.
         """
         self.check()
-        show: Callable[[str], object] = getattr(self.display, "step", self.display.message)
-        show(name)
+        show: Callable[[str], object] | None = getattr(self.display, "step", None)
+        if show is not None:
+            show(name)
 
     def message(self, text: str) -> None:
         self.display.message(redact(text))
