@@ -62,10 +62,13 @@ class Presentation(Tables, Arrays):
     def removal_example(self, tables: EvaluationTables | None = None, methods: Sequence[str] | None = None) -> RemovalExample | None:
         """The first example of the report: a test point, and what really happened without the training samples that ``methods`` select.
 
-        ``methods``: the method with the best mean, and random removal. ``tables``: the published ones. None where nothing was removed.
+        ``methods``: the method with the best mean, and random removal. ``tables``: the published ones. None where nothing was removed,
+        where means of groups are explained, and for models that are no torch modules.
         """
         from genrep_dist.report.examples import removal_example
 
+        if self.plan.experiment.target.group is not None or not self.plan.shape.has_module:
+            return None
         judged = self.judged() if tables is None else tables
         chosen = self._contrast(judged) if methods is None else methods
         words: dict[str, Any] = {"texts": self.texts(), "describe": self.describe(), "class_names": self.class_names()}

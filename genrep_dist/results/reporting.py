@@ -62,7 +62,7 @@ def report_data(
         baseline=experiment.baseline,
         noun=target.noun,
         time_unit=time_unit(run),
-        removal=run.removal_example(tables, contrast) if has_module else None,
+        removal=run.removal_example(tables, contrast),
         origin=_published_origin(run) if origin is None else origin,
         unit="logit" if experiment.target.kind == "logit" and run.loss_name in ("logistic", "softmax") else "",
         target=experiment.target.description(run.plan.shape.num_outputs),

@@ -132,13 +132,13 @@ def publish(declared: PreparedExperiment, results_digest: str, tables: Evaluatio
     intervals = [column for column in summary.columns if column.startswith("ci95_")]
     put_frame(store.objects, staged.table("summary"), summary, table="summary", nullable=intervals)
     source, command = provenance(), resume_command()
-    data = report_data(finished, tables, more_facts=choice_facts(finished), origin=report_origin(history.ended, source, command))
+    # What MLflow gets does not depend on the time, so that a run which was killed in between is not published there twice.
+    data = report_data(finished, tables, more_facts=choice_facts(finished), origin=report_origin(None, source))
     paths = [staged.table("summary"), *_put_tables(store, staged, tables), *_put_report(store, staged, data)]
     link = track.track(finished, tables, paths, history, experiment)
     tracking = tracking_record(finished, link)
-    # The address of the run in MLflow is known only now.
-    linked = replace(data, origin=report_origin(history.ended, source, command, tracking))
-    store.objects.put(staged.file("report.html"), html_page(linked).encode())
+    dated = replace(data, origin=report_origin(history.ended, source, command, tracking))
+    store.objects.put(staged.file("report.html"), html_page(dated).encode())
     store.objects.put(staged.config, config_text(finished, experiment).encode())
     manifest = {
         "question": finished.plan.keys.results,
