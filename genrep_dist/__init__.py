@@ -1,12 +1,15 @@
 """genrep_dist: the judge of sample-based explanations, and the first public implementation of generalized representers.
 
-Names are loaded when they are used: ``import genrep_dist`` imports neither torch nor ray nor mlflow.
+Names are loaded when they are used: ``import genrep_dist`` imports neither torch nor ray nor mlflow. It sets the environment variable
+``MKL_CBWR`` on processors that are not Intel's (:mod:`genrep_dist.blas`).
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from genrep_dist.blas import make_reproducible
 
 if TYPE_CHECKING:
     from genrep_dist.config import Experiment as Experiment
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from genrep_dist.runner.run import run as run
 
 __version__ = "0.1.0"
+
+make_reproducible()
 
 _HOMES = {
     "Dataset": "problems.protocol",

@@ -15,6 +15,7 @@ HOMES = {"core/methods.py": "the grammar of method names"}
 ALLOWED = {
     ("problems/tables.py", "target"): "a column of the samples' table",
     ("config/experiment.py", "external"): "a field of the experiment",
+    ("config/experiment.py", "influence"): "a section of the experiment",
 }
 
 

@@ -49,21 +49,25 @@ def influence_diagonal(
     relative: bool,
     num_parameters: int,
     tolerance: float = 1e-8,
+    cross: Tensor | None = None,
 ) -> Tensor:
     """K_inf (N, C) float64, K_inf[i, c] = <df_c(x_i), (H + delta I)^-1 df_own(x_i)> with the Gauss-Newton H.
 
     The diagonal of :func:`influence_kernel` with the training samples as test points, each with output ``own[i]``. ``gram`` (NC, NC),
     ``curvature`` (N, C, C), the damping and the errors are those of :func:`influence_kernel`. One Cholesky factorisation. Memory: that of
-    the kernel for N test points.
+    the kernel for N test points. ``cross`` (N, C, M): test points that are solved for in the same products, before the training samples;
+    the last bits depend on them.
     """
     n, num_outputs = curvature.shape[:2]
     _check_own(own, n, num_outputs, "influence_diagonal")
     samples = torch.arange(n, device=own.device)
-    cross = gram[:, samples * num_outputs + own].reshape(n, num_outputs, n)
+    columns = gram[:, samples * num_outputs + own].reshape(n, num_outputs, n)
+    if cross is not None:
+        columns = torch.cat([cross.to(columns.dtype), columns], dim=2)
     kernel, _ = influence_kernel(
-        gram, cross, curvature, damping=damping, relative=relative, num_parameters=num_parameters, tolerance=tolerance
+        gram, columns, curvature, damping=damping, relative=relative, num_parameters=num_parameters, tolerance=tolerance
     )
-    return kernel[samples, :, samples]
+    return kernel[samples, :, columns.shape[2] - n + samples]
 
 
 def self_influence(alpha: Tensor, diagonal: Tensor, direction: Tensor) -> Tensor:

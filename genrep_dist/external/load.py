@@ -88,11 +88,12 @@ def load_external(
         located = dict.fromkeys(seeds, located)
     loaded = {}
     for seed, path in ((seed, located[seed]) for seed in seeds):
-        contents, digest = read_scores(path, section, seed), _digest(path, section)
-        verified = _check_model(f"external.{name}, seed {seed}: {path}", section, path, contents.model, seed, models)
+        model = read_scores(path, section, seed).model
+        verified = _check_model(f"external.{name}, seed {seed}: {path}", section, path, model, seed, models)
         read = partial(_assembled, path, section, seed, train_ids, test_ids, positions[seed])
-        read()  # checks the contents; they are read again when they are used
-        loaded[seed] = ExternalScores(digest, verified, str(path), read, partial(_digest, path, section))
+        # The contents are checked here, and read again when they are used. The digest comes later: a sparse file may claim any size.
+        read()
+        loaded[seed] = ExternalScores(_digest(path, section), verified, str(path), read, partial(_digest, path, section))
     return loaded
 
 

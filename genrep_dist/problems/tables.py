@@ -31,6 +31,7 @@ _ARROW_TYPES: dict[torch.dtype, pa.DataType] = {
     torch.int32: pa.int32(),
     torch.int64: pa.int64(),
 }
+_CHECKED_BYTES = 2**24
 _TORCH_TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _ARROW_TYPES}
 
 
@@ -153,12 +154,14 @@ def validate(dataset: Dataset, which: str) -> None:
 def _check_finite(tensor: Tensor, ids: Tensor, where: str) -> None:
     if not tensor.is_floating_point():
         return
-    bad = ~torch.isfinite(tensor.reshape(len(tensor), -1))
-    rows = bad.any(dim=1).nonzero()[:, 0]
+    # In blocks, for data that are mapped from a file larger than memory.
+    rows_a_block = max(1, _CHECKED_BYTES // max(1, tensor[0].numel() * tensor.element_size()))
+    bad = torch.cat([~torch.isfinite(block).reshape(len(block), -1).all(dim=1) for block in tensor.split(rows_a_block)])
+    rows = bad.nonzero()[:, 0]
     if len(rows) == 0:
         return
     row = int(rows[0])
-    place = int(bad[row].nonzero()[0, 0])
+    place = int((~torch.isfinite(tensor[row].reshape(-1))).nonzero()[0, 0])
     position = tuple(int(i) for i in np.unravel_index(place, tensor.shape[1:])) if tensor.dim() > 1 else ()
     raise NonFiniteError(
         f"{len(rows)} samples contain NaN or Inf",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import obstore
 from obstore.exceptions import AlreadyExistsError
@@ -17,7 +18,7 @@ from genrep_dist.errors import CorruptError, DamagedFile, StoreError
 from genrep_dist.filesystem import what_is_at
 from genrep_dist.store import paths
 from genrep_dist.store.damage_notes import noted
-from genrep_dist.store.disk import create_file, create_root, free_space, sync_files, write_file
+from genrep_dist.store.disk import atomic_write, create_file, create_root, free_space, sync_files, write_file
 from genrep_dist.store.links import check_links_below, path_inside
 from genrep_dist.store.retries import list_files, retried
 from genrep_dist.store.sealed import seal_json, unseal_json
@@ -78,6 +79,25 @@ class Objects:
             return
         with self.translated_os_errors(path):
             write_file(self._inside(path), data)
+
+    @contextmanager
+    def writing(self, path: str) -> Iterator[IO[bytes]]:
+        """An open empty file, which becomes the one at ``path`` when the block ends, as :meth:`put`; for what does not fit into memory."""
+        if self.root is not None:
+            with self.translated_os_errors(path), atomic_write(self._inside(path)) as handle:
+                with os.fdopen(handle, "w+b", closefd=False) as file:
+                    yield file
+                os.fsync(handle)
+            return
+        with self.translated_os_errors(path), tempfile.TemporaryFile() as file:
+            yield file
+
+            def upload() -> None:
+                file.seek(0)
+                obstore.put(self.backend, path, file)
+
+            with self.translated_errors(path):
+                retried(upload)
 
     def create(self, path: str, data: bytes) -> bool:
         """Write a file if none exists; whether it was written. Of several concurrent calls one succeeds.

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from genrep_dist.limits import parse_json
 
@@ -47,11 +47,17 @@ def unseal_json(data: bytes) -> Any:
     return value
 
 
-def seal_parquet(data: bytes) -> bytes:
-    """``data``, a Parquet file with the metadata :func:`unset_checksum`, with its checksum set."""
-    at = data.rindex(PARQUET_CHECKSUM.encode())
-    at = data.index(_UNSET, at)
-    return data[:at] + hashlib.sha256(data).hexdigest().encode() + data[at + len(_UNSET) :]
+def seal_parquet(file: IO[bytes]) -> None:
+    """Set the checksum of ``file``, an open Parquet file with the metadata :func:`unset_checksum`. Memory: 1 MiB and the footer."""
+    footer, size = _read_footer(file)
+    at = size - len(footer) + footer.index(_UNSET, footer.rindex(PARQUET_CHECKSUM.encode()))
+    file.seek(0)
+    digest = hashlib.sha256()
+    while block := file.read(_MAX_READ_BYTES):
+        digest.update(block)
+    file.seek(at)
+    file.write(digest.hexdigest().encode())
+    file.flush()
 
 
 def unset_checksum() -> dict[str, str]:
@@ -84,13 +90,18 @@ def _footer(file: bytes | Path) -> tuple[bytes, int]:
         length = int.from_bytes(file[-_FOOTER_LENGTH_BYTES:-4], "little") + _FOOTER_LENGTH_BYTES
         return (file[-length:] if length <= len(file) else b""), len(file)
     with file.open("rb") as opened:
-        size = opened.seek(0, 2)
-        opened.seek(max(0, size - _FOOTER_LENGTH_BYTES))
-        length = int.from_bytes(opened.read(4), "little") + _FOOTER_LENGTH_BYTES
-        if length > size:
-            return b"", size
-        opened.seek(size - length)
-        return opened.read(), size
+        return _read_footer(opened)
+
+
+def _read_footer(file: IO[bytes]) -> tuple[bytes, int]:
+    """As :func:`_footer`, of an open file."""
+    size = file.seek(0, 2)
+    file.seek(max(0, size - _FOOTER_LENGTH_BYTES))
+    length = int.from_bytes(file.read(4), "little") + _FOOTER_LENGTH_BYTES
+    if length > size:
+        return b"", size
+    file.seek(size - length)
+    return file.read(), size
 
 
 def _sha256(file: bytes | Path, unset_at: int | None = None) -> str:

@@ -18,25 +18,25 @@ from genrep_dist.store.objects import Objects
 from genrep_dist.store.sealed import parquet_fault, seal_parquet, unset_checksum
 
 
-def encode_table(table: pa.Table, *, sealed: bool = False, **options: Any) -> bytes:
-    """A table as the bytes of a Parquet file, with zstd and page checksums. ``options``: of pyarrow's ``write_table``.
+def encode_table(table: pa.Table, **options: Any) -> bytes:
+    """A table as the bytes of a Parquet file, with zstd and page checksums. ``options``: of pyarrow's ``write_table``."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True, **options)
+    return buffer.getvalue()
+
+
+def put_table(objects: Objects, path: str, table: pa.Table, *, sealed: bool = False, row_group_size: int | None = None) -> None:
+    """Write a table as one Parquet file, with zstd and page checksums. Memory: one row group.
 
     ``sealed``: with a checksum of the whole file in its metadata, for a file whose checksum is recorded nowhere else.
     """
-    buffer = io.BytesIO()
-    if not sealed:
-        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True, **options)
-        return buffer.getvalue()
-    row_group_size = options.pop("row_group_size", None)
-    with pq.ParquetWriter(buffer, table.schema, compression="zstd", write_page_checksum=True, **options) as writer:
-        writer.write_table(table, row_group_size)
-        writer.add_key_value_metadata(unset_checksum())
-    return seal_parquet(buffer.getvalue())
-
-
-def put_table(objects: Objects, path: str, table: pa.Table, *, sealed: bool = False, **options: Any) -> None:
-    """Write a table as one Parquet file. ``sealed`` and ``options``: as :func:`encode_table`."""
-    objects.put(path, encode_table(table, sealed=sealed, **options))
+    with objects.writing(path) as file:
+        with pq.ParquetWriter(file, table.schema, compression="zstd", write_page_checksum=True) as writer:
+            writer.write_table(table, row_group_size)
+            if sealed:
+                writer.add_key_value_metadata(unset_checksum())
+        if sealed:
+            seal_parquet(file)
 
 
 def get_table(objects: Objects, path: str, schema: pa.Schema | None = None, columns: Sequence[str] | None = None) -> pa.Table:
@@ -106,7 +106,7 @@ def put_frame(
     nullable: Collection[str] = (),
     sealed: bool = False,
 ) -> None:
-    """Write a polars frame as one Parquet file. Equal frames give equal bytes. ``sealed``: as :func:`encode_table`.
+    """Write a polars frame as one Parquet file. Equal frames give equal bytes. ``sealed``: as :func:`put_table`.
 
     The file's metadata holds the name ``table`` and its ``version`` (genrep.table, genrep.version). Only the ``nullable`` columns may
     contain nulls; CorruptError for a null in another column.

@@ -70,7 +70,7 @@ class Carried(Wrapped):
 class Auxiliary(Wrapped):
     def forward(self, inputs: Tensor) -> Any:
         outputs = super().forward(inputs)
-        return (outputs, outputs) if self.training else outputs
+        return {"scores": outputs} if self.training else outputs
 
 
 class RandomFeatures(Wrapped):

@@ -152,7 +152,8 @@ class InfluenceKernel(DerivedKernel):
         assert self.base is not None
         if not self._sized(inputs).reads_gram:
             return self._primal_system(inputs, self._curvature(inputs)).diagonal(own_outputs)
-        return influence_diagonal(inputs.gram(self.base), self._curvature(inputs), own_outputs, **self._damping(inputs))
+        gram, cross = inputs.gram(self.base), inputs.cross(self.base)  # together, as in columns()
+        return influence_diagonal(gram, self._curvature(inputs), own_outputs, cross=cross, **self._damping(inputs))
 
     def peak_bytes(self, num_train: int, num_outputs: int, num_parameters: int, num_test: int, dense_bytes: int, *, diagonal: bool) -> int:
         """The system's float64 matrices; for the true Hessian the columns of conjugate gradients and products."""
