@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from genrep_dist.redaction import redact
@@ -16,6 +17,14 @@ from genrep_dist.redaction import redact
 UNKNOWN = "unknown"
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray for the entry point of a submitted job: its metadata, `job_submission_id` among them."""
+
+
+def package_version() -> str:
+    """The version of this package; "unknown" if it is not installed."""
+    try:
+        return version("genrep-dist")
+    except PackageNotFoundError:  # run from its sources
+        return UNKNOWN
 
 
 def provenance() -> dict[str, str]:
@@ -39,6 +48,11 @@ def user_name() -> str:
 def in_job() -> bool:
     """Whether this process is the entry point of a submitted Ray job."""
     return "job_submission_id" in _job_metadata()
+
+
+def in_ray() -> bool:
+    """Whether this process is the entry point of a submitted Ray job, or a worker of Ray."""
+    return in_job() or bool(os.environ.get("RAY_JOB_ID"))
 
 
 RUNTIME_ENV = "jobs/runtime_env.yaml"

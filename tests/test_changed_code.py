@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 import genrep_dist as gr
+from genrep_dist.errors import ProblemError
 from genrep_dist.runner.progress import NoProgress
+from genrep_dist.runner.publish import write_report
 from tests.experiments import experiment
 from tests.problems.user_files import HEAD, NET, PROBLEM, Folder, folder
 
@@ -47,9 +51,10 @@ def test_other_start_weights_are_never_mixed_with_earlier_results(folder: Folder
     mixed, messages = run(folder, "store", fraction=0.4)
     fresh, _ = run(folder, "fresh", fraction=0.4)
     assert mixed.deletion().collect().equals(fresh.deletion().collect())
-    assert "changed since the last run of toy: tensor a.weight; what depends on them is recomputed" in messages
+    assert "changed since the last run of toy: tensor a.weight; all its models and scores are computed anew" in messages
     _, messages = run(folder, "store", fraction=0.4)
-    assert messages == "everything is done already: nothing was computed"
+    assert messages.endswith("everything is done already: nothing was computed")
+    assert "changed since" not in messages
 
 
 def test_an_edited_helper_is_named_and_results_are_recomputed(folder: Folder) -> None:
@@ -61,6 +66,43 @@ def test_an_edited_helper_is_named_and_results_are_recomputed(folder: Folder) ->
     (first, _), (second, messages) = found
     assert str(path) in messages
     assert first.training()["train_loss"].to_list() != second.training()["train_loss"].to_list()
+
+
+def test_results_that_are_replaced_are_told_and_kept(folder: Folder) -> None:
+    folder.write(HEAD + NET + PROBLEM)
+    first, messages = run(folder, "store")
+    assert "replaces" not in messages
+    results, deletion = folder.path / "store/results/toy", first.deletion().collect()
+    files = {path.name: path.read_bytes() for path in results.iterdir()}
+    second, messages = run(folder, "store", fraction=0.4)
+    place = results / "previous" / first.plan.keys.results[:12]
+    assert f"this run replaces results of toy with other settings (deletion): they are kept in {place}" in messages
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == files
+    assert not second.deletion().collect().equals(deletion)
+    _, messages = run(folder, "store", fraction=0.4)
+    assert messages.endswith("everything is done already: nothing was computed")
+    assert "changed since" not in messages
+    again, messages = run(folder, "store")
+    assert second.plan.keys.results[:12] in messages
+    assert again.deletion().collect().equals(deletion)
+    assert sorted(path.name for path in place.parent.iterdir()) == sorted(one.plan.keys.results[:12] for one in (first, second))
+
+
+def test_a_report_needs_no_code_and_a_changed_file_is_named(folder: Folder) -> None:
+    folder.write(HEAD + NET + PROBLEM)
+    run(folder, "store")
+    path = folder.write(HEAD + NET.replace("4, 1", "4, 1, bias=True") + PROBLEM)
+    folder.forget()
+    opened = gr.open_run(str(folder.path / "store"), "toy")
+    assert opened.attributions("random", 0).shape[0] == len(opened.train_ids(0))
+    assert any(name.endswith("report.html") for name in write_report(opened, opened.judged()))
+    with pytest.raises(ProblemError, match=f"^{path.name} changed since this run") as caught:
+        opened.problem(0)
+    assert "machines" not in str(caught.value)
+    _, messages = run(folder, "store")
+    assert f"changed since the last run of toy: {path}" in messages
+    assert "all its models and scores are computed anew" in messages
+    assert "this run replaces results of toy with other code or data" in messages
 
 
 def test_noise_of_the_default_generators_is_a_function_of_the_seed(folder: Folder) -> None:

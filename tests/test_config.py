@@ -133,7 +133,7 @@ def test_a_profile_must_be_there_and_be_chosen(tmp_path: Path) -> None:
     [
         ("test_pionts: 2\n", r"line 6: field test_pionts: expected no such field \(did you mean test_points\?\); got 2"),
         ("deletion:\n  fractoins: [0.1]\n", r"line 7: field deletion\.fractoins: expected no such field \(did you mean fractions\?\)"),
-        ("deletion:\n  fractions: [0.0, 0.1, big]\n", r"line 7: field deletion\.fractions\.2: expected .*number.*; got 'big'"),
+        ("deletion:\n  fractions: [0.0, 0.1, big]\n", r"line 7: field deletion\.fractions\.2: expected a share.*not percent.*; got 'big'"),
         ("deletion: {fractions: [0.1, 0.0]}\n", r"line 6: field deletion\.fractions: expected fractions in ascending order"),
         ("surrogate: {lambda: -1}\n", r"line 6: field surrogate\.lambda: expected .*greater than 0.*; got -1"),
         ("resources: {memory_budget: much}\n", r"line 6: field resources\.memory_budget: expected a number of bytes such as 512MiB"),
@@ -158,8 +158,8 @@ def test_a_profile_must_be_there_and_be_chosen(tmp_path: Path) -> None:
         ("deletion: often\n", r"line 6: field deletion: expected a table \(lines of key: value\); got 'often'"),
         ("lds: [3]\n", r"line 6: field lds: expected a table"),
         ("surrogate: {tolerance: 2}\n", r"line 6: field surrogate\.tolerance: expected a number greater than 0 and less than 1; got 2"),
-        ("lds: {fraction: 0}\n", r"line 6: field lds\.fraction: expected a number greater than 0 and less than 1; got 0"),
-        ("recipe: {momentum: 1}\n", r"line 6: field recipe\.momentum: expected a number at least 0 and less than 1; got 1"),
+        ("lds: {fraction: 0}\n", r"line 6: field lds\.fraction: expected a share greater than 0 and less than 1, not percent.*; got 0"),
+        ("recipe: {momentum: 1}\n", r"line 6: field recipe\.momentum: expected a number of at least 0 and less than 1; got 1"),
         (
             "recipe: {schedule: cosin}\n",
             r"line 6: field recipe\.schedule: expected one of .*\(did you mean cosine\?\); got 'cosin'",

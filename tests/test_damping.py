@@ -11,7 +11,7 @@ import torch
 import genrep_dist as gr
 from genrep_dist.config import Experiment
 from genrep_dist.config.sections import InfluenceSection
-from genrep_dist.report.build import facts
+from genrep_dist.results.reporting import facts
 from tests.experiments import ROOT
 
 FIELDS: dict[str, Any] = {
@@ -72,7 +72,7 @@ def test_experiments_that_ship_declare_it() -> None:
 
 def test_the_report_shows_the_absolute_value(tmp_path: Path) -> None:
     run = gr.run(declared(), store=str(tmp_path), serial=True)
-    (certificate,) = run.certificates()
+    (certificate,) = run.certificates().to_dicts()
     model, data = run.context.model(0, run.plan.keys.epochs), run.train
     gradients = torch.func.vmap(torch.func.grad(lambda p, x: torch.func.functional_call(model, p, (x[None],)).squeeze()), (None, 0))(
         {name: value.detach() for name, value in model.named_parameters()}, data.inputs

@@ -57,7 +57,7 @@ def test_both_systems_give_one_kernel(runs: dict[tuple[str, str], gr.Run], setti
     primal, dual = runs[setting, "auto"], runs[setting, "dual"]
     assert (primal.plan.needs.grams, primal.plan.needs.cross, primal.plan.stored_features) == ((), (), ())
     assert len(dual.plan.needs.grams) == 1
-    (one,), (other,) = primal.certificates(), dual.certificates()
+    (one,), (other,) = primal.certificate_records(), dual.certificate_records()
     assert one["residual"] < 1e-10
     assert one["damping"] == pytest.approx(other["damping"], rel=1e-5)
     assert (one["system"], one["size"], other["system"]) == ("primal", WIDTHS[setting], "dual")

@@ -130,6 +130,13 @@ def test_a_bad_experiment_fails_the_job(cluster: Cluster, tmp_path: Path) -> Non
     assert "did you mean seeds?" in result.stdout + result.stderr
 
 
+def test_a_job_whose_results_would_be_lost_is_refused(cluster: Cluster) -> None:
+    result = submit(cluster, "smoke")
+    assert result.returncode != 0
+    assert "a relative --store in a Ray job" in result.stdout + result.stderr
+    assert "--store s3://bucket/prefix" in result.stdout + result.stderr
+
+
 def test_a_plan_is_checked_against_the_cluster(cluster: Cluster, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "genrep_dist", "plan", "smoke", "--no-probe", "--store", str(tmp_path), "--address", cluster.gcs]
     more = ["--set", "resources.stages={retrain: {min_workers: 5}}"]

@@ -20,7 +20,7 @@ from genrep_dist.units import RowsUnit
 from genrep_dist.workflow.gradients import feature_passes
 from genrep_dist.workflow.gram_tiles import reads
 from genrep_dist.workflow.kernels import gram_units
-from genrep_dist.workflow.planning import make_plan
+from genrep_dist.workflow.planning import make_plan, power_warnings
 from genrep_dist.workflow.stages import artifacts_of
 
 NTK = KernelSizes(held=5000, products=5000, stored_bytes=4 * 5000, factored=True)
@@ -273,3 +273,19 @@ def test_the_key_of_a_retraining_is_a_digest_of_canonical_json(removed: Sequence
     plain = [policy, replicate] if len(removed) else ["same", 0]
     expected = json_digest([NUMBERS_VERSION, "retraining", found.training, 4, *plain, sorted(map(int, removed))])
     assert found.retraining(4, removed, policy, replicate) == expected
+
+
+def test_seeds_that_are_too_few_for_any_p_value_are_told_with_the_number_that_would_do() -> None:
+    def warning(*overrides: str) -> str:
+        return "".join(power_warnings(plan(*overrides).experiment))
+
+    # Seven methods against random: 7 * 2 / 2^8 is 0.055.
+    assert "the smallest with 8 seeds and 7 comparisons is 0.055" in warning("seeds=8")
+    assert "with 9 seeds one can" in warning("seeds=8")
+    assert warning("seeds=9") == ""
+    assert "one seed gives no p-value" in warning("seeds=1")
+    assert "10 seeds one can" in warning("seeds=9", "baseline=tracincp"), "14 comparisons"
+    assert warning("seeds=2", "methods=[tracincp]") == "", "nothing is compared"
+    fields = {name: value for name, value in keys().experiment.resolved().items() if name != "seeds"}
+    growing = Experiment.model_validate({**fields, "stop": {"half_width": 0.1, "min_seeds": 2, "max_seeds": 8}})
+    assert any("the smallest with 8 seeds" in text for text in power_warnings(growing))

@@ -12,7 +12,7 @@ import genrep_dist as gr
 from genrep_dist.cli import app
 from genrep_dist.diagnostics import diagnose
 from genrep_dist.errors import MethodError, PlanError
-from genrep_dist.report.build import report_data
+from genrep_dist.results.reporting import report_data
 from genrep_dist.store import Store
 from genrep_dist.workflow.prepare import PreparedExperiment, prepare
 from tests.experiments import ROOT, experiment, experiment_file
@@ -72,7 +72,7 @@ def test_a_choice_for_a_linear_loss_is_in_doctor_and_report(tmp_path: Path) -> N
 
 def test_a_loss_that_is_linear_on_many_samples_is_said(tmp_path: Path) -> None:
     done = run(tmp_path, {"loss": "huber"})
-    (share,) = {certificate["flat_share"] for certificate in done.certificates()}
+    (share,) = {certificate["flat_share"] for certificate in done.certificates().to_dicts()}
     assert 0.5 < share < 1
     (finding,) = [found for found in diagnose(done) if found.name == "loss curvature"]
     assert (finding.colour, finding.number) == ("amber", share)

@@ -175,14 +175,14 @@ def test_a_kernel_of_ones_own(tmp_path: Path, num_classes: int) -> None:
     alpha = done.importance("tracking", 0).reshape(len(left), -1)
     expected = np.stack([alpha[:, c] * values[:, m] for m, c in enumerate(classes)], axis=1)
     np.testing.assert_allclose(done.attributions("rbf-final/tracking", 0), expected, rtol=1e-3, atol=1e-6)
-    assert all(certificate["converged"] for certificate in done.certificates())
+    assert all(certificate["converged"] for certificate in done.certificates().to_dicts())
     other = run(tmp_path, name="other", kernels={"rbf": {"class": "tests.toys:Rbf", "options": {"width": 3.0}}}, **fields)
     assert done.plan.keys.kernel(0, "rbf", 4) != other.plan.keys.kernel(0, "rbf", 4)
     assert not np.allclose(done.attributions("rbf-final/tracking", 0), other.attributions("rbf-final/tracking", 0))
 
 
 def test_the_surrogate_meets_proposition_8(finished: gr.Run) -> None:
-    found = [certificate for certificate in finished.certificates() if certificate["importance"] == "surrogate"]
+    found = [certificate for certificate in finished.certificates().to_dicts() if certificate["importance"] == "surrogate"]
     assert {(certificate["seed"], certificate["kernel"]) for certificate in found} == {
         (s, k) for s in (0, 1) for k in ("ntk", "last-layer")
     }
@@ -230,9 +230,13 @@ def test_deletion_rows_are_plain_retrainings_on_the_remaining_rows(finished: gr.
             assert line["delta"] == 0
 
 
-def test_summary_has_a_row_a_method_in_the_declared_order(finished: gr.Run) -> None:
+def test_summary_has_a_row_a_method_best_first(finished: gr.Run) -> None:
     summary = finished.summary()
-    assert summary["method"].to_list() == METHODS
+    assert sorted(summary["method"]) == sorted(METHODS)
+    assert summary["auc_del_negative"].is_sorted(descending=True)
+    root = finished.store.objects.root
+    assert root is not None
+    assert pl.read_parquet(root / "results/toy/summary.parquet")["method"].to_list() == METHODS
     table = finished.deletion().filter(pl.col("method") == "tracincp", pl.col("sign") == "negative").collect()
     assert summary.filter(pl.col("method") == "tracincp")["auc_del_negative"].item() == pytest.approx(table["delta"].mean())
     assert summary["num_seeds"].unique().to_list() == [2]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from genrep_dist.diagnostics import Finding
-    from genrep_dist.evaluation.metrics.base import MetricInfo
-    from genrep_dist.results import Run
+    from genrep_dist.runner.cleanup import Removal
     from genrep_dist.runner.dry_run import DryRun
 
+LONGEST_NAME = 30
+"""Characters of a name that a narrow table does not break."""
 COLOURS = {"green": "green", "amber": "yellow", "red": "bold red"}
 """Terminal styles of the doctor's colours."""
+LINE_WIDTH = 80
+"""Columns of a finding that is shown in one line."""
 
 
 def show_plan(console: Console, dry_run: DryRun) -> None:
@@ -53,85 +58,39 @@ def show_plan(console: Console, dry_run: DryRun) -> None:
             "are not reported (not included in these numbers)"
         )
     if expected:
-        guess = "" if dry_run.gpu_hours is None else f" (roughly {dry_run.gpu_hours:,.2g} GPU-hours)"
+        guess = "" if dry_run.gpu_hours is None else f" (a guess: {hours_text(dry_run.gpu_hours)} GPU-hours)"
         kind = "GPU-hours" if dry_run.device == "cuda" else f"worker-hours of one CPU core each{guess}"
         written = bytes_text(sum(stage.bytes_written for stage in plan.stages))
         about = f"about {seconds_text(expected.total)} on {dry_run.slots} workers like this machine"
-        lines.append(f"{about}: {dry_run.worker_hours:,.1f} {kind}; {written} written")
+        lines.append(f"{about}: {hours_text(dry_run.worker_hours)} {kind}; {written} written")
     if dry_run.refusal:
         lines.append(f"`genrep run` would refuse this plan here: {dry_run.refusal}")
-    lines += [f"warning: {warning}" for warning in plan.warnings]
+    lines += [f"warning: {warning}" for warning in dry_run.warnings]
     for line in lines:
         console.print(line, markup=False, highlight=False)
 
 
-def show_summary(console: Console, finished: Run) -> None:
-    """The tables of a finished run, one for each of its blocks, and where its report is."""
-    from genrep_dist.evaluation.metrics.base import metric_infos
-
-    # Of the record: a table can be shown where the run's own kernels or metrics are not known.
-    declared, metrics = finished.record["experiment"], finished.metrics()
-    mains = [info for info in metric_infos().values() if info.is_main]
-    for title, methods in (declared.get("blocks") or {"": declared["methods"]}).items():
-        for info in mains:
-            rows = {row["method"]: row for row in metrics.filter(metric=info.name).iter_rows(named=True)}
-            ordered = [rows[method] for method in methods if method in rows]
-            if not title:
-                ordered.sort(key=lambda row: -info.direction * row["mean"])
-            if ordered:
-                _show_table(console, ", ".join(filter(None, (finished.name, title))), info, ordered)
-    _show_metrics(console, finished)
-    manifest = finished.manifest()
-    if manifest is not None:
-        from genrep_dist.store.paths import ResultPaths
-
-        console.print(
-            f"report: {finished.store.uri}/{ResultPaths(finished.name).file('report.html')}", markup=False, highlight=False, soft_wrap=True
-        )
-        console.print(f"MLflow: {manifest['tracking']['hint']}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _show_metrics(console: Console, finished: Run) -> None:
-    """The means of the metrics that have no table of their own, a row a method; intervals are in the report."""
-    from genrep_dist.evaluation.metrics.base import metric_infos
-
-    means = {(row["metric"], row["method"]): row["mean"] for row in finished.metrics().iter_rows(named=True)}
-    infos = metric_infos()
-    names = [name for name, info in infos.items() if not info.is_main and any(metric == name for metric, _ in means)]
-    names += sorted({metric for metric, _ in means} - infos.keys())  # metrics that are not known here
-    if not names:
-        return
-    rows = [
-        (method, *(f"{means[name, method]:.3f}" if (name, method) in means else "-" for name in names))
-        for method in finished.record["experiment"]["methods"]
-    ]
-    heads = [f"{infos[name].title} ({infos[name].better} is better)" if name in infos else name for name in names]
-    console.print(table(f"{finished.name}: other metrics", ("method", *heads), rows, numeric=range(1, len(names) + 1)))
-
-
-def _show_table(console: Console, title: str, info: MetricInfo, rows: Sequence[dict[str, Any]]) -> None:
-    """One metric with its intervals, a row a method, in the given order."""
-    shown = [
-        (
-            row["method"],
-            f"{row['mean']:+.3f}",
-            "-" if row["ci95_clustered_low"] is None else f"[{row['ci95_clustered_low']:+.3f}, {row['ci95_clustered_high']:+.3f}]",
-            "-" if row["ci95_pooled"] is None else f"± {row['ci95_pooled']:.3f}",
-            f"{row['num_seeds']} x {row['num_points']}",
-        )
-        for row in rows
-    ]
-    columns = ("method", "mean", "95% clustered by seed", "95% pooled", "seeds x points")
-    console.print(table(f"{title}: {info.title} ({info.better} is better)", columns, shown, numeric=(1, 2, 3, 4)))
-
-
-def show_findings(console: Console, title: str, findings: Sequence[Finding]) -> None:
-    """The doctor's findings as a table, and their number by colour."""
+def show_findings(console: Console, title: str, findings: Sequence[Finding], *, every: bool = False) -> None:
+    """The doctor's findings that are not green, a line each, and their number by colour; with ``every`` all of them as a table."""
     from rich.markup import escape
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.3g}"
 
+    counts = ", ".join(f"{sum(f.colour == colour for f in findings)} {colour}" for colour in COLOURS)
+    if not every:
+        from rich.text import Text
+
+        for f in sorted(findings, key=lambda f: list(COLOURS).index(f.colour), reverse=True):
+            if f.colour != "green":
+                measured = "" if f.number is None or f.bound is None else f"{number(f.number)}, bound {number(f.bound)}: "
+                first, *others = f.name.split(", ")  # of checks that failed with one error
+                name = f"{first} and {len(others)} more" if others else first
+                line = Text.assemble((f"{f.colour:5}", COLOURS[f.colour]), f" {name}: {measured}{f.text.partition(';')[0]}")
+                console.print(line, no_wrap=True, overflow="ellipsis", crop=True, width=min(console.width, LINE_WIDTH))
+        console.print(f"{title}: {counts}", markup=False, highlight=False)
+        console.print("--all shows all findings, and what to do", markup=False, highlight=False)
+        return
     rows = [
         (
             f"[{COLOURS[f.colour]}]{f.colour}[/]",
@@ -145,14 +104,32 @@ def show_findings(console: Console, title: str, findings: Sequence[Finding]) -> 
         for f in findings
     ]
     console.print(table(title, ("", "check", "number", "bound", "seed", "found", "what to do"), rows, numeric=(2, 3, 4)))
-    console.print(", ".join(f"{sum(f.colour == colour for f in findings)} {colour}" for colour in COLOURS), highlight=False)
+    console.print(counts, highlight=False)
+
+
+def show_removals(console: Console, title: str, removals: Sequence[Removal], *, deleted: bool) -> None:
+    """What was deleted, or would be, by the part of the store."""
+    if not removals:
+        console.print(f"{title}: nothing", markup=False, highlight=False, soft_wrap=True)
+        return
+    parts: dict[str, list[Removal]] = {}
+    for removal in removals:
+        parts.setdefault(removal.what, []).append(removal)
+    rows = [
+        (part, f"{len(of):,}", f"{sum(one.files for one in of):,}", bytes_text(sum(one.bytes for one in of))) for part, of in parts.items()
+    ]
+    total = ("total", f"{len(removals):,}", f"{sum(one.files for one in removals):,}", bytes_text(sum(one.bytes for one in removals)))
+    console.print(table(title, ("part", "entries", "files", "size"), [*rows, total], numeric=(1, 2, 3)))
+    console.print("deleted" if deleted else "nothing was deleted: add --yes to delete it", highlight=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Iterable[int] = ()) -> Table:
     """A rich table; columns whose index is in ``numeric`` are right-aligned."""
     result = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        result.add_column(column, justify="right" if index in numeric else "left", overflow="fold")
+        # Names, in the first column, are broken last.
+        widest = min(max((Text.from_markup(row[0]).cell_len for row in rows), default=0), LONGEST_NAME) if index == 0 else None
+        result.add_column(column, justify="right" if index in numeric else "left", overflow="fold", min_width=widest)
     for row in rows:
         result.add_row(*row)
     return result
@@ -165,6 +142,25 @@ def bytes_text(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def time_text(seconds: float | None) -> str:
+    """Unix seconds as local time, to the minute."""
+    return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def hours_text(hours: float) -> str:
+    """2.5 -> '2.5', 0.0123 -> '0.012', 1e-8 -> 'under 0.01'."""
+    if hours < 0.01:
+        return "under 0.01"
+    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"
+
+
+def clock_text(seconds: float) -> str:
+    """75 -> '1:15', 3675 -> '1:01:15'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def seconds_text(seconds: float) -> str:

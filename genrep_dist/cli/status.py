@@ -16,6 +16,7 @@ from genrep_dist.cli.terminal import moves_cursor
 from genrep_dist.results import Run, open_run
 from genrep_dist.runner.heartbeat import RunState, read_state
 from genrep_dist.runner.quarantine import describe_units, read_quarantine
+from genrep_dist.store import Store
 from genrep_dist.store.paths import ExperimentPaths
 from genrep_dist.store.records import reading_record
 from genrep_dist.workflow.stages import STAGES
@@ -39,7 +40,9 @@ def status_record(store: str, name: str, experiment: str | None = None) -> dict[
 
 
 def show_status(console: Console, store: str, name: str, every_seconds: float | None = None, experiment: str | None = None) -> None:
-    """Print the status. With ``every_seconds``, refresh it until the run ends."""
+    """Print the status. With ``every_seconds``, wait until the run begins, and refresh it until the run ends."""
+    if every_seconds is not None:
+        wait_for_record(console, store, name, every_seconds)
     shown, running = _status(store, name, experiment)
     if every_seconds is None or not running:
         console.print(shown)
@@ -54,6 +57,16 @@ def show_status(console: Console, store: str, name: str, every_seconds: float | 
                 return
             time.sleep(every_seconds)
             shown, running = _status(store, name, experiment)
+
+
+def wait_for_record(console: Console, store: str, name: str, every_seconds: float) -> None:
+    """Wait until the store has a record of the experiment ``name``. Says so once."""
+    objects, path = Store(store).objects, ExperimentPaths(name).record
+    if objects.exists(path):
+        return
+    console.print(f"waiting for {name} to begin in {objects.uri}; Ctrl-C ends this", markup=False, highlight=False, soft_wrap=True)
+    while not objects.exists(path):
+        time.sleep(every_seconds)
 
 
 def _status(store: str, name: str, experiment: str | None) -> tuple[Group, bool]:

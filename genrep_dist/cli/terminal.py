@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import json
 import sys
 from typing import Any
 
@@ -38,6 +39,11 @@ def write_line(text: object, *, stderr: bool = False) -> None:
     stream = sys.stderr if stderr else sys.stdout
     stream.write(f"{text}\n")
     stream.flush()
+
+
+def print_json(data: Any) -> None:
+    """Write plain data as JSON."""
+    write_line(json.dumps(data, indent=1, allow_nan=False))
 
 
 class PlainConsole(Console):

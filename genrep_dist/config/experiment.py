@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from genrep_dist.config.damping import with_default_damping
 from genrep_dist.config.digests import non_default_fields
@@ -51,6 +51,11 @@ from genrep_dist.extension import build, declared_settings
 from genrep_dist.redaction import redact
 from genrep_dist.registry import import_object
 
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
+
 
 def _not_reserved(name: str) -> str:
     reserved = sorted({*KERNELS, *IMPORTANCES, *RESERVED_NAMES})
@@ -61,6 +66,7 @@ def _not_reserved(name: str) -> str:
     return name
 
 
+EXPERIMENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 KernelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$"), AfterValidator(_not_reserved)]
 ExternalName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), AfterValidator(_not_reserved)]
 
@@ -68,10 +74,20 @@ ExternalName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), Af
 TestIds = tuple[Annotated[int, Field(ge=0)], ...]
 
 
-class Experiment(Section):
+class _RaisesConfigError(ModelMetaclass):
+    """A class whose constructor raises ConfigError where that of pydantic raises ValidationError."""
+
+    def __call__(self, *arguments: Any, **fields: Any) -> Any:
+        try:
+            return super().__call__(*arguments, **fields)
+        except ValidationError as error:
+            raise describe_errors(error, Experiment) from error
+
+
+class Experiment(Section, metaclass=_RaisesConfigError):
     """One experiment. ``recipe`` holds changes to the problem's recipe. All other fields are complete."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the results.")
+    name: str = Field(pattern=EXPERIMENT_NAME, description="Names the results.")
     profile: str | None = Field(None, description="The profile that was chosen. Set by --profile.")
     profiles: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], dict[str, Any]] = Field(
         default_factory=dict, description="Sizes of one experiment: name -> changes to its fields. --profile chooses one."
@@ -157,7 +173,7 @@ class Experiment(Section):
             try:
                 parse_method(name, info.data["kernels"], info.data["external"])
             except MethodError as error:
-                raise ValueError(f"{error.what} ({error.expected}; {error.remedy})") from error
+                raise ValueError(f"known methods, but {error.what} ({error.remedy}; expected: {error.expected})") from error
         return value
 
     @field_validator("blocks")
@@ -231,6 +247,11 @@ class Experiment(Section):
     def method(self, name: str) -> Method:
         """The method of that name. Knows the user's own kernels and external scores."""
         return parse_method(name, self.kernels, self.external)
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """The methods that all others are compared with: the declared one, and random scores."""
+        return tuple(name for name in dict.fromkeys((self.baseline, "random")) if name in self.methods)
 
     @property
     def external_methods(self) -> tuple[str, ...]:
@@ -308,7 +329,8 @@ class Experiment(Section):
         """The fields that can change a number and differ from their defaults: all but where files lie, how work runs, how tables look."""
         fields: dict[str, Any] = non_default_fields(self, leave_out=("resources", "tracking", "blocks", "profile", "profiles"))
         # The default damping is entered like a declared one. It is no part of experiments without influence.
-        if fields.get("influence") == {"damping_unit": "mean-eigenvalue"} and not self.uses("influence"):
+        declared = fields.get("influence")
+        if declared == {"damping_unit": "mean-eigenvalue"} and not self.uses("influence"):
             del fields["influence"]
         for section in fields.get("external", {}).values():
             section.pop("path", None)

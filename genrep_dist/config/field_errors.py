@@ -48,7 +48,16 @@ _EXPECTED: dict[str, str] = {
 }
 """Pydantic's error types whose text is the same wherever they occur."""
 
-_BOUNDS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
+_BOUNDS = {"gt": "greater than", "ge": "of at least", "lt": "less than", "le": "of at most"}
+_SHARES = ("fraction", "fractions")
+"""Fields that are shares of a data set, which many would give in percent."""
+_PATTERNS = {
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "a name of letters, digits, '.', '_' and '-', without spaces, that begins with a letter or digit",
+    r"^[a-z][a-z0-9_]*$": "a name of lower-case letters, digits and '_', without spaces, that begins with a letter",
+}
+_OWN_FIELD = re.compile(r"(?:Value error, )?(\w+(?:\.\w+)*): (.*)", re.DOTALL)
+"""A message about the whole experiment that begins with the field it is about."""
+_WHOLE_LISTS = {"seeds": "a number of seeds, or a list of seeds ([0, 1, 2])"}
 _COMPARISONS = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
 
 
@@ -69,9 +78,14 @@ def describe_fields(error: ValidationError, root: type[BaseModel], above: Locati
 
 def _texts(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[Location, str]]:
     for location, details in _errors(error):
-        got = "nothing" if details["type"] == "missing" else repr(details["input"])
+        found, expected, given = location, _expected(location, details, root), details["input"]
+        own = _OWN_FIELD.fullmatch(details["msg"]) if not location and details["type"] == "value_error" else None
+        if own and isinstance(given, dict) and own.group(1).partition(".")[0] in given:
+            found, expected = tuple(own.group(1).split(".")), own.group(2)
+            given = given[found[0]]
+        got = "nothing" if details["type"] == "missing" else repr(given)
         got = got if len(got) <= 80 else got[:77] + "..."
-        yield location, f"expected {_expected(location, details, root)}; got {got}"
+        yield found, f"expected {expected}; got {got}"
 
 
 def _errors(error: ValidationError) -> list[tuple[Location, ErrorDetails]]:
@@ -80,6 +94,9 @@ def _errors(error: ValidationError) -> list[tuple[Location, ErrorDetails]]:
     for details in error.errors():
         location = tuple(str(part) for part in details["loc"] if not _NOT_A_FIELD.fullmatch(str(part)))
         found.setdefault(location, []).append(details)
+    # A list whose items are wrong has too few of them, which says nothing.
+    wrong = {location[:-1] for location in found}
+    found = {place: several for place, several in found.items() if place not in wrong or several[0]["type"] != "too_short"}
     return [
         (location, details)
         for location, several in found.items()
@@ -89,12 +106,16 @@ def _errors(error: ValidationError) -> list[tuple[Location, ErrorDetails]]:
 
 def _expected(location: Location, details: ErrorDetails, root: type[BaseModel]) -> str:
     kind, context = details["type"], details.get("ctx", {})
+    if any(name in _SHARES for name in location[-2:]) and kind in (*_COMPARISONS, "float_parsing", "float_type"):
+        return f"a share{_share_range(location, root)}, not percent (0.02 is 2 %)"
+    if kind in ("tuple_type", "list_type") and ".".join(location) in _WHOLE_LISTS:
+        return _WHOLE_LISTS[".".join(location)]
     if kind == "extra_forbidden":
         return "no such field" + _near_fields(location, root)
     if kind in _EXPECTED:
         return _EXPECTED[kind]
     if kind in _COMPARISONS:
-        return f"a number {_range(location, root) or f'{_BOUNDS[_COMPARISONS[kind]]} {context[_COMPARISONS[kind]]}'}"
+        return f"a number {_range(location, root) or f'{_BOUNDS[_COMPARISONS[kind]]} {context[_COMPARISONS[kind]]:g}'}"
     if kind in ("literal_error", "enum"):
         return f"one of {context['expected']}"
     if kind in ("too_short", "too_long"):
@@ -102,13 +123,22 @@ def _expected(location: Location, details: ErrorDetails, root: type[BaseModel]) 
     if kind in ("string_too_short", "string_too_long"):
         return f"text of {_size(context, 'character')}"
     if kind == "string_pattern_mismatch":
-        return f"a name that matches {context['pattern']}"
+        pattern = context["pattern"]
+        near = re.sub(r"[^A-Za-z0-9._-]+", "-", str(details["input"])).strip("._-")
+        hint = f", such as {near}" if near and pattern in _PATTERNS and re.fullmatch(pattern, near) else ""
+        return f"{_PATTERNS.get(pattern, f'a name that matches {pattern}')}{hint}"
     return details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
 
 
 def _size(context: dict[str, Any], noun: str = "item") -> str:
     bound, size = ("at least", context["min_length"]) if "min_length" in context else ("at most", context["max_length"])
     return f"{bound} {size} {noun}{'' if size == 1 else 's'}"
+
+
+def _share_range(location: Location, root: type[BaseModel]) -> str:
+    """The bounds of a share, also of one in a list."""
+    bounds = _range(location, root)
+    return f" {bounds}" if bounds else " of at least 0 and less than 1"
 
 
 def _range(location: Location, root: type[BaseModel]) -> str:

@@ -14,6 +14,7 @@ from genrep_dist.config.experiment import Experiment
 from genrep_dist.core.changes import Change
 from genrep_dist.core.kernels.base import DerivedKernel
 from genrep_dist.core.methods import Method
+from genrep_dist.errors import MethodError
 from genrep_dist.seeds import derive_seed
 
 NUMBERS_VERSION = 7
@@ -30,7 +31,17 @@ def checkpoint_epoch(checkpoint: str | int, epochs: int) -> int:
     if isinstance(checkpoint, int):
         return checkpoint
     named = {"initial": 0, "middle": middle_epoch(epochs), "final": epochs}
-    return named[checkpoint] if checkpoint in named else int(checkpoint.removeprefix("epoch"))
+    number = str(checkpoint).removeprefix("epoch")
+    if checkpoint not in named and not number.isdecimal():
+        raise MethodError(
+            "there is no such checkpoint", expected="initial, middle, final, epoch<k> or a number of epochs", got=repr(checkpoint)
+        )
+    return named[checkpoint] if checkpoint in named else int(number)
+
+
+def checkpoint_name(epoch: int, epochs: int) -> str:
+    """The name of a checkpoint in names of methods: 'initial', 'middle', 'final' or 'epoch<k>'."""
+    return {middle_epoch(epochs): "middle", 0: "initial", epochs: "final"}.get(epoch, f"epoch{epoch}")
 
 
 def sample_test_positions(seed: int, num_test: int, count: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,11 +23,18 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = (), profile: 
 
     Raises ConfigError that lists all errors, each with file, line, field, what was expected and what was found.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise ConfigError(
+            "this is no experiment",
+            expected="the path of a YAML file, or the name of an experiment that ships",
+            got=f"{type(source).__name__} {source!r}"[:80],
+            remedy="for fields in a dictionary, use gr.Experiment.model_validate(fields)",
+        )
     path = _find(source)
     data, lines = read_yaml(path)
     if profile is not None:
         _apply_profile(data, profile, path, lines)
-    for override in overrides:
+    for override in [overrides] if isinstance(overrides, str) else overrides:
         _apply_override(data, override, lines)
 
     def place(location: Location) -> str:
@@ -78,8 +86,15 @@ def _find(source: str | Path) -> Path:
 def _apply_profile(data: dict[str, Any], profile: str, path: Path, lines: Lines) -> None:
     profiles = data.pop("profiles", None) or {}
     if not isinstance(profiles, dict) or not isinstance(profiles.get(profile), dict):
-        known = ", ".join(map(str, profiles)) if isinstance(profiles, dict) and profiles else "none: this experiment has one size"
-        raise ConfigError("there is no such profile", where=f"{path}: profiles", expected=known, got=repr(profile))
+        names = list(map(str, profiles)) if isinstance(profiles, dict) else []
+        near = difflib.get_close_matches(str(profile), names, n=1)
+        raise ConfigError(
+            "there is no such profile",
+            where=f"{path}: profiles",
+            expected="one of " + ", ".join(names) if names else "none: this experiment has one size",
+            got=repr(profile),
+            remedy=f"did you mean {near[0]}?" if near else "choose one of these" if names else "leave out --profile (profile=)",
+        )
     _merge(data, profiles[profile])
     start = ("profiles", profile)
     for key in [key for key in lines if key[:2] == start and len(key) > 2]:

@@ -49,12 +49,40 @@ def parse_yaml(text: str, where: str, what: str) -> tuple[Any, Lines]:
         lines = _line_numbers(node, where)
         return yaml.safe_load(text), lines
     except yaml.YAMLError as error:
-        raise ConfigError(what, where=where, got=str(error).replace("\n", " ")) from error
+        raise _not_yaml(error, text, where, what) from error
     # A date that does not exist is a ValueError, a mapping that contains itself a RecursionError.
     except (ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(what, where=where, got=f"{type(error).__name__}: {error}") from error
+
+
+def _not_yaml(error: yaml.YAMLError, text: str, where: str, what: str) -> ConfigError:
+    """The ConfigError for text that YAML cannot read, with its line and, where the cause is common, what to do."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return ConfigError(what, where=where, got=str(error).replace("\n", " "))
+    lines = text.splitlines()
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    problem = str(getattr(error, "problem", "") or error).replace("\n", " ")
+    expected, remedy = "", ""
+    if "\t" in line[: mark.column + 1]:
+        expected, problem, remedy = (
+            "spaces at the beginning of a line",
+            "a tab",
+            "replace the tab by spaces: YAML does not allow tabs there",
+        )
+    elif problem.startswith("mapping values are not allowed"):
+        expected, remedy = "one `key: value` a line", "put a value that contains a colon into quotes"
+    elif mark.line >= len(lines):
+        expected, problem, remedy = "a closing bracket or quote", "the end of the file", "close what was opened"
+    return ConfigError(
+        what,
+        where=f"{where}, line {mark.line + 1}, column {mark.column + 1}",
+        expected=expected,
+        got=f"{problem}: {line!r}" if line else problem,
+        remedy=remedy,
+    )
 
 
 def _check_size(root: yaml.Node | None, where: str, what: str) -> None:

@@ -138,6 +138,8 @@ def parse_method(name: str, own_kernels: Collection[str] = (), external: Collect
         supported = kernel in KERNELS and _supports(KERNELS.get(kernel), checkpoint, IMPORTANCES.get(importance))
         if supported or kernel in own_kernels:
             return Method(name, kernel, checkpoint, importance)
+        if kernel in KERNELS:
+            raise _unsupported(name, kernel, checkpoint, importance)
     names = [method.name for method in _all_methods()]
     grammar = f"{{{'|'.join([*KERNELS, *own_kernels])}}}-{{{'|'.join(CHECKPOINTS)}|epoch<k>}}/{{{'|'.join(IMPORTANCES)}}}"
     nearest = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
@@ -145,6 +147,27 @@ def parse_method(name: str, own_kernels: Collection[str] = (), external: Collect
         f"unknown method {name!r}",
         where="methods",
         expected=f"{grammar}, or {', '.join(NAMED_METHODS)}",
+        got=repr(name),
+        remedy=f"nearest: {', '.join(nearest)}" if nearest else "`genrep methods` lists them all",
+    )
+
+
+def _unsupported(name: str, kernel: str, checkpoint: str, importance: str) -> MethodError:
+    """The error for a method whose kernel does not have its checkpoint, or not its importance, with the reason."""
+    found, solved = KERNELS.get(kernel), IMPORTANCES.get(importance).kind == "solved"
+    checkpoints = [one for one in CHECKPOINTS if found.supports(one, needs_gram=False)]
+    if checkpoint not in checkpoints:
+        reason = f"the kernel {kernel} is defined at {' and '.join(checkpoints)} only"
+        nearest = [f"{kernel}-{one}/{importance}" for one in checkpoints if found.supports(one, needs_gram=solved)]
+    else:
+        reason = f"{importance} is solved for on a kernel of all pairs of training samples, which {kernel} is not computed for"
+        others = [one.name for one in IMPORTANCES.usable() if one.kind != "solved"]
+        nearest = [f"{kernel}-{checkpoint}/{one}" for one in others]
+        nearest += [f"{one.name}-{checkpoint}/{importance}" for one in KERNELS.usable() if one.supports(checkpoint, needs_gram=True)]
+    return MethodError(
+        f"unknown method {name!r}: {reason}",
+        where="methods",
+        expected="a method that `genrep methods` lists",
         got=repr(name),
         remedy=f"nearest: {', '.join(nearest)}" if nearest else "`genrep methods` lists them all",
     )

@@ -11,6 +11,8 @@ from genrep_dist.seeds import derive_seed
 
 NUM_FLIPS = 49_999
 """All 2^S patterns of signs are used up to this number (15 seeds); beyond it, this many random ones."""
+LEVEL = 0.05
+"""Of significance, in warnings."""
 _ROWS_AT_ONCE = 16
 _MAX_HELD = 4_000_000  # numbers of the test in memory: 32 MB
 
@@ -27,6 +29,17 @@ def sign_flip_p_values(rows: Array, *, seed: int = 0) -> Array:
     num_seeds = rows.shape[1]
     blocks = [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]
     return np.concatenate([np.empty(0), *(_p_values(block, max(1, _MAX_HELD // (_ROWS_AT_ONCE * num_seeds)), seed) for block in blocks)])
+
+
+def smallest_p(num_seeds: int, num_comparisons: int) -> float:
+    """The smallest p-value that :func:`sign_flip_p_values` and :func:`holm` can give: 1 for fewer than two seeds, which give none."""
+    patterns = min(2**num_seeds, NUM_FLIPS + 1)
+    return min(1.0, num_comparisons * 2 / patterns) if num_seeds > 1 else 1.0
+
+
+def fewest_seeds(num_comparisons: int, level: float = LEVEL) -> int | None:
+    """The fewest seeds with which a corrected p-value can reach ``level``; None for more comparisons than any number of seeds allows."""
+    return next((count for count in range(2, 17) if smallest_p(count, num_comparisons) <= level), None)
 
 
 def _p_values(rows: Array, batch: int, seed: int) -> Array:

@@ -23,7 +23,7 @@ from genrep_dist.paper.published import (
     REPLACES,
     PaperColumn,
 )
-from genrep_dist.report.build import facts
+from genrep_dist.results.reporting import facts
 
 if TYPE_CHECKING:
     from genrep_dist.results import Run

@@ -56,6 +56,8 @@ def load_problem(name: str, options: Mapping[str, Any] | None = None, search_pat
     Raises ProblemError if the module or class does not exist, its import or construction fails, an option is unknown, a part of the
     problem is missing, its recipe is not a Recipe, its loss is unknown, or ``model()`` does not build an nn.Module.
     """
+    if not isinstance(name, str):
+        raise ProblemError("this is no name of a problem", where="problem.name", expected="text, such as digits", got=repr(name)[:80])
     factory, target = _find(name, search_path, "problem")
     arguments = dict(options or {})
     _check_options(factory, arguments, (), target, "problem")

@@ -230,8 +230,9 @@ class Problem(Protocol):
     A problem may bring its own target, an attribute ``target`` with the methods of
     :class:`~genrep_dist.core.function_targets.OwnTarget`: `target: {kind: problem}` explains it.
 
-    A problem of texts may also have ``texts(ids: Tensor) -> Sequence[str]``, the sentences of samples by id, which the report shows;
-    training and test ids must then differ.
+    For the report, which shows samples, a problem may have ``texts(ids: Tensor) -> Sequence[str]``, the sentences of samples by id, or
+    ``describe(ids: Tensor) -> Sequence[Mapping[str, object]]``, their values by name (the first eight are shown); training and test ids
+    must then differ. An attribute ``class_names`` names the classes in the order of the targets.
     """
 
     @property

@@ -1,178 +1,21 @@
-"""The files of a finished run's report."""
+"""The files of a report, from the data that they show."""
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
-
-from genrep_dist.config import Experiment
-from genrep_dist.config.metrics import measured_metrics
-from genrep_dist.evaluation.tables import EvaluationTables
-from genrep_dist.extension import require_returned
-from genrep_dist.problems.protocol import Recipe, recorded_recipe
-from genrep_dist.redaction import redact
-from genrep_dist.report.examples import examples
 from genrep_dist.report.figures import curve_figure
 from genrep_dist.report.latex import latex
 from genrep_dist.report.markdown import markdown
 from genrep_dist.report.page import ReportData, html_page
-from genrep_dist.report.sections import TimeUnit
-from genrep_dist.report.tables import MINUS, RANDOM
-from genrep_dist.report.verdict import verdict
-from genrep_dist.training.optimizers import make_optimizer
-
-if TYPE_CHECKING:
-    from genrep_dist.results import Run
-
-LIBRARIES = ("genrep-dist", "torch", "numpy", "ray", "zarr", "polars")
-
-
-def report_files(run: Run, tables: EvaluationTables, *, more_facts: Mapping[str, str] | None = None) -> dict[str, bytes]:
-    """File name -> content of the whole report: table.md, table.tex, report.html and the curves as PNG.
-
-    ``more_facts``: what was decided while the experiment ran (stopping, tuning), label to plain text.
-    """
-    return data_files(report_data(run, tables, more_facts=more_facts))
-
-
-def report_data(run: Run, tables: EvaluationTables, *, more_facts: Mapping[str, str] | None = None) -> ReportData:
-    """Everything that the report of ``run`` shows: its tables, and from the store how they were measured."""
-    experiment = run.plan.experiment
-    best = verdict(tables, declared=experiment.baseline).best
-    contrast = [name for name in dict.fromkeys((best, RANDOM)) if name in experiment.methods]
-    return ReportData(
-        title=f"{run.name}: which attributions survive retraining",
-        methods=experiment.methods,
-        tables=tables,
-        facts={label: redact(text) for label, text in facts(run, tables, more_facts).items()},
-        warnings=(*run.plan.warnings, *_repeat_warnings(run), *_curvature_warnings(run)),
-        config_yaml=experiment.to_yaml(),
-        # The examples show the predictions of a loaded model.
-        examples=examples(run, contrast, seed=experiment.seeds[0], texts=run.texts()) if run.plan.shape.has_module else (),
-        blocks=experiment.blocks,
-        baseline=experiment.baseline,
-        noun=experiment.make_target().noun,
-        time_unit=time_unit(run),
-    )
-
-
-def _repeat_warnings(run: Run) -> list[str]:
-    """That training is not deterministic, with the size of the difference between two trainings."""
-    found = run.choices.get("repeat")
-    if found is None or found["difference"] == 0.0:
-        return []
-    return [
-        f"Training is not deterministic: the original model of seed {found['seed']} was trained twice, and its test outputs differ by "
-        f"up to {found['difference']:.3g}, with outputs up to {found['scale']:.3g}. Common random numbers (retrain: same) mean nothing "
-        "then, and were treated as fresh: every difference contains the noise of two trainings. Several replicates (retrain: fresh, "
-        "replicates: n) average it."
-    ]
-
-
-def _curvature_warnings(run: Run) -> list[str]:
-    """Derived kernels whose curvature is zero on some training samples, each a sentence."""
-    flat: dict[str, float] = {}
-    for certificate in run.certificates():
-        name = certificate["kernel"]
-        flat[name] = max(flat.get(name, 0.0), certificate.get("flat_share", 0.0))
-    return [
-        f"The loss is linear in the outputs on {share:.0%} of the training samples (the largest share of all networks): they add "
-        f"nothing to the curvature H of the {name} kernel, which is close to a kernel without curvature where this share is large."
-        for name, share in flat.items()
-        if share > 0
-    ]
-
-
-def time_unit(run: Run) -> TimeUnit:
-    """The unit of the run's seconds, from the devices of its original models."""
-    devices = {run.store.artifact("train", run.plan.keys.train(seed)).manifest()["device"] for seed in run.plan.experiment.seeds}
-    return TimeUnit.for_devices(devices, run.plan.experiment.resources.num_gpus or 0.0)
+from genrep_dist.report.tables import MINUS
 
 
 def data_files(data: ReportData) -> dict[str, bytes]:
-    """The files of :func:`report_files`, from the data that they show."""
+    """File name -> content of the whole report: table.md, table.tex, report.html and the curves as PNG."""
     files = {
         "table.md": markdown(data.result_tables()).encode(),
         "table.tex": latex(data.result_tables(MINUS)).encode(),
         "report.html": html_page(data).encode(),
     }
     for curve in data.tables.curves:
-        files[f"{curve.name}.png"] = curve_figure(curve, methods=data.methods, random=data.random, image="png")
+        files[f"{curve.name}.png"] = curve_figure(curve, methods=data.methods, emphasised=data.emphasised, random=data.random, image="png")
     return files
-
-
-def facts(run: Run, tables: EvaluationTables, more_facts: Mapping[str, str] | None = None) -> dict[str, str]:
-    """How the numbers were measured, label to value, in the order shown."""
-    plan, experiment = run.plan, run.plan.experiment
-    shape, costs = plan.shape, run.costs()
-    found = {
-        "Problem": f"{experiment.problem.name} {experiment.problem.options or ''}".strip(),
-        "Data": f"{shape.num_train:,} training samples, {shape.num_test:,} test samples",
-        "Model": f"{f'{shape.num_parameters:,} parameters' if shape.has_module else 'no torch module'}, {shape.num_outputs} "
-        f"output{'s' if shape.num_outputs > 1 else ''}",
-        "Recipe": _own_training_text(run) if shape.own_training else _recipe_text(recorded_recipe(plan.keys.recipe)),
-        "Explained number": experiment.target.description(shape.num_outputs),
-        "Networks × test points": f"{len(experiment.seeds)} × {experiment.num_test_points}"
-        + ("" if experiment.target.group is None else f", {experiment.num_explained} group{'s' if experiment.num_explained > 1 else ''}"),
-    }
-    for metric in measured_metrics(experiment):
-        own = metric.facts(experiment, shape.num_train, tables)
-        is_text = isinstance(own, dict) and all(isinstance(text, str) for text in (*own, *own.values()))
-        require_returned(is_text, metric, "facts", "texts by label", own)
-        found |= own
-    found |= {
-        "Models trained": f"{costs['originals']:,} originals, {costs['unique']:,} distinct retrainings for {costs['asked']:,} requests",
-        "Training time": f"{costs['seconds']:,.0f} {time_unit(run).name} in total, {costs['seconds_per_model']:.2g} a model",
-        **(more_facts or {}),
-    }
-    accuracy = run.training()["test_accuracy"].drop_nulls()
-    if len(accuracy):
-        found["Test accuracy of the originals"] = f"mean {100 * float(accuracy.mean()):.1f} %, lowest {100 * float(accuracy.min()):.1f} %"  # type: ignore[arg-type]
-    certificates = run.certificates()
-    for name in sorted({certificate["importance"] for certificate in certificates if certificate["importance"]}):
-        found[name.capitalize()] = _solution_text(
-            experiment.importance(name).description, [certificate for certificate in certificates if certificate["importance"] == name]
-        )
-    dampings = [float(certificate["damping"]) for certificate in certificates if "damping" in certificate]
-    if dampings:
-        found["Damping of H"] = _damping_text(experiment, dampings)
-    found["Versions"] = ", ".join(f"{name} {version(name)}" for name in LIBRARIES) + f", Python {platform.python_version()}"
-    found["Experiment digest"] = plan.keys.results
-    found["Data digest"] = plan.keys.data
-    return found
-
-
-def _solution_text(settings: str, certificates: Sequence[dict[str, Any]]) -> str:
-    """The settings of a solved importance, and the worst of its certificates."""
-    texts = [settings] if settings else []
-    residuals = [certificate["residual"] for certificate in certificates if certificate.get("residual") is not None]
-    if residuals:
-        texts.append(f"largest residual {max(residuals):.1e}")
-    gap = max(certificate["efficiency_gap"] for certificate in certificates)
-    return "; ".join([*texts, f"largest efficiency gap max |f - K alpha| on the training set {gap:.3g}"])
-
-
-def _damping_text(experiment: Experiment, dampings: Sequence[float]) -> str:
-    """The declared damping, the absolute ones that it gave, and whether it was tuned."""
-    influence, tune = experiment.influence, experiment.tune
-    absolute = f"{min(dampings):.3g}" + (f" to {max(dampings):.3g}" if max(dampings) > min(dampings) else "")
-    relative = f": {absolute}" if influence.damping_unit == "mean-eigenvalue" else ""
-    is_tuned = tune is not None and any("damping" in name for name in tune.values_by_parameter)
-    return influence.damping_text + relative + ("" if is_tuned else "; not tuned")
-
-
-def _recipe_text(recipe: Recipe) -> str:
-    rounded = "" if recipe.precision == "full" else f", products in {recipe.precision}"
-    warmup = "" if recipe.warmup is None else f", warm-up {recipe.warmup:g}"
-    rate = f"learning rate {recipe.learning_rate:g} ({recipe.schedule}{warmup})"
-    augmented = "" if recipe.augment is None else f", rows augmented by {recipe.augment}"
-    batches = f"{'whole ' if recipe.drop_last else ''}batches of {recipe.batch_size}"
-    return f"{recipe.epochs} epochs of {make_optimizer(recipe).description}, {batches}, {rate}{rounded}{augmented}"
-
-
-def _own_training_text(run: Run) -> str:
-    found = run.choices.get("repeat")
-    same = "" if found is None or found["difference"] else "; trained twice, the first original model has the same outputs"
-    return f"the problem's own training function{same}"

@@ -1,8 +1,8 @@
-"""The figures of the report: curves of methods, and the values of each network beside their mean. PNG for files, SVG for the page."""
+"""Figures with matplotlib: curves of methods, and the values of each network beside their mean. Those of the page are in ``charts.py``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,46 +20,55 @@ MAX_MARKERS = 20
 """Curves with more points than this have no markers."""
 
 
-def curve_figure(plot: CurvePlot, *, methods: Sequence[str], random: str = RANDOM, image: Format = "png") -> bytes:
-    """The curves of ``plot``, a line a method, with its 95% band if it has one.
-
-    ``methods`` fixes the styles. The legend is in the order in which the lines end, top first; with a diagonal, where all lines end at
-    the same point, in the order of their areas.
-    """
+def curve_figure(
+    plot: CurvePlot, *, methods: Sequence[str], emphasised: Collection[str] | None = None, random: str = RANDOM, image: Format = "png"
+) -> bytes:
+    """The curves of ``plot`` as an image; the arguments are those of :func:`draw_curves`."""
     with figure_style():
         figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
-        axes = figure.add_subplot()
-        if plot.reference == "zero":
-            axes.axhline(0, color=INK, linewidth=0.8)
-        else:
-            axes.plot([0, 100], [0, 100], color=QUIET, linestyle=(0, (3, 2)), linewidth=1)
-            axes.set_xlim(0, 100)
-            axes.set_ylim(0, 102)
-        style_of = styles(methods, random=random)
-        lines: list[tuple[float, str, Line2D]] = []
-        for method in methods:
-            rows = plot.frame.filter(pl.col("method") == method).sort("share")
-            if not rows.height:
-                continue
-            percent, mean, style = 100 * rows["share"].to_numpy(), rows["mean"].to_numpy(), style_of[method]
-            if not rows["low"].null_count():
-                axes.fill_between(percent, rows["low"].to_numpy(), rows["high"].to_numpy(), color=style.colour, alpha=0.13, linewidth=0)
-            (line,) = axes.plot(
-                percent,
-                mean,
-                color=style.colour,
-                linestyle=style.line,
-                marker=style.marker if rows.height <= MAX_MARKERS else None,
-                markersize=4.5,
-                linewidth=1.6,
-                zorder=2 if method == random else 3,
-                clip_on=plot.reference == "diagonal",
-            )
-            lines.append((float(mean[-1] if plot.reference == "zero" else np.trapezoid(mean, percent)), method, line))
-        axes.set_xlabel(plot.x_label)
-        axes.set_ylabel(plot.y_label)
-        _legend(axes, lines)
+        draw_curves(figure.add_subplot(), plot, methods=methods, emphasised=emphasised, random=random)
         return render(figure, image)
+
+
+def draw_curves(
+    axes: Axes, plot: CurvePlot, *, methods: Sequence[str], emphasised: Collection[str] | None = None, random: str = RANDOM
+) -> None:
+    """Draw the curves of ``plot``, a line a method, with its 95% band if it has one.
+
+    ``methods`` fixes the styles. Methods that are not in ``emphasised`` (None: all are) are thin lines without bands. The legend is in
+    the order in which the lines end, top first; with a diagonal, where all lines end at the same point, in the order of their areas.
+    """
+    if plot.reference == "zero":
+        axes.axhline(0, color=INK, linewidth=0.8)
+    else:
+        axes.plot([0, 100], [0, 100], color=QUIET, linestyle=(0, (3, 2)), linewidth=1)
+        axes.set_xlim(0, 100)
+        axes.set_ylim(0, 102)
+    style_of = styles(methods, random=random)
+    lines: list[tuple[float, str, Line2D]] = []
+    for method in methods:
+        rows = plot.frame.filter(pl.col("method") == method).sort("share")
+        if not rows.height:
+            continue
+        strong = emphasised is None or method in emphasised
+        percent, mean, style = 100 * rows["share"].to_numpy(), rows["mean"].to_numpy(), style_of[method]
+        if strong and not rows["low"].null_count():
+            axes.fill_between(percent, rows["low"].to_numpy(), rows["high"].to_numpy(), color=style.colour, alpha=0.13, linewidth=0)
+        (line,) = axes.plot(
+            percent,
+            mean,
+            color=style.colour,
+            linestyle=style.line,
+            marker=style.marker if strong and rows.height <= MAX_MARKERS else None,
+            markersize=4.5,
+            linewidth=1.6 if strong else 0.9,
+            zorder=2 if method == random else 4 if strong else 3,
+            clip_on=plot.reference == "diagonal",
+        )
+        lines.append((float(mean[-1] if plot.reference == "zero" else np.trapezoid(mean, percent)), method, line))
+    axes.set_xlabel(plot.x_label)
+    axes.set_ylabel(plot.y_label)
+    _legend(axes, lines)
 
 
 def metric_figure(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.resources import files
 
 import jinja2
@@ -11,9 +14,10 @@ from markupsafe import Markup
 
 from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.report import sections
-from genrep_dist.report.examples import Example
+from genrep_dist.report.examples import Example, RemovalExample
+from genrep_dist.report.glossary import Term, terms
 from genrep_dist.report.tables import MINUS, RANDOM, Table, result_tables
-from genrep_dist.report.verdict import verdict
+from genrep_dist.report.verdict import Verdict, verdict
 
 _TEMPLATES = files("genrep_dist.report") / "templates"
 
@@ -25,7 +29,8 @@ class ReportData:
     ``methods`` in the order of the tables. ``facts``: how this was measured, label to value, in the order shown. ``warnings``: what limits
     the reading, each a sentence or two. ``config_yaml``: the resolved experiment, shown folded. ``random``: the name of random removal.
     ``baseline``: the one that the experiment declares; ``noun`` names the explained number. ``blocks``: how tables are divided.
-    ``time_unit``: the unit of the costs.
+    ``time_unit``: the unit of the costs. ``removal``: the first example. ``origin``: date, commit, command and the like, label to text.
+    ``unit``: the unit of the explained number. ``target``: the explained number in words. ``glossary``: the names of the methods.
     """
 
     title: str
@@ -40,6 +45,21 @@ class ReportData:
     baseline: str | None = None
     noun: str = "prediction"
     time_unit: sections.TimeUnit = field(default_factory=sections.TimeUnit)
+    removal: RemovalExample | None = None
+    origin: Mapping[str, str] = field(default_factory=dict)
+    unit: str = ""
+    target: str = ""
+    glossary: Sequence[Term] = ()
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """What was found, in sentences."""
+        return verdict(self.tables, random=self.random, declared=self.baseline, noun=self.unit or self.noun)
+
+    @property
+    def emphasised(self) -> tuple[str, ...]:
+        """The methods that figures show with their bands: the best, the declared baseline and random removal."""
+        return tuple(dict.fromkeys(name for name in (self.verdict.best, self.baseline, self.random) if name is not None))
 
     def result_tables(self, minus: str = "-") -> list[Table]:
         """The tables of the measured numbers, with ``minus`` as the minus sign."""
@@ -52,17 +72,37 @@ def html_page(data: ReportData) -> str:
     It has the verdict, warnings, tables, figures, ranks, costs, examples, and how it was measured. Equal data give an equal page. Raises
     NotCommittedError if nothing was measured.
     """
+    figures = sections.figure_sections(data.tables, data.methods, data.random, data.emphasised)
+    costs, matrices = sections.cost_rows(data.tables, data.methods), sections.rank_matrices(data.tables, data.methods)
+    contents = {
+        "example": "An example" if data.removal else "",
+        "certainty": "How certain it is",
+        "methods": "All methods",
+        **{figure.anchor: figure.heading for figure in figures},
+        "ranks": "Pairwise comparison" if matrices else "",
+        "costs": "Costs" if costs else "",
+        "examples": "More examples" if data.examples else "",
+        "glossary": "Glossary",
+        "measured": "How this was measured",
+    }
     return render_template(
         "report.html",
         title=data.title,
-        verdict=verdict(data.tables, random=data.random, declared=data.baseline, noun=data.noun),
+        verdict=data.verdict,
         warnings=data.warnings,
+        contents={anchor: text for anchor, text in contents.items() if text},
+        removal=data.removal,
+        noun=data.unit or data.noun,
+        unit=data.unit,
+        target=data.target,
+        origin=data.origin,
         tables=_without_repeated_notes(data.result_tables(MINUS)),
-        figures=sections.figure_sections(data.tables, data.methods, data.random),
-        matrices=sections.rank_matrices(data.tables, data.methods),
-        costs=sections.cost_rows(data.tables, data.methods),
+        figures=figures,
+        matrices=matrices,
+        costs=costs,
         time_unit=data.time_unit,
         examples=data.examples,
+        glossary=[*data.glossary, *terms(data.tables)],
         facts=data.facts,
         config_yaml=data.config_yaml,
     )
@@ -77,9 +117,20 @@ def render_template(template: str, **values: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"data_uri": sections.data_uri, "typographic": sections.typographic}
-    style = Markup(_TEMPLATES.joinpath("report.css").read_text(encoding="utf-8"))  # noqa: S704 - the package's own file
-    return environment.get_template(template).render(style=style, **values)
+    environment.filters |= {
+        "data_uri": sections.data_uri,
+        "typographic": sections.typographic,
+        "shared_words": sections.shared_words,
+        "linked": sections.linked,
+    }
+    # The package's own files.
+    style, script = (Markup(_TEMPLATES.joinpath(name).read_text(encoding="utf-8")) for name in ("report.css", "report.js"))  # noqa: S704
+    return environment.get_template(template).render(style=style, script=script, script_digest=digest(script), **values)
+
+
+def digest(script: str) -> str:
+    """What the page's Content-Security-Policy says of its only script: no other one is run, whatever the data contain."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 def _without_repeated_notes(tables: Sequence[Table]) -> list[tuple[Table, list[str]]]:

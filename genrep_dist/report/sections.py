@@ -13,20 +13,19 @@ from markupsafe import Markup
 from genrep_dist.evaluation.metrics.base import CurvePlot, MetricInfo, metric_info
 from genrep_dist.evaluation.statistics import seed_means
 from genrep_dist.evaluation.tables import EvaluationTables
-from genrep_dist.report.figures import curve_figure, metric_figure
-from genrep_dist.report.styles import INK
-from genrep_dist.report.tables import MINUS, NOT_KNOWN, mean_ceiling, number
+from genrep_dist.report.charts import curve_chart, network_chart
+from genrep_dist.report.tables import MINUS, NOT_KNOWN, mean_ceiling, number, sorted_methods
 
 
 @dataclass(frozen=True)
 class FigureSection:
-    """A figure with its heading, a line above it, one below it, and a text for those who cannot see it."""
+    """A figure with its heading, a line above it and one below it; ``anchor`` is its id."""
 
     heading: str
     explanation: str
     caption: str
     picture: Markup
-    alt_text: str
+    anchor: str
 
 
 @dataclass(frozen=True)
@@ -63,35 +62,29 @@ class TimeUnit:
         return cls(note="Seconds of one worker; some ran on a CPU, some on a GPU.") if devices else cls()
 
 
-def figure_sections(tables: EvaluationTables, methods: Sequence[str], random: str) -> list[FigureSection]:
-    """For each measured number its curves, if it has any, then the values of the networks; the other curves of a metric come after them."""
+def figure_sections(tables: EvaluationTables, methods: Sequence[str], random: str, emphasised: Collection[str]) -> list[FigureSection]:
+    """For each measured number its curves, if it has any, then the values of the networks; the other curves of a metric come after them.
+
+    ``emphasised``: the methods whose curves have bands.
+    """
     seeds = seed_means(tables.points, methods)
     found = []
     for metric in tables.measured_metrics:
         curves = tables.curves_of(metric)
         for info in metric.numbers:
             if info.name in tables.measured:
-                found += [_curve_section(curve, methods, random) for curve in curves if curve.metric == info.name]
+                found += [_curve_section(curve, methods, random, emphasised) for curve in curves if curve.metric == info.name]
                 found.append(_network_section(info, tables, seeds, methods, random))
-        found += [_curve_section(curve, methods, random) for curve in curves if curve.metric is None]
+        found += [_curve_section(curve, methods, random, emphasised) for curve in curves if curve.metric is None]
     return found
 
 
-def _curve_section(curve: CurvePlot, methods: Sequence[str], random: str) -> FigureSection:
-    picture = _inline(curve_figure(curve, methods=methods, random=random, image="svg"), curve.name.replace("_", "-"))
-    return FigureSection(curve.heading, curve.explanation, curve.caption, picture, curve.alt_text)
+def _curve_section(curve: CurvePlot, methods: Sequence[str], random: str, emphasised: Collection[str]) -> FigureSection:
+    picture = curve_chart(curve, methods=methods, emphasised=emphasised, random=random)
+    return FigureSection(curve.heading, curve.explanation, curve.caption, picture, f"figure-{curve.name.replace('_', '-')}")
 
 
 def _network_section(info: MetricInfo, tables: EvaluationTables, seeds: pl.DataFrame, methods: Sequence[str], random: str) -> FigureSection:
-    picture = metric_figure(
-        tables.metrics,
-        seeds,
-        metric=info.name,
-        methods=methods,
-        random=random,
-        ceiling=mean_ceiling(tables, info.name),
-        image="svg",
-    )
     rows = tables.metrics.filter(pl.col("metric") == info.name)
     what = "the mean over its test points" if rows["num_points"].max() != 1 else "its value"
     caption = f"Each dot is one trained network: {what}. Diamond: the mean of the networks."
@@ -99,8 +92,16 @@ def _network_section(info: MetricInfo, tables: EvaluationTables, seeds: pl.DataF
         caption = f"{caption[:-1]}; bar: its 95% interval."
     if rows["ci95_two_way_low"].null_count() < rows.height:
         caption += " Thin line: the two-way interval, which covers other networks and other test points."
-    alt_text = f"{info.title} of each network. The table above has the means."
-    return FigureSection(f"Networks, {info.title}", "", caption, _inline(picture, info.name.replace("_", "-")), alt_text)
+    picture = network_chart(
+        tables.metrics,
+        seeds,
+        metric=info.name,
+        methods=methods,
+        random=random,
+        ceiling=mean_ceiling(tables, info.name),
+        alt_text=f"{info.title} of each network. The table above has the means.",
+    )
+    return FigureSection(f"Networks, {info.title}", "", caption, picture, f"networks-{info.name.replace('_', '-')}")
 
 
 def rank_matrices(tables: EvaluationTables, methods: Sequence[str]) -> list[RankMatrix]:
@@ -125,11 +126,11 @@ def rank_matrices(tables: EvaluationTables, methods: Sequence[str]) -> list[Rank
 
 
 def cost_rows(tables: EvaluationTables, methods: Sequence[str]) -> list[tuple[str, ...]]:
-    """(method, retrainings, seconds of retraining, seconds of explanation) as texts, in the order of ``methods``."""
+    """(method, retrainings, seconds of retraining, seconds of explanation) as texts, in the order of the tables."""
     rows = {row[0]: row[1:] for row in tables.costs.iter_rows()}
     return [
         (method, NOT_KNOWN if rows[method][0] is None else f"{rows[method][0]:,}", *map(_seconds, rows[method][1:]))
-        for method in methods
+        for method in sorted_methods(tables.metrics, [metric_info(name) for name in tables.measured], methods)
         if method in rows
     ]
 
@@ -156,14 +157,15 @@ def typographic(text: object) -> str:
     return str(text).replace("-", MINUS)
 
 
-def _inline(svg: bytes, prefix: str) -> Markup:
-    """A figure as an element of the page: its ids made unique, its ink in the page's text colour, its size left to the page.
+def linked(text: str) -> Markup:
+    """``text`` with its web addresses as links."""
+    parts = re.split(r"(https?://[^\s<>\"']+)", text)
+    link = Markup('<a href="{0}">{0}</a>')
+    return Markup("").join((link if place % 2 else Markup("{}")).format(part) for place, part in enumerate(parts))
 
-    ``svg`` must be from :mod:`genrep_dist.report.figures`, which draws names as outlines.
-    """
-    text = svg.decode("utf-8")
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r'<svg \1aria-hidden="true" focusable="false"', text, count=1)
-    text = re.sub(r'(\bid="|(?:xlink:)?href="#|url\(#)', rf"\1{prefix}-", text)
-    return Markup(text.replace(INK, "currentColor"))  # noqa: S704 - drawn here, names are outlines
+
+def shared_words(text: str, other: str | None) -> Markup:
+    """``text`` with the words marked that ``other`` has too; words of fewer than four letters are not marked."""
+    known = set(re.findall(r"\w{4,}", (other or "").lower()))
+    parts = re.split(r"(\w{4,})", text)
+    return Markup("").join(Markup("<mark>{}</mark>").format(part) if part.lower() in known else Markup("{}").format(part) for part in parts)

@@ -108,7 +108,8 @@ def result_tables(
 ) -> list[Table]:
     """A table for each measured metric.
 
-    Rows are ``methods`` in their order, or those of each of ``blocks``; methods without a metric are left out of its table. The best of a
+    Rows are ``methods``, or those of each of ``blocks``, in the order of :func:`sorted_methods`; methods without a metric are left out
+    of its table. The best of a
     block of at least two is marked, and so are ties. ``baseline`` is the one that the experiment declares.
     """
     writer = _TableWriter(tables, Marks(tables.comparisons, random, baseline), minus)
@@ -118,6 +119,19 @@ def result_tables(
         for metric in tables.measured_metrics
     ]
     return [table for table in made if table.blocks]
+
+
+def sorted_methods(metrics: pl.DataFrame, numbers: Sequence[MetricInfo], methods: Sequence[str]) -> list[str]:
+    """``methods`` by their means of the first of ``numbers``, best first; equal ones in their order, those without a value last.
+
+    This is the order of the rows in every table: of the terminal, the report, table.md, Python and the tracker.
+    """
+    for info in numbers:
+        rows = metrics.filter((pl.col("metric") == info.name) & pl.col("method").is_in(list(methods)))
+        if rows.height:
+            mean = dict(rows.select("method", "mean").iter_rows())
+            return sorted(methods, key=lambda name: -info.direction * mean[name] if name in mean else math.inf)
+    return list(methods)
 
 
 class _TableWriter:
@@ -146,7 +160,7 @@ class _TableWriter:
                 best[info.name] = max(means) if info.better == "larger" else min(means)
         has_points = any(info.about_points for info in numbers)
         rows = []
-        for method in methods:
+        for method in sorted_methods(self.tables.metrics, numbers, methods):
             records = [self.rows.get((info.name, method)) for info in numbers]
             known = [record for record in records if record is not None]
             if known:

@@ -26,12 +26,14 @@ Row = Mapping[str, Any]
 class Verdict:
     """``headline`` is one sentence; ``sentences`` say how certain it is. Plain text, not escaped.
 
-    ``best`` is the method that they are about: the best except random removal, or random removal if there is no other.
+    ``best`` is the method that they are about: the one with the best mean except random removal, or random removal if there is no other.
+    ``leaders``: ``best``, and the methods that the tests do not tell apart from it.
     """
 
     headline: str
     sentences: tuple[str, ...]
     best: str
+    leaders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class _VerdictWriter:
         # Ties are broken by name, so that the sentences do not depend on the order of the rows.
         mine = [row for row in rows if row["metric"] == self.info.name]
         ranked = sorted(mine, key=lambda row: (-self.better * row["mean"], row["method"]))
-        self.methods = [row for row in ranked if row["method"] != random]
+        self.methods: list[Row] = [row for row in ranked if row["method"] != random]
         self.random = next((row for row in ranked if row["method"] == random), None)
         self.num_seeds = min(row["num_seeds"] for row in ranked)
         self.num_tests = tables.comparisons.filter((pl.col("metric") == self.info.name) & pl.col("p_holm").is_not_null()).height
@@ -88,33 +90,83 @@ class _VerdictWriter:
             headline = f"Only {self.random_name} removal was measured: {self._titled(self.random)}."
             return Verdict(headline, self._about_seeds(), self.random_name)
         best = self.methods[0]
+        leaders = self._leaders(best)
         sentences = (
             *self._against_random(best),
             *self._against_declared(best),
-            *self._against_runner_up(best),
+            *self._against_runner_up(best, leaders),
+            *self._about_leaders(best, leaders),
             *self._other_metrics(best),
             *self._about_seeds(),
         )
-        return Verdict(self._headline(best), sentences, best["method"])
+        return Verdict(self._headline(best, leaders), sentences, best["method"], tuple(row["method"] for row in leaders))
 
-    def _headline(self, best: Row) -> str:
-        place = f"{best['method']} scores best of {len(self.methods)} methods" if len(self.methods) > 1 else str(best["method"])
-        removing, verb = "removing the training samples that it selects", self.info.effect
-        if not verb:
-            effect = self._titled(best)
-        elif self.better * best["mean"] > 0:
-            effect = f"{removing} {verb}s the {self.noun} by {self._size(best)}"
-        else:
-            effect = f"{removing} does not {verb} the {self.noun}: {self._titled(best)}"
-        if self.random is None:
-            return f"{place}: {effect}."
-        if self.better * (best["mean"] - self.random["mean"]) <= 0:
+    def _leaders(self, best: Row) -> list[Row]:
+        """The best method and those that no test tells apart from it, best first. With one seed nothing can be tested: all methods."""
+        others = [row["method"] for row in self.methods[1:]]
+        if not others or self.num_seeds < 2:
+            return self.methods
+        points = self.tables.points.filter(pl.col("metric") == self.info.name)
+        tested = comparisons(points, [best["method"]], others, seed=self.seed)
+        behind = set(tested.filter((pl.col("p_holm") < LEVEL) & (self.better * pl.col("mean") > 0))["baseline"])
+        return [row for row in self.methods if row["method"] not in behind]
+
+    def _about_leaders(self, best: Row, leaders: list[Row]) -> list[str]:
+        if len(leaders) < 2 or len(leaders) == len(self.methods) or self.num_seeds < 2:
+            return []
+        names = _listed([row["method"] for row in leaders[1:]])
+        tests = "one test" if len(self.methods) == 2 else f"{len(self.methods) - 1} tests"
+        return [
+            f"Not told apart from {best['method']}, which has the best mean: {names} (paired differences, Holm-corrected over {tests})."
+        ]
+
+    def _headline(self, best: Row, leaders: list[Row]) -> str:
+        if self.random is not None and self.better * (best["mean"] - self.random["mean"]) <= 0:
             values = f"it has {self._titled(self.random)}; {best['method']} has {self._value(best)}"
             return f"No method does better than {self.random_name} removal: {values}."
+        place, shown = self._place(best, leaders)
+        verb = self.info.effect
+        effect = self._effect(shown)
+        if self.random is None:
+            return f"{place}: {effect}."
         found = self._difference(best, self.random)
         doubt = "" if found.low is None or self._is_ahead(found) else ", and a difference is not established"
+        if doubt:
+            place = f"No method is shown to do better than {self.random_name} removal"
+            effect = f"with {best['method']}{', the best one,' if len(self.methods) > 1 else ''} {self._effect([best])}"
         other = f"{self.random_name} removal changes it by" if verb else f"{self.random_name} removal has"
         return f"{place}: {effect}; {other} {self._number(self.random['mean'])}{doubt}."
+
+    def _place(self, best: Row, leaders: list[Row]) -> tuple[str, list[Row]]:
+        """Who leads, and the rows that the effect is stated of."""
+        count = len(self.methods)
+        if count == 1:
+            return str(best["method"]), [best]
+        if self.num_seeds < 2:
+            return f"{best['method']} has the best value of {count} methods in one network", [best]
+        if len(leaders) == 1:
+            return f"{best['method']} scores best of {count} methods", [best]
+        if len(leaders) == count:
+            return f"The {_count(count).lower()} methods cannot be told apart", leaders
+        return f"{_count(len(leaders))} of {count} methods lead and cannot be told apart", leaders
+
+    def _effect(self, rows: list[Row]) -> str:
+        """What removing the samples of these methods does to the prediction; of several methods from the worst to the best."""
+        best, worst, verb = rows[0], rows[-1], self.info.effect
+        removing = f"removing the training samples that {'they select' if len(rows) > 1 else 'it selects'}"
+        if not verb:
+            return self._titled(best) if len(rows) == 1 else f"{self.info.title} {self._range(rows)}"
+        if self.better * worst["mean"] > 0:
+            amount = self._size(best) if len(rows) == 1 else self._range(rows, absolute=True)
+            return f"{removing} {verb}s the {self.noun} by {amount}"
+        if len(rows) > 1 and self.better * best["mean"] > 0:
+            return f"{removing} changes the {self.noun} by {self._range(rows)}"
+        return f"{removing} does not {verb} the {self.noun}: {self._titled(best)}"
+
+    def _range(self, rows: list[Row], *, absolute: bool = False) -> str:
+        """The means of several methods, from the worst to the best; one number where they are shown as one."""
+        ends = [self._number(abs(row["mean"]) if absolute else row["mean"]) for row in (rows[-1], rows[0])]
+        return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
 
     def _against_random(self, best: Row) -> list[str]:
         name = self.random_name.capitalize()
@@ -156,7 +208,7 @@ class _VerdictWriter:
             return [f"{shown}."]
         return [f"{shown}, {'which is established' if self._is_ahead(found) else 'which may be chance'}."]
 
-    def _against_runner_up(self, best: Row) -> list[str]:
+    def _against_runner_up(self, best: Row, leaders: list[Row]) -> list[str]:
         if len(self.methods) < 2:
             return []
         second = self.methods[1]
@@ -167,7 +219,7 @@ class _VerdictWriter:
         if found.low is None:
             return [shown]
         draws = self._bootstrap_order(best["method"], second["method"])
-        if found.excludes_zero and (found.p is None or found.p < LEVEL):
+        if found.excludes_zero and (second not in leaders if found.p is None else found.p < LEVEL):
             return [f"{shown} This interval excludes zero.{draws}"]
         if found.excludes_zero:
             return [f"{shown} {self._doubt(found)}{draws}"]
@@ -264,6 +316,16 @@ class _VerdictWriter:
 
     def _number(self, value: float | None) -> str:
         return number(value, self.decimals, MINUS)
+
+
+def _count(number: int) -> str:
+    """A small number as a word that begins a sentence."""
+    words = ("Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
+    return words[number - 2] if 2 <= number <= len(words) + 1 else str(number)
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def p_text(p: float) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import polars as pl
 from torch import Tensor
 
-from genrep_dist.config.keys import checkpoint_epoch
+from genrep_dist.config.keys import checkpoint_epoch, checkpoint_name
 from genrep_dist.core.importances import IMPORTANCES
 from genrep_dist.core.losses import LOSSES, get_loss
 from genrep_dist.core.methods import Method
-from genrep_dist.errors import MethodError
+from genrep_dist.errors import MethodError, NotCommittedError
 from genrep_dist.results.base import Array, OpenedRun
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.workflow.checkpoints import unpack_state
@@ -50,7 +53,11 @@ class Arrays(OpenedRun):
         kernel, epoch, importance = "", self.plan.keys.epochs, name
         if name not in IMPORTANCES or IMPORTANCES.get(name).kind == "solved":
             method = self.plan.experiment.method(name) if "/" in name else self._only_method(name)
+            if not method.has_kernel:
+                raise MethodError("this method has no importances", where=self.name, expected="a method with a kernel", got=name)
             kernel, epoch, importance = method.kernel, self.plan.keys.method_epochs(method)[0], method.importance
+            if method.needs_gram and (importance, kernel, epoch) not in self.plan.needs.solved:
+                raise _not_in_run(self.name, f"the importance {name}", f"{name} to the methods")
         source = StoredModels(self) if self._has_shipped_loss else self.context
         return _squeeze(alpha(source, importance, seed, kernel, epoch).numpy())
 
@@ -77,17 +84,48 @@ class Arrays(OpenedRun):
         """
         self._check_seed(seed)
         epoch, needs = checkpoint_epoch(checkpoint, self.plan.keys.epochs), self.plan.needs
+        key = self.plan.keys.kernel(seed, kernel, epoch)
+        if (kernel, epoch) not in {*needs.features, *needs.cross, *needs.derived} and not self.store.artifact("kernel", key).is_committed():
+            if epoch > self.plan.keys.epochs:
+                expected = f"an epoch from 0 to {self.plan.keys.epochs}"
+                raise MethodError("there is no such checkpoint", where=self.name, expected=expected, got=f"epoch {epoch}")
+            place = checkpoint_name(epoch, self.plan.keys.epochs)
+            raise _not_in_run(self.name, f"the kernel {kernel}-{place}", f"a method with it, such as {kernel}-{place}/target,")
         if (kernel, epoch) in needs.features and (kernel, epoch) not in needs.cross:
             return computed_kernel(self.plan, self.context, kernel, seed, epoch).numpy()
-        return _squeeze(self.store.artifact("kernel", self.plan.keys.kernel(seed, kernel, epoch)).read("kernel"))
+        return _squeeze(self.store.artifact("kernel", key).read("kernel"))
 
     def checkpoint(self, seed: int, which: str | int) -> dict[str, Tensor]:
         """The state dictionary at 'initial', 'middle', 'final' or an epoch number that was kept."""
         artifact = self.store.artifact("train", self.train_key(seed))
         return unpack_state(artifact, checkpoint_epoch(which, int(self.record["recipe"]["epochs"])))
 
-    def certificates(self) -> list[dict[str, Any]]:
-        """What the solvers proved of each solved importance and derived kernel: seed, kernel, epoch, residual, and their own numbers."""
+    def removal_order(self, method: str, seed: int, sign: str = "negative") -> npt.NDArray[np.int64]:
+        """Ids (M, N) of the training samples in the order of their removal for each test point: the strongest scores of ``sign`` first.
+
+        MethodError for a sign other than "negative" and "positive".
+        """
+        if sign not in ("negative", "positive"):
+            raise MethodError("no such sign", where=self.name, expected="negative or positive", got=sign)
+        return self.store.artifact("attribution", self.attribution_key(method, seed)).read(f"order_{sign}")
+
+    def certificates(self) -> pl.DataFrame:
+        """What the solvers proved, one row a solved importance or derived kernel: seed, importance, kernel, epoch, and their own numbers.
+
+        Null where a solver has no such number; without rows where nothing was solved for.
+        """
+        places = {"seed": pl.Int64, "importance": pl.String, "kernel": pl.String, "epoch": pl.Int64}
+        records = self.certificate_records()
+        if not records:
+            return pl.DataFrame(schema=places)
+        table = pl.DataFrame(records, infer_schema_length=None)
+        # What matters most comes first and last: a printed frame leaves out the columns in its middle.
+        first = ["seed", "importance", "kernel", *(name for name in ("residual",) if name in table.columns)]
+        last = [name for name in ("efficiency_gap", "efficiency_gap_test") if name in table.columns]
+        return table.select(*first, *(name for name in table.columns if name not in (*first, *last)), *last)
+
+    def certificate_records(self) -> list[dict[str, Any]]:
+        """The rows of :meth:`certificates`, each with the numbers that its solver has."""
         keys, needs = self.plan.keys, self.plan.needs
         found = []
         for seed in self.plan.experiment.seeds:
@@ -111,8 +149,17 @@ class Arrays(OpenedRun):
 
     def _only_method(self, importance: str) -> Method:
         found = [method for method in self.plan.experiment.parsed_methods if method.importance == importance]
-        if len(found) != 1:
-            names = ", ".join(method.name for method in found) or "none in this run"
+        if not found:
+            known = dict.fromkeys(method.importance for method in self.plan.experiment.parsed_methods if method.has_kernel)
+            raise MethodError(
+                "the run has no such importance",
+                where=self.name,
+                expected=f"one of {', '.join(known) or '(none)'}, or a method of the run",
+                got=importance,
+                remedy="add a method with it to the experiment and run it again: only what is missing is computed",
+            )
+        if len(found) > 1:
+            names = ", ".join(method.name for method in found)
             raise MethodError(f"which {importance}?", where=self.name, expected=f"one of {names}", got=importance)
         return found[0]
 
@@ -120,3 +167,13 @@ class Arrays(OpenedRun):
 def _squeeze(values: Array) -> Array:
     """Without the axis of outputs where there is only one."""
     return values.squeeze(1) if values.shape[1] == 1 else values
+
+
+def _not_in_run(name: str, what: str, addition: str) -> NotCommittedError:
+    return NotCommittedError(
+        f"{what} is not part of this run",
+        where=name,
+        expected="what a method of the run needs",
+        got="nothing in the store",
+        remedy=f"add {addition} and run the experiment again: only what is missing is computed",
+    )

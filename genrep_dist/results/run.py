@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ from genrep_dist.core.inputs import form_of, input_leaves, map_leaves, unpacked
 from genrep_dist.core.losses import Loss
 from genrep_dist.errors import MethodError, NonFiniteError
 from genrep_dist.problems.protocol import Dataset
-from genrep_dist.results.arrays import Arrays
 from genrep_dist.results.base import Array
-from genrep_dist.results.tables import Tables
+from genrep_dist.results.presentation import Presentation
 from genrep_dist.store import Store
 from genrep_dist.workflow.explain import explain, other_points
 from genrep_dist.workflow.record import read_record
@@ -35,7 +34,7 @@ class SeedProblem:
     test: Dataset
 
 
-class Run(Tables, Arrays):
+class Run(Presentation):
     """One experiment in one store. Reading something that is not finished raises NotCommittedError."""
 
     def problem(self, seed: int) -> SeedProblem:
@@ -45,10 +44,6 @@ class Run(Tables, Arrays):
         model.load_state_dict(self.checkpoint(seed, "final"))
         train, test = (data._replace(inputs=unpacked(data.inputs)) for data in (self.train, self.test))
         return SeedProblem(model.eval(), self.context.loss, train, test)
-
-    def texts(self) -> Callable[[Tensor], Sequence[str]] | None:
-        """The problem's function from ids of samples to their texts; None for a problem without one, or whose code may not be imported."""
-        return getattr(self.context.problem, "texts", None) if self.has_code else None
 
     def explain(
         self,
@@ -123,13 +118,17 @@ def _rows_like(inputs: Any, known: Tensor) -> Tensor:
     """Inputs, or arrays in the containers of the problem's inputs, as rows like ``known``. ProblemError for other containers."""
     form = form_of(known)
     if form is None:
-        return torch.as_tensor(inputs)
+        try:
+            return torch.as_tensor(inputs)
+        except (TypeError, ValueError, RuntimeError) as error:
+            expected, got = f"an array or tensor, {known.dtype} (M, ...)", f"{type(inputs).__name__} ({error})"
+            raise MethodError("these inputs are not of the form of the problem's", where="inputs", expected=expected, got=got) from error
     dtypes = iter([one.dtype for one in form.fields])
     return form.pack(map_leaves(inputs, lambda leaf: torch.as_tensor(leaf).to(next(dtypes))))
 
 
 def open_run(
-    store: str | Store,
+    store: str | os.PathLike[str] | Store,
     name: str,
     *,
     experiment: Experiment | str | Path | None = None,

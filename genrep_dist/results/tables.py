@@ -8,8 +8,9 @@ from typing import Any
 import polars as pl
 
 from genrep_dist.errors import NotCommittedError, StoreError
-from genrep_dist.evaluation.metrics.base import RESULTS_VERSION
+from genrep_dist.evaluation.metrics.base import RESULTS_VERSION, metric_infos
 from genrep_dist.evaluation.tables import EvaluationTables, table_specs
+from genrep_dist.report.tables import sorted_methods
 from genrep_dist.results.base import OpenedRun
 from genrep_dist.store.paths import ResultPaths
 from genrep_dist.store.publications import Publications
@@ -24,8 +25,18 @@ class Tables(OpenedRun):
     """Reading a table before the run is finished raises NotCommittedError."""
 
     def summary(self) -> pl.DataFrame:
-        """One row a method: AUC-DEL with its intervals."""
-        return self._published("summary").collect()
+        """One row a method, best first: AUC-DEL with its intervals, then how many networks and points, then the parts of the name."""
+        table = self._published("summary").collect()
+        infos = [info for info in metric_infos().values() if info.is_main and info.name in table.columns]
+        means = pl.concat([table.select(pl.lit(info.name).alias("metric"), "method", mean=info.name) for info in infos])
+        order = {method: place for place, method in enumerate(sorted_methods(means, infos, table["method"].to_list()))}
+        # What matters most comes first: a printed frame leaves out the columns in its middle.
+        ends = ["ci95_clustered_low", "ci95_clustered_high"] if "auc_del_negative" in table.columns else []
+        first = ["method", infos[0].name, *ends] if infos else ["method"]
+        rest = [name for name in table.columns if name not in first]
+        names = [name for name in rest if name in ("kernel", "checkpoint", "importance")]
+        columns = [*first, *(name for name in rest if name not in names), *names]
+        return table.sort(pl.col("method").replace_strict(order, return_dtype=pl.Int64)).select(columns)
 
     def deletion(self) -> pl.LazyFrame:
         """One row a (seed, method, test point, sign, fraction)."""
@@ -46,6 +57,13 @@ class Tables(OpenedRun):
     def ranks(self) -> pl.DataFrame:
         """One row a (metric, method, other): in which share of bootstrap draws the method is better."""
         return self._published("ranks").collect()
+
+    def tables(self) -> dict[str, pl.DataFrame]:
+        """All published tables by name, as in the store: the summary, then those of :meth:`judged` that have rows."""
+        self._published("metrics")  # raises when nothing is published
+        published = (self.manifest() or {})["tables"]
+        names = ["summary", *(name for name in table_specs() if f"{name}.parquet" in published)]
+        return {name: self._published(name).collect() for name in names}
 
     def judged(self) -> EvaluationTables:
         """All published tables of the evaluation: points, metrics, comparisons, ranks, ceilings, costs and the metrics' own."""

@@ -18,6 +18,7 @@ from genrep_dist.runner.track import tracking_uri
 from genrep_dist.units import StageName
 from genrep_dist.workflow.context import pick_device
 from genrep_dist.workflow.estimates import TimeEstimate, estimate_run, gpu_hours
+from genrep_dist.workflow.planning import power_warnings
 from genrep_dist.workflow.prepare import PreparedExperiment, check_room
 from genrep_dist.workflow.status import StageStatus, stage_status
 
@@ -42,6 +43,11 @@ class DryRun:
     def worker_hours(self) -> float:
         """Of all stages, as estimated; 0 if nothing was measured."""
         return sum(self.expected.stages.values()) * self.slots / 3600 if self.expected else 0.0
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What limits the reading of the results."""
+        return (*self.plan.warnings, *power_warnings(self.plan.experiment))
 
     def plain(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -71,7 +77,7 @@ class DryRun:
             "seconds": self.expected.total if self.expected else None,
             "cost": cost if self.expected else None,
             "refusal": self.refusal or None,
-            "warnings": list(self.plan.warnings),
+            "warnings": list(self.warnings),
         }
 
 

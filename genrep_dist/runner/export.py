@@ -19,24 +19,28 @@ from genrep_dist.problems.named_code import remember_export
 from genrep_dist.problems.tables import to_table
 from genrep_dist.results import Run
 
+NOTE = "export.json"
+"""Says which run an export is of."""
+
 
 def export_run(run: Run, folder: Path, seeds: Sequence[int] | None = None) -> Iterator[Path]:
     """Write ``run`` below ``folder`` and yield the paths written.
 
-    summary.csv, deletion.csv; data/{train,test}.parquet; for every seed (or the given ones) seed-<s>/: test_ids.npy,
-    {initial,middle,final}.pt (state dicts, those that were kept; loadable with ``weights_only=True``), and one phi of (N, M) per method as
-    .npy, its rows in the order of data/train.parquet. Raises StoreError or NotCommittedError for a run that is not finished, StoreError
-    for a folder that cannot be written.
+    export.json, which names the run; every published table as CSV (summary.csv, deletion.csv, metrics.csv, and so on);
+    data/{train,test}.parquet; for every seed (or the given ones) seed-<s>/: test_ids.npy, {initial,middle,final}.pt (state dicts, those
+    that were kept; loadable with ``weights_only=True``), and one phi of (N, M) per method as .npy, its rows in the order of
+    data/train.parquet. Raises StoreError or NotCommittedError for a run that is not finished, StoreError for a folder that cannot be
+    written, or that has the export of another run.
     """
     return checked_paths(folder, _run_files(run, folder, seeds))
 
 
 def _run_files(run: Run, folder: Path, seeds: Sequence[int] | None) -> Iterator[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    run.summary().write_csv(folder / "summary.csv")
-    yield folder / "summary.csv"
-    run.deletion().collect().write_csv(folder / "deletion.csv")
-    yield folder / "deletion.csv"
+    tables = run.tables()
+    _claim(folder, run)
+    for name, table in tables.items():
+        table.write_csv(folder / f"{name}.csv")
+        yield folder / f"{name}.csv"
     (folder / "data").mkdir(exist_ok=True)
     for name, dataset in (("train", run.train), ("test", run.test)):
         pq.write_table(to_table(dataset), folder / "data" / f"{name}.parquet", compression="zstd")
@@ -53,6 +57,32 @@ def _run_files(run: Run, folder: Path, seeds: Sequence[int] | None) -> Iterator[
             path = place / f"{method.replace('/', '--')}.npy"
             np.save(path, run.attributions(method, seed))
             yield path
+
+
+def _claim(folder: Path, run: Run) -> None:
+    """Create the folder of an export, with a note of its run. StoreError for one that has the export of another run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    note, mine = folder / NOTE, {"store": run.store.uri, "experiment": run.name, "question": run.question}
+    found: Any = None
+    if note.exists():
+        try:
+            found = json.loads(note.read_text(encoding="utf-8"))
+        except ValueError:  # also of its encoding: it is not ours
+            found = {}
+    elif (folder / "summary.csv").exists():
+        found = {}
+    if found is not None and (not isinstance(found, dict) or found.get("question") != run.question):
+        other = (
+            f"experiment {found['experiment']} of {found.get('store')}" if isinstance(found, dict) and "experiment" in found else "unknown"
+        )
+        raise StoreError(
+            "this folder has the export of another run",
+            where=str(folder),
+            expected=f"a new folder, or an export of {run.name} with the same results",
+            got=other,
+            remedy="choose another folder (--to), or delete this one",
+        )
+    note.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
 
 
 def _kept_checkpoints(run: Run, seed: int) -> list[str]:

@@ -7,15 +7,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from genrep_dist.errors import CorruptError, GenRepError, StoreError
-from genrep_dist.runner.progress import ProgressCounter
 from genrep_dist.store import Store
 from genrep_dist.store.paths import ExperimentPaths
 from genrep_dist.store.processes import is_gone, is_of_this_machine, this_process
+
+if TYPE_CHECKING:
+    from genrep_dist.runner.progress import ProgressCounter
 
 SECONDS = 5.0
 TIMEOUT_SECONDS = 60.0
@@ -150,14 +152,14 @@ class RunState:
         return "dead" if state == "running" and (self.gone or self.silent_seconds > TIMEOUT_SECONDS) else state
 
 
-def read_state(store: Store, name: str) -> RunState | None:
+def read_state(store: Store, name: str, *, watch: bool = True) -> RunState | None:
     """State of the latest run of an experiment; None if it was never run, or if its record is damaged.
 
     The age of a heartbeat is the difference of two times of the store's own clock, so that clocks of machines are not compared. If this
     process may not write into the store, the wall clock counts.
 
     A running one whose last heartbeat seems to be too old is watched for WATCH_SECONDS where its age says little: a process of this
-    machine, as the clock of a folder's file system can jump, and where the wall clock counts.
+    machine, as the clock of a folder's file system can jump, and where the wall clock counts. ``watch=False`` does not wait for it.
     """
     record = _read_record(store, name)
     if record is None:
@@ -168,7 +170,7 @@ def read_state(store: Store, name: str) -> RunState | None:
             return RunState(record, _wall_age(record), gone=True)
         age = _store_age(store, name)
     state = RunState(record, _wall_age(record) if age is None else age)
-    if state.state != "dead" or not (age is None or is_of_this_machine(record)):
+    if not watch or state.state != "dead" or not (age is None or is_of_this_machine(record)):
         return state
     began = time.monotonic()
     while time.monotonic() - began < WATCH_SECONDS:

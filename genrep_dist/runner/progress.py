@@ -6,11 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from genrep_dist.executors.base import Outcome
 from genrep_dist.redaction import redact
+from genrep_dist.runner.pace import Pace
 from genrep_dist.units import Unit
 
 MAX_NAMED = 20
@@ -48,7 +49,7 @@ class StageCount:
     """Units of one stage; in the retrain stage, models.
 
     ``before``: done by an earlier run. ``running``: given to the executor. ``seconds``: from the start of the stage to the end of its
-    latest unit.
+    latest unit. ``pace``: of the units that have ended in this run.
     """
 
     total: int
@@ -57,6 +58,7 @@ class StageCount:
     running: int = 0
     failed: int = 0
     seconds: float = 0.0
+    pace: Pace = field(default_factory=Pace, repr=False, compare=False)
 
     @property
     def left(self) -> int:
@@ -64,8 +66,8 @@ class StageCount:
 
     @property
     def rate(self) -> float:
-        """Units per second in this run; 0 before the first one ends."""
-        return (self.done - self.before) / self.seconds if self.seconds > 0 else 0.0
+        """Units per second, of the last minute; 0 before the first one ends."""
+        return self.pace.rate
 
     @property
     def seconds_left(self) -> float | None:
@@ -73,7 +75,8 @@ class StageCount:
         return self.left / self.rate if self.rate > 0 else None
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "left": self.left, "rate": self.rate, "seconds_left": self.seconds_left}
+        counts = {name: getattr(self, name) for name in ("total", "done", "before", "running", "failed", "seconds")}
+        return {**counts, "left": self.left, "rate": self.rate, "seconds_left": self.seconds_left}
 
 
 @dataclass
@@ -137,13 +140,24 @@ class ProgressCounter:
     def stage(self, name: str, total: int, done: int) -> None:
         """As in :class:`Progress`. A repeated stage (tuning, rounds of seeds) is counted from the start."""
         self.check()
-        self._current = self.counts[name] = StageCount(total, done, done)
+        self._current = self.counts[name] = StageCount(total, done, done, pace=Pace(self.clock))
         self._started_at = self.clock()
         self.display.stage(name, total, done)
 
     def advance(self, units: int, statistics: Mapping[str, float]) -> None:
         self._current.done += units
+        self._current.pace.add(units)
         self.display.advance(units, statistics)
+
+    def step(self, name: str) -> None:
+        """A step without units begins, such as the start of Ray. It ends when the next step or stage begins.
+
+        Displays that have a method ``step`` show it.
+        """
+        self.check()
+        show: Callable[[str], object] | None = getattr(self.display, "step", None)
+        if show is not None:
+            show(name)
 
     def message(self, text: str) -> None:
         self.display.message(redact(text))

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from genrep_dist.errors import CorruptError, DamagedArtifact, DamagedFile, StoreError
 from genrep_dist.evaluation.metrics.base import RESULTS_VERSION
 from genrep_dist.evaluation.metrics.deletion import summary_table
 from genrep_dist.evaluation.tables import EvaluationTables, table_specs
-from genrep_dist.provenance import provenance
+from genrep_dist.provenance import package_version, provenance, resume_command
+from genrep_dist.report.build import data_files
+from genrep_dist.report.page import ReportData, html_page
 from genrep_dist.results import Run
+from genrep_dist.results.reporting import config_text, report_data, report_files
+from genrep_dist.results.reporting import origin as report_origin
 from genrep_dist.runner import track
 from genrep_dist.runner.heartbeat import RunHistory
 from genrep_dist.runner.track import tracking_record
@@ -22,11 +27,14 @@ from genrep_dist.store.lease import Lease
 from genrep_dist.store.paths import DAMAGE_NOTES, ExperimentPaths, LedgerPaths, ResultPaths, data_folder
 from genrep_dist.store.publications import Publications
 from genrep_dist.store.tables import put_frame
-from genrep_dist.store.versions import package_version, refuse_newer
+from genrep_dist.store.versions import refuse_newer
 from genrep_dist.workflow.prepare import PreparedExperiment
 from genrep_dist.workflow.record import check_record_version, is_readable, plan_of_record, read_record, restore_record
 from genrep_dist.workflow.stages import STAGES, artifacts_of
 from genrep_dist.workflow.user_code import NamedCode
+
+WHERE_IT_RUNS = {"tracking", "resources"}
+"""Sections of an experiment that change no result."""
 
 
 def is_finished(declared: PreparedExperiment, lease: Lease, message: Callable[[str], object] = lambda text: None) -> bool:
@@ -58,6 +66,22 @@ def is_finished(declared: PreparedExperiment, lease: Lease, message: Callable[[s
         return False
     restore_record(declared.store, experiment.name, manifest["record"], int(lease.number))
     return True
+
+
+def replacement_text(declared: PreparedExperiment) -> str:
+    """What to say before work begins whose results will replace others of the same name; empty if there are none."""
+    experiment, objects = declared.plan.experiment, declared.store.objects
+    try:
+        found = Publications(objects, experiment.name).manifest()
+    except CorruptError:  # moved away before
+        return ""
+    if found is None or found.get("declared") == declared.plan.keys.results:
+        return ""
+    now, earlier = experiment.resolved(), found.get("record", {}).get("experiment", {})
+    fields = [name for name in now if name in earlier and now[name] != earlier[name] and name not in WHERE_IT_RUNS]
+    reason = f"other settings ({', '.join(fields)})" if fields else "other code or data"
+    place = ResultPaths(experiment.name).previous(found["question"]).folder
+    return f"this run replaces results of {experiment.name} with {reason}: they are kept in {declared.store.uri}/{place}"
 
 
 def running_run(declared: PreparedExperiment) -> Run:
@@ -107,9 +131,15 @@ def publish(declared: PreparedExperiment, results_digest: str, tables: Evaluatio
     summary = summary_table(tables.metrics, finished.plan.experiment.parsed_methods)
     intervals = [column for column in summary.columns if column.startswith("ci95_")]
     put_frame(store.objects, staged.table("summary"), summary, table="summary", nullable=intervals)
-    paths = [staged.table("summary"), *_put_tables(store, staged, tables), *write_report(finished, tables, staged)]
+    source, command = provenance(), resume_command()
+    # What MLflow gets does not depend on the time, so that a run which was killed in between is not published there twice.
+    data = report_data(finished, tables, more_facts=choice_facts(finished), origin=report_origin(None, source))
+    paths = [staged.table("summary"), *_put_tables(store, staged, tables), *_put_report(store, staged, data)]
     link = track.track(finished, tables, paths, history, experiment)
-    store.objects.put(staged.config, experiment.to_yaml().encode())
+    tracking = tracking_record(finished, link)
+    dated = replace(data, origin=report_origin(history.ended, source, command, tracking))
+    store.objects.put(staged.file("report.html"), html_page(dated).encode())
+    store.objects.put(staged.config, config_text(finished, experiment).encode())
     manifest = {
         "question": finished.plan.keys.results,
         "declared": declared.plan.keys.results,
@@ -117,12 +147,14 @@ def publish(declared: PreparedExperiment, results_digest: str, tables: Evaluatio
         "results_version": RESULTS_VERSION,
         "package": package_version(),
         "costs": finished.costs(),
-        "tracking": tracking_record(finished, link),
+        "tracking": tracking,
         "times": {"began": history.began, "ended": history.ended},
-        "provenance": provenance(),
+        "provenance": source,
+        "command": command,
         "record": read_record(store, experiment.name),
     }
     files = [path.rpartition("/")[2] for path in [*paths, staged.config]]
+    publications.keep_previous(results_digest)
     publications.publish(number, manifest, files, lease.confirm, tables=[f"{name}.parquet" for name in table_specs()])
 
 
@@ -159,18 +191,21 @@ def _put_tables(store: Store, results: ResultPaths, tables: EvaluationTables) ->
             yield results.table(name)
 
 
-def write_report(finished: Run, tables: EvaluationTables, results: ResultPaths | None = None) -> list[str]:
-    """Write table.md, table.tex, report.html and the figures of a finished run. Returns their paths below the store.
+def _put_report(store: Store, results: ResultPaths, data: ReportData) -> list[str]:
+    """Write table.md, table.tex, report.html and the figures; their paths."""
+    files = data_files(data)
+    for name, content in files.items():
+        store.objects.put(results.file(name), content)
+    return [results.file(name) for name in files]
 
-    ``results``: where to; None replaces the published ones, and states their digests in the manifest.
-    """
-    from genrep_dist.report.build import report_files
 
+def write_report(finished: Run, tables: EvaluationTables) -> list[str]:
+    """Write table.md, table.tex, report.html and the figures of a published run again. Returns their paths below the store."""
     objects, written = finished.store.objects, report_files(finished, tables, more_facts=choice_facts(finished))
-    place = results or ResultPaths(finished.name)
+    place = ResultPaths(finished.name)
     for name, content in written.items():
         objects.put(place.file(name), content)
-    manifest = finished.manifest() if results is None else None
+    manifest = finished.manifest()
     if manifest is not None:
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in written.items()}
         Publications(objects, finished.name).update({"files": {**manifest.get("files", {}), **digests}})

@@ -11,7 +11,7 @@ from genrep_dist.results import open_run
 from genrep_dist.runner.heartbeat import RunHistory
 from genrep_dist.runner.track import track, tracking_record
 from genrep_dist.store import Store
-from genrep_dist.store.paths import EXPERIMENTS, ResultPaths, damaged_copy, experiment_name
+from genrep_dist.store.paths import EXPERIMENTS, ResultPaths, damaged_copy, recorded_names
 from genrep_dist.store.publications import Publications
 from genrep_dist.tracking.database import SIDE_FILES, sqlite_path, store_database
 
@@ -36,7 +36,7 @@ def rebuild_tracking(store: Store) -> Iterator[str]:
             except OSError as error:
                 raise StoreError("a file cannot be moved away", where=str(path), expected=f"a move to {moved}", got=str(error)) from error
             yield f"{path} was moved to {moved}"
-    for name in sorted({experiment_name(path) for path in store.objects.list(EXPERIMENTS)}):
+    for name in recorded_names(store.objects.list(EXPERIMENTS)):
         finished = open_run(store, name)
         manifest = finished.manifest()
         if manifest is None or not manifest.get("tracking", {}).get("in_store"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,10 +17,11 @@ from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.executors.base import Executor
 from genrep_dist.results import Run
 from genrep_dist.runner.determinism import difference_text, repeat_first_original, with_fresh_retrainings
+from genrep_dist.runner.display import display_for
 from genrep_dist.runner.first_seed import check_first_seed
 from genrep_dist.runner.heartbeat import Heartbeat
 from genrep_dist.runner.progress import NoProgress, Progress, ProgressCounter
-from genrep_dist.runner.publish import is_finished, publish, running_run
+from genrep_dist.runner.publish import is_finished, publish, replacement_text, running_run
 from genrep_dist.runner.quarantine import clear_quarantine
 from genrep_dist.runner.stage_runner import StageRunner, Workers
 from genrep_dist.runner.system_metrics import system_metrics
@@ -28,24 +30,24 @@ from genrep_dist.runner.tuning import best_value, candidates, measure_precision,
 from genrep_dist.store import Store
 from genrep_dist.store.damaged import move_damaged
 from genrep_dist.store.lease import Lease
-from genrep_dist.store.paths import ExperimentPaths
+from genrep_dist.store.paths import ORIGINALS, ExperimentPaths
 from genrep_dist.store.publications import Publications
 from genrep_dist.workflow.data import forget_data
 from genrep_dist.workflow.evaluate import evaluate
 from genrep_dist.workflow.execute import worker_context
 from genrep_dist.workflow.prepare import PreparedExperiment, prepare, publish_inputs
-from genrep_dist.workflow.record import changes_since_last_run, write_record
+from genrep_dist.workflow.record import changes_text, write_record
 
 T = TypeVar("T")
 
 
 def run(
     experiment: Experiment | str | Path,
-    store: str = "store",
+    store: str | PathLike[str] = "store",
     *,
     serial: bool = False,
     address: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     search_path: Sequence[str] = (),
     executor: Executor | str | None = None,
     retry_failed: bool = False,
@@ -60,14 +62,16 @@ def run(
     are shown, and the run goes on.
 
     ``serial`` runs in this process without Ray; ``address`` attaches to a running Ray cluster; ``executor`` is the name of a registered
-    executor, or an executor, which stays open. Raises GenRepError; units that were finished before stay finished.
+    executor, or an executor, which stays open. ``progress``: a display of your own; True shows a line that is written again and again,
+    False nothing, and None the line in a notebook and at a terminal. Raises GenRepError; units that were finished before stay finished.
     """
     experiment, search_path = _loaded(experiment, search_path)
     opened = Store(store)
     opened.objects.check_access()
     tracking_uri(experiment, opened)  # refused now, not after the work
+    counter = _progress_counter(display_for(progress))
+    counter.step("preparing")
     declared = prepare(experiment, opened, search_path)
-    counter = _progress_counter(progress)
     for warning in declared.plan.warnings:
         counter.message(f"warning: {warning}")
     with _lease(opened, experiment.name, counter) as lease, counter.also_checking(lease.check):
@@ -76,9 +80,9 @@ def run(
             finished = running_run(declared)
             follow_moved_store(finished)
             return finished
-        if changed := changes_since_last_run(declared):
-            names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-            counter.message(f"changed since the last run of {experiment.name}: {names}; what depends on them is recomputed")
+        for text in (changes_text(declared), replacement_text(declared)):
+            if text:
+                counter.message(text)
         if retry_failed and clear_quarantine(opened, experiment.name):
             counter.message("what was in quarantine is tried again")
         workers = Workers(experiment, serial=serial, address=address, executor=executor)
@@ -93,6 +97,7 @@ def run(
             digest, tables = _ExperimentRunner(declared, counter, workers, record, force=force).run()
             workers.close()
             lease.confirm()
+            counter.step("publishing")
             publish(declared, digest, tables, lease, heartbeat.history())
 
         try:
@@ -121,11 +126,12 @@ def train_originals(
     """
     experiment, search_path = _loaded(experiment, search_path)
     methods = [name for name in experiment.methods if name not in experiment.external_methods] or ["random"]
-    changes: dict[str, Any] = {"name": f"{experiment.name}.originals", "methods": methods, "external": {}, "baseline": None, "blocks": {}}
+    changes: dict[str, Any] = {"name": f"{experiment.name}{ORIGINALS}", "methods": methods, "external": {}, "baseline": None, "blocks": {}}
     opened = Store(store)
     opened.objects.check_access()
-    prepared = prepare(experiment.with_fixed_seeds(**changes), opened, search_path)
     counter = _progress_counter(progress)
+    counter.step("preparing")
+    prepared = prepare(experiment.with_fixed_seeds(**changes), opened, search_path)
     with _lease(opened, prepared.plan.experiment.name, counter) as lease, counter.also_checking(lease.check):
         write_record(prepared, lease=int(lease.number))
         publish_inputs(prepared)
@@ -186,6 +192,7 @@ class _ExperimentRunner:
         check = None if self._is_checked else partial(check_first_seed, prepared, runner, self._progress, force=self._force)
         self._is_checked = True
         requests = runner.run(check)
+        self._progress.step("evaluating")
         return evaluate(prepared.plan, prepared.store, requests, lambda: worker_context(prepared.job), prepared.flipped)
 
     def _repeatable(self, experiment: Experiment) -> Experiment:

@@ -62,6 +62,13 @@ class Workers:
         self._executor = self._given
         self._lock = threading.Lock()
 
+    @property
+    def starting(self) -> str:
+        """What :meth:`open` starts, for people; empty for what is open, or starts at once."""
+        if self._executor is not None or self._name != "ray":
+            return ""
+        return "joining Ray" if self._address else "starting Ray"
+
     def open(self) -> Executor:
         if self._executor is None:
             self._executor = EXECUTORS.get(self._name)(self._experiment.resources, address=self._address)
@@ -184,10 +191,12 @@ class StageRunner:
                 artifact.declare(self._store)
                 missing.extend(artifact.missing_units(self._store))
                 claimed.append(artifact)
+        runnable = self._quarantine.runnable(missing)
+        if runnable:
+            self._open_executor()  # before the stage begins, which is timed
         if missing or not self._waits_for:
             total = sum(len(artifact.units) for artifact in artifacts if artifact.seed not in self._skipped_seeds)
             self._progress.stage(stage, total, total - len(missing) - num_missing)
-        runnable = self._quarantine.runnable(missing)
         skipped = set(missing).difference(runnable)
         after_first = None
         first = next((seed for seed in self._plan.experiment.seeds if seed not in {unit.seed for unit in skipped}), None)
@@ -232,6 +241,8 @@ class StageRunner:
             with self._claims.take(retraining.key for retraining in missing) as mine:
                 # Another driver may have trained some of them in the meantime.
                 claimed = [retraining for retraining in self._missing(requests, ledger) if retraining.key in mine] if mine else []
+                if claimed:
+                    self._open_executor()
                 if claimed or not self._waits_for:
                     self._progress.stage(RetrainStage.name, count, count - len(missing))
                 self._train(claimed)
@@ -291,6 +302,8 @@ class StageRunner:
 
     def _open_executor(self) -> Executor:
         """The executor. Before its first unit, the plan is checked against its memory."""
+        if starting := self._workers.starting:
+            self._progress.step(starting)
         executor = self._workers.open()
         if not self._checked:
             check_room(self._plan, self._store, executor.slots_for, executor.memory_bytes)

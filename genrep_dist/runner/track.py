@@ -21,6 +21,7 @@ from genrep_dist.redaction import redact
 from genrep_dist.report.tables import RANDOM
 from genrep_dist.report.verdict import verdict
 from genrep_dist.results import Run
+from genrep_dist.results.reporting import config_text
 from genrep_dist.runner.heartbeat import RunHistory
 from genrep_dist.store import Store
 from genrep_dist.store.paths import data_folder
@@ -56,7 +57,7 @@ def track(
 
     ``declared``: the experiment with the address of MLflow; the store's record has no passwords.
     """
-    from genrep_dist.report.method_files import method_files
+    from genrep_dist.results.method_files import method_files
     from genrep_dist.tracking.mlflow_tracker import publish as publish_to_mlflow
     from genrep_dist.tracking.publication import Publication
 
@@ -66,7 +67,7 @@ def track(
         experiment=experiment.name,
         problem=experiment.problem.name,
         plan_digest=finished.plan.keys.results,
-        config_yaml=experiment.to_yaml(),
+        config_yaml=config_text(finished, experiment),
         parameters=dict(_flat(experiment.result_fields())) | recipe,
         methods=experiment.parsed_methods,
         metrics=tables.metrics,
@@ -159,7 +160,7 @@ def description(tables: EvaluationTables, declared: str | None, noun: str = "pre
 def diagnostics(finished: Run) -> dict[str, list[tuple[str, float, int]]]:
     """For each method whose importance or kernel was solved for: its residuals and gaps, as (name, value, seed)."""
     found: dict[str, list[tuple[str, float, int]]] = {}
-    certificates = finished.certificates()
+    certificates = finished.certificate_records()
     experiment = finished.plan.experiment
     for name in experiment.methods:
         method = experiment.method(name)

@@ -25,10 +25,12 @@ from typing import Any
 from genrep_dist.errors import StoreError
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import lease_number, lease_record
-from genrep_dist.store.processes import has_let_go, held_tokens, this_process
+from genrep_dist.store.processes import has_let_go, held_tokens, is_of_this_machine, this_process
 
 RENEW_SECONDS = 5.0
 TIMEOUT_SECONDS = 60.0
+WATCH_SECONDS = 2 * RENEW_SECONDS + 2.0
+"""A process of another machine that has not renewed its lease for this long is considered gone by :func:`lease_holder`."""
 POLL_SECONDS = 0.5
 NUMBERS_KEPT = 8
 """Numbers below the highest that are kept, so that a listing made while others come and go cannot miss all of them."""
@@ -156,17 +158,47 @@ class Lease:
         return (json.dumps(record, sort_keys=True) + "\n").encode()
 
     def _highest(self) -> tuple[int, dict[str, Any]]:
-        """The highest number and its record; (0, {}) if there is none."""
-        paths = self._objects.list(self._folder)
-        if not paths:
-            return 0, {}
-        last = max(paths, key=lease_number)
-        return lease_number(last), self._read(last)
+        return _highest(self._objects, self._folder)
 
     def _read(self, path: str) -> dict[str, Any]:
-        """A record; empty if it is incomplete, because it is being written or its writer died."""
-        try:
-            record = json.loads(self._objects.get(path))
-        except (FileNotFoundError, ValueError):
-            return {}
-        return record if isinstance(record, dict) else {}
+        return _read(self._objects, path)
+
+
+def lease_holder(objects: Objects, folder: str, watch_seconds: float = WATCH_SECONDS) -> str:
+    """The process that holds the lease in ``folder``, for people; empty if nobody does. Does not take the lease.
+
+    Whether a process of another machine is alive shows within ``watch_seconds``, in which this waits for it to renew its lease.
+    """
+    number, record = _highest(objects, folder)
+    if not number or record.get("released") or has_let_go(record):
+        return ""
+    holder = f"process {record.get('pid')} on {record.get('host')}"
+    if is_of_this_machine(record):
+        return holder
+    began = time.monotonic()
+    while time.monotonic() - began < watch_seconds:
+        time.sleep(min(POLL_SECONDS, watch_seconds / 4))
+        now = _highest(objects, folder)
+        if now[1].get("released"):
+            return ""
+        if (now[0], now[1].get("beat")) != (number, record.get("beat")):
+            return holder
+    return ""
+
+
+def _highest(objects: Objects, folder: str) -> tuple[int, dict[str, Any]]:
+    """The highest number and its record; (0, {}) if there is none."""
+    paths = objects.list(folder)
+    if not paths:
+        return 0, {}
+    last = max(paths, key=lease_number)
+    return lease_number(last), _read(objects, last)
+
+
+def _read(objects: Objects, path: str) -> dict[str, Any]:
+    """A record; empty if it is incomplete, because it is being written or its writer died."""
+    try:
+        record = json.loads(objects.get(path))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +20,7 @@ from genrep_dist.store import paths
 from genrep_dist.store.damage_notes import noted
 from genrep_dist.store.disk import atomic_write, create_file, create_root, free_space, sync_files, write_file
 from genrep_dist.store.links import check_links_below, path_inside
-from genrep_dist.store.retries import list_paths, retried
+from genrep_dist.store.retries import list_files, retried
 from genrep_dist.store.sealed import seal_json, unseal_json
 from genrep_dist.store.uris import open_bucket, parse_uri, translated_errors
 
@@ -33,8 +33,12 @@ class Objects:
     and if a link in a local folder leads out of it.
     """
 
-    def __init__(self, uri: str) -> None:
-        place = parse_uri(uri)
+    def __init__(self, uri: str | os.PathLike[str]) -> None:
+        if not isinstance(uri, str | os.PathLike):
+            raise StoreError(
+                "this is no address of a store", where="store", expected="a folder or a URL, as text or path", got=repr(uri)[:80]
+            )
+        place = parse_uri(os.fspath(uri))
         self.uri = str(place)
         self.root: Path | None = None
         if isinstance(place, Path):
@@ -146,6 +150,10 @@ class Objects:
         """All paths below the folder ``prefix``, sorted, without the temporary files of interrupted writes."""
         return sorted(path for path in self._list_all(prefix) if "#" not in path)
 
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """The size in bytes of every file below the folder ``prefix``, by path, with the temporary files of interrupted writes."""
+        return self._list_all(prefix)
+
     def delete(self, path: str) -> None:
         """Delete a file if it exists."""
         self.require_inside(path)
@@ -167,10 +175,17 @@ class Objects:
         def delete_listed() -> None:
             found = self._list_all(prefix)
             if found:
-                obstore.delete(self.backend, found)
+                obstore.delete(self.backend, list(found))
 
         with self.translated_errors(prefix):
             retried(delete_listed)
+
+    def delete_empty_folders(self, prefix: str) -> None:
+        """Delete the folder ``prefix`` of a local store and folders below it that are empty. A bucket has no folders."""
+        if self.root is not None:
+            for folder, _, _ in os.walk(self._inside(prefix), topdown=False):
+                with suppress(OSError):  # it is not empty
+                    os.rmdir(folder)
 
     def put_json(self, path: str, value: Any) -> None:
         """Write JSON with sorted keys, so that equal values give equal bytes. An object gets a checksum (:mod:`.sealed`)."""
@@ -247,8 +262,8 @@ class Objects:
                 remedy="check the disk, its free space and permissions, and run the same command again: only what is missing is computed",
             ) from error
 
-    def _list_all(self, prefix: str) -> Sequence[str]:
+    def _list_all(self, prefix: str) -> dict[str, int]:
         if self.root is not None:
             check_links_below(self.root, prefix)  # a link could lead to all that the machine has
         with self.translated_errors(prefix):
-            return list_paths(self.backend, prefix)
+            return list_files(self.backend, prefix)

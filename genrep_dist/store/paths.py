@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 EXPERIMENTS = "experiments"
+RESULTS = "results"
+ARTIFACTS = "artifacts"
+LEDGERS = "ledger"
+DATA = "data"
+REFUSED = "refused"
+"""What was damaged and moved away."""
+ORIGINALS = ".originals"
+"""Suffix of the name of a run that only trains the models of an experiment, for `genrep export problem`."""
 DAMAGE_NOTES = "damaged"
 """Notes of damaged files that were found outside of a run."""
 ACCESS_MARKER = ".access-"
@@ -15,10 +23,16 @@ class ArtifactPaths:
     """The Zarr group of one artifact, its manifest and the ``records`` of its parts."""
 
     def __init__(self, kind: str, key: str) -> None:
-        self.folder = f"artifacts/{kind}/{key[:2]}/{key}"
+        self.folder = f"{ARTIFACTS}/{kind}/{key[:2]}/{key}"
         self.manifest = f"{self.folder}/manifest.json"
         self.metadata = f"{self.folder}/zarr.json"
         self.records = f"{self.folder}/parts"
+
+    @classmethod
+    def of_folder(cls, folder: str) -> ArtifactPaths:
+        """The artifact whose folder this is."""
+        _, kind, _, key = folder.split("/")
+        return cls(kind, key)
 
     def record(self, part: str) -> str:
         return f"{self.records}/{part}.json"
@@ -55,7 +69,7 @@ class LedgerPaths:
     """One ledger: its folder of parts and, below it, the folder of ``damaged`` parts."""
 
     def __init__(self, training: str) -> None:
-        self.folder = f"ledger/{training}"
+        self.folder = f"{LEDGERS}/{training}"
         self.damaged = f"{self.folder}/refused"
         self.compaction_lease = f"{self.folder}/lease"
 
@@ -90,8 +104,35 @@ class ExperimentPaths:
 
 
 def experiment_name(path: str) -> str:
-    """The experiment to which a path below EXPERIMENTS belongs."""
+    """The experiment to which a path below EXPERIMENTS or RESULTS belongs."""
     return path.split("/")[1]
+
+
+def recorded_names(paths: Iterable[str]) -> list[str]:
+    """The experiments that have a record among the ``paths`` below EXPERIMENTS, sorted; others were removed, or never began."""
+    return sorted({experiment_name(path) for path in paths if path == ExperimentPaths(experiment_name(path)).record})
+
+
+def artifact_folder(path: str) -> str:
+    """The folder of the artifact to which a path below ARTIFACTS belongs; empty for a file of no artifact."""
+    parts = path.split("/")
+    return "/".join(parts[:4]) if len(parts) > 4 and parts[0] == ARTIFACTS else ""
+
+
+def is_artifact(folder: str) -> bool:
+    """Whether a folder is that of an artifact."""
+    return folder.startswith(f"{ARTIFACTS}/") and folder.count("/") == 3
+
+
+def store_part(path: str) -> str:
+    """The part of a store to which a path belongs: its top folder, or the artifacts of one kind."""
+    top, *below = path.split("/")
+    return f"{ARTIFACTS}/{below[0]}" if top == ARTIFACTS and below else top
+
+
+def entry_folder(path: str) -> str:
+    """``top/name`` of a path below a folder with an entry for each name: a ledger, a data set, a folder of results."""
+    return "/".join(path.split("/")[:2])
 
 
 class ResultPaths:
@@ -99,7 +140,7 @@ class ResultPaths:
 
     def __init__(self, name: str, folder: str | None = None) -> None:
         self.name = name
-        self.folder = folder or f"results/{name}"
+        self.folder = folder or f"{RESULTS}/{name}"
         self.manifest = f"{self.folder}/manifest.json"
         self.config = f"{self.folder}/config.yaml"
 
@@ -109,10 +150,14 @@ class ResultPaths:
     def file(self, name: str) -> str:
         return f"{self.folder}/{name}"
 
+    def previous(self, digest: str) -> ResultPaths:
+        """Where results of this name are kept that others have replaced; ``digest`` of their experiment."""
+        return ResultPaths(self.name, f"{self.folder}/previous/{digest[:12]}")
+
 
 def data_table(digest: str, split: str) -> str:
     """The samples of ``split``, 'train' or 'test', of the data set with this digest."""
-    return f"data/{digest}/{split}.parquet"
+    return f"{DATA}/{digest}/{split}.parquet"
 
 
 def damage_note(digest: str) -> str:
@@ -121,12 +166,12 @@ def damage_note(digest: str) -> str:
 
 
 def data_folder(digest: str) -> str:
-    return f"data/{digest}"
+    return f"{DATA}/{digest}"
 
 
 def damaged_copy(path: str, suffix: str) -> str:
     """Where a damaged file or folder is moved to."""
-    return f"refused/{path}-{suffix}"
+    return f"{REFUSED}/{path}-{suffix}"
 
 
 CLAIMS = "claims"

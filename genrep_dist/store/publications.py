@@ -126,6 +126,23 @@ class Publications:
             if staged_number(path) < number:  # of a publication that was not finished
                 self._objects.delete(path)
 
+    def keep_previous(self, question: str) -> str | None:
+        """Copy the visible publication, which is to be replaced, unless it is of ``question``; the folder below the store.
+
+        Its manifest is written last: a folder with a manifest is complete. None if there is nothing to keep.
+        """
+        found = self.manifest()
+        if found is None or found["question"] == question:
+            return None
+        kept = self.results.previous(found["question"])
+        if self._objects.exists(kept.manifest) and self._objects.get_json(kept.manifest) == found:
+            return kept.folder
+        for name in (*found.get("tables", {}), *found.get("files", {})):
+            with suppress(FileNotFoundError):  # damage that was moved away
+                self._objects.put(kept.file(name), self._objects.get(self.find(found, name)))
+        self._objects.put_json(kept.manifest, found)
+        return kept.folder
+
     def update(self, changes: Mapping[str, Any]) -> None:
         """Change fields of the visible manifest, such as an address."""
         found = self.manifest()

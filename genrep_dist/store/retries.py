@@ -91,17 +91,20 @@ async def retried_async(operation: Callable[[], Awaitable[T]]) -> T:
         await asyncio.sleep(pause)
 
 
-def list_paths(backend: ObjectStore, prefix: str) -> list[str]:
-    """All paths below the folder ``prefix``, in the order of the backend.
+def list_files(backend: ObjectStore, prefix: str) -> dict[str, int]:
+    """The size in bytes of every file below the folder ``prefix``, by path, in the order of the backend.
 
     After an error of a bucket the listing goes on behind the last path: patience counts from the last page that came.
     """
-    found: list[str] = []
+    found: dict[str, int] = {}
+    last: str | None = None
     pauses = _Pauses()
     while True:
         try:
-            for batch in obstore.list(backend, prefix, offset=found[-1] if found else None):
-                found.extend(str(item["path"]) for item in batch)
+            for batch in obstore.list(backend, prefix, offset=last):
+                for item in batch:
+                    last = str(item["path"])
+                    found[last] = int(item["size"])
                 pauses = _Pauses()
             return found
         except BaseError as error:

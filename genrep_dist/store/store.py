@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from os import PathLike
+
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.store.ledger import Ledger
 from genrep_dist.store.objects import Objects
@@ -10,7 +12,7 @@ from genrep_dist.store.objects import Objects
 class Store:
     """Artifacts (Zarr), data, ledger and results (Parquet), records of experiments. :mod:`genrep_dist.store.paths` has the layout."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str | PathLike[str]) -> None:
         self.objects = Objects(uri)
 
     @property

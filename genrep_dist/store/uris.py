@@ -20,6 +20,7 @@ from obstore.store import ObjectStore, from_url
 
 from genrep_dist.errors import StoreError
 from genrep_dist.filesystem import FOLDER, what_is_at
+from genrep_dist.provenance import in_ray
 from genrep_dist.store.disk import free_space
 
 if TYPE_CHECKING:
@@ -87,6 +88,14 @@ def _local_folder(name: str) -> Path:
             got=ascii(name),
             remedy="set LC_ALL=C.UTF-8, or choose another --store",
         ) from error
+    if in_ray() and not Path(name).expanduser().is_absolute():
+        raise StoreError(
+            "a relative --store in a Ray job would be a temporary folder of the cluster, which is deleted with the results",
+            where="--store",
+            expected="an absolute path that all nodes see, or a bucket (s3://, gs://, az://)",
+            got=name,
+            remedy="give the job --store /shared/store, or --store s3://bucket/prefix",
+        )
     try:
         return Path(name).expanduser().resolve()
     except (OSError, RuntimeError, ValueError) as error:

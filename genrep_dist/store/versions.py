@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from genrep_dist.errors import StoreError
-
-
-def package_version() -> str:
-    """The version of the package that writes, for messages of older ones."""
-    try:
-        return version("genrep-dist")
-    except PackageNotFoundError:  # run from its sources
-        return "unknown"
 
 
 def refuse_newer(what: str, found: Any, newest: int, where: str, writer: Any = None) -> None:

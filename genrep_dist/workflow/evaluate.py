@@ -19,8 +19,6 @@ from genrep_dist.workflow.data import sample_ids
 from genrep_dist.workflow.explained_ledger import explained_ledger
 from genrep_dist.workflow.requests import StoredSeed
 
-RANDOM = "random"
-
 
 def evaluate(
     plan: Plan, store: Store, requests: pl.DataFrame, open_context: Callable[[], WorkerContext], flipped_ids: Collection[int] = ()
@@ -47,7 +45,7 @@ def evaluate(
         for name, table in found.tables.items():
             frames.setdefault(name, []).append(table)
     points, methods = pl.concat([found.points for found in measured]).sort("metric", "method", "seed", "test_id"), experiment.methods
-    baselines = [name for name in dict.fromkeys((experiment.baseline, RANDOM)) if name in methods]
+    baselines = experiment.baselines
     return EvaluationTables(
         points=points,
         metrics=metrics_table(points, methods),

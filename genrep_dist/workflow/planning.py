@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys
 from genrep_dist.config.metrics import check_feasible, largest_removal, metric_warnings, needs_self_influence, requested_retrainings
 from genrep_dist.errors import PlanError
+from genrep_dist.evaluation.significance import LEVEL, fewest_seeds, smallest_p
 from genrep_dist.plan import Needs, Plan, Shape, derived_kernel, has_self_influence, kernel_names
 from genrep_dist.workflow.blocks import block_rows, gram_tile_rows
 from genrep_dist.workflow.gradients import stored_features
@@ -92,6 +94,19 @@ def _warnings(plan: Plan) -> Iterator[str]:
             "here can verify that they are scores of the models that are judged."
         )
     yield from metric_warnings(experiment, plan.shape.num_train)
+
+
+def power_warnings(experiment: Experiment) -> Iterator[str]:
+    """A sentence if no difference between methods can be significant, with the number of seeds that would do. For those who still plan."""
+    methods, seeds = experiment.methods, len(experiment.seeds) if experiment.stop is None else experiment.stop.max_seeds
+    compared = len(experiment.baselines) * (len(methods) - 1)
+    if compared == 0 or (smallest := smallest_p(seeds, compared)) <= LEVEL:
+        return
+    needed = fewest_seeds(compared)
+    number = f"{compared} comparison" + ("s" if compared > 1 else "")
+    why = "one seed gives no p-value" if seeds == 1 else f"the smallest with {seeds} seeds and {number} is {smallest:.2g}"
+    remedy = "compare fewer methods" if needed is None else f"with {needed} seeds one can"
+    yield f"No p-value can reach {LEVEL} in this experiment: {why} (sign-flip test, Holm's correction); {remedy}."
 
 
 def _refuse_impossible(keys: Keys, shape: Shape) -> None:

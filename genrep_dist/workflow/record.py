@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from genrep_dist.config import Experiment
+from genrep_dist.config.experiment import EXPERIMENT_NAME
 from genrep_dist.config.keys import Keys
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import ConfigError, CorruptError, DamagedFile, StoreError
 from genrep_dist.plan import Plan, Shape
 from genrep_dist.problems.digests import Identity
 from genrep_dist.problems.load import load_class
+from genrep_dist.provenance import package_version
 from genrep_dist.store import Store
 from genrep_dist.store.damaged import move_damaged
-from genrep_dist.store.paths import EXPERIMENTS, ExperimentPaths, experiment_name
+from genrep_dist.store.paths import EXPERIMENTS, ORIGINALS, ExperimentPaths, recorded_names
 from genrep_dist.store.publications import Publications
 from genrep_dist.store.records import reading_record
-from genrep_dist.store.versions import package_version, refuse_newer
+from genrep_dist.store.versions import refuse_newer
 from genrep_dist.workflow.planning import make_plan
 from genrep_dist.workflow.prepare import PreparedExperiment
 from genrep_dist.workflow.user_code import planning_needs, refused_code, remember_code
@@ -80,15 +83,29 @@ def array_addresses(plan: Plan) -> dict[str, Any]:
     }
 
 
-def changes_since_last_run(prepared: PreparedExperiment) -> list[str]:
-    """Files and other parts of the user's code that are not those of the last run of this name; none if there was no such run."""
+def changes_text(prepared: PreparedExperiment) -> str:
+    """Which of the user's files and other parts of the code changed since the last run of this name, and what is computed anew for it.
+
+    Empty if nothing did, or if there was no such run.
+    """
+    name, found = prepared.plan.experiment.name, _changes_since_last_run(prepared)
+    changed = list(dict.fromkeys(change for changes in found.values() for change in changes))
+    if not changed:
+        return ""
+    names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+    affected = "all its models and scores are" if "problem" in found else f"what depends on {', '.join(found)} is"
+    return f"changed since the last run of {name}: {names}; {affected} computed anew, and nothing of the earlier run is deleted"
+
+
+def _changes_since_last_run(prepared: PreparedExperiment) -> dict[str, list[str]]:
+    """Changed places by what they define: the problem, a kernel, or another extension."""
     try:
         record = read_record(prepared.store, prepared.plan.experiment.name)
         last = {label: Identity.from_record(found) for label, found in record.get("identities", {}).items()}
     except (StoreError, LookupError, TypeError, AttributeError):  # no record, or a damaged one, which is written again
-        return []
-    now = prepared.job.identities
-    return list(dict.fromkeys(change for label in now if label in last for change in now[label].changes(last[label])))
+        return {}
+    changes = {label: now.changes(last[label]) for label, now in prepared.job.identities.items() if label in last}
+    return {label: found for label, found in changes.items() if found}
 
 
 def restore_record(store: Store, name: str, record: Mapping[str, Any], lease: int) -> None:
@@ -104,14 +121,17 @@ def read_record(store: Store, name: str) -> dict[str, Any]:
     """
     path = ExperimentPaths(name).record
     try:
+        if not re.fullmatch(EXPERIMENT_NAME, str(name)):  # it is no path
+            raise FileNotFoundError(name)
         record: dict[str, Any] = store.objects.get_json(path)
     except FileNotFoundError:
-        known = sorted({experiment_name(path) for path in store.objects.list(EXPERIMENTS)})
+        # Not the runs that only train the models of an export.
+        known = [one for one in recorded_names(store.objects.list(EXPERIMENTS)) if not one.endswith(ORIGINALS)]
         raise StoreError(
             "the store has no such experiment",
             where=store.uri,
             expected="one of " + (", ".join(known) or "(none)"),
-            got=name,
+            got=str(name),
             remedy="check --store, or run the experiment first",
         ) from None
     publications = Publications(store.objects, name)

@@ -123,11 +123,12 @@ def require_unchanged(record: Mapping[str, Any], folders: Sequence[str]) -> None
             source = source_on_disk(module, [*folders, str(Path.cwd())])
             if source is not None and source.digest != digest:
                 raise ProblemError(
-                    "a source file differs from the one that the run was made with",
+                    f"{source.path.name} changed since this run: it differs from the one that the run was made with",
                     where=str(source.path),
                     expected=f"source digest {digest}",
                     got=source.digest,
-                    remedy="restore that file, or run the experiment again",
+                    remedy="restore that file, or run the experiment again, under another name to keep this run. Tables, scores and the "
+                    "report need no code",
                 )
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from io import StringIO
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import cast
@@ -14,9 +15,11 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import genrep_dist as gr
+from genrep_dist.cli.display import show_findings
 from genrep_dist.diagnostics import Finding, diagnose, worst_colour
 from genrep_dist.diagnostics.checks import dropout, mode, normalisation, power
 from genrep_dist.diagnostics.context import CheckContext
@@ -36,7 +39,7 @@ def test_a_healthy_run_is_green_but_for_its_few_seeds(healthy: gr.Run) -> None:
         *("gram symmetry", "gram eigenvalue"),
         *("surrogate residual", "efficiency", "influence residual", "loss curvature"),
         *("tracking identity", "optimizer", "finite", "scores"),
-        *("ledger", "originals", "retraining", "published results", "divergence", "learning", "overlap", "power"),
+        *("ledger", "originals", "retraining", "published results", "logits", "divergence", "learning", "overlap", "power"),
     }
     assert {finding.name for finding in findings} == names
     for found in findings:
@@ -134,6 +137,29 @@ def test_modes_of_single_layers() -> None:
     assert only(normalisation, within).colour == "green"
     assert "no dropout" in only(dropout, within).text
     assert only(normalisation, nn.BatchNorm1d(2)).colour == "amber"
+
+
+def test_absurd_numbers_after_retraining_are_red(healthy: gr.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = healthy.deletion().with_columns(pl.lit(-1e9).alias("score_retrained"))
+    monkeypatch.setattr(healthy, "deletion", lambda: published)
+    found = doctor(healthy).worst_of("divergence")
+    assert (found.colour, found.number) == ("red", 1e9)
+    assert "retrained models" in found.text
+    assert "learning_rate" in found.remedy
+
+
+def test_the_terminal_shows_what_is_not_green_in_lines_of_80_columns(healthy: gr.Run) -> None:
+    findings = [*doctor(healthy), Finding("logits", "red", 2.0, 1.0, "text " * 30 + "; more", "remedy", 0)]
+    shown = StringIO()
+    show_findings(Console(file=shown, width=160), "toy", findings)
+    first, second, counts, last = shown.getvalue().splitlines()
+    assert first.startswith("red   logits: 2, bound 1: text")
+    assert second.startswith("amber power: 2, bound 10: number of seeds")
+    assert max(map(len, (first, second))) <= 80
+    assert "1 amber, 1 red" in counts
+    assert "--all" in last
+    show_findings(Console(file=shown, width=160), "toy", findings, every=True)
+    assert "remedy" in shown.getvalue()
 
 
 def test_an_unfinished_run_is_refused(run_copy: gr.Run) -> None:

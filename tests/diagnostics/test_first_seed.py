@@ -46,6 +46,27 @@ class Copied(Learnable):
         return Dataset(inputs, targets, ids)
 
 
+class SameRows(Learnable):
+    """A third of the test rows are training rows: the two sets were not split."""
+
+    def test_data(self) -> Dataset:
+        inputs, targets, ids = super().test_data()
+        inputs[:12] = self.train_data().inputs[:12]
+        return Dataset(inputs, targets, ids)
+
+
+class Sigmoid(Learnable):
+    """Returns probabilities where logits are expected; for several classes their logarithms if ``logarithm`` is 1."""
+
+    def __init__(self, logarithm: int = 0, **options: int) -> None:
+        super().__init__(**options)
+        self.logarithm = logarithm
+
+    def model(self) -> nn.Module:
+        several = nn.LogSoftmax(dim=1) if self.logarithm else nn.Softmax(dim=1)
+        return nn.Sequential(super().model(), nn.Sigmoid() if self.num_classes == 2 else several)
+
+
 class Gain(nn.Module):
     """A factor that grows in training, and that the state dictionary does not have."""
 
@@ -173,6 +194,8 @@ OWN = {"methods": ["mine-final/target"]}
     [
         (LEARNABLE, {"recipe": {"learning_rate": 1e6}}, "divergence", "learning_rate"),
         ("tests.diagnostics.runs:Regression", {"recipe": {"learning_rate": 4.0, "epochs": 2}}, "divergence", "learning_rate"),
+        ("SameRows", {"methods": ["random"]}, "overlap", "different samples"),
+        ("Sigmoid", {"methods": ["random"], "recipe": {"epochs": 40, "learning_rate": 1.0}}, "logits", "without a sigmoid or softmax"),
         ("Comparing", {"methods": ["random"]}, "batch size", "dimension 0"),
         ("Forgetful", {"methods": ["random"]}, "reproduction", "delete the folder"),
         (LEARNABLE, {"methods": ["one-layer-final/target"]}, "kernel rows", "correct its class"),
@@ -200,6 +223,15 @@ def test_what_is_only_told(genrep: Any) -> None:
     assert "2 amber, 0 red" in told[0]
     assert [line.split(":")[1] for line in told[1:]] == [" amber, optimizer", " amber, overlap"]
     assert "overlap: 3, not within 0" in told[2]
+
+
+@pytest.mark.parametrize(("logarithm", "colour"), [(0, "red"), (1, "amber")])
+def test_probabilities_of_several_classes(tmp_path: Path, logarithm: int, colour: str) -> None:
+    messages = Messages()
+    options = {"num_classes": 3, "logarithm": logarithm, "epochs": 2}
+    asked = experiment(f"{HERE}:Sigmoid", options, methods=["random"], deletion={"fractions": [0.0]}, seeds=1)
+    gr.run(asked, store=str(tmp_path), serial=True, progress=messages, search_path=[str(ROOT)], force=True)
+    assert any(text.startswith(f"doctor: {colour}, logits: ") for text in messages.texts)
 
 
 def test_green_is_one_line_and_a_finished_run_has_none(genrep: Any, tmp_path: Path) -> None:

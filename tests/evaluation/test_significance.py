@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from genrep_dist.evaluation import significance
 from genrep_dist.evaluation.intervals import Array
-from genrep_dist.evaluation.significance import NUM_FLIPS, holm, sign_flip_p_values
+from genrep_dist.evaluation.significance import NUM_FLIPS, fewest_seeds, holm, sign_flip_p_values, smallest_p
 
 
 def p_by_loop(row: list[float]) -> float:
@@ -36,6 +36,14 @@ def test_p_of_any_numbers() -> None:
 def test_the_smallest_p_is_two_patterns_of_all(num_seeds: int) -> None:
     rows = np.stack([np.linspace(1, 2, num_seeds), -np.linspace(1, 2, num_seeds)])
     assert sign_flip_p_values(rows) == pytest.approx([2 / 2**num_seeds] * 2, rel=1e-12)
+    assert holm(sign_flip_p_values(rows)).min() == pytest.approx(smallest_p(num_seeds, 2), rel=1e-12)
+
+
+@pytest.mark.parametrize(("comparisons", "seeds"), [(1, 6), (3, 7), (7, 9), (2000, None)])
+def test_the_fewest_seeds_that_can_be_significant(comparisons: int, seeds: int | None) -> None:
+    assert fewest_seeds(comparisons) == seeds
+    if seeds is not None:
+        assert smallest_p(seeds, comparisons) <= 0.05 < smallest_p(seeds - 1, comparisons)
 
 
 def test_the_smallest_p_of_many_seeds() -> None:

@@ -38,11 +38,12 @@ class Problem:
     def model(self):
         return Net()
 
-    def train_data(self):
-        x = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
+    def train_data(self, seed=0):
+        x = torch.randn(24, 4, generator=torch.Generator().manual_seed(seed))
         return Dataset(x, (x[:, 0] > 0).float(), torch.arange(24))
 
-    test_data = train_data
+    def test_data(self):
+        return self.train_data(1)
 """
 _numbers = itertools.count()
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import matplotlib.image
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import given
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from genrep_dist.errors import ProblemError
+from genrep_dist.evaluation.tables import table_specs
 from genrep_dist.problems.protocol import Dataset
-from genrep_dist.report.examples import MAX_TEXT, Texts, examples, strongest
+from genrep_dist.report.examples import MAX_FEATURES, MAX_TEXT, Texts, examples, removal_example, strongest
 from genrep_dist.report.pixels import LARGEST_SIDE, PixelRange, are_images, png
 
 pytestmark = pytest.mark.publishes
@@ -60,6 +62,90 @@ class FakeRun:
 
     def flipped_ids(self) -> frozenset[int]:
         return self.flipped
+
+    def removal_order(self, method: str, seed: int, sign: str = "negative") -> np.ndarray[Any, Any]:
+        phi = self.attributions(method, seed) * (1 if sign == "negative" else -1)
+        return self.train_ids(seed)[np.argsort(phi, axis=0, kind="stable")].T
+
+
+def deletions(sizes: Sequence[int] = (0, 3, 5), sign: str = "negative") -> pl.DataFrame:
+    """Two seeds with the points 101 and 102; the change of "good" is 1, 2, 3 and 4 at the first removal."""
+    rows = [
+        (seed, method, point, sign, size / 8, size, -2.0, -2.0 + change, change)
+        for seed in range(2)
+        for method in ("good", "random")
+        for point in (101, 102)
+        for size in sizes
+        for change in [(1 + (point == 102) + 2 * seed) * min(size, 1) * (1 if method == "good" else 0.1) * (1 + size / 100)]
+    ]
+    return pl.DataFrame(rows, schema=dict(table_specs()["deletion"].columns), orient="row")
+
+
+def test_the_first_example_is_the_median_point_and_a_removal_that_was_made() -> None:
+    found = removal_example(FakeRun(), deletions(), ["good", "random"], random="random", num_samples=5)
+    assert found is not None
+    # Of the changes 1, 2, 3 and 4 the lower one of the middle two is that of point 102 of seed 0.
+    assert (found.seed, found.point.id, found.num_points, found.num_networks, found.num_train) == (0, 102, 4, 2, 8)
+    good, random = found.removals
+    assert (good.method, good.num_removed, good.is_random, random.is_random) == ("good", 5, False, True)
+    assert (good.before, good.after, random.after) == pytest.approx((-2.0, -2.0 + 2 * 1.05, -2.0 + 0.2 * 1.05))
+    assert [sample.id for sample in good.samples] == [16, 13, 11, 15, 10]
+    assert [sample.phi for sample in good.samples] == pytest.approx([-0.5, -0.4, -0.2, 0.0, 0.1])
+    assert {sample.phi for sample in random.samples} == {None}
+
+
+def test_where_none_of_five_was_made_the_first_example_is_the_smallest_removal() -> None:
+    found = removal_example(FakeRun(), deletions((0, 3, 6)), ["good"], random="random")
+    assert found is not None
+    (good,) = found.removals
+    assert (good.num_removed, len(good.samples)) == (3, 3)
+    assert dict(good.more) == pytest.approx({6: -2.0 + 2 * 1.06})
+    large = removal_example(FakeRun(), deletions((0, 7)), ["good"], random="random")
+    assert large is not None
+    assert (large.removals[0].num_removed, len(large.removals[0].samples)) == (7, 5)
+
+
+def test_without_negative_removals_the_first_example_is_of_positive_ones() -> None:
+    found = removal_example(FakeRun(), deletions(sign="positive"), ["good"], random="random", num_samples=3)
+    assert found is not None
+    assert found.sign == "positive"
+    assert [sample.id for sample in found.removals[0].samples] == [12, 14, 17]
+
+
+def test_nothing_removed_is_no_example() -> None:
+    assert removal_example(FakeRun(), deletions((0,)), ["good"], random="random") is None
+    assert removal_example(FakeRun(), deletions(), ["other"], random="random") is None
+    assert removal_example(FakeRun(), deletions().head(0), ["good"], random="random") is None
+
+
+def test_classes_have_their_names() -> None:
+    found = removal_example(FakeRun(), deletions(), ["good"], random="random", class_names=("cat", "dog"))
+    assert found is not None
+    assert found.point.label == "dog"
+    assert found.prediction.startswith("dog, logit")
+    assert found.meaning == "Above 0 the network predicts “dog”, below 0 “cat”."
+
+
+def test_tables_show_the_values_in_which_the_test_point_is_unusual() -> None:
+    run = FakeRun(shape=(12,))
+    run.test.inputs[2, [3, 7]] = torch.tensor([50.0, -50.0])
+    found = removal_example(run, deletions(), ["good"], random="random")
+    assert found is not None
+    assert len(found.point.features) == MAX_FEATURES
+    assert {("input 3", "50"), ("input 7", "-50")} <= set(found.point.features)
+    names = [name for name, _ in found.point.features]
+    assert all([name for name, _ in sample.features] == names for sample in found.removals[0].samples)
+
+
+def test_the_problems_own_description_goes_before_the_inputs() -> None:
+    def describe(ids: Tensor) -> list[dict[str, object]]:
+        return [{"age": 30 + int(sample), "mood": "calm\n <b>"} for sample in ids]
+
+    found = removal_example(FakeRun(shape=(12,)), deletions(), ["good"], random="random", describe=describe)
+    assert found is not None
+    assert found.point.features == (("age", "132"), ("mood", "calm <b>"))
+    with pytest.raises(ProblemError, match="describe"):
+        removal_example(FakeRun(shape=(12,)), deletions(), ["good"], random="random", describe=lambda ids: cast("Any", ["no"]))
 
 
 def test_the_strongest_samples_of_both_signs() -> None:
@@ -126,6 +212,16 @@ def test_sentences_are_cut_and_go_before_pictures() -> None:
 def test_texts_of_another_form_are_refused(wrong: object) -> None:
     with pytest.raises(ProblemError, match=r"problem\.texts"):
         examples(FakeRun(), ["good"], seed=0, texts=cast("Texts", lambda ids: wrong))
+
+
+def test_a_function_of_the_problem_that_fails_is_named() -> None:
+    def broken(ids: Tensor) -> list[str]:
+        raise KeyError(int(ids[0]))
+
+    with pytest.raises(ProblemError, match=r"problem\.texts\(\) failed"):
+        examples(FakeRun(), ["good"], seed=0, texts=broken)
+    with pytest.raises(ProblemError, match=r"problem\.describe\(\) failed"):
+        examples(FakeRun(), ["good"], seed=0, describe=cast("Any", broken))
 
 
 def test_a_test_point_with_a_training_samples_id_has_no_sentence() -> None:

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genrep_dist.evaluation.metrics.base import metric_infos, registered_metrics
+from genrep_dist.evaluation.metrics.base import metric_info, metric_infos, registered_metrics
 from genrep_dist.evaluation.metrics.deletion import auc_points
 from genrep_dist.evaluation.statistics import metrics_table
 from genrep_dist.evaluation.tables import EvaluationTables, table_specs
 from genrep_dist.report import latex as latex_module
 from genrep_dist.report.latex import latex
 from genrep_dist.report.markdown import markdown
-from genrep_dist.report.tables import Table, decimals_for, mean_ceiling, number, result_tables
+from genrep_dist.report.tables import Table, decimals_for, mean_ceiling, number, result_tables, sorted_methods
 from tests.evaluation.examples import METHODS, synthetic_deletion
 from tests.report import synthetic
 
@@ -48,7 +48,7 @@ def test_a_row_a_method_with_both_intervals() -> None:
     table = cells_of(markdown_table(tables))
     assert table[0] == ["method", "AUC-DEL₋", "95% interval", "pooled", "seeds × points"]
     assert len({len(row) for row in table}) == 1
-    for row, record in zip(table[2:], tables.metrics.iter_rows(named=True), strict=True):
+    for row, record in zip(table[2:], tables.metrics.sort("mean", descending=True).iter_rows(named=True), strict=True):
         assert row[0].strip("*") == record["method"]
         assert float(row[1].strip("*")) == pytest.approx(record["mean"], abs=0.005)
         low, high = (float(end) for end in row[2].strip("[]").split(","))
@@ -57,9 +57,18 @@ def test_a_row_a_method_with_both_intervals() -> None:
         assert row[4] == "6 × 3"
 
 
+def test_rows_are_sorted_best_first_by_the_first_number() -> None:
+    names = ["a", "b", "c", "d"]
+    judged = synthetic.judged(metrics=("auc_del_negative", "brittleness_removed"), names=names).metrics
+    larger = judged.with_columns(mean=pl.when(pl.col("method") == "c").then(9.0).otherwise("mean"))
+    assert sorted_methods(larger, (metric_info("auc_del_negative"),), names) == ["c", "a", "b", "d"]
+    assert sorted_methods(larger, (metric_info("brittleness_removed"),), names) == ["a", "b", "d", "c"]
+    assert sorted_methods(larger.filter(pl.col("method") != "a"), (metric_info("auc_del_negative"),), names) == ["c", "b", "d", "a"]
+
+
 def test_the_best_is_bold_and_only_the_best() -> None:
-    assert [row[1] for row in cells_of(markdown_table(areas(1.0, 3.0, -2.0)))[2:]] == ["1.00", "**3.00**", "-2.00"]
-    assert [row[0] for row in cells_of(markdown_table(areas(1.0, 3.0, -2.0)))[2:]] == ["m0", "**m1**", "m2"]
+    assert [row[1] for row in cells_of(markdown_table(areas(1.0, 3.0, -2.0)))[2:]] == ["**3.00**", "1.00", "-2.00"]
+    assert [row[0] for row in cells_of(markdown_table(areas(1.0, 3.0, -2.0)))[2:]] == ["**m1**", "m0", "m2"]
     assert "**" not in markdown_table(areas(1.0))
     assert markdown_table(areas(3.0, 3.0)).count("**3.00**") == 2
     assert markdown_table(areas(0.1 + 0.2, 0.3)).count("**0.300**") == 2
@@ -136,7 +145,7 @@ def test_two_way_columns_where_the_design_is_crossed() -> None:
 def test_methods_without_a_metric_are_left_out() -> None:
     tables = synthetic.judged()
     found = {table.title: [row.method for _, rows in table.blocks for row in rows] for table in made(tables)}
-    assert found["Mislabelled data"] == [name for name in synthetic.NAMES if name != "their-scores"]
+    assert sorted(found["Mislabelled data"]) == sorted(name for name in synthetic.NAMES if name != "their-scores")
     alone = made(tables, blocks={"Theirs": ("their-scores",), "Ours": ("random", "tracincp")})
     assert [title for title, _ in alone[-1].blocks] == ["Ours"]
     without = made(tables, blocks={"Theirs": ("their-scores",)})

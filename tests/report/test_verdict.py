@@ -70,6 +70,33 @@ def test_runner_up_that_cannot_be_told_apart() -> None:
     assert "these data do not separate the two" in found.sentences[1]
 
 
+def test_several_leaders_are_not_told_apart() -> None:
+    tied = {"good": around(2.0, 0.5), "fair": around(1.97, 0.5, row=1), "weak": around(1.0, row=2), "random": around(0.0)}
+    found = judged(tied)
+    assert found.headline == (
+        "Two of 3 methods lead and cannot be told apart: removing the training samples that they select raises the prediction by 1.97 to "
+        "2.00; random removal changes it by 0.00."
+    )
+    assert found.leaders == ("good", "fair")
+    assert "Not told apart from good, which has the best mean: fair (paired differences, Holm-corrected over 2 tests)." in found.sentences
+    del tied["weak"]
+    assert judged(tied).headline.startswith("The two methods cannot be told apart: ")
+
+
+def test_a_lead_within_the_noise_of_few_networks_is_no_lead() -> None:
+    """Five networks agree on the order, but their smallest possible p-value is 1/16."""
+    base = around(1.0, 1.0)[:5]
+    found = judged({"good": [value + 0.3 for value in base], "fair": base, "random": [value - 2.0 for value in base]})
+    assert found.headline.startswith("The two methods cannot be told apart")
+    assert "This interval excludes zero, but corrected for all comparisons the difference may be chance." in found.sentences[1]
+
+
+def test_one_network_names_no_best_method() -> None:
+    assert judged({"good": [2.0], "fair": [1.0], "random": [0.1]}).headline.startswith(
+        "good has the best value of 2 methods in one network: "
+    )
+
+
 def test_random_is_better() -> None:
     found = judged({"bad": around(-1.0), "random": around(0.1, row=1)})
     assert found.headline.startswith("No method does better than random removal: it has AUC-DEL₋ 0.1")

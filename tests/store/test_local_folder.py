@@ -134,3 +134,17 @@ def test_a_disk_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: py
     monkeypatch.undo()
     assert place.get("a") == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "variable", [("RAY_JOB_ID", "02000000"), ("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"job_submission_id": "raysubmit_1"}}')]
+)
+def test_a_relative_store_in_a_ray_job_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: tuple[str, str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(*variable)
+    with pytest.raises(StoreError, match=r"relative --store in a Ray job[\s\S]*--store /shared/store"):
+        Store("store")
+    assert list(tmp_path.iterdir()) == []
+    assert Store(str(tmp_path / "store")).uri == str(tmp_path / "store")
+    monkeypatch.delenv(variable[0])
+    assert Store("store").uri == str(tmp_path / "store")

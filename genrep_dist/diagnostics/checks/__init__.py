@@ -43,6 +43,7 @@ _FILES = (
     "originals",
     "retraining",
     "published_results",
+    "logits",
     "divergence",
     "learning",
     "overlap",

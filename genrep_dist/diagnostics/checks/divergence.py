@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import torch
 
+from genrep_dist.core.targets import LogitTarget
 from genrep_dist.diagnostics.context import CheckContext
 from genrep_dist.diagnostics.finding import Finding, compare, count_text, largest_key
 from genrep_dist.workflow.context import label_loss
@@ -26,7 +28,7 @@ _REMEDY = "lower recipe.learning_rate, or scale the inputs to about one: explana
 
 
 def check(context: CheckContext) -> Iterator[Finding]:
-    """A finding about the training loss, and for losses of classification one about the logits."""
+    """A finding about the training loss. For losses of classification also about the logits, of a finished run those after retraining."""
     sizes: dict[int, float] = {}
     growths: dict[int, float] = {}
     for seed in context.seeds:
@@ -46,6 +48,8 @@ def check(context: CheckContext) -> Iterator[Finding]:
             seed=seed,
             otherwise="red" if is_absurd else "amber",
         )
+        if not context.before_retraining and isinstance(context.plan.experiment.make_target(), LogitTarget):
+            yield from _after_retraining(context)
     seed = largest_key(growths)
     yield compare(
         "divergence",
@@ -56,6 +60,20 @@ def check(context: CheckContext) -> Iterator[Finding]:
         _REMEDY,
         seed=seed,
     )
+
+
+def _after_retraining(context: CheckContext) -> Iterator[Finding]:
+    """About the explained logits of the published deletion table."""
+    sizes = context.run.deletion().select("seed", pl.col("score_retrained").abs()).sort("score_retrained")
+    for seed, size in sizes.last().collect().iter_rows():
+        yield compare(
+            "divergence",
+            size,
+            ABSURD_LOGIT,
+            "largest explained logit of the retrained models; bound: no training that converges gives a class odds of e^1000",
+            _REMEDY,
+            seed=seed,
+        )
 
 
 def _largest_logit(outputs: npt.NDArray[Any]) -> float:

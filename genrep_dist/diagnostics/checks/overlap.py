@@ -14,6 +14,10 @@ BEFORE_RETRAINING = True
 MOST_BYTES, MOST_ROWS = 2**29, 500_000
 """What is compared of a data set, in about a second; of larger ones some rows are left out."""
 _BLOCK_BYTES = 2**23
+FEW_COPIES = 5
+"""So many may be natural in a test set of any size."""
+SAME_SETS = 0.1
+"""Share of the test rows beyond which the two sets were not split: natural copies, of short texts for example, are fewer."""
 
 
 def check(context: CheckContext) -> Iterator[Finding]:
@@ -23,14 +27,19 @@ def check(context: CheckContext) -> Iterator[Finding]:
         num_train += 1
         if hash(row) in test:
             found.add(hash(row))
+    copies = sum(test[row] for row in found)
+    are_same = copies > max(FEW_COPIES, SAME_SETS * test.total())
     yield compare(
         "overlap",
-        sum(test[row] for row in found),
+        copies,
         0,
         f"test rows whose input is equal to that of a training row, of {count_text(test.total(), 'test row')} and "
-        f"{count_text(num_train, 'training row')}; bound: a model may have learned such a row by heart",
-        "remove copies from one of the two sets, if they are not meant to be there",
-        otherwise="amber",
+        f"{count_text(num_train, 'training row')}; bound: a model may have learned such a row by heart"
+        + (f"; more than {SAME_SETS:.0%} of the test rows are training rows" if are_same else ""),
+        "let train_data() and test_data() return different samples"
+        if are_same
+        else "remove copies from one of the two sets, if they are not meant to be there",
+        otherwise="red" if are_same else "amber",
     )
 
 

@@ -10,7 +10,7 @@ from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.report.examples import NUM_POINTS, strongest
 from genrep_dist.report.figures import curve_figure
 from genrep_dist.report.tables import RANDOM
-from genrep_dist.results import Run
+from genrep_dist.results.run import Run
 
 NUM_SCORES = 10
 """Training samples of each sign in the file of scores."""
