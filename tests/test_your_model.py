@@ -64,8 +64,11 @@ for item in sys.argv[2].split():
     plain_scripts.write_scores(getattr(importlib.import_module(module), problem)(), f"{module}-scores.npz")
     run = gr.run(f"{module}.yaml")
     np.savez(f"{module}-outputs.npz", **plain_scripts.outputs(run, plain_scripts.SCRIPTS[module]))
+for name in sys.argv[3].split():
+    gr.run(f"{name}.yaml")
 """
-"""Judges a list of experiments serially, and the adapters' through Ray. One process, since imports take most of the time."""
+"""Judges a list of experiments serially, and the adapters' and another list through Ray. One process: imports take most of the time."""
+THROUGH_RAY = ["dict_inputs"]
 
 
 def methods_of(module: str) -> list[str]:
@@ -102,9 +105,11 @@ def make(folder: Path, **fields: Any) -> None:
         (folder / f"{module}.yaml").write_text(yaml.safe_dump(declared | fields))
 
 
-def judge(folder: Path, serial: list[str], adapters: list[str]) -> subprocess.Popen[str]:
-    """The judge's process, on the experiments named ``serial`` and on modules with an adapter."""
-    lists = [" ".join(serial), " ".join(f"{module}:{PROBLEMS[module]}" for module in adapters)]
+def judge(folder: Path, names: list[str], adapters: list[str]) -> subprocess.Popen[str]:
+    """The judge's process, on the experiments ``names`` and on modules with an adapter."""
+    through_ray = [name for name in names if name in THROUGH_RAY]
+    serial = [name for name in names if name not in THROUGH_RAY]
+    lists = [" ".join(serial), " ".join(f"{module}:{PROBLEMS[module]}" for module in adapters), " ".join(through_ray)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "judge.py", *lists]
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
