@@ -11,6 +11,7 @@ from genrep_dist.core.function_targets import LogProbabilityTarget, LossTarget, 
 from genrep_dist.core.importances import IMPORTANCES
 from genrep_dist.core.importances.base import OutputImportance, SolvedImportance
 from genrep_dist.core.importances.descent import KernelDescent
+from genrep_dist.core.importances.same_label import SameLabel
 from genrep_dist.core.importances.surrogate import SurrogateDerivative
 from genrep_dist.core.importances.target import TargetDerivative
 from genrep_dist.core.targets import TARGETS, LogitTarget, Target
@@ -126,6 +127,11 @@ class TestStageFromOutside(StageTests):
 class TestTargetDerivative(OutputImportanceTests):
     def make_importance(self) -> OutputImportance:
         return TargetDerivative()
+
+
+class TestSameLabel(OutputImportanceTests):
+    def make_importance(self) -> OutputImportance:
+        return SameLabel()
 
 
 class TestOutputImportanceFromOutside(OutputImportanceTests):

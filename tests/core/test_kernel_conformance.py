@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from genrep_dist.config.sections import InfluenceSection, ProjectionSection
 from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.core.gradients.model import num_parameters
+from genrep_dist.core.kernels.activation_cosine import ActivationCosineKernel
 from genrep_dist.core.kernels.base import FeatureKernel
 from genrep_dist.core.kernels.influence import InfluenceKernel
+from genrep_dist.core.kernels.input_cosine import InputCosineKernel
 from genrep_dist.core.kernels.last_layer import LastLayerKernel
 from genrep_dist.core.kernels.ntk import NeuralTangentKernel
 from genrep_dist.core.kernels.ntk_adam import PreconditionedTangentKernel
@@ -61,6 +63,16 @@ class _Metric(PreconditionedTangentKernel):
 class TestLastLayerKernel(FeatureKernelTests):
     def make_kernel(self) -> LastLayerKernel:
         return LastLayerKernel()
+
+
+class TestActivationCosineKernel(FeatureKernelTests):
+    def make_kernel(self) -> ActivationCosineKernel:
+        return ActivationCosineKernel()
+
+
+class TestInputCosineKernel(FeatureKernelTests):
+    def make_kernel(self) -> InputCosineKernel:
+        return InputCosineKernel()
 
 
 class TestNamedLastLayerKernel(FeatureKernelTests):

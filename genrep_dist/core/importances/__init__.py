@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from genrep_dist.core.importances.base import Importance
 from genrep_dist.core.importances.descent import KernelDescent
+from genrep_dist.core.importances.same_label import SameLabel
 from genrep_dist.core.importances.surrogate import SurrogateDerivative
 from genrep_dist.core.importances.target import TargetDerivative
 from genrep_dist.core.importances.tracking import TrackedDerivative
@@ -20,5 +21,5 @@ def _not_tracked(found: type[Importance]) -> None:
 IMPORTANCES: Registry[type[Importance]] = Registry(
     "importance", "genrep_dist.importances", Importance, check=_not_tracked, reserved=RESERVED_NAMES
 )
-for _importance in (TargetDerivative, SurrogateDerivative, KernelDescent, TrackedDerivative):
+for _importance in (TargetDerivative, SurrogateDerivative, KernelDescent, TrackedDerivative, SameLabel):
     IMPORTANCES.register(_importance.name, _importance)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from genrep_dist.core.kernels.activation_cosine import ActivationCosineKernel
 from genrep_dist.core.kernels.base import Kernel
 from genrep_dist.core.kernels.influence import InfluenceKernel
+from genrep_dist.core.kernels.input_cosine import InputCosineKernel
 from genrep_dist.core.kernels.last_layer import LastLayerKernel
 from genrep_dist.core.kernels.ntk import NeuralTangentKernel
 from genrep_dist.core.kernels.ntk_adam import PreconditionedTangentKernel
@@ -11,5 +13,13 @@ from genrep_dist.core.reserved import RESERVED_NAMES
 from genrep_dist.registry import Registry
 
 KERNELS: Registry[type[Kernel]] = Registry("kernel", "genrep_dist.kernels", Kernel, reserved=RESERVED_NAMES)
-for _kernel in (NeuralTangentKernel, LastLayerKernel, InfluenceKernel, PreconditionedTangentKernel):
+_shipped: tuple[type[Kernel], ...] = (
+    NeuralTangentKernel,
+    LastLayerKernel,
+    InfluenceKernel,
+    PreconditionedTangentKernel,
+    ActivationCosineKernel,
+    InputCosineKernel,
+)
+for _kernel in _shipped:
     KERNELS.register(_kernel.name, _kernel)
