@@ -81,6 +81,55 @@ def test_ray_gives_the_same_tables(judged: gr.Run, tmp_path: Path) -> None:
         assert found.store.objects.get(f"results/toy/{name}.parquet") == judged.store.objects.get(f"results/toy/{name}.parquet")
 
 
+TWO_CLASSES = """
+from tests.own_training import Script
+
+
+class Slow(Script):
+    rate = 0.01
+
+    def train(self, model, data, run):
+        import torch
+
+        inputs, targets = data.inputs, data.targets
+        for _ in range(4):
+            model.zero_grad()
+            torch.nn.functional.binary_cross_entropy_with_logits(model(inputs).flatten(), targets).backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= self.rate * parameter.grad
+
+
+class Fast(Slow):
+    rate = 3.0
+
+
+class Nothing(Slow):
+    def train(self, model, data, run):
+        pass
+
+
+class Named(Slow):
+    def predict(self, model, inputs):
+        return 2 * model(inputs)
+"""
+
+
+def test_classes_of_one_file_share_no_models(tmp_path: Path) -> None:
+    """They differ in the training function, in a constant that it reads, or in the predictions; the file is one."""
+    (tmp_path / "two_classes.py").write_text(TWO_CLASSES)
+    fields: dict[str, Any] = {"methods": ["ntk-final/target", "random"], "seeds": 1, "deletion": {"fractions": [0.0, 0.1]}}
+    seen = {}
+    for name in ("Slow", "Fast", "Nothing", "Named"):
+        declared = experiment(f"two_classes:{name}", name=name.lower(), **fields)
+        search = [str(tmp_path), str(ROOT)]
+        together = gr.run(declared, store=str(tmp_path / "store"), serial=True, search_path=search)
+        alone = gr.run(declared, store=str(tmp_path / name), serial=True, search_path=search)
+        assert together.deletion().collect().equals(alone.deletion().collect()), name
+        seen[name] = together.plan.keys.training
+    assert len(set(seen.values())) == len(seen)
+
+
 def test_hooks_serve_the_methods_that_follow_training(tmp_path: Path) -> None:
     methods = ["ntk-final/tracking", "ntk-middle/target", "tracincp", "random"]
     own = run(tmp_path / "own", "AsRecipe", methods, seeds=1)

@@ -150,6 +150,8 @@ def problem_identity(problem: Problem, options: Mapping[str, Any] | None = None,
         # A method stands in the file of the class. A function that is set as an attribute may stand anywhere.
         if own_code is not None and getattr(own_code, "__self__", None) is not problem:
             form[f"function {what}"] = found.text(own_code, f"function {what}")
+    if training_function(problem) is not None:
+        form |= _describe_class(found, type(problem))
     form |= own
     found.values |= held.values
     hidden, defaults = set(getattr(problem, "path_options", ())), _defaults(problem) if shipped else {}
@@ -283,6 +285,25 @@ def _describe_attributes(found: Canonical, owner: object, place: str, leave_out:
     own = {name: value for name, value in vars(owner).items() if name not in leave_out} if _has_vars(owner) else {}
     texts = {f"{place}.{name}": found.text(own[name], f"{place}.{name}") for name in sorted(own)}
     return {f"{place} class": f"{type(owner).__module__}:{type(owner).__qualname__}", **texts}
+
+
+def _describe_class(found: Canonical, kind: type) -> dict[str, str]:
+    """Which class a problem with its own training function is, and what the class holds that the function may read.
+
+    The files of the class are digested, but they may hold several classes that differ in the function or in its constants alone.
+    """
+    held: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        held |= vars(base) if _is_own(base) else {}
+    described = ("recipe", "loss", "path_options")
+    names = [name for name, value in sorted(held.items()) if not (name.startswith("__") or name in described or _is_code(value))]
+    texts = {f"class attribute {name}": found.text(held[name], f"class attribute {name}") for name in names}
+    return {"problem class": kind.__qualname__, **texts}
+
+
+def _is_code(value: object) -> bool:
+    """Functions, classes, properties and other descriptors: they stand in the files."""
+    return callable(value) or hasattr(type(value), "__get__")
 
 
 def _tensors(value: object, place: str, seen: set[int]) -> Iterator[tuple[str, object]]:
