@@ -118,6 +118,8 @@ class LogitTarget(Target):
         return np.asarray(outputs.argmax(axis=1), dtype=np.int64)
 
     def description(self, num_outputs: int) -> str:
+        if num_outputs > 1 and isinstance(self.output, int):
+            return f"the model's raw output {self.output}"
         return "the model's raw logit" if num_outputs == 1 else f"the raw logit of {output_text(self.output, num_outputs)}"
 
 

@@ -59,13 +59,13 @@ def seed_means(points: pl.DataFrame, methods: Sequence[str]) -> pl.DataFrame:
 
 
 def comparisons(points: pl.DataFrame, methods: Sequence[str], baselines: Sequence[str], *, seed: int = 0) -> pl.DataFrame:
-    """One row a (metric, method, baseline) with method != baseline, columns as in :data:`genrep_dist.evaluation.tables.STATISTICS`.
+    """One row a (metric, method, baseline) of two methods, columns as in :data:`genrep_dist.evaluation.tables.STATISTICS`.
 
     ``mean`` is method minus baseline, paired over (seed, test point), in the metric's unit; the metric says whether positive is good. The
     interval is the seed-clustered one, with the two-way one beside it if all seeds have the same test points. ``p_value`` is
     :func:`~genrep_dist.evaluation.significance.sign_flip_p_values` of the seeds' mean differences, at least 2 / 2^S; it does not cover
-    other test points. ``p_holm`` is corrected for all rows of its metric. Interval and test make different assumptions and can disagree
-    at the edge. A baseline without a metric has no rows there.
+    other test points. Two baselines are compared once, the earlier minus the later. ``p_holm`` is corrected for all rows of its metric.
+    Interval and test make different assumptions and can disagree at the edge. A baseline without a metric has no rows there.
 
     Raises NotCommittedError for a baseline that is neither one of ``methods`` nor in ``points``.
     """
@@ -81,7 +81,7 @@ def comparisons(points: pl.DataFrame, methods: Sequence[str], baselines: Sequenc
             )
     rows: list[tuple[object, ...]] = []
     for metric, by_method in designs(points, list(known)).items():
-        pairs = [(m, b) for m in dict.fromkeys(methods) for b in dict.fromkeys(baselines) if m != b and m in by_method and b in by_method]
+        pairs = [(m, b) for m, b in compared_pairs(methods, baselines) if m in by_method and b in by_method]
         if not pairs:
             continue
         boxes = np.stack([by_method[m].values - by_method[b].values for m, b in pairs])
@@ -95,6 +95,12 @@ def comparisons(points: pl.DataFrame, methods: Sequence[str], baselines: Sequenc
             for row, pair in enumerate(pairs)
         )
     return pl.DataFrame(rows, schema=dict(STATISTICS["comparisons"].columns), orient="row")
+
+
+def compared_pairs(methods: Sequence[str], baselines: Sequence[str]) -> list[tuple[str, str]]:
+    """Every method with every baseline, each pair once: of two baselines, the earlier with the later."""
+    order = {baseline: place for place, baseline in enumerate(dict.fromkeys(baselines))}
+    return [(m, b) for m in dict.fromkeys(methods) for b in order if order.get(m, -1) < order[b]]
 
 
 def ranks(points: pl.DataFrame, methods: Sequence[str], *, seed: int = 0) -> pl.DataFrame:

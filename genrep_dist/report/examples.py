@@ -259,8 +259,8 @@ class SampleReader:
 
     def prediction(self, outputs: npt.NDArray[Any]) -> str:
         """The original model's outputs (C,) for one sample, in words."""
-        if len(outputs) == 1 and self.loss_name != "logistic":
-            return f"{float(outputs[0]):.3g}"
+        if self.loss_name not in ("logistic", "softmax"):
+            return _cut(", ".join(f"{float(value):.3g}" for value in outputs), 40)
         chosen = int(outputs.argmax()) if len(outputs) > 1 else int(outputs[0] > 0)
         name = self.class_names[chosen] if chosen < len(self.class_names) else f"class {chosen}"
         return f"{name}, logit {float(outputs[chosen if len(outputs) > 1 else 0]):.3g}"

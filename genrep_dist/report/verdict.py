@@ -158,9 +158,9 @@ class _VerdictWriter:
             return self._titled(best) if len(rows) == 1 else f"{self.info.title} {self._range(rows)}"
         if self.better * worst["mean"] > 0:
             amount = self._size(best) if len(rows) == 1 else self._range(rows, absolute=True)
-            return f"{removing} {verb}s the {self.noun} by {amount}"
+            return f"{removing} {verb}s the {self.noun} by {amount} on average over the declared shares"
         if len(rows) > 1 and self.better * best["mean"] > 0:
-            return f"{removing} changes the {self.noun} by {self._range(rows)}"
+            return f"{removing} changes the {self.noun} by {self._range(rows)} on average over the declared shares"
         return f"{removing} does not {verb} the {self.noun}: {self._titled(best)}"
 
     def _range(self, rows: list[Row], *, absolute: bool = False) -> str:

@@ -59,10 +59,20 @@ class Presentation(Tables, Arrays):
             return getattr(self.context.problem, name, None) if self.has_code else None
         return None
 
-    def removal_example(self, tables: EvaluationTables | None = None, methods: Sequence[str] | None = None) -> RemovalExample | None:
+    def sample_words(self) -> dict[str, Any]:
+        """What the problem says of its samples: :meth:`texts`, :meth:`describe`, :meth:`class_names`."""
+        return {"texts": self.texts(), "describe": self.describe(), "class_names": self.class_names()}
+
+    def removal_example(
+        self,
+        tables: EvaluationTables | None = None,
+        methods: Sequence[str] | None = None,
+        words: Mapping[str, Any] | None = None,
+    ) -> RemovalExample | None:
         """The first example of the report: a test point, and what really happened without the training samples that ``methods`` select.
 
-        ``methods``: the method with the best mean, and random removal. ``tables``: the published ones. None where nothing was removed,
+        ``methods``: the method with the best mean, and random removal. ``tables``: the published ones. ``words``: :meth:`sample_words`.
+        None where nothing was removed,
         where means of groups are explained, and for models that are no torch modules.
         """
         from genrep_dist.report.examples import removal_example
@@ -71,9 +81,8 @@ class Presentation(Tables, Arrays):
             return None
         judged = self.judged() if tables is None else tables
         chosen = self._contrast(judged) if methods is None else methods
-        words: dict[str, Any] = {"texts": self.texts(), "describe": self.describe(), "class_names": self.class_names()}
-        replicates = self.plan.experiment.deletion.replicates
-        return removal_example(self, judged["deletion"], chosen, random=RANDOM, replicates=replicates, **words)
+        replicates, said = self.plan.experiment.deletion.replicates, self.sample_words() if words is None else words
+        return removal_example(self, judged["deletion"], chosen, random=RANDOM, replicates=replicates, **said)
 
     def plot_curves(self, curve: str | None = None, *, axes: Axes | None = None, methods: Sequence[str] | None = None) -> Axes:
         """Draw the deletion curves, or the ``curve`` of that name ("curves_positive", "inspection"), and return the axes.

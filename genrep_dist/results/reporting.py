@@ -12,12 +12,13 @@ import yaml
 
 from genrep_dist.config import Experiment
 from genrep_dist.config.metrics import measured_metrics
+from genrep_dist.errors import ProblemError
 from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.extension import require_returned
 from genrep_dist.problems.protocol import Recipe, recorded_recipe
 from genrep_dist.redaction import redact
 from genrep_dist.report.build import data_files
-from genrep_dist.report.examples import examples
+from genrep_dist.report.examples import Example, RemovalExample, examples
 from genrep_dist.report.glossary import method_terms
 from genrep_dist.report.page import ReportData
 from genrep_dist.report.sections import TimeUnit
@@ -47,22 +48,20 @@ def report_data(
     experiment, target = run.plan.experiment, run.plan.experiment.make_target()
     best = verdict(tables, declared=experiment.baseline).best
     contrast = [name for name in dict.fromkeys((best, RANDOM)) if name in experiment.methods]
-    shown: dict[str, Any] = {"texts": run.texts(), "describe": run.describe(), "class_names": run.class_names()}
-    has_module = run.plan.shape.has_module
+    shown, removal, without = _examples(run, tables, contrast)
     return ReportData(
         title=f"{run.name}: which attributions survive retraining",
         methods=experiment.methods,
         tables=tables,
         facts={label: redact(text) for label, text in facts(run, tables, more_facts).items()},
-        warnings=(*run.plan.warnings, *_repeat_warnings(run), *_curvature_warnings(run)),
+        warnings=(*run.plan.warnings, *_repeat_warnings(run), *_curvature_warnings(run), *without),
         config_yaml=config_text(run, experiment),
-        # The examples show the predictions of a loaded model.
-        examples=examples(run, contrast[:1], seed=experiment.seeds[0], **shown) if has_module else (),
+        examples=shown,
         blocks=experiment.blocks,
         baseline=experiment.baseline,
         noun=target.noun,
         time_unit=time_unit(run),
-        removal=run.removal_example(tables, contrast),
+        removal=removal,
         origin=_published_origin(run) if origin is None else origin,
         unit="logit" if experiment.target.kind == "logit" and run.loss_name in ("logistic", "softmax") else "",
         target=experiment.target.description(run.plan.shape.num_outputs),
@@ -108,7 +107,9 @@ def origin(
         found["Commit"] = commit[:12] + ("-dirty (tracked files were changed)" if commit.endswith("-dirty") else "")
     if provenance.get("submission_id", "none") != "none":
         found["Ray job"] = provenance["submission_id"]
-    found["To reproduce"] = "genrep run config.yaml (the file is beside this report)"
+    found["To reproduce"] = (
+        "genrep run config.yaml (the file is beside this report), in the folder of the problem's code and with the same --store"
+    )
     if command:
         found["Started as"] = command
     if tracking is not None and tracking.get("hint", "none") != "none":
@@ -120,6 +121,27 @@ def _published_origin(run: Run) -> dict[str, str]:
     manifest = run.manifest() or {}
     ended = manifest.get("times", {}).get("ended")
     return origin(ended, manifest.get("provenance", {}), manifest.get("command"), manifest.get("tracking"))
+
+
+def _examples(run: Run, tables: EvaluationTables, methods: Sequence[str]) -> tuple[Sequence[Example], RemovalExample | None, list[str]]:
+    """The report's examples, and a warning if the problem's own words about its samples failed: they are then shown without them."""
+    words = run.sample_words()
+    without: list[str] = []
+
+    def made() -> tuple[Sequence[Example], RemovalExample | None]:
+        # The examples show the predictions of a loaded model.
+        points = examples(run, methods[:1], seed=run.plan.experiment.seeds[0], **words) if run.plan.shape.has_module else ()
+        return points, run.removal_example(tables, methods, words)
+
+    try:
+        return *made(), without
+    except ProblemError as error:
+        if words["texts"] is None and words["describe"] is None:
+            raise
+        # All models are trained by now, and what was measured needs no words.
+        words |= {"texts": None, "describe": None}
+        without.append(f"Samples are shown without their texts and descriptions: {error.what}: {error.got}.")
+        return *made(), without
 
 
 def _repeat_warnings(run: Run) -> list[str]:

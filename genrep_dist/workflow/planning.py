@@ -9,6 +9,7 @@ from genrep_dist.config.keys import Keys
 from genrep_dist.config.metrics import check_feasible, largest_removal, metric_warnings, needs_self_influence, requested_retrainings
 from genrep_dist.errors import PlanError
 from genrep_dist.evaluation.significance import LEVEL, fewest_seeds, smallest_p
+from genrep_dist.evaluation.statistics import compared_pairs
 from genrep_dist.plan import Needs, Plan, Shape, derived_kernel, has_self_influence, kernel_names
 from genrep_dist.workflow.blocks import block_rows, gram_tile_rows
 from genrep_dist.workflow.gradients import stored_features
@@ -99,7 +100,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
 def power_warnings(experiment: Experiment) -> Iterator[str]:
     """A sentence if no difference between methods can be significant, with the number of seeds that would do. For those who still plan."""
     methods, seeds = experiment.methods, len(experiment.seeds) if experiment.stop is None else experiment.stop.max_seeds
-    compared = len(experiment.baselines) * (len(methods) - 1)
+    compared = len(compared_pairs(methods, experiment.baselines))
     if compared == 0 or (smallest := smallest_p(seeds, compared)) <= LEVEL:
         return
     needed = fewest_seeds(compared)

@@ -87,7 +87,7 @@ def test_settings_and_version_are_a_part_of_the_question() -> None:
     ("metrics", "says"),
     [
         ({"nowhere": {}}, "registered metrics"),
-        ({"self_removal": {"count": 0}}, r"self_removal\.count: expected a number at least 1; got 0"),
+        ({"self_removal": {"count": 0}}, r"self_removal\.count: expected a number of at least 1; got 0"),
         ({"self_removal": {"replicates": 3}}, "retrain: fresh with several replicates"),
         ({"lds": {"subsets": 4}}, "lds is measured by a field of its own"),
         ({"other": {"class": "tests.outside_metrics:SelfRemoval"}}, "the metric's own name, self_removal"),

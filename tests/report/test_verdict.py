@@ -75,7 +75,7 @@ def test_several_leaders_are_not_told_apart() -> None:
     found = judged(tied)
     assert found.headline == (
         "Two of 3 methods lead and cannot be told apart: removing the training samples that they select raises the prediction by 1.97 to "
-        "2.00; random removal changes it by 0.00."
+        "2.00 on average over the declared shares; random removal changes it by 0.00."
     )
     assert found.leaders == ("good", "fair")
     assert "Not told apart from good, which has the best mean: fair (paired differences, Holm-corrected over 2 tests)." in found.sentences

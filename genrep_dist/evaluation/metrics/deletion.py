@@ -62,7 +62,7 @@ class Deletion(Metric):
             "AUC-DEL₋",
             "larger",
             "AUC-DEL₋: change of the prediction when a method's most negative training samples are removed and the model is "
-            "retrained, averaged over the removed fractions; larger is better.",
+            "retrained, averaged over the declared fractions (with 0 %, where nothing changes, if it is one of them); larger is better.",
             effect="raise",
             is_main=True,
         ),
@@ -71,7 +71,8 @@ class Deletion(Metric):
             "AUC-DEL₊",
             "smaller",
             "AUC-DEL₊: change of the prediction when a method's most positive training samples are removed and the model is "
-            "retrained, averaged over the removed fractions; smaller (more negative) is better.",
+            "retrained, averaged over the declared fractions (with 0 %, where nothing changes, if it is one of them); smaller (more "
+            "negative) is better.",
             effect="lower",
             is_main=True,
         ),
