@@ -39,7 +39,7 @@ def test_the_tutorial_runs_and_shows_what_it_says(tmp_path: Path) -> None:
     notebook = json.loads((ROOT / "docs/tutorial.ipynb").read_text())
     copy = tmp_path / "tutorial.ipynb"
     copy.write_text(json.dumps(notebook | {"cells": [cell | {"outputs": []} if "outputs" in cell else cell for cell in notebook["cells"]]}))
-    command = [sys.executable, "-W", "error", str(ROOT / "jobs/run_notebook.py"), str(copy), "--write"]
+    command = [sys.executable, "-W", "error", str(ROOT / "tests/run_notebook.py"), str(copy), "--write"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GENREP_STATE": str(tmp_path / "state")}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

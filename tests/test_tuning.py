@@ -193,5 +193,5 @@ def test_seeds_and_stop_exclude_each_other() -> None:
 
 
 def test_what_it_stops_by_must_be_measured(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"stop\.metric: a metric of this experiment"):
+    with pytest.raises(ValueError, match=r"stop\.metric: expected a metric of this experiment"):
         stopping(tmp_path, 0.1, stop={"half_width": 0.1, "metric": "lds"})

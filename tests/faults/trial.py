@@ -85,7 +85,9 @@ class Trial:
     def published(self) -> dict[str, Any]:
         """Everything that a reader may look at and that holds no seconds: public tables, every array of every artifact, the ledger."""
         objects = Store(self.store).objects
-        results = [path for path in objects.list("results") if path.endswith((".parquet", "table.md")) and "costs" not in path]
+        # Results that were replaced are kept below "previous/".
+        files = [path for path in objects.list("results") if "/previous/" not in path]
+        results = [path for path in files if path.endswith((".parquet", "table.md")) and "costs" not in path]
         arrays = [path for path in objects.list("artifacts") if "/c/" in path]
         found: dict[str, Any] = {path: hashlib.sha256(objects.get(path)).hexdigest() for path in [*results, *arrays]}
         (training,) = {path.split("/")[1] for path in objects.list("ledger")}
@@ -109,7 +111,7 @@ def finish(process: subprocess.Popen[str], code: int = 0, seconds: float = 300.0
 
 def assert_equal(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Byte for byte; says what differs."""
-    assert sorted(found) == sorted(expected)
+    assert sorted(found) == sorted(expected), sorted(set(found) ^ set(expected))
     assert [name for name in expected if found[name] != expected[name]] == []
 
 

@@ -209,7 +209,7 @@ class _Trial:
     def _groups(self, on_cpu: bool) -> list[tuple[int, ...]]:
         """Which of the three models make up the packs of the trial. Equal bits are not claimed on a GPU: there one pack will do."""
         if self.kind is StackedPack:
-            return [(0, 1, 2), (0,), (1,), (2,), (2, 0, 1, 1, 0, 2, 1)]
+            return [(0, 1, 2), (2, 0, 1), (0,), (1,), (2,)]
         if on_cpu:
             return [tuple(slot % 3 for slot in range(MAPPED_SLOTS)), tuple(slot // 11 for slot in range(MAPPED_SLOTS))]
         return [(0, 1, 2)]

@@ -1,6 +1,6 @@
 """Run the code cells of a notebook in one Python process, in a folder of its own; with --write keep what they print and draw.
 
-python jobs/run_notebook.py docs/tutorial.ipynb --write
+python -m tests.run_notebook docs/tutorial.ipynb --write
 
 Code cells are plain Python: no magics. The value of a cell's last expression is shown, as in Jupyter.
 """
