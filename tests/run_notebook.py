@@ -45,8 +45,8 @@ def _run_cell(source: str, names: dict[str, Any]) -> Outputs:
         last = ast.Expression(tree.body.pop().value)  # type: ignore[attr-defined]
     printed = io.StringIO()
     with redirect_stdout(printed):
-        exec(compile(tree, "<cell>", "exec"), names)  # noqa: S102
-        value = eval(compile(last, "<cell>", "eval"), names) if last is not None else None  # noqa: S307
+        exec(compile(tree, "<cell>", "exec"), names)
+        value = eval(compile(last, "<cell>", "eval"), names) if last is not None else None
     outputs: Outputs = []
     if printed.getvalue():
         outputs.append({"name": "stdout", "output_type": "stream", "text": printed.getvalue().splitlines(keepends=True)})
