@@ -83,7 +83,8 @@ def _status(store: str, name: str, experiment: str | None) -> tuple[Group, bool]
         quarantine = read_quarantine(opened.store, name)
         if quarantine:
             notes.append(f"in quarantine, not retried without --retry-failed: {len(quarantine):,} units: {describe_units(quarantine)}")
-        notes.append("not finished: run the same command again to continue")
+        if state is None or state.state != "running":
+            notes.append("not finished: run the same command again to continue")
     if not opened.can_plan:
         notes.append("the run has kernels, importances or metrics that are not known here: its stages are as it last counted them")
     title = f"{name} in {opened.store.uri}"

@@ -22,9 +22,20 @@ def pad_rows(rows: Sequence[Any], length: int | None = None, value: float = 0) -
     """Pad ``rows``, tensors, arrays or lists of shapes (L_i, ...), at their ends with ``value``.
 
     ``length``: L; by default that of the longest row. Give training and test set the same. Raises ProblemError for rows that are longer,
-    or that differ in anything but their first dimension.
+    that differ in anything but their first dimension, or that are no numbers.
     """
-    tensors = [torch.as_tensor(row) for row in rows]
+    try:
+        tensors = [torch.as_tensor(row) for row in rows]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ProblemError(
+            "rows cannot be padded",
+            where="pad_rows",
+            expected="a sequence of tensors, arrays or lists of numbers",
+            got=f"{type(error).__name__}: {error}"[:200],
+            remedy="turn texts into token numbers first",
+        ) from error
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int)):
+        raise ProblemError("rows cannot be padded", where="pad_rows", expected="a whole number as length", got=repr(length)[:80])
     forms = {(tensor.dim() > 0, tuple(tensor.shape[1:]), tensor.dtype) for tensor in tensors if tensor.numel() or tensor.dim() != 1}
     longest = max((len(tensor) for tensor in tensors if tensor.dim()), default=0)
     size = longest if length is None else length
@@ -35,7 +46,7 @@ def pad_rows(rows: Sequence[Any], length: int | None = None, value: float = 0) -
             where="pad_rows",
             expected="rows (L, ...) of one dtype that differ in L alone" + ("" if length is None else f", with L of at most {length}"),
             got=f"L up to {longest}; " + "; ".join(f"{dtype} {('L', *shape) if has_length else ()}" for has_length, shape, dtype in forms),
-            remedy="cut longer rows: row[:length]",
+            remedy="cut longer rows: row[:length]" if fine else "give all rows one dtype and one shape but for their length",
         )
     _, shape, dtype = next(iter(forms))
     values = torch.full((len(tensors), size, *shape), value, dtype=dtype)

@@ -19,6 +19,7 @@ from genrep_dist.problems.protocol import Dataset
 from genrep_dist.results.base import Array
 from genrep_dist.results.presentation import Presentation
 from genrep_dist.store import Store
+from genrep_dist.store.catalogue import open_existing
 from genrep_dist.workflow.explain import explain, other_points
 from genrep_dist.workflow.record import read_record
 from genrep_dist.workflow.user_code import NamedCode
@@ -142,7 +143,10 @@ def open_run(
     or an Experiment: its classes are imported then, from ``search_path``, the file's folder and the current folder, if their files are
     those of the run. ``overrides`` as for :func:`genrep_dist.load_experiment`. ConfigError if it is another experiment.
     """
-    opened = store if isinstance(store, Store) else Store(store)
+    if not isinstance(store, Store):
+        # A reader creates no folder. What is no address at all is refused by Store.
+        store = open_existing(os.fspath(store)) if isinstance(store, str | os.PathLike) else Store(store)
+    opened = store
     if experiment is None:
         return Run(opened, name)
     folders = tuple(search_path)

@@ -160,6 +160,11 @@ WRONG_CALLS: dict[str, tuple[Callable[[gr.Run], object], list[str]]] = {
     "a dictionary": (lambda _: gr.load_experiment({"name": "x"}), ["no experiment", "gr.Experiment.model_validate"]),  # type: ignore[arg-type]
     "fields missing": (lambda _: gr.Experiment.model_validate({"name": "x"}), ["field problem", "which is required"]),
     "fields missing in a call": (lambda _: gr.Experiment(name="x"), ["field problem", "which is required"]),  # type: ignore[call-arg]
+    "a store that is not there": (lambda _: gr.open_run("nowhere", "first"), ["there is no store", "nowhere"]),
+    "texts to pad": (lambda _: gr.pad_rows(["ab"]), ["pad_rows", "numbers"]),
+    "no rows to pad": (lambda _: gr.pad_rows(None), ["pad_rows", "numbers"]),  # type: ignore[arg-type]
+    "a length in letters": (lambda _: gr.pad_rows([[1]], "a"), ["pad_rows", "whole number"]),  # type: ignore[arg-type]
+    "rows of two dtypes": (lambda _: gr.pad_rows([[1.0], [2]]), ["pad_rows", "one dtype"]),
     "nothing for a store": (lambda _: gr.open_run(None, "first"), ["no address of a store", "None"]),  # type: ignore[arg-type]
     "nothing for a name": (lambda run: gr.open_run(run.store, None), ["no such experiment", "one of first, second, third"]),  # type: ignore[arg-type]
     "a number for a problem": (lambda _: gr.load_problem(5), ["no name of a problem", "5"]),  # type: ignore[arg-type]
