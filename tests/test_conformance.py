@@ -241,7 +241,7 @@ STAGES_WITH_ARTIFACTS = [name for name in STAGES if name != "doctor"]
         (TargetTests, {"logit", "margin", "log_probability", "probability", "loss", "problem"}, list(TARGETS)),
         (OptimizerTests, {"sgd", "adam", "adamw", "rmsprop"}, list(OPTIMIZERS)),
         # Tracking is computed by the loop of training, not by its class.
-        (SolvedImportanceTests, {"target", "surrogate", "descent", "tracking"}, list(IMPORTANCES)),
+        (SolvedImportanceTests, {"target", "same-label", "surrogate", "descent", "tracking"}, list(IMPORTANCES)),
     ],
 )
 def test_all_that_ships_is_here(suite: type, names: set[str], shipped: list[str]) -> None:

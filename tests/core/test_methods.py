@@ -103,12 +103,12 @@ def test_what_is_no_name_is_refused(name: str) -> None:
 def test_the_catalogue_describes_every_method_once() -> None:
     entries = catalogue()
     names = [entry.name for entry in entries]
-    # Two kernels at all checkpoints, ntk-adam not at the initial one, influence for two importances, and four names.
-    assert len(names) == len(set(names)) == (2 * len(CHECKPOINTS) + len(CHECKPOINTS) - 1) * len(list(IMPORTANCES)) + 2 + 4
+    # Four kernels at all checkpoints, ntk-adam not at the initial one, influence for three importances, and four names.
+    assert len(names) == len(set(names)) == (4 * len(CHECKPOINTS) + len(CHECKPOINTS) - 1) * len(list(IMPORTANCES)) + 3 + 4
     for entry in entries:
         assert describe(parse_method(entry.name)) == entry
         assert entry.formula
-        assert "Eq." in entry.source or "Corollary" in entry.source or entry.name == "random"
+        assert "Eq." in entry.source or "Corollary" in entry.source or "Hanawa" in entry.source or entry.name == "random"
 
 
 def test_needs_and_cost_say_what_must_be_computed() -> None:
