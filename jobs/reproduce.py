@@ -201,9 +201,8 @@ REPRODUCTIONS = (
             "trains each again without the samples that its own explanation names: the published curve is one draw of what ours averages.",
             "Random: kronfluence has one order of samples, ours another one for each network.",
             "EK-FAC is kronfluence's own code with its default damping (`jobs/peer_scores.py`).",
-            "Each of ours is retrained from the initial parameters of the explained network, theirs from those of 50 others: an "
-            "explanation of the same network may name samples that matter to it more. `--set deletion.retrain=fresh-rebatch --set "
-            "deletion.replicates=5` measures other networks, with five times the retrainings. Rows are batched anew, as theirs.",
+            "Each removal is retrained once, from other initial parameters than those of the explained network, as theirs. Rows are "
+            "batched anew, as theirs.",
         ),
     ),
 )
