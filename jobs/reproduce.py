@@ -202,7 +202,7 @@ REPRODUCTIONS = (
             "Random: kronfluence has one order of samples, ours another one for each network.",
             "EK-FAC is kronfluence's own code with its default damping (`jobs/peer_scores.py`).",
             "Each removal is retrained once, from other initial parameters than those of the explained network, as theirs. Rows are "
-            "batched anew, as theirs.",
+            "divided into new batches, as theirs.",
         ),
     ),
 )

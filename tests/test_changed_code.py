@@ -51,7 +51,7 @@ def test_other_start_weights_are_never_mixed_with_earlier_results(folder: Folder
     mixed, messages = run(folder, "store", fraction=0.4)
     fresh, _ = run(folder, "fresh", fraction=0.4)
     assert mixed.deletion().collect().equals(fresh.deletion().collect())
-    assert "changed since the last run of toy: tensor a.weight; all its models and scores are computed anew" in messages
+    assert "changed since the last run of toy: tensor a.weight; all its models and scores are computed again" in messages
     _, messages = run(folder, "store", fraction=0.4)
     assert messages.endswith("everything is done already: nothing was computed")
     assert "changed since" not in messages
@@ -101,7 +101,7 @@ def test_a_report_needs_no_code_and_a_changed_file_is_named(folder: Folder) -> N
     assert "machines" not in str(caught.value)
     _, messages = run(folder, "store")
     assert f"changed since the last run of toy: {path}" in messages
-    assert "all its models and scores are computed anew" in messages
+    assert "all its models and scores are computed again" in messages
     assert "this run replaces results of toy with other code or data" in messages
 
 

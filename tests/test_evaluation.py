@@ -142,7 +142,7 @@ def test_one_factorisation_a_seed_serves_the_influence_kernel_and_self_influence
     asked = gr.Experiment.model_validate({**experiment(**{**FIELDS, **fields}).resolved(), "problem": problem})
     done = gr.run(asked, store=str(tmp_path), executor=SerialExecutor(0), search_path=[str(ROOT)])
     assert len(counted) == len(done.plan.experiment.seeds)
-    # Lost, the diagonal is computed anew, and is the same.
+    # Lost, the diagonal is computed again, and is the same.
     artifact = done.store.artifact("diagonal", done.plan.keys.diagonal(0, "influence", done.plan.keys.epochs))
     before = artifact.read("diagonal")
     done.store.objects.delete_folder(artifact.path)

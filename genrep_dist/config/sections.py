@@ -253,7 +253,7 @@ class RetrainSection(Section):
     retrain: RetrainPolicy = Field(
         "same",
         description="same: the original run's initialisation and order (common random numbers); fresh: new ones for each removed set. "
-        "rebatch, fresh-rebatch: the same two, with the remaining rows cut into batches anew, so that fewer rows take fewer steps.",
+        "rebatch, fresh-rebatch: like these two, and the remaining rows are divided into new batches: fewer rows take fewer steps.",
     )
     replicates: int = Field(1, ge=1, description="With fresh: retrainings per removed set. Their mean is used, their spread is recorded.")
 

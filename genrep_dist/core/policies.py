@@ -6,7 +6,7 @@ from typing import Literal
 
 RetrainPolicy = Literal["same", "fresh", "rebatch", "fresh-rebatch"]
 """``same``: the original run's initial parameters and order; a removed row leaves its batch, and every other row keeps its own.
-``rebatch``: the same initial parameters and order; the remaining rows of an epoch are cut into batches anew, so that fewer rows take fewer
+``rebatch``: the same initial parameters and order; an epoch's remaining rows are divided into new batches, so that fewer rows take fewer
 steps. ``fresh`` and ``fresh-rebatch``: the same two, with initial parameters and orders of their own for each removed set."""
 
 
@@ -16,7 +16,7 @@ def is_fresh(policy: str) -> bool:
 
 
 def is_rebatched(policy: str) -> bool:
-    """Whether the remaining rows are cut into batches anew."""
+    """Whether the remaining rows are divided into new batches."""
     return policy in ("rebatch", "fresh-rebatch")
 
 

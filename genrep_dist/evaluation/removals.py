@@ -119,7 +119,7 @@ def removals_text(section: RemovalSection) -> str:
 
 def policy_text(section: RetrainSection) -> str:
     """How models are retrained, for people."""
-    batches = ", the remaining rows batched anew: fewer rows take fewer steps" if is_rebatched(section.retrain) else ""
+    batches = ", the remaining rows divided into new batches: fewer rows take fewer steps" if is_rebatched(section.retrain) else ""
     if not is_fresh(section.retrain):
         return f"same initialisation and order (common random numbers){batches}"
     times = f", {section.replicates} times; the mean is used" if section.replicates > 1 else ""

@@ -168,10 +168,6 @@ class Publications:
             same = False
         return wrong if same else [*wrong, self.results.manifest]
 
-    def digest_of(self, name: str) -> str:
-        """SHA-256 of a file in the results' folder; empty if there is none."""
-        return self._digest(self.results.file(name))
-
     def _digest(self, path: str) -> str:
         try:
             return hashlib.sha256(self._objects.get(path)).hexdigest()

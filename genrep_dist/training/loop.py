@@ -48,7 +48,7 @@ class StateObserver(Protocol):
 class TrainingRun:
     """One model to train: its random numbers, the rows (N,) bool that it keeps (None: all), and what it is, for error messages.
 
-    ``rebatch``: the rows that it keeps are cut into batches anew, as if no others existed. ``weights`` (N,) float64 of the rows in the
+    ``rebatch``: the rows that it keeps are divided into new batches, as if no others existed. ``weights`` (N,) float64 of the rows in the
     loss, positive for those that it keeps (None: all are 1). ``targets`` (N, ...) in place of those of the data.
     """
 
@@ -98,7 +98,7 @@ def train_models(
     numbers with the original run. A batch that loses all its rows changes nothing. The gradient of the mean loss enters through dL/df,
     which is exact and is what Eq. 10 accumulates.
 
-    A run with ``rebatch`` visits the rows that it keeps in the same order, cut into batches anew: fewer rows take fewer steps, and
+    A run with ``rebatch`` visits the rows that it keeps in the same order, divided into new batches: fewer rows take fewer steps, and
     schedule and ``recipe.drop_last`` are those of so many rows. The runs of a pack then keep equally many rows.
 
     With weights the loss of a batch is its weighted mean, sum_i w_i L_i / sum_i w_i: a row of weight 0 would be one that is not kept.

@@ -126,7 +126,7 @@ class UserRun:
         """The batches (inputs, targets, ids) of one epoch on :attr:`device`, in the order in which a recipe would visit the rows.
 
         Each call is the next epoch, or ``epoch``, counted from 1. A removed row drops out of the batch that it would have been in; a batch
-        that loses all its rows is left out. With `retrain: rebatch` the rows that remain are cut into batches anew. ``drop_last`` leaves
+        that loses all its rows is left out. With `retrain: rebatch` the rows that remain are divided into new batches. ``drop_last`` leaves
         out the last batch if it is smaller than the others before any row drops out.
         """
         if not isinstance(batch_size, int) or batch_size < 1:

@@ -51,12 +51,12 @@ def check_recipe(recipe: Recipe, train: Dataset) -> None:
 
 
 def check_rebatching(plan: Plan, recipe: Recipe) -> None:
-    """Raise PlanError for a removal that leaves less than a batch of rows, if these are batched anew and incomplete batches dropped."""
+    """Raise PlanError for a removal that leaves less than a batch of rows, if the rest is batched again with drop_last."""
     for metric in measured_metrics(plan.experiment):
         remaining = plan.shape.num_train - metric.largest_removal(plan.experiment, plan.shape.num_train)
         if is_rebatched(retrain_policy(metric, plan.experiment)) and not recipe.steps_per_epoch(remaining):
             raise PlanError(
-                "with drop_last no batch is left to train on after a removal, as the remaining rows are batched anew",
+                "with drop_last no batch is left to train on after a removal, as the remaining rows are divided into new batches",
                 where=f"{metric.name}.retrain, recipe.drop_last, recipe.batch_size",
                 expected=f"a batch_size of at most {remaining}, the number of rows that remain",
                 got=str(recipe.batch_size),

@@ -84,7 +84,7 @@ def array_addresses(plan: Plan) -> dict[str, Any]:
 
 
 def changes_text(prepared: PreparedExperiment) -> str:
-    """Which of the user's files and other parts of the code changed since the last run of this name, and what is computed anew for it.
+    """Which of the user's files and other parts of the code changed since the last run of this name, and what is computed again for it.
 
     Empty if nothing did, or if there was no such run.
     """
@@ -94,7 +94,7 @@ def changes_text(prepared: PreparedExperiment) -> str:
         return ""
     names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
     affected = "all its models and scores are" if "problem" in found else f"what depends on {', '.join(found)} is"
-    return f"changed since the last run of {name}: {names}; {affected} computed anew, and nothing of the earlier run is deleted"
+    return f"changed since the last run of {name}: {names}; {affected} computed again, and nothing of the earlier run is deleted"
 
 
 def _changes_since_last_run(prepared: PreparedExperiment) -> dict[str, list[str]]:

@@ -113,7 +113,7 @@ def max_models_per_task(plan: Plan) -> int:
 
 
 def _packs(rows: Sequence[Retraining], size: int) -> Iterator[Sequence[Retraining]]:
-    """``rows`` in packs of at most ``size`` models that take the same steps: where rows are batched anew, those that keep equally many."""
+    """``rows`` in packs of at most ``size`` models that take the same steps: with new batches, those that keep equally many rows."""
     alike: dict[int | None, list[Retraining]] = {}
     for row in rows:
         alike.setdefault(len(row.removed) if is_rebatched(row.policy) else None, []).append(row)

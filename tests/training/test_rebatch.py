@@ -1,4 +1,4 @@
-"""Remaining rows that are cut into batches anew, against a plain torch loop over the subset."""
+"""Remaining rows that are divided into new batches, against a plain torch loop over the subset."""
 
 from __future__ import annotations
 
