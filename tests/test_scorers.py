@@ -15,9 +15,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 import genrep_dist as gr
-from genrep_dist.core.scorers.bm25 import bm25
-from genrep_dist.core.scorers.knn_shapley import shapley_values
+from genrep_dist.core.scorers import SCORERS
+from genrep_dist.core.scorers.base import ScoreInputs, Scorer
+from genrep_dist.core.scorers.bm25 import BM25, bm25
+from genrep_dist.core.scorers.gradcos import GradCos
+from genrep_dist.core.scorers.gradient_norm import GradientNorm
+from genrep_dist.core.scorers.knn_shapley import KNNShapley, shapley_values
+from genrep_dist.core.scorers.own_loss import OwnLoss
 from genrep_dist.errors import ProblemError
+from genrep_dist.testing import ScorerTests
 from tests.experiments import ROOT, experiment
 
 METHODS = ["own-loss", "gradient-norm", "gradcos", "graddot", "knn-shapley", "trak", "random"]
@@ -28,6 +34,68 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "margin": ("tests.toys:Blobs", {"num_classes": 3}, {"kind": "margin"}),
     "loss": ("tests.toys:Blobs", {}, {"kind": "loss"}),
 }
+
+
+class TestGradCos(ScorerTests):
+    def make_scorer(self) -> Scorer:
+        return GradCos()
+
+
+class TestGradientNorm(ScorerTests):
+    def make_scorer(self) -> Scorer:
+        return GradientNorm()
+
+
+class TestKNNShapley(ScorerTests):
+    def make_scorer(self) -> Scorer:
+        return KNNShapley()
+
+
+class TestOwnLoss(ScorerTests):
+    def make_scorer(self) -> Scorer:
+        return OwnLoss()
+
+
+class TestBM25(ScorerTests):
+    def make_scorer(self) -> Scorer:
+        return BM25()
+
+    def inputs(self, rows: int, seed: int) -> Tensor:
+        return torch.randint(0, 9, (rows, 6), generator=torch.Generator().manual_seed(seed))
+
+
+def test_every_scorer_runs_through_the_suite() -> None:
+    tested = {kind().make_scorer().name for kind in ScorerTests.__subclasses__() if kind.__module__ == __name__}
+    assert tested == set(SCORERS)
+
+
+class Constant(Scorer):
+    """A scorer of another package, with a field of the experiment."""
+
+    name = "constant"
+    formula, source, meaning = "lambda", "this test", "the same for all"
+    settings = ("influence",)
+
+    def __init__(self, influence: Any) -> None:
+        self.value = influence.damping
+
+    def scores(self, inputs: ScoreInputs) -> Tensor:
+        return torch.full((len(inputs.targets), len(inputs.weights)), float(self.value), dtype=torch.float64)
+
+
+def test_a_scorer_from_outside(tmp_path: Path) -> None:
+    def run(damping: float) -> gr.Run:
+        fields: dict[str, Any] = {"methods": ["constant", "random"], "seeds": 1, "influence": {"damping": damping}}
+        return gr.run(experiment(**fields), store=str(tmp_path), serial=True, search_path=[str(ROOT)])
+
+    SCORERS.register("constant", Constant)
+    try:
+        done = run(3.0)
+        assert (done.attributions("constant", 0) == 3.0).all()
+        assert "scorer constant" in done.plan.keys.extensions
+        assert (run(4.0).attributions("constant", 0) == 4.0).all()
+    finally:
+        SCORERS.unregister("constant")
 
 
 class Slow:
