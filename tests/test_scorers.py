@@ -120,7 +120,7 @@ class Slow:
         return cross_entropy(out, y[None])
 
     def explained(self, x: Tensor, y: Tensor) -> Tensor:
-        out = self.model(x[None])[0]
+        out: Tensor = self.model(x[None])[0]
         if self.kind == "loss":
             return self.loss(x, y)
         if self.kind == "margin":
@@ -128,7 +128,7 @@ class Slow:
         return out[0] if len(out) == 1 else out.max()
 
     def margin(self, x: Tensor, y: Tensor) -> Tensor:
-        out = self.model(x[None])[0]
+        out: Tensor = self.model(x[None])[0]
         return out[0] * (2 * y.double() - 1) if len(out) == 1 else out[y] - torch.cat([out[:y], out[y + 1 :]]).logsumexp(0)
 
     def direction(self, x: Tensor, y: Tensor) -> float:

@@ -265,6 +265,11 @@ class Experiment(Section, metaclass=_RaisesConfigError):
         return tuple(name for name in dict.fromkeys((self.baseline, "random")) if name in self.methods)
 
     @property
+    def simple_methods(self) -> tuple[str, ...]:
+        """The methods that are simple baselines: neighbours, losses, shared words."""
+        return tuple(name for name in self.methods if self.method(name).is_simple)
+
+    @property
     def external_methods(self) -> tuple[str, ...]:
         """Names of the methods whose scores another tool computed."""
         return tuple(name for name in self.methods if name in self.external)

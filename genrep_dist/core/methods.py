@@ -62,6 +62,12 @@ class Method:
         return None if self.has_kernel or self.is_random or self.is_external else SCORERS.get(self.importance)
 
     @property
+    def is_simple(self) -> bool:
+        """Whether it is a simple baseline that others should beat; random scores are not among them."""
+        scorer = self.scorer_class
+        return scorer.is_baseline if scorer is not None else self.kernel in KERNELS and KERNELS.get(self.kernel).is_baseline
+
+    @property
     def sums_checkpoints(self) -> bool:
         """Whether scores are a sum over checkpoints, each with its own learning rate, importance and kernel (TracInCP)."""
         return self.checkpoint == _ALL

@@ -62,7 +62,7 @@ def bm25(documents: Tensor, queries: Tensor, *, k1: float, b: float, padding: in
     """
     import torch
 
-    tokens, where = queries.unique(return_inverse=True)
+    tokens, where = torch.unique(queries, return_inverse=True)
     in_query = torch.zeros(len(queries), len(tokens), dtype=torch.float64)
     in_query.scatter_add_(1, where, (queries != padding).double())
     counts = torch.zeros(len(documents), len(tokens), dtype=torch.float64)
