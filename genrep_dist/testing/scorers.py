@@ -94,4 +94,5 @@ class DenseScoreInputs:
         return torch.einsum("nc,ncp,mp->nm", alpha, self._train, self._test)
 
     def norms(self, alpha: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(torch.einsum("nc,ncp->np", alpha, self._train), dim=1)
+        norms: Tensor = torch.einsum("nc,ncp->np", alpha, self._train).norm(dim=1)
+        return norms
