@@ -73,9 +73,8 @@ def test_projected_factors_are_the_projected_gradient_matrices(name: str) -> Non
     """Q G R^T of each weight, from its dense gradient G."""
     model, inputs = EXAMPLES[name]()
     found, projection = factored_gradients(model, inputs), FactoredProjection(12, 3)
-    dense = dict(
-        zip([n for n, _ in found.parameters], found.to_dense().split([math.prod(s) for _, s in found.parameters], dim=2), strict=True)
-    )
+    sizes = {parameter: math.prod(shape) for parameter, shape in found.parameters}
+    dense = dict(zip(sizes, found.to_dense().split(list(sizes.values()), dim=2), strict=True))
     expected = []
     for weight in found.weights:
         gradient = dense[weight.name].unflatten(2, weight.shape)
@@ -115,16 +114,16 @@ def test_layers_of_at_most_as_many_numbers_are_kept_exactly() -> None:
 
 
 def test_factors_in_blocks_are_projected_alike() -> None:
-    for name in EXAMPLES:
-        model, inputs = EXAMPLES[name]()
+    for make in EXAMPLES.values():
+        model, inputs = make()
         found, projection = factored_gradients(model, inputs), FactoredProjection(10, 1)
         parts = [projection.project(found.part(start, start + 2)) for start in range(0, 6, 2)]
         torch.testing.assert_close(FactoredGradients.cat(parts).rest, projection.project(found).rest)
 
 
 def test_the_sizes_of_projected_factors_are_those_that_are_computed() -> None:
-    for name in EXAMPLES:
-        model, inputs = EXAMPLES[name]()
+    for make in EXAMPLES.values():
+        model, inputs = make()
         kernel = NeuralTangentKernel(ProjectionSection.model_validate({"dim": 10, "kind": "factored"}))
         sizes = kernel.sizes(model, inputs)
         assert kernel.features(model, inputs).rest.shape[2] == sizes.dimension

@@ -1,8 +1,8 @@
 """Projections of layer factors: inputs and output gradients are projected before they are multiplied (LoGra, Choe et al. 2024).
 
-The gradient of a weight is G = sum_t g_t p_t^T (O, K). Its projection is Q G R^T = sum_t (Q g_t) (R p_t)^T, with Q (k_out, O) and R (k_in, K)
-of random signs over the square root of k. No row of K O numbers is formed. Products are unbiased: E <Q G R^T, Q H R^T> = <G, H>, with a
-variance of at most ((1 + 2/k_in) (1 + 2/k_out) - 1) |G|^2 |H|^2, which a rank-one gradient reaches.
+The gradient of a weight is G = sum_t g_t p_t^T (O, K). Its projection is Q G R^T = sum_t (Q g_t) (R p_t)^T, with Q (k_out, O) and
+R (k_in, K) of random signs over the square root of k. No row of K O numbers is formed. Products are unbiased, and their variance is at most
+((1 + 2/k_in) (1 + 2/k_out) - 1) |G|^2 |H|^2, which gradients of rank one reach.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ POSITION_NUMEL = 2**22
 class FactoredProjection:
     """At most ``dim`` numbers of each weight that has factors, and of all other parameters together, side by side.
 
-    Both sides of a weight get about sqrt(dim) numbers. A side that has no more is kept as it is, and the other one gets the rest; a weight of
-    at most ``dim`` numbers is kept exactly. Tokens of an embedding are its inputs, as one-hot rows. Other parameters are projected by the
-    sparse :class:`~genrep_dist.core.gradients.projection.Projection`.
+    Both sides of a weight get about sqrt(dim) numbers. A side that has no more is kept as it is, and the other one gets the rest; a weight
+    of at most ``dim`` numbers is kept exactly. Tokens of an embedding are its inputs, as one-hot rows. Other parameters are projected by
+    the sparse :class:`~genrep_dist.core.gradients.projection.Projection`.
     """
 
     dim: int
@@ -76,15 +76,13 @@ class FactoredProjection:
         if isinstance(factors, TokenGradients):
             return self._tokens(weight, factors, num_outputs)
         if isinstance(factors, LayerFactors) and weight.groups == 1:
-            blocks = [
-                torch.einsum(
-                    "bcto,btk->bcok", self._out(weight, part.gradients), self._in(weight, extract_patches(weight, part.inputs)[:, 0])
-                )
-                for part in _slices(weight, factors, k_in + k_out)
-            ]
-            return torch.cat(blocks)
+            return torch.cat([self._products(weight, part) for part in _slices(weight, factors, k_in + k_out)])
         dense = factors.values if isinstance(factors, DenseGradients) else DenseGradients.from_factors(weight, factors).values
         return self._in(weight, self._out(weight, dense.transpose(2, 3)).transpose(2, 3))
+
+    def _products(self, weight: FactoredWeight, factors: LayerFactors) -> Tensor:
+        patches = extract_patches(weight, factors.inputs)[:, 0]
+        return torch.einsum("bcto,btk->bcok", self._out(weight, factors.gradients), self._in(weight, patches))
 
     def _tokens(self, weight: FactoredWeight, factors: TokenGradients, num_outputs: int) -> Tensor:
         k_out, k_in = self.sides(weight)
