@@ -1,7 +1,8 @@
 """Features of two larger networks by projected factors, beside a projection of whole gradients and beside plain backward passes.
 
-The networks are a ResNet-18 with group normalisation on 32x32 images and a transformer encoder on 64 tokens. Seconds are for each sample, one
-output, one thread; all ways in turn in every round. "Plain" is one forward and backward pass of a batch, which has no gradients of single
+The networks are a ResNet-18 with group normalisation on 32x32 images and a transformer encoder on 64 tokens, with random parameters.
+Seconds are for each sample, one output, one thread; all ways in turn in every round, but for the projections of whole gradients, which take
+minutes: two samples once. "Plain" is one forward and backward pass of a batch, which has no gradients of single
 samples. Errors are those of products between samples, relative to the product of their norms; "rank correlation" is Spearman's between
 projected and exact products of each sample with the others, averaged.
 """
