@@ -241,8 +241,10 @@ def _pass_rows(room_bytes: int, row_bytes: int, most: int) -> int:
 
 
 def kernel_names(experiment: Experiment) -> list[str]:
-    """Names of the kernels that the methods use, sorted; base kernels of derived ones are not among them."""
-    return sorted({method.kernel for method in experiment.parsed_methods if method.has_kernel})
+    """Names of the kernels that the methods use, those of scorers included, sorted; base kernels of derived ones are not among them."""
+    methods = experiment.parsed_methods
+    scorers = [scorer for method in methods if (scorer := method.scorer_class) is not None]
+    return sorted({*(m.kernel for m in methods if m.has_kernel), *(scorer.base for scorer in scorers if scorer.base is not None)})
 
 
 def derived_kernel(keys: Keys, name: str, shape: Shape | None = None) -> DerivedKernel | None:
@@ -277,7 +279,8 @@ def gram_base(kernel: DerivedKernel) -> str | None:
 
 def has_self_influence(keys: Keys, method: Method) -> bool:
     """Whether phi(x_i -> x_i) of the method can be computed for all training samples."""
-    if not method.has_kernel:
-        return method.is_random
+    scorer = method.scorer_class
+    if scorer is not None or not method.has_kernel:
+        return method.is_random if scorer is None else scorer.has_self_scores
     derived = derived_kernel(keys, method.kernel)
     return derived is None or derived.has_diagonal

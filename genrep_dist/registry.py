@@ -21,6 +21,7 @@ _registries: dict[str, Registry[Any]] = {}
 REGISTRIES = {
     "genrep_dist.kernels": "genrep_dist.core.kernels:KERNELS",
     "genrep_dist.importances": "genrep_dist.core.importances:IMPORTANCES",
+    "genrep_dist.scorers": "genrep_dist.core.scorers:SCORERS",
     "genrep_dist.targets": "genrep_dist.core.targets:TARGETS",
     "genrep_dist.optimizers": "genrep_dist.training.optimizers:OPTIMIZERS",
     "genrep_dist.schedules": "genrep_dist.core.schedules:SCHEDULES",

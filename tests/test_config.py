@@ -11,6 +11,7 @@ from genrep_dist.config.resources import parse_bytes
 from genrep_dist.config.yaml_text import parse_yaml
 from genrep_dist.core.importances import IMPORTANCES
 from genrep_dist.core.kernels import KERNELS
+from genrep_dist.core.methods import NAMED_METHODS
 from genrep_dist.core.reserved import RESERVED_NAMES
 from genrep_dist.errors import ConfigError
 from tests.experiments import ROOT
@@ -194,6 +195,8 @@ def test_a_bad_field_is_named_with_file_line_and_remedy(tmp_path: Path, change: 
 @pytest.mark.parametrize("section", ["kernels", "external"])
 def test_reserved_names_are_refused(tmp_path: Path, section: str, name: str) -> None:
     entry = "{class: 'mine:Kernel'}" if section == "kernels" else "{path: a, positive_raises: true}"
+    if section == "external" and name in NAMED_METHODS and name not in RESERVED_NAMES:
+        pytest.skip("scores of another tool may have the name of a method")
     text = GOOD.replace("random]", f"{name}-final/target]") + f"{section}:\n  {name}: {entry}\n"
     with pytest.raises(ConfigError) as caught:
         load_experiment(write(tmp_path, text))

@@ -1,4 +1,4 @@
-"""Code asks what a kernel or an importance is, never what it is called: names stand in their own files alone."""
+"""Code asks what a kernel, an importance or a scorer is, never what it is called: names stand in their own files alone."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 from genrep_dist.core.importances import IMPORTANCES
 from genrep_dist.core.kernels import KERNELS
+from genrep_dist.core.scorers import SCORERS
 from tests.experiments import ROOT
 
-NAMES = {*KERNELS, *IMPORTANCES, "external", "random"}
+NAMES = {*KERNELS, *IMPORTANCES, *SCORERS, "external", "random"}
 HOMES = {"core/methods.py": "the grammar of method names"}
 ALLOWED = {
     ("problems/tables.py", "target"): "a column of the samples' table",
@@ -36,7 +37,7 @@ def test_no_code_asks_for_the_name_of_a_kernel_or_an_importance() -> None:
     found = []
     for path in sorted(package.rglob("*.py")):
         place = path.relative_to(package).as_posix()
-        if place.startswith(("core/kernels/", "core/importances/", "paper/")) or place in HOMES:
+        if place.startswith(("core/kernels/", "core/importances/", "core/scorers/", "paper/")) or place in HOMES:
             continue
         found += [f"{place}:{line}: {name}" for line, name in comparisons(path) if (place, name) not in ALLOWED]
     assert not found, "\n".join(found)

@@ -46,3 +46,19 @@ def test_a_projected_run(tmp_path: Path, kind: str) -> None:
     streamed = run(tmp_path / "streamed", name="lossy", projection=asked, resources={"features": "stream"})
     for method in METHODS:
         np.testing.assert_allclose(streamed.attributions(method, 0), lossy.attributions(method, 0), rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_with_projected_factors(tmp_path: Path) -> None:
+    asked = {"dim": 16, "kind": "factored"}
+    exact, lossy = run(tmp_path / "store"), run(tmp_path / "store", name="lossy", projection=asked)
+    true, found = exact.kernel("ntk", "final", 0), lossy.kernel("ntk", "final", 0)
+    assert 0 < np.abs(found - true).max() < np.abs(true).max()
+    assert np.corrcoef(found.ravel(), true.ravel())[0, 1] > 0.6
+    finding = next(f for f in diagnose(lossy, samples=4) if f.name == "kernel" and "ntk" in f.text)
+    assert finding.colour == "green"
+    assert "16 numbers of each layer" in finding.text
+    streamed = run(tmp_path / "streamed", name="lossy", projection=asked, resources={"features": "stream"})
+    for method in METHODS:
+        np.testing.assert_allclose(streamed.attributions(method, 0), lossy.attributions(method, 0), rtol=1e-3, atol=1e-5)
+    same = run(tmp_path / "whole", name="whole", projection={"dim": 4096, "kind": "factored"})
+    np.testing.assert_allclose(same.kernel("ntk", "final", 0), true, rtol=1e-5, atol=1e-5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import yaml
@@ -43,8 +43,10 @@ from genrep_dist.core.importances.base import Importance
 from genrep_dist.core.kernels import KERNELS
 from genrep_dist.core.kernels.base import Kernel
 from genrep_dist.core.kernels.user import build_kernel
-from genrep_dist.core.methods import Method, parse_method
+from genrep_dist.core.methods import NAMED_METHODS, Method, parse_method
 from genrep_dist.core.reserved import RESERVED_NAMES
+from genrep_dist.core.scorers import SCORERS
+from genrep_dist.core.scorers.base import Scorer
 from genrep_dist.core.targets import Target
 from genrep_dist.errors import MethodError
 from genrep_dist.extension import build, declared_settings
@@ -58,7 +60,16 @@ else:
 
 
 def _not_reserved(name: str) -> str:
-    reserved = sorted({*KERNELS, *IMPORTANCES, *RESERVED_NAMES})
+    return _free_of(name, {*KERNELS, *IMPORTANCES, *SCORERS, *RESERVED_NAMES})
+
+
+def _not_reserved_for_scores(name: str) -> str:
+    # Scores of another tool may have the name of a method, such as trak: `methods` then means these.
+    return _free_of(name, {*KERNELS, *IMPORTANCES, *RESERVED_NAMES} - ({*NAMED_METHODS} - {*RESERVED_NAMES}))
+
+
+def _free_of(name: str, words: Iterable[str]) -> str:
+    reserved = sorted(words)
     if name in reserved or re.fullmatch(r"epoch\d+", name):
         raise ValueError(
             f"another name: {name!r} is reserved, as are {', '.join(other for other in reserved if other != name)} and epoch<k>"
@@ -68,7 +79,7 @@ def _not_reserved(name: str) -> str:
 
 EXPERIMENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 KernelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$"), AfterValidator(_not_reserved)]
-ExternalName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), AfterValidator(_not_reserved)]
+ExternalName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), AfterValidator(_not_reserved_for_scores)]
 
 
 TestIds = tuple[Annotated[int, Field(ge=0)], ...]
@@ -254,6 +265,11 @@ class Experiment(Section, metaclass=_RaisesConfigError):
         return tuple(name for name in dict.fromkeys((self.baseline, "random")) if name in self.methods)
 
     @property
+    def simple_methods(self) -> tuple[str, ...]:
+        """The methods that are simple baselines: neighbours, losses, shared words."""
+        return tuple(name for name in self.methods if self.method(name).is_simple)
+
+    @property
     def external_methods(self) -> tuple[str, ...]:
         """Names of the methods whose scores another tool computed."""
         return tuple(name for name in self.methods if name in self.external)
@@ -270,6 +286,11 @@ class Experiment(Section, metaclass=_RaisesConfigError):
         """A registered importance with this experiment's settings."""
         importance = IMPORTANCES.get(name)
         return build(importance, **declared_settings(importance, self))
+
+    def scorer(self, name: str) -> Scorer:
+        """A registered scorer with this experiment's settings."""
+        scorer = SCORERS.get(name)
+        return build(scorer, **declared_settings(scorer, self))
 
     def uses(self, section: str) -> bool:
         """Whether a kernel or importance of the methods is built from that section; of the user's own kernels it is assumed."""

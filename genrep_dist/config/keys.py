@@ -170,9 +170,12 @@ class Keys:
 
     def kernel(self, seed: int, kernel: str, epoch: int) -> str:
         """K(train, test) with the seed's test points."""
+        return self._digest("kernel", self.model(seed), self._kernel_identity(kernel), epoch, self.test_positions(seed), *self._target)
+
+    @property
+    def _target(self) -> list[Any]:
         # Groups are means of the points' own scores.
-        target = [non_default_fields(self.experiment.target, leave_out=("group",)), *self._source("target", self.experiment.target.kind)]
-        return self._digest("kernel", self.model(seed), self._kernel_identity(kernel), epoch, self.test_positions(seed), *target)
+        return [non_default_fields(self.experiment.target, leave_out=("group",)), *self._source("target", self.experiment.target.kind)]
 
     def term(self, seed: int, kernel: str, epoch: int, importance: str, importance_epoch: int) -> str:
         """Sum_c alpha_c K_c(train, test) with the seed's test points, of an importance that is not solved for."""
@@ -202,6 +205,10 @@ class Keys:
         parts += [self.kernel(seed, method.kernel, epoch) for epoch in epochs]
         if method.needs_gram:
             parts += [self.solved(method.importance, seed, method.kernel, epoch) for epoch in epochs]
+        scorer = method.scorer_class
+        if scorer is not None:
+            parts += [*self._target, self._settings(scorer.settings), *self._source("scorer", method.importance)]
+            parts += [] if scorer.base is None else [self._kernel_identity(scorer.base)]
         return self._digest("attribution", *parts, *self._source("importance", method.importance))
 
     def retraining(self, seed: int, removed: Sequence[int] | Change, policy: str, replicate: int = 0) -> str:

@@ -232,10 +232,19 @@ class InfluenceSection(Section):
 
 
 class ProjectionSection(Section):
-    """Random projection of the NTK's features to k numbers per sample. Lossy."""
+    """Random projection of the NTK's features. Lossy."""
 
-    dim: int = Field(4096, ge=1, description="k, the numbers kept per sample. Products are off by about 1/sqrt(k) of |g_i| |g_j|.")
-    kind: Literal["rademacher", "sparse"] = Field("rademacher", description="Random signs, or a few of them for each parameter.")
+    dim: int = Field(
+        4096,
+        ge=1,
+        description="k, the numbers kept per sample, or, with kind: factored, those kept of each layer. Products are off by about "
+        "1/sqrt(k) of |g_i| |g_j|; with factored by at most 2/k^(1/4), and less the more layers and positions there are.",
+    )
+    kind: Literal["rademacher", "sparse", "factored"] = Field(
+        "rademacher",
+        description="rademacher: random signs. sparse: a few of them for each parameter. factored: a layer's inputs and output gradients "
+        "are projected before they are multiplied, which is the fastest for large layers.",
+    )
     seed: int = Field(0, ge=0, description="Seed of the projection, the same for all models.")
 
 

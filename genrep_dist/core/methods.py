@@ -16,6 +16,8 @@ from genrep_dist.core.importances import IMPORTANCES
 from genrep_dist.core.importances.base import Importance
 from genrep_dist.core.kernels import KERNELS
 from genrep_dist.core.kernels.base import Kernel
+from genrep_dist.core.scorers import SCORERS
+from genrep_dist.core.scorers.base import Scorer
 from genrep_dist.errors import MethodError
 
 Cost = Literal["none", "one pass", "one pass per checkpoint", "gram"]
@@ -32,7 +34,7 @@ class Method:
 
     ``kernel``: a registered kernel, one of the user's own, or "none" and "external" for scores without one.
     ``checkpoint``: the parameters at which the kernel is taken, "initial", "middle", "final" or "epoch<k>"; "all" for a sum over
-    checkpoints; "none" for scores without a kernel. ``importance``: a registered importance, "random" or "external".
+    checkpoints; "none" for scores without a kernel. ``importance``: a registered importance or scorer, "random" or "external".
     """
 
     name: str
@@ -42,7 +44,7 @@ class Method:
 
     @property
     def has_kernel(self) -> bool:
-        """Whether scores are products of importances and a kernel: all but random and external scores."""
+        """Whether scores are products of importances and a kernel: all but those of scorers, random and external ones."""
         return self.checkpoint != _NONE
 
     @property
@@ -53,6 +55,17 @@ class Method:
     def is_external(self) -> bool:
         """Whether the scores were computed by another tool."""
         return self.importance == _EXTERNAL
+
+    @property
+    def scorer_class(self) -> type[Scorer] | None:
+        """The class of a method whose scores are not an importance times a kernel; None for all others."""
+        return None if self.has_kernel or self.is_random or self.is_external else SCORERS.get(self.importance)
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether it is a simple baseline that others should beat; random scores are not among them."""
+        scorer = self.scorer_class
+        return scorer.is_baseline if scorer is not None else self.kernel in KERNELS and KERNELS.get(self.kernel).is_baseline
 
     @property
     def sums_checkpoints(self) -> bool:
@@ -101,6 +114,8 @@ NAMED_METHODS: dict[str, Method] = {
     "tracincp": Method("tracincp", "ntk", _ALL, "target"),
     "influence-function": Method("influence-function", "influence", "final", "target"),
     "representer-point": Method("representer-point", "last-layer", "final", "surrogate"),
+    "graddot": Method("graddot", "ntk", "final", "target"),
+    "trak": Method("trak", "trak", "final", "target"),
     "random": Method("random", _NONE, _NONE, _RANDOM),
 }
 
@@ -118,6 +133,14 @@ _NAMED_TEXT: dict[str, tuple[str, str]] = {
         "-(1/(n lambda)) dL/df(K alpha(x_i), f(x_i)) <Phi(x_i), Phi(x)>",
         f"representer point selection, Yeh et al. 2018; {_PAPER}, Corollary 12",
     ),
+    "graddot": (
+        "-<dL/dtheta(f(x_i), y_i), df/dtheta(x)>",
+        "Grad-Dot: the product of gradients at the final parameters; Charpiat et al. 2019",
+    ),
+    "trak": (
+        "-dL/df(f(x_i), y_i) df/dtheta(x_i)^T (G + delta I)^-1 df/dtheta(x), G = sum of the margins' gradient products",
+        "TRAK of one model, Park et al. 2023",
+    ),
     "random": ("standard normal draws, one order for each seed and test point", "baseline"),
 }
 
@@ -131,6 +154,8 @@ def parse_method(name: str, own_kernels: Collection[str] = (), external: Collect
         return Method(name, _EXTERNAL, _NONE, _EXTERNAL)
     if name in NAMED_METHODS:
         return NAMED_METHODS[name]
+    if name in SCORERS:
+        return Method(name, _NONE, _NONE, name)
     local, slash, importance = name.partition("/")
     kernel, dash, checkpoint = local.rpartition("-")
     known_checkpoint = checkpoint in CHECKPOINTS or _EPOCH.fullmatch(checkpoint) is not None
@@ -146,7 +171,7 @@ def parse_method(name: str, own_kernels: Collection[str] = (), external: Collect
     raise MethodError(
         f"unknown method {name!r}",
         where="methods",
-        expected=f"{grammar}, or {', '.join(NAMED_METHODS)}",
+        expected=f"{grammar}, or {', '.join([*NAMED_METHODS, *SCORERS])}",
         got=repr(name),
         remedy=f"nearest: {', '.join(nearest)}" if nearest else "`genrep methods` lists them all",
     )
@@ -175,6 +200,9 @@ def _unsupported(name: str, kernel: str, checkpoint: str, importance: str) -> Me
 
 def describe(method: Method) -> Description:
     """What a method computes, where it comes from, what it needs and what it costs."""
+    scorer = method.scorer_class
+    if scorer is not None:
+        return Description(method.name, scorer.formula, scorer.source, scorer.needs, "none" if scorer.base is None else "one pass")
     if not method.has_kernel:
         return Description(method.name, *_NAMED_TEXT.get(method.name, ("scores of another tool", method.name)), (), "none")
     kernel, importance = KERNELS.get(method.kernel), method.importance_class
@@ -198,6 +226,7 @@ def _all_methods() -> Iterator[Method]:
                 if _supports(kernel, checkpoint, importance):
                     yield Method(f"{kernel.name}-{checkpoint}/{importance.name}", kernel.name, checkpoint, importance.name)
     yield from NAMED_METHODS.values()
+    yield from (Method(scorer.name, _NONE, _NONE, scorer.name) for scorer in SCORERS.usable())
 
 
 def _supports(kernel: type[Kernel], checkpoint: str, importance: type[Importance]) -> bool:

@@ -97,6 +97,35 @@ def comparisons(points: pl.DataFrame, methods: Sequence[str], baselines: Sequenc
     return pl.DataFrame(rows, schema=dict(STATISTICS["comparisons"].columns), orient="row")
 
 
+def against_simple(points: pl.DataFrame, methods: Sequence[str], simple: Sequence[str], *, seed: int = 0) -> pl.DataFrame:
+    """One row a (metric, method) for the ``methods`` that are not ``simple`` baselines: does it beat all of these?
+
+    Columns: metric, method, baseline, p_value, p_holm. ``baseline``: the simple one with the best mean. ``p_value`` is the largest of the
+    p-values against each simple baseline (:func:`~genrep_dist.evaluation.significance.sign_flip_p_values`), 1 if the method has the worse
+    mean of a pair. It tests that some baseline is as good (an intersection-union test, Berger 1982), so that choosing the best baseline
+    afterwards needs no correction. ``p_holm`` is corrected for the methods. Null with one seed.
+    """
+    rows: list[tuple[object, ...]] = []
+    for metric, by_method in designs(points, [*methods, *(name for name in simple if name not in methods)]).items():
+        direction = metric_info(metric).direction
+        others, judged = [b for b in simple if b in by_method], [m for m in methods if m in by_method and m not in simple]
+        if not others or not judged:
+            continue
+        means = {name: direction * float(by_method[name].per_seed.mean()) for name in others}
+        best_of = max(others, key=lambda name: (means[name], name))
+        boxes = [direction * (by_method[m].values - by_method[b].values) for m in judged for b in others]
+        differences = np.stack([box.mean(axis=1) for box in boxes])
+        p_values: list[float | None] = [None] * len(judged)
+        corrected = p_values
+        if differences.shape[1] > 1:
+            pairs = np.where(differences.mean(axis=1) > 0, sign_flip_p_values(differences, seed=seed), 1.0)
+            largest = pairs.reshape(len(judged), len(others)).max(axis=1)
+            p_values, corrected = largest.tolist(), holm(largest).tolist()
+        rows.extend((metric, m, best_of, p_values[row], corrected[row]) for row, m in enumerate(judged))
+    text, real = pl.String, pl.Float64
+    return pl.DataFrame(rows, schema={"metric": text, "method": text, "baseline": text, "p_value": real, "p_holm": real}, orient="row")
+
+
 def compared_pairs(methods: Sequence[str], baselines: Sequence[str]) -> list[tuple[str, str]]:
     """Every method with every baseline, each pair once: of two baselines, the earlier with the later."""
     order = {baseline: place for place, baseline in enumerate(dict.fromkeys(baselines))}

@@ -62,6 +62,8 @@ def _method_term(method: Method) -> Term:
     found = describe(method)
     if method.is_random or method.is_external:
         return Term(method.name, "samples removed at random" if method.is_random else "scores of another tool", "", found.source)
+    if method.scorer_class is not None:
+        return Term(method.name, method.scorer_class.meaning, found.formula, found.source)
     return Term(method.name, f"{_kernel_text(method)}; importance {method.importance}", found.formula, found.source)
 
 

@@ -28,7 +28,8 @@ class ReportData:
 
     ``methods`` in the order of the tables. ``facts``: how this was measured, label to value, in the order shown. ``warnings``: what limits
     the reading, each a sentence or two. ``config_yaml``: the resolved experiment, shown folded. ``random``: the name of random removal.
-    ``baseline``: the one that the experiment declares; ``noun`` names the explained number. ``blocks``: how tables are divided.
+    ``baseline``: the one that the experiment declares; ``simple``: the simple baselines among the methods.
+    ``noun`` names the explained number. ``blocks``: how tables are divided.
     ``time_unit``: the unit of the costs. ``removal``: the first example. ``origin``: date, commit, command and the like, label to text.
     ``unit``: the unit of the explained number. ``target``: the explained number in words. ``glossary``: the names of the methods.
     """
@@ -43,6 +44,7 @@ class ReportData:
     blocks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     random: str = RANDOM
     baseline: str | None = None
+    simple: Sequence[str] = ()
     noun: str = "prediction"
     time_unit: sections.TimeUnit = field(default_factory=sections.TimeUnit)
     removal: RemovalExample | None = None
@@ -54,7 +56,8 @@ class ReportData:
     @cached_property
     def verdict(self) -> Verdict:
         """What was found, in sentences."""
-        return verdict(self.tables, random=self.random, declared=self.baseline, noun=self.unit or self.noun)
+        noun = self.unit or self.noun
+        return verdict(self.tables, random=self.random, declared=self.baseline, simple=self.simple, noun=noun)
 
     @property
     def emphasised(self) -> tuple[str, ...]:

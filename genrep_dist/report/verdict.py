@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import polars as pl
 
 from genrep_dist.errors import NotCommittedError
 from genrep_dist.evaluation.metrics.base import metric_infos
-from genrep_dist.evaluation.statistics import comparisons
+from genrep_dist.evaluation.statistics import against_simple, comparisons
 from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.report.significance_marks import LEVEL, comparison
 from genrep_dist.report.tables import MINUS, RANDOM, decimals_for, equal, number
@@ -54,10 +54,16 @@ class _Difference:
 
 
 def verdict(
-    tables: EvaluationTables, *, random: str = RANDOM, declared: str | None = None, seed: int = 0, noun: str = "prediction"
+    tables: EvaluationTables,
+    *,
+    random: str = RANDOM,
+    declared: str | None = None,
+    simple: Sequence[str] = (),
+    seed: int = 0,
+    noun: str = "prediction",
 ) -> Verdict:
     """Compare by the first measured metric: the best method with ``random`` removal, with the ``declared`` baseline of the experiment and
-    with the runner-up. Then say what the other metrics show.
+    with the runner-up; the others with the ``simple`` baselines among them. Then say what the other metrics show.
 
     Differences are paired over the same networks and test points; their 95% intervals resample networks. A lead is called established if
     its Holm-corrected p-value is below 0.05; for pairs that were not tested, if the paired interval excludes zero. ``seed`` starts the
@@ -65,12 +71,13 @@ def verdict(
     """
     if not tables.measured:
         raise NotCommittedError("there is nothing to report", where="the metrics table", expected="at least one evaluated method")
-    return _VerdictWriter(tables, random, declared, seed, noun).verdict()
+    return _VerdictWriter(tables, random, declared, simple, seed, noun).verdict()
 
 
 class _VerdictWriter:
-    def __init__(self, tables: EvaluationTables, random: str, declared: str | None, seed: int, noun: str) -> None:
+    def __init__(self, tables: EvaluationTables, random: str, declared: str | None, simple: Sequence[str], seed: int, noun: str) -> None:
         self.tables, self.random_name, self.declared, self.seed, self.noun = tables, random, declared, seed, noun
+        self.simple = simple
         self.infos = metric_infos()
         self.info = self.infos[tables.measured[0]]
         self.better = self.info.direction
@@ -96,6 +103,7 @@ class _VerdictWriter:
             *self._against_declared(best),
             *self._against_runner_up(best, leaders),
             *self._about_leaders(best, leaders),
+            *self._against_simple(),
             *self._other_metrics(best),
             *self._about_seeds(),
         )
@@ -119,6 +127,26 @@ class _VerdictWriter:
         return [
             f"Not told apart from {best['method']}, which has the best mean: {names} (paired differences, Holm-corrected over {tests})."
         ]
+
+    def _against_simple(self) -> list[str]:
+        """Which methods beat all simple baselines, and which do not."""
+        points = self.tables.points.filter(pl.col("metric") == self.info.name)
+        judged = [row["method"] for row in self.methods]
+        tested = against_simple(points, judged, [name for name in self.simple if name in judged], seed=self.seed)
+        if not tested.height:
+            return []
+        best = next(row for row in self.methods if row["method"] == tested["baseline"][0])
+        shown = f"The best simple baseline is {best['method']}, {self._value(best)}."
+        if self.num_seeds < 2:
+            return [shown]
+        ahead = set(tested.filter(pl.col("p_holm") < LEVEL)["method"])
+        beating = [name for name in judged if name in ahead]
+        behind = [name for name in judged if name in set(tested["method"]) - ahead]
+        if not beating:
+            return [f"{shown} No method is shown to beat it (sign-flip tests against every simple baseline, Holm-corrected)."]
+        rest = f"; not shown for {_listed(behind)}" if behind else ""
+        verb = "beats" if len(beating) == 1 else "beat"
+        return [f"{shown} {_listed(beating)} {verb} every simple baseline (sign-flip tests, Holm-corrected, p < {LEVEL:g}){rest}."]
 
     def _headline(self, best: Row, leaders: list[Row]) -> str:
         if self.random is not None and self.better * (best["mean"] - self.random["mean"]) <= 0:

@@ -59,6 +59,7 @@ def report_data(
         examples=shown,
         blocks=experiment.blocks,
         baseline=experiment.baseline,
+        simple=experiment.simple_methods,
         noun=target.noun,
         time_unit=time_unit(run),
         removal=removal,

@@ -77,7 +77,7 @@ def track(
         artifacts={Path(path).name: finished.store.objects.get(path) for path in files},
         tags=_tags(finished, tables),
         diagnostics=diagnostics(finished),
-        description=description(tables, experiment.baseline, experiment.make_target().noun),
+        description=description(tables, experiment.baseline, experiment.make_target().noun, experiment.simple_methods),
         numbers=_numbers(finished, tables),
         costs=tables.costs,
         method_parameters=_method_parameters(finished),
@@ -149,9 +149,9 @@ def _chosen(history: RunHistory, declared: Experiment) -> list[tuple[str, float,
     ]
 
 
-def description(tables: EvaluationTables, declared: str | None, noun: str = "prediction") -> str:
-    """The opening sentences of the report, as Markdown; ``noun`` names the explained number."""
-    found = verdict(tables, declared=declared, noun=noun)
+def description(tables: EvaluationTables, declared: str | None, noun: str = "prediction", simple: Sequence[str] = ()) -> str:
+    """The opening sentences of the report, as Markdown; ``noun`` names the explained number, ``simple`` the simple baselines."""
+    found = verdict(tables, declared=declared, simple=simple, noun=noun)
     lines = (found.headline, "", *(f"- {sentence}" for sentence in found.sentences))  # the first paragraph by itself
     # Names are text: mark-up in them is escaped.
     return "\n".join(line.replace("*", "\\*").replace("_", "\\_").replace("[", "\\[").replace("<", "&lt;") for line in lines)

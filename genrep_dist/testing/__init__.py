@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-_MODULES = ("executors", "importances", "kernels", "metrics", "optimizers", "schedules", "stages", "stores", "targets")
+_MODULES = ("executors", "importances", "kernels", "metrics", "optimizers", "schedules", "scorers", "stages", "stores", "targets")
 pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _MODULES))
 
 from genrep_dist.testing.executors import ExecutorTests  # noqa: E402 - after the registration above
@@ -17,6 +17,7 @@ from genrep_dist.testing.kernels import DerivedKernelTests, FeatureKernelTests, 
 from genrep_dist.testing.metrics import MetricTests  # noqa: E402
 from genrep_dist.testing.optimizers import OptimizerTests  # noqa: E402
 from genrep_dist.testing.schedules import ScheduleTests  # noqa: E402
+from genrep_dist.testing.scorers import ScorerTests  # noqa: E402
 from genrep_dist.testing.stages import StageTests  # noqa: E402
 from genrep_dist.testing.stores import StoreTests  # noqa: E402
 from genrep_dist.testing.targets import TargetTests  # noqa: E402
@@ -30,6 +31,7 @@ __all__ = [
     "OutputImportanceTests",
     "PairwiseKernelTests",
     "ScheduleTests",
+    "ScorerTests",
     "SolvedImportanceTests",
     "StageTests",
     "StoreTests",

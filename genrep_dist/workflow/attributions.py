@@ -17,10 +17,11 @@ from genrep_dist.plan import Plan, StagePlan, direct_terms
 from genrep_dist.seeds import derive_seed
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.units import Unit
-from genrep_dist.workflow.base import ArtifactSpec, SampleAxis, Stage
+from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
 from genrep_dist.workflow.blocks import cached_bytes
 from genrep_dist.workflow.context import TestPoints, WorkerContext, to_numpy
 from genrep_dist.workflow.importances import alpha
+from genrep_dist.workflow.scores import scorer_bytes, scorer_seconds, scores_of
 from genrep_dist.workflow.targets import group_means
 
 SIGNS: tuple[Sign, ...] = ("negative", "positive")
@@ -81,7 +82,11 @@ class AttributionsStage(Stage[AttributionUnit]):
         shape = plan.shape
         rows = min(shape.num_train, kernel_rows(plan.budget_bytes, shape.num_outputs, points))
         held = shape.num_outputs * (2 * 8 * shape.num_train + rows * 4 * KERNEL_ROW_COPIES * points)
-        return StagePlan(self.name, what, seeds * (methods - external), seeds * methods * each, 2 * each + held + cached_bytes(plan))
+        peak = max(2 * each + held + cached_bytes(plan), each + scorer_bytes(plan))
+        return StagePlan(self.name, what, seeds * (methods - external), seeds * methods * each, peak)
+
+    def seconds(self, plan: Plan, rates: Rates) -> float:
+        return scorer_seconds(plan, rates)
 
 
 def kernel_rows(budget_bytes: int, num_outputs: int, num_points: int) -> int:
@@ -104,6 +109,8 @@ def attribution(method: Method, seed: int, context: WorkerContext, points: TestP
     if method.is_random:
         # An order of its own for every (seed, test point).
         return random_scores([derive_seed(seed, "random", test_id) for test_id in points.ids.tolist()], len(context.train.ids))
+    if method.scorer_class is not None:
+        return scores_of(method, seed, context, points)
     # With one unweighted term this is Eq. 2 as it stands.
     return weighted_sum(
         (context.learning_rate(seed, term.kernel_epoch) if term.weighted else 1.0, products(term)) for term in context.keys.terms(method)

@@ -83,7 +83,8 @@ def block_rows(kernel: str, sizes: KernelSizes, num_train: int, budget_bytes: in
             expected=f"at least {2 * (row_bytes + num_test * test_bytes):,} bytes (a row of {row_bytes:,} bytes and "
             f"{num_test} test rows of {test_bytes:,} bytes in half of it)",
             got=f"{budget_bytes:,} bytes",
-            remedy="raise resources.memory_budget, or explain fewer test points at once",
+            remedy="raise resources.memory_budget, explain fewer test points at once, or keep some random numbers of each layer "
+            "(projection: {kind: factored, dim: 1024})",
         )
     # No more of a sample is ever stored than its factors as they are.
     multiplied = budget_bytes // 8 // max(1, cross_bytes(num_outputs, num_test), sizes.pair_bytes * num_test)

@@ -24,6 +24,7 @@ from genrep_dist.workflow.features import pairwise_block, train_features
 from genrep_dist.workflow.gradients import features_seconds
 from genrep_dist.workflow.importances import alpha
 from genrep_dist.workflow.returned import checked_tensor
+from genrep_dist.workflow.scores import self_scores_of
 
 PAIRWISE_ROWS = 64
 """A pairwise kernel is computed for a whole block, of which the diagonal is used."""
@@ -105,6 +106,8 @@ def self_influence_of(method: Method, seed: int, context: WorkerContext) -> Tens
     own, direction = own_outputs(context.train.targets.cpu(), label_loss(context.loss))
     if method.is_random:
         return random_scores([derive_seed(seed, "random", "self")], len(own))[:, 0]
+    if method.scorer_class is not None:
+        return self_scores_of(method, seed, context)
     total = torch.zeros(len(own), dtype=torch.float64)
     for term in context.keys.terms(method):
         key = context.keys.diagonal(seed, method.kernel, term.kernel_epoch)

@@ -86,8 +86,9 @@ def _kernel_blocks(plan: Plan, context: WorkerContext, kernel: str, seed: int, e
 def _points_at_once(plan: Plan, method: Method) -> int:
     """Test points whose features, and whose K with a block of training rows, each fit a quarter of the memory budget."""
     derived = derived_kernel(plan.keys, method.kernel) if method.has_kernel else None
-    base = method.kernel if derived is None else derived.base
+    scorer = method.scorer_class
+    base = scorer.base if scorer is not None else method.kernel if derived is None else derived.base
     room, most = plan.budget_bytes // 4, plan.experiment.num_test_points
     if base not in plan.block_rows:
-        return max(most, room // (6 * 8 * plan.shape.num_parameters))
+        return max(most, room // (6 * 8 * max(1, plan.shape.num_parameters)))
     return max(most, min(room // point_bytes(plan.shape.kernels[base]), room // cross_bytes(plan.shape.num_outputs, plan.block_rows[base])))

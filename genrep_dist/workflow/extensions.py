@@ -44,6 +44,8 @@ def _classes(experiment: Experiment, recipe: Recipe, kernels: Mapping[str, Kerne
     for method in experiment.parsed_methods:
         if method.has_kernel:
             yield f"importance {method.importance}", IMPORTANCES.get(method.importance)
+        if method.scorer_class is not None:
+            yield f"scorer {method.importance}", method.scorer_class
     yield f"target {experiment.target.kind}", TARGETS.get(experiment.target.kind)
     yield f"optimizer {recipe.optimizer}", OPTIMIZERS.get(recipe.optimizer)
     yield f"schedule {recipe.schedule}", SCHEDULES.get(recipe.schedule)

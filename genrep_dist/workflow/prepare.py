@@ -40,6 +40,7 @@ from genrep_dist.workflow.planning import make_plan
 from genrep_dist.workflow.recipes import check_rebatching, check_recipe, recipe_in_force
 from genrep_dist.workflow.rehearsal import rehearse
 from genrep_dist.workflow.relabelling import check_relabelling
+from genrep_dist.workflow.scores import check_scorers
 from genrep_dist.workflow.single_rows import check_batches
 from genrep_dist.workflow.stages import STAGES
 from genrep_dist.workflow.status import stage_status
@@ -118,6 +119,7 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     external = _read_external(keys, train, test, search_path)
     keys = replace(keys, external=_digests(external))
     plan = make_plan(keys, shape)
+    check_scorers(plan, loss, train)
     check_rebatching(plan, recipe)
     check_relabelling(experiment, train, shape.num_outputs)
     check_batches(plan, recipe, one_row_fault)

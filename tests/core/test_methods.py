@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -11,12 +12,13 @@ from hypothesis import strategies as st
 
 from genrep_dist.core.importances import IMPORTANCES
 from genrep_dist.core.kernels import KERNELS
-from genrep_dist.core.methods import CHECKPOINTS, Method, catalogue, describe, parse_method
+from genrep_dist.core.methods import CHECKPOINTS, NAMED_METHODS, Method, catalogue, describe, parse_method
+from genrep_dist.core.scorers import SCORERS
 from genrep_dist.errors import MethodError
 
 
 @given(
-    st.sampled_from(sorted(set(KERNELS) - {"influence", "ntk-adam"})),
+    st.sampled_from(sorted(set(KERNELS) - {"influence", "trak", "ntk-adam"})),
     st.one_of(st.sampled_from(CHECKPOINTS), st.integers(0, 10**6).map("epoch{}".format)),
     st.sampled_from(sorted(IMPORTANCES)),
 )
@@ -103,12 +105,13 @@ def test_what_is_no_name_is_refused(name: str) -> None:
 def test_the_catalogue_describes_every_method_once() -> None:
     entries = catalogue()
     names = [entry.name for entry in entries]
-    # Four kernels at all checkpoints, ntk-adam not at the initial one, influence for three importances, and four names.
-    assert len(names) == len(set(names)) == (4 * len(CHECKPOINTS) + len(CHECKPOINTS) - 1) * len(list(IMPORTANCES)) + 3 + 4
+    # Four kernels at all checkpoints, ntk-adam not at the initial one, influence and trak for three importances, names and scorers.
+    grid = (4 * len(CHECKPOINTS) + len(CHECKPOINTS) - 1) * len(list(IMPORTANCES)) + 2 * 3
+    assert len(names) == len(set(names)) == grid + len(NAMED_METHODS) + len(list(SCORERS))
     for entry in entries:
         assert describe(parse_method(entry.name)) == entry
         assert entry.formula
-        assert "Eq." in entry.source or "Corollary" in entry.source or "Hanawa" in entry.source or entry.name == "random"
+        assert re.search(r"Eq\.|Corollary|20\d\d|baseline", entry.source)
 
 
 def test_needs_and_cost_say_what_must_be_computed() -> None:
@@ -122,6 +125,9 @@ def test_needs_and_cost_say_what_must_be_computed() -> None:
     assert of("representer-point") == (("last linear layer", "gram"), "gram")
     assert of("influence-final/tracking") == (("gradients", "curvature", "tracking"), "gram")
     assert of("tracincp") == (("gradients", "checkpoints"), "one pass per checkpoint")
+    assert of("gradcos") == (("gradients",), "one pass")
+    assert of("own-loss") == (("classes",), "none")
+    assert of("trak") == (("gradients", "curvature"), "gram")
     assert of("random") == ((), "none")
 
 

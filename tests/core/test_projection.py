@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -11,9 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from genrep_dist.config.sections import ProjectionSection
 from genrep_dist.core.gradients.factored import FactoredGradients, inner_products
+from genrep_dist.core.gradients.factored_projection import FactoredProjection
+from genrep_dist.core.gradients.factored_weight import from_parameter_order
 from genrep_dist.core.gradients.per_sample import factored_gradients
 from genrep_dist.core.gradients.projection import Projection
+from genrep_dist.core.kernels.ntk import NeuralTangentKernel
 from tests.core.models import cnn, initialise, mlp, rows
 
 Kind = Literal["rademacher", "sparse"]
@@ -61,6 +66,67 @@ def test_blocks_of_any_size_are_projected_alike(name: str, kind: Kind, size: int
     whole = projection.project(found)
     parts = [projection.project(found.part(start, min(start + size, 6))) for start in range(0, 6, size)]
     torch.testing.assert_close(FactoredGradients.cat(parts).rest, whole.rest, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_projected_factors_are_the_projected_gradient_matrices(name: str) -> None:
+    """Q G R^T of each weight, from its dense gradient G."""
+    model, inputs = EXAMPLES[name]()
+    found, projection = factored_gradients(model, inputs), FactoredProjection(12, 3)
+    sizes = {parameter: math.prod(shape) for parameter, shape in found.parameters}
+    dense = dict(zip(sizes, found.to_dense().split(list(sizes.values()), dim=2), strict=True))
+    expected = []
+    for weight in found.weights:
+        gradient = dense[weight.name].unflatten(2, weight.shape)
+        matrix = gradient.transpose(2, 3) if weight.kind == "embedding" else from_parameter_order(weight, gradient)
+        for axis, side, kept in zip((2, 3), ("out", "in"), projection.sides(weight), strict=True):
+            if kept < matrix.shape[axis]:
+                signs = projection._signs(weight, side, kept, matrix.shape[axis]).double()
+                matrix = torch.tensordot(matrix, signs, dims=([axis], [1])).movedim(-1, axis)
+        expected.append(matrix.flatten(2))
+    projected = projection.project(found).rest
+    whole = torch.cat(expected, dim=2)
+    assert projected.shape[2] == projection.width(found.weights, found.rest.shape[2])
+    torch.testing.assert_close(projected[:, :, : whole.shape[2]], whole)
+    assert whole.shape[2] < sum(weight.numel for weight in found.weights)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_products_of_projected_factors_are_unbiased_and_within_the_error_bound(name: str) -> None:
+    model, inputs = EXAMPLES[name]()
+    found = factored_gradients(model, inputs)
+    exact = inner_products(found, found)
+    scale = (exact.diagonal()[:, None] * exact.diagonal()[None, :]).sqrt()
+    draws = 200
+    projected = [FactoredProjection(9, seed).project(found) for seed in range(draws)]
+    errors = torch.stack([(inner_products(one, one) - exact) / scale for one in projected])
+    deviation = FactoredProjection(9, 0).error
+    assert float(errors.mean(dim=0).abs().max()) < 5 * deviation / draws**0.5
+    assert 0.05 * deviation < float(errors.std(dim=0).max()) < 1.2 * deviation
+
+
+def test_layers_of_at_most_as_many_numbers_are_kept_exactly() -> None:
+    model, inputs = EXAMPLES["text"]()
+    found = factored_gradients(model, inputs)
+    projected = FactoredProjection(1000, 0).project(found)
+    assert projected.rest.shape[2] == sum(math.prod(shape) for _, shape in found.parameters)
+    torch.testing.assert_close(inner_products(projected, projected), inner_products(found, found))
+
+
+def test_factors_in_blocks_are_projected_alike() -> None:
+    for make in EXAMPLES.values():
+        model, inputs = make()
+        found, projection = factored_gradients(model, inputs), FactoredProjection(10, 1)
+        parts = [projection.project(found.part(start, start + 2)) for start in range(0, 6, 2)]
+        torch.testing.assert_close(FactoredGradients.cat(parts).rest, projection.project(found).rest)
+
+
+def test_the_sizes_of_projected_factors_are_those_that_are_computed() -> None:
+    for make in EXAMPLES.values():
+        model, inputs = make()
+        kernel = NeuralTangentKernel(ProjectionSection.model_validate({"dim": 10, "kind": "factored"}))
+        sizes = kernel.sizes(model, inputs)
+        assert kernel.features(model, inputs).rest.shape[2] == sizes.dimension
 
 
 def test_kinds_seeds_and_parameters_draw_different_numbers() -> None:

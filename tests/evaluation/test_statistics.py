@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from genrep_dist.errors import NotCommittedError
 from genrep_dist.evaluation.intervals import bootstrap_interval, pooled_half_width, two_way_intervals
+from genrep_dist.evaluation.significance import holm
 from genrep_dist.evaluation.statistics import (
+    against_simple,
     best,
     comparisons,
     metrics_table,
@@ -108,6 +110,23 @@ def test_comparisons_equal_a_plain_loop() -> None:
         ordered = sorted(zip(rows["p_value"], rows["p_holm"], strict=True))
         running = [max(min(1.0, (3 - k) * p) for k, (p, _) in enumerate(ordered[: last + 1])) for last in range(3)]
         assert [corrected for _, corrected in ordered] == pytest.approx(running, rel=1e-12)
+
+
+def test_a_method_beats_the_simple_ones_if_it_beats_each() -> None:
+    points = synthetic_points(num_seeds=8, levels={"strong": 3.0, "middle": 0.7, "weak": 0.1, "simple": 0.0, "neighbours": 0.4})
+    methods, simple = ["strong", "middle", "weak", "simple"], ["simple", "neighbours"]
+    found = against_simple(points, methods, simple)
+    assert found["method"].to_list() == ["strong", "middle", "weak"]
+    means = {name: np.mean([np.mean(v) for v in by_loop(points, "auc_del_negative", name).values()]) for name in simple}
+    assert set(found["baseline"]) == {max(means, key=lambda name: means[name])}
+    for row in found.iter_rows(named=True):
+        pairs = [comparisons(points, [row["method"]], [name]).row(0, named=True) for name in simple]
+        assert row["p_value"] == max(pair["p_value"] if pair["mean"] > 0 else 1.0 for pair in pairs)
+    expected = holm(found["p_value"].to_numpy())
+    assert found["p_holm"].to_list() == expected.tolist()
+    assert found["p_holm"][0] < 0.05
+    one = against_simple(points.filter(seed=0), methods, simple)
+    assert one["p_value"].null_count() == one.height == 3
 
 
 def test_differences_of_shared_points_have_a_two_way_interval() -> None:

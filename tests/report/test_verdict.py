@@ -12,7 +12,11 @@ from genrep_dist.report.verdict import Verdict, p_text, percent, verdict
 
 
 def judged(
-    values: dict[str, list[float]], sign: str = "negative", tables: dict[str, pl.DataFrame] | None = None, declared: str | None = None
+    values: dict[str, list[float]],
+    sign: str = "negative",
+    tables: dict[str, pl.DataFrame] | None = None,
+    declared: str | None = None,
+    simple: tuple[str, ...] = (),
 ) -> Verdict:
     """The verdict on methods whose AUC in each network (two points each) is given; ``tables`` are more tables of the evaluation."""
     rows = [
@@ -24,7 +28,7 @@ def judged(
     points = pl.DataFrame(rows, schema=POINTS_SCHEMA, orient="row")
     more = dict(tables or {})
     means = pl.concat([metrics_table(points, list(values)), *([more.pop("metrics")] if "metrics" in more else [])])
-    return verdict(EvaluationTables(points=points, metrics=means, **more), declared=declared)
+    return verdict(EvaluationTables(points=points, metrics=means, **more), declared=declared, simple=simple)
 
 
 def compared(*rows: tuple[str, str, float, float, float, float], metric: str = "auc_del_negative") -> dict[str, pl.DataFrame]:
@@ -207,6 +211,24 @@ def test_the_declared_baseline() -> None:
     assert found.sentences[1].endswith("Holm-corrected p = 0.003), which is established.")
     assert "is the baseline that the experiment declares" in judged(FIELD, declared="good").sentences[1]
     assert not any("declare" in sentence for sentence in judged(FIELD, declared="random").sentences)
+
+
+def test_simple_baselines() -> None:
+    values = {
+        "good": around(2.0),
+        "fair": around(1.0, 1.0, row=1),
+        "poor": around(0.2),
+        "near": around(0.9, row=2),
+        "own": around(0.5, row=1),
+        "random": around(0.0),
+    }
+    (said,) = [text for text in judged(values, simple=("near", "own")).sentences if "simple baseline" in text]
+    assert said.startswith("The best simple baseline is near, 0.90")
+    assert "good beats every simple baseline (sign-flip tests, Holm-corrected, p < 0.05); not shown for fair and poor." in said
+    (none,) = [text for text in judged({**values, "near": around(3.0)}, simple=("near", "own")).sentences if "simple baseline" in text]
+    assert "No method is shown to beat it" in none
+    assert not any("simple baseline" in text for text in judged(values).sentences)
+    assert not any("simple baseline" in text for text in judged({"near": around(1.0), "random": around(0.0)}, simple=("near",)).sentences)
 
 
 def test_the_bootstraps_order() -> None:

@@ -7,6 +7,7 @@ few rows at a time. It never exists as a whole, and both sides of a product use 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -29,7 +30,7 @@ MATRIX_NUMEL = 2**22
 class Projection:
     """R (k, P) for k = ``dim``: random signs over sqrt(k) ("rademacher"), or four random signs over 2 in each column ("sparse").
 
-    "sparse" is faster for large k.
+    "sparse" is faster for large k. For projections of factors see :mod:`genrep_dist.core.gradients.factored_projection`.
     """
 
     dim: int
@@ -40,6 +41,11 @@ class Projection:
     def error(self) -> float:
         """An upper bound of the standard deviation of a product, in units of |x| |z|."""
         return math.sqrt(2 / self.dim)
+
+    def width(self, weights: Sequence[FactoredWeight], rest_numel: int) -> int:
+        """Numbers of a projected gradient."""
+        del weights, rest_numel
+        return self.dim
 
     def project(self, gradients: FactoredGradients) -> FactoredGradients:
         """The projected gradients (B, C, k) as a block with one parameter of k numbers. Parts of R and of dense gradients are temporary."""
@@ -92,14 +98,14 @@ class Projection:
         for first in range(0, gradients.shape[1], step):
             part = gradients[:, first : first + step]
             if self.kind == "rademacher":
-                result.addmm_(part, _signs(part.shape[1], self.dim, generator).to(part), alpha=1 / math.sqrt(self.dim))
+                result.addmm_(part, random_signs(part.shape[1], self.dim, generator).to(part), alpha=1 / math.sqrt(self.dim))
                 continue
             places = torch.randint(0, self.dim, (NONZEROS, part.shape[1]), generator=generator).to(part.device)
-            for entry, signs in zip(places, _signs(NONZEROS, part.shape[1], generator).to(part), strict=True):
+            for entry, signs in zip(places, random_signs(NONZEROS, part.shape[1], generator).to(part), strict=True):
                 result.index_add_(1, entry, part * signs, alpha=1 / math.sqrt(NONZEROS))
 
 
-def _signs(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+def random_signs(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """(rows, columns) of -1 and 1, float32, eight from each random byte."""
     drawn = torch.randint(0, 256, (rows, -(-columns // 8)), dtype=torch.uint8, generator=generator)
     bits = drawn.unsqueeze(2).bitwise_right_shift(torch.arange(8, dtype=torch.uint8)).bitwise_and(1)

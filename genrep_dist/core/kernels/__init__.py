@@ -9,6 +9,7 @@ from genrep_dist.core.kernels.input_cosine import InputCosineKernel
 from genrep_dist.core.kernels.last_layer import LastLayerKernel
 from genrep_dist.core.kernels.ntk import NeuralTangentKernel
 from genrep_dist.core.kernels.ntk_adam import PreconditionedTangentKernel
+from genrep_dist.core.kernels.trak import TrakKernel
 from genrep_dist.core.reserved import RESERVED_NAMES
 from genrep_dist.registry import Registry
 
@@ -17,6 +18,7 @@ _shipped: tuple[type[Kernel], ...] = (
     NeuralTangentKernel,
     LastLayerKernel,
     InfluenceKernel,
+    TrakKernel,
     PreconditionedTangentKernel,
     ActivationCosineKernel,
     InputCosineKernel,

@@ -16,6 +16,7 @@ class ActivationCosineKernel(LastLayerKernel):
     name = "activation-cosine"
     formula = "cos(Phi(x_i), Phi(x))"
     source = "cosine of penultimate activations; Hanawa et al. 2021, 'Evaluation of Similarity-based Explanations'"
+    is_baseline = True
 
     def features(self, model: nn.Module, inputs: Tensor, outputs: Tensor | None = None) -> Tensor:
         from torch.nn.functional import normalize

@@ -81,6 +81,8 @@ class Kernel(Extension, ABC):
     source: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
     settings: ClassVar[tuple[str, ...]] = ()
+    is_baseline: ClassVar[bool] = False
+    """Whether its methods are simple ones that others should beat."""
 
     @classmethod
     def supports(cls, checkpoint: str, *, needs_gram: bool) -> bool:

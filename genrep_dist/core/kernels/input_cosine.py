@@ -20,6 +20,7 @@ class InputCosineKernel(FeatureKernel):
     source = "cosine of the inputs"
     needs = ("one tensor of numbers as input",)
     takes_weights = True
+    is_baseline = True
 
     def sizes(self, model: nn.Module, inputs: Tensor) -> KernelSizes:
         width = self.features(model, inputs[:2]).shape[1]

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from genrep_dist.core.gradients.factored import FactoredGradients
+    from genrep_dist.core.gradients.factored_projection import FactoredProjection
+    from genrep_dist.core.gradients.inspection import ModelInspection
     from genrep_dist.core.gradients.projection import Projection
     from genrep_dist.core.kernels.base import Rows
 
@@ -36,10 +38,12 @@ class NeuralTangentKernel(FeatureKernel):
     def notes(self) -> list[str]:
         if self.projection is None:
             return []
+        is_factored = self.projection.kind == "factored"
+        size = f"{self.projection.dim:,} random numbers" + (" of each layer" if is_factored else "")
+        off = f"at most {self._projection().error:.2g}" if is_factored else f"about {self.projection.dim**-0.5:.2g}"
         return [
-            f"Features of the NTK are projected to {self.projection.dim:,} random numbers ({self.projection.kind}, seed "
-            f"{self.projection.seed}): kernel values are off by about {self.projection.dim**-0.5:.2g} of |g_i| |g_j|, and so is all that "
-            "is computed from them."
+            f"Features of the NTK are projected to {size} ({self.projection.kind}, seed {self.projection.seed}): kernel values are off by "
+            f"{off} of |g_i| |g_j|, and so is all that is computed from them."
         ]
 
     def sizes(self, model: nn.Module, inputs: Tensor) -> KernelSizes:
@@ -50,7 +54,7 @@ class NeuralTangentKernel(FeatureKernel):
         sizes = feature_sizes(inspection)
         held, stored, products = sizes.numel, 0, sizes.multiply_adds
         if self.projection is not None:
-            kept = inspection.num_outputs * self.projection.dim
+            kept = inspection.num_outputs * self._width(inspection)
             held, stored, products = held + kept, 4 * kept, inspection.num_outputs * kept
         return KernelSizes(
             gram_rows=inspection.num_outputs,
@@ -60,7 +64,7 @@ class NeuralTangentKernel(FeatureKernel):
             stored_bytes=stored,
             factored=True,
             slow_layers=tuple(slow_layers(inspection)),
-            dimension=self.projection.dim if self.projection is not None else num_parameters(model),
+            dimension=self._width(inspection) if self.projection is not None else num_parameters(model),
         )
 
     def num_parameters(self, model: nn.Module, inputs: Tensor) -> int:
@@ -112,10 +116,18 @@ class NeuralTangentKernel(FeatureKernel):
         if self.projection is None:
             return None
         deviation = self._projection().error
-        reason = f"{PROJECTION_DEVIATIONS} standard deviations of a projection to {self.projection.dim:,} numbers, {deviation:.2g}"
+        each = " of each layer" if self.projection.kind == "factored" else ""
+        reason = f"{PROJECTION_DEVIATIONS} standard deviations of a projection to {self.projection.dim:,} numbers{each}, {deviation:.2g}"
         return PROJECTION_DEVIATIONS * deviation, reason
 
-    def _projection(self) -> Projection:
+    def _width(self, inspection: ModelInspection) -> int:
+        """Numbers of a projected gradient."""
+        return self._projection().width(inspection.weights, inspection.rest_numel)
+
+    def _projection(self) -> Projection | FactoredProjection:
+        from genrep_dist.core.gradients.factored_projection import FactoredProjection
         from genrep_dist.core.gradients.projection import Projection
 
+        if self.projection.kind == "factored":
+            return FactoredProjection(self.projection.dim, self.projection.seed)
         return Projection(self.projection.dim, self.projection.kind, self.projection.seed)

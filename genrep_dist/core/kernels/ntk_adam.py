@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from genrep_dist.core.gradients.factored import FactoredGradients
+    from genrep_dist.core.gradients.inspection import ModelInspection
 
 
 class PreconditionedTangentKernel(NeuralTangentKernel):
@@ -57,6 +59,10 @@ class PreconditionedTangentKernel(NeuralTangentKernel):
         if self.projection is not None:
             return replace(sizes, held=sizes.held + dense)
         return replace(sizes, held=2 * dense, expanded=0, products=dense, stored_bytes=4 * dense)
+
+    def _width(self, inspection: ModelInspection) -> int:
+        # Whole gradients are scaled, so no layer has factors.
+        return self._projection().width((), sum(math.prod(shape) for _, shape in inspection.parameters))
 
     def features(self, model: nn.Module, inputs: Tensor, outputs: Tensor | None = None) -> FactoredGradients:
         from genrep_dist.core.gradients.factored import FactoredGradients

@@ -1,0 +1,42 @@
+"""The norm of each sample's loss gradient: a baseline that knows nothing of the test point but the predicted class."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from genrep_dist.core.scorers.base import Scorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genrep_dist.core.losses import Loss
+    from genrep_dist.core.scorers.base import ScoreInputs
+
+
+class GradientNorm(Scorer):
+    """phi = -|dL(f(x_i), y_i)/dtheta|, or the norm itself where the explained number falls with the model's confidence."""
+
+    name = "gradient-norm"
+    formula = "-|dL/dtheta(f(x_i), y_i)|, or the norm where the explained number falls with the model's confidence in its prediction"
+    source = "baseline: the gradient norm of a training sample; Paul et al. 2021, GraNd"
+    meaning = "the norm of each sample's loss gradient, the same for all test points but for its sign"
+    needs = ("classes", "gradients")
+    base = "ntk"
+    is_baseline = True
+    has_self_scores = True
+
+    def check(self, loss: Loss, inputs: Tensor, targets: Tensor, num_outputs: int) -> None:
+        from genrep_dist.core.scorers.votes import require_classes
+
+        del inputs
+        require_classes(self.name, loss, targets, num_outputs)
+
+    def scores(self, inputs: ScoreInputs) -> Tensor:
+        from genrep_dist.core.scorers.votes import confidence_direction
+
+        return -self.self_scores(inputs)[:, None] * confidence_direction(inputs)
+
+    def self_scores(self, inputs: ScoreInputs) -> Tensor:
+        from genrep_dist.core.importances.target import target_importance
+
+        return inputs.norms(target_importance(inputs.loss, inputs.outputs, inputs.targets))
