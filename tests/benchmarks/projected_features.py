@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ def plain(model: nn.Module, inputs: Tensor) -> None:
     torch.autograd.grad(model(inputs).sum(), parameters)
 
 
-def timed(model: nn.Module, inputs: Tensor, projections: dict[str, Projection | FactoredProjection | None]) -> dict[str, list[float]]:
+def timed(model: nn.Module, inputs: Tensor, projections: Mapping[str, Projection | FactoredProjection | None]) -> dict[str, list[float]]:
     """Seconds a sample of each way in each round, in turn; None: the plain backward pass."""
     seconds: dict[str, list[float]] = {name: [] for name in projections}
     for round_number in range(ROUNDS + 1):
@@ -116,7 +116,7 @@ def rows_of(name: str, make: Callable[[], nn.Module], draw: Callable[[int], Tens
     # The dense projections take minutes: fewer samples, and the two timed by themselves.
     quick = {label: way for label, way in ways.items() if not isinstance(way, Projection)}
     seconds = timed(model, inputs[:TIMED_ROWS], quick)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     base = np.median(seconds["plain backward pass"])
     for label, way in ways.items():
         if way is None:
