@@ -28,8 +28,8 @@ _MAX_COLUMNS = 10
 def shared_view(children: Sequence[MethodRun], run_filter: str) -> str:
     """The value of the tag: the methods that ``run_filter`` selects, best first.
 
-    First the main metric with the ends of its interval, its curves over each other, and parallel coordinates; then the other metrics with
-    the ends of their intervals; then the costs. Charts that do not fit into the tag are left out, from the last one: MLflow's page can add
+    First the main metric with the ends of its interval, its curves over each other, and parallel coordinates; then the costs; then the
+    other metrics with the ends of their intervals. Charts that do not fit into the tag are left out, from the last one: MLflow's page can add
     them.
     """
     found = dict.fromkeys(measurement.name for child in children for measurement in child.measurements)
@@ -38,8 +38,8 @@ def shared_view(children: Sequence[MethodRun], run_filter: str) -> str:
     metrics = [name.removesuffix("_ci95_low") for name in found if name.endswith("_ci95_low") and name != f"{main}_ci95_low"]
     parts: dict[str, list[dict[str, Any]]] = {
         "Comparison": [*_bars(f"{main}{end}" for end in _INTERVAL), *map(_line, curves), _parallel(main)],
-        "Other metrics": [chart for metric in metrics for chart in _bars(f"{metric}{end}" for end in _INTERVAL)],
         "Cost": _bars(COSTS),
+        "Other metrics": [chart for metric in metrics for chart in _bars(f"{metric}{end}" for end in _INTERVAL)],
     }
     charts = [
         {**chart, "uuid": f"genrep-{section}-{number}", "metricSectionId": f"genrep-{section}", "deleted": False, "isGenerated": False}

@@ -150,8 +150,8 @@ def test_charts_begin_with_the_main_metric_its_interval_and_the_curves(place: di
         *(("BAR", f"{metric}{end}") for end in ("", "_ci95_low", "_ci95_high")),
         *(("LINE", name) for name in ("del_negative", "del_positive")),
         ("PARALLEL", metric),
-        *(("BAR", f"auc_del_positive{end}") for end in ("", "_ci95_low", "_ci95_high")),
         ("BAR", "retrainings"),
+        *(("BAR", f"auc_del_positive{end}") for end in ("", "_ci95_low", "_ci95_high")),
     ]
     assert shown["selectedColumns"][:3] == [f"metrics.`{metric}{end}`" for end in ("", "_ci95_low", "_ci95_high")]
 
