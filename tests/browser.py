@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import ConsoleMessage, Page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -34,7 +34,12 @@ def browser_page(*, width: int = 1280, height: int = 1200) -> Iterator[tuple[Pag
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
         page = browser.new_page(viewport={"width": width, "height": height})
         console: list[str] = []
-        page.on("console", lambda message: console.append(f"{message.type}: {message.text}") if message.type in ("error", "warning") else None)
+
+        def note(message: ConsoleMessage) -> None:
+            if message.type in ("error", "warning"):
+                console.append(f"{message.type}: {message.text}")
+
+        page.on("console", note)
         page.on("pageerror", lambda error: console.append(f"exception: {error}"))
         try:
             yield page, console

@@ -18,6 +18,7 @@ from genrep_dist.errors import GenRepError, ProblemError
 from genrep_dist.problems.checks import build_model, check_problem, load_datasets, num_outputs, user_code_error
 from genrep_dist.problems.digests import object_identity, problem_identity, source_digest
 from genrep_dist.problems.protocol import Problem
+from genrep_dist.problems.shipped import SHIPPED
 from genrep_dist.problems.sources import user_sources
 from genrep_dist.seeds import derive_seed
 
@@ -33,18 +34,6 @@ __all__ = [
     "problem_identity",
     "source_digest",
 ]
-
-SHIPPED: Mapping[str, str] = {
-    "digits": "genrep_dist.problems.datasets.digits:Digits",
-    "mnist": "genrep_dist.problems.datasets.mnist:Mnist",
-    "mnist-benchmark": "genrep_dist.problems.datasets.mnist_benchmark:MnistBenchmark",
-    "cifar10": "genrep_dist.problems.datasets.cifar:Cifar10",
-    "toxicity": "genrep_dist.problems.datasets.texts:Toxicity",
-    "agnews": "genrep_dist.problems.datasets.texts:AgNews",
-    "newsgroups": "genrep_dist.problems.datasets.texts:Newsgroups",
-    "concrete": "genrep_dist.problems.datasets.concrete:Concrete",
-}
-"""The shipped problems. They are imported when loaded."""
 
 
 def load_problem(name: str, options: Mapping[str, Any] | None = None, search_path: Sequence[str | Path] = ()) -> Problem:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
-from torch import Tensor
 
 from genrep_dist.errors import GenRepError, MethodError, ProblemError
 from genrep_dist.evaluation.metrics.base import CurvePlot
@@ -26,6 +25,7 @@ from genrep_dist.results.tables import Tables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from torch import Tensor
 
     from genrep_dist.report.examples import Removal, RemovalExample, Sample
 

@@ -63,9 +63,11 @@ def run(
     are shown, and the run goes on.
 
     ``serial`` runs in this process without Ray; None does so if the plan has less than a minute of work, and neither ``address`` nor
-    ``executor`` is given, and says so (:func:`~genrep_dist.runner.small_runs.small_work_seconds`). ``address`` attaches to a running Ray cluster; ``executor`` is the name of a registered
-    executor, or an executor, which stays open. ``progress``: a display of your own; True shows a line that is written again and again,
-    False nothing, and None the line in a notebook and at a terminal. Raises GenRepError; units that were finished before stay finished.
+    ``executor`` is given, and says so (:func:`~genrep_dist.runner.small_runs.small_work_seconds`). ``address`` attaches to a running Ray
+    cluster; ``executor`` is the name of a registered executor, or an executor, which stays open.
+
+    ``progress``: a display of your own; True shows a line that is written again and again, False nothing, and None the line in a notebook
+    and at a terminal. Raises GenRepError; units that were finished before stay finished.
     """
     experiment, search_path = _loaded(experiment, search_path)
     opened = Store(store)

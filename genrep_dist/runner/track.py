@@ -21,7 +21,6 @@ from genrep_dist.redaction import redact
 from genrep_dist.report.tables import RANDOM
 from genrep_dist.report.verdict import verdict
 from genrep_dist.results import Run
-from genrep_dist.results.reporting import config_text
 from genrep_dist.runner.heartbeat import RunHistory
 from genrep_dist.store import Store
 from genrep_dist.store.paths import data_folder
@@ -58,6 +57,7 @@ def track(
     ``declared``: the experiment with the address of MLflow; the store's record has no passwords.
     """
     from genrep_dist.results.method_files import method_files
+    from genrep_dist.results.reporting import config_text
     from genrep_dist.tracking.mlflow_tracker import publish as publish_to_mlflow
     from genrep_dist.tracking.publication import Publication
 

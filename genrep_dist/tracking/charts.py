@@ -1,7 +1,7 @@
 """The view of an experiment's methods in MLflow's pages: which charts, columns and order they begin with, as data.
 
-MLflow keeps a view that somebody shares ("Share" on its page of runs) as a tag of its experiment; a link names the tag. Without a view its page
-begins with a chart for each metric, in alphabetical order.
+MLflow keeps a view that somebody shares ("Share" on its page of runs) as a tag of its experiment; a link names the tag. Without a view
+its page begins with a chart for each metric, in alphabetical order.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def shared_view(children: Sequence[MethodRun], run_filter: str) -> str:
     """The value of the tag: the methods that ``run_filter`` selects, best first.
 
     First the main metric with the ends of its interval, its curves over each other, and parallel coordinates; then the costs; then the
-    other metrics with the ends of their intervals. Charts that do not fit into the tag are left out, from the last one: MLflow's page can add
-    them.
+    other metrics with the ends of their intervals. Charts that do not fit into the tag are left out, from the last one: MLflow's page can
+    add them.
     """
     found = dict.fromkeys(measurement.name for child in children for measurement in child.measurements)
     main = next(iter(found))
@@ -51,7 +51,11 @@ def shared_view(children: Sequence[MethodRun], run_filter: str) -> str:
         "orderByKey": f"metrics.`{main}`",
         "orderByAsc": False,
         "selectedColumns": [
-            *(f"metrics.`{name}`" for name in (main, *(f"{main}{end}" for end in _INTERVAL[1:]), *metrics[:_MAX_COLUMNS], *COSTS) if name in found),
+            *(
+                f"metrics.`{name}`"
+                for name in (main, *(f"{main}{end}" for end in _INTERVAL[1:]), *metrics[:_MAX_COLUMNS], *COSTS)
+                if name in found
+            ),
             *(f"params.`{name}`" for name in AXES),
         ],
         "compareRunSections": [

@@ -59,7 +59,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page, list
 
 def column(window: Page, index: int) -> list[str]:
     """The cells of a column of the first table of methods, as they are shown."""
-    return window.locator(f"#methods table.sortable >> nth=0 >> tbody tr:has(> :nth-child(2)) > :nth-child({index + 1})").all_text_contents()
+    rows = window.locator("#methods table.sortable").first.locator("tbody tr:has(> :nth-child(2))")
+    return rows.locator(f"> :nth-child({index + 1})").all_text_contents()
 
 
 def values(texts: list[str]) -> list[float]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.publishes, needs_browser]
 
 OF_MLFLOW = (
-    r"error: Failed to load resource: the server responded with a status of 404",  # it asks for the user's name; without accounts there is none
+    # It asks for the user's name; a server without accounts has none.
+    r"error: Failed to load resource: the server responded with a status of 404",
     r"error: (null )?ResizeObserver loop completed with undelivered notifications",
     r"warning: AG Grid: since v[\d.]+",
     r"warning: \[\.WebGL",
