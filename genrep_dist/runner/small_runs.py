@@ -26,8 +26,8 @@ def small_work_seconds(prepared: PreparedExperiment) -> float | None:
     """
     plan = prepared.plan
     experiment = plan.experiment
-    defaults = ResourcesSection()
-    declared = any(getattr(experiment.resources, name) != getattr(defaults, name) for name in _ABOUT_WORKERS)
+    fields = ResourcesSection.model_fields
+    declared = any(getattr(experiment.resources, name) != fields[name].get_default(call_default_factory=True) for name in _ABOUT_WORKERS)
     if declared or in_ray() or os.environ.get("RAY_ADDRESS"):
         return None
     if plan.shape.own_training or experiment.stop is not None or experiment.tune is not None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from genrep_dist.core.kernels.base import DerivedInputs, DerivedKernel, Work
-from genrep_dist.core.solvers.primal_sizes import system_bytes
+from genrep_dist.core.solvers.primal_sizes import block_rows, system_bytes
 from genrep_dist.errors import MethodError
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class InfluenceKernel(DerivedKernel):
         return self.at_sizes(num_train, num_outputs, inputs.width(self.base))
 
     def _primal_system(self, inputs: DerivedInputs, curvature: Tensor) -> PrimalSystem:
-        from genrep_dist.core.solvers.primal_system import PrimalSystem, block_rows
+        from genrep_dist.core.solvers.primal_system import PrimalSystem
 
         assert self.base is not None
         base, width, (num_train, num_outputs) = self.base, inputs.width(self.base), curvature.shape[:2]
