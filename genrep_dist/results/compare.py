@@ -41,7 +41,7 @@ class Change:
     @property
     def changes_the_meaning(self) -> bool:
         """Whether the numbers of the two runs measure different things because of it."""
-        return self.field in ("data", "loss") or self.field.split(".")[0] == "target"
+        return self.field in ("data", "loss") or self.field.startswith("target.")
 
 
 @dataclass(frozen=True)
