@@ -45,6 +45,12 @@ def user_name() -> str:
         return UNKNOWN
 
 
+def program_name() -> str:
+    """The file name of the program that this process runs: "genrep", or that of a script."""
+    name = Path(sys.argv[0]).name if sys.argv else ""
+    return "genrep" if name in ("", "-c", "-m", "__main__.py") else name
+
+
 def in_job() -> bool:
     """Whether this process is the entry point of a submitted Ray job."""
     return "job_submission_id" in _job_metadata()

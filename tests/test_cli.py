@@ -61,6 +61,7 @@ def test_plan_before_and_after(place: Path, tmp_path: Path) -> None:
     assert all(stage["done"] == stage["units"] for stage in after["stages"])
     text = call("plan", place / "toy.yaml", "--store", tmp_path)
     assert f"{asked} requested, at most" in text.output
+    assert "time: of each stage on all " in text.output
 
 
 def test_a_plan_that_this_machine_can_never_hold_is_refused(tmp_path: Path) -> None:
@@ -163,6 +164,29 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_commands_that_compute_nothing_do_without_torch(place: Path) -> None:
+    """It takes seconds to import. The experiment has scores of every kind, and so all stages."""
+    store = ["--store", str(place / "store")]
+    calls = [
+        ["--version"],
+        ["methods"],
+        ["schema"],
+        ["list", *store],
+        ["du", *store],
+        ["status", "toy", *store],
+        ["status", "toy", "--json", *store],
+    ]
+    code = (
+        "import json, sys; from typer.testing import CliRunner; from genrep_dist.cli import app\n"
+        "for call in json.loads(sys.argv[1]):\n"
+        "    ended = CliRunner().invoke(app, call)\n"
+        "    assert ended.exit_code == 0, ended\n"
+        "    print(call[0], [m for m in ('torch', 'ray', 'mlflow', 'sklearn', 'scipy', 'matplotlib') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code, json.dumps(calls)], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == [f"{call[0]} []" for call in calls]
 
 
 @pytest.mark.parametrize("module", ["core.gradients.per_sample", "core.solvers.surrogate", "training.loop", "training.observers"])

@@ -76,7 +76,7 @@ def kill_twenty_times(file: Path, whole: int, sessions: Sequence[str], chance: r
     serial_drivers = ray_drivers = workers = 0
     for session in sessions:
         begun = progress_marks(store)
-        driver = start(file, *(["--serial"] if session == "serial" else []))
+        driver = start(file, f"--{session}")
         for _ in range(WORKERS_KILLED if session == "ray" else 0):
             workers += wait_for(store, next(targets), driver) and kill_a_worker(driver, chance)
         # At least one file later than where this driver began: a kill before any work would try nothing.

@@ -50,7 +50,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my_experiment.yaml").write_text(block(ROOT / "README.md", "yaml", "# my_experiment.yaml"))
     command, *arguments = shlex.split(block(ROOT / "README.md", "console", "genrep run my_experiment.yaml"))
     assert command == "genrep"
-    assert "--serial" in arguments, "it is faster for so small an experiment"
     python("-m", "genrep_dist", *arguments, folder=folder)
     return folder
 

@@ -26,6 +26,8 @@ def show_comparison(console: Console, found: Comparison) -> None:
         console.print(table(title, columns, [_row(row) for row in rows], numeric=(1, 2, 3, 4)))
     paired = {row for row in found.methods["paired"] if row is not None}
     console.print(f"difference: {found.second} - {found.first}, {_pairing(paired)}", markup=False, highlight=False, soft_wrap=True)
+    for warning in found.warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     if not found.changes:
         console.print("configuration: no difference", highlight=False)
         return

@@ -61,6 +61,11 @@ def show_plan(console: Console, dry_run: DryRun) -> None:
         guess = "" if dry_run.gpu_hours is None else f" (a guess: {hours_text(dry_run.gpu_hours)} GPU-hours)"
         kind = "GPU-hours" if dry_run.device == "cuda" else f"worker-hours of one CPU core each{guess}"
         written = bytes_text(sum(stage.bytes_written for stage in plan.stages))
+        starting = seconds_text(expected.overhead_seconds)
+        lines.append(
+            f"time: of each stage on all {dry_run.slots} workers, for what is not done; the total has {starting} more to start, to "
+            "evaluate and to publish"
+        )
         about = f"about {seconds_text(expected.total)} on {dry_run.slots} workers like this machine"
         lines.append(f"{about}: {hours_text(dry_run.worker_hours)} {kind}; {written} written")
     if dry_run.refusal:

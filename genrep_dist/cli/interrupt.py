@@ -57,7 +57,7 @@ def _counter(console: Console, stack: ExitStack, *, with_bars: bool) -> Progress
     elif with_bars:
         shown = stack.enter_context(ProgressBars(console))
     else:
-        shown = ProgressLines(console, verbose=current.verbose)
+        shown = stack.enter_context(ProgressLines(console, verbose=current.verbose))
     if current.log_file is not None:
-        shown = SeveralDisplays([shown, ProgressLines(verbose=True, write=current.log)])
+        shown = SeveralDisplays([shown, stack.enter_context(ProgressLines(verbose=True, write=current.log))])
     return ProgressCounter(shown)

@@ -77,6 +77,10 @@ class ProgressBars:
             self._step = None
 
 
+NOTICED_SECONDS = 1.0
+"""A log says how long a step took that took at least so long."""
+
+
 class _Count(ProgressColumn):
     """'12/30'; nothing for a step without units."""
 
@@ -109,20 +113,33 @@ class ProgressLines:
         self._verbose = verbose
         self._name, self._total, self._done = "", 0, 0
         self._pace, self._last = Pace(time.monotonic), 0.0
+        self._step: tuple[str, float] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        pass
+        if kind is None:
+            self._end_step()
 
     def stage(self, name: str, total: int, done: int) -> None:
+        self._end_step()
         self._name, self._total, self._done = name, total, done
         self._pace, self._last = Pace(time.monotonic), time.monotonic()
         self.message(f"{name}: {done} of {total} units done before")
 
     def step(self, name: str) -> None:
+        self._end_step()
+        self._step = name, time.monotonic()
         self.message(f"{name} ...")
+
+    def _end_step(self) -> None:
+        """Say how long a step took that was long enough to be noticed."""
+        if self._step is not None:
+            (name, began), self._step = self._step, None
+            elapsed = time.monotonic() - began
+            if elapsed >= NOTICED_SECONDS:
+                self.message(f"{name}: done, elapsed {elapsed:.1f} s")
 
     def advance(self, units: int, statistics: Mapping[str, float]) -> None:
         self._done += units

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -13,12 +14,14 @@ from rich.text import Text
 
 from genrep_dist.cli.display import seconds_text, table
 from genrep_dist.cli.terminal import moves_cursor
+from genrep_dist.filesystem import FOLDER, what_is_at
 from genrep_dist.results import Run, open_run
 from genrep_dist.runner.heartbeat import RunState, read_state
 from genrep_dist.runner.quarantine import describe_units, read_quarantine
 from genrep_dist.store import Store
 from genrep_dist.store.paths import ExperimentPaths
 from genrep_dist.store.records import reading_record
+from genrep_dist.store.uris import parse_uri
 from genrep_dist.workflow.stages import STAGES
 from genrep_dist.workflow.status import StageStatus, stage_status
 
@@ -61,12 +64,19 @@ def show_status(console: Console, store: str, name: str, every_seconds: float | 
 
 def wait_for_record(console: Console, store: str, name: str, every_seconds: float) -> None:
     """Wait until the store has a record of the experiment ``name``. Says so once."""
-    objects, path = Store(store).objects, ExperimentPaths(name).record
-    if objects.exists(path):
+    if _has_record(store, name):
         return
-    console.print(f"waiting for {name} to begin in {objects.uri}; Ctrl-C ends this", markup=False, highlight=False, soft_wrap=True)
-    while not objects.exists(path):
+    console.print(f"waiting for {name} to begin in {parse_uri(store)}; Ctrl-C ends this", markup=False, highlight=False, soft_wrap=True)
+    while not _has_record(store, name):
         time.sleep(every_seconds)
+
+
+def _has_record(store: str, name: str) -> bool:
+    """Whether the store exists and has a record of the experiment. Creates no folder."""
+    place = parse_uri(store)
+    if isinstance(place, Path) and what_is_at(place) != FOLDER:
+        return False
+    return Store(store).objects.exists(ExperimentPaths(name).record)
 
 
 def _status(store: str, name: str, experiment: str | None) -> tuple[Group, bool]:

@@ -180,11 +180,15 @@ class Experiment(Section, metaclass=_RaisesConfigError):
             raise ValueError("different methods, without duplicates")
         if "kernels" not in info.data or "external" not in info.data:
             return value  # they are invalid themselves, which is reported
+        wrong: list[MethodError] = []
         for name in value:
             try:
                 parse_method(name, info.data["kernels"], info.data["external"])
             except MethodError as error:
-                raise ValueError(f"known methods, but {error.what} ({error.remedy}; expected: {error.expected})") from error
+                wrong.append(error)
+        if wrong:
+            faults = "; ".join(f"{error.what} ({error.remedy})" for error in wrong)
+            raise ValueError(f"known methods, but {faults}; expected: {wrong[0].expected}") from wrong[0]
         return value
 
     @field_validator("blocks")

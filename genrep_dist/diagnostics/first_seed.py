@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from genrep_dist.diagnostics.context import CheckContext
 from genrep_dist.diagnostics.finding import Finding
-from genrep_dist.diagnostics.run_checks import diagnose_first_seed
 from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.results import Run
 from genrep_dist.store import Store
@@ -19,8 +17,10 @@ from genrep_dist.store.paths import ExperimentPaths
 from genrep_dist.store.records import reading_record
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Stage
-from genrep_dist.workflow.context import WorkerContext
 from genrep_dist.workflow.user_code import AllowedCode
+
+if TYPE_CHECKING:
+    from genrep_dist.workflow.context import WorkerContext
 
 SAMPLES = 8
 MOST_BACKWARD_PASSES = 64
@@ -46,6 +46,9 @@ class DoctorStage(Stage[DoctorUnit]):
         return iter(())
 
     def run(self, unit: DoctorUnit, context: WorkerContext) -> dict[str, float]:
+        from genrep_dist.diagnostics.context import CheckContext
+        from genrep_dist.diagnostics.run_checks import diagnose_first_seed
+
         samples = max(1, min(SAMPLES, MOST_BACKWARD_PASSES // unit.plan.shape.num_outputs))
         findings = diagnose_first_seed(CheckContext(_FirstSeedRun(unit.plan, context), samples, before_retraining=True))
         record = {"question": unit.question, "findings": [asdict(found) for found in findings]}

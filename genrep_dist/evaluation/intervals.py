@@ -24,7 +24,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from genrep_dist.seeds import derive_seed
 
@@ -45,6 +44,8 @@ def pooled_half_width(values: Array) -> float | None:
 
 def expanded_levels(num_units: int) -> tuple[float, float]:
     """The two levels of the expanded 95% percentile interval, from ``num_units`` >= 2 independent units."""
+    from scipy import special
+
     student = special.stdtrit(num_units - 1, (1 + CONFIDENCE) / 2)
     tail = float(special.ndtr(-math.sqrt(num_units / (num_units - 1)) * student))
     return tail, 1 - tail

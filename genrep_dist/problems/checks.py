@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import cast
@@ -180,14 +181,17 @@ def num_outputs(model: nn.Module, dataset: Dataset) -> int:
 
 def _dataset(problem: Problem, which: str, where: str) -> Dataset:
     place = f"{where}.{which}_data()"
-    try:
-        data: object = problem.train_data() if which == "train" else problem.test_data()
-    except GenRepError:
-        raise
-    except Exception as error:
-        raise user_code_error("the data cannot be loaded", place, error) from error
-    if is_collection(data):
-        data = collected(data, getattr(problem, "collate", None), place)
+    with warnings.catch_warnings():
+        # Of arrays that are mapped from a file that may only be read. Data are not written to, so they need no copy.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
+        try:
+            data: object = problem.train_data() if which == "train" else problem.test_data()
+        except GenRepError:
+            raise
+        except Exception as error:
+            raise user_code_error("the data cannot be loaded", place, error) from error
+        if is_collection(data):
+            data = collected(data, getattr(problem, "collate", None), place)
     if not isinstance(data, tuple) or len(data) != 3:
         got = f"a tuple of {len(data)}" if isinstance(data, tuple) else type(data).__name__
         expected = "a tuple (inputs, targets, ids), or a data set with __len__ and __getitem__"

@@ -18,6 +18,7 @@ from genrep_dist.errors import GenRepError, ProblemError
 from genrep_dist.problems.checks import build_model, check_problem, load_datasets, num_outputs, user_code_error
 from genrep_dist.problems.digests import object_identity, problem_identity, source_digest
 from genrep_dist.problems.protocol import Problem
+from genrep_dist.problems.shipped import SHIPPED
 from genrep_dist.problems.sources import user_sources
 from genrep_dist.seeds import derive_seed
 
@@ -33,18 +34,6 @@ __all__ = [
     "problem_identity",
     "source_digest",
 ]
-
-SHIPPED: Mapping[str, str] = {
-    "digits": "genrep_dist.problems.datasets.digits:Digits",
-    "mnist": "genrep_dist.problems.datasets.mnist:Mnist",
-    "mnist-benchmark": "genrep_dist.problems.datasets.mnist_benchmark:MnistBenchmark",
-    "cifar10": "genrep_dist.problems.datasets.cifar:Cifar10",
-    "toxicity": "genrep_dist.problems.datasets.texts:Toxicity",
-    "agnews": "genrep_dist.problems.datasets.texts:AgNews",
-    "newsgroups": "genrep_dist.problems.datasets.texts:Newsgroups",
-    "concrete": "genrep_dist.problems.datasets.concrete:Concrete",
-}
-"""The shipped problems. They are imported when loaded."""
 
 
 def load_problem(name: str, options: Mapping[str, Any] | None = None, search_path: Sequence[str | Path] = ()) -> Problem:
@@ -112,7 +101,7 @@ def _find(name: str, search_path: Sequence[str | Path], kind: str) -> tuple[Any,
         )
     if module_name == "__main__":
         raise _class_of_script(target, class_name)
-    folders = [str(Path(folder).resolve()) for folder in (*search_path, ".")]
+    folders = list(dict.fromkeys(str(Path(folder).resolve()) for folder in (*search_path, ".")))
     module = _import(module_name, folders, target, kind)
     found: Any = module
     for part in class_name.split("."):
@@ -162,10 +151,24 @@ def _import(module_name: str, folders: list[str], target: str, kind: str) -> Any
                 where=target,
                 expected=f"{module_name.replace('.', '/')}.py in one of {', '.join(folders)}",
                 got="no file of that name",
+                remedy=_nearest_module(module_name, folders, target.partition(":")[2]),
             ) from error
         raise user_code_error(f"the {kind}'s module cannot be imported", target, error) from error
     except Exception as error:
         raise user_code_error(f"the {kind}'s module cannot be imported", target, error) from error
+
+
+def _nearest_module(name: str, folders: Sequence[str], class_name: str) -> str:
+    """The file of ``folders`` with the most similar name, as a remedy; empty if none is similar."""
+    parent, dot, last = name.rpartition(".")
+    places = [Path(folder, *parent.split(".")) if parent else Path(folder) for folder in folders]
+    found = [path.stem for place in places if place.is_dir() for path in sorted(place.iterdir()) if _is_module(path)]
+    near = difflib.get_close_matches(last, found, n=1)
+    return f"did you mean {parent}{dot}{near[0]}:{class_name}?" if near else ""
+
+
+def _is_module(path: Path) -> bool:
+    return path.stem.isidentifier() and (path.suffix == ".py" or (path / "__init__.py").is_file())
 
 
 @contextmanager

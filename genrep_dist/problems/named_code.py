@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from genrep_dist.errors import ProblemError
-from genrep_dist.problems.load import SHIPPED
+from genrep_dist.problems.shipped import SHIPPED
 from genrep_dist.problems.sources import source_on_disk
 
 

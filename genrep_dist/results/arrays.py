@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from torch import Tensor
 
 from genrep_dist.config.keys import checkpoint_epoch, checkpoint_name
 from genrep_dist.core.importances import IMPORTANCES
-from genrep_dist.core.losses import LOSSES, get_loss
 from genrep_dist.core.methods import Method
 from genrep_dist.errors import MethodError, NotCommittedError
 from genrep_dist.results.base import Array, OpenedRun
 from genrep_dist.store.artifacts import Artifact
-from genrep_dist.workflow.checkpoints import unpack_state
-from genrep_dist.workflow.context import stored_train_outputs
-from genrep_dist.workflow.explain import computed_kernel
 from genrep_dist.workflow.importances import alpha
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class StoredModels:
     """What importances are computed from, by the store alone."""
 
     def __init__(self, run: OpenedRun) -> None:
+        from genrep_dist.core.losses import get_loss
+
         self.store, self.keys, self.experiment = run.store, run.plan.keys, run.plan.experiment
         self.loss, self.train = get_loss(run.record["loss"]), run.train
 
@@ -34,6 +34,8 @@ class StoredModels:
 
     def train_outputs(self, seed: int, epoch: int) -> Tensor:
         """Outputs (N, C) on the training set after ``epoch`` epochs."""
+        from genrep_dist.workflow.context import stored_train_outputs
+
         return stored_train_outputs(self.train_artifact(seed), epoch)
 
 
@@ -72,6 +74,8 @@ class Arrays(OpenedRun):
 
     @property
     def _has_shipped_loss(self) -> bool:
+        from genrep_dist.core.losses import LOSSES
+
         # A loss of the problem's own is described by its class.
         identity = self.record.get("identities", {}).get("problem", {"form": {"loss class": ""}})
         return self.loss_name in LOSSES and "loss class" not in identity["form"]
@@ -82,6 +86,8 @@ class Arrays(OpenedRun):
         A kernel of several outputs that the run used for products with known importances alone was not stored. It is computed at each
         call, which loads the problem's own code and takes C backward passes a training sample.
         """
+        from genrep_dist.workflow.explain import computed_kernel
+
         self._check_seed(seed)
         epoch, needs = checkpoint_epoch(checkpoint, self.plan.keys.epochs), self.plan.needs
         key = self.plan.keys.kernel(seed, kernel, epoch)
@@ -97,6 +103,8 @@ class Arrays(OpenedRun):
 
     def checkpoint(self, seed: int, which: str | int) -> dict[str, Tensor]:
         """The state dictionary at 'initial', 'middle', 'final' or an epoch number that was kept."""
+        from genrep_dist.workflow.checkpoints import unpack_state
+
         artifact = self.store.artifact("train", self.train_key(seed))
         return unpack_state(artifact, checkpoint_epoch(which, int(self.record["recipe"]["epochs"])))
 

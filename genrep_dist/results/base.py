@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from genrep_dist.errors import CorruptError, GenRepError, MethodError
 from genrep_dist.plan import Plan
-from genrep_dist.problems.digests import Identity
-from genrep_dist.problems.protocol import Dataset
 from genrep_dist.store import Store
 from genrep_dist.store.paths import ExperimentPaths
 from genrep_dist.store.records import UNREADABLE, reading_record
-from genrep_dist.workflow.context import Job, WorkerContext
-from genrep_dist.workflow.data import read_data
-from genrep_dist.workflow.execute import worker_context
 from genrep_dist.workflow.record import UnknownNamesError, plan_of_record, read_record
 from genrep_dist.workflow.user_code import AllowedCode, NamedCode, allowed_code, planning_needs, refused_code, require_unchanged
+
+if TYPE_CHECKING:
+    from genrep_dist.problems.protocol import Dataset
+    from genrep_dist.workflow.context import WorkerContext
 
 Array = npt.NDArray[Any]
 
@@ -98,11 +97,15 @@ class OpenedRun:
     @cached_property
     def train(self) -> Dataset:
         """The training samples, in the order of every array's rows."""
+        from genrep_dist.workflow.data import read_data
+
         return read_data(self.store, self.record["data"], "train")
 
     @cached_property
     def test(self) -> Dataset:
         """All test samples, in the order of the ledger's outputs."""
+        from genrep_dist.workflow.data import read_data
+
         return read_data(self.store, self.record["data"], "test")
 
     @property
@@ -111,6 +114,10 @@ class OpenedRun:
 
         StoreError for code that nobody has named on this machine.
         """
+        from genrep_dist.problems.digests import Identity
+        from genrep_dist.workflow.context import Job
+        from genrep_dist.workflow.execute import worker_context
+
         code, keys = self._checked_code(), self.plan.keys
         if code.options is not None:
             problem = keys.experiment.problem.model_copy(update={"options": code.options})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,11 @@ class Change:
     first: Any
     second: Any
 
+    @property
+    def changes_the_meaning(self) -> bool:
+        """Whether the numbers of the two runs measure different things because of it."""
+        return self.field in ("data", "loss") or self.field.startswith("target.")
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -50,6 +56,14 @@ class Comparison:
     second: str
     methods: pl.DataFrame
     changes: list[Change]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What forbids to compare the numbers of the two runs."""
+        fields = [change.field for change in self.changes if change.changes_the_meaning]
+        if not fields:
+            return []
+        return [f"the runs differ in {', '.join(fields)}: their numbers measure different things and cannot be compared"]
 
 
 def compare_runs(first: Run, second: Run) -> Comparison:
@@ -106,18 +120,46 @@ def _changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Ch
         values = [found.get(name) for found in fields]
         if values[0] != values[1]:
             yield Change(name, *values)
+    if first["loss"] != second["loss"]:
+        yield Change("loss", first["loss"], second["loss"])
     if first["data"] != second["data"]:
-        yield Change("data", *(str(one["data"])[:12] for one in (first, second)))
+        yield Change("data", *(_version(str(one["data"])) for one in (first, second)))
     identities = [one.get("identities", {}) for one in (first, second)]
     for label in dict.fromkeys((*identities[0], *identities[1])):
         found = [one.get(label) for one in identities]
         if found[0] is None or found[1] is None:
             continue
         old, new = (Identity.from_record(one) for one in found)
-        for change in new.changes(old):
-            yield Change(f"code: {change}", old.source[:12], new.source[:12])
+        yield from _code_changes(label, old, new)
     if first.get("package") != second.get("package"):
         yield Change("version of genrep_dist", first.get("package"), second.get("package"))
+
+
+def _code_changes(label: str, old: Identity, new: Identity) -> Iterator[Change]:
+    """What differs between two versions of one class: its source files, its form with the values, the numbers of its tensors."""
+    for module in dict.fromkeys((*old.files, *new.files)):
+        values = [one.files.get(module) for one in (old, new)]
+        if values[0] != values[1]:
+            yield Change(f"source of {module}", *(None if value is None else _version(value) for value in values))
+    forms = [one.form | one.computed for one in (old, new)]
+    for place in dict.fromkeys((*forms[0], *forms[1])):
+        values = [form.get(place) for form in forms]
+        if values[0] != values[1]:
+            yield Change(f"{label}: {place}", *(None if value is None else _plain(value) for value in values))
+    for place in dict.fromkeys((*old.values, *new.values)):
+        numbers = [one.values.get(place) for one in (old, new)]
+        if numbers[0] != numbers[1]:
+            yield Change(f"{label}: numbers of {place}", *(None if one is None else _version(one.digest) for one in numbers))
+
+
+def _plain(text: str) -> str:
+    """A canonical text for people: without the types of numbers and texts."""
+    return _version(text) if re.fullmatch("[0-9a-f]{64}", text) else re.sub(r"\b(?:int|float|bool|str) (?=\S)", "", text)
+
+
+def _version(digest: str) -> str:
+    """What is known by its digest alone."""
+    return f"version {digest[:8]}"
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

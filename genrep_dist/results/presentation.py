@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
-from torch import Tensor
 
 from genrep_dist.errors import GenRepError, MethodError, ProblemError
 from genrep_dist.evaluation.metrics.base import CurvePlot
@@ -26,8 +25,12 @@ from genrep_dist.results.tables import Tables
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from torch import Tensor
 
     from genrep_dist.report.examples import Removal, RemovalExample, Sample
+
+MAX_LABEL = 18
+"""Characters of a label over a picture of :meth:`Presentation.plot_examples`."""
 
 # matplotlib is imported where something is drawn: a run is opened without it.
 
@@ -128,12 +131,12 @@ class Presentation(Tables, Arrays):
             size = (1.35 * columns + 0.6, 1.9 * len(found.removals) + 0.3)
             _, axes = pyplot.subplots(len(found.removals), columns, figsize=size, squeeze=False, layout="constrained")
             for row, removal in zip(axes, found.removals, strict=True):
-                _draw_sample(row[0], found.point, f"test sample {found.point.id}\nlabel {found.point.label}")
+                _draw_sample(row[0], found.point, f"test sample {found.point.id}\n{_label_line(found.point)}")
                 row[0].set_ylabel(_outcome(removal), fontsize=8)
                 for place in range(1, columns):
                     if place <= len(removal.samples):
                         sample = removal.samples[place - 1]
-                        _draw_sample(row[place], sample, f"id {sample.id}\nlabel {sample.label}")
+                        _draw_sample(row[place], sample, f"id {sample.id}\n{_label_line(sample)}")
                     else:
                         row[place].set_axis_off()
         result: Array = axes
@@ -205,6 +208,15 @@ def _outcome(removal: Removal) -> str:
     before, after = (f"{value:.3g}".replace("-", MINUS) for value in (removal.before, removal.after))
     which = "at random" if removal.is_random else drawable(removal.method)
     return f"{which}\n{removal.num_removed} left out\n{before} → {after}"
+
+
+def _label_line(sample: Sample) -> str:
+    """The label in a line as wide as a picture: of several targets those that fit."""
+    text = f"label {sample.label}"
+    if len(text) <= MAX_LABEL:
+        return text
+    kept = sample.label[: MAX_LABEL - 2].rpartition(",")[0] or sample.label[: MAX_LABEL - 2]
+    return f"{kept}, …" if "," in sample.label else f"{kept}…"
 
 
 def _draw_sample(axes: Axes, sample: Sample, title: str) -> None:

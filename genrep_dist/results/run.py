@@ -6,23 +6,22 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from genrep_dist.config import Experiment, load_experiment
-from genrep_dist.core.inputs import form_of, input_leaves, map_leaves, unpacked
-from genrep_dist.core.losses import Loss
 from genrep_dist.errors import MethodError, NonFiniteError
-from genrep_dist.problems.protocol import Dataset
 from genrep_dist.results.base import Array
 from genrep_dist.results.presentation import Presentation
 from genrep_dist.store import Store
 from genrep_dist.store.catalogue import open_existing
-from genrep_dist.workflow.explain import explain, other_points
 from genrep_dist.workflow.record import read_record
 from genrep_dist.workflow.user_code import NamedCode
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from genrep_dist.core.losses import Loss
+    from genrep_dist.problems.protocol import Dataset
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,8 @@ class Run(Presentation):
 
     def problem(self, seed: int) -> SeedProblem:
         """The trained model in evaluation mode, the loss, and the data as that seed used them."""
+        from genrep_dist.core.inputs import unpacked
+
         self._check_seed(seed)
         model = self.context.fresh_model()
         model.load_state_dict(self.checkpoint(seed, "final"))
@@ -67,6 +68,8 @@ class Run(Presentation):
         Raises MethodError for external scores, for a missing id and for inputs of another form, NonFiniteError for NaN or
         Inf in them, NotCommittedError for what the run has not kept.
         """
+        from genrep_dist.workflow.explain import explain, other_points
+
         self._check_seed(seed)
         parsed = self.plan.experiment.method(method)
         if parsed.is_external or (parsed.is_random and test_ids is None):
@@ -82,6 +85,10 @@ class Run(Presentation):
 
     def _points(self, inputs: Any, test_ids: Sequence[int] | None, targets: Array | Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Inputs (M, ...), ids (M,) and targets of the points to be explained, checked; the targets are None where they are unknown."""
+        import torch
+
+        from genrep_dist.core.inputs import input_leaves
+
         if (inputs is None) == (test_ids is None):
             raise MethodError(
                 "which points?", where=self.name, expected="inputs or test_ids", got="both" if inputs is not None else "neither"
@@ -117,6 +124,10 @@ class Run(Presentation):
 
 def _rows_like(inputs: Any, known: Tensor) -> Tensor:
     """Inputs, or arrays in the containers of the problem's inputs, as rows like ``known``. ProblemError for other containers."""
+    import torch
+
+    from genrep_dist.core.inputs import form_of, map_leaves
+
     form = form_of(known)
     if form is None:
         try:

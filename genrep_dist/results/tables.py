@@ -17,7 +17,6 @@ from genrep_dist.store.publications import Publications
 from genrep_dist.store.tables import scan_frame
 from genrep_dist.store.versions import refuse_newer
 from genrep_dist.workflow.costs import method_costs, model_costs
-from genrep_dist.workflow.evaluate import evaluate
 from genrep_dist.workflow.requests import read_requests
 
 
@@ -74,6 +73,8 @@ class Tables(OpenedRun):
 
     def judge(self) -> EvaluationTables:
         """All tables of the evaluation, computed again from the ledger."""
+        from genrep_dist.workflow.evaluate import evaluate
+
         return evaluate(self.plan, self.store, self._requests(), lambda: self.context, self.flipped_ids())
 
     def training(self) -> pl.DataFrame:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from genrep_dist.errors import UnitError
-from genrep_dist.executors.base import Outcome
 from genrep_dist.store import Store
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import ExperimentPaths
 from genrep_dist.store.records import reading_record
 from genrep_dist.units import Unit
+
+if TYPE_CHECKING:
+    from genrep_dist.executors.base import Outcome
 
 MAX_NAMED = 5
 MAX_SAMPLES_NAMED = 20

@@ -23,6 +23,7 @@ from genrep_dist.runner.heartbeat import Heartbeat
 from genrep_dist.runner.progress import NoProgress, Progress, ProgressCounter
 from genrep_dist.runner.publish import is_finished, publish, replacement_text, running_run
 from genrep_dist.runner.quarantine import clear_quarantine
+from genrep_dist.runner.small_runs import small_work_seconds
 from genrep_dist.runner.stage_runner import StageRunner, Workers
 from genrep_dist.runner.system_metrics import system_metrics
 from genrep_dist.runner.track import follow_moved_store, tracking_uri
@@ -45,7 +46,7 @@ def run(
     experiment: Experiment | str | Path,
     store: str | PathLike[str] = "store",
     *,
-    serial: bool = False,
+    serial: bool | None = False,
     address: str | None = None,
     progress: Progress | bool | None = None,
     search_path: Sequence[str] = (),
@@ -61,9 +62,12 @@ def run(
     The doctor checks the first seed's original model before models are retrained. DoctorError for its red findings; with ``force`` they
     are shown, and the run goes on.
 
-    ``serial`` runs in this process without Ray; ``address`` attaches to a running Ray cluster; ``executor`` is the name of a registered
-    executor, or an executor, which stays open. ``progress``: a display of your own; True shows a line that is written again and again,
-    False nothing, and None the line in a notebook and at a terminal. Raises GenRepError; units that were finished before stay finished.
+    ``serial`` runs in this process without Ray; None does so if the plan has less than a minute of work, and neither ``address`` nor
+    ``executor`` is given, and says so (:func:`~genrep_dist.runner.small_runs.small_work_seconds`). ``address`` attaches to a running Ray
+    cluster; ``executor`` is the name of a registered executor, or an executor, which stays open.
+
+    ``progress``: a display of your own; True shows a line that is written again and again, False nothing, and None the line in a notebook
+    and at a terminal. Raises GenRepError; units that were finished before stay finished.
     """
     experiment, search_path = _loaded(experiment, search_path)
     opened = Store(store)
@@ -85,6 +89,8 @@ def run(
                 counter.message(text)
         if retry_failed and clear_quarantine(opened, experiment.name):
             counter.message("what was in quarantine is tried again")
+        if serial is None:
+            serial = address is None and executor is None and _is_small(declared, counter)
         workers = Workers(experiment, serial=serial, address=address, executor=executor)
 
         def record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None = None) -> None:
@@ -230,6 +236,15 @@ class _ExperimentRunner:
         about = {"parameter": ", ".join(best), "metric": tune.metric, "seeds": list(tune.seeds), "chosen": recorded(best), "tried": tried}
         self._choices["tune"] = about
         return with_setting(experiment, best).model_copy(update={"stop": experiment.stop})
+
+
+def _is_small(declared: PreparedExperiment, progress: ProgressCounter) -> bool:
+    """Whether to run in this process; says so."""
+    progress.step("estimating")
+    seconds = small_work_seconds(declared)
+    if seconds is not None:
+        progress.message(f"about {max(1, round(seconds))} s of work: it is done in this process; --ray starts workers of Ray for it")
+    return seconds is not None
 
 
 def _lease(store: Store, name: str, progress: ProgressCounter) -> Lease:

@@ -16,12 +16,11 @@ from genrep_dist.errors import StoreError
 from genrep_dist.evaluation.statistics import seed_means
 from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.plan import derived_kernel
-from genrep_dist.provenance import UNKNOWN, in_job, provenance, resume_command, user_name
+from genrep_dist.provenance import UNKNOWN, in_job, program_name, provenance, resume_command, user_name
 from genrep_dist.redaction import redact
 from genrep_dist.report.tables import RANDOM
 from genrep_dist.report.verdict import verdict
 from genrep_dist.results import Run
-from genrep_dist.results.reporting import config_text
 from genrep_dist.runner.heartbeat import RunHistory
 from genrep_dist.store import Store
 from genrep_dist.store.paths import data_folder
@@ -58,6 +57,7 @@ def track(
     ``declared``: the experiment with the address of MLflow; the store's record has no passwords.
     """
     from genrep_dist.results.method_files import method_files
+    from genrep_dist.results.reporting import config_text
     from genrep_dist.tracking.mlflow_tracker import publish as publish_to_mlflow
     from genrep_dist.tracking.publication import Publication
 
@@ -191,13 +191,15 @@ def _tags(finished: Run, tables: EvaluationTables) -> dict[str, str]:
         "genrep.best_method": verdict(tables).best,
         "genrep.plain_sgd": str(not finished.plan.shape.identity_gap_reasons).lower(),
         "genrep.version": version("genrep-dist"),
-        "mlflow.source.name": resume_command(),
+        # MLflow's pages show the last part of a path: of a command with paths it would be one of its options.
+        "mlflow.source.name": program_name(),
+        "genrep.command": resume_command(),
         "mlflow.source.type": "JOB" if in_job() else "LOCAL",
         "mlflow.user": user_name(),
     }
     if origin["git_commit"] != UNKNOWN:
         found["mlflow.source.git.commit"] = origin["git_commit"].removesuffix("-dirty")
-    return found | {f"genrep.{name}": value for name, value in origin.items()}
+    return found | {f"genrep.{name}": value for name, value in origin.items() if value not in ("none", UNKNOWN)}
 
 
 def tracking_uri(experiment: Experiment, store: Store) -> tuple[str, str | None]:

@@ -22,12 +22,10 @@ from genrep_dist.core.gradients.factored_weight import FactoredWeight
 from genrep_dist.core.gradients.factors import DenseGradients, LayerFactors, WeightGradients
 from genrep_dist.core.tensors import numpy_values
 from genrep_dist.errors import CorruptError
+from genrep_dist.store.feature_table import DTYPES
 
 Array = npt.NDArray[Any]
 Names = tuple[tuple[str, tuple[int, ...]], ...]
-
-DTYPES = {"values": np.float32, "indices": np.int32, "masks": np.uint8}
-"""The flat arrays of a block."""
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,9 @@ import numpy.typing as npt
 from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.errors import CorruptError
 from genrep_dist.store.artifacts import Artifact
-from genrep_dist.store.feature_codec import DTYPES, PackedRows, pack, unpack
+from genrep_dist.store.feature_codec import PackedRows, pack, unpack
+from genrep_dist.store.feature_table import DTYPES, TABLE
 
-TABLE = "blocks"
-"""The declared array, (N, 6) int64: for each training row the block that contains it."""
-COLUMNS = ("start", "stop", *DTYPES, "layout")
-"""Columns of the table: the block's training rows, and the lengths of its arrays (0: the array does not exist)."""
 _DTYPES = {**DTYPES, "layout": np.uint8}
 
 

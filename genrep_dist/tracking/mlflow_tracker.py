@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from genrep_dist.errors import GenRepError, StoreError
 from genrep_dist.redaction import redact
+from genrep_dist.tracking.charts import SHARED_VIEW, shared_view
 from genrep_dist.tracking.database import create_database, move_artifacts, sqlite_path
 from genrep_dist.tracking.publication import (
     DatasetRecord,
@@ -92,6 +93,9 @@ def publish(publication: Publication, *, tracking_uri: str, artifact_location: s
         experiment_id = _experiment(client, f"genrep/{publication.problem}", artifact_location)
         parent = _parent(client, experiment_id, publication)
         runs = _children(client, experiment_id, parent.info.run_id, children, publication)
+        view = shared_view(children, f"tags.`{_PARENT}` = '{parent.info.run_id}'")
+        if client.get_experiment(experiment_id).tags.get(name := f"{SHARED_VIEW}{parent.info.run_id}") != view:
+            client.set_experiment_tag(experiment_id, name, view)
         _finish_parent(client, parent, publication, children, _note(publication, experiment_id, parent.info.run_id, runs, children))
         _archive_others(client, experiment_id, parent, runs.values())
     return TrackingLink(
@@ -246,12 +250,11 @@ def _note(publication: Publication, experiment_id: str, parent_id: str, runs: Ma
     """The description of the experiment's run: what was found, and links to the charts and the table of all methods."""
     names = list(dict.fromkeys(m.name for child in children for m in child.measurements if m.name.startswith("del_")))
     ids, experiments = (quote(json.dumps(found, separators=(",", ":"))) for found in (list(runs.values()), [experiment_id]))
-    main = children[0].measurements[0].name if children else ""
-    # Runs are listed under their parents, folded, unless they are sorted by a metric.
-    chosen = f"searchFilter={quote(f'tags.`{_PARENT}` = {chr(39)}{parent_id}{chr(39)}')}&orderByKey={quote(f'metrics.`{main}`')}"
+    # A filter in the address would replace the view's own. MLflow's pages begin with those for traces of language models.
+    page = f"#/experiments/{experiment_id}/runs?viewStateShareKey={parent_id}&workflowType=machine_learning"
     links = [
-        f"[charts of all methods](#/experiments/{experiment_id}/runs?{chosen}&orderByAsc=false&compareRunsMode=CHART)",
-        f"[table](#/experiments/{experiment_id}/runs?{chosen}&orderByAsc=false)",
+        f"[charts of all methods]({page}&compareRunsMode=CHART)",
+        f"[table]({page})",
         f"[parallel coordinates](#/compare-runs?runs={ids}&experiments={experiments})",
         *(
             f"[{name}](#/metric?runs={ids}&metric={quote(json.dumps(name))}&experiments={experiments}"

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from genrep_dist.config.keys import Term
-from genrep_dist.core.attribution import Sign, attribute, random_scores, ranking, weighted_sum
-from genrep_dist.core.gradients.model import selected_output
 from genrep_dist.core.methods import Method
 from genrep_dist.plan import Plan, StagePlan, direct_terms
 from genrep_dist.seeds import derive_seed
@@ -19,20 +14,25 @@ from genrep_dist.store.artifacts import Artifact
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
 from genrep_dist.workflow.blocks import cached_bytes
-from genrep_dist.workflow.context import TestPoints, WorkerContext, to_numpy
 from genrep_dist.workflow.importances import alpha
-from genrep_dist.workflow.scores import scorer_bytes, scorer_seconds, scores_of
-from genrep_dist.workflow.targets import group_means
+from genrep_dist.workflow.scorer_costs import scorer_bytes, scorer_seconds
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genrep_dist.core.attribution import Sign
+    from genrep_dist.workflow.context import TestPoints, WorkerContext
+
+    KernelBlocks = Callable[[int], Iterable[Tensor]]
+    """epoch -> blocks of consecutive training rows of K (N, C, M)."""
+    Products = Callable[[Term], Tensor]
+    """A term of a method's scores -> sum_c alpha_c K_c (N, M) float64."""
 
 SIGNS: tuple[Sign, ...] = ("negative", "positive")
 ARRAYS_HELD = 3
 """Arrays (N, M) of 8 bytes a number that one method's attributions are: scores and two orders."""
 KERNEL_ROW_COPIES = 5
 """Times 4 bytes: a kernel's row as it is stored, in float64, and as it is multiplied."""
-KernelBlocks = Callable[[int], Iterable[Tensor]]
-"""epoch -> blocks of consecutive training rows of K (N, C, M)."""
-Products = Callable[[Term], Tensor]
-"""A term of a method's scores -> sum_c alpha_c K_c (N, M) float64."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,9 @@ def kernel_rows(budget_bytes: int, num_outputs: int, num_points: int) -> int:
 
 def write_attribution(artifact: Artifact, method: Method, seed: int, phi: Tensor, ids: Tensor, manifest: dict[str, Any]) -> None:
     """Write phi (N, M) and the full removal orders (M, N) of the training ``ids`` (N,), and commit."""
+    from genrep_dist.core.attribution import ranking
+    from genrep_dist.workflow.context import to_numpy
+
     artifact.write("phi", to_numpy(phi), ("train", "test"))
     for sign in SIGNS:
         artifact.write(f"order_{sign}", to_numpy(ranking(phi, ids, len(ids), sign)), ("test", "rank"))
@@ -106,10 +109,14 @@ def write_attribution(artifact: Artifact, method: Method, seed: int, phi: Tensor
 
 def attribution(method: Method, seed: int, context: WorkerContext, points: TestPoints, products: Products) -> Tensor:
     """Phi (N, M) float64 of a method for ``points``, from the products of its importances and kernels with them."""
+    from genrep_dist.core.attribution import random_scores, weighted_sum
+
     if method.is_random:
         # An order of its own for every (seed, test point).
         return random_scores([derive_seed(seed, "random", test_id) for test_id in points.ids.tolist()], len(context.train.ids))
     if method.scorer_class is not None:
+        from genrep_dist.workflow.scores import scores_of
+
         return scores_of(method, seed, context, points)
     # With one unweighted term this is Eq. 2 as it stands.
     return weighted_sum(
@@ -119,6 +126,7 @@ def attribution(method: Method, seed: int, context: WorkerContext, points: TestP
 
 def kernel_products(method: Method, seed: int, context: WorkerContext, kernel_at: KernelBlocks) -> Products:
     """Products from importances and the blocks of a method's kernel."""
+    from genrep_dist.core.attribution import attribute
 
     def product(term: Term) -> Tensor:
         importance = alpha(context, method.importance, seed, method.kernel, term.importance_epoch)
@@ -128,6 +136,8 @@ def kernel_products(method: Method, seed: int, context: WorkerContext, kernel_at
 
 
 def stored_kernel(context: WorkerContext, seed: int, method: Method) -> KernelBlocks:
+    import torch
+
     def read(epoch: int) -> Iterator[Tensor]:
         reader = context.store.artifact("kernel", context.keys.kernel(seed, method.kernel, epoch)).reader("kernel")
         num_train, *inner = reader.shape
@@ -138,6 +148,8 @@ def stored_kernel(context: WorkerContext, seed: int, method: Method) -> KernelBl
 
 
 def _stored_terms(context: WorkerContext, seed: int, method: Method) -> Products:
+    import torch
+
     def read(term: Term) -> Tensor:
         key = context.keys.term(seed, method.kernel, term.kernel_epoch, method.importance, term.importance_epoch)
         return torch.from_numpy(context.store.artifact("term", key).read("phi"))
@@ -150,6 +162,8 @@ def stored_attribution(method: Method, seed: int, context: WorkerContext, *, dir
 
     ``direct``: from the stored products of both, as of a method with :func:`~genrep_dist.plan.direct_terms`.
     """
+    from genrep_dist.workflow.targets import group_means
+
     kernels = stored_kernel(context, seed, method)
     products = _stored_terms(context, seed, method) if direct else kernel_products(method, seed, context, kernels)
     phi = attribution(method, seed, context, context.test_points(seed), products)
@@ -161,6 +175,11 @@ def _efficiency_gap(phi: Tensor, seed: int, points: TestPoints, context: WorkerC
 
     For a target that is a function of the outputs f is their sum weighted by its derivative: the scores add up to that.
     """
+    import torch
+
+    from genrep_dist.core.gradients.model import selected_output
+    from genrep_dist.workflow.targets import group_means
+
     positions = context.keys.test_positions(seed)
     outputs = torch.from_numpy(context.train_artifact(seed).read("outputs_test")[positions]).double()
     epoch = context.keys.method_epochs(method)[0]

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from genrep_dist.config.metrics import needs_self_influence
 from genrep_dist.core.kernels.base import DerivedKernel, Work
-from genrep_dist.core.self_influence import own_outputs
 from genrep_dist.errors import PlanError
 from genrep_dist.extension import returned
 from genrep_dist.plan import FLOAT_BYTES, Plan, StagePlan, derived_kernel
@@ -19,10 +15,11 @@ from genrep_dist.seeds import derive_seed
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
 from genrep_dist.workflow.blocks import MODELS_HELD
-from genrep_dist.workflow.context import TestPoints, WorkerContext, label_loss, to_numpy
-from genrep_dist.workflow.features import dense_features, dense_point_features, feature_kernel, point_gradients, train_jacobians
-from genrep_dist.workflow.gram import Gram
-from genrep_dist.workflow.returned import checked_certificate, checked_pair, checked_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from genrep_dist.workflow.context import TestPoints, WorkerContext
 
 SMALL_BYTES = 64 * 2**20
 """What takes less is never refused: the libraries' own memory varies by as much."""
@@ -53,6 +50,10 @@ class DerivedStage(Stage[DerivedUnit]):
 
     def run(self, unit: DerivedUnit, context: WorkerContext) -> dict[str, float]:
         """Compute K (N, C, M) with all test points of the seed and write it with its certificate. ConvergenceError otherwise."""
+        import torch
+
+        from genrep_dist.workflow.context import to_numpy
+
         kernel, points = _kernel(context, unit.kernel), context.test_points(unit.seed)
         inputs = Inputs(context, unit.seed, unit.epoch, unit.block, points)
         # The stage diagonals makes the diagonal of a kernel that needs no gram: columns of all training samples would be one.
@@ -127,6 +128,10 @@ class Inputs:
         return self._context.model(self._seed, self._epoch)
 
     def gram(self, kernel: str) -> Tensor:
+        import torch
+
+        from genrep_dist.workflow.gram import Gram
+
         # The whole matrix at once: a factorisation needs it. The plan counts its bytes.
         artifact = self._context.store.artifact("gram", self._context.keys.gram(self._seed, kernel, self._epoch))
         gram = torch.from_numpy(Gram(artifact, 1).dense()).double()
@@ -134,6 +139,8 @@ class Inputs:
         return gram if repeats == 1 else torch.kron(gram, torch.eye(repeats, dtype=gram.dtype))
 
     def cross(self, kernel: str) -> Tensor:
+        import torch
+
         if self._cross_block is not None:
             return self._cross_block(kernel)
         artifact = self._context.store.artifact("kernel", self._context.keys.kernel(self._seed, kernel, self._epoch))
@@ -143,22 +150,34 @@ class Inputs:
         return self._context.train_outputs(self._seed, self._epoch).double()
 
     def num_parameters(self, kernel: str) -> int:
+        from genrep_dist.workflow.features import feature_kernel
+
         return feature_kernel(self._context, kernel).num_parameters(self._context.fresh_model().eval(), self.train_inputs[:2].cpu())
 
     def width(self, kernel: str) -> int:
+        from genrep_dist.workflow.features import feature_kernel
+
         sizes = feature_kernel(self._context, kernel).sizes(self._context.fresh_model().eval(), self.train_inputs[:2].cpu())
         return sizes.width(self.num_outputs)
 
     def train_features(self, kernel: str, start: int, stop: int) -> Tensor:
+        from genrep_dist.workflow.features import dense_features
+
         return dense_features(self._context, kernel, self._seed, self._epoch, start, stop)
 
     def test_features(self, kernel: str) -> Tensor:
+        from genrep_dist.workflow.features import dense_point_features
+
         return dense_point_features(self._context, kernel, self._seed, self._epoch, self._points, self.num_outputs)
 
     def train_gradients(self, start: int, stop: int) -> Tensor:
+        from genrep_dist.workflow.features import train_jacobians
+
         return train_jacobians(self._context, self._seed, self._epoch, start, stop)
 
     def test_gradients(self) -> Tensor:
+        from genrep_dist.workflow.features import point_gradients
+
         return point_gradients(self._context, self._seed, self._epoch, self._points)
 
     def seed(self, purpose: str) -> int:
@@ -167,6 +186,8 @@ class Inputs:
 
 def derived_columns(kernel: DerivedKernel, inputs: Inputs, own: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
     """What the kernel returns for ``inputs``, checked: K (N, C, M), with ``own`` (N, C, M + N), and its certificate."""
+    from genrep_dist.workflow.returned import checked_certificate, checked_pair, checked_tensor
+
     value, found = checked_pair(kernel.columns(inputs, own), kernel, "columns", inputs.text)
     num_points = inputs.num_points + (0 if own is None else len(own))
     block = checked_tensor(value, (len(inputs.targets), inputs.num_outputs, num_points), kernel, "columns", inputs.text)
@@ -192,6 +213,8 @@ def peak_bytes(plan: Plan, name: str) -> int:
 
 def write_diagonal(context: WorkerContext, seed: int, kernel: str, epoch: int, diagonal: Tensor) -> None:
     """Write K_c(x_i, x_i) (N, C) of a kernel as float64."""
+    from genrep_dist.workflow.context import to_numpy
+
     artifact = context.store.artifact("diagonal", context.keys.diagonal(seed, kernel, epoch))
     artifact.write("diagonal", to_numpy(diagonal.double()), ("train", "output"))
     artifact.commit({"seed": seed, "kernel": kernel, "epoch": epoch, "seconds": context.elapsed()})
@@ -199,6 +222,9 @@ def write_diagonal(context: WorkerContext, seed: int, kernel: str, epoch: int, d
 
 def _own_outputs(context: WorkerContext) -> Tensor | None:
     """The output (N,) of each sample's own label where the experiment asks for self-influence; else None."""
+    from genrep_dist.core.self_influence import own_outputs
+    from genrep_dist.workflow.context import label_loss
+
     if not needs_self_influence(context.experiment):
         return None
     return own_outputs(context.train.targets.cpu(), label_loss(context.loss))[0]

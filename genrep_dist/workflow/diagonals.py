@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
-from genrep_dist.core.attribution import random_scores
 from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel
 from genrep_dist.core.methods import Method
-from genrep_dist.core.self_influence import own_outputs, scalar_diagonal, self_influence
 from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.seeds import derive_seed
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
 from genrep_dist.workflow.blocks import block_bytes
-from genrep_dist.workflow.context import WorkerContext, label_loss
 from genrep_dist.workflow.derived import Inputs, peak_bytes, write_diagonal
-from genrep_dist.workflow.features import pairwise_block, train_features
 from genrep_dist.workflow.gradients import features_seconds
 from genrep_dist.workflow.importances import alpha
-from genrep_dist.workflow.returned import checked_tensor
-from genrep_dist.workflow.scores import self_scores_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genrep_dist.workflow.context import WorkerContext
 
 PAIRWISE_ROWS = 64
 """A pairwise kernel is computed for a whole block, of which the diagonal is used."""
@@ -58,6 +54,12 @@ class DiagonalsStage(Stage[DiagonalUnit]):
 
         A derived kernel's diagonal is written with the kernel, of one factorisation; here only if it was lost.
         """
+        import torch
+
+        from genrep_dist.core.self_influence import own_outputs
+        from genrep_dist.workflow.context import label_loss
+        from genrep_dist.workflow.returned import checked_tensor
+
         own, _ = own_outputs(context.train.targets.cpu(), label_loss(context.loss))
         kernel = context.kernel(unit.kernel)
         if isinstance(kernel, DerivedKernel):
@@ -86,6 +88,10 @@ class DiagonalsStage(Stage[DiagonalUnit]):
 
 
 def _blocks(unit: DiagonalUnit, context: WorkerContext, own: Tensor) -> Iterator[Tensor]:
+    from genrep_dist.core.self_influence import scalar_diagonal
+    from genrep_dist.workflow.features import pairwise_block, train_features
+    from genrep_dist.workflow.returned import checked_tensor
+
     num_train, num_outputs, kernel = len(own), context.num_outputs(unit.seed), context.kernel(unit.kernel)
     rows = unit.block if isinstance(kernel, FeatureKernel) else min(unit.block, PAIRWISE_ROWS)
     for start in range(0, num_train, rows):
@@ -103,10 +109,18 @@ def _blocks(unit: DiagonalUnit, context: WorkerContext, own: Tensor) -> Iterator
 
 def self_influence_of(method: Method, seed: int, context: WorkerContext) -> Tensor:
     """Phi(x_i -> x_i) (N,) float64 of a method: how much each training sample raises the logit of its own given label."""
+    import torch
+
+    from genrep_dist.core.attribution import random_scores
+    from genrep_dist.core.self_influence import own_outputs, self_influence
+    from genrep_dist.workflow.context import label_loss
+
     own, direction = own_outputs(context.train.targets.cpu(), label_loss(context.loss))
     if method.is_random:
         return random_scores([derive_seed(seed, "random", "self")], len(own))[:, 0]
     if method.scorer_class is not None:
+        from genrep_dist.workflow.scores import self_scores_of
+
         return self_scores_of(method, seed, context)
     total = torch.zeros(len(own), dtype=torch.float64)
     for term in context.keys.terms(method):

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.extension import require_returned
 from genrep_dist.plan import KernelAt, Plan, StagePlan
-from genrep_dist.store.features import COLUMNS, TABLE, write_block
+from genrep_dist.store.feature_table import COLUMNS, TABLE
 from genrep_dist.units import RowsUnit
 from genrep_dist.workflow.base import ArraySpec, ArtifactSpec, Rates, Stage
 from genrep_dist.workflow.blocks import PANEL, block_bytes
-from genrep_dist.workflow.context import WorkerContext, to_numpy
-from genrep_dist.workflow.features import train_features
+
+if TYPE_CHECKING:
+    from genrep_dist.workflow.context import WorkerContext
 
 GPU_FLOP_PER_SECOND, DISK_BYTES_PER_SECOND = 1e13, 1e9
 """Guesses, for plans: float32 on one GPU, and a disk that is written to and read."""
@@ -40,6 +40,11 @@ class GradientsStage(Stage[GradientUnit]):
 
     def run(self, unit: GradientUnit, context: WorkerContext) -> dict[str, float]:
         """Compute and write one block; factored features in whatever form takes the fewest bytes."""
+        from genrep_dist.core.gradients.factored import FactoredGradients
+        from genrep_dist.store.features import write_block
+        from genrep_dist.workflow.context import to_numpy
+        from genrep_dist.workflow.features import train_features
+
         artifact = context.store.artifact("features", context.keys.features(unit.seed, unit.kernel, unit.epoch))
         rows = train_features(context, unit.kernel, unit.seed, unit.epoch, unit.start, unit.stop)
         if isinstance(rows, FactoredGradients):

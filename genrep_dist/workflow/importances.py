@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys
 from genrep_dist.core.importances.base import OutputImportance, SolvedImportance, TrackedImportance
-from genrep_dist.core.losses import Loss
 from genrep_dist.errors import MethodError
 from genrep_dist.plan import Plan, StagePlan
-from genrep_dist.problems.protocol import Dataset
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
-from genrep_dist.training.randomness import Randomness
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
 from genrep_dist.workflow.blocks import cached_bytes, tile_bytes
-from genrep_dist.workflow.context import WorkerContext, to_numpy
-from genrep_dist.workflow.gram import Gram
-from genrep_dist.workflow.returned import checked_certificate, checked_pair, checked_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genrep_dist.core.losses import Loss
+    from genrep_dist.problems.protocol import Dataset
+    from genrep_dist.workflow.context import WorkerContext
 
 VECTORS_HELD = 12
 """Vectors (N, C) float64 that a solver holds at once."""
@@ -56,6 +54,10 @@ class ImportancesStage(Stage[ImportanceUnit]):
 
     def run(self, unit: ImportanceUnit, context: WorkerContext) -> dict[str, float]:
         """Solve for alpha (N, C) float64 and write it with its certificate. ConvergenceError instead of a bad alpha."""
+        from genrep_dist.workflow.context import to_numpy
+        from genrep_dist.workflow.gram import Gram
+        from genrep_dist.workflow.returned import checked_certificate, checked_pair, checked_tensor
+
         importance = solved_importance(context, unit.importance)
         inputs = _Inputs(context, unit.seed)
         artifact = context.store.artifact("gram", context.keys.gram(unit.seed, unit.kernel, unit.epoch))
@@ -101,6 +103,8 @@ class _Inputs:
     """
 
     def __init__(self, context: WorkerContext, seed: int) -> None:
+        from genrep_dist.training.randomness import Randomness
+
         self.loss: Loss = context.loss
         self.outputs: Tensor = context.train_outputs(seed, context.keys.epochs).double()
         self.recipe: Any = context.recipe
@@ -126,6 +130,10 @@ class ModelsSource(Protocol):
 
 def alpha(context: ModelsSource, name: str, seed: int, kernel: str, epoch: int) -> Tensor:
     """Alpha (N, C) float64 of an importance: of the model at ``epoch``, or solved for on the gram of ``kernel`` there."""
+    import torch
+
+    from genrep_dist.workflow.returned import checked_tensor
+
     importance = context.experiment.importance(name)
     if isinstance(importance, TrackedImportance):
         artifact = context.train_artifact(seed)

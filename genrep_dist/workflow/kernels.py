@@ -7,27 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.core.kernels.base import FeatureKernel
-from genrep_dist.core.kernels.blocks import per_output
 from genrep_dist.plan import FLOAT_BYTES, Plan, StagePlan
 from genrep_dist.units import RowsUnit, Unit
 from genrep_dist.workflow.base import ArraySpec, ArtifactSpec, Rates, SampleAxis, Stage
 from genrep_dist.workflow.blocks import MODELS_HELD, block_bytes, tile_bytes
-from genrep_dist.workflow.context import TestPoints, WorkerContext, to_numpy
-from genrep_dist.workflow.features import features_reader, pairwise_block, pass_rows, point_block, point_features
 from genrep_dist.workflow.gradients import feature_passes, features_seconds, kernel_manifest
-from genrep_dist.workflow.gram_tiles import feature_products, gram_tile, reads
 from genrep_dist.workflow.prefetch import Prefetcher
-from genrep_dist.workflow.returned import Rows
 from genrep_dist.workflow.terms import NUMBER_BYTES, TermUnit, run_term, term_array, term_bytes, term_units
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genrep_dist.workflow.context import TestPoints, WorkerContext
+    from genrep_dist.workflow.returned import Rows
 
 
 @dataclass(frozen=True)
@@ -135,6 +133,11 @@ def kernel_block(
     context: WorkerContext, kernel: str, seed: int, epoch: int, start: int, stop: int, points: TestPoints, *, stored: bool
 ) -> Tensor:
     """K (rows, C, M) of the training rows ``start`` to ``stop`` with test points."""
+    import torch
+
+    from genrep_dist.core.kernels.blocks import per_output
+    from genrep_dist.workflow.features import features_reader, pairwise_block, pass_rows, point_block, point_features
+
     num_outputs, computed = context.num_outputs(seed), context.kernel(kernel)
     outputs = context.output_weights(seed, epoch, points)
     if not isinstance(computed, FeatureKernel):
@@ -157,6 +160,8 @@ def kernel_block(
 
 def _run_block(unit: KernelUnit, context: WorkerContext) -> dict[str, float]:
     """K of one block of training rows with all test points of the seed: (rows, C, M)."""
+    from genrep_dist.workflow.context import to_numpy
+
     points = context.test_points(unit.seed)
     block = kernel_block(context, unit.kernel, unit.seed, unit.epoch, unit.start, unit.stop, points, stored=unit.stored)
     artifact = context.store.artifact("kernel", context.keys.kernel(unit.seed, unit.kernel, unit.epoch))
@@ -169,6 +174,9 @@ def _run_tile(unit: GramUnit, context: WorkerContext) -> dict[str, float]:
 
     Stored features are read by a thread while the block before them is multiplied.
     """
+    from genrep_dist.workflow.features import features_reader, pairwise_block
+    from genrep_dist.workflow.gram_tiles import feature_products, gram_tile, reads
+
     num_train, inputs = len(context.train.ids), context.train.inputs
     artifact = context.store.artifact("gram", context.keys.gram(unit.seed, unit.kernel, unit.epoch))
     # The grid counts rows of the gram, C of them for each training row where the kernel is matrix-valued.
@@ -191,6 +199,8 @@ def _run_tile(unit: GramUnit, context: WorkerContext) -> dict[str, float]:
 
 
 def _part(rows: Rows, start: int, stop: int) -> Rows:
+    from genrep_dist.core.gradients.factored import FactoredGradients
+
     return rows.part(start, stop) if isinstance(rows, FactoredGradients) else rows[start:stop]
 
 

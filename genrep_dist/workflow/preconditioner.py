@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, ClassVar
 
 from genrep_dist.config.keys import Keys
-from genrep_dist.core.gradients.model import as_real
 from genrep_dist.core.kernels.base import FeatureKernel
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.plan import Plan, StagePlan
-from genrep_dist.training.loop import TrainingRun
-from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.trainer import Trainer
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, Stage
-from genrep_dist.workflow.context import WorkerContext, to_numpy
 from genrep_dist.workflow.train import model_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from genrep_dist.workflow.context import WorkerContext
 
 NUMBER_BYTES = 8
 
@@ -47,6 +44,13 @@ class PreconditionerStage(Stage[PreconditionerUnit]):
 
     def run(self, unit: PreconditionerUnit, context: WorkerContext) -> dict[str, float]:
         """Write D (checkpoints, P) float64. NonFiniteError for an element that is zero or not finite."""
+        import torch
+
+        from genrep_dist.training.loop import TrainingRun
+        from genrep_dist.training.randomness import Randomness
+        from genrep_dist.training.trainer import Trainer
+        from genrep_dist.workflow.context import to_numpy
+
         observer = _Preconditioners(unit.epochs)
         trainer = context.trainer
         assert isinstance(trainer, Trainer)
@@ -88,6 +92,8 @@ def needed_epochs(keys: Keys) -> tuple[int, ...]:
 
 def read_preconditioner(context: WorkerContext, seed: int, epoch: int) -> Tensor:
     """D (P,) float64 of the original model of ``seed`` after ``epoch`` epochs, in the order of its parameters, on the worker's device."""
+    import torch
+
     epochs = needed_epochs(context.keys)
     artifact = context.store.artifact("preconditioner", context.keys.preconditioner(seed, epochs))
     row = epochs.index(epoch)
@@ -111,5 +117,9 @@ class _Preconditioners:
         pass
 
     def optimizer_state(self, epoch: int, preconditioner: Callable[[], list[Tensor]]) -> None:
+        import torch
+
+        from genrep_dist.core.gradients.model import as_real
+
         if epoch in self._epochs:
             self.found.append(torch.cat([as_real(part).reshape(-1).double() for part in preconditioner()]).cpu())

@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genrep_dist.config import Experiment
 from genrep_dist.config.experiment import EXPERIMENT_NAME
 from genrep_dist.config.keys import Keys
-from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import ConfigError, CorruptError, DamagedFile, StoreError
 from genrep_dist.plan import Plan, Shape
-from genrep_dist.problems.digests import Identity
-from genrep_dist.problems.load import load_class
 from genrep_dist.provenance import package_version
 from genrep_dist.store import Store
 from genrep_dist.store.damaged import move_damaged
@@ -23,8 +20,10 @@ from genrep_dist.store.publications import Publications
 from genrep_dist.store.records import reading_record
 from genrep_dist.store.versions import refuse_newer
 from genrep_dist.workflow.planning import make_plan
-from genrep_dist.workflow.prepare import PreparedExperiment
 from genrep_dist.workflow.user_code import planning_needs, refused_code, remember_code
+
+if TYPE_CHECKING:
+    from genrep_dist.workflow.prepare import PreparedExperiment
 
 RECORD_VERSION = 3
 OLDEST_VERSION = 3
@@ -41,6 +40,8 @@ def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None
     ``lease``: the number of the lease under which it is run; None counts as the latest. Raises StoreError if a newer version has recorded
     the experiment.
     """
+    from genrep_dist.core.losses import get_loss
+
     plan, keys = prepared.plan, prepared.plan.keys
     record = {
         "schema_version": RECORD_VERSION,
@@ -99,6 +100,8 @@ def changes_text(prepared: PreparedExperiment) -> str:
 
 def _changes_since_last_run(prepared: PreparedExperiment) -> dict[str, list[str]]:
     """Changed places by what they define: the problem, a kernel, or another extension."""
+    from genrep_dist.problems.digests import Identity
+
     try:
         record = read_record(prepared.store, prepared.plan.experiment.name)
         last = {label: Identity.from_record(found) for label, found in record.get("identities", {}).items()}
@@ -195,6 +198,8 @@ def plan_of_record(record: Mapping[str, Any], folders: Sequence[str] | None = No
         ) from error
     for name, own in experiment.kernels.items():
         if name not in record["own_kernels"]:  # a class of kernels, not a function
+            from genrep_dist.problems.load import load_class
+
             load_class(own.class_, own.options, folders or (), "kernel")
     keys = Keys(
         experiment,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -32,11 +32,10 @@ from genrep_dist.store import Store
 from genrep_dist.store.paths import ExperimentPaths
 from genrep_dist.store.tables import scan_frame
 from genrep_dist.units import Retraining
-from genrep_dist.workflow.context import WorkerContext
-from genrep_dist.workflow.data import sample_ids, target_labels
 from genrep_dist.workflow.diagonals import self_influence_of
-from genrep_dist.workflow.relabelling import score_changes
-from genrep_dist.workflow.targets import is_output
+
+if TYPE_CHECKING:
+    from genrep_dist.workflow.context import WorkerContext
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,9 @@ class StoredSeed:
 
     @cached_property
     def points(self) -> list[TestPoint]:
+        from genrep_dist.workflow.data import target_labels
+        from genrep_dist.workflow.targets import is_output
+
         outputs = self.outputs
         if outputs is None:
             outputs = self.store.artifact("train", self.plan.keys.train(self.seed)).read("outputs_test")
@@ -112,9 +114,13 @@ class StoredSeed:
 
     @cached_property
     def labels(self) -> Ids | None:
+        from genrep_dist.workflow.data import target_labels
+
         return target_labels(self.store, self.plan.keys.data, "train", self.num_outputs)
 
     def score_changes(self, method: str, labels: Mapping[int, float]) -> Array | None:
+        from genrep_dist.workflow.relabelling import score_changes
+
         parsed = self.plan.experiment.method(method)
         if parsed.is_random:
             return np.where(np.isin(self.train_ids, list(labels))[:, None], self.scores(method), 0.0)
@@ -185,6 +191,8 @@ class RetrainingCount:
 
 def count_retrainings(plan: Plan, store: Store) -> RetrainingCount:
     """The retrainings of a run that has not begun, from the data and scores in the store. Nothing is computed."""
+    from genrep_dist.workflow.data import sample_ids
+
     keys = plan.keys
     try:
         ids = sample_ids(store, keys.data, "train"), sample_ids(store, keys.data, "test")

@@ -5,27 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from genrep_dist.config.keys import Keys
 from genrep_dist.core.policies import is_rebatched
-from genrep_dist.core.tensors import OUT_OF_MEMORY
 from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.store import Store
 from genrep_dist.store.ledger import LedgerRow
-from genrep_dist.training.loop import TrainingRun
-from genrep_dist.training.randomness import Randomness
 from genrep_dist.units import Retraining, Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, Stage
 from genrep_dist.workflow.blocks import cached_bytes
-from genrep_dist.workflow.changes import targets_of, weights_of
-from genrep_dist.workflow.context import WorkerContext, to_numpy
 from genrep_dist.workflow.train import check_outputs, model_bytes, output_bytes
+
+if TYPE_CHECKING:
+    from genrep_dist.training.loop import TrainingRun
+    from genrep_dist.workflow.context import WorkerContext
 
 MAX_MODELS_PER_TASK = 256
 REMOVED_BYTES = 64
@@ -71,6 +69,8 @@ class RetrainStage(Stage[RetrainUnit]):
 
         Models that diverge or fail do not stop the others: these are written, then the first one's error is raised.
         """
+        from genrep_dist.core.tensors import OUT_OF_MEMORY
+
         began = time.perf_counter()
         size = context.trainer.pack_size(len(unit.rows)) if len(unit.rows) > 1 else 1
         rows: list[LedgerRow] = []
@@ -141,6 +141,8 @@ def _retrained(retrainings: Sequence[Retraining], context: WorkerContext) -> Seq
 
 def _retrain_pack(retrainings: Sequence[Retraining], context: WorkerContext) -> list[LedgerRow | Exception]:
     """The row of each retraining, or the error of the one that diverged or failed. Each is what it would be alone."""
+    from genrep_dist.workflow.context import to_numpy
+
     began = time.perf_counter()
     runs = [_as_run(retraining, context) for retraining in retrainings]
     results: list[LedgerRow | Exception] = []
@@ -173,6 +175,12 @@ def _retrain_pack(retrainings: Sequence[Retraining], context: WorkerContext) -> 
 
 
 def _as_run(retraining: Retraining, context: WorkerContext) -> TrainingRun:
+    import torch
+
+    from genrep_dist.training.loop import TrainingRun
+    from genrep_dist.training.randomness import Randomness
+    from genrep_dist.workflow.changes import targets_of, weights_of
+
     randomness = Randomness.for_retraining(retraining.seed, retraining.policy, retraining.change, retraining.replicate)
     kept = ~torch.isin(context.train.ids, torch.tensor(retraining.removed, dtype=torch.int64))
     without = ", ".join(map(str, retraining.removed[:5])) + (", ..." if len(retraining.removed) > 5 else "")

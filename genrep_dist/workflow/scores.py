@@ -1,4 +1,4 @@
-"""Scores of methods that are no importance times a kernel: what their scorers are given, and what they cost."""
+"""Scores of methods that are no importance times a kernel: what their scorers are given."""
 
 from __future__ import annotations
 
@@ -11,17 +11,12 @@ from torch.nn.functional import one_hot
 from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.core.methods import Method
 from genrep_dist.core.scorers.base import Scorer
-from genrep_dist.plan import FLOAT_BYTES, Plan
+from genrep_dist.plan import Plan
 from genrep_dist.problems.protocol import Dataset
-from genrep_dist.workflow.base import Rates
-from genrep_dist.workflow.blocks import block_bytes
 from genrep_dist.workflow.context import TestPoints, WorkerContext
 from genrep_dist.workflow.features import feature_kernel, kernel_at, pass_rows, point_block, point_features, train_features
-from genrep_dist.workflow.gradients import features_seconds
 from genrep_dist.workflow.returned import checked_tensor
 from genrep_dist.workflow.terms import product_block
-
-NUMBER_BYTES = 2 * FLOAT_BYTES
 
 
 def scores_of(method: Method, seed: int, context: WorkerContext, points: TestPoints) -> Tensor:
@@ -45,23 +40,6 @@ def check_scorers(plan: Plan, loss: object, train: Dataset) -> None:
         if method.scorer_class is not None:
             scorer = plan.experiment.scorer(method.importance)
             scorer.check(loss, train.inputs[:2], train.targets[:2], plan.shape.num_outputs)  # type: ignore[arg-type]
-
-
-def scorer_bytes(plan: Plan) -> int:
-    """Memory of a scorer at work beside its scores: blocks of its base kernel, and what it makes of the test points."""
-    values = 4 * NUMBER_BYTES * plan.shape.num_train * max(plan.experiment.num_test_points, plan.shape.num_outputs)
-    return max((block_bytes(plan, base) + values for base in _bases(plan)), default=0)
-
-
-def scorer_seconds(plan: Plan, rates: Rates) -> float:
-    """Seconds of one worker for the features of all scorers' base kernels."""
-    return sum(features_seconds(plan, base, rates) for base in _bases(plan))
-
-
-def _bases(plan: Plan) -> Iterator[str]:
-    """The base kernel of each scorer that has one."""
-    scorers = (method.scorer_class for method in plan.experiment.parsed_methods)
-    return (scorer.base for scorer in scorers if scorer is not None and scorer.base is not None)
 
 
 class _Inputs:

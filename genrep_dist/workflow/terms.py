@@ -6,19 +6,19 @@ Phi = sum_c alpha_c K_c is linear in the outputs' gradients, so the gradient of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.plan import FLOAT_BYTES, Plan, TermAt
 from genrep_dist.units import RowsUnit
 from genrep_dist.workflow.base import ArraySpec
 from genrep_dist.workflow.blocks import block_bytes
-from genrep_dist.workflow.context import TestPoints, WorkerContext, to_numpy
-from genrep_dist.workflow.features import feature_kernel, pass_rows, point_block, point_features, train_features
 from genrep_dist.workflow.importances import alpha
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genrep_dist.workflow.context import TestPoints, WorkerContext
 
 NUMBER_BYTES = 2 * FLOAT_BYTES
 
@@ -73,6 +73,11 @@ def product_block(
 
     NonFiniteError, with ``where``, names samples whose importances or features are NaN or Inf.
     """
+    import torch
+
+    from genrep_dist.core.gradients.factored import FactoredGradients
+    from genrep_dist.workflow.features import feature_kernel, pass_rows, point_block, point_features, train_features
+
     computed, stop = feature_kernel(context, kernel), start + len(alphas)
     _refuse_non_finite(alphas, context.train.ids[start:stop], where)
     # Weights of at most 1: in the dtype of the gradients a small alpha would lose digits, or vanish.
@@ -91,6 +96,8 @@ def product_block(
 
 def run_term(unit: TermUnit, context: WorkerContext) -> dict[str, float]:
     """Compute and write one block of a term."""
+    from genrep_dist.workflow.context import to_numpy
+
     phi = term_block(context, unit.term, unit.seed, unit.start, unit.stop, context.test_points(unit.seed))
     artifact = context.store.artifact("term", context.keys.term(unit.seed, *unit.term))
     artifact.write_part(unit.part, "phi", (unit.start, 0), to_numpy(phi), seconds=context.elapsed())
@@ -98,6 +105,8 @@ def run_term(unit: TermUnit, context: WorkerContext) -> dict[str, float]:
 
 
 def _refuse_non_finite(alphas: Tensor, ids: Tensor, where: str) -> None:
+    import torch
+
     bad = ids[~torch.isfinite(alphas).all(dim=1)].tolist()
     if bad:
         raise NonFiniteError(

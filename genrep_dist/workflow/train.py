@@ -5,20 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.plan import Plan, StagePlan
 from genrep_dist.store.ledger import LedgerRow
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
-from genrep_dist.workflow.checkpoints import pack_states, state_dtypes
-from genrep_dist.workflow.context import WorkerContext, to_numpy
-from genrep_dist.workflow.originals import repeat_difference, train_original
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from genrep_dist.workflow.context import WorkerContext
 
 STATE_COPIES = 2
 """Copies of a whole model beside those of its trained parameters: the model, and the initial one."""
@@ -59,6 +59,12 @@ class TrainStage(Stage[TrainUnit]):
 
     def run(self, unit: TrainUnit, context: WorkerContext) -> dict[str, float]:
         """Train, write the artifact, enter the model into the ledger as the one with nothing removed, commit. Returns statistics."""
+        import torch
+
+        from genrep_dist.workflow.checkpoints import pack_states, state_dtypes
+        from genrep_dist.workflow.context import to_numpy
+        from genrep_dist.workflow.originals import repeat_difference, train_original
+
         if isinstance(unit, RepeatUnit):
             difference, scale = repeat_difference(context, unit.seed)
             return {"difference": difference, "scale": scale}
@@ -150,6 +156,8 @@ def test_accuracy(loss_name: str, outputs: Tensor, targets: Tensor) -> float | N
 
 def check_outputs(outputs: Tensor, ids: Tensor, where: str) -> None:
     """Raise NonFiniteError with the ids of samples whose output is NaN or Inf."""
+    import torch
+
     fine = torch.isfinite(outputs).all(dim=1).cpu().numpy()
     if not fine.all():
         bad = np.asarray(ids.cpu())[~fine]

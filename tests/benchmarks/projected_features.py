@@ -108,7 +108,7 @@ def quality(exact: Tensor, found: FactoredGradients) -> tuple[float, float]:
 def rows_of(name: str, make: Callable[[], nn.Module], draw: Callable[[int], Tensor]) -> list[tuple[str, ...]]:
     torch.manual_seed(0)
     model, inputs = make().eval(), draw(ROWS)
-    gradients = FactoredGradients.cat([factored_gradients(model, part) for part in inputs.split(8)])
+    gradients = FactoredGradients.cat([factored_gradients(model, part) for part in torch.split(inputs, 8)])
     exact = inner_products(gradients, gradients)
     ways: dict[str, Projection | FactoredProjection | None] = {"plain backward pass": None}
     ways |= {f"factored, {dim} of each layer": FactoredProjection(dim, 0) for dim in WIDTHS}

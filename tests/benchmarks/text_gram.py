@@ -33,7 +33,8 @@ from genrep_dist.problems.load import load_problem
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
-from genrep_dist.store.features import COLUMNS, TABLE, RowsReader, write_block
+from genrep_dist.store.feature_table import COLUMNS, TABLE
+from genrep_dist.store.features import RowsReader, write_block
 from genrep_dist.training.loop import train
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.workflow.blocks import SHARD_BYTES

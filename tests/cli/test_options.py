@@ -30,7 +30,7 @@ def toy(tmp_path: Path) -> Path:
 
 def test_quiet_prints_the_table_and_the_log_has_the_rest(genrep: Genrep, toy: Path, tmp_path: Path) -> None:
     log = tmp_path / "run.log"
-    ended = genrep("run", toy, "--serial", "--store", tmp_path / "store", "--quiet", "--log-file", log)
+    ended = genrep("run", toy, "--store", tmp_path / "store", "--quiet", "--log-file", log)
     assert ended.code == 0
     assert "units" not in ended.output
     assert "preparing" not in ended.output
@@ -38,6 +38,8 @@ def test_quiet_prints_the_table_and_the_log_has_the_rest(genrep: Genrep, toy: Pa
     lines = log.read_text().splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines)
     text = "\n".join(lines)
+    assert re.search(r"about \d+ s of work: it is done in this process; --ray", text)
+    assert "starting Ray" not in text
     for words in ("started: genrep run", "preparing ...", "train: 0 of 2 units", "retrain: ", "publishing ..."):
         assert words in text
 
@@ -76,6 +78,7 @@ def test_exit_codes_are_those_of_the_help(genrep: Genrep, tmp_path: Path) -> Non
     assert genrep("run").code == 2
     assert genrep("list", "-q", "-v", "--store", tmp_path).code == 2
     assert genrep("run", "smoke", "--serial", "--address", "auto").code == 2
+    assert genrep("run", "smoke", "--serial", "--ray").code == 2
 
 
 def test_light_commands_import_no_torch(tmp_path: Path) -> None:
@@ -204,15 +207,17 @@ def test_lines_of_a_log_have_elapsed_time_and_eta(monkeypatch: pytest.MonkeyPatc
     clock = Clock()
     monkeypatch.setattr("genrep_dist.cli.progress.time.monotonic", clock)
     lines = ProgressLines(write=written.append)
+    lines.step("preparing")
     lines.step("starting Ray")
+    clock.now += 5.25
     lines.stage("retrain", 100, 10)
     for _ in range(9):
         clock.now += 4
         lines.advance(10, {"seconds": 1.0})
-    assert written[:2] == ["starting Ray ...", "retrain: 10 of 100 units done before"]
-    assert re.fullmatch(r"retrain: 40 of 100 units, 2\.5/s, elapsed 0:12, ETA 0:24", written[2])
+    assert written[:4] == ["preparing ...", "starting Ray ...", "starting Ray: done, elapsed 5.2 s", "retrain: 10 of 100 units done before"]
+    assert re.fullmatch(r"retrain: 40 of 100 units, 2\.5/s, elapsed 0:12, ETA 0:24", written[4])
     assert re.fullmatch(r"retrain: 100 of 100 units, 2\.5/s, elapsed 0:36", written[-1])
-    assert len(written) == 5, "a line every ten seconds"
+    assert len(written) == 7, "a line every ten seconds"
 
 
 def test_every_table_has_json(genrep: Genrep) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,8 +11,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from rich.console import Console
 
 import genrep_dist as gr
+from genrep_dist.cli.status import show_status
+from genrep_dist.results import open_run
+from genrep_dist.results.compare import compare_runs
 from genrep_dist.store import Store
 from genrep_dist.store.lease import Lease, lease_holder
 from genrep_dist.store.paths import ExperimentPaths
@@ -90,6 +96,31 @@ def test_compare_of_other_seeds_is_not_paired(genrep: Genrep, store: Path) -> No
     assert all(row["ci95_low"] < row["difference"] < row["ci95_high"] for row in found["methods"])
     assert [change["field"] for change in found["configuration"]] == ["seeds"]
     assert "independent seeds" in genrep("compare", "first", "third", "--store", store).output
+
+
+def test_runs_of_other_data_loss_or_target_are_not_comparable(store: Path) -> None:
+    first, second = (open_run(str(store), name) for name in ("first", "second"))
+    assert compare_runs(first, second).warnings == []
+    changed = copy.deepcopy(dict(second.record))
+    changed["data"], changed["loss"] = "0" * 64, "squared"
+    changed["experiment"]["target"] = {"kind": "loss"}
+    changed["identities"]["problem"]["form"]["option epochs"] = "int 7"
+    second.record = changed
+    found = compare_runs(first, second)
+    (warning,) = found.warnings
+    for word in ("target", "loss", "data", "cannot be compared"):
+        assert word in warning
+    assert [(one.first, one.second) for one in found.changes if one.field == "problem: option epochs"] == [(None, "7")]
+
+
+def test_status_of_a_store_that_is_not_there_yet_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("genrep_dist.cli.status.time.sleep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        show_status(Console(file=io.StringIO()), str(tmp_path / "later"), "toy", 0.1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def _by_seed(store: Path, name: str, method: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

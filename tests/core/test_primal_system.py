@@ -14,7 +14,8 @@ from genrep_dist.core.losses import LOSSES
 from genrep_dist.core.self_influence import influence_diagonal
 from genrep_dist.core.solvers import primal_system
 from genrep_dist.core.solvers.gauss_newton import influence_kernel
-from genrep_dist.core.solvers.primal_system import FeatureBlocks, PrimalSystem, block_rows, cholesky_in_place, system_bytes
+from genrep_dist.core.solvers.primal_sizes import block_rows, system_bytes
+from genrep_dist.core.solvers.primal_system import FeatureBlocks, PrimalSystem, cholesky_in_place
 from genrep_dist.errors import ConvergenceError, MethodError, ProblemError
 from tests.core.models import NetworkExample, initialise, rows, seeded
 

@@ -74,7 +74,7 @@ def test_projected_factors_are_the_projected_gradient_matrices(name: str) -> Non
     model, inputs = EXAMPLES[name]()
     found, projection = factored_gradients(model, inputs), FactoredProjection(12, 3)
     sizes = {parameter: math.prod(shape) for parameter, shape in found.parameters}
-    dense = dict(zip(sizes, found.to_dense().split(list(sizes.values()), dim=2), strict=True))
+    dense = dict(zip(sizes, torch.split(found.to_dense(), list(sizes.values()), dim=2), strict=True))
     expected = []
     for weight in found.weights:
         gradient = dense[weight.name].unflatten(2, weight.shape)

@@ -38,7 +38,7 @@ def test_workers_that_ray_kills_for_their_memory(tmp_path: Path, undisturbed: Un
     """Its memory monitor is told that a hundredth of the machine's memory is too much."""
     trial = Trial.make(tmp_path, resources={"retries": 1, "workers": 1, "memory_budget": "32KiB"})
     limits = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "50"}
-    said = finish(trial.start(environment=limits), code=1)
+    said = finish(trial.start("--ray", environment=limits), code=1)
     assert "OutOfMemoryError" in said
     assert "resources.workers" in said
     assert "quarantine" not in said

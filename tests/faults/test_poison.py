@@ -53,7 +53,7 @@ def test_a_block_that_kills_its_process(tmp_path: Path, undisturbed: Undisturbed
     trial = Trial.make(tmp_path, resources=RESOURCES)
     arm(tmp_path, row=Faulty(str(tmp_path)).row(sample), weight=first_weight(whole.checkpoint(1, "final")))
 
-    said = finish(trial.start(), code=1)
+    said = finish(trial.start("--ray"), code=1)
     assert "1 units of work are in quarantine" in said
     assert "kernels seed=1 trap" in said
     assert str(sample) in said
@@ -94,7 +94,7 @@ def test_retrainings_that_kill_their_process(tmp_path: Path, undisturbed: Undist
     trial = Trial.make(tmp_path, resources=RESOURCES | {"workers": 1, "task_seconds": 60.0})
     arm(tmp_path, without=Faulty(str(tmp_path)).row(sample))
 
-    said = finish(trial.start(), code=1)
+    said = finish(trial.start("--ray"), code=1)
     assert f"{poisoned} units of work are in quarantine" in said
     assert "without samples" in said
     assert str(sample) in said

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,29 @@ class Plain:
 
     def test_data(self) -> Any:
         return self.test
+
+
+class Mapped(Plain):
+    """Its inputs are mapped from a file that may only be read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.mapped = np.load(path, mmap_mode="r")
+
+    def train_data(self) -> Any:
+        return torch.from_numpy(self.mapped), torch.arange(6) % 2, torch.arange(6)
+
+
+def test_arrays_mapped_for_reading_are_used_as_they_are(tmp_path: Path) -> None:
+    np.save(tmp_path / "inputs.npy", np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32))
+    problem = Mapped(tmp_path / "inputs.npy")
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # otherwise torch warns of this once in a process
+    try:
+        train, _ = load_datasets(problem)
+    finally:
+        torch.set_warn_always(before)
+    assert train.inputs.data_ptr() == problem.mapped.ctypes.data, "it is not copied"
 
 
 def classes(*labels: int) -> Any:

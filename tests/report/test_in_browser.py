@@ -2,61 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from genrep_dist.report.examples import removal_example
 from genrep_dist.report.page import html_page
-from tests.browser import needs_browser, run_in_browser
+from tests.browser import browser_page, needs_browser
 from tests.report import synthetic
 from tests.report.test_examples import FakeRun, deletions
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
 pytestmark = [pytest.mark.publishes, needs_browser]
 
-CHECK = """
-  const table = document.querySelector("#methods table.sortable");
-  const column = (index) => [...table.tBodies].map((body) =>
-    [...body.rows].filter((row) => row.cells.length > 1).map((row) => row.cells[index].textContent));
-  const heading = (index) => table.tHead.rows[0].cells[index];
+MEASURE = """() => {
   const chart = document.querySelector("#figure-curves-negative .chart");
-  const button = chart.querySelector(".legend button");
-  const series = () => [...chart.querySelectorAll(`.series[data-series="${button.dataset.series}"]`)].map(
-    (group) => getComputedStyle(group).display);
-  const found = { methods: column(0), means: column(1) };
-  found.names = [...chart.querySelectorAll(".legend button")].map((one) => one.textContent);
-  heading(0).click();
-  found.byName = column(0);
-  found.sortedColumn = heading(0).getAttribute("aria-sort");
-  heading(1).click();
-  found.byMean = column(1);
-  heading(1).click();
-  found.byMeanAscending = column(1);
-  found.ascending = heading(1).getAttribute("aria-sort");
-  found.shownBefore = series();
-  button.click();
-  found.shownAfter = series();
-  found.pressed = button.getAttribute("aria-pressed");
-  button.click();
-  found.shownAgain = series();
   const broad = [...chart.querySelectorAll(":scope > svg")].find((picture) => picture.getBoundingClientRect().width > 0);
-  const box = broad.getBoundingClientRect();
-  broad.dispatchEvent(new PointerEvent("pointermove", { clientX: box.right - 5, clientY: box.top + 20, bubbles: true }));
-  found.tip = chart.querySelector(".tip").hidden ? "" : chart.querySelector(".tip").textContent;
-  found.form = broad.getAttribute("class");
-  found.pageWidth = document.documentElement.scrollWidth;
-  found.windowWidth = window.innerWidth;
   const legend = chart.querySelector(".legend").getBoundingClientRect();
-  found.legend = [legend.left, legend.right, legend.height];
-  found.textSize = Math.min(...[...broad.querySelectorAll("text")].map((text) => text.getBoundingClientRect().height));
-  found.cutHeadings = [...document.querySelectorAll("h1, h2, h3, p")].filter(
-    (one) => one.getBoundingClientRect().right > window.innerWidth).map((one) => one.textContent);
-  found.pictures = [...document.querySelectorAll(".removal img")].map((image) => image.complete && image.naturalWidth > 0);
-  found.anchors = [...document.querySelectorAll("nav a")].map((link) => document.querySelector(link.getAttribute("href")) !== null);
-  return found;
-"""
+  return {
+    form: broad.getAttribute("class"),
+    pageWidth: document.documentElement.scrollWidth,
+    windowWidth: window.innerWidth,
+    legend: [legend.left, legend.right, legend.height],
+    textSize: Math.min(...[...broad.querySelectorAll("text")].map((text) => text.getBoundingClientRect().height)),
+    cutHeadings: [...document.querySelectorAll("h1, h2, h3, p")].filter(
+      (one) => one.getBoundingClientRect().right > window.innerWidth).map((one) => one.textContent),
+    pictures: [...document.querySelectorAll(".removal img")].map((image) => image.complete && image.naturalWidth > 0),
+    anchors: [...document.querySelectorAll("nav a")].map((link) => document.querySelector(link.getAttribute("href")) !== null),
+  };
+}"""
+CHART = "#figure-curves-negative .chart"
 
 
 def page(shape: tuple[int, ...] = (1, 4, 4)) -> str:
@@ -64,59 +44,99 @@ def page(shape: tuple[int, ...] = (1, 4, 4)) -> str:
     return html_page(replace(synthetic.report(metrics=("auc_del_negative", "lds")), removal=removal, blocks={}))
 
 
+def write(folder: Path, shape: tuple[int, ...] = (1, 4, 4)) -> str:
+    file = folder / "page.html"
+    file.write_text(page(shape), encoding="utf-8")
+    return file.as_uri()
+
+
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[str]]:
-    return run_in_browser(page(), tmp_path_factory.mktemp("browser"), CHECK)
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page, list[str]]]:
+    with browser_page() as (window, console):
+        window.goto(write(tmp_path_factory.mktemp("browser")))
+        yield window, console
+
+
+def column(window: Page, index: int) -> list[str]:
+    """The cells of a column of the first table of methods, as they are shown."""
+    rows = window.locator("#methods table.sortable").first.locator("tbody tr:has(> :nth-child(2))")
+    return rows.locator(f"> :nth-child({index + 1})").all_text_contents()
 
 
 def values(texts: list[str]) -> list[float]:
     return [float(text.rstrip("*†‡↓").replace("\N{MINUS SIGN}", "-")) for text in texts]
 
 
-def test_the_console_stays_empty(found: tuple[dict[str, Any], list[str]]) -> None:
-    assert found[1] == []
-
-
-def test_the_table_has_the_numbers_best_first(found: tuple[dict[str, Any], list[str]]) -> None:
+def test_the_table_has_the_numbers_best_first(shown: tuple[Page, list[str]]) -> None:
     metrics = synthetic.judged(metrics=("auc_del_negative",)).metrics.sort("mean", descending=True)
-    (methods,), (means,) = found[0]["methods"], found[0]["means"]
-    assert methods == metrics["method"].to_list()
-    assert values(means) == pytest.approx(metrics["mean"].to_list(), abs=0.006)
+    assert column(shown[0], 0) == metrics["method"].to_list()
+    assert values(column(shown[0], 1)) == pytest.approx(metrics["mean"].to_list(), abs=0.006)
 
 
-def test_a_click_on_a_heading_sorts_by_its_column(found: tuple[dict[str, Any], list[str]]) -> None:
-    names = found[0]["byName"][0]
+def test_a_click_on_a_heading_sorts_by_its_column(shown: tuple[Page, list[str]]) -> None:
+    window = shown[0]
+    headings = window.locator("#methods table.sortable >> nth=0 >> thead th")
+    before = column(window, 0)
+    headings.nth(0).click()
+    names = column(window, 0)
     assert sorted(names) == sorted(synthetic.NAMES)
-    assert names != found[0]["methods"][0]
+    assert names != before
     assert names[0] == "influence-function"
-    means = values(found[0]["byMean"][0])
+    assert headings.nth(0).get_attribute("aria-sort") == "ascending"
+    headings.nth(1).click()
+    means = values(column(window, 1))
     assert means == sorted(means, reverse=True)
-    assert values(found[0]["byMeanAscending"][0]) == sorted(means)
-    assert (found[0]["sortedColumn"], found[0]["ascending"]) == ("ascending", "ascending")
+    headings.nth(1).click()
+    assert values(column(window, 1)) == sorted(means)
+    assert headings.nth(1).get_attribute("aria-sort") == "ascending"
 
 
-def test_a_method_is_switched_off_and_on(found: tuple[dict[str, Any], list[str]]) -> None:
-    assert sorted(found[0]["names"]) == sorted(synthetic.NAMES)
-    assert set(found[0]["shownBefore"]) == set(found[0]["shownAgain"]) == {"inline"}
-    assert set(found[0]["shownAfter"]) == {"none"}
-    assert found[0]["pressed"] == "false"
+def test_a_method_is_switched_off_and_on(shown: tuple[Page, list[str]]) -> None:
+    window = shown[0]
+    buttons = window.locator(f"{CHART} .legend button")
+    assert sorted(buttons.all_text_contents()) == sorted(synthetic.NAMES)
+    button = buttons.first
+    series = f'{CHART} .series[data-series="{button.get_attribute("data-series")}"]'
+
+    def displays() -> set[str]:
+        return set(window.eval_on_selector_all(series, "groups => groups.map((group) => getComputedStyle(group).display)"))
+
+    assert displays() == {"inline"}
+    button.click()
+    assert displays() == {"none"}
+    assert button.get_attribute("aria-pressed") == "false"
+    button.click()
+    assert displays() == {"inline"}
 
 
-def test_the_pointer_shows_the_values_of_all_methods(found: tuple[dict[str, Any], list[str]]) -> None:
-    assert found[0]["tip"].startswith("10 %")
-    assert all(f"{name}: " in found[0]["tip"] for name in synthetic.NAMES)
+def test_the_pointer_shows_the_values_of_all_methods(shown: tuple[Page, list[str]]) -> None:
+    picture = shown[0].locator(f"{CHART} > svg:visible")
+    box = picture.bounding_box()
+    assert box is not None
+    picture.hover(position={"x": box["width"] - 5, "y": 20})
+    tip = shown[0].locator(f"{CHART} .tip").inner_text()
+    assert tip.startswith("10 %")
+    assert all(f"{name}: " in tip for name in synthetic.NAMES)
 
 
-def test_pictures_load_and_contents_lead_somewhere(found: tuple[dict[str, Any], list[str]]) -> None:
-    assert found[0]["pictures"]
-    assert all(found[0]["pictures"])
-    assert len(found[0]["anchors"]) > 5
-    assert all(found[0]["anchors"])
+def test_pictures_load_and_contents_lead_somewhere(shown: tuple[Page, list[str]]) -> None:
+    found = shown[0].evaluate(MEASURE)
+    assert found["pictures"]
+    assert all(found["pictures"])
+    assert len(found["anchors"]) > 5
+    assert all(found["anchors"])
 
 
-def test_on_a_phone_nothing_is_wider_than_the_window(tmp_path: Path) -> None:
+def test_the_console_stays_empty(shown: tuple[Page, list[str]]) -> None:
+    assert shown[1] == []
+
+
+def test_on_a_phone_nothing_is_wider_than_the_window(tmp_path: Path, shown: tuple[Page, list[str]]) -> None:
+    window, console = shown
+    window.set_viewport_size({"width": 390, "height": 844})
     # An example of wide tables, which scroll by themselves.
-    found, console = run_in_browser(page((12,)), tmp_path, CHECK, width=390)
+    window.goto(write(tmp_path, (12,)))
+    found = window.evaluate(MEASURE)
     assert console == []
     assert (found["form"], found["windowWidth"]) == ("slim", 390)
     assert found["pageWidth"] <= 390

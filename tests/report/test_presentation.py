@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -150,6 +151,14 @@ def test_examples_are_drawn_a_row_a_removal(done: Run) -> None:
     assert [place.get_title().split("\n")[0] for place in axes[0, 1:]] == [f"id {sample.id}" for sample in found.removals[0].samples]
     with pytest.raises(MethodError, match="no removal"):
         done.plot_examples(["tracincp"])
+
+
+def test_of_several_targets_those_are_shown_that_fit_over_a_picture(done: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = done.removal_example()
+    assert found is not None
+    crowded = replace(found, point=replace(found.point, label=", ".join(["0.123"] * 8)))
+    monkeypatch.setattr(type(done), "removal_example", lambda self, methods=None: crowded)
+    assert done.plot_examples()[0, 0].get_title().split("\n")[1] == "0.123, 0.123, …"
 
 
 def test_the_export_has_every_table(done: Run, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from genrep_dist.problems.datasets.text_models import TextCNN
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.store.feature_codec import PackedRows, pack, unpack
-from genrep_dist.store.features import COLUMNS, TABLE, RowsReader, write_block
+from genrep_dist.store.feature_table import COLUMNS, TABLE
+from genrep_dist.store.features import RowsReader, write_block
 from tests.core.models import cnn, initialise, mlp, rows
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import logging
 import os
@@ -7,6 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote
@@ -17,8 +21,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
 from genrep_dist.errors import NonFiniteError, StoreError
+from genrep_dist.tracking.charts import MAX_TAG, SHARED_VIEW, shared_view
 from genrep_dist.tracking.mlflow_tracker import ARCHIVED, COMPLETE, METHOD, TrackingLink, publish
-from genrep_dist.tracking.publication import Publication, method_runs
+from genrep_dist.tracking.publication import Measurement, Publication, method_runs
 from tests.tracking.examples import METHODS, publication
 
 WRITES = (
@@ -28,6 +33,7 @@ WRITES = (
     "log_batch",
     "log_artifacts",
     "log_inputs",
+    "set_experiment_tag",
     "set_terminated",
     "set_tag",
     "delete_tag",
@@ -53,6 +59,15 @@ def contents(place: dict[str, Any], link: TrackingLink) -> dict[str, Any]:
         name = f"{'child' if is_child else 'parent'} {run.info.run_name} {sum(run.info.run_name in key for key in seen)}"
         seen[name] = (run.info.status, tags, dict(run.data.params), history, files_below(client, run.info.run_id))
     return seen
+
+
+def shared_view_of(place: dict[str, Any], link: TrackingLink) -> dict[str, Any]:
+    """The view that links to the page of runs name."""
+    tags = MlflowClient(tracking_uri=place["tracking_uri"]).get_experiment(link.experiment_id).tags
+    form, _, content = tags[f"{SHARED_VIEW}{link.run_id}"].partition(";")
+    assert form == "deflate"
+    found: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(content)))
+    return found
 
 
 def without_ids(text: str) -> str:
@@ -109,9 +124,11 @@ def test_the_experiments_description_says_what_was_found_and_links_the_curves(pl
     for view in ("charts of all methods", "table"):
         (page,) = re.findall(rf"\[{view}\]\(#/experiments/{link.experiment_id}/runs\?(.*?)\)", note)
         asked = dict(parse_qsl(page))
+        assert asked["viewStateShareKey"] == link.run_id
+        shown = shared_view_of(place, link)
         # Sorted by a metric, runs are listed one by one, and not folded under their parents.
-        assert asked["orderByKey"] == "metrics.`auc_del_negative`"
-        found = MlflowClient(tracking_uri=place["tracking_uri"]).search_runs([link.experiment_id], asked["searchFilter"])
+        assert shown["orderByKey"] == "metrics.`auc_del_negative`"
+        found = MlflowClient(tracking_uri=place["tracking_uri"]).search_runs([link.experiment_id], shown["searchFilter"])
         assert {run.info.run_id for run in found} == set(link.runs.values())
     assert note.endswith("\n\nHow sure.")
     for name in ("del_negative", "del_positive"):
@@ -123,6 +140,28 @@ def test_the_experiments_description_says_what_was_found_and_links_the_curves(pl
             "experiments": [link.experiment_id],
             "plot_metric_keys": [name],
         }
+
+
+def test_charts_begin_with_the_main_metric_its_interval_and_the_curves(place: dict[str, Any]) -> None:
+    shown = shared_view_of(place, publish(publication(signs=("negative", "positive")), **place))
+    metric = "auc_del_negative"
+    charts = [(chart["type"], chart["metricKey"]) for chart in shown["compareRunCharts"]]
+    assert charts == [
+        *(("BAR", f"{metric}{end}") for end in ("", "_ci95_low", "_ci95_high")),
+        *(("LINE", name) for name in ("del_negative", "del_positive")),
+        ("PARALLEL", metric),
+        ("BAR", "retrainings"),
+        *(("BAR", f"auc_del_positive{end}") for end in ("", "_ci95_low", "_ci95_high")),
+    ]
+    assert shown["selectedColumns"][:3] == [f"metrics.`{metric}{end}`" for end in ("", "_ci95_low", "_ci95_high")]
+
+
+def test_a_view_with_too_many_charts_fits_into_its_tag() -> None:
+    (child, *_) = method_runs(publication())
+    names = [hashlib.sha256(bytes([number])).hexdigest() for number in range(200)]
+    many = [Measurement(f"{name}{end}", 0.0) for name in names for end in ("", "_ci95_low", "_ci95_high")]
+    value = shared_view([replace(child, measurements=(*child.measurements, *many))], "")
+    assert len(value) <= MAX_TAG
 
 
 def test_publishing_twice_adds_nothing(place: dict[str, Any]) -> None:

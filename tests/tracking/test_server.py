@@ -1,15 +1,9 @@
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +13,7 @@ from genrep_dist.errors import StoreError
 from genrep_dist.tracking.mlflow_tracker import publish
 from genrep_dist.tracking.publication import method_runs
 from genrep_dist.tracking.server import check_server, is_server, without_user
+from tests.tracking.conftest import free_port
 from tests.tracking.examples import publication
 
 
@@ -38,12 +33,6 @@ def refusing() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 def test_a_refusal_is_an_answer(refusing: str) -> None:
@@ -74,45 +63,6 @@ def test_what_is_no_server_is_not_asked() -> None:
 )
 def test_addresses_are_shown_without_passwords(uri: str, shown: str) -> None:
     assert without_user(uri) == shown
-
-
-@pytest.fixture
-def server(place: dict[str, Any], tmp_path: Path) -> Iterator[str]:
-    port = free_port()
-    command = [
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        place["tracking_uri"],
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            yield wait_for(f"http://127.0.0.1:{port}", process, tmp_path / "server.log")
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=30)
-
-
-def wait_for(uri: str, process: subprocess.Popen[bytes], log: Path) -> str:
-    for _ in range(600):
-        assert process.poll() is None, log.read_text()
-        try:
-            check_server(uri, timeout_seconds=2)
-        except StoreError:
-            time.sleep(0.1)
-        else:
-            return uri
-    raise AssertionError(log.read_text())
 
 
 def test_publishes_to_a_server(server: str) -> None:

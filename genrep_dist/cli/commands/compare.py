@@ -31,6 +31,7 @@ def compare(
                 "second": found.second,
                 "methods": found.methods.to_dicts(),
                 "configuration": [vars(change) for change in found.changes],
+                "warnings": found.warnings,
             }
         )
         return

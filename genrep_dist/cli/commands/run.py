@@ -18,7 +18,10 @@ def run(
     profile: ProfileOption = None,
     store: StoreOption = "store",
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, for example auto.")] = None,
-    serial: Annotated[bool, typer.Option("--serial", help="Work in this process, without Ray.")] = False,
+    serial: Annotated[
+        bool, typer.Option("--serial", help="Work in this process, without Ray. Default for less than a minute of work.")
+    ] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Use Ray, however little work it is.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Retry units that are in quarantine.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be computed, as `genrep plan` does.")] = False,
     as_json: JsonOption = False,
@@ -28,8 +31,8 @@ def run(
 
     Before models are retrained, the doctor checks the first seed's original model. Its red findings stop the run.
     """
-    if serial and address:
-        raise typer.BadParameter("--serial and --address exclude each other")
+    if serial and (address or ray):
+        raise typer.BadParameter(f"--serial and {'--address' if address else '--ray'} exclude each other")
     if dry_run:
         show_dry_run(load(experiment, set_, profile), store, search_path(experiment), address=address, as_json=as_json)
         return
@@ -40,7 +43,7 @@ def run(
         finished = run_experiment(
             load(experiment, set_, profile),
             store,
-            serial=serial,
+            serial=serial or (False if ray else None),
             address=address,
             progress=progress,
             search_path=search_path(experiment),

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from genrep_dist.core.kernels.base import DerivedInputs, DerivedKernel, Work
+from genrep_dist.core.solvers.primal_sizes import block_rows, system_bytes
 from genrep_dist.errors import MethodError
 
 if TYPE_CHECKING:
@@ -77,8 +78,6 @@ class InfluenceKernel(DerivedKernel):
 
     def _system_bytes(self, *, dual: bool) -> int:
         """Memory of a system's matrices: a function of sizes alone, as the choice between two systems is."""
-        from genrep_dist.core.solvers.primal_system import system_bytes
-
         num_train, num_outputs, width = self._sizes
         matrices = MATRICES if num_outputs == 1 else MATRICES + 1
         return 8 * matrices * (num_train * num_outputs) ** 2 if dual else system_bytes(num_train, num_outputs, width)
@@ -157,8 +156,6 @@ class InfluenceKernel(DerivedKernel):
 
     def peak_bytes(self, num_train: int, num_outputs: int, num_parameters: int, num_test: int, dense_bytes: int, *, diagonal: bool) -> int:
         """The system's float64 matrices; for the true Hessian the columns of conjugate gradients and products."""
-        from genrep_dist.core.solvers.primal_system import system_bytes
-
         rows, points = num_train * num_outputs, num_test + (num_train if diagonal else 0)
         if self.base is not None and not self.reads_gram:
             width = self._sizes[2]
@@ -198,7 +195,7 @@ class InfluenceKernel(DerivedKernel):
         return self.at_sizes(num_train, num_outputs, inputs.width(self.base))
 
     def _primal_system(self, inputs: DerivedInputs, curvature: Tensor) -> PrimalSystem:
-        from genrep_dist.core.solvers.primal_system import PrimalSystem, block_rows
+        from genrep_dist.core.solvers.primal_system import PrimalSystem
 
         assert self.base is not None
         base, width, (num_train, num_outputs) = self.base, inputs.width(self.base), curvature.shape[:2]

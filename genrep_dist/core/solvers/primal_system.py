@@ -21,10 +21,6 @@ FeatureBlocks = Callable[[], Iterable[Tensor]]
 
 PANEL = 512
 """Rows of the matrix that are updated by one product."""
-BLOCK_NUMEL, MAX_ROWS = 2**20, 4096
-"""A block of features holds this many numbers, or an eighth of those of the matrix; and at most so many samples."""
-BLOCK_BYTES = 36
-"""Memory of one number of a block: as computed, in float64, weighted, and the part that is multiplied, with what is being replaced."""
 MAX_REFINEMENTS = 4
 EXACT = 1e-12
 """A residual that needs no refinement, which would take one more pass over the features."""
@@ -46,22 +42,12 @@ class PrimalCertificate:
     size: int
 
 
-def block_rows(num_train: int, num_outputs: int, width: int) -> int:
-    """Samples in a block of features for D = ``width``: a function of these sizes alone, so that results do not depend on the budget."""
-    return max(1, min(num_train, MAX_ROWS, max(BLOCK_NUMEL, width * width // 8) // max(1, num_outputs * width)))
-
-
-def system_bytes(num_train: int, num_outputs: int, width: int) -> int:
-    """Memory of the matrix, which is factorised in place, and of a block of features at work."""
-    return 8 * width * width + BLOCK_BYTES * block_rows(num_train, num_outputs, width) * num_outputs * width
-
-
 class PrimalSystem:
     """H + delta I (D, D), with H = (1/n) sum_i J_i^T h_i J_i over all samples, as its Cholesky factor.
 
     ``blocks``: the features J. ``curvature`` (N, C, C): h, the loss's second derivative at the model's outputs and the training targets.
     ``damping`` is delta itself, or, if ``relative``, delta in units of trace(H)/``num_parameters``. Everything is summed in float64.
-    Memory: :func:`system_bytes`, and six tensors of the size of ``curvature``.
+    Memory: :func:`~genrep_dist.core.solvers.primal_sizes.system_bytes`, and six tensors of the size of ``curvature``.
 
     Raises ProblemError for shapes that do not fit and for a loss that is not convex; MethodError for a damping that is not positive;
     ConvergenceError if the factorisation fails.
