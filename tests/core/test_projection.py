@@ -77,7 +77,7 @@ def test_projected_factors_are_the_projected_gradient_matrices(name: str) -> Non
     dense = dict(zip(sizes, torch.split(found.to_dense(), list(sizes.values()), dim=2), strict=True))
     expected = []
     for weight in found.weights:
-        gradient = dense[weight.name].unflatten(2, weight.shape)
+        gradient = dense[weight.name].reshape(*dense[weight.name].shape[:2], *weight.shape)
         matrix = gradient.transpose(2, 3) if weight.kind == "embedding" else from_parameter_order(weight, gradient)
         for axis, side, kept in zip((2, 3), ("out", "in"), projection.sides(weight), strict=True):
             if kept < matrix.shape[axis]:
