@@ -52,6 +52,7 @@ def run(
     executor: Executor | str | None = None,
     retry_failed: bool = False,
     force: bool = False,
+    max_seconds: float | None = None,
 ) -> Run:
     """Run an experiment and return its results. Only what the store lacks is computed.
 
@@ -62,7 +63,8 @@ def run(
     are shown, and the run goes on.
 
     ``serial`` runs in this process without Ray; ``address`` attaches to a running Ray cluster; ``executor`` is the name of a registered
-    executor, or an executor, which stays open. ``progress``: a display of your own; True shows a line that is written again and again,
+    executor, or an executor, which stays open. After ``max_seconds`` no unit of work is begun: those that run are finished and kept, and
+    OutOfTimeError says what is left; the same call goes on from there. ``progress``: a display of your own; True shows a line that is written again and again,
     False nothing, and None the line in a notebook and at a terminal. Raises GenRepError; units that were finished before stay finished.
     """
     experiment, search_path = _loaded(experiment, search_path)
@@ -70,6 +72,8 @@ def run(
     opened.objects.check_access()
     tracking_uri(experiment, opened)  # refused now, not after the work
     counter = _progress_counter(display_for(progress))
+    if max_seconds is not None:
+        counter.end_after(max_seconds)
     counter.step("preparing")
     declared = prepare(experiment, opened, search_path)
     for warning in declared.plan.warnings:
