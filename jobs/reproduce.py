@@ -217,7 +217,8 @@ def run_reproduction(one: Reproduction, options: argparse.Namespace) -> Run:
         name: {"path": str((options.scores / name).resolve()), "positive_raises": False, "target": experiment.target.model_dump()}
         for name in found
     }
-    wanted = experiment.with_fixed_seeds(methods=[*experiment.methods, *found], external=external)
+    tune = None if experiment.tune is None else experiment.tune.model_dump(mode="json")
+    wanted = experiment.with_fixed_seeds(methods=[*experiment.methods, *found], external=external, tune=tune)
     return run(wanted, options.store, serial=options.serial, progress=ProgressLines(Console(width=160)))
 
 
