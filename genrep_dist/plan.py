@@ -8,6 +8,7 @@ from typing import Any
 from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys
 from genrep_dist.config.metrics import needs_self_influence
+from genrep_dist.core.importances.base import needs_gram
 from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, KernelSizes
 from genrep_dist.core.methods import Method
 from genrep_dist.units import StageName
@@ -103,7 +104,8 @@ class Needs:
 
     ``cross``: K(train, test) of feature and pairwise kernels; ``grams``: train-by-train grams; ``derived``: kernels that are derived
     from another's gram or from the Hessian; ``solved``: (importance, kernel, epoch) solved for on a gram; ``diagonals``: K(x_i, x_i);
-    ``terms``: products of an importance and a kernel that are computed without K(train, test) (:func:`direct_terms`).
+    ``terms``: products of an importance and a kernel that are computed without K(train, test) (:func:`direct_terms`); ``primal``: those of
+    ``solved`` whose products with K are made of the kernel's features, so that they need no gram.
     """
 
     cross: tuple[KernelAt, ...]
@@ -112,6 +114,7 @@ class Needs:
     solved: tuple[tuple[str, str, int], ...]
     diagonals: tuple[KernelAt, ...]
     terms: tuple[TermAt, ...] = ()
+    primal: tuple[tuple[str, str, int], ...] = ()
 
     @property
     def features(self) -> tuple[KernelAt, ...]:
@@ -130,15 +133,17 @@ class Needs:
         derived = {pair for pair in pairs if pair[0] in derived_kernels}
         bases = {(base, epoch) for name, epoch in derived if (base := gram_base(derived_kernels[name])) is not None}
         solved = {(method.importance, method.kernel, epoch) for method, epoch in methods if method.needs_gram}
+        primal = {one for one in solved if not reads_gram(keys, shape, *one[:2])}
         # Diagonals serve self-influence alone.
         wanted = {(m.kernel, e) for m, e in methods if has_self_influence(keys, m)} if needs_self_influence(experiment) else set()
         return cls(
             cross=tuple(sorted((read - derived) | bases)),
-            grams=tuple(sorted({(kernel, epoch) for _, kernel, epoch in solved} | bases)),
+            grams=tuple(sorted({(kernel, epoch) for _, kernel, epoch in solved - primal} | bases)),
             derived=tuple(sorted(derived)),
             solved=tuple(sorted(solved)),
             diagonals=tuple(sorted(wanted)),
             terms=tuple(sorted({term for found_terms in terms.values() for term in found_terms})),
+            primal=tuple(sorted(primal)),
         )
 
 
@@ -268,6 +273,15 @@ def direct_terms(keys: Keys, shape: Shape, method: Method) -> list[TermAt]:
     if not isinstance(kernel, FeatureKernel) or not kernel.takes_weights or sizes is None or sizes.gram_rows == 1:
         return []
     return [(method.kernel, term.kernel_epoch, method.importance, term.importance_epoch) for term in keys.terms(method)]
+
+
+def reads_gram(keys: Keys, shape: Shape, importance: str, kernel: str) -> bool:
+    """Whether an importance that is solved for on a kernel reads its gram; else it multiplies with the kernel's features."""
+    system = getattr(keys.experiment.importance(importance), "system", "dual")
+    if system == "dual" or kernel not in shape.kernels:
+        return True
+    has_features = kernel not in keys.own_kernels and isinstance(keys.experiment.kernel(kernel), FeatureKernel)
+    return needs_gram(system, shape.gram_rows(kernel), shape.kernels[kernel].row_width if has_features else 0)
 
 
 def gram_base(kernel: DerivedKernel) -> str | None:
