@@ -191,13 +191,15 @@ class Plan:
 
     @property
     def dense_rows(self) -> int:
-        """Training rows whose whole Jacobians are held at once, for products with a true Hessian; three such blocks fit half the budget.
+        """Training rows whose whole Jacobians are held at once, for products with a true Hessian; three such blocks fit half the budget,
+        or a quarter where rows are many.
 
         So do the activations of a product, which are float64 and differentiated twice, a quarter.
         """
         fitting = self.budget_bytes // 2 // (3 * self.shape.item_bytes * self.shape.jacobian_numbers)
-        passing = _pass_rows(self.budget_bytes // 4, self.curvature_row_bytes, MAX_BLOCK_ROWS)
-        return max(1, min(passing, self.shape.num_train, fitting))
+        wanted = min(_pass_rows(self.budget_bytes // 4, self.curvature_row_bytes, MAX_BLOCK_ROWS), self.shape.num_train)
+        # Blocks that are cut to the budget are half as large: with the room of a product's copies they would always exceed it.
+        return max(1, wanted if wanted <= fitting else fitting // 2)
 
     @property
     def curvature_row_bytes(self) -> int:
