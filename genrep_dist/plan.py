@@ -191,15 +191,19 @@ class Plan:
 
     @property
     def dense_rows(self) -> int:
-        """Training rows whose whole Jacobians are held at once, for products with a true Hessian; three such blocks fit half the budget,
-        or a quarter where rows are many.
-
-        So do the activations of a product, which are float64 and differentiated twice, a quarter.
+        """Training rows whose whole Jacobians are held at once, for a kernel of the true Hessian: three such blocks fit half the budget, or
+        a quarter of it where fewer fit than :attr:`product_rows`.
         """
         fitting = self.budget_bytes // 2 // (3 * self.shape.item_bytes * self.shape.jacobian_numbers)
-        wanted = min(_pass_rows(self.budget_bytes // 4, self.curvature_row_bytes, MAX_BLOCK_ROWS), self.shape.num_train)
-        # Blocks that are cut to the budget are half as large: with the room of a product's copies they would always exceed it.
-        return max(1, wanted if wanted <= fitting else fitting // 2)
+        # Blocks that are cut to the budget leave room for the rest of what the kernel takes.
+        return max(1, self.product_rows if self.product_rows <= fitting else fitting // 2)
+
+    @property
+    def product_rows(self) -> int:
+        """Pairs of a training row and a vector in a pass of a product with the true Hessian. The activations, which are float64 and
+        differentiated twice, fit a quarter of the budget.
+        """
+        return min(_pass_rows(self.budget_bytes // 4, self.curvature_row_bytes, MAX_BLOCK_ROWS), self.shape.num_train)
 
     @property
     def curvature_row_bytes(self) -> int:

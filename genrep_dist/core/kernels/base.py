@@ -197,6 +197,8 @@ class DerivedInputs(Protocol):
     targets: Tensor
     block_rows: int
     """Training rows whose whole Jacobians may be held at once."""
+    product_rows: int
+    """Pairs of a training row and a vector that a pass of a product with the Hessian may hold."""
 
     def model(self) -> nn.Module:
         """The model in evaluation mode."""

@@ -225,8 +225,7 @@ class InfluenceKernel(DerivedKernel):
         from genrep_dist.core.solvers.lissa import lissa
 
         options = self.options
-        # A product works on pairs of a row and a column; as many fit as rows of a block of gradients.
-        product = hessian_product(inputs.model(), inputs.loss, inputs.train_inputs, inputs.targets, batch_size=inputs.block_rows)
+        product = hessian_product(inputs.model(), inputs.loss, inputs.train_inputs, inputs.targets, batch_size=inputs.product_rows)
         right = inputs.test_gradients().T.double()
         relative = options.damping_unit == "mean-eigenvalue"
         damping = declare_damping(product, len(right), damping=options.damping, relative=relative, seed=inputs.seed("trace"))
