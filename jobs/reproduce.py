@@ -155,14 +155,15 @@ REPRODUCTIONS = (
             "leaves out every sample.",
             "Each network is explained and judged on subsets of its own, so that the interval is over networks. dattri has no interval.",
             OTHER_TRUTH,
-            "Damping: dattri reports the best of the grid on the reported numbers, for LDS and for leave-one-out by itself. Ours is the best "
-            "of that grid in LDS on a network that is not reported, for both. The best one is large because training is short: to stop after "
-            "T steps of rate eta regularises about as a damping of 1/(eta T) does, 0.06 for half of the rows.",
+            "Damping: dattri reports the best of the grid on the reported numbers, for LDS and for leave-one-out by itself. Ours is the "
+            "best of that grid in LDS on a network that is not reported, for both. The best one is large because training is short: to "
+            "stop after T steps of rate eta regularises about as a damping of 1/(eta T) does, 0.06 for half of the rows.",
             OTHER_TRACIN,
             "Leave-one-out: Pearson's correlation, as theirs. dattri visits the rows in the order of the file, ours in a new order each "
             "epoch.",
-            "LiSSA, Grad-Cos and TRAK are dattri's own code (`jobs/peer_scores.py`): 100 steps of LiSSA in batches of 100 (dattri reports the "
-            "best of 100, 50 and 10); TRAK with 512 random dimensions of the margin. One set of half models serves all our networks.",
+            "LiSSA, Grad-Cos and TRAK are dattri's own code (`jobs/peer_scores.py`): 100 steps of LiSSA in batches of 100 with its default "
+            "scale of 50, which solve the system about as a damping of 50/100 does (dattri reports the best of batches of 100, 50 and "
+            "10); TRAK with 512 random dimensions of the margin. One set of half models serves all our networks.",
         ),
     ),
     Reproduction(
@@ -184,11 +185,11 @@ REPRODUCTIONS = (
         ),
         ("trak-50",),
         (
-            "5 networks x 20 test points x 30 half subsets, and 10 samples left out; dattri has one ground truth, 500 test points, and leaves "
-            "out every sample.",
+            "5 networks x 20 test points x 30 half subsets, and 10 samples left out; dattri has one ground truth, 500 test points, and "
+            "leaves out every sample.",
             OTHER_TRUTH,
-            "Damping: dattri reports the best of a grid of dampings (1 to 1e-5) on the reported numbers. Ours is 0.01, chosen before, and not "
-            "tuned.",
+            "Damping: dattri reports the best of a grid of dampings (1 to 1e-5) on the reported numbers. Ours is 0.01, chosen before, and "
+            "not tuned.",
             OTHER_TRACIN,
             "Explanations are taken without dropout.",
             "TRAK is dattri's own code, with 512 random dimensions of the margin. One set of half models serves all our networks.",

@@ -69,7 +69,9 @@ def test_neither_budget_nor_storing_changes_the_result(runs: dict[str, gr.Run], 
     small = 2 * 4 * 120 * 75 - 2  # half of it is a byte less than what holding takes
     plans = []
     for features in ("auto", "stream"):
-        found = run(stores / features, asked("primal", resources={"memory_budget": 8 * small, "features": features}, projection={"dim": 64}))
+        found = run(
+            stores / features, asked("primal", resources={"memory_budget": 8 * small, "features": features}, projection={"dim": 64})
+        )
         plans.append(found.plan)
         held = run(stores / "store", asked("primal", name="held", projection={"dim": 64}))
         for method in METHODS:

@@ -184,8 +184,8 @@ class SurrogateSection(Section):
     lam: float = Field(1e-2, gt=0, allow_inf_nan=False, alias="lambda", description="The regularisation parameter lambda of Eq. 4.")
     system: Literal["auto", "dual", "primal"] = Field(
         "dual",
-        description="What products with K are made of: dual, the gram of the training samples; primal, K alpha = Phi (Phi^T alpha) with the "
-        "kernel's features Phi, and no gram; auto: what has fewer numbers. The result is the same to rounding.",
+        description="What products with K are made of: dual, the gram of the training samples; primal, K alpha = Phi (Phi^T alpha) with "
+        "the kernel's features Phi, and no gram; auto: what has fewer numbers. The result is the same to rounding.",
     )
     tolerance: float = Field(1e-6, gt=0, lt=1, description="Largest relative stationarity residual that counts as converged.")
     max_iterations: int = Field(50, ge=1, description="Largest number of Newton iterations.")
@@ -200,8 +200,8 @@ class DescentSection(Section):
     batches: Literal["recipe", "full"] = Field("recipe", description="full: each step uses all samples, one step per epoch.")
     system: Literal["auto", "dual", "primal"] = Field(
         "dual",
-        description="What products with K are made of: dual, the gram of the training samples; primal, K alpha = Phi (Phi^T alpha) with the "
-        "kernel's features Phi, and no gram; auto: what has fewer numbers. The result is the same to rounding.",
+        description="What products with K are made of: dual, the gram of the training samples; primal, K alpha = Phi (Phi^T alpha) with "
+        "the kernel's features Phi, and no gram; auto: what has fewer numbers. The result is the same to rounding.",
     )
 
 

@@ -63,9 +63,11 @@ def run(
     are shown, and the run goes on.
 
     ``serial`` runs in this process without Ray; ``address`` attaches to a running Ray cluster; ``executor`` is the name of a registered
-    executor, or an executor, which stays open. After ``max_seconds`` no unit of work is begun: those that run are finished and kept, and
-    OutOfTimeError says what is left; the same call goes on from there. ``progress``: a display of your own; True shows a line that is written again and again,
-    False nothing, and None the line in a notebook and at a terminal. Raises GenRepError; units that were finished before stay finished.
+    executor, or an executor, which stays open. ``progress``: a display of your own; True shows a line that is written again and again,
+    False nothing, and None the line in a notebook and at a terminal.
+
+    After ``max_seconds`` no unit of work is begun: those that run are finished and kept, and OutOfTimeError says what is left. The same call
+    goes on from there. Raises GenRepError; units that were finished before stay finished.
     """
     experiment, search_path = _loaded(experiment, search_path)
     opened = Store(store)

@@ -110,8 +110,8 @@ class DerivedStage(Stage[DerivedUnit]):
 class Inputs:
     """:class:`~genrep_dist.core.kernels.base.DerivedInputs` from a worker's context.
 
-    ``cross_block(kernel)`` replaces the stored K(train, test), for points that the run did not explain. ``product_rows``: by default as many
-    as ``block_rows``.
+    ``cross_block(kernel)`` replaces the stored K(train, test), for points that the run did not explain. ``product_rows``: by default as
+    many as ``block_rows``.
     """
 
     def __init__(
