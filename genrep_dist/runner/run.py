@@ -66,8 +66,8 @@ def run(
     executor, or an executor, which stays open. ``progress``: a display of your own; True shows a line that is written again and again,
     False nothing, and None the line in a notebook and at a terminal.
 
-    After ``max_seconds`` no unit of work is begun: those that run are finished and kept, and OutOfTimeError says what is left. The same call
-    goes on from there. Raises GenRepError; units that were finished before stay finished.
+    After ``max_seconds`` no unit of work is begun: those that run are finished and kept, and OutOfTimeError says what is left. The same
+    call goes on from there. Raises GenRepError; units that were finished before stay finished.
     """
     experiment, search_path = _loaded(experiment, search_path)
     opened = Store(store)
