@@ -15,6 +15,8 @@ from genrep_dist.units import StageName
 
 FLOAT_BYTES = 4
 MAX_BLOCK_ROWS = 512
+MAX_PRODUCT_ROWS = 4096
+"""Pairs of a row and a vector in a pass of a product with a true Hessian, of networks with many parameters and outputs."""
 MAX_PREDICTION_ROWS = 1024
 """Rows that pass through a model at once where memory allows. Last bits of outputs depend on it."""
 KernelAt = tuple[str, int]
@@ -192,18 +194,29 @@ class Plan:
     @property
     def dense_rows(self) -> int:
         """Training rows whose whole Jacobians are held at once, for a kernel of the true Hessian: three such blocks fit half the budget, or
-        a quarter of it where fewer fit than :attr:`product_rows`.
+        a quarter of it where they are cut to it, which leaves room for the rest of what the kernel takes.
         """
-        fitting = self.budget_bytes // 2 // (3 * self.shape.item_bytes * self.shape.jacobian_numbers)
-        # Blocks that are cut to the budget leave room for the rest of what the kernel takes.
-        return max(1, self.product_rows if self.product_rows <= fitting else fitting // 2)
+        return max(1, self._held_jacobians // 2 if self._cuts_jacobians else self._product_rows(MAX_BLOCK_ROWS))
 
     @property
     def product_rows(self) -> int:
-        """Pairs of a training row and a vector in a pass of a product with the true Hessian. The activations, which are float64 and
-        differentiated twice, fit a quarter of the budget.
+        """Pairs of a training row and a vector in a pass of a product with the true Hessian: as many as their activations, which are
+        float64 and differentiated twice, fit a quarter of the budget.
         """
-        return min(_pass_rows(self.budget_bytes // 4, self.curvature_row_bytes, MAX_BLOCK_ROWS), self.shape.num_train)
+        # Other plans keep the pass that they have always had: last bits depend on it.
+        return self._product_rows(MAX_PRODUCT_ROWS if self._cuts_jacobians else MAX_BLOCK_ROWS)
+
+    @property
+    def _held_jacobians(self) -> int:
+        return self.budget_bytes // 2 // (3 * self.shape.item_bytes * self.shape.jacobian_numbers)
+
+    @property
+    def _cuts_jacobians(self) -> bool:
+        """Whether fewer rows of whole Jacobians fit than a block would have."""
+        return self._held_jacobians < self._product_rows(MAX_BLOCK_ROWS)
+
+    def _product_rows(self, most: int) -> int:
+        return min(_pass_rows(self.budget_bytes // 4, self.curvature_row_bytes, most), self.shape.num_train)
 
     @property
     def curvature_row_bytes(self) -> int:
