@@ -23,7 +23,8 @@ def main(given: list[str]) -> int:
     With ``--for``, which each experiment has for itself, it is that of an unfinished run if none failed.
     """
     count = next((index for index, text in enumerate(given) if text.startswith("-")), len(given))
-    failed, unfinished = [], []
+    failed: list[str] = []
+    unfinished: list[str] = []
     for experiment in given[:count]:
         print(f"== {experiment}", flush=True)
         try:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrep_dist.core.losses import LOSSES
+from genrep_dist.core.losses import get_loss
+from genrep_dist.core.solvers.dual_system import GramColumns, Matvec
 from genrep_dist.core.solvers.feature_gram import FeatureGram, samples_of_block
-from genrep_dist.core.solvers.surrogate import solve_surrogate
+from genrep_dist.core.solvers.surrogate import SurrogateCertificate, solve_surrogate
 from genrep_dist.errors import ProblemError
 
 NUM_TRAIN, WIDTH = 23, 5
@@ -67,11 +68,11 @@ def test_the_surrogate_is_that_of_the_matrix(loss: str) -> None:
     def matvec(alpha: Tensor) -> Tensor:
         return (k @ alpha.flatten()).reshape(alpha.shape)
 
-    settings = {"lam": 1e-2, "tolerance": 1e-10}
-    expected, _ = solve_surrogate(matvec, LOSSES.get(loss), outputs, **settings)
-    alpha, certificate = solve_surrogate(
-        gram.matvec, LOSSES.get(loss), outputs, columns=lambda rows: gram.sample(rows, num_outputs), **settings
-    )
+    def solved(product: Matvec, columns: GramColumns | None = None) -> tuple[Tensor, SurrogateCertificate]:
+        return solve_surrogate(product, get_loss(loss), outputs, lam=1e-2, tolerance=1e-10, columns=columns)
+
+    expected, _ = solved(matvec)
+    alpha, certificate = solved(gram.matvec, lambda rows: gram.sample(rows, num_outputs))
     torch.testing.assert_close(alpha, expected, rtol=0, atol=1e-8 * float(expected.abs().max()))
     assert certificate.residual <= 1e-10
 

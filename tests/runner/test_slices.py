@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -18,7 +19,7 @@ from genrep_dist.runner.heartbeat import read_state
 from genrep_dist.runner.progress import NoProgress, ProgressCounter
 from tests.experiments import experiment, experiment_file
 
-FIELDS = {"methods": ["ntk-final/surrogate", "random"], "lds": {"subsets": 12}}
+FIELDS: dict[str, Any] = {"methods": ["ntk-final/surrogate", "random"], "lds": {"subsets": 12}}
 
 
 class Units(NoProgress):
