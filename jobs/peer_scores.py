@@ -149,7 +149,7 @@ def half_model(train: TensorDataset, network: Network, number: int) -> dict[str,
         for _ in range(network.epochs):
             for rows in torch.split(chosen[torch.randperm(len(chosen), generator=generator)], network.batch_size):
                 optimizer.zero_grad()
-                functional.cross_entropy(model(inputs[rows]), labels[rows].long()).backward()
+                functional.cross_entropy(model(inputs[rows]), labels[rows].long()).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
