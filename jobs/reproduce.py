@@ -72,7 +72,9 @@ def lds(run: Run, method: str) -> Array:
 
 
 def loo(run: Run, method: str) -> Array:
-    """Pearson correlation of scores with the changes of leave-one-out, where our own metric takes Spearman's."""
+    """Pearson correlation of scores with the changes of leave-one-out, where our own metric takes Spearman's; empty without these."""
+    if run.plan.experiment.loo is None:
+        return np.empty(0)
     with tempfile.TemporaryDirectory() as folder:
         list(export_truth(run, Path(folder)))
         truth = open_truth(folder)
@@ -185,7 +187,7 @@ REPRODUCTIONS = (
         ),
         ("trak-50",),
         (
-            "5 networks x 20 test points x 30 half subsets, and 10 samples left out; dattri has one ground truth, 500 test points, and "
+            "5 networks x 10 test points x 20 half subsets, and 10 samples left out; dattri has one ground truth, 500 test points, and "
             "leaves out every sample.",
             OTHER_TRUTH,
             "Damping: dattri reports the best of a grid of dampings (1 to 1e-5) on the reported numbers. Ours is 0.01, chosen before, and "
