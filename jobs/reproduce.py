@@ -117,6 +117,12 @@ OTHER_TRUTH = (
     "Each subset is trained once, from initial parameters and an order of its own, as dattri's command for it does; its code can average "
     "several runs of a subset, and whether the published truth does is not said."
 )
+HOW_OFTEN = (
+    "So much hangs on the truth: for one network and all 500 test points, in a plain loop apart from this package, the LDS of the influence "
+    "function (damping 0.1) is 0.78 with one run of each of 50 subsets, 0.83 with the mean of two, and 0.87 with that of five. With "
+    "`lds.retrain: fresh`, where a removed row leaves its batch and half models take twice the steps, a damping of 0.01 gives 0.77 instead "
+    "of 0.69 (two networks)."
+)
 OTHER_TRACIN = (
     "dattri's TracIn sums the gradient products of ten networks that are trained independently. Ours is TracInCP: ten checkpoints of one "
     "network."
@@ -156,7 +162,7 @@ REPRODUCTIONS = (
             "5 networks x 50 test points x 50 half subsets, and 30 samples left out; dattri has one ground truth, 500 test points, and "
             "leaves out every sample.",
             "Each network is explained and judged on subsets of its own, so that the interval is over networks. dattri has no interval.",
-            OTHER_TRUTH,
+            f"{OTHER_TRUTH} {HOW_OFTEN}",
             "Damping: dattri reports the best of the grid on the reported numbers, for LDS and for leave-one-out by itself. Ours is the "
             "best of that grid in LDS on a network that is not reported, for both. The best one is large because training is short: to "
             "stop after T steps of rate eta regularises about as a damping of 1/(eta T) does, 0.06 for half of the rows.",
