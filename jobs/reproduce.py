@@ -118,10 +118,10 @@ OTHER_TRUTH = (
     "several runs of a subset, and whether the published truth does is not said."
 )
 HOW_OFTEN = (
-    "So much hangs on the truth: for one network and all 500 test points, in a plain loop apart from this package, the LDS of the influence "
-    "function (damping 0.1) is 0.78 with one run of each of 50 subsets, 0.83 with the mean of two, and 0.87 with that of five. With "
-    "`lds.retrain: fresh`, where a removed row leaves its batch and half models take twice the steps, a damping of 0.01 gives 0.77 instead "
-    "of 0.69 (two networks)."
+    "So much hangs on the truth: for one network and all 500 test points, in a plain loop apart from this package, the LDS of the "
+    "influence function (damping 0.1) is 0.78 with one run of each of 50 subsets, 0.83 with the mean of two, and 0.87 with that of five. "
+    "With `lds.retrain: fresh`, where a removed row leaves its batch and half models take twice the steps, a damping of 0.01 gives 0.77 "
+    "instead of 0.69 (two networks)."
 )
 OTHER_TRACIN = (
     "dattri's TracIn sums the gradient products of ten networks that are trained independently. Ours is TracInCP: ten checkpoints of one "
