@@ -13,6 +13,7 @@
     ├── ExtensionError       the code of another package's class raised an error
     ├── UnitError            a unit of work failed in all of its attempts
     ├── TimeLimitError       work took longer than resources.unit_timeout
+    ├── OutOfTimeError       a run has used the time that it was given
     └── DoctorError          the doctor has red findings about the first seed
 
 Each class states in ``failure_kind`` what its error means for a unit of work that raises it.
@@ -151,6 +152,10 @@ class TimeLimitError(GenRepError):
     """A unit of work, or one training by a problem's own function, took longer than ``resources.unit_timeout``."""
 
     failure_kind = FailureKind.FATAL
+
+
+class OutOfTimeError(GenRepError):
+    """A run has used the time that it was given, and more is left. What it computed is kept, and the next run goes on from there."""
 
 
 class DoctorError(GenRepError):

@@ -8,12 +8,15 @@ from typing import Any
 from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys
 from genrep_dist.config.metrics import needs_self_influence
+from genrep_dist.core.importances.base import needs_gram
 from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, KernelSizes
 from genrep_dist.core.methods import Method
 from genrep_dist.units import StageName
 
 FLOAT_BYTES = 4
 MAX_BLOCK_ROWS = 512
+MAX_PRODUCT_ROWS = 4096
+"""Pairs of a row and a vector in a pass of a product with a true Hessian, of networks with many parameters and outputs."""
 MAX_PREDICTION_ROWS = 1024
 """Rows that pass through a model at once where memory allows. Last bits of outputs depend on it."""
 KernelAt = tuple[str, int]
@@ -103,7 +106,8 @@ class Needs:
 
     ``cross``: K(train, test) of feature and pairwise kernels; ``grams``: train-by-train grams; ``derived``: kernels that are derived
     from another's gram or from the Hessian; ``solved``: (importance, kernel, epoch) solved for on a gram; ``diagonals``: K(x_i, x_i);
-    ``terms``: products of an importance and a kernel that are computed without K(train, test) (:func:`direct_terms`).
+    ``terms``: products of an importance and a kernel that are computed without K(train, test) (:func:`direct_terms`); ``primal``: those of
+    ``solved`` whose products with K are made of the kernel's features, so that they need no gram.
     """
 
     cross: tuple[KernelAt, ...]
@@ -112,6 +116,7 @@ class Needs:
     solved: tuple[tuple[str, str, int], ...]
     diagonals: tuple[KernelAt, ...]
     terms: tuple[TermAt, ...] = ()
+    primal: tuple[tuple[str, str, int], ...] = ()
 
     @property
     def features(self) -> tuple[KernelAt, ...]:
@@ -130,15 +135,17 @@ class Needs:
         derived = {pair for pair in pairs if pair[0] in derived_kernels}
         bases = {(base, epoch) for name, epoch in derived if (base := gram_base(derived_kernels[name])) is not None}
         solved = {(method.importance, method.kernel, epoch) for method, epoch in methods if method.needs_gram}
+        primal = {one for one in solved if not reads_gram(keys, shape, *one[:2])}
         # Diagonals serve self-influence alone.
         wanted = {(m.kernel, e) for m, e in methods if has_self_influence(keys, m)} if needs_self_influence(experiment) else set()
         return cls(
             cross=tuple(sorted((read - derived) | bases)),
-            grams=tuple(sorted({(kernel, epoch) for _, kernel, epoch in solved} | bases)),
+            grams=tuple(sorted({(kernel, epoch) for _, kernel, epoch in solved - primal} | bases)),
             derived=tuple(sorted(derived)),
             solved=tuple(sorted(solved)),
             diagonals=tuple(sorted(wanted)),
             terms=tuple(sorted({term for found_terms in terms.values() for term in found_terms})),
+            primal=tuple(sorted(primal)),
         )
 
 
@@ -186,13 +193,30 @@ class Plan:
 
     @property
     def dense_rows(self) -> int:
-        """Training rows whose whole Jacobians are held at once, for products with a true Hessian; three such blocks fit half the budget.
-
-        So do the activations of a product, which are float64 and differentiated twice, a quarter.
+        """Training rows whose whole Jacobians are held at once, for a kernel of the true Hessian: three such blocks fit half the budget, or
+        a quarter of it where they are cut to it, which leaves room for the rest of what the kernel takes.
         """
-        fitting = self.budget_bytes // 2 // (3 * self.shape.item_bytes * self.shape.jacobian_numbers)
-        passing = _pass_rows(self.budget_bytes // 4, self.curvature_row_bytes, MAX_BLOCK_ROWS)
-        return max(1, min(passing, self.shape.num_train, fitting))
+        return max(1, self._held_jacobians // 2 if self._cuts_jacobians else self._product_rows(MAX_BLOCK_ROWS))
+
+    @property
+    def product_rows(self) -> int:
+        """Pairs of a training row and a vector in a pass of a product with the true Hessian: as many as their activations, which are
+        float64 and differentiated twice, fit a quarter of the budget.
+        """
+        # Other plans keep the pass that they have always had: last bits depend on it.
+        return self._product_rows(MAX_PRODUCT_ROWS if self._cuts_jacobians else MAX_BLOCK_ROWS)
+
+    @property
+    def _held_jacobians(self) -> int:
+        return self.budget_bytes // 2 // (3 * self.shape.item_bytes * self.shape.jacobian_numbers)
+
+    @property
+    def _cuts_jacobians(self) -> bool:
+        """Whether fewer rows of whole Jacobians fit than a block would have."""
+        return self._held_jacobians < self._product_rows(MAX_BLOCK_ROWS)
+
+    def _product_rows(self, most: int) -> int:
+        return min(_pass_rows(self.budget_bytes // 4, self.curvature_row_bytes, most), self.shape.num_train)
 
     @property
     def curvature_row_bytes(self) -> int:
@@ -270,6 +294,15 @@ def direct_terms(keys: Keys, shape: Shape, method: Method) -> list[TermAt]:
     if not isinstance(kernel, FeatureKernel) or not kernel.takes_weights or sizes is None or sizes.gram_rows == 1:
         return []
     return [(method.kernel, term.kernel_epoch, method.importance, term.importance_epoch) for term in keys.terms(method)]
+
+
+def reads_gram(keys: Keys, shape: Shape, importance: str, kernel: str) -> bool:
+    """Whether an importance that is solved for on a kernel reads its gram; else it multiplies with the kernel's features."""
+    system = getattr(keys.experiment.importance(importance), "system", "dual")
+    if system == "dual" or kernel not in shape.kernels:
+        return True
+    has_features = kernel not in keys.own_kernels and isinstance(keys.experiment.kernel(kernel), FeatureKernel)
+    return needs_gram(system, shape.gram_rows(kernel), shape.kernels[kernel].row_width if has_features else 0)
 
 
 def gram_base(kernel: DerivedKernel) -> str | None:

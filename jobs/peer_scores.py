@@ -3,6 +3,7 @@
 python3 -m venv peers && peers/bin/pip install torch numpy 'dattri==0.3.*' 'kronfluence==1.0.*'
 peers/bin/python jobs/peer_scores.py kronfluence MODELS SCORES     # EK-FAC, of `genrep export problem reproduce/kronfluence-concrete`
 peers/bin/python jobs/peer_scores.py dattri MODELS SCORES          # TRAK, LiSSA, gradient cosine, of reproduce/dattri-mnist-lr
+peers/bin/python jobs/peer_scores.py dattri MODELS SCORES --network mlp --methods trak-50   # of reproduce/dattri-mnist-mlp
 
 MODELS is the folder of the export. SCORES gets one folder a method with one .npz a seed, as external scores are read. genrep_dist is not
 imported: both libraries and this package then need not agree on versions.
@@ -16,6 +17,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,36 @@ def linear_network() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
 
 
+class Perceptron(nn.Module):
+    """With the names of parameters that the exported models have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inner, outer in ((784, 128), (128, 64)):
+            layers += [nn.Linear(inner, outer), nn.ReLU(), nn.Dropout(0.1)]
+        self.layers = nn.Sequential(*layers, nn.Linear(64, 10))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.layers(inputs)
+        return outputs
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of dattri's benchmark with its recipe, and the rows whose gradients are held at once."""
+
+    build: Callable[[], nn.Module]
+    epochs: int
+    batch_size: int
+    momentum: float
+    gradient_rows: int
+
+
+NETWORKS = {"linear": Network(linear_network, 20, 32, 0.0, 500), "mlp": Network(Perceptron, 50, 64, 0.9, 1000)}
+LEARNING_RATE = 0.01
+
+
 def kronfluence_scores(models: Path, to: Path) -> None:
     """EK-FAC with kronfluence's default damping, of the squared error of each test point."""
     from kronfluence import Analyzer, FactorArguments, Task, prepare_model
@@ -105,26 +137,24 @@ def kronfluence_scores(models: Path, to: Path) -> None:
         seed.save(to / "ekfac", found.T)
 
 
-def half_model(seed: Seed, number: int) -> dict[str, Tensor]:
-    """A model of half of the rows, trained as the benchmark trains: batches of 32, 20 epochs, rate 0.01."""
-    generator = torch.Generator().manual_seed(1_000_003 * (seed.number + 1) + number)
-    inputs, targets = (part.float() if part.is_floating_point() else part for part in seed.train.tensors)
+def half_model(train: TensorDataset, network: Network, number: int) -> dict[str, Tensor]:
+    """A model of half of the rows, trained as the benchmark trains it."""
+    generator = torch.Generator().manual_seed(number)
+    inputs, labels = train.tensors
     chosen = torch.randperm(len(inputs), generator=generator)[: len(inputs) // 2]
-    with torch.random.fork_rng():
-        torch.manual_seed(1_000_003 * (seed.number + 1) + number)
-        model = seed.build()
-    weight, bias = (parameter.detach() for parameter in model.parameters())
-    flat = inputs.flatten(1)
-    for _ in range(20):
-        for rows in torch.split(chosen[torch.randperm(len(chosen), generator=generator)], 32):
-            gradient = torch.softmax(flat[rows] @ weight.T + bias, dim=1)
-            gradient[torch.arange(len(rows)), targets[rows]] -= 1
-            weight -= 0.01 / len(rows) * gradient.T @ flat[rows]
-            bias -= 0.01 / len(rows) * gradient.sum(dim=0)
+    with torch.random.fork_rng():  # of the initial parameters and of dropout
+        torch.manual_seed(1_000_003 + number)
+        model = network.build().train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=network.momentum)
+        for _ in range(network.epochs):
+            for rows in torch.split(chosen[torch.randperm(len(chosen), generator=generator)], network.batch_size):
+                optimizer.zero_grad()
+                functional.cross_entropy(model(inputs[rows]), labels[rows].long()).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def dattri_scores(models: Path, to: Path, methods: Collection[str]) -> None:
+def dattri_scores(models: Path, to: Path, methods: Collection[str], network: Network) -> None:
     """Those of :data:`DATTRI_METHODS` that are named."""
     from dattri.algorithm.influence_function import IFAttributorLiSSA
     from dattri.algorithm.tracin import TracInAttributor
@@ -132,45 +162,48 @@ def dattri_scores(models: Path, to: Path, methods: Collection[str]) -> None:
     from dattri.task import AttributionTask
     from torch.func import functional_call
 
-    for seed in seeds(models, linear_network):
-        model = seed.model
+    model, explained = network.build().eval(), list(seeds(models, network.build))
 
-        def log_p(parameters: Any, sample: Any, model: nn.Module = model) -> Tensor:
-            inputs, label = sample
-            return -functional.cross_entropy(functional_call(model, parameters, inputs[None]), label[None])
+    def batch_loss(parameters: Any, batch: Any) -> Tensor:
+        # Some of dattri's ways make floating point numbers of labels.
+        return functional.cross_entropy(functional_call(model, parameters, batch[0]), batch[1].long())
 
-        def loss(parameters: Any, sample: Any) -> Tensor:
-            return -log_p(parameters, sample)
+    def loss(parameters: Any, sample: Any) -> Tensor:
+        return batch_loss(parameters, (sample[0][None], sample[1][None]))
 
-        def batch_loss(parameters: Any, batch: Any, model: nn.Module = model) -> Tensor:
-            return functional.cross_entropy(functional_call(model, parameters, batch[0]), batch[1])
+    def margin(parameters: Any, sample: Any) -> Tensor:
+        log_p = -loss(parameters, sample)
+        return log_p - torch.log(1 - torch.exp(log_p))
 
-        def margin(parameters: Any, sample: Any) -> Tensor:
-            value = log_p(parameters, sample)
-            return value - torch.log(1 - torch.exp(value))
+    def probability(parameters: Any, sample: Any) -> Tensor:
+        return torch.exp(-loss(parameters, sample))
 
-        def probability(parameters: Any, sample: Any) -> Tensor:
-            return torch.exp(log_p(parameters, sample))
+    def rows(part: TensorDataset) -> DataLoader[Any]:
+        return DataLoader(part, batch_size=network.gradient_rows)
 
-        train, test = (DataLoader(part, batch_size=500) for part in (seed.train, seed.test))
+    for seed in explained:
         if "grad-cos" in methods:
             cosine = TracInAttributor(AttributionTask(loss, model, [seed.state]), weight_list=torch.ones(1), normalized_grad=True)
             cosine.projector_kwargs = None
             with torch.no_grad():
-                seed.save(to / "grad-cos", cosine.attribute(train, test))
+                seed.save(to / "grad-cos", cosine.attribute(rows(seed.train), rows(seed.test)))
         if "lissa" in methods:
             lissa = IFAttributorLiSSA(AttributionTask(batch_loss, model, [seed.state]), batch_size=100, recursion_depth=100)
-            lissa.cache(DataLoader(seed.train, batch_size=len(seed.train)))
+            # The system is solved once for each batch of training rows: of one batch, once.
+            whole = DataLoader(seed.train, batch_size=len(seed.train))
+            lissa.cache(whole)
             with torch.no_grad():
-                seed.save(to / "lissa", lissa.attribute(train, test))
-        ensembles = [count for count in ENSEMBLES if f"trak-{count}" in methods]
-        states = [half_model(seed, number) for number in range(max(ensembles, default=0))]
-        for count in ensembles:
-            task = AttributionTask(margin, model, states[:count])
-            trak = TRAKAttributor(task, probability, projector_kwargs={"proj_dim": 512, "device": "cpu"})
-            with torch.no_grad():
-                trak.cache(train)
-                seed.save(to / f"trak-{count}", trak.attribute(test))
+                seed.save(to / "lissa", lissa.attribute(whole, rows(seed.test)))
+    # All seeds have the same training rows, and the same half models serve them, as they serve dattri's ground truth.
+    ensembles, train = [count for count in ENSEMBLES if f"trak-{count}" in methods], explained[0].train
+    states = [half_model(train, network, number) for number in range(max(ensembles, default=0))]
+    for count in ensembles:
+        task = AttributionTask(margin, model, states[:count])
+        trak = TRAKAttributor(task, probability, projector_kwargs={"proj_dim": 512, "device": "cpu"})
+        with torch.no_grad():
+            trak.cache(rows(train))
+            for seed in explained:
+                seed.save(to / f"trak-{count}", trak.attribute(rows(seed.test)))
 
 
 def main() -> None:
@@ -179,12 +212,13 @@ def main() -> None:
     parser.add_argument("models", type=Path)
     parser.add_argument("scores", type=Path)
     parser.add_argument("--methods", nargs="+", choices=DATTRI_METHODS, default=DATTRI_METHODS, help="of dattri; default: all")
+    parser.add_argument("--network", choices=NETWORKS, default="linear", help="of dattri's benchmark")
     options = parser.parse_args()
     began = time.perf_counter()
     if options.library == "kronfluence":
         kronfluence_scores(options.models, options.scores)
     else:
-        dattri_scores(options.models, options.scores, options.methods)
+        dattri_scores(options.models, options.scores, options.methods, NETWORKS[options.network])
     print(f"{time.perf_counter() - began:.0f} s")
 
 

@@ -11,15 +11,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from genrep_dist.cli import app
+from genrep_dist.cli.interrupt import OUT_OF_TIME
 from genrep_dist.cli.terminal import accept_any_text
 from genrep_dist.errors import GenRepError
 from jobs.evaluate import arguments
 
 
 def main(given: list[str]) -> int:
-    """Return the exit code: 0 if all are done, the signal's if stopped, else 1. If an experiment fails, the others still run."""
+    """Return the exit code: 0 if all are done, the signal's if stopped, else 1. If an experiment fails, the others still run.
+
+    With ``--for``, which each experiment has for itself, it is that of an unfinished run if none failed.
+    """
     count = next((index for index, text in enumerate(given) if text.startswith("-")), len(given))
-    failed = []
+    failed: list[str] = []
+    unfinished: list[str] = []
     for experiment in given[:count]:
         print(f"== {experiment}", flush=True)
         try:
@@ -30,9 +35,10 @@ def main(given: list[str]) -> int:
         if code > 128:
             return int(code)
         if code:
-            failed.append(experiment)
-    print(f"{count - len(failed)} of {count} experiments are done" + (f"; failed: {', '.join(failed)}" if failed else ""))
-    return 1 if failed or not count else 0
+            (unfinished if code == OUT_OF_TIME else failed).append(experiment)
+    named = "".join(f"; {what}: {', '.join(names)}" for what, names in (("failed", failed), ("out of time", unfinished)) if names)
+    print(f"{count - len(failed) - len(unfinished)} of {count} experiments are done{named}")
+    return 1 if failed or not count else OUT_OF_TIME if unfinished else 0
 
 
 if __name__ == "__main__":

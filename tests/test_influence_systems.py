@@ -135,3 +135,21 @@ def test_a_kernel_that_other_methods_need_stays_planned() -> None:
     recipe = {"epochs": 1, "precision": "full"}
     found = make_plan(Keys(both, "data", "problem", recipe, recipe, 500), SHAPE).needs
     assert (found.cross, found.grams) == ((("ntk", 1),), (("ntk", 1),))
+
+
+@pytest.mark.parametrize("budget", ["512MiB", "2GiB", "4GiB"])
+def test_a_true_hessian_of_ten_outputs_fits_the_budget(tmp_path: Any, budget: str) -> None:
+    """Whole Jacobians are cut to the budget. Products, which hold activations only, take passes as long as ever."""
+    about = experiment(
+        methods=["influence-function", "random"],
+        influence={"curvature": "hessian", "damping": 0.01, "max_iterations": 10},
+        resources={"memory_budget": budget},
+    )
+    recipe, shape = {"epochs": 1, "precision": "full"}, replace(SHAPE, num_parameters=109_386, backward_bytes=10_000, kernels={})
+    plan = make_plan(Keys(about, "data", "problem", recipe, recipe, 500), shape)
+    check_room(plan, Store(str(tmp_path)), lambda _: 1, 2**34)
+    assert _stage(plan).peak_bytes <= plan.budget_bytes
+    assert 1 <= plan.dense_rows <= 100 < plan.product_rows
+    # Where whole Jacobians fit, both are one number.
+    fitting = make_plan(plan.keys, replace(shape, num_parameters=1000))
+    assert fitting.dense_rows == fitting.product_rows == 512

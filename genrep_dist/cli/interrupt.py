@@ -17,10 +17,17 @@ if TYPE_CHECKING:
 
     from genrep_dist.runner.progress import ProgressCounter
 
+OUT_OF_TIME = 75
+"""Exit code of a run that has used the time it was given: EX_TEMPFAIL of sysexits.h, for which batch systems can be told to try again."""
+
 
 @contextmanager
 def interruptible(console: Console) -> Iterator[ProgressCounter]:
-    """The progress of a long command. On the first SIGINT or SIGTERM: print progress and resume command, exit with 130 or 143."""
+    """The progress of a long command. On the first SIGINT or SIGTERM: print progress and resume command, exit with 130 or 143.
+
+    So with OutOfTimeError, of a run with a time of its own, and exit with OUT_OF_TIME.
+    """
+    from genrep_dist.errors import OutOfTimeError
     from genrep_dist.runner.signals import Signals
 
     with_bars = moves_cursor(console) and not (current.quiet or current.verbose)
@@ -39,11 +46,14 @@ def interruptible(console: Console) -> Iterator[ProgressCounter]:
             yield progress
         return
     except KeyboardInterrupt:
-        pass
-    if with_bars:
-        console.print(f"stopped by {signals.name}; {stopped()}", markup=False, highlight=False, soft_wrap=True, end="")
-    current.log(f"stopped by {signals.name}; {stopped()}")
-    raise typer.Exit(signals.exit_code)
+        text, code = f"stopped by {signals.name}; {stopped()}", signals.exit_code
+        shown = with_bars
+    except OutOfTimeError as error:
+        text, code, shown = f"{error.what}; {error.got}\nto resume: {resume_command()}\n", OUT_OF_TIME, True
+    if shown:
+        console.print(text, markup=False, highlight=False, soft_wrap=True, end="")
+    current.log(text)
+    raise typer.Exit(code)
 
 
 def _counter(console: Console, stack: ExitStack, *, with_bars: bool) -> ProgressCounter:

@@ -11,8 +11,9 @@ from genrep_dist.cli.terminal import accept_any_text, write_line
 from genrep_dist.cli.verbosity import current, with_output_options
 from genrep_dist.errors import GenRepError
 
-EXIT_CODES = """Exit codes: 0 success; 1 an error, or red findings of the doctor; 2 wrong use of a command; 130 stopped by Ctrl-C (SIGINT);
-143 stopped by SIGTERM. What a stopped run has computed is kept: the same command resumes it."""
+EXIT_CODES = """Exit codes: 0 success; 1 an error, or red findings of the doctor; 2 wrong use of a command; 75 the time of --for is over and
+work is left; 130 stopped by Ctrl-C (SIGINT); 143 stopped by SIGTERM. What a stopped run has computed is kept: the same command
+resumes it."""
 
 app = typer.Typer(
     no_args_is_help=True,

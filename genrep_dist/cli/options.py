@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -50,6 +51,20 @@ CodeOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 YesOption = Annotated[bool, typer.Option("--yes", "--delete", help="Really delete it.")]
+
+
+_UNIT_SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds of a time such as 40m, 1h30m, 1.5h or 90 (seconds). typer.BadParameter for anything else, and for no time at all."""
+    plain = text.replace(" ", "")
+    whole = re.fullmatch(r"(?:\d+(?:\.\d+)?d)?(?:\d+(?:\.\d+)?h)?(?:\d+(?:\.\d+)?m)?(?:\d+(?:\.\d+)?s?)?", plain)
+    parts = re.findall(r"(\d+(?:\.\d+)?)([dhms]?)", plain)
+    seconds = sum(float(number) * _UNIT_SECONDS[unit or "s"] for number, unit in parts)
+    if not whole or not 0 < seconds < float("inf"):
+        raise typer.BadParameter(f"{text!r} is no time; expected a number of seconds, or for example 40m, 1h30m, 2d")
+    return seconds
 
 
 def load(experiment: str, overrides: Sequence[str] | None, profile: str | None = None) -> Experiment:

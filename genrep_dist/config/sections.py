@@ -182,6 +182,11 @@ class SurrogateSection(Section):
     """The surrogate projection of Eq. 5."""
 
     lam: float = Field(1e-2, gt=0, allow_inf_nan=False, alias="lambda", description="The regularisation parameter lambda of Eq. 4.")
+    system: Literal["auto", "dual", "primal"] = Field(
+        "dual",
+        description="What products with K are made of: dual, the gram of the training samples; primal, K alpha = Phi (Phi^T alpha) with "
+        "the kernel's features Phi, and no gram; auto: what has fewer numbers. The result is the same to rounding.",
+    )
     tolerance: float = Field(1e-6, gt=0, lt=1, description="Largest relative stationarity residual that counts as converged.")
     max_iterations: int = Field(50, ge=1, description="Largest number of Newton iterations.")
     allow_unconverged: bool = Field(False, description="Use an unconverged solution instead of raising an error.")
@@ -193,6 +198,11 @@ class DescentSection(Section):
     learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False, description="Replaces the recipe's rate. Its schedule is kept.")
     epochs: int | None = Field(None, ge=1, description="Replaces the recipe's epochs.")
     batches: Literal["recipe", "full"] = Field("recipe", description="full: each step uses all samples, one step per epoch.")
+    system: Literal["auto", "dual", "primal"] = Field(
+        "dual",
+        description="What products with K are made of: dual, the gram of the training samples; primal, K alpha = Phi (Phi^T alpha) with "
+        "the kernel's features Phi, and no gram; auto: what has fewer numbers. The result is the same to rounding.",
+    )
 
 
 class InfluenceSection(Section):

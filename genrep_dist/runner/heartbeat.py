@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, FiniteFloat, ValidationError
 
-from genrep_dist.errors import CorruptError, GenRepError, StoreError
+from genrep_dist.errors import CorruptError, GenRepError, OutOfTimeError, StoreError
 from genrep_dist.store import Store
 from genrep_dist.store.paths import ExperimentPaths
 from genrep_dist.store.processes import is_gone, is_of_this_machine, this_process
@@ -63,7 +63,7 @@ class Heartbeat:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
-        if kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit):
+        if kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit | OutOfTimeError):
             # A user or a scheduler waits for the end of the process.
             self._thread.join(timeout=1.0)
             self._write("stopped")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -110,17 +111,29 @@ class FailureCount:
 
 @dataclass
 class ProgressCounter:
-    """A :class:`Progress` that counts units and forwards to ``display``. ``check`` is called at each event and may raise."""
+    """A :class:`Progress` that counts units and forwards to ``display``. ``check`` is called at each event and may raise.
+
+    ``end``: when no further unit may begin, by ``clock``.
+    """
 
     display: Progress = field(default_factory=NoProgress)
     check: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.monotonic
+    end: float = math.inf
     counts: dict[str, StageCount] = field(default_factory=dict)
     failures: FailureCount = field(default_factory=FailureCount)
 
     def __post_init__(self) -> None:
         self._current = StageCount(0, 0, 0)
         self._started_at = self.clock()
+
+    def end_after(self, seconds: float) -> None:
+        """No unit begins later than so many ``seconds`` from now."""
+        self.end = self.clock() + seconds
+
+    @property
+    def is_out_of_time(self) -> bool:
+        return self.clock() >= self.end
 
     @contextmanager
     def also_checking(self, check: Callable[[], object]) -> Iterator[None]:

@@ -53,6 +53,7 @@ def run(
     executor: Executor | str | None = None,
     retry_failed: bool = False,
     force: bool = False,
+    max_seconds: float | None = None,
 ) -> Run:
     """Run an experiment and return its results. Only what the store lacks is computed.
 
@@ -67,13 +68,18 @@ def run(
     cluster; ``executor`` is the name of a registered executor, or an executor, which stays open.
 
     ``progress``: a display of your own; True shows a line that is written again and again, False nothing, and None the line in a notebook
-    and at a terminal. Raises GenRepError; units that were finished before stay finished.
+    and at a terminal.
+
+    After ``max_seconds`` no unit of work is begun: those that run are finished and kept, and OutOfTimeError says what is left. The same
+    call goes on from there. Raises GenRepError; units that were finished before stay finished.
     """
     experiment, search_path = _loaded(experiment, search_path)
     opened = Store(store)
     opened.objects.check_access()
     tracking_uri(experiment, opened)  # refused now, not after the work
     counter = _progress_counter(display_for(progress))
+    if max_seconds is not None:
+        counter.end_after(max_seconds)
     counter.step("preparing")
     declared = prepare(experiment, opened, search_path)
     for warning in declared.plan.warnings:

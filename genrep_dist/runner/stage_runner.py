@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from genrep_dist.config import Experiment
-from genrep_dist.errors import CorruptError, FailureKind, GenRepError, UnitError
+from genrep_dist.errors import CorruptError, FailureKind, GenRepError, OutOfTimeError, UnitError
 from genrep_dist.evaluation.metrics.base import REQUEST_NULLABLE
 from genrep_dist.executors.base import Executor, Outcome, SupportsMetrics
 from genrep_dist.executors.registry import EXECUTORS
@@ -37,6 +37,7 @@ from genrep_dist.workflow.retrain import (
     retrain_units,
 )
 from genrep_dist.workflow.stages import STAGES, artifacts_of
+from genrep_dist.workflow.status import stage_status
 from genrep_dist.workflow.train import TrainStage
 
 TASKS_PER_SLOT = 8
@@ -107,12 +108,15 @@ class StageRunner:
         """The processes that this run was told it waits for."""
         self._skipped_seeds: set[int] = set()
         """Seeds with units in quarantine: what depends on these is not computed."""
+        self._is_cut = False
+        """Whether units were not begun because the run's time was over."""
 
     def run(self, check: Callable[[int], None] | None = None) -> pl.DataFrame:
         """Run all stages up to a filled ledger; returns the table of retrain requests.
 
         ``check`` is called with the first seed when its original model is trained, before anything else is begun. What it raises ends the
-        run. Raises UnitError for units in quarantine, after everything that does not depend on them is done.
+        run. Raises UnitError for units in quarantine, after everything that does not depend on them is done; OutOfTimeError if units are
+        left when the time of the run is over, after those that were running have ended.
         """
         for stage in STAGES:
             self.run_stage(stage, check if stage == TrainStage.name else None)
@@ -216,6 +220,8 @@ class StageRunner:
 
     def _wait_for_others(self, count: int, what: str) -> None:
         """Sleep for a moment, while other drivers train ``count`` models that this run needs. This run holds no claim meanwhile."""
+        if self._progress.is_out_of_time:
+            raise self._out_of_time()
         holders = ", ".join(sorted(set(self._claims.holders()))) or "another driver"
         if holders != self._waits_for:
             self._waits_for = holders
@@ -337,6 +343,8 @@ class StageRunner:
             if isinstance(failed.error, CorruptError) and failed.error.damaged is not None:
                 raise failed.error
         if not failures:
+            if self._is_cut:
+                raise self._out_of_time()
             return crashed
         first = failures[0]
         if len(failures) == 1 and isinstance(first.error, GenRepError):
@@ -364,9 +372,22 @@ class StageRunner:
                     if after_first is not None and batch is not units and outcome.failure is None:
                         after_first()
 
+    def _out_of_time(self) -> OutOfTimeError:
+        """The error of a run whose time is over, with what is left. What is not known yet is counted at most."""
+        stages = [stage for stage in stage_status(self._plan, self._store) if stage.done < stage.total]
+        left = [f"{stage.name} {'' if stage.exact else 'at most '}{stage.total - stage.done:,}" for stage in stages]
+        return OutOfTimeError(
+            "the time of this run is over",
+            got=f"{self._progress.summary()}; left: {', '.join(left) or 'the evaluation'}",
+            remedy="run the same command again: it goes on where this run stopped",
+        )
+
     def _counted(self, units: Iterable[Unit]) -> Iterator[Unit]:
-        """The units, each counted when the executor takes it."""
+        """The units, each counted when the executor takes it. None is begun when the time of the run is over."""
         for unit in units:
+            if self._progress.is_out_of_time:
+                self._is_cut = True
+                return
             self._progress.unit_started(unit)
             yield unit
 

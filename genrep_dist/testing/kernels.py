@@ -206,7 +206,7 @@ class DenseInputs:
     def __init__(self, model: nn.Module, train: Tensor, test: Tensor, outputs: Tensor) -> None:
         self._model = model.double()
         self._test, self._outputs = test.double(), outputs
-        self.train_inputs, self.block_rows = train.double(), 4
+        self.train_inputs, self.block_rows, self.product_rows = train.double(), 4, 4
         with torch.no_grad():
             self._predictions: Tensor = self._model(self.train_inputs)
         num_outputs = self._predictions.shape[1]

@@ -73,7 +73,7 @@ def _artifacts(plan: Plan, method: Method, seed: int) -> Iterator[tuple[str, str
         if method.needs_gram:
             yield method.importance, keys.solved(method.importance, seed, method.kernel, epoch)
         kernel = base or method.kernel
-        if base is not None or method.needs_gram:
+        if base is not None or (method.needs_gram and (method.importance, method.kernel, epoch) not in plan.needs.primal):
             yield "gram", keys.gram(seed, kernel, epoch)
         if (kernel, epoch) in plan.stored_features:
             yield "features", keys.features(seed, kernel, epoch)

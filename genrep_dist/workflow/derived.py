@@ -27,11 +27,15 @@ SMALL_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class DerivedUnit(Unit):
-    """A derived kernel K(train, test) of one seed; ``block``: training rows whose whole Jacobians may be held."""
+    """A derived kernel K(train, test) of one seed.
+
+    ``block``: training rows whose whole Jacobians may be held; ``product_rows``: pairs in a pass of a product with the Hessian.
+    """
 
     kernel: str
     epoch: int
     block: int
+    product_rows: int
     stage: ClassVar[str] = "influence"
 
     @property
@@ -45,7 +49,7 @@ class DerivedStage(Stage[DerivedUnit]):
     def artifacts(self, plan: Plan) -> Iterator[ArtifactSpec]:
         for seed in plan.experiment.seeds:
             for kernel, epoch in plan.needs.derived:
-                unit = DerivedUnit(seed, kernel, epoch, plan.dense_rows)
+                unit = DerivedUnit(seed, kernel, epoch, plan.dense_rows, plan.product_rows)
                 yield ArtifactSpec("kernel", plan.keys.kernel(seed, kernel, epoch), seed, (unit,))
 
     def run(self, unit: DerivedUnit, context: WorkerContext) -> dict[str, float]:
@@ -55,7 +59,7 @@ class DerivedStage(Stage[DerivedUnit]):
         from genrep_dist.workflow.context import to_numpy
 
         kernel, points = _kernel(context, unit.kernel), context.test_points(unit.seed)
-        inputs = Inputs(context, unit.seed, unit.epoch, unit.block, points)
+        inputs = Inputs(context, unit.seed, unit.epoch, unit.block, points, product_rows=unit.product_rows)
         # The stage diagonals makes the diagonal of a kernel that needs no gram: columns of all training samples would be one.
         own = _own_outputs(context) if kernel.has_diagonal and _sized(kernel, inputs).reads_gram else None
         block, certificate = derived_columns(kernel, inputs, own)
@@ -107,7 +111,8 @@ class DerivedStage(Stage[DerivedUnit]):
 class Inputs:
     """:class:`~genrep_dist.core.kernels.base.DerivedInputs` from a worker's context.
 
-    ``cross_block(kernel)`` replaces the stored K(train, test), for points that the run did not explain.
+    ``cross_block(kernel)`` replaces the stored K(train, test), for points that the run did not explain. ``product_rows``: by default as
+    many as ``block_rows``.
     """
 
     def __init__(
@@ -118,9 +123,10 @@ class Inputs:
         block_rows: int,
         points: TestPoints,
         cross_block: Callable[[str], Tensor] | None = None,
+        product_rows: int | None = None,
     ) -> None:
         self._context, self._seed, self._epoch, self._points, self._cross_block = context, seed, epoch, points, cross_block
-        self.loss, self.block_rows = context.loss, block_rows
+        self.loss, self.block_rows, self.product_rows = context.loss, block_rows, product_rows or block_rows
         self.train_inputs, self.targets = context.train.inputs, context.train.targets
         self.num_points, self.num_outputs, self.text = len(points), context.num_outputs(seed), f"seed {seed}, epoch {epoch}"
 
@@ -203,7 +209,7 @@ def peak_bytes(plan: Plan, name: str) -> int:
     found = kernel.peak_bytes(shape.num_train, shape.num_outputs, shape.num_parameters, points, dense, diagonal=diagonal)
     needed = returned(int, kernel, "peak_bytes", found)
     if kernel.base is None:
-        needed += plan.curvature_row_bytes * plan.dense_rows
+        needed += plan.curvature_row_bytes * plan.product_rows
     elif not kernel.reads_gram:
         # A pass for the base's features.
         passing = plan.gradient_row_bytes * min(plan.gradient_rows, shape.num_train)

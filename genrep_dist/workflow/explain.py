@@ -48,7 +48,7 @@ def explain(plan: Plan, context: WorkerContext, method: Method, seed: int, point
         if not isinstance(kernel, DerivedKernel):
             return _kernel_blocks(plan, context, method.kernel, seed, epoch, points)
         cross = None if kernel.base is None else lambda base: torch.cat(list(_kernel_blocks(plan, context, base, seed, epoch, points)))
-        block, _ = derived_columns(kernel, Inputs(context, seed, epoch, plan.dense_rows, points, cross))
+        block, _ = derived_columns(kernel, Inputs(context, seed, epoch, plan.dense_rows, points, cross, plan.product_rows))
         # As it is stored: float32.
         return [block.float().cpu()]
 

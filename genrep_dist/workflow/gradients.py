@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from genrep_dist.extension import require_returned
-from genrep_dist.plan import KernelAt, Plan, StagePlan
+from genrep_dist.plan import FLOAT_BYTES, KernelAt, Plan, StagePlan
 from genrep_dist.store.feature_table import COLUMNS, TABLE
 from genrep_dist.units import RowsUnit
 from genrep_dist.workflow.base import ArraySpec, ArtifactSpec, Rates, Stage
@@ -87,13 +87,20 @@ def stored_features(plan: Plan) -> tuple[KernelAt, ...]:
 
     K(train, test) passes over them once, and streams. A gram passes over them several times, so storing pays there, unless a GPU
     computes them again in less time than a disk takes to keep them and to read them back. (A CPU takes about as long as a disk, and
-    what is stored outlives a kill.)
+    what is stored outlives a kill.) A solve by the primal system passes over them with every product, unless it holds them.
     """
     choice = plan.experiment.resources.features
     if choice == "stream":
         return ()
-    pairs = plan.needs.cross if choice == "store" else tuple(pair for pair in plan.needs.grams if _storing_pays(plan, *pair))
+    passed = {(kernel, epoch) for _, kernel, epoch in plan.needs.primal if not is_held(plan, kernel)}
+    paying = passed.union(pair for pair in plan.needs.grams if _storing_pays(plan, *pair))
+    pairs = plan.needs.cross if choice == "store" else tuple(sorted(paying))
     return tuple(pair for pair in pairs if plan.shape.kernels[pair[0]].storable)
+
+
+def is_held(plan: Plan, kernel: str) -> bool:
+    """Whether a solve by the primal system holds the features of all training rows: as float32 they fit half the memory budget."""
+    return FLOAT_BYTES * plan.shape.gram_rows(kernel) * plan.shape.kernels[kernel].row_width <= plan.budget_bytes // 2
 
 
 def feature_passes(plan: Plan, kernel: str, epoch: int) -> float:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from genrep_dist.core.solvers.feature_gram import columns_of_outputs
 from genrep_dist.store.artifacts import ArrayReader, Artifact
 
 Matrix = npt.NDArray[np.float32]
@@ -66,12 +67,7 @@ class Gram:
         """
         repeated = num_outputs // self._rows_per_sample
         entries, where = torch.unique(rows // repeated, return_inverse=True)
-        base = self._entries(entries)
-        if repeated == 1:
-            return base[:, where] if len(where) != len(entries) else base
-        result = torch.zeros(self.size, repeated, len(rows), dtype=torch.float64)
-        result[:, rows % repeated, torch.arange(len(rows))] = base[:, where]
-        return result.flatten(0, 1)
+        return columns_of_outputs(self._entries(entries), rows, where, repeated)
 
     def _entries(self, entries: Tensor) -> Tensor:
         """Columns (R, r) float64 of the stored matrix at ``entries`` (r,), ascending."""

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys
 from genrep_dist.config.metrics import check_feasible, largest_removal, metric_warnings, needs_self_influence, requested_retrainings
+from genrep_dist.core.methods import Method
 from genrep_dist.errors import PlanError
 from genrep_dist.evaluation.significance import LEVEL, fewest_seeds, smallest_p
 from genrep_dist.evaluation.statistics import compared_pairs
-from genrep_dist.plan import Needs, Plan, Shape, derived_kernel, has_self_influence, kernel_names
+from genrep_dist.plan import Needs, Plan, Shape, derived_kernel, has_self_influence, kernel_names, reads_gram
 from genrep_dist.workflow.blocks import block_rows, gram_tile_rows
 from genrep_dist.workflow.gradients import stored_features
 from genrep_dist.workflow.stages import stage_plans
@@ -121,6 +122,8 @@ def _refuse_impossible(keys: Keys, shape: Shape) -> None:
         )
     check_feasible(experiment, shape.num_train)
     experiment.make_target().check(shape.num_outputs)
+    for method in experiment.parsed_methods:
+        _refuse_primal_without_features(keys, shape, method)
     derived = [derived_kernel(keys, name) for name in kernel_names(experiment)]
     for kernel in filter(None, derived):
         kernel.check_curvature(float(shape.is_loss_linear))
@@ -130,3 +133,18 @@ def _refuse_impossible(keys: Keys, shape: Shape) -> None:
             where = "tracincp.checkpoints" if method.sums_checkpoints else f"methods: {method.name}"
             expected = f"epochs 0 to {keys.epochs}"
             raise PlanError("a checkpoint beyond the end of training", where=where, expected=expected, got=f"epoch {beyond[0]}")
+
+
+def _refuse_primal_without_features(keys: Keys, shape: Shape, method: Method) -> None:
+    """Raise PlanError for a primal system that was named, on a kernel that has no features to make it of."""
+    if not (method.has_kernel and method.needs_gram):
+        return
+    importance = keys.experiment.importance(method.importance)
+    if getattr(importance, "system", "dual") == "primal" and reads_gram(keys, shape, method.importance, method.kernel):
+        raise PlanError(
+            "a primal system is made of features, and this kernel has none",
+            where=f"methods: {method.name}; {method.importance}.system: primal",
+            expected="a kernel with features, such as ntk or last-layer",
+            got=f"the kernel {method.kernel}, which is a function of two inputs",
+            remedy=f"set {method.importance}.system: auto, which takes its gram",
+        )

@@ -239,3 +239,19 @@ def test_commands(finished: Run, tmp_path: Path) -> None:
     assert finished.plan.keys.training in done.stdout
     assert runner.invoke(app, ["import", "scores", folder, "--store", store]).exit_code == 2
     assert open_run(finished.store.uri, "toy").name == "toy"
+
+
+def test_slices_of_two_stores_are_merged_and_never_trained_again(tmp_path: Path) -> None:
+    fields = {**FIELDS, "methods": ["random"]}
+    here, there = (
+        run_experiment(experiment(seeds=[seed], **fields), str(tmp_path / name), serial=True) for seed, name in ((0, "here"), (1, "there"))
+    )
+    list(export_truth(there, tmp_path / "truth"))
+    done = import_truth(tmp_path / "truth", here.store)
+    assert (done.written, done.known) == (there.store.ledger(done.training).scan().select(pl.len()).collect().item(), 0)
+    before = here.store.ledger(done.training).keys()
+    both = run_experiment(experiment(seeds=[0, 1], **fields), here.store.uri, serial=True)
+    assert both.store.ledger(done.training).keys() == before, "no model was trained"
+    alone = run_experiment(experiment(seeds=[0, 1], **fields), str(tmp_path / "alone"), serial=True)
+    assert both.deletion().collect().equals(alone.deletion().collect())
+    assert both.points().collect().equals(alone.points().collect())

@@ -8,7 +8,7 @@ import typer
 
 from genrep_dist.cli.commands.plan import show_dry_run
 from genrep_dist.cli.interrupt import interruptible
-from genrep_dist.cli.options import ExperimentArgument, JsonOption, ProfileOption, SetOption, StoreOption, load, search_path
+from genrep_dist.cli.options import ExperimentArgument, JsonOption, ProfileOption, SetOption, StoreOption, load, parse_seconds, search_path
 from genrep_dist.cli.terminal import make_console, print_json
 
 
@@ -26,11 +26,16 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be computed, as `genrep plan` does.")] = False,
     as_json: JsonOption = False,
     force: Annotated[bool, typer.Option("--force", help="Go on even if the doctor has red findings about the first seed.")] = False,
+    for_: Annotated[
+        str | None,
+        typer.Option("--for", metavar="TIME", help="Begin no work after this time, such as 40m or 1h30m: exit code 75 if some is left."),
+    ] = None,
 ) -> None:
     """Run an experiment. After an interruption or a crash, the same command resumes it.
 
     Before models are retrained, the doctor checks the first seed's original model. Its red findings stop the run.
     """
+    max_seconds = None if for_ is None else parse_seconds(for_)
     if serial and (address or ray):
         raise typer.BadParameter(f"--serial and {'--address' if address else '--ray'} exclude each other")
     if dry_run:
@@ -49,6 +54,7 @@ def run(
             search_path=search_path(experiment),
             retry_failed=retry_failed,
             force=force,
+            max_seconds=max_seconds,
         )
     from genrep_dist.cli.summary import show_summary, summary_record
 

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 Kind = Literal["outputs", "tracked", "solved"]
 
 
+def needs_gram(system: str, gram_rows: int, row_width: int) -> bool:
+    """Whether products with K (R, R), R = ``gram_rows``, are made of a gram, for a ``system`` as :class:`SolvedImportance` has it.
+
+    ``row_width``: D, the numbers of a feature vector, 0 where there is none. "auto" takes the features if R x D numbers are at most the
+    half of the gram that is stored: a function of sizes alone.
+    """
+    return system == "dual" or not row_width or (system == "auto" and 2 * row_width > gram_rows)
+
+
 class Importance(Extension, ABC):
     """A global importance alpha (N, C): the part of an attribution that depends on the training sample alone (Eq. 2)."""
 
@@ -91,6 +100,8 @@ class SolvedImportance(Importance):
     """How to bring K alpha closer to the model's outputs."""
     curvature_copies: ClassVar[int] = 0
     """Copies of the loss's second derivatives (N, C, C) float64 that a solve holds."""
+    system: str = "dual"
+    """What products with K are made of: "dual", the gram; "primal", the kernel's features; "auto", what has fewer numbers."""
 
     @abstractmethod
     def solve(self, gram: GramOperator, inputs: SolveInputs) -> tuple[Tensor, dict[str, Any]]:

@@ -22,7 +22,7 @@ class KernelDescent(SolvedImportance):
     follows_training = True
 
     def __init__(self, descent: Any) -> None:
-        self.options = descent
+        self.options, self.system = descent, descent.system
 
     def solve(self, gram: GramOperator, inputs: SolveInputs) -> tuple[Tensor, dict[str, Any]]:
         import torch

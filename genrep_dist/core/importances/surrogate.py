@@ -27,7 +27,7 @@ class SurrogateDerivative(SolvedImportance):
     curvature_copies = 6
 
     def __init__(self, surrogate: Any) -> None:
-        self.options = surrogate
+        self.options, self.system = surrogate, surrogate.system
 
     @property
     def description(self) -> str:

@@ -54,10 +54,14 @@ class KernelSizes:
     pair_bytes: int = 0
     dimension: int = 0
 
+    @property
+    def row_width(self) -> int:
+        """Numbers of the feature vector of one row of the gram. 0 where it is unknown, and where there are no features."""
+        return self.dimension or (0 if self.factored or not self.storable else self.held // self.gram_rows)
+
     def width(self, num_outputs: int) -> int:
         """Dimension of the space of features: where all C outputs share features, each has its own copy of them. 0 where it is unknown."""
-        own = self.dimension or (0 if self.factored else self.held // self.gram_rows)
-        return own * (num_outputs // self.gram_rows)
+        return self.row_width * (num_outputs // self.gram_rows)
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,8 @@ class DerivedInputs(Protocol):
     targets: Tensor
     block_rows: int
     """Training rows whose whole Jacobians may be held at once."""
+    product_rows: int
+    """Pairs of a training row and a vector that a pass of a product with the Hessian may hold."""
 
     def model(self) -> nn.Module:
         """The model in evaluation mode."""

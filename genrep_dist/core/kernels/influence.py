@@ -30,7 +30,7 @@ CURVATURE_COPIES = 6
 HESSIAN_COPIES, TRACE_PROBES = 12, 8
 """Copies of the columns (P, M) float64 that conjugate gradients and a product with the Hessian hold; columns of a product for the trace."""
 HESSIAN_PRODUCTS = 50
-"""Hessian-vector products of a solve, for estimates."""
+"""Hessian-vector products of a solve, for estimates; or its largest number of steps if that is smaller."""
 PRIMAL_COPIES, PRIMAL_PASSES = 8, 2
 """Copies of the columns (D, M) float64 of a primal system, and its passes over the training features."""
 
@@ -183,7 +183,8 @@ class InfluenceKernel(DerivedKernel):
             return Work(multiply_adds=2 * rows**3 / 3)
         if self.base is not None:
             return Work(rows * width**2 + 2 * width**3 / 3 + 4 * rows * width * num_test, PRIMAL_PASSES * num_train)
-        return Work(gradient_rows=HESSIAN_PRODUCTS * num_test * 3 * num_train)
+        products = min(HESSIAN_PRODUCTS, self.options.max_iterations)
+        return Work(gradient_rows=products * num_test * 3 * num_train)
 
     def _curvature(self, inputs: DerivedInputs) -> Tensor:
         """The loss's second derivative (N, C, C) at the training outputs."""
@@ -221,8 +222,7 @@ class InfluenceKernel(DerivedKernel):
         from genrep_dist.core.solvers.lissa import lissa
 
         options = self.options
-        # A product works on pairs of a row and a column; as many fit as rows of a block of gradients.
-        product = hessian_product(inputs.model(), inputs.loss, inputs.train_inputs, inputs.targets, batch_size=inputs.block_rows)
+        product = hessian_product(inputs.model(), inputs.loss, inputs.train_inputs, inputs.targets, batch_size=inputs.product_rows)
         right = inputs.test_gradients().T.double()
         relative = options.damping_unit == "mean-eigenvalue"
         damping = declare_damping(product, len(right), damping=options.damping, relative=relative, seed=inputs.seed("trace"))

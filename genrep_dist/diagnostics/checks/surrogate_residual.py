@@ -12,6 +12,7 @@ from genrep_dist.core.importances.surrogate import SurrogateDerivative
 from genrep_dist.diagnostics.context import CheckContext, rerun_text
 from genrep_dist.diagnostics.finding import Finding, compare, count_text, largest_key, nan_as_inf
 from genrep_dist.diagnostics.grams import gram_product
+from genrep_dist.workflow.importances import gram_operator, importance_unit
 
 
 def check(context: CheckContext) -> Iterator[Finding]:
@@ -39,14 +40,18 @@ def check(context: CheckContext) -> Iterator[Finding]:
 
 
 def _residual(context: CheckContext, kernel: str, epoch: int) -> float:
-    """The first seed's residual, from stored alpha (N, C) and gram."""
+    """The first seed's residual, from stored alpha (N, C) and gram, or features where there is no gram."""
     loss = context.worker.loss
     artifact = context.solved_artifact(SurrogateDerivative.name, context.seed, kernel, epoch)
     alpha: npt.NDArray[np.float64] = artifact.read("alpha")
     lam = float(artifact.manifest()["certificate"]["lam"])
     # The soft predictions are those of the final model, whatever the checkpoint of the kernel.
     targets = loss.soft_targets(torch.from_numpy(context.train_outputs(context.seed, context.plan.keys.epochs)))
-    fitted = torch.from_numpy(gram_product(context, context.seed, kernel, epoch, alpha))
+    unit = importance_unit(context.plan, context.seed, SurrogateDerivative.name, kernel, epoch)
+    if unit.features is None:
+        fitted = torch.from_numpy(gram_product(context, context.seed, kernel, epoch, alpha))
+    else:
+        fitted = gram_operator(unit, context.worker).matvec(torch.from_numpy(alpha))
     gap = float(np.linalg.norm(alpha + loss.derivative(fitted, targets).numpy() / (len(alpha) * lam)))
     size = float(np.linalg.norm(alpha))
     return gap / size if size > 0 else gap
