@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,9 +25,11 @@ from genrep_dist.training.optimizers import make_optimizer
 from genrep_dist.training.packs.base import Pack, Solo
 from genrep_dist.training.packs.compatibility import CPU_PACK_BYTES, why_not_packed
 from genrep_dist.training.packs.mapped import MAPPED_SLOTS, MappedPack
+from genrep_dist.training.packs.shared import SharedPack
 from genrep_dist.training.packs.stacked import StackedPack
 from genrep_dist.training.precision import training_outputs
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.sharing_trial import why_not_shared
 from genrep_dist.training.torch_private import peak_tensor_bytes
 
 PackKind = Literal["solo", "stacked", "mapped"]
@@ -103,7 +106,7 @@ class Trainer:
     ``pack_kind`` is "stacked" where models can share their steps and gain by it, "mapped" where only ``torch.func.vmap`` can compute
     their layers together, else "solo", for ``solo_reason``. It follows from the model, the loss, the recipe, the kind of device and
     ``fast_paths``, and from nothing that is timed, so that original models and retrainings are computed alike on all workers.
-    :meth:`pack_size` is timed, and changes no number.
+    :meth:`pack_size` is timed, and changes no number. ``shares_batches``: stacked models that visit the same batches read them once.
 
     Raises ProblemError for a model that breaks the protocol and for TF32 without a GPU; ConfigError for an unknown optimizer.
     """
@@ -125,6 +128,8 @@ class Trainer:
             )
         check_model(self.build(Randomness(0)))
         self.pack_kind, self.solo_reason = choose_pack_kind(factory, loss, recipe, data, fast_paths)
+        may_share = self.pack_kind == "stacked" and (fast_paths or FastPaths()).shared_batches
+        self.shares_batches = may_share and why_not_shared(factory, loss, recipe, data, fast_paths) is None
         # On a CPU the number of mapped slots is fixed, as last bits may depend on it, and empty slots are filled with copies.
         mapped = MAPPED_SLOTS if self._device.type == "cpu" else None
         self._fixed_slots: int | None = {"solo": 1, "mapped": mapped}.get(self.pack_kind)
@@ -176,8 +181,25 @@ class Trainer:
     def _train_pack(
         self, models: Sequence[nn.Module], runs: Sequence[TrainingRun], recipe: Recipe, data: Dataset, observers: Sequence[Observer] = ()
     ) -> list[NonFiniteError | None]:
-        kind = PACKS[self.pack_kind]
-        return train_models(models, self._loss, recipe, data, runs, kind=kind, observers=observers, fast_paths=self._fast_paths)
+        """One pack; of models that may read batches once, one for each order of batches and one for what has batches of its own."""
+        train = partial(train_models, loss=self._loss, recipe=recipe, data=data, observers=observers, fast_paths=self._fast_paths)
+        if not self.shares_batches:
+            return train(models, runs=runs, kind=PACKS[self.pack_kind])
+        errors: list[NonFiniteError | None] = [None] * len(runs)
+        by_order: dict[Randomness | None, list[int]] = {}
+        for index, run in enumerate(runs):
+            by_order.setdefault(_shared_order(run), []).append(index)
+        for order, members in by_order.items():
+            some, their = [models[index] for index in members], [runs[index] for index in members]
+            kind = StackedPack if order is None else SharedPack
+            for index, error in zip(members, train(some, runs=their, kind=kind), strict=True):
+                errors[index] = error
+                if error is not None and kind is SharedPack and runs[index].kept is not None:
+                    # A row that the run does not keep may have spoiled it.
+                    again = self.build(runs[index].randomness)
+                    errors[index] = train([again], runs=[runs[index]], kind=StackedPack)[0]
+                    models[index].load_state_dict(again.state_dict())
+        return errors
 
     def pack_size(self, models: int | None = None) -> int:
         """How many models to train at once on this machine: measured once, in about a second.
@@ -246,3 +268,12 @@ class Trainer:
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+def _shared_order(run: TrainingRun) -> Randomness | None:
+    """What the batches of a run follow from, if others may have the same; None where they follow from the rows that it keeps.
+
+    It depends on the policy alone: a run with new batches or fresh random numbers is computed alike in any company.
+    """
+    own_batches = run.rebatch and run.kept is not None and not bool(run.kept.all())
+    return None if own_batches or run.randomness.stream else run.randomness

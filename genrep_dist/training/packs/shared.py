@@ -1,0 +1,116 @@
+"""Stacked models that visit the same batches, as retrainings with common random numbers do: they read each batch once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, fx, nn
+
+from genrep_dist.training.batches import Step, packed_steps
+from genrep_dist.training.fast_paths import FastPaths
+from genrep_dist.training.optimizers.base import Optimizer
+from genrep_dist.training.packs.stacked import StackedPack
+from genrep_dist.training.packs.stacked_layers import Stacked, stack_layer
+
+SHARING_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
+NARROW = 16
+"""Outputs of a linear layer below which the products of several slots are one: BLAS computes so few columns at a fraction of its rate."""
+NARROW_INPUTS = 64
+"""Inputs of a narrow layer from which this pays."""
+BLOCK_SLOTS, BLOCK_COLUMNS = 16, 64
+"""Slots of a product in a narrow layer are a multiple of the first, and their columns, where slots are enough, at least the second."""
+
+
+class SharedPack(StackedPack):
+    """A stacked pack of runs with one order. Layers that see the batch itself take it once for all slots.
+
+    Rows that a run does not keep are read, with gradient zero. An Inf or NaN that they lead to is not zero and reaches the parameters of
+    the run: who trains such a pack must repeat that run in a stacked one, which reads no row that is not kept.
+    """
+
+    def __init__(self, template: nn.Module, slots: int, optimizer: Optimizer, fast_paths: FastPaths) -> None:
+        self._sharing = sharing_layers(template) or []
+        super().__init__(template, slots, optimizer, fast_paths)
+
+    def _stack(self, path: str, plain: nn.Module) -> Stacked | None:
+        if path not in self._sharing:
+            return super()._stack(path, plain)
+        layer = NarrowLinear(plain, self.slots) if is_narrow(plain) else stack_layer(plain, self.slots)
+        if layer is not None:
+            layer.shares_input = True
+        return layer
+
+    def steps(self, orders: Tensor, batch_size: int, kept: Tensor, first_step: int, weights: Tensor | None = None) -> Iterator[Step]:
+        return packed_steps(orders, batch_size, kept, first_step, weights, shared=True)
+
+    def rows_read(self, step: Step) -> Tensor:
+        return step.rows[:1]
+
+
+class NarrowLinear(Stacked):
+    """x (B, ..., in) -> (S B, ..., out) of slots that share the input, in products of a fixed number of slots, some of them empty.
+
+    Weights (in, S' out), biases (S' out), with S' the slots of whole products. A slot has the same bits wherever in a product it is.
+    """
+
+    shares_input = True
+
+    def __init__(self, plain: nn.Module, slots: int) -> None:
+        super().__init__(plain, slots)
+        assert isinstance(plain, nn.Linear)
+        self.outputs = plain.out_features
+        self.block = BLOCK_SLOTS * max(1, BLOCK_COLUMNS // (BLOCK_SLOTS * self.outputs))
+        self.blocks = -(-slots // self.block)
+        for name, of_slots in self.stacked.items():
+            wide = of_slots.new_zeros(*of_slots.shape[1:-1], self.blocks * self.block * self.outputs)
+            self.stacked[name] = wide.requires_grad_(of_slots.requires_grad)
+
+    def to_slot(self, name: str, plain: Tensor) -> Tensor:
+        return plain.t() if name == "weight" else plain
+
+    def from_slot(self, name: str, slot: Tensor) -> Tensor:
+        return slot.t() if name == "weight" else slot
+
+    def by_slot(self, stacked: Tensor) -> Tensor:
+        return stacked.detach().unflatten(-1, (-1, self.outputs)).movedim(-2, 0)[: self.slots]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        weight, bias = self.stacked["weight"], self.stacked.get("bias")
+        rows = inputs.reshape(1, -1, inputs.shape[-1]).expand(self.blocks, -1, -1)
+        blocks = weight.unflatten(1, (self.blocks, -1)).transpose(0, 1)
+        product = torch.bmm(rows, blocks) if bias is None else torch.baddbmm(bias.view(self.blocks, 1, -1), rows, blocks)
+        by_slot = product.unflatten(2, (self.block, self.outputs)).transpose(1, 2).flatten(0, 1)  # (S', rows, out)
+        # Without the empty slots; a slice of all would still be copied in the backward pass.
+        some = by_slot if len(by_slot) == self.slots else by_slot[: self.slots]
+        return some.reshape(-1, *inputs.shape[1:-1], self.outputs)
+
+
+def is_narrow(layer: nn.Module) -> bool:
+    """Whether a layer that sees the batch itself is computed in products of several slots."""
+    return type(layer) is nn.Linear and layer.out_features < NARROW and layer.in_features >= NARROW_INPUTS
+
+
+def sharing_layers(model: nn.Module) -> list[str] | None:
+    """Paths of the layers that see the batch itself; None if something else than these layers takes numbers from it.
+
+    The model is one whose forward pass ``torch.fx`` can trace.
+    """
+    if isinstance(model, SHARING_LAYERS):
+        return [""]
+    graph, found = fx.Tracer().trace(model), list[str]()
+    from_batch = {node for node in graph.nodes if node.op == "placeholder"}
+    for node in graph.nodes:
+        sources = from_batch.intersection(node.all_input_nodes)
+        if not sources:
+            continue
+        module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if module is not None and next(module.parameters(), None) is not None:
+            if not isinstance(module, SHARING_LAYERS):
+                return None
+            found.append(str(node.target))
+        elif node.op == "output" or len(sources) < len(node.all_input_nodes):
+            return None
+        else:
+            from_batch.add(node)
+    return found or None
