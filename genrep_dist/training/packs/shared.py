@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -77,13 +78,45 @@ class NarrowLinear(Stacked):
 
     def forward(self, inputs: Tensor) -> Tensor:
         weight, bias = self.stacked["weight"], self.stacked.get("bias")
-        rows = inputs.reshape(1, -1, inputs.shape[-1]).expand(self.blocks, -1, -1)
-        blocks = weight.unflatten(1, (self.blocks, -1)).transpose(0, 1)
-        product = torch.bmm(rows, blocks) if bias is None else torch.baddbmm(bias.view(self.blocks, 1, -1), rows, blocks)
-        by_slot = product.unflatten(2, (self.block, self.outputs)).transpose(1, 2).flatten(0, 1)  # (S', rows, out)
-        # Without the empty slots; a slice of all would still be copied in the backward pass.
-        some = by_slot if len(by_slot) == self.slots else by_slot[: self.slots]
-        return some.reshape(-1, *inputs.shape[1:-1], self.outputs)
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        if torch.is_autocast_enabled(rows.device.type):
+            # Autograd functions are not covered by autocast.
+            dtype = torch.get_autocast_dtype(rows.device.type)
+            rows, weight, bias = rows.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        product = cast("Tensor", _NarrowProduct.apply(rows, weight, bias, self))  # type: ignore[no-untyped-call]
+        return product.reshape(-1, *inputs.shape[1:-1], self.outputs)
+
+    def columns(self, wide: Tensor) -> Iterator[Tensor]:
+        """The columns of each product in a tensor (..., S' out)."""
+        return iter(wide.split(self.block * self.outputs, dim=-1))
+
+
+class _NarrowProduct(torch.autograd.Function):
+    """rows (R, in) -> (S, R, out). The products have the same shapes whatever the number of slots."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, layer: NarrowLinear) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.layer, ctx.like = layer, weight
+        product = rows.new_empty(len(rows), weight.shape[1])
+        for index, (columns, own) in enumerate(zip(layer.columns(product), layer.columns(weight), strict=True)):
+            if bias is None:
+                torch.mm(rows, own, out=columns)
+            else:
+                torch.addmm(bias[index * own.shape[1] : (index + 1) * own.shape[1]], rows, own, out=columns)
+        # In one piece for any number of slots: what follows has other last bits on rows that are apart in memory.
+        return product.unflatten(1, (-1, layer.outputs)).transpose(0, 1)[: layer.slots].contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor | None, Tensor | None, None]:
+        (rows,), layer, gradient = ctx.saved_tensors, ctx.layer, gradients[0]
+        wide = rows.new_zeros(len(rows), ctx.like.shape[1])
+        wide.unflatten(1, (-1, layer.outputs))[:, : layer.slots].copy_(gradient.transpose(0, 1))
+        weight_gradient = torch.empty_like(ctx.like) if ctx.needs_input_grad[1] else None
+        if weight_gradient is not None:
+            for columns, own in zip(layer.columns(weight_gradient), layer.columns(wide), strict=True):
+                torch.mm(rows.t(), own, out=columns)
+        return None, weight_gradient, wide.sum(dim=0) if ctx.needs_input_grad[2] else None, None
 
 
 def is_narrow(layer: nn.Module) -> bool:
