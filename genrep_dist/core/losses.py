@@ -93,6 +93,10 @@ class SoftmaxLoss:
 
     def derivative(self, outputs: Tensor, targets: Tensor) -> Tensor:
         p = functional.softmax(outputs, dim=1)
+        if targets.dim() == 1 and outputs.shape[1] > 1:
+            # The same for a distribution that is one at a class: p elsewhere, and p - 1 there.
+            label = targets.long().unsqueeze(1)
+            return p.scatter(1, label, -_complement(p).gather(1, label))
         q = self._distribution(outputs, targets)
         # Equal to p - q, without its cancellation where p and q are both near one.
         return p * (1 - q) - q * _complement(p)

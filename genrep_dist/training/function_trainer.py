@@ -44,6 +44,7 @@ class FunctionTrainer:
 
     pack_kind = "solo"
     solo_reason = "the problem's own function trains it"
+    shares_batches = False
 
     def __init__(
         self,
