@@ -98,7 +98,9 @@ class Keys:
         """What every trained model depends on, apart from its seed and its removal set."""
         used = ("optimizer", self.recipe.get("optimizer", "")), ("schedule", self.recipe.get("schedule", "")), ("augment", "")
         sources = [digest for kind, name in used for digest in self._source(kind, name)]
-        return self._digest("training", self.data, self.problem, *filter(None, [self.numbers, self.products]), self.recipe_changes, *sources)
+        return self._digest(
+            "training", self.data, self.problem, *filter(None, [self.numbers, self.products]), self.recipe_changes, *sources
+        )
 
     @property
     def results(self) -> str:

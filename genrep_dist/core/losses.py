@@ -101,6 +101,16 @@ class SoftmaxLoss:
         # Equal to p - q, without its cancellation where p and q are both near one.
         return p * (1 - q) - q * _complement(p)
 
+    def derivative_by_class(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """:meth:`derivative`, class by class instead of row by row: faster for few classes, with other last bits."""
+        if targets.dim() != 1 or outputs.shape[1] < 2:
+            return self.derivative(outputs, targets)
+        p, label = functional.softmax(outputs.t().contiguous(), dim=0), targets.long().unsqueeze(0)  # (C, N), (1, N)
+        own = p.gather(0, label)
+        others = p.scatter(0, label, 0.0).sum(dim=0, keepdim=True)
+        complement = torch.where(own > 0.5, others, 1 - own)
+        return p.scatter(0, label, -complement).t().contiguous()
+
     def second_derivative(self, outputs: Tensor, targets: Tensor) -> Tensor:
         p = functional.softmax(outputs, dim=1)
         unequal = 1 - torch.eye(p.shape[1], dtype=p.dtype, device=p.device)

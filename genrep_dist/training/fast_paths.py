@@ -22,7 +22,5 @@ class FastPaths:
     sequence_convolutions: bool = True
 
 
-PLAIN = FastPaths(
-    stacked_packs=False, shared_batches=False, mapped_packs=False, sparse_embeddings=False, sequence_convolutions=False
-)
+PLAIN = FastPaths(stacked_packs=False, shared_batches=False, mapped_packs=False, sparse_embeddings=False, sequence_convolutions=False)
 """The plain loop: one model at a time, torch's own layers."""

@@ -214,9 +214,12 @@ class Trainer:
             self._pack_size = self._probe()
         return self._pack_size
 
-    def seconds_per_model(self, pack_size: int | None = None) -> float:
-        """Seconds that one model takes here in packs of ``pack_size`` (default: :meth:`pack_size`), from a few steps."""
-        return self._seconds_per_step(pack_size or self.pack_size()) * self._num_steps()
+    def seconds_per_model(self, pack_size: int | None = None, *, own_batches: bool = False) -> float:
+        """Seconds that one model takes here in packs of ``pack_size`` (default: :meth:`pack_size`), from a few steps.
+
+        ``own_batches``: of models that do not share batches, because of fresh random numbers or new batches.
+        """
+        return self._seconds_per_step(pack_size or self.pack_size(), own_batches=own_batches) * self._num_steps()
 
     def _num_steps(self) -> int:
         """Steps of one training."""
@@ -242,19 +245,19 @@ class Trainer:
             return min(most, max_models_per_step(self.pack_kind, size))
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
-        self._seconds_per_step(2)
+        self._seconds_per_step(2, own_batches=True)
         each = (torch.cuda.max_memory_allocated(self._device) - before) / 2
         free, _ = torch.cuda.mem_get_info(self._device)
         return min(most, max(1, int(GPU_MEMORY_SHARE * free / max(each, 1.0))))
 
-    def _seconds_per_step(self, size: int) -> float:
+    def _seconds_per_step(self, size: int, *, own_batches: bool = False) -> float:
         """Seconds of a step of ``size`` models at once, divided by ``size``: the best of a few short runs on whole batches."""
         rows = min(len(self._data.inputs), PROBE_STEPS * self._recipe.batch_size)
         data = Dataset(self._data.inputs[:rows], self._data.targets[:rows], self._data.ids[:rows])
         short = replace(self._recipe, epochs=1)
         steps = short.steps_per_epoch(rows)
         slots = self._fixed_slots or size
-        runs = [TrainingRun(Randomness(0))] * slots
+        runs = [TrainingRun(Randomness(0, "own batches" if own_batches else ""))] * slots
         models = [self.build(Randomness(0)) for _ in range(slots)]
         best = float("inf")
         for _ in range(3):

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.config import load_experiment
+from genrep_dist.config.keys import Keys
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.problems.protocol import Dataset, Recipe
@@ -16,6 +18,7 @@ from genrep_dist.training.fast_paths import FastPaths
 from genrep_dist.training.loop import TrainingRun, train_models
 from genrep_dist.training.observers import TrackingImportance
 from genrep_dist.training.packs.base import Pack
+from genrep_dist.training.packs.compatibility import has_narrow_products
 from genrep_dist.training.packs.shared import SharedPack, is_narrow, sharing_layers
 from genrep_dist.training.packs.stacked import StackedPack
 from genrep_dist.training.randomness import Randomness
@@ -56,9 +59,7 @@ SHARING = {name: case for name, case in CASES.items() if name != "text"} | {"wor
 EVERY = SHARING | NARROW
 
 
-def trained(
-    kind: type[Pack], factory: Factory, loss: str, recipe: Recipe, data: Dataset, runs: Sequence[TrainingRun]
-) -> list[Tensor]:
+def trained(kind: type[Pack], factory: Factory, loss: str, recipe: Recipe, data: Dataset, runs: Sequence[TrainingRun]) -> list[Tensor]:
     models = [run.randomness.build(factory) for run in runs]
     assert train_models(models, get_loss(loss), recipe, data, runs, kind=kind) == [None] * len(runs)
     return [parameters_of(model) for model in models]
@@ -182,3 +183,14 @@ def test_which_models_share() -> None:
     trainer = Trainer(Skips, loss, recipe, data)
     assert (trainer.pack_kind, trainer.shares_batches) == ("stacked", False)
     assert not any(map(is_narrow, (nn.Linear(63, 1), nn.Linear(64, 16), nn.Conv2d(64, 3, 3))))
+
+
+def test_narrow_products_have_a_key_of_their_own() -> None:
+    """And no other training has another key than before."""
+    recipe = RECIPES["plain"]
+    assert all(has_narrow_products(factory, recipe) for factory in (ten_logits, one_logit, narrow_hidden))
+    assert not any(has_narrow_products(factory, recipe) for factory in (small_cnn, wide_hidden, Skips, lambda: nn.Linear(5, 1)))
+    assert not has_narrow_products(lambda: nn.Sequential(nn.Linear(64, 2), nn.Dropout(0.5)), recipe)
+    keys = Keys(load_experiment("smoke"), "data", "problem", {"epochs": 4}, {}, 10)
+    assert replace(keys, products="narrow").training != keys.training
+    assert replace(keys, products="").training == keys.training

@@ -27,6 +27,10 @@ class Pack(ABC):
     module: nn.Module
     parameters: list[Tensor]
     optimized: OptimizedParameters
+    owns_gradients = False
+    """Whether the gradients of ``parameters`` are new tensors in every step, of which no two share memory."""
+    has_narrow_products = False
+    """Whether last bits are those of narrow products, so that nothing else need keep its own."""
 
     @abstractmethod
     def __init__(self, template: nn.Module, slots: int, optimizer: Optimizer, fast_paths: FastPaths) -> None:

@@ -12,7 +12,7 @@ from genrep_dist.training.batches import Step, packed_steps
 from genrep_dist.training.fast_paths import FastPaths
 from genrep_dist.training.optimizers.base import Optimizer
 from genrep_dist.training.packs.stacked import StackedPack
-from genrep_dist.training.packs.stacked_layers import Stacked, stack_layer
+from genrep_dist.training.packs.stacked_layers import Stacked, StackedConv, StackedLinear, stack_layer
 
 SHARING_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
 NARROW = 16
@@ -33,6 +33,9 @@ class SharedPack(StackedPack):
     def __init__(self, template: nn.Module, slots: int, optimizer: Optimizer, fast_paths: FastPaths) -> None:
         self._sharing = sharing_layers(template) or []
         super().__init__(template, slots, optimizer, fast_paths)
+        layers = list(self._layers.values())
+        self.owns_gradients = all(isinstance(layer, NarrowLinear | StackedLinear | StackedConv) for layer in layers)
+        self.has_narrow_products = any(isinstance(layer, NarrowLinear) for layer in layers)
 
     def _stack(self, path: str, plain: nn.Module) -> Stacked | None:
         if path not in self._sharing:
@@ -74,7 +77,7 @@ class NarrowLinear(Stacked):
         return slot.t() if name == "weight" else slot
 
     def by_slot(self, stacked: Tensor) -> Tensor:
-        return stacked.detach().unflatten(-1, (-1, self.outputs)).movedim(-2, 0)[: self.slots]
+        return self.slots_of(stacked.detach())
 
     def forward(self, inputs: Tensor) -> Tensor:
         weight, bias = self.stacked["weight"], self.stacked.get("bias")
@@ -88,7 +91,11 @@ class NarrowLinear(Stacked):
 
     def columns(self, wide: Tensor) -> Iterator[Tensor]:
         """The columns of each product in a tensor (..., S' out)."""
-        return iter(wide.split(self.block * self.outputs, dim=-1))
+        return iter(torch.split(wide, self.block * self.outputs, dim=-1))
+
+    def slots_of(self, wide: Tensor) -> Tensor:
+        """A tensor (..., S' out) as (S, ..., out), the same memory."""
+        return wide.view(*wide.shape[:-1], -1, self.outputs).movedim(-2, 0)[: self.slots]
 
 
 class _NarrowProduct(torch.autograd.Function):
@@ -105,13 +112,13 @@ class _NarrowProduct(torch.autograd.Function):
             else:
                 torch.addmm(bias[index * own.shape[1] : (index + 1) * own.shape[1]], rows, own, out=columns)
         # In one piece for any number of slots: what follows has other last bits on rows that are apart in memory.
-        return product.unflatten(1, (-1, layer.outputs)).transpose(0, 1)[: layer.slots].contiguous()
+        return layer.slots_of(product).contiguous()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor | None, Tensor | None, None]:
         (rows,), layer, gradient = ctx.saved_tensors, ctx.layer, gradients[0]
         wide = rows.new_zeros(len(rows), ctx.like.shape[1])
-        wide.unflatten(1, (-1, layer.outputs))[:, : layer.slots].copy_(gradient.transpose(0, 1))
+        layer.slots_of(wide).copy_(gradient)
         weight_gradient = torch.empty_like(ctx.like) if ctx.needs_input_grad[1] else None
         if weight_gradient is not None:
             for columns, own in zip(layer.columns(weight_gradient), layer.columns(wide), strict=True):

@@ -10,7 +10,7 @@ from genrep_dist.training.fast_layers import MIN_SPARSE_NUMBERS
 from genrep_dist.training.fast_paths import FastPaths
 from genrep_dist.training.optimizers.base import OptimizedParameters, Optimizer
 from genrep_dist.training.packs.base import Pack
-from genrep_dist.training.packs.stacked_layers import Stacked, StackedEmbedding, stack_layer
+from genrep_dist.training.packs.stacked_layers import Stacked, StackedConv, StackedEmbedding, StackedLinear, stack_layer
 
 
 class StackedPack(Pack):
@@ -31,6 +31,8 @@ class StackedPack(Pack):
             if isinstance(layer, StackedEmbedding) and fast_paths.sparse_embeddings and optimizer.accepts_sparse_gradients:
                 layer.sparse = layer.stacked["weight"].numel() >= slots * MIN_SPARSE_NUMBERS
         self.module = root["model"].train()
+        # Those of a product, and sums over its rows.
+        self.owns_gradients = all(isinstance(layer, StackedLinear | StackedConv) for layer in self._layers.values())
         stacked = ((path, layer, name, t) for path, layer in self._layers.items() for name, t in layer.stacked.items())
         trained = [(layer, t, f"{path}.{name}" if path else name) for path, layer, name, t in stacked if t.requires_grad]
         self.parameters = [t for _, t, _ in trained]
