@@ -72,5 +72,5 @@ def parameters_of(model: nn.Module) -> Tensor:
 
 def _agree(found: Tensor, expected: Tensor, initial: Tensor) -> bool:
     """Whether two models agree to rounding: up to a small share of their way from the ``initial`` one, and the last bits of parameters."""
-    rounding = torch.finfo(found.dtype).eps
+    rounding: float = torch.finfo(found.dtype).eps
     return float((found - expected).norm()) <= rounding**0.5 * float((expected - initial).norm()) + 8 * rounding * float(expected.norm())

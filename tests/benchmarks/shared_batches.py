@@ -93,7 +93,7 @@ def halves(num_rows: int, count: int, seed: int) -> list[Tensor]:
 
 
 def kept_batches(case: Case, kept: Tensor, seed: int, epoch: int) -> list[Tensor]:
-    batches = Randomness(seed).order(epoch, len(kept)).split(case.recipe.batch_size)
+    batches = torch.split(Randomness(seed).order(epoch, len(kept)), case.recipe.batch_size)
     return [some for batch in batches if len(some := batch[kept[batch]])]
 
 

@@ -131,6 +131,28 @@ def test_a_trainer_mixes_runs_that_share_batches_with_others(
         assert torch.equal(parameters_of(trainer.train(run)), parameters_of(stacked.train(run)))
 
 
+def shifted(row: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
+    return torch.roll(row, epoch + int(torch.randint(0, 3, (1,), generator=generator)), dims=-1)
+
+
+def test_weights_labels_and_augmentation() -> None:
+    """Runs with other weights or labels share batches, too."""
+    data, recipe, loss = images(num_classes=10), replace(RECIPES["plain"], augment=shifted), get_loss("softmax")
+    kept, generator = torch.arange(len(data.ids)) % 3 != 0, torch.Generator().manual_seed(0)
+    weights = torch.rand(len(data.ids), dtype=torch.float64, generator=generator) + 0.1
+    labels = torch.randint(0, 10, (len(data.ids),), generator=generator)
+    changes = [{"kept": kept}, {"kept": kept, "weights": weights}, {"targets": labels}, {}]
+    runs = [TrainingRun(Randomness(5), **change) for change in changes]
+    for factory in (ten_logits, wide_hidden):
+        trainer, stacked = (Trainer(factory, loss, recipe, data, FastPaths(shared_batches=share)) for share in (True, False))
+        assert trainer.shares_batches
+        for run, model, expected in zip(runs, trainer.train_all(runs), stacked.train_all(runs), strict=True):
+            assert isinstance(model, nn.Module)
+            assert isinstance(expected, nn.Module)
+            assert torch.equal(parameters_of(model), parameters_of(trainer.train(run)))
+            torch.testing.assert_close(parameters_of(model), parameters_of(expected), rtol=1e-5, atol=1e-6)
+
+
 def test_a_removed_row_cannot_matter_even_where_it_is_not_finite() -> None:
     """A model that meets NaN is repeated in a pack that does not read the row; the others stay as they are."""
     data = images(num_classes=10)

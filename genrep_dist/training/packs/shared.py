@@ -117,7 +117,8 @@ class _NarrowProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor | None, Tensor | None, None]:
         (rows,), layer, gradient = ctx.saved_tensors, ctx.layer, gradients[0]
-        wide = rows.new_zeros(len(rows), ctx.like.shape[1])
+        shape = len(rows), ctx.like.shape[1]
+        wide = rows.new_empty(shape) if layer.slots == layer.blocks * layer.block else rows.new_zeros(shape)
         layer.slots_of(wide).copy_(gradient)
         weight_gradient = torch.empty_like(ctx.like) if ctx.needs_input_grad[1] else None
         if weight_gradient is not None:
