@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -23,7 +24,7 @@ from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.threads import one_thread
 
 TRIAL_PACKS = ((0, 1, 2), (2, 0, 1), (0,), (1,), (2,), tuple(slot % 3 for slot in range(17)))
-"""The packs of the trial, of three models: a model has other company and another slot in each. The last needs two products of 16 slots."""
+"""The packs of the trial, of three models: a model has other company and another slot in each. The last needs two products of 8 or 16 slots."""
 
 
 def why_not_shared(
@@ -72,5 +73,6 @@ def parameters_of(model: nn.Module) -> Tensor:
 
 def _agree(found: Tensor, expected: Tensor, initial: Tensor) -> bool:
     """Whether two models agree to rounding: up to a small share of their way from the ``initial`` one, and the last bits of parameters."""
-    rounding: float = torch.finfo(found.dtype).eps
-    return float((found - expected).norm()) <= rounding**0.5 * float((expected - initial).norm()) + 8 * rounding * float(expected.norm())
+    rounding = torch.finfo(found.dtype).eps
+    allowed = math.sqrt(rounding) * float((expected - initial).norm()) + 8 * rounding * float(expected.norm())
+    return float((found - expected).norm()) <= allowed

@@ -141,8 +141,8 @@ def test_weights_labels_and_augmentation() -> None:
     kept, generator = torch.arange(len(data.ids)) % 3 != 0, torch.Generator().manual_seed(0)
     weights = torch.rand(len(data.ids), dtype=torch.float64, generator=generator) + 0.1
     labels = torch.randint(0, 10, (len(data.ids),), generator=generator)
-    changes = [{"kept": kept}, {"kept": kept, "weights": weights}, {"targets": labels}, {}]
-    runs = [TrainingRun(Randomness(5), **change) for change in changes]
+    same = Randomness(5)
+    runs = [TrainingRun(same, kept), TrainingRun(same, kept, weights=weights), TrainingRun(same, targets=labels), TrainingRun(same)]
     for factory in (ten_logits, wide_hidden):
         trainer, stacked = (Trainer(factory, loss, recipe, data, FastPaths(shared_batches=share)) for share in (True, False))
         assert trainer.shares_batches

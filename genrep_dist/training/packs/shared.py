@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -19,8 +20,9 @@ NARROW = 16
 """Outputs of a linear layer below which the products of several slots are one: BLAS computes so few columns at a fraction of its rate."""
 NARROW_INPUTS = 64
 """Inputs of a narrow layer from which this pays."""
-BLOCK_SLOTS, BLOCK_COLUMNS = 16, 64
-"""Slots of a product in a narrow layer are a multiple of the first, and their columns, where slots are enough, at least the second."""
+BLOCK_SLOTS, BLOCK_COLUMNS, VECTOR = 8, 64, 16
+"""Slots of a product in a narrow layer are a multiple of the first, their columns at least the second, and a multiple of the third: of the
+numbers in a vector register, so that all columns are computed by the same instructions."""
 
 
 class SharedPack(StackedPack):
@@ -64,7 +66,8 @@ class NarrowLinear(Stacked):
         super().__init__(plain, slots)
         assert isinstance(plain, nn.Linear)
         self.outputs = plain.out_features
-        self.block = BLOCK_SLOTS * max(1, BLOCK_COLUMNS // (BLOCK_SLOTS * self.outputs))
+        sizes = itertools.count(BLOCK_SLOTS, BLOCK_SLOTS)
+        self.block = next(size for size in sizes if size * self.outputs >= BLOCK_COLUMNS and size * self.outputs % VECTOR == 0)
         self.blocks = -(-slots // self.block)
         for name, of_slots in self.stacked.items():
             wide = of_slots.new_zeros(*of_slots.shape[1:-1], self.blocks * self.block * self.outputs)
