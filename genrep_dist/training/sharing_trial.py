@@ -23,8 +23,9 @@ from genrep_dist.training.packs.stacked import StackedPack
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.threads import one_thread
 
-TRIAL_PACKS = ((0, 1, 2), (2, 0, 1), (0,), (1,), (2,), tuple(slot % 3 for slot in range(17)))
-"""The packs of the trial, of three models: a model has other company and another slot in each. The last needs two products of 8 or 16 slots."""
+TRIAL_PACKS = ((0, 1, 2), (2, 0, 1), (0,), (1,), (2,), *(tuple(slot % 3 for slot in range(size)) for size in (8, 17)))
+"""The packs of the trial, of three models: a model has other company and another slot in each. The last two fill a
+narrow layer's product of 8 slots, and need several."""
 
 
 def why_not_shared(

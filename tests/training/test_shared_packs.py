@@ -82,12 +82,12 @@ def test_the_plain_loop_in_float64(case: tuple[Factory, str, Callable[[torch.dty
 
 @pytest.mark.parametrize("case", EVERY.values(), ids=list(EVERY))
 def test_a_model_is_the_same_whoever_reads_the_batch_with_it(case: tuple[Factory, str, Callable[[torch.dtype], Dataset]]) -> None:
-    """In packs of 1, 2, 17 and 20, in any company and slot; where no layer is narrow, also in a stacked pack."""
+    """In packs of 1, 8, 16, 17 and 20, in any company and slot; where no layer is narrow, also in a stacked pack."""
     factory, loss, make = case
     data, recipe = make(torch.float32), replace(RECIPES["all"], epochs=2)
     runs = some_runs(data, 20, recipe.batch_size)
     together = trained(SharedPack, factory, loss, recipe, data, runs)
-    for start, stop in ((0, 1), (3, 4), (5, 7), (1, 18)):
+    for start, stop in ((0, 1), (3, 4), (0, 8), (4, 20), (1, 18)):
         found = trained(SharedPack, factory, loss, recipe, data, runs[start:stop])
         assert all(torch.equal(a, b) for a, b in zip(found, together[start:stop], strict=True))
     backwards = trained(SharedPack, factory, loss, recipe, data, runs[::-1])

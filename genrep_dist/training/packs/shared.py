@@ -127,7 +127,12 @@ class _NarrowProduct(torch.autograd.Function):
         if weight_gradient is not None:
             for columns, own in zip(layer.columns(weight_gradient), layer.columns(wide), strict=True):
                 torch.mm(rows.t(), own, out=columns)
-        return None, weight_gradient, wide.sum(dim=0) if ctx.needs_input_grad[2] else None, None
+        bias_gradient = None
+        if ctx.needs_input_grad[2]:
+            # Slot by slot: a sum over rows has other last bits in the last columns of a matrix.
+            bias_gradient = rows.new_zeros(shape[1])
+            layer.slots_of(bias_gradient).copy_(gradient.contiguous().sum(dim=1))
+        return None, weight_gradient, bias_gradient, None
 
 
 def is_narrow(layer: nn.Module) -> bool:
