@@ -216,3 +216,19 @@ def test_narrow_products_have_a_key_of_their_own() -> None:
     keys = Keys(load_experiment("smoke"), "data", "problem", {"epochs": 4}, {}, 10)
     assert replace(keys, products="narrow").training != keys.training
     assert replace(keys, products="").training == keys.training
+
+
+@pytest.mark.parametrize("num_outputs", range(1, 16))
+def test_all_slots_of_a_narrow_product_are_alike(num_outputs: int) -> None:
+    """In packs that fill their products, and in others: one run in every slot."""
+    data, loss = images(num_classes=num_outputs) if num_outputs > 2 else images(), "softmax" if num_outputs > 2 else "squared"
+    if num_outputs == 2:
+        data = Dataset(data.inputs, data.inputs[:, 0, :2, 0], data.ids)
+    (*_, run), recipe = some_runs(data, 2, 8), replace(RECIPES["plain"], epochs=1)
+
+    def factory() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, num_outputs))
+
+    (alone,) = trained(SharedPack, factory, loss, recipe, data, [run])
+    for slots in (8, 33, 64):
+        assert all(torch.equal(alone, one) for one in trained(SharedPack, factory, loss, recipe, data, [run] * slots))
