@@ -204,6 +204,7 @@ def test_which_models_share() -> None:
     assert "take numbers from the batch" in reason
     trainer = Trainer(Skips, loss, recipe, data)
     assert (trainer.pack_kind, trainer.shares_batches) == ("stacked", False)
+    assert Trainer(one_logit, loss, recipe, data).pack_size(2) == 64
     assert not any(map(is_narrow, (nn.Linear(63, 1), nn.Linear(64, 16), nn.Conv2d(64, 3, 3))))
 
 
