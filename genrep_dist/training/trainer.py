@@ -130,8 +130,7 @@ class Trainer:
         self.pack_kind, self.solo_reason = choose_pack_kind(factory, loss, recipe, data, fast_paths)
         may_share = self.pack_kind == "stacked" and (fast_paths or FastPaths()).shared_batches
         self.shares_batches = may_share and why_not_shared(factory, loss, recipe, data, fast_paths) is None
-        # Narrow products are faster the more models there are.
-        self._fills_packs = self.shares_batches and self._device.type == "cpu" and has_narrow_products(factory, recipe)
+        self._is_narrow = self.shares_batches and has_narrow_products(factory, recipe)
         # On a CPU the number of mapped slots is fixed, as last bits may depend on it, and empty slots are filled with copies.
         mapped = MAPPED_SLOTS if self._device.type == "cpu" else None
         self._fixed_slots: int | None = {"solo": 1, "mapped": mapped}.get(self.pack_kind)
@@ -191,12 +190,15 @@ class Trainer:
         by_order: dict[Randomness | None, list[int]] = {}
         for index, run in enumerate(runs):
             by_order.setdefault(_shared_order(run), []).append(index)
+        if len(by_order) > 1 and not self._is_narrow:
+            # The bits are those of a stacked pack, and one pack costs less than several.
+            return train(models, runs=runs, kind=StackedPack)
         for order, members in by_order.items():
             some, their = [models[index] for index in members], [runs[index] for index in members]
             kind = StackedPack if order is None else SharedPack
             for index, error in zip(members, train(some, runs=their, kind=kind), strict=True):
                 errors[index] = error
-                if error is not None and kind is SharedPack and runs[index].kept is not None:
+                if error is not None and kind is SharedPack and runs[index].kept is not None and not observers:
                     # A row that the run does not keep may have spoiled it.
                     again = self.build(runs[index].randomness)
                     errors[index] = train([again], runs=[runs[index]], kind=StackedPack)[0]
@@ -210,7 +212,8 @@ class Trainer:
         """
         if self._fixed_slots is not None:
             return self._fixed_slots
-        if self._pack_size is None and self._fills_packs:
+        if self._pack_size is None and self._is_narrow and self._device.type == "cpu":
+            # Narrow products are faster the more models there are.
             self._pack_size = self._max_slots()
         if self._pack_size is None and models is not None and models * self._num_steps() < MIN_STEPS_TO_PROBE:
             return min(DEFAULT_SLOTS, self._max_slots())
