@@ -71,7 +71,8 @@ class Keys:
     ``recipe_changes`` differ from the defaults; ``own_kernels`` the digests of the user's functions of pairs, by name; ``extensions``
     those of kernels, importances, targets, optimizers, schedules, metrics and stages of other packages, by kind and name, and "augment";
     ``external`` the digests of scores from other tools, by method and seed; ``shared_points`` the rows of the test set that all seeds
-    explain, where the experiment names them, and ``group_rows`` those of each group.
+    explain, where the experiment names them, and ``group_rows`` those of each group; ``products`` how the products of a training are
+    divided, where that changes its last bits ("narrow").
     """
 
     experiment: Experiment
@@ -86,6 +87,7 @@ class Keys:
     extensions: dict[str, str] = field(default_factory=dict)
     numbers: str = ""
     group_rows: tuple[tuple[int, ...], ...] | None = None
+    products: str = ""
 
     @property
     def epochs(self) -> int:
@@ -96,7 +98,9 @@ class Keys:
         """What every trained model depends on, apart from its seed and its removal set."""
         used = ("optimizer", self.recipe.get("optimizer", "")), ("schedule", self.recipe.get("schedule", "")), ("augment", "")
         sources = [digest for kind, name in used for digest in self._source(kind, name)]
-        return self._digest("training", self.data, self.problem, *filter(None, [self.numbers]), self.recipe_changes, *sources)
+        return self._digest(
+            "training", self.data, self.problem, *filter(None, [self.numbers, self.products]), self.recipe_changes, *sources
+        )
 
     @property
     def results(self) -> str:

@@ -93,9 +93,23 @@ class SoftmaxLoss:
 
     def derivative(self, outputs: Tensor, targets: Tensor) -> Tensor:
         p = functional.softmax(outputs, dim=1)
+        if targets.dim() == 1 and outputs.shape[1] > 1:
+            # The same for a distribution that is one at a class: p elsewhere, and p - 1 there.
+            label = targets.long().unsqueeze(1)
+            return p.scatter(1, label, -_complement(p).gather(1, label))
         q = self._distribution(outputs, targets)
         # Equal to p - q, without its cancellation where p and q are both near one.
         return p * (1 - q) - q * _complement(p)
+
+    def derivative_by_class(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """:meth:`derivative`, class by class instead of row by row: faster for few classes, with other last bits."""
+        if targets.dim() != 1 or outputs.shape[1] < 2:
+            return self.derivative(outputs, targets)
+        p, label = functional.softmax(outputs.t().contiguous(), dim=0), targets.long().unsqueeze(0)  # (C, N), (1, N)
+        own = p.gather(0, label)
+        others = p.scatter(0, label, 0.0).sum(dim=0, keepdim=True)
+        complement = torch.where(own > 0.5, others, 1 - own)
+        return p.scatter(0, label, -complement).t().contiguous()
 
     def second_derivative(self, outputs: Tensor, targets: Tensor) -> Tensor:
         p = functional.softmax(outputs, dim=1)

@@ -62,16 +62,21 @@ def padded_rows(rows: int) -> int:
     return -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
-def packed_steps(orders: Tensor, batch_size: int, kept: Tensor, first_step: int, weights: Tensor | None = None) -> Iterator[Step]:
+def packed_steps(
+    orders: Tensor, batch_size: int, kept: Tensor, first_step: int, weights: Tensor | None = None, *, shared: bool = False
+) -> Iterator[Step]:
     """The steps of S models in an epoch that visits the rows in ``orders`` (S, N), each without the rows that ``kept`` (S, N) drops.
 
     Shapes do not depend on what is dropped: a row that the model keeps stands in for a dropped one, and for padding, and does not
     count. No number of a dropped row is ever read. ``weights`` (S, N) as in :func:`plain_steps`.
+
+    ``shared``: the orders are equal, and all models read the same rows. A dropped row stays in its place and does not count; the first
+    row of the batch is the padding.
     """
     num_rows = orders.shape[1]
     marks = kept.gather(1, orders)
     stand_in = kept.to(torch.uint8).argmax(dim=1, keepdim=True)
-    rows = torch.where(marks, orders, stand_in)
+    rows = orders if shared else torch.where(marks, orders, stand_in)
     step = first_step
     for start, stop in ((0, num_rows // batch_size * batch_size), (num_rows // batch_size * batch_size, num_rows)):
         size = min(batch_size, stop - start)
@@ -82,7 +87,8 @@ def packed_steps(orders: Tensor, batch_size: int, kept: Tensor, first_step: int,
             part[:, start:stop].reshape(len(orders), -1, size).transpose(0, 1) for part in (rows, marks)
         )  # (steps, S, B)
         sizes = some_marks.sum(dim=2, keepdim=True)
-        some_rows = torch.cat([some_rows, stand_in.expand(len(sizes), -1, padding)], dim=2)
+        filling = some_rows[:, :, :1] if shared else stand_in
+        some_rows = torch.cat([some_rows, filling.expand(len(sizes), -1, padding)], dim=2)
         some_marks = torch.cat([some_marks, some_marks.new_zeros(1).expand(*sizes.shape[:2], padding)], dim=2)
         if weights is None:
             divisors = torch.where(some_marks, sizes.to(torch.float32), torch.inf)

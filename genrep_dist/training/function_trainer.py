@@ -44,6 +44,7 @@ class FunctionTrainer:
 
     pack_kind = "solo"
     solo_reason = "the problem's own function trains it"
+    shares_batches = False
 
     def __init__(
         self,
@@ -111,9 +112,9 @@ class FunctionTrainer:
         del models
         return 1
 
-    def seconds_per_model(self, pack_size: int | None = None) -> float:
+    def seconds_per_model(self, pack_size: int | None = None, *, own_batches: bool = False) -> float:
         """About how long one training takes here, from trainings on a few rows and on twice as many."""
-        del pack_size
+        del pack_size, own_batches
         few = min(PROBE_ROWS, len(self._data.ids))
         more = min(2 * few, len(self._data.ids))
         first, second = self._seconds(few), self._seconds(more)

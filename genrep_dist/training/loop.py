@@ -120,6 +120,7 @@ def train_models(
     errors: list[NonFiniteError | None] = [None] * len(models)
     augmentation = None if recipe.augment is None else Augmentation(recipe.augment, data)
     pack = kind(models[0], len(models), make_optimizer(recipe), fast_paths or FastPaths())
+    derivative = getattr(loss, "derivative_by_class", loss.derivative) if pack.has_narrow_products else loss.derivative
     for slot, model in enumerate(models):
         pack.load(slot, model)
     with runs[0].randomness.scope("train"), pack.while_training():
@@ -130,13 +131,15 @@ def train_models(
             orders = {run.randomness: run.randomness.order(epoch, num_rows) for run in runs}
             by_run = torch.stack([_visited(run, orders[run.randomness])[:visited] for run in runs]).to(device)
             for step in pack.steps(by_run, recipe.batch_size, kept, (epoch - 1) * steps_per_epoch, weights):
-                rows, rate = step.rows.flatten(), recipe.rate(step.index, num_steps)
-                inputs = data.inputs[rows] if augmentation is None else augmentation.batch([r.randomness for r in runs], step.rows, epoch)
+                read, rate = pack.rows_read(step), recipe.rate(step.index, num_steps)
+                rows, count = read.flatten(), step.rows.numel()
+                own = [run.randomness for run in runs[: len(read)]]
+                inputs = data.inputs[rows] if augmentation is None else augmentation.batch(own, read, epoch)
                 with tf32(recipe), _one_row_explained(pack, data, rows, runs[0]):
-                    outputs = training_outputs(pack.module, inputs, recipe)
-                    output_gradient = step.mean_gradient(loss.derivative(outputs.detach(), _targets_of(step.rows, targets, data)))
+                    outputs = training_outputs(pack.module, inputs, recipe, count)
+                    output_gradient = step.mean_gradient(derivative(outputs.detach(), _targets_of(step.rows, targets, data)))
                     gradients = torch.autograd.grad(outputs, pack.parameters, output_gradient, allow_unused=True)
-                pack.optimized.step(gradients, rate, step.idle_slots)
+                pack.optimized.step(gradients, rate, step.idle_slots, consume=pack.owns_gradients)
                 for observer in observers:
                     observer.step(*step.first_model(output_gradient), rate)
             if not all_finite([p.detach() for p in pack.parameters]):

@@ -12,16 +12,16 @@ from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.problems.protocol import Recipe
 
 
-def training_outputs(model: nn.Module, inputs: Tensor, recipe: Recipe) -> Tensor:
-    """Outputs (B, C) of a training step, in the parameters' dtype.
+def training_outputs(model: nn.Module, inputs: Tensor, recipe: Recipe, num_rows: int | None = None) -> Tensor:
+    """Outputs (B, C) of a training step, in the parameters' dtype; ``num_rows`` of them if they are more than the ``inputs``.
 
     With "bfloat16" they are computed under torch's autocast: products, their results and the gradients in the backward pass have 8 bits
     of significand, and so have the outputs. Only float32 is rounded; float64 models keep their precision.
     """
     if recipe.precision != "bfloat16":
-        return model_outputs(model, inputs)
+        return model_outputs(model, inputs, num_rows)
     with torch.autocast(inputs.device.type, torch.bfloat16):
-        outputs = model_outputs(model, inputs)
+        outputs = model_outputs(model, inputs, num_rows)
     return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
 
 

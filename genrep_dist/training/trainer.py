@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -22,11 +23,13 @@ from genrep_dist.training.flop_count import MODEL_ERRORS
 from genrep_dist.training.loop import Observer, TrainingRun, train_models
 from genrep_dist.training.optimizers import make_optimizer
 from genrep_dist.training.packs.base import Pack, Solo
-from genrep_dist.training.packs.compatibility import CPU_PACK_BYTES, why_not_packed
+from genrep_dist.training.packs.compatibility import CPU_PACK_BYTES, has_narrow_products, why_not_packed
 from genrep_dist.training.packs.mapped import MAPPED_SLOTS, MappedPack
+from genrep_dist.training.packs.shared import SharedPack
 from genrep_dist.training.packs.stacked import StackedPack
 from genrep_dist.training.precision import training_outputs
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.sharing_trial import why_not_shared
 from genrep_dist.training.torch_private import peak_tensor_bytes
 
 PackKind = Literal["solo", "stacked", "mapped"]
@@ -103,7 +106,7 @@ class Trainer:
     ``pack_kind`` is "stacked" where models can share their steps and gain by it, "mapped" where only ``torch.func.vmap`` can compute
     their layers together, else "solo", for ``solo_reason``. It follows from the model, the loss, the recipe, the kind of device and
     ``fast_paths``, and from nothing that is timed, so that original models and retrainings are computed alike on all workers.
-    :meth:`pack_size` is timed, and changes no number.
+    :meth:`pack_size` is timed, and changes no number. ``shares_batches``: stacked models that visit the same batches read them once.
 
     Raises ProblemError for a model that breaks the protocol and for TF32 without a GPU; ConfigError for an unknown optimizer.
     """
@@ -125,6 +128,9 @@ class Trainer:
             )
         check_model(self.build(Randomness(0)))
         self.pack_kind, self.solo_reason = choose_pack_kind(factory, loss, recipe, data, fast_paths)
+        may_share = self.pack_kind == "stacked" and (fast_paths or FastPaths()).shared_batches
+        self.shares_batches = may_share and why_not_shared(factory, loss, recipe, data, fast_paths) is None
+        self._is_narrow = self.shares_batches and has_narrow_products(factory, recipe)
         # On a CPU the number of mapped slots is fixed, as last bits may depend on it, and empty slots are filled with copies.
         mapped = MAPPED_SLOTS if self._device.type == "cpu" else None
         self._fixed_slots: int | None = {"solo": 1, "mapped": mapped}.get(self.pack_kind)
@@ -176,25 +182,51 @@ class Trainer:
     def _train_pack(
         self, models: Sequence[nn.Module], runs: Sequence[TrainingRun], recipe: Recipe, data: Dataset, observers: Sequence[Observer] = ()
     ) -> list[NonFiniteError | None]:
-        kind = PACKS[self.pack_kind]
-        return train_models(models, self._loss, recipe, data, runs, kind=kind, observers=observers, fast_paths=self._fast_paths)
+        """One pack; of models that may read batches once, one for each order of batches and one for what has batches of its own."""
+        train = partial(train_models, loss=self._loss, recipe=recipe, data=data, observers=observers, fast_paths=self._fast_paths)
+        if not self.shares_batches:
+            return train(models, runs=runs, kind=PACKS[self.pack_kind])
+        errors: list[NonFiniteError | None] = [None] * len(runs)
+        by_order: dict[Randomness | None, list[int]] = {}
+        for index, run in enumerate(runs):
+            by_order.setdefault(_shared_order(run), []).append(index)
+        if len(by_order) > 1 and not self._is_narrow:
+            # The bits are those of a stacked pack, and one pack costs less than several.
+            return train(models, runs=runs, kind=StackedPack)
+        for order, members in by_order.items():
+            some, their = [models[index] for index in members], [runs[index] for index in members]
+            kind = StackedPack if order is None else SharedPack
+            for index, error in zip(members, train(some, runs=their, kind=kind), strict=True):
+                errors[index] = error
+                if error is not None and kind is SharedPack and runs[index].kept is not None and not observers:
+                    # A row that the run does not keep may have spoiled it.
+                    again = self.build(runs[index].randomness)
+                    errors[index] = train([again], runs=[runs[index]], kind=StackedPack)[0]
+                    models[index].load_state_dict(again.state_dict())
+        return errors
 
     def pack_size(self, models: int | None = None) -> int:
-        """How many models to train at once on this machine: measured once, in about a second.
+        """How many models to train at once on this machine: measured once, in about a second; as many as fit, with narrow products.
 
         If only so few ``models`` are to come that measuring would take longer than it saves, a default.
         """
         if self._fixed_slots is not None:
             return self._fixed_slots
+        if self._pack_size is None and self._is_narrow and self._device.type == "cpu":
+            # Narrow products are faster the more models there are.
+            self._pack_size = self._max_slots()
         if self._pack_size is None and models is not None and models * self._num_steps() < MIN_STEPS_TO_PROBE:
             return min(DEFAULT_SLOTS, self._max_slots())
         if self._pack_size is None:
             self._pack_size = self._probe()
         return self._pack_size
 
-    def seconds_per_model(self, pack_size: int | None = None) -> float:
-        """Seconds that one model takes here in packs of ``pack_size`` (default: :meth:`pack_size`), from a few steps."""
-        return self._seconds_per_step(pack_size or self.pack_size()) * self._num_steps()
+    def seconds_per_model(self, pack_size: int | None = None, *, own_batches: bool = False) -> float:
+        """Seconds that one model takes here in packs of ``pack_size`` (default: :meth:`pack_size`), from a few steps.
+
+        ``own_batches``: of models that do not share batches, because of fresh random numbers or new batches.
+        """
+        return self._seconds_per_step(pack_size or self.pack_size(), own_batches=own_batches) * self._num_steps()
 
     def _num_steps(self) -> int:
         """Steps of one training."""
@@ -220,19 +252,19 @@ class Trainer:
             return min(most, max_models_per_step(self.pack_kind, size))
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
-        self._seconds_per_step(2)
+        self._seconds_per_step(2, own_batches=True)
         each = (torch.cuda.max_memory_allocated(self._device) - before) / 2
         free, _ = torch.cuda.mem_get_info(self._device)
         return min(most, max(1, int(GPU_MEMORY_SHARE * free / max(each, 1.0))))
 
-    def _seconds_per_step(self, size: int) -> float:
+    def _seconds_per_step(self, size: int, *, own_batches: bool = False) -> float:
         """Seconds of a step of ``size`` models at once, divided by ``size``: the best of a few short runs on whole batches."""
         rows = min(len(self._data.inputs), PROBE_STEPS * self._recipe.batch_size)
         data = Dataset(self._data.inputs[:rows], self._data.targets[:rows], self._data.ids[:rows])
         short = replace(self._recipe, epochs=1)
         steps = short.steps_per_epoch(rows)
         slots = self._fixed_slots or size
-        runs = [TrainingRun(Randomness(0))] * slots
+        runs = [TrainingRun(Randomness(0, "own batches" if own_batches else ""))] * slots
         models = [self.build(Randomness(0)) for _ in range(slots)]
         best = float("inf")
         for _ in range(3):
@@ -246,3 +278,12 @@ class Trainer:
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+def _shared_order(run: TrainingRun) -> Randomness | None:
+    """What the batches of a run follow from, if others may have the same; None where they follow from the rows that it keeps.
+
+    It depends on the policy alone: a run with new batches or fresh random numbers is computed alike in any company.
+    """
+    own_batches = run.rebatch and run.kept is not None and not bool(run.kept.all())
+    return None if own_batches or run.randomness.stream else run.randomness

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from genrep_dist.config.metrics import measured_metrics, retrain_policy
 from genrep_dist.core.gradients.per_sample import factored_gradients
 from genrep_dist.errors import GenRepError
 from genrep_dist.plan import Plan, derived_kernel
@@ -63,8 +64,10 @@ def measure_rates(prepared: PreparedExperiment) -> Rates:
     """Measure the rates with one thread, as workers run."""
     with one_thread():
         device = pick_device(prepared.plan.experiment.resources.device)
-        trainer = _trainer(prepared, device)
-        return Rates(trainer.seconds_per_model(1), trainer.seconds_per_model(), _gradients(prepared, device), _products(device))
+        trainer, experiment = _trainer(prepared, device), prepared.plan.experiment
+        policies = {retrain_policy(metric, experiment) for metric in measured_metrics(experiment)}
+        retraining = trainer.seconds_per_model(own_batches=bool(policies - {"same"}))
+        return Rates(trainer.seconds_per_model(1), retraining, _gradients(prepared, device), _products(device))
 
 
 def estimate_stages(plan: Plan, rates: Rates, slots: int, missing: Mapping[StageName, float]) -> dict[StageName, float]:

@@ -51,6 +51,7 @@ def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None
         "data": keys.data,
         "problem": keys.problem,
         "numbers": keys.numbers,
+        **({"products": keys.products} if keys.products else {}),
         "identities": {label: identity.to_record() for label, identity in prepared.job.identities.items()},
         "recipe": keys.recipe,
         "recipe_changes": keys.recipe_changes,
@@ -214,5 +215,6 @@ def plan_of_record(record: Mapping[str, Any], folders: Sequence[str] | None = No
         record["extensions"],
         record.get("numbers", ""),
         None if record.get("group_rows") is None else tuple(tuple(rows) for rows in record["group_rows"]),
+        record.get("products", ""),
     )
     return make_plan(keys, shape, refuse=False)

@@ -106,6 +106,7 @@ class TrainStage(Stage[TrainUnit]):
                 "device": context.device.type,
                 "pack_kind": trainer.pack_kind,
                 "solo_reason": trainer.solo_reason,
+                "shares_batches": trainer.shares_batches,
             }
         )
         return {"seconds": seconds, "models": 1.0}

@@ -135,3 +135,18 @@ def test_losses_are_found_by_name_and_a_users_own_passes() -> None:
         get_loss("hinge")
     with pytest.raises(ProblemError, match="not usable"):
         get_loss(3.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("num_outputs", [2, 3, 10])
+def test_the_softmax_derivative_class_by_class(num_outputs: int) -> None:
+    """Also where the label's probability is near one, in float32."""
+    generator = torch.Generator().manual_seed(0)
+    outputs = 8 * torch.randn(64, num_outputs, generator=generator)
+    targets = torch.cat([outputs[:32].argmax(dim=1), torch.randint(0, num_outputs, (32,), generator=generator)])
+    loss = SoftmaxLoss()
+    found, exact = loss.derivative_by_class(outputs, targets), loss.derivative(outputs.double(), targets)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=0)
+    torch.testing.assert_close(loss.derivative(outputs, targets).double(), exact, rtol=1e-4, atol=0)
+    soft = torch.softmax(outputs, dim=1)
+    assert torch.equal(loss.derivative_by_class(outputs, soft), loss.derivative(outputs, soft))

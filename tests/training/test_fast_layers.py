@@ -101,6 +101,10 @@ def test_a_table_that_two_layers_share_is_trained_whole() -> None:
     torch.testing.assert_close(trained(tied, "logistic", recipe, data, 2, set()), expected, rtol=1e-11, atol=1e-12)
 
 
+def one_logit() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+
+
 def long_text() -> Dataset:
     """Sentences that are long enough for the sparse backward pass of a sequence convolution."""
     data = float_text()
@@ -113,16 +117,19 @@ def test_a_switch_turns_off_one_fast_path_and_results_agree(name: str) -> None:
     recipe = replace(RECIPES["plain"], learning_rate=0.05)
     cases: dict[str, tuple[Callable[[], nn.Module], Dataset]] = {
         "stacked_packs": (small_cnn, images()),
+        "shared_batches": (one_logit, images()),
         "mapped_packs": (grouped, images()),
         "sparse_embeddings": (text, long_text()),
         "sequence_convolutions": (text, long_text()),
     }
     factory, data = cases[name]
-    layers_only = replace(FastPaths(), stacked_packs=name == "stacked_packs", mapped_packs=name == "mapped_packs")
+    stacked = name in ("stacked_packs", "shared_batches")
+    layers_only = replace(FastPaths(), stacked_packs=stacked, mapped_packs=name == "mapped_packs")
     found = []
     for fast_paths in (layers_only, replace(layers_only, **{name: False}), PLAIN):
         trainer = Trainer(factory, get_loss("logistic"), recipe, data, fast_paths)
-        assert (trainer.pack_kind == "solo") == (fast_paths is not layers_only or "packs" not in name)
+        assert (trainer.pack_kind != "solo") == (fast_paths.stacked_packs or fast_paths.mapped_packs)
+        assert trainer.shares_batches == (fast_paths is layers_only and stacked)
         found.append(parameters_of(trainer.train(TrainingRun(Randomness(3)))))
     assert not torch.equal(found[0], found[1])
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)

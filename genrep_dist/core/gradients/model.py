@@ -17,13 +17,15 @@ _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _LAZY_INSTANCE_NORMS = (nn.LazyInstanceNorm1d, nn.LazyInstanceNorm2d, nn.LazyInstanceNorm3d)
 
 
-def model_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+def model_outputs(model: nn.Module, inputs: Tensor, num_rows: int | None = None) -> Tensor:
     """The model's outputs (B, C) for ``inputs`` (B, ...). Grad mode and the model's mode are left as they are.
 
     The model may return (B, C) or (B,), which becomes (B, 1); a tuple whose first entry this is; or an object or dictionary with
     ``logits``. Of one row it may also return () or (C,), as models that squeeze do. Raises ProblemError for anything else.
+
+    ``num_rows``: how many rows it returns, if not one for each of ``inputs``: those of several models in one.
     """
-    return as_outputs(call_model(model, inputs), inputs.shape[0], type(model).__name__)
+    return as_outputs(call_model(model, inputs), inputs.shape[0] if num_rows is None else num_rows, type(model).__name__)
 
 
 def as_outputs(returned: object, num_rows: int, model_name: str = "YourModel") -> Tensor:

@@ -45,6 +45,13 @@ class Optimizer(Extension, ABC):
         has no state; gradient and parameter then have the same two-dimensional shape.
         """
 
+    def update_consuming(self, parameters: list[Tensor], gradients: list[Tensor], state: list[dict[str, Tensor]], rate: float) -> None:
+        """:meth:`update` with gradients that no one reads afterwards, and of which no two share memory: it may write to them.
+
+        The parameters get the same bits. Default: :meth:`update`.
+        """
+        self.update(parameters, gradients, state, rate)
+
     def state_shapes(self, shape: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:
         """Shapes, by name, of the state that one model keeps for a parameter of ``shape``. ``()`` is one number per parameter and model.
 
@@ -230,8 +237,11 @@ class OptimizedParameters:
         return [*self.views, *(tensor for state in self.state for tensor in state.values())]
 
     @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor | None], rate: float, idle_slots: Sequence[int] = ()) -> None:
-        """One step. A parameter whose gradient is None took no part and stays; so do all parameters and state of ``idle_slots``."""
+    def step(self, gradients: Sequence[Tensor | None], rate: float, idle_slots: Sequence[int] = (), *, consume: bool = False) -> None:
+        """One step. A parameter whose gradient is None took no part and stays; so do all parameters and state of ``idle_slots``.
+
+        ``consume``: the rule may write to the gradients.
+        """
         # An element without a gradient stays by itself where sparse gradients are accepted.
         restored = [] if self._optimizer.accepts_sparse_gradients or not idle_slots else self._tensors
         before = [tensor[list(idle_slots)] for tensor in restored]
@@ -247,7 +257,8 @@ class OptimizedParameters:
             moving = [(rule, view, gradient, state) for (rule, view, _, state), gradient in zip(moving, clipped, strict=True)]
         for rule in dict.fromkeys(rule for rule, *_ in moving):
             parameters, along, states = (list(part) for part in zip(*(rest for own, *rest in moving if own is rule), strict=True))
-            rule.optimizer.update(parameters, along, states, rate * rule.relative_rate)
+            update = rule.optimizer.update_consuming if consume else rule.optimizer.update
+            update(parameters, along, states, rate * rule.relative_rate)
         for tensor, values in zip(restored, before, strict=True):
             tensor[list(idle_slots)] = values
 

@@ -53,6 +53,15 @@ class SGD(Optimizer):
             steps = list(torch._foreach_add(steps, torch._foreach_mul(buffers, self._momentum))) if self._nesterov else buffers
         torch._foreach_add_(moving, torch._foreach_mul(steps, -rate))
 
+    def update_consuming(self, parameters: list[Tensor], gradients: list[Tensor], state: list[dict[str, Tensor]], rate: float) -> None:
+        is_plain = type(self).update is SGD.update and not (self._momentum or self._weight_decay)
+        if not is_plain or any(gradient.is_sparse for gradient in gradients):
+            self.update(parameters, gradients, state, rate)
+            return
+        # Without a third tensor of their size, which a large pack would have to fetch from memory.
+        torch._foreach_mul_(gradients, -rate)
+        torch._foreach_add_(parameters, gradients)
+
     def _dampened(self, steps: list[Tensor], state: list[dict[str, Tensor]]) -> list[Tensor]:
         """(1 - dampening) times ``steps``, but the whole of a model's first one, as torch's rule has it."""
         dampened = [

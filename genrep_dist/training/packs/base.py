@@ -19,14 +19,18 @@ from genrep_dist.training.optimizers.base import OptimizedParameters, Optimizer
 class Pack(ABC):
     """``slots`` models of one architecture that take their steps together.
 
-    ``module`` maps inputs (S B, ...), the slots' rows one after the other, to outputs (S B, C). ``parameters`` are the tensors that
-    autograd differentiates, ``optimized`` the same with their optimizer state.
+    ``module`` maps inputs, those of the rows that :meth:`rows_read` gives, one slot's after the other's, to outputs (S B, C).
+    ``parameters`` are the tensors that autograd differentiates, ``optimized`` the same with their optimizer state.
     """
 
     slots: int
     module: nn.Module
     parameters: list[Tensor]
     optimized: OptimizedParameters
+    owns_gradients = False
+    """Whether the gradients of ``parameters`` are new tensors in every step, of which no two share memory."""
+    has_narrow_products = False
+    """Whether last bits are those of narrow products, so that nothing else need keep its own."""
 
     @abstractmethod
     def __init__(self, template: nn.Module, slots: int, optimizer: Optimizer, fast_paths: FastPaths) -> None:
@@ -62,6 +66,10 @@ class Pack(ABC):
         ``weights`` (S, N) float64 of the rows in the loss; None: all are 1.
         """
         return packed_steps(orders, batch_size, kept, first_step, weights)
+
+    def rows_read(self, step: Step) -> Tensor:
+        """Positions (S, B) in the training set of the rows that ``module`` reads; (1, B) where all models read the same."""
+        return step.rows
 
     def while_training(self) -> AbstractContextManager[None]:
         """What is in force while the models train."""

@@ -24,6 +24,7 @@ from genrep_dist.training.optimizers import make_optimizer
 from genrep_dist.training.optimizers.base import OptimizedParameters
 from genrep_dist.training.packs.base import Pack
 from genrep_dist.training.packs.mapped import MAPPED_SLOTS
+from genrep_dist.training.packs.shared import is_narrow, sharing_layers
 from genrep_dist.training.packs.stacked import StackedPack
 from genrep_dist.training.packs.stacked_layers import stack_layer
 from genrep_dist.training.precision import training_outputs
@@ -75,6 +76,18 @@ def why_not_packed(
         if reason is None and 2 * size > CPU_PACK_BYTES:
             reason = f"two models would take {2 * size:,} bytes, more than {CPU_PACK_BYTES:,}"
     return reason or _Trial(factory, loss, recipe, data, kind, fast_paths).disagreement(on_cpu)
+
+
+def has_narrow_products(factory: Factory, recipe: Recipe) -> bool:
+    """Whether the first layer of models of ``factory`` is computed in products of several models, if models share batches.
+
+    Such a model's last bits are others than in a stacked pack, so its training has another key. The answer follows from the model and the
+    recipe alone: it is the same on machines on which a trial decides against packs.
+    """
+    model = Randomness(0).build(factory)
+    if not make_optimizer(recipe).is_elementwise or next(_unshareable(model), None) or next(_unstackable(model), None):
+        return False
+    return any(is_narrow(model.get_submodule(path)) for path in sharing_layers(model) or [])
 
 
 def _unshareable(model: nn.Module) -> Iterator[str]:

@@ -10,7 +10,7 @@ from genrep_dist.training.fast_layers import MIN_SPARSE_NUMBERS
 from genrep_dist.training.fast_paths import FastPaths
 from genrep_dist.training.optimizers.base import OptimizedParameters, Optimizer
 from genrep_dist.training.packs.base import Pack
-from genrep_dist.training.packs.stacked_layers import Stacked, StackedEmbedding, stack_layer
+from genrep_dist.training.packs.stacked_layers import Stacked, StackedConv, StackedEmbedding, StackedLinear, stack_layer
 
 
 class StackedPack(Pack):
@@ -21,20 +21,28 @@ class StackedPack(Pack):
         self._layers: dict[str, Stacked] = {}
         root = nn.ModuleDict({"model": copy.deepcopy(template)})
         for path, plain in list(root.named_modules()):
-            layer = stack_layer(plain, slots) if next(plain.parameters(recurse=False), None) is not None else None
+            own_path = path.removeprefix("model").removeprefix(".")
+            layer = self._stack(own_path, plain) if next(plain.parameters(recurse=False), None) is not None else None
             if layer is None:
                 continue
-            self._layers[path.removeprefix("model").removeprefix(".")] = layer
+            self._layers[own_path] = layer
             parent, _, name = path.rpartition(".")
             setattr(root.get_submodule(parent), name, layer) if parent else root.update({name: layer})
             if isinstance(layer, StackedEmbedding) and fast_paths.sparse_embeddings and optimizer.accepts_sparse_gradients:
                 layer.sparse = layer.stacked["weight"].numel() >= slots * MIN_SPARSE_NUMBERS
         self.module = root["model"].train()
+        # Those of a product, and sums over its rows.
+        self.owns_gradients = all(isinstance(layer, StackedLinear | StackedConv) for layer in self._layers.values())
         stacked = ((path, layer, name, t) for path, layer in self._layers.items() for name, t in layer.stacked.items())
         trained = [(layer, t, f"{path}.{name}" if path else name) for path, layer, name, t in stacked if t.requires_grad]
         self.parameters = [t for _, t, _ in trained]
         by_slot, names = [layer.by_slot for layer, _, _ in trained], [name for _, _, name in trained]
         self.optimized = OptimizedParameters(optimizer, self.parameters, slots, by_slot, names)
+
+    def _stack(self, path: str, plain: nn.Module) -> Stacked | None:
+        """The stacked layer in the place ``path`` of ``plain``; None where there is none."""
+        del path
+        return stack_layer(plain, self.slots)
 
     def load(self, slot: int, model: nn.Module) -> None:
         for path, layer in self._layers.items():

@@ -1,8 +1,9 @@
 """Layers that hold the parameters of S models of one architecture, the *slots*, and apply each to its own rows.
 
 The rows of a batch are the slots' rows one after the other: inputs (S B, ...), slot s has the rows from s B on. What a network does sample
-by sample between these layers needs no change. Products are batched, one matrix product per slot, of shapes that do not depend on S: no
-number depends on how many slots there are, or on what is in the others.
+by sample between these layers needs no change. A layer that ``shares_input`` takes inputs (B, ...), which are those of each slot. Products
+are batched, one matrix product per slot, of shapes that do not depend on S: no number depends on how many slots there are, or on what is
+in the others.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ With the reused buffers this makes a step of the digits' network about 1.2 times
 
 class Stacked(nn.Module):
     """Base: parameters by name in ``stacked``, (S, ...), and the translation between a plain layer's parameter and a slot's."""
+
+    shares_input = False
+    """Whether inputs are (B, ...), the same for all slots, and need no gradient."""
 
     def __init__(self, plain: nn.Module, slots: int) -> None:
         super().__init__()
@@ -58,7 +62,7 @@ class Stacked(nn.Module):
 
 
 class StackedLinear(Stacked):
-    """x (S B, ..., in) -> (S B, ..., out). Weights (S, in, out), biases (S, 1, out)."""
+    """x (S B, ..., in), or (B, ..., in) for all slots, -> (S B, ..., out). Weights (S, in, out), biases (S, 1, out)."""
 
     def to_slot(self, name: str, plain: Tensor) -> Tensor:
         return plain.t().contiguous() if name == "weight" else plain.unsqueeze(0)
@@ -69,18 +73,18 @@ class StackedLinear(Stacked):
     def forward(self, inputs: Tensor) -> Tensor:
         weight, bias = self.stacked["weight"], self.stacked.get("bias")
         width = weight.shape[2]
-        rows = inputs.reshape(self.slots, -1, inputs.shape[-1])
+        rows = inputs.reshape(1 if self.shares_input else self.slots, -1, inputs.shape[-1]).expand(self.slots, -1, -1)
         if min(weight.shape[1:]) == 1:
             # BLAS multiplies a matrix of one row or column as a vector, but only where it is the sole one of a batch: pad it.
             narrow = (0, int(width == 1), 0, int(weight.shape[1] == 1))
             weight, rows = functional.pad(weight, narrow), functional.pad(rows, (0, narrow[3]))
             bias = None if bias is None else functional.pad(bias, narrow[:2])
         product = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias, rows, weight)
-        return product[..., :width].reshape(*inputs.shape[:-1], width)
+        return product[..., :width].reshape(-1, *inputs.shape[1:-1], width)
 
 
 class StackedConv(Stacked):
-    """Convolutions in one or two dimensions as products with unfolded windows: x (S B, C, *sizes) -> (S B, O, *sizes).
+    """Convolutions in one or two dimensions as products with unfolded windows: x (S B, C, *sizes) or (B, C, *sizes) -> (S B, O, *sizes).
 
     Weights (S, kh kw C, O), channels last in a window as in memory; biases (S, 1, O). Results are channels-last in memory.
     """
@@ -116,7 +120,7 @@ class StackedConv(Stacked):
             dtype = torch.get_autocast_dtype(image.device.type)
             image, weight, bias = image.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         product = cast("Tensor", _Convolution.apply(image, weight, bias, self))  # type: ignore[no-untyped-call]
-        result = product.view(len(image), height, width, -1).permute(0, 3, 1, 2)
+        result = product.view(-1, height, width, product.shape[-1]).permute(0, 3, 1, 2)
         return result.squeeze(2) if inputs.dim() == 3 else result
 
     def result_size(self, image: Tensor) -> tuple[int, int]:
@@ -154,20 +158,22 @@ class _Convolution(torch.autograd.Function):
         rows, channels, height, width = inputs.shape
         (kh, kw), (sh, sw), (dh, dw), (ph, pw) = layer.kernel, layer.stride, layer.dilation, layer.padding
         ctx.layer, ctx.sizes, ctx.out, ctx.has_bias = layer, inputs.shape, layer.result_size(inputs), bias is not None
+        slots = 1 if layer.shares_input else layer.slots
         if kw * channels < MIN_RUN:
             padded = layer.buffer("padded", (channels, rows, height + 2 * ph, width + 2 * pw), inputs)
             padded[:, :, ph : ph + height, pw : pw + width] = inputs.transpose(0, 1)
             windows = layer.buffer("windows", (kh, kw, channels, rows, *ctx.out), inputs)
             for i, j, ys, xs in layer.taps(ctx.out):
                 windows[i, j].copy_(padded[:, :, ys, xs])
-            matrix = windows.view(kh * kw * channels, layer.slots, -1).permute(1, 2, 0)
+            matrix = windows.view(kh * kw * channels, slots, -1).permute(1, 2, 0)
         else:
             padded = layer.buffer("padded", (rows, height + 2 * ph, width + 2 * pw, channels), inputs)
             padded[:, ph : ph + height, pw : pw + width] = inputs.permute(0, 2, 3, 1)
             n, y, x, c = padded.stride()
             windows = layer.buffer("windows", (rows, *ctx.out, kh, kw, channels), inputs)
             windows.copy_(padded.as_strided(windows.shape, (n, y * sh, x * sw, y * dh, x * dw, c)))
-            matrix = windows.view(layer.slots, -1, kh * kw * channels)
+            matrix = windows.view(slots, -1, kh * kw * channels)
+        matrix = matrix.expand(layer.slots, -1, -1)
         ctx.save_for_backward(weight)
         ctx.matrix = matrix
         return torch.bmm(matrix, weight) if bias is None else torch.baddbmm(bias, matrix, weight)
@@ -212,6 +218,8 @@ class StackedEmbedding(Stacked):
 
     def forward(self, tokens: Tensor) -> Tensor:
         table = self.stacked["weight"]
+        if self.shares_input:
+            tokens = tokens.expand(self.slots, *tokens.shape).flatten(0, 1)
         first = torch.arange(0, len(table), len(table) // self.slots, device=tokens.device)
         own = tokens + first.repeat_interleave(len(tokens) // self.slots).view(-1, *[1] * (tokens.dim() - 1))
         found = functional.embedding(own, table, sparse=self.sparse)
