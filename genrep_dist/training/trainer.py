@@ -233,11 +233,13 @@ class Trainer:
         return self._recipe.epochs * self._recipe.steps_per_epoch(len(self._data.inputs))
 
     def _probe(self) -> int:
-        best, size, seconds = 1, 1, self._seconds_per_step(1)
+        # Of a CPU the processor's own seconds: other work on the machine would make the choice a matter of luck.
+        clock = time.perf_counter if self._device.type == "cuda" else time.process_time
+        best, size, seconds = 1, 1, self._seconds_per_step(1, clock=clock)
         largest = self._max_slots()
         while size * 2 <= largest:
             size *= 2
-            took = self._seconds_per_step(size)
+            took = self._seconds_per_step(size, clock=clock)
             if took > seconds * 1.15:
                 break
             if took < seconds * LARGER_PACK_TIME:
@@ -257,7 +259,7 @@ class Trainer:
         free, _ = torch.cuda.mem_get_info(self._device)
         return min(most, max(1, int(GPU_MEMORY_SHARE * free / max(each, 1.0))))
 
-    def _seconds_per_step(self, size: int, *, own_batches: bool = False) -> float:
+    def _seconds_per_step(self, size: int, *, own_batches: bool = False, clock: Callable[[], float] = time.perf_counter) -> float:
         """Seconds of a step of ``size`` models at once, divided by ``size``: the best of a few short runs on whole batches."""
         rows = min(len(self._data.inputs), PROBE_STEPS * self._recipe.batch_size)
         data = Dataset(self._data.inputs[:rows], self._data.targets[:rows], self._data.ids[:rows])
@@ -269,10 +271,10 @@ class Trainer:
         best = float("inf")
         for _ in range(3):
             self._synchronize()
-            began = time.perf_counter()
+            began = clock()
             self._train_pack(models, runs, short, data)
             self._synchronize()
-            best = min(best, (time.perf_counter() - began) / (steps * size))
+            best = min(best, (clock() - began) / (steps * size))
         return best
 
     def _synchronize(self) -> None:
