@@ -16,7 +16,7 @@ from genrep_dist.config import Experiment
 from genrep_dist.config.sections import StopSection, TuneSection
 from genrep_dist.executors.serial import SerialExecutor
 from genrep_dist.runner.progress import NoProgress
-from genrep_dist.runner.publish import choice_facts
+from genrep_dist.runner.publish import choice_facts, facts
 from genrep_dist.runner.tuning import Precision, best_value, measure_precision, next_num_seeds, parameter_path
 from tests.experiments import ROOT, experiment
 from tests.toys import trainings
@@ -105,6 +105,7 @@ def test_a_grid_tries_all_combinations_and_is_recorded_by_parameter(tmp_path: Pa
     assert {"surrogate.lambda": chosen.surrogate.lam, "influence.damping": chosen.influence.damping} == about["chosen"]
     lam, damping = about["chosen"].values()
     assert f"= {lam} and {damping}, best in auc_del_negative" in choice_facts(done)["Tuned on other seeds"]
+    assert "not tuned" not in facts(done, done.judge())["Damping of H"]
 
 
 @pytest.mark.parametrize(

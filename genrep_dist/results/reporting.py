@@ -212,7 +212,8 @@ def facts(run: Run, tables: EvaluationTables, more_facts: Mapping[str, str] | No
         )
     dampings = [float(certificate["damping"]) for certificate in certificates if "damping" in certificate]
     if dampings:
-        found["Damping of H"] = _damping_text(experiment, dampings)
+        tuned = str((run.choices.get("tune") or {}).get("parameter", ""))
+        found["Damping of H"] = _damping_text(experiment, dampings, is_tuned="damping" in tuned)
     found["Versions"] = ", ".join(f"{name} {version(name)}" for name in LIBRARIES) + f", Python {platform.python_version()}"
     found["Experiment digest"] = plan.keys.results
     found["Data digest"] = plan.keys.data
@@ -229,12 +230,11 @@ def _solution_text(settings: str, certificates: Sequence[dict[str, Any]]) -> str
     return "; ".join([*texts, f"largest efficiency gap max |f - K alpha| on the training set {gap:.3g}"])
 
 
-def _damping_text(experiment: Experiment, dampings: Sequence[float]) -> str:
-    """The declared damping, the absolute ones that it gave, and whether it was tuned."""
-    influence, tune = experiment.influence, experiment.tune
+def _damping_text(experiment: Experiment, dampings: Sequence[float], *, is_tuned: bool) -> str:
+    """The damping, the absolute ones that it gave, and whether it was tuned."""
+    influence = experiment.influence
     absolute = f"{min(dampings):.3g}" + (f" to {max(dampings):.3g}" if max(dampings) > min(dampings) else "")
     relative = f": {absolute}" if influence.damping_unit == "mean-eigenvalue" else ""
-    is_tuned = tune is not None and any("damping" in name for name in tune.values_by_parameter)
     return influence.damping_text + relative + ("" if is_tuned else "; not tuned")
 
 
