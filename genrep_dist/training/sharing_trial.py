@@ -23,9 +23,10 @@ from genrep_dist.training.packs.stacked import StackedPack
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.threads import one_thread
 
-TRIAL_PACKS = ((0, 1, 2), (2, 0, 1), (0,), (1,), (2,), *(tuple(slot % 3 for slot in range(size)) for size in (8, 17)))
-"""The packs of the trial, of three models: a model has other company and another slot in each. The last two fill a
-narrow layer's product of 8 slots, and need several."""
+TRIAL_PACKS = ((0, 1, 2), (2, 0, 1), (1,))
+"""The packs of the trial, of three models: a model has other company and another slot in each."""
+NARROW_TRIAL_PACKS = (*TRIAL_PACKS, (0,), (2,), *(tuple(slot % 3 for slot in range(size)) for size in (8, 17)))
+"""Those for narrow layers, whose products have slots of their own. The last two fill a product of 8 slots, and need several."""
 
 
 def why_not_shared(
@@ -52,13 +53,14 @@ def why_not_shared(
         return [parameters_of(one) for one in models]
 
     narrow = any(is_narrow(model.get_submodule(path)) for path in layers)
+    packs = NARROW_TRIAL_PACKS if narrow else TRIAL_PACKS
     try:
         with preserved_generators(), one_thread():
-            own_bits = trained(SharedPack, TRIAL_PACKS[0])
-            for members in TRIAL_PACKS[1:]:
+            own_bits = trained(SharedPack, packs[0])
+            for members in packs[1:]:
                 if not all(torch.equal(one, own_bits[m]) for one, m in zip(trained(SharedPack, members), members, strict=True)):
                     return "its last bits depend on which models share a batch"
-            for found, expected in zip(own_bits, trained(StackedPack, TRIAL_PACKS[0]), strict=True):
+            for found, expected in zip(own_bits, trained(StackedPack, packs[0]), strict=True):
                 if not (_agree(found, expected, parameters_of(model)) if narrow else torch.equal(found, expected)):
                     return "its numbers are others where a batch is read once"
     except OUT_OF_MEMORY:
