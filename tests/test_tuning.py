@@ -15,8 +15,9 @@ from genrep_dist.cli.status import stop_text
 from genrep_dist.config import Experiment
 from genrep_dist.config.sections import StopSection, TuneSection
 from genrep_dist.executors.serial import SerialExecutor
+from genrep_dist.results.reporting import facts
 from genrep_dist.runner.progress import NoProgress
-from genrep_dist.runner.publish import choice_facts, facts
+from genrep_dist.runner.publish import choice_facts
 from genrep_dist.runner.tuning import Precision, best_value, measure_precision, next_num_seeds, parameter_path
 from tests.experiments import ROOT, experiment
 from tests.toys import trainings
