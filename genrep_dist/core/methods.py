@@ -154,7 +154,8 @@ def parse_method(name: str, own_kernels: Collection[str] = (), external: Collect
         return Method(name, _EXTERNAL, _NONE, _EXTERNAL)
     if name in NAMED_METHODS:
         return NAMED_METHODS[name]
-    if name in SCORERS:
+    # Not for every name of the grid: a registry reads the entry points again before it says that a name is not there.
+    if "/" not in name and name in SCORERS:
         return Method(name, _NONE, _NONE, name)
     local, slash, importance = name.partition("/")
     kernel, dash, checkpoint = local.rpartition("-")

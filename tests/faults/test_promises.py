@@ -11,7 +11,10 @@ TEXT = (ROOT / "docs/reliability.md").read_text()
 
 
 def test_every_promise_names_tests_that_exist() -> None:
-    promises = [line for line in TEXT.splitlines() if line.startswith("| ") and not line.startswith("| what happens")]
+    # The table of faults that were tried counts them; its promises are in the tables before it.
+    before, _, after = TEXT.partition("## Faults that were tried")
+    stated = before + after[after.index("\n## ") :]
+    promises = [line for line in stated.splitlines() if line.startswith("| ") and not line.startswith("| what happens")]
     assert len(promises) >= 18
     for promise in promises:
         named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", promise.rstrip(" |").rpartition(" | ")[2])
