@@ -25,6 +25,7 @@ from genrep_dist.core.scorers.own_loss import OwnLoss
 from genrep_dist.errors import ProblemError
 from genrep_dist.testing import ScorerTests
 from tests.experiments import ROOT, experiment
+from tests.toys import Blobs
 
 METHODS = ["own-loss", "gradient-norm", "gradcos", "graddot", "knn-shapley", "trak", "random"]
 DAMPING = 0.01
@@ -246,3 +247,30 @@ def test_noise_is_found_by_the_loss_of_samples(tmp_path: Path) -> None:
     assert found[name, "own-loss"] > 0.9
     assert found[name, "gradient-norm"] > 0.9
     assert (name, "gradcos") not in found
+
+
+def test_trak_without_margins_is_refused_before_training(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"methods": ["trak", "random"], "target": {"output": 1}}
+    declared = experiment("tests.test_scorers:TwoNumbers", **fields)
+    with pytest.raises(ProblemError, match="TRAK needs the margin of each training sample's class"):
+        gr.run(declared, store=str(tmp_path), serial=True, search_path=[str(ROOT)])
+    assert not list(tmp_path.rglob("train"))
+
+
+class TwoNumbers(Blobs):
+    """Two numbers to be predicted, with the squared loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = "squared"
+
+    def model(self) -> torch.nn.Module:
+        return torch.nn.Linear(5, 2)
+
+    def train_data(self) -> gr.Dataset:
+        data = super().train_data()
+        return gr.Dataset(data.inputs, data.inputs[:, :2].clone(), data.ids)
+
+    def test_data(self) -> gr.Dataset:
+        data = super().test_data()
+        return gr.Dataset(data.inputs, data.inputs[:, :2].clone(), data.ids)

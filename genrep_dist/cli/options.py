@@ -59,7 +59,7 @@ _UNIT_SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 def parse_seconds(text: str) -> float:
     """Seconds of a time such as 40m, 1h30m, 1.5h or 90 (seconds). typer.BadParameter for anything else, and for no time at all."""
     plain = text.replace(" ", "")
-    whole = re.fullmatch(r"(?:\d+(?:\.\d+)?d)?(?:\d+(?:\.\d+)?h)?(?:\d+(?:\.\d+)?m)?(?:\d+(?:\.\d+)?s?)?", plain)
+    whole = re.fullmatch(r"(?:\d+(?:\.\d+)?d)?(?:\d+(?:\.\d+)?h)?(?:\d+(?:\.\d+)?m)?(?:\d+(?:\.\d+)?s)?|\d+(?:\.\d+)?", plain)
     parts = re.findall(r"(\d+(?:\.\d+)?)([dhms]?)", plain)
     seconds = sum(float(number) * _UNIT_SECONDS[unit or "s"] for number, unit in parts)
     if not whole or not 0 < seconds < float("inf"):

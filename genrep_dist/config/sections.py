@@ -248,7 +248,7 @@ class ProjectionSection(Section):
         4096,
         ge=1,
         description="k, the numbers kept per sample, or, with kind: factored, those kept of each layer. Products are off by about "
-        "1/sqrt(k) of |g_i| |g_j|; with factored by at most 2/k^(1/4), and less the more layers and positions there are.",
+        "1/sqrt(k) of |g_i| |g_j|; with factored by up to about 2/k^(1/4), and less the more layers and positions there are.",
     )
     kind: Literal["rademacher", "sparse", "factored"] = Field(
         "rademacher",

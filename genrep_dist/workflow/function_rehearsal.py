@@ -46,12 +46,12 @@ def check_provided(keys: Keys, provided: Provided, *, has_epochs: bool, has_modu
     if weighted and not provided.weights:
         raise unread_weights(f"train(); metrics: {', '.join(weighted)}")
     kernels = [method for method in keys.experiment.parsed_methods if method.has_kernel]
-    of_modules = kernels + [m for m in keys.experiment.parsed_methods if m.scorer_class is not None and m.scorer_class.base is not None]
+    of_modules = kernels + [method for method in keys.experiment.parsed_methods if method.scorer_class is not None]
     if of_modules and not has_module:
         raise ProblemError(
             "methods need a model that is a torch.nn.Module",
             where=f"methods: {', '.join(method.name for method in of_modules)}",
-            expected="scores of other tools (external), random, or scores of outputs alone, for a model that is no module",
+            expected="scores of other tools (external), or random, for a model that is no module",
             got="model() builds something else, whose predictions come from predict(model, inputs)",
             remedy="leave these methods out, or return a torch.nn.Module from model()",
         )

@@ -69,7 +69,8 @@ def _warnings(plan: Plan) -> Iterator[str]:
         if unknown:
             yield (
                 f"No self-influence is known of {', '.join(unknown)}, so these are not judged by the labels that were flipped: "
-                "external scores have no training samples as test points, and the true Hessian would need a solve for each."
+                "external scores have no training samples as test points, the true Hessian would need a solve for each, and some methods "
+                "define none."
             )
     for name, sizes in plan.shape.kernels.items():
         if sizes.slow_layers:

@@ -71,12 +71,12 @@ def test_the_command_says_what_is_left_and_how_to_go_on(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("40m", 2400), ("1h30m", 5400), ("1.5h", 5400), ("90", 90), ("2d", 172_800), ("1m5", 65)])
+@pytest.mark.parametrize(("text", "seconds"), [("40m", 2400), ("1h30m", 5400), ("1.5h", 5400), ("90", 90), ("2d", 172_800), ("1m5s", 65)])
 def test_times(text: str, seconds: float) -> None:
     assert parse_seconds(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "0", "-5m", "m", "5 parsecs", "nan", "inf", "30m1h", "1e3"])
+@pytest.mark.parametrize("text", ["", "0", "-5m", "m", "5 parsecs", "nan", "inf", "30m1h", "1e3", "1h30"])
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(BadParameter, match="40m"):
         parse_seconds(text)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from genrep_dist.core.kernels.influence import InfluenceKernel
 from genrep_dist.errors import ProblemError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from genrep_dist.core.kernels.base import DerivedInputs
+    from genrep_dist.core.losses import Loss
 
 
 class TrakKernel(InfluenceKernel):
@@ -40,8 +41,15 @@ class TrakKernel(InfluenceKernel):
         """The margins have gradients whatever the loss."""
         del flat_share
 
-    def model_notes(self, model: Any, loss: Any, inputs: Tensor, targets: Tensor) -> list[str]:
-        del model, loss, inputs, targets
+    def model_notes(self, model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> list[str]:
+        """None. Raises ProblemError for targets without margins, before anything is trained."""
+        import torch
+
+        from genrep_dist.core.gradients.model import model_outputs
+
+        del loss
+        with torch.no_grad():
+            margin_slopes(model_outputs(model, inputs).detach().cpu(), targets.cpu())
         return []
 
     def _curvature(self, inputs: DerivedInputs) -> Tensor:
@@ -65,7 +73,7 @@ def margin_slopes(outputs: Tensor, targets: Tensor) -> Tensor:
     if targets.dim() != 1 or targets.is_floating_point():
         raise ProblemError(
             "TRAK needs the margin of each training sample's class",
-            where="kernel trak",
+            where="methods: trak, or trak-final/...",
             expected="class numbers int64 (N,) as targets, or a model of one output",
             got=f"{targets.dtype} {tuple(targets.shape)}",
             remedy="leave this method out; the kernel influence has no such need",
