@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from genrep_dist.core.scorers.base import Scorer
+from genrep_dist.core.scorers.sample_number import SampleNumber
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genrep_dist.core.losses import Loss
     from genrep_dist.core.scorers.base import ScoreInputs
 
 
-class GradientNorm(Scorer):
+class GradientNorm(SampleNumber):
     """phi = -|dL(f(x_i), y_i)/dtheta|, or the norm itself where the explained number falls with the model's confidence."""
 
     name = "gradient-norm"
@@ -22,19 +21,6 @@ class GradientNorm(Scorer):
     meaning = "the norm of each sample's loss gradient, the same for all test points but for its sign"
     needs = ("classes", "gradients")
     base = "ntk"
-    is_baseline = True
-    has_self_scores = True
-
-    def check(self, loss: Loss, inputs: Tensor, targets: Tensor, num_outputs: int) -> None:
-        from genrep_dist.core.scorers.votes import require_classes
-
-        del inputs
-        require_classes(self.name, loss, targets, num_outputs)
-
-    def scores(self, inputs: ScoreInputs) -> Tensor:
-        from genrep_dist.core.scorers.votes import confidence_direction
-
-        return -self.self_scores(inputs)[:, None] * confidence_direction(inputs)
 
     def self_scores(self, inputs: ScoreInputs) -> Tensor:
         from genrep_dist.core.importances.target import target_importance

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from genrep_dist.core.scorers.base import Scorer
+from genrep_dist.core.scorers.sample_number import SampleNumber
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from genrep_dist.core.losses import Loss
     from genrep_dist.core.scorers.base import ScoreInputs
 
 
-class OwnLoss(Scorer):
+class OwnLoss(SampleNumber):
     """phi = -L(f(x_i), y_i) where the explained number grows with the model's confidence, L where it falls: noise lowers confidence."""
 
     name = "own-loss"
@@ -21,19 +20,6 @@ class OwnLoss(Scorer):
     source = "baseline: the loss of a training sample"
     meaning = "the training loss of each sample, the same for all test points but for its sign"
     needs = ("classes",)
-    is_baseline = True
-    has_self_scores = True
-
-    def check(self, loss: Loss, inputs: Tensor, targets: Tensor, num_outputs: int) -> None:
-        from genrep_dist.core.scorers.votes import require_classes
-
-        del inputs
-        require_classes(self.name, loss, targets, num_outputs)
-
-    def scores(self, inputs: ScoreInputs) -> Tensor:
-        from genrep_dist.core.scorers.votes import confidence_direction
-
-        return -self.self_scores(inputs)[:, None] * confidence_direction(inputs)
 
     def self_scores(self, inputs: ScoreInputs) -> Tensor:
         return inputs.loss.value(inputs.outputs, inputs.targets)
