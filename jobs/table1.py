@@ -27,7 +27,7 @@ from genrep_dist.runner.run import run
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+", help="mnist, cifar10, toxicity, agnews, or newsgroups (which replaces agnews)")
-    parser.add_argument("--profile", default="cpu", help="smoke, cpu, gpu or paper")
+    parser.add_argument("--profile", default="cpu", help="smoke, cpu, desk, gpu or paper")
     parser.add_argument("--optimizer", help="train with adam, adamw or rmsprop at a rate of 0.001 instead of the problem's plain SGD")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change a field of every experiment")
     parser.add_argument("--store", default="store")

@@ -86,7 +86,7 @@ def test_shipped_experiments_are_valid(name: str) -> None:
 def test_the_papers_experiments_have_the_papers_size() -> None:
     """27,500 retrainings for the images, 10,000 for each method of texts."""
     for name in ("mnist", "cifar10", "toxicity", "agnews", "newsgroups"):
-        assert profile_names(f"paper/{name}") == ("smoke", "cpu", "gpu", "paper")
+        assert profile_names(f"paper/{name}") == ("smoke", "cpu", "desk", "gpu", "paper")
         experiment = load_experiment(f"paper/{name}", profile="paper")
         seeds = 50 if name in ("mnist", "cifar10") else 200
         assert (len(experiment.seeds), experiment.test_points, len(experiment.methods)) == (seeds, 10, 11)

@@ -23,7 +23,7 @@ from genrep_dist.store.compaction import DUPLICATE_TOLERANCE
 from genrep_dist.store.ledger import Ledger, LedgerRow
 from genrep_dist.store.ledger_parts import LEDGER_SCHEMA
 from genrep_dist.workflow.explained_ledger import explained_ledger
-from genrep_dist.workflow.requests import StoredSeed, read_requests
+from genrep_dist.workflow.requests import StoredSeed, read_requests, requests_path
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,11 @@ class ImportedTruth:
 
 
 def export_truth(run: Run, folder: Path) -> Iterator[Path]:
-    """Write the models that the metrics of a finished ``run`` used, as a package; yield the paths written.
+    """Write the models that the metrics of a ``run`` use, as a package; yield the paths written.
 
-    It is opened by :func:`genrep_dist.external.open_truth`. Memory: the outputs of one seed's models. Raises StoreError or
-    NotCommittedError for a run that is not finished, StoreError for a folder that cannot be written.
+    Of a run that is not finished, those that are trained by now; its record then says ``"complete": false``. It is opened by
+    :func:`genrep_dist.external.open_truth`. Memory: the outputs of one seed's models. Raises StoreError for a run that has retrained no
+    model, and for a folder that cannot be written.
     """
     return checked_paths(folder, _truth_files(run, folder))
 
@@ -61,9 +62,9 @@ class _Exported:
     """The parts of the package of one run. The tables of points and requests follow from that of the models."""
 
     def __init__(self, run: Run) -> None:
-        self._run, self._seeds = run, run.plan.experiment.seeds
-        run.summary()  # raises when it is not finished
-        self._requests = read_requests(run.plan, run.store).collect()
+        self._run = run
+        self._requests, self._complete = _trained_requests(run)
+        self._seeds = [seed for seed in run.plan.experiment.seeds if seed in set(self._requests["seed"])]
         scanned = run.store.ledger(run.plan.keys.training).scan()
         self._ledger = explained_ledger(run.plan, scanned, self._requests, lambda: run.context)
         ids = run.train.ids.numpy(), run.test.ids.numpy()
@@ -115,6 +116,7 @@ class _Exported:
         plan, keys = self._run.plan, self._run.plan.keys
         return {
             "experiment": self._run.name,
+            "complete": self._complete,
             "declared": plan.experiment.to_yaml(),
             "training": keys.training,
             "numbers_version": NUMBERS_VERSION,
@@ -126,11 +128,28 @@ class _Exported:
                 "description": plan.experiment.target.description(plan.shape.num_outputs),
             },
             "models": {str(seed): keys.model(seed) for seed in self._seeds},
-            "seeds": list(self._seeds),
+            "seeds": self._seeds,
             "num_train": plan.shape.num_train,
             "num_test": plan.shape.num_test,
             "num_outputs": plan.shape.num_outputs,
         }
+
+
+def _trained_requests(run: Run) -> tuple[pl.DataFrame, bool]:
+    """The requests whose models the ledger has, and whether these are all. StoreError if there are none."""
+    there = pl.Series(sorted(run.store.ledger(run.plan.keys.training).keys()), dtype=pl.String)
+    if run.store.objects.exists(requests_path(run.plan)):
+        requests = read_requests(run.plan, run.store).collect()
+        trained = requests.filter(pl.col("key").is_in(there.implode()) & pl.col("original_key").is_in(there.implode()))
+        if trained.height:
+            return trained, trained.height == requests.height
+    raise StoreError(
+        "the run has no ground truth yet",
+        where=f"{run.store.uri}, {run.name}",
+        expected="models that were retrained for its metrics",
+        got="none",
+        remedy="start the run, and export when it has retrained some models: `genrep status` shows how many",
+    )
 
 
 def _with_changes(models: pl.DataFrame, changes: Mapping[str, Change]) -> pa.Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import pytest
 from typer.testing import CliRunner
 
 from genrep_dist.cli.main import app
-from genrep_dist.errors import ConfigError, CorruptError, GenRepError, NotCommittedError, StoreError
+from genrep_dist.errors import ConfigError, CorruptError, StoreError
 from genrep_dist.external import open_truth
 from genrep_dist.external.truth import RECORD, TABLES, write_record
 from genrep_dist.results import Run, open_run
+from genrep_dist.runner.progress import NoProgress
 from genrep_dist.runner.run import run as run_experiment
 from genrep_dist.runner.run import train_originals
 from genrep_dist.runner.truth import export_truth, import_truth
@@ -52,6 +54,21 @@ def package(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copied(package: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(package, tmp_path / "truth"))
+
+
+class StopsAfter(NoProgress):
+    """Stops a run when ``models`` are retrained."""
+
+    def __init__(self, models: int) -> None:
+        self.left, self.retrains = models, False
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        self.retrains = name == "retrain"
+
+    def advance(self, units: int, statistics: Mapping[str, float]) -> None:
+        self.left -= units if self.retrains else 0
+        if self.left <= 0:
+            raise KeyboardInterrupt
 
 
 def snippet() -> str:
@@ -222,10 +239,26 @@ def test_other_files_and_unfinished_runs(finished: Run, copied: Path, tmp_path: 
         open_truth(copied)
     with pytest.raises(ConfigError, match="no package"):
         open_truth(tmp_path / "nothing")
-    trained = train_originals(finished.plan.experiment, finished.store.uri, serial=True)
-    with pytest.raises(GenRepError) as refused:
-        list(export_truth(trained, tmp_path / "early"))
-    assert isinstance(refused.value, (NotCommittedError, StoreError))
+    trained = train_originals(experiment(name="early"), str(tmp_path / "early"), serial=True)
+    with pytest.raises(StoreError, match="no ground truth yet"):
+        list(export_truth(trained, tmp_path / "truth"))
+
+
+@pytest.mark.parametrize("target", [{}, {"target": {"kind": "margin"}}])
+def test_a_run_that_was_stopped_goes_on_in_another_store(tmp_path: Path, target: dict[str, Any]) -> None:
+    asked = experiment(options={"num_classes": 3}, **{**FIELDS, **target})
+    whole = run_experiment(asked, str(tmp_path / "whole"), serial=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(asked, str(tmp_path / "stopped"), serial=True, progress=StopsAfter(7))
+    stopped = open_run(str(tmp_path / "stopped"), asked.name)
+    list(export_truth(stopped, tmp_path / "truth"))
+    record = open_truth(tmp_path / "truth").record
+    assert record["complete"] is False
+    done = import_truth(tmp_path / "truth", Store(str(tmp_path / "new")))
+    assert 7 <= done.written < whole.store.ledger(done.training).scan().select(pl.len()).collect().item()
+    went_on = run_experiment(asked, str(tmp_path / "new"), serial=True)
+    assert went_on.points().collect().equals(whole.points().collect())
+    assert went_on.store.ledger(done.training).keys() == whole.store.ledger(done.training).keys()
 
 
 def test_commands(finished: Run, tmp_path: Path) -> None:
