@@ -2,12 +2,14 @@
 
 python jobs/table1.py mnist cifar10 toxicity newsgroups --profile cpu --store store --to table1
 python jobs/table1.py mnist --profile cpu --optimizer adam
+python jobs/table1.py mnist --profile desk --tune
 ray job submit --working-dir . -- python jobs/table1.py mnist --profile paper --store s3://bucket/store --address auto
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from genrep_dist.cli.progress import ProgressLines
 from genrep_dist.cli.terminal import accept_any_text
 from genrep_dist.config import load_experiment
 from genrep_dist.errors import GenRepError
-from genrep_dist.paper.table1 import last_layer_experiment, measured_column
+from genrep_dist.paper.table1 import last_layer_experiment, measured_column, tuned_experiments
 from genrep_dist.paper.table1_files import write_table1
 from genrep_dist.runner.run import run
 
@@ -29,6 +31,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("data", nargs="+", help="mnist, cifar10, toxicity, agnews, or newsgroups (which replaces agnews)")
     parser.add_argument("--profile", default="cpu", help="smoke, cpu, desk, gpu or paper")
     parser.add_argument("--optimizer", help="train with adam, adamw or rmsprop at a rate of 0.001 instead of the problem's plain SGD")
+    parser.add_argument("--tune", action="store_true", help="add rows of the surrogate and of influence with lambda and damping tuned")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change a field of every experiment")
     parser.add_argument("--store", default="store")
     parser.add_argument("--to", type=Path, help="folder of table1.md, table1.html and table1.parquet; default: table1-PROFILE")
@@ -41,12 +44,15 @@ def main(given: list[str] | None = None) -> None:
     for name in options.data:
         changes = [f"name={name}-{options.profile}{variant}", f"recipe.optimizer={options.optimizer}", "recipe.learning_rate=0.001"]
         experiment = load_experiment(f"paper/{name}", [*(changes if variant else []), *options.set], options.profile)
-        runs = [
-            run(one, options.store, serial=options.serial, address=options.address, progress=progress)
-            for one in (experiment, last_layer_experiment(experiment))
-            if one is not None
-        ]
-        columns.append(measured_column(*runs))
+        measure = functools.partial(run, store=options.store, serial=options.serial, address=options.address, progress=progress)
+        last_layer = last_layer_experiment(experiment)
+        columns.append(
+            measured_column(
+                measure(experiment),
+                None if last_layer is None else measure(last_layer),
+                [measure(one) for one in tuned_experiments(experiment)] if options.tune else (),
+            )
+        )
     for path in write_table1(columns, options.to or Path(f"table1-{options.profile}{variant}"), options.profile):
         print(path)
 

@@ -29,6 +29,15 @@ if TYPE_CHECKING:
     from genrep_dist.results import Run
 
 METRIC = "auc_del_negative"
+_OTHERS = "Methods and settings that the paper does not have"
+_MANY = 10_000
+"""Networks above which a claim counts as a difference of zero."""
+TUNED: Mapping[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {
+    "damping": ("influence.damping", (0.001, 0.01, 0.1, 1.0), ("influence-final/tracking", "influence-function")),
+    "lambda": ("surrogate.lambda", (0.0001, 0.001, 0.01, 0.1), ("ntk-final/surrogate",)),
+}
+"""What is tuned: name -> (parameter, values, methods)."""
+TUNING_SEEDS = 4
 _LAST_LAYER_NAMES = {"influence-final/tracking": LAST_LAYER_KERNEL, "influence-function": LAST_LAYER_INFLUENCE}
 
 
@@ -106,13 +115,33 @@ def last_layer_experiment(experiment: Experiment) -> Experiment | None:
     return experiment.with_fixed_seeds(name=f"{experiment.name}-last-layer", methods=methods, blocks={}, baseline=None, influence=influence)
 
 
-def measured_column(run: Run, last_layer: Run | None = None) -> DataColumn:
-    """The column of a finished run and, for texts, of its :func:`last_layer_experiment`."""
-    points = [_areas(run)]
+def tuned_experiments(experiment: Experiment) -> list[Experiment]:
+    """For each entry of :data:`TUNED` whose methods the experiment has: the same experiment with that parameter tuned.
+
+    It evaluates these methods alone, on the same networks and test points. The parameter is chosen on :data:`TUNING_SEEDS` other networks.
+    """
+    found = []
+    for name, (parameter, values, affected) in TUNED.items():
+        methods = [method for method in affected if method in experiment.methods]
+        if methods:
+            tune = {"parameter": parameter, "values": values, "seeds": TUNING_SEEDS}
+            changes = {"methods": methods, "blocks": {}, "baseline": None, "tune": tune}
+            found.append(experiment.with_fixed_seeds(name=f"{experiment.name}-tuned-{name}", **changes))
+    return found
+
+
+def measured_column(run: Run, last_layer: Run | None = None, tuned: Sequence[Run] = ()) -> DataColumn:
+    """The column of a finished run, for texts of its :func:`last_layer_experiment`, and of its :func:`tuned_experiments`."""
+    points, more = [_areas(run)], dict[str, str]()
     if last_layer is not None:
         points.append(_areas(last_layer).with_columns(pl.col("method").replace(_LAST_LAYER_NAMES)))
+    for one in tuned:
+        points.append(_areas(one).with_columns(pl.col("method") + ", tuned"))
+        choice = one.choices["tune"]
+        tried = ", ".join(f"{value['value']:g} ({value['mean']:+.2f})" for value in choice["tried"])
+        more[f"Tuned {choice['parameter']}"] = f"{choice['chosen']:g}; tried, with the mean area: {tried}, on {TUNING_SEEDS} other networks"
     experiment = run.plan.experiment
-    return DataColumn(experiment.problem.name, run.name, pl.concat(points), differences(run), facts(run, run.judged()))
+    return DataColumn(experiment.problem.name, run.name, pl.concat(points), differences(run), facts(run, run.judged()) | more)
 
 
 def compared_cell(column: DataColumn, method: str, *, seed: int = 0) -> CellComparison:
@@ -129,7 +158,7 @@ def compared_cell(column: DataColumn, method: str, *, seed: int = 0) -> CellComp
 def long_table(columns: Sequence[DataColumn]) -> pl.DataFrame:
     """All cells, a row each: block, data set, method, ours and the paper's with their intervals, the difference and its interval."""
     rows = []
-    for block, methods in BLOCKS.items():
+    for block, methods in (*BLOCKS.items(), (_OTHERS, dict.fromkeys(other_methods(columns), ""))):
         for column in columns:
             for method in methods:
                 found = compared_cell(column, method)
@@ -163,7 +192,7 @@ def table1_page(columns: Sequence[DataColumn], *, profile: str, date: str, hardw
         "The paper's Table 1, and ours",
         intro,
         (
-            ("The table", tuple(_block(title, methods, columns) for title, methods in BLOCKS.items())),
+            ("The table", (*(_block(title, methods, columns) for title, methods in BLOCKS.items()), *_other_methods(columns))),
             ("The paper's statements, tested on our numbers", tuple(_claim_tables(columns))),
             ("Differences of the set-ups, and their reasons", tuple(_difference_table(column) for column in columns if column.differs)),
             ("How ours was measured", tuple(_fact_table(column) for column in columns if column.facts)),
@@ -201,6 +230,21 @@ def _block(title: str, methods: Mapping[str, str], columns: Sequence[DataColumn]
     return TextTable(title, ("data", "", *shown.values()), tuple(rows), notes)
 
 
+def other_methods(columns: Sequence[DataColumn]) -> list[str]:
+    """The measured methods that the paper's table does not have, in the order of their first data set."""
+    known = {method for methods in BLOCKS.values() for method in methods}
+    found = (method for column in columns for method in column.points["method"].unique(maintain_order=True).to_list())
+    return [method for method in dict.fromkeys(found) if method not in known]
+
+
+def _other_methods(columns: Sequence[DataColumn]) -> list[TextTable]:
+    """A row a method, since there can be many of them; empty where there are none."""
+    rows = [(method, *(_interval(compared_cell(column, method).ours) for column in columns)) for method in other_methods(columns)]
+    notes = (f"Tuned: a parameter chosen on {TUNING_SEEDS} networks that are not in the table; its values are listed below.",)
+    is_tuned = any(method.endswith(", tuned") for method, *_ in rows)
+    return [TextTable(_OTHERS, ("method", *(column.title for column in columns)), tuple(rows), notes if is_tuned else ())] if rows else []
+
+
 def _claim_tables(columns: Sequence[DataColumn]) -> list[TextTable]:
     results = {column.name: dict(claim_results(column)) for column in columns}
     tables = []
@@ -213,18 +257,28 @@ def _claim_tables(columns: Sequence[DataColumn]) -> list[TextTable]:
             found = results[column.name][claim.statement]
             status = combined_status(one.status for one in found) if len(found) == len(claim.comparisons) else "undecided"
             statuses.append(status)
-            rows += [(column.title, _comparison(one.claim), _interval((one.mean, one.low, one.high)), one.status) for one in found]
-            rows.append((column.title, "all of them", "", status))
+            rows += [
+                (column.title, _comparison(one.claim), _interval((one.mean, one.low, one.high)), one.status, _networks(one))
+                for one in found
+            ]
+            rows.append((column.title, "all of them", "", status, ""))
         if rows:
-            rows.append(("all data sets here", "all of them", "", combined_status(statuses)))
+            rows.append(("all data sets here", "all of them", "", combined_status(statuses), ""))
             about = (
                 "Differences are paired over (network, test point); their 95% intervals are clustered by seed and not corrected for their "
-                f"number. With fewer than {MIN_SEEDS} networks every claim is undecided."
+                f"number. With fewer than {MIN_SEEDS} networks every claim is undecided. Networks to decide: how many would exclude zero "
+                "with probability 0.8, if the true difference and the spread between networks were the measured ones."
             )
-            tables.append(
-                TextTable(claim.statement, ("data", "comparison", "difference [95%]", "status"), tuple(rows), (claim.interpretation, about))
-            )
+            headings = ("data", "comparison", "difference [95%]", "status", "networks to decide")
+            tables.append(TextTable(claim.statement, headings, tuple(rows), (claim.interpretation, about)))
     return tables
+
+
+def _networks(result: ClaimResult) -> str:
+    """Of an undecided claim alone."""
+    if result.status != "undecided" or result.seeds_to_decide is None:
+        return ""
+    return f"{result.seeds_to_decide:,}" if result.seeds_to_decide <= _MANY else f"above {_MANY:,}"
 
 
 def _comparison(claim: Claim) -> str:

@@ -51,6 +51,20 @@ def test_what_networks_share_does_not_blur_a_claim() -> None:
     assert check_claim(noisy, Claim("a", "b")).status == "undecided"
 
 
+def test_the_number_of_networks_decides_four_times_in_five() -> None:
+    """By repetition: with that many networks the interval excludes zero in about 80 % of the draws."""
+    generator = np.random.default_rng(3)
+    measured = generator.normal(0.5, 1.0, (12, 1))
+    measured = 0.5 + (measured - measured.mean()) / measured.std(ddof=1)
+    needed = check_claim(points({"a": measured, "b": np.zeros((12, 1))}), Claim("a", "b")).seeds_to_decide
+    assert needed == 32  # (1.96 + 0.84)^2 / 0.5^2
+    draws = generator.normal(0.5, 1.0, (4000, needed))
+    decided = draws.mean(axis=1) > 1.959964 * draws.std(axis=1, ddof=1) / np.sqrt(needed)
+    assert 0.76 < decided.mean() < 0.84
+    assert check_claim(points({"a": measured[:4], "b": np.zeros((4, 1))}), Claim("a", "b")).seeds_to_decide is None
+    assert check_claim(points({"a": np.zeros((8, 1)), "b": np.zeros((8, 1))}), Claim("a", "b")).seeds_to_decide is None
+
+
 def test_a_share_of_the_other_is_asked() -> None:
     flat = {"a": np.full((6, 2), 0.9), "b": np.full((6, 2), 1.0)}
     assert check_claim(points(flat), Claim("a", "b")).status == "refuted"

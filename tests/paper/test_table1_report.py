@@ -20,6 +20,7 @@ from genrep_dist.paper.table1 import (
     last_layer_experiment,
     long_table,
     table1_page,
+    tuned_experiments,
 )
 from genrep_dist.paper.table1_files import table1_html, table1_markdown, write_table1
 
@@ -110,6 +111,22 @@ def test_the_page_shows_paper_ours_difference_and_verdicts() -> None:
     assert "†" not in "".join(images.sections[0][1][1].headings), "no column that nobody has"
 
 
+def test_methods_that_the_paper_does_not_have_are_a_table_of_their_own() -> None:
+    columns = [column("mnist", {"random": 0.0, "trak": 1.0, "influence-function, tuned": 2.0}), column("cifar10", {"random": 0.0})]
+    made = table1_page(columns, profile="cpu", date="", hardware="")
+    others = made.sections[0][1][-1]
+    assert others.headings == ("method", "MNIST", "CIFAR-10")
+    assert [(row[0], row[2]) for row in others.rows] == [("trak", "-"), ("influence-function, tuned", "-")]
+    assert float(others.rows[0][1].split()[0]) == pytest.approx(1.0, abs=0.05)
+    assert len(others.notes) == 1, "says what tuned means"
+    assert set(long_table(columns)["method"]) >= {"trak", "influence-function, tuned"}
+    undecided = column("mnist", {"ntk-final/tracking": 0.02, "ntk-final/target": 0.0, "ntk-final/surrogate": 0.0}, noise=0.5)
+    shown = table1_page([undecided], profile="cpu", date="", hardware="").sections[1][1][0]
+    assert shown.headings[-1] == "networks to decide"
+    assert shown.rows[0][3] == "undecided"
+    assert shown.rows[0][4] != ""
+
+
 def test_a_stand_in_is_named_for_what_it_is() -> None:
     stand_in = column("newsgroups", {"random": 0.1})
     assert stand_in.title == "newsgroups (for AGnews)"
@@ -160,3 +177,16 @@ def test_the_companion_asks_for_the_last_layers_influence_on_the_same_networks()
     assert (other.influence.curvature, experiment.influence.curvature) == ("last-layer", "ggn")
     assert (other.seeds, other.test_points, other.deletion) == (experiment.seeds, experiment.test_points, experiment.deletion)
     assert last_layer_experiment(load_experiment("paper/mnist", profile="cpu")) is None
+
+
+def test_tuned_experiments_share_networks_and_choose_on_others() -> None:
+    experiment = load_experiment("paper/mnist", profile="desk")
+    damping, lam = tuned_experiments(experiment)
+    assert (damping.name, lam.name) == ("mnist-desk-tuned-damping", "mnist-desk-tuned-lambda")
+    assert damping.methods == ("influence-final/tracking", "influence-function")
+    assert lam.methods == ("ntk-final/surrogate",)
+    for one in (damping, lam):
+        assert (one.seeds, one.test_points, one.deletion) == (experiment.seeds, experiment.test_points, experiment.deletion)
+        assert one.tune is not None
+        assert not set(one.tune.seeds) & set(one.seeds)
+    assert tuned_experiments(experiment.with_fixed_seeds(methods=["random"], blocks={}, baseline=None)) == []
