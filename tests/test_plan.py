@@ -275,6 +275,15 @@ def test_the_key_of_a_retraining_is_a_digest_of_canonical_json(removed: Sequence
     assert found.retraining(4, removed, policy, replicate) == expected
 
 
+def test_two_names_of_one_method_are_told() -> None:
+    def told(*methods: str) -> list[str]:
+        return [text for text in plan(f"methods=[{','.join(methods)}]", "blocks={}").warnings if "names of one method" in text]
+
+    (warning,) = told("graddot", "tracincp", "ntk-final/target", "random")
+    assert warning.startswith("graddot and ntk-final/target are names of one method")
+    assert told("graddot", "tracincp", "ntk-final/tracking", "random") == []
+
+
 def test_seeds_that_are_too_few_for_any_p_value_are_told_with_the_number_that_would_do() -> None:
     def warning(*overrides: str) -> str:
         return "".join(power_warnings(plan(*overrides).experiment))

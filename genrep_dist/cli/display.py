@@ -47,6 +47,11 @@ def show_plan(console: Console, dry_run: DryRun) -> None:
     lines = [
         f"retrainings: {plan.retrainings_requested:,} requested, {bound}{retrain.total:,} after deduplication, {retrain.done:,} done before"
     ]
+    if retrain.in_ledger:
+        lines.append(
+            f"the ledger has {retrain.in_ledger:,} more models of this training: which of them the run needs is known when it has its "
+            "scores"
+        )
     if stop is not None:
         lines.append(
             f"this is the worst case, {stop.max_seeds} seeds: the run stops after at least {stop.min_seeds} seeds, when the interval of "

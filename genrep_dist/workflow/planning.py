@@ -80,6 +80,11 @@ def _warnings(plan: Plan) -> Iterator[str]:
             )
         if name not in plan.keys.own_kernels:
             yield from experiment.kernel(name).notes()
+    for names in _equal_methods(plan.keys):
+        yield (
+            f"{' and '.join(names)} are names of one method: their scores are equal, and each counts as a method of its own in rankings "
+            "and in Holm's correction. Keep one of them."
+        )
     if plan.shape.slow_derived:
         yield f"Derived kernels take a slower way for this model: {'; '.join(plan.shape.slow_derived)}."
     judged = experiment.make_target().description(plan.shape.num_outputs)
@@ -97,6 +102,15 @@ def _warnings(plan: Plan) -> Iterator[str]:
             "here can verify that they are scores of the models that are judged."
         )
     yield from metric_warnings(experiment, plan.shape.num_train)
+
+
+def _equal_methods(keys: Keys) -> list[list[str]]:
+    """The names of methods whose scores have one content address, where there are several."""
+    experiment, found = keys.experiment, dict[str, list[str]]()
+    for method in experiment.parsed_methods:
+        if not method.is_external:
+            found.setdefault(keys.attribution(experiment.seeds[0], method), []).append(method.name)
+    return [names for names in found.values() if len(names) > 1]
 
 
 def power_warnings(experiment: Experiment) -> Iterator[str]:

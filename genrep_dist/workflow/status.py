@@ -18,12 +18,16 @@ from genrep_dist.workflow.stages import artifacts_of
 
 @dataclass(frozen=True)
 class StageStatus:
-    """``done`` of ``total`` units; ``exact`` is False while the total is only an upper bound."""
+    """``done`` of ``total`` units; ``exact`` is False while the total is only an upper bound.
+
+    ``in_ledger``: models of the same training in the ledger, where it is not known yet which of them the run requests.
+    """
 
     name: StageName
     total: int
     done: int
     exact: bool = True
+    in_ledger: int = 0
 
     @property
     def missing_share(self) -> float:
@@ -55,9 +59,11 @@ def _retrain_status(plan: Plan, store: Store, *, look_up: bool) -> StageStatus:
     if wanted is not None:
         return StageStatus(RetrainStage.name, len(wanted), len(wanted & known))
     if not look_up:
-        return StageStatus(RetrainStage.name, plan.retrainings_at_most, 0, exact=False)
+        return StageStatus(RetrainStage.name, plan.retrainings_at_most, 0, exact=False, in_ledger=len(known))
     found = count_retrainings(plan, store)
-    return StageStatus(RetrainStage.name, len(found.keys) + found.more, len(found.keys & known), exact=not found.more)
+    done = len(found.keys & known)
+    left = len(known) - done if found.more else 0
+    return StageStatus(RetrainStage.name, len(found.keys) + found.more, done, exact=not found.more, in_ledger=left)
 
 
 def _requested_keys(plan: Plan, store: Store) -> set[str] | None:

@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from genrep_dist.cli.main import app
+from genrep_dist.config import load_experiment
 from genrep_dist.errors import ConfigError, CorruptError, StoreError
 from genrep_dist.external import open_truth
 from genrep_dist.external.truth import RECORD, TABLES, write_record
@@ -26,7 +27,7 @@ from genrep_dist.runner.run import run as run_experiment
 from genrep_dist.runner.run import train_originals
 from genrep_dist.runner.truth import export_truth, import_truth
 from genrep_dist.store import Store
-from tests.experiments import ROOT, experiment
+from tests.experiments import ROOT, experiment, experiment_file
 
 FIELDS: dict[str, Any] = {
     "methods": ["ntk-final/target", "random"],
@@ -246,7 +247,8 @@ def test_other_files_and_unfinished_runs(finished: Run, copied: Path, tmp_path: 
 
 @pytest.mark.parametrize("target", [{}, {"target": {"kind": "margin"}}])
 def test_a_run_that_was_stopped_goes_on_in_another_store(tmp_path: Path, target: dict[str, Any]) -> None:
-    asked = experiment(options={"num_classes": 3}, **{**FIELDS, **target})
+    declared = experiment_file(tmp_path / "toy.yaml", options={"num_classes": 3}, **{**FIELDS, **target})
+    asked = load_experiment(declared)
     whole = run_experiment(asked, str(tmp_path / "whole"), serial=True)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(asked, str(tmp_path / "stopped"), serial=True, progress=StopsAfter(7))
@@ -256,6 +258,8 @@ def test_a_run_that_was_stopped_goes_on_in_another_store(tmp_path: Path, target:
     assert record["complete"] is False
     done = import_truth(tmp_path / "truth", Store(str(tmp_path / "new")))
     assert 7 <= done.written < whole.store.ledger(done.training).scan().select(pl.len()).collect().item()
+    planned = CliRunner().invoke(app, ["plan", str(declared), "--store", str(tmp_path / "new"), "--no-probe"])
+    assert f"the ledger has {done.written} more models of this training" in " ".join(planned.output.split())
     went_on = run_experiment(asked, str(tmp_path / "new"), serial=True)
     assert went_on.points().collect().equals(whole.points().collect())
     assert went_on.store.ledger(done.training).keys() == whole.store.ledger(done.training).keys()
