@@ -41,3 +41,9 @@ def tf32(recipe: Recipe) -> Iterator[None]:
         yield
     finally:
         convolutions.allow_tf32, products.allow_tf32 = before
+
+
+def full_precision_products() -> None:
+    """Let GPUs compute float32 products in float32 in this process: torch's default rounds the factors of convolutions to TF32."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False

@@ -6,10 +6,9 @@ import time
 from contextlib import nullcontext
 from typing import cast
 
-import torch
-
 from genrep_dist.extension import require_returned
 from genrep_dist.registry import register_all
+from genrep_dist.training.precision import full_precision_products
 from genrep_dist.training.threads import one_thread
 from genrep_dist.units import Unit
 from genrep_dist.workflow.context import Job, WorkerContext
@@ -20,7 +19,11 @@ _contexts: dict[str, WorkerContext] = {}
 
 
 def worker_context(job: Job) -> WorkerContext:
-    """The process's context for ``job``; opening one drops the last, so that a process holds one data set at a time."""
+    """The process's context for ``job``; opening one drops the last, so that a process holds one data set at a time.
+
+    Whoever computes with it, a unit or a driver that explains, computes in full precision, unless a recipe declares another one.
+    """
+    full_precision_products()
     key = f"{job.store_uri}/{job.keys.results}/{job.experiment.resources.device}/{job.prediction_rows}/{job.gradient_rows}"
     if key not in _contexts:
         _contexts.clear()
@@ -36,9 +39,6 @@ def execute(job: Job, unit: Unit, *, in_worker: bool = False) -> dict[str, float
     On the CPU a unit uses one thread: floating-point sums then run in one order, and a result depends neither on the machine's
     cores nor on how many workers share them.
     """
-    # On a GPU, float32 products are computed in float32: lower precision is used only where it is declared.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
     register_all(job.registrations)
     with one_thread():
         context = worker_context(job)
