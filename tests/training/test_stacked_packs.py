@@ -416,3 +416,16 @@ def test_a_small_network_shares_and_a_large_one_does_not() -> None:
     assert large.pack_kind == "solo"
     assert large.solo_reason is not None
     assert "multiply-adds" in large.solo_reason
+
+
+def test_almost_equal_inputs_of_a_max_pool_are_no_reason_to_train_alone() -> None:
+    """Which one is the larger follows from rounding, and so does the gradient of a whole batch; in float64 nothing differs."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(64, 1, 8, 8, generator=generator)
+    data = Dataset(inputs, (torch.rand(64, generator=generator) > 0.5).float(), torch.arange(64))
+    # Shifts of one image by less than float32 resolves in the sums of a convolution.
+    near = inputs.repeat_interleave(2, dim=2)[:, :, :8] + 1e-7 * torch.rand(64, 1, 8, 8, generator=generator)
+    for rows in (inputs, near):
+        recipe = Recipe(epochs=1, batch_size=32, learning_rate=0.05)
+        trainer = Trainer(SmallCNN, get_loss("logistic"), recipe, data._replace(inputs=rows))
+        assert (trainer.pack_kind, trainer.solo_reason) == ("stacked", None)

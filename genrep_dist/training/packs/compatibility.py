@@ -200,7 +200,24 @@ class _Trial:
         return None if same_bits else "its last bits depend on which models share a step"
 
     def _other_numbers(self, models: Sequence[nn.Module], group: Sequence[int]) -> str | None:
-        """What differs between a pack in full precision and each of its models alone."""
+        """What differs between a pack in full precision and each of its models alone, by more than rounding.
+
+        Which of two almost equal inputs of a max pool is the larger one is a matter of rounding, and changes a whole gradient. So what
+        differs is computed again in float64, where the model can be.
+        """
+        found = self._differences(models, group)
+        if found is None or any(p.dtype != torch.float32 for model in models for p in model.parameters()):
+            return found
+        inputs = self.data.inputs
+        exact = replace(self, data=self.data._replace(inputs=inputs.double() if inputs.dtype == torch.float32 else inputs))
+        try:
+            return exact._differences([copy.deepcopy(model).double() for model in models], group)
+        except OUT_OF_MEMORY:
+            raise
+        except MODEL_ERRORS:
+            return found
+
+    def _differences(self, models: Sequence[nn.Module], group: Sequence[int]) -> str | None:
         full = replace(self, recipe=replace(self.recipe, precision="full"))._packed_step(models, group)
         for index, (computed, moved) in zip(group, full, strict=True):
             if not _agree(self._step_alone(models[index], index), computed):
