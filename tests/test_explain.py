@@ -120,14 +120,12 @@ def test_nan_is_refused(finished: gr.Run) -> None:
 
 def test_a_driver_that_explains_computes_in_full_precision(finished: gr.Run) -> None:
     """TF32 is torch's default for convolutions on a GPU, and no unit has set it back in this process."""
-    flags = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [flag.allow_tf32 for flag in flags]
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
     try:
-        for flag in flags:
-            flag.allow_tf32 = True
+        cudnn.allow_tf32 = matmul.allow_tf32 = True
         opened = gr.open_run(finished.store, finished.name)
         opened.explain("ntk-final/target", 0, test_ids=[int(opened.test_ids(0)[0])])
-        assert [flag.allow_tf32 for flag in flags] == [False, False]
+        assert (cudnn.allow_tf32, matmul.allow_tf32) == (False, False)
     finally:
-        for flag, value in zip(flags, before, strict=True):
-            flag.allow_tf32 = value
+        cudnn.allow_tf32, matmul.allow_tf32 = before

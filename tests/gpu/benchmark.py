@@ -88,7 +88,7 @@ def packs(name: str, rows: int, device: torch.device) -> list[Line]:
     def plain() -> nn.Module:
         model = trainer.build(run.randomness)
         optimizer = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate)
-        for block in run.randomness.order(1, rows).to(device).split(recipe.batch_size):
+        for block in run.randomness.order(1, rows).to(device).split(recipe.batch_size):  # type: ignore[no-untyped-call]
             optimizer.zero_grad()
             loss = nn.functional.binary_cross_entropy_with_logits(model(data.inputs[block])[:, 0], data.targets[block])
             loss.backward()  # type: ignore[no-untyped-call]
@@ -100,7 +100,7 @@ def packs(name: str, rows: int, device: torch.device) -> list[Line]:
     off = float((ours_once - theirs).norm() / (theirs - start).norm())
     if not off < 0.02:
         raise SystemExit(f"{name}: the results differ by {off:.3g} of the way from the initial parameters")
-    lines = []
+    lines: list[Line] = []
     for slots in SLOTS:
         try:
             ours, loop = medians([lambda slots=slots: trainer.train_all([run] * slots), plain], device)  # type: ignore[misc]

@@ -41,9 +41,8 @@ def cuda(device: torch.device) -> torch.device:
 @pytest.fixture(autouse=True)
 def full_precision() -> Iterator[None]:
     """As units run, and as before afterwards."""
-    flags = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [flag.allow_tf32 for flag in flags]
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
     full_precision_products()
     yield
-    for flag, value in zip(flags, before, strict=True):
-        flag.allow_tf32 = value
+    cudnn.allow_tf32, matmul.allow_tf32 = before
