@@ -279,7 +279,11 @@ def derived_kernel(keys: Keys, name: str, shape: Shape | None = None) -> Derived
     kernel = None if name in keys.own_kernels else keys.experiment.kernel(name)
     if not isinstance(kernel, DerivedKernel):
         return None
-    return kernel if shape is None else kernel.at_sizes(shape.num_train, shape.num_outputs, shape.width(kernel.base))
+    if shape is None:
+        return kernel
+    if kernel.base in shape.kernels:
+        kernel = kernel.at_base(shape.kernels[kernel.base])
+    return kernel.at_sizes(shape.num_train, shape.num_outputs, shape.width(kernel.base))
 
 
 def direct_terms(keys: Keys, shape: Shape, method: Method) -> list[TermAt]:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, Validati
 
 from genrep_dist.config.damping import with_default_damping
 from genrep_dist.config.digests import non_default_fields
+from genrep_dist.config.ekfac import EkfacSection
 from genrep_dist.config.field_errors import Location, describe_errors
 from genrep_dist.config.metrics import METRICS, complete_settings, measured_numbers
 from genrep_dist.config.relabel import RelabelSection
@@ -124,6 +125,7 @@ class Experiment(Section, metaclass=_RaisesConfigError):
     surrogate: SurrogateSection = SurrogateSection.model_validate({})
     descent: DescentSection = DescentSection.model_validate({})
     influence: InfluenceSection = InfluenceSection.model_validate({})
+    ekfac: EkfacSection = EkfacSection.model_validate({})
     projection: ProjectionSection | None = Field(
         None, description="Random projection of the NTK's features, for features that are too large. Lossy. Default: none."
     )

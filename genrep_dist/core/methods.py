@@ -99,7 +99,7 @@ class Description:
 
     Needs: "gradients" or "last linear layer" (features of every training sample), "checkpoints" (parameters saved while training),
     "tracking" (importances gathered while training), "gram" (the train-by-train kernel), "curvature" (of the loss; its own gram, or
-    Hessian-vector products).
+    Hessian-vector products), "layer inputs" (with the gradients of layers' outputs).
     Cost: "none", "one pass" over the training samples' features, "one pass per checkpoint", or "gram", quadratic in the samples or more.
     """
 
@@ -116,6 +116,7 @@ NAMED_METHODS: dict[str, Method] = {
     "representer-point": Method("representer-point", "last-layer", "final", "surrogate"),
     "graddot": Method("graddot", "ntk", "final", "target"),
     "trak": Method("trak", "trak", "final", "target"),
+    "ekfac": Method("ekfac", "ekfac", "final", "target"),
     "random": Method("random", _NONE, _NONE, _RANDOM),
 }
 
@@ -140,6 +141,10 @@ _NAMED_TEXT: dict[str, tuple[str, str]] = {
     "trak": (
         "-dL/df(f(x_i), y_i) df/dtheta(x_i)^T (G + delta I)^-1 df/dtheta(x), G = sum of the margins' gradient products",
         "TRAK of one model, Park et al. 2023",
+    ),
+    "ekfac": (
+        "-dL/df(f(x_i), y_i) df/dtheta(x_i)^T (H_ek + delta)^-1 df/dtheta(x), H_ek the EK-FAC curvature",
+        "influence functions with EK-FAC, Grosse et al. 2023; George et al. 2018",
     ),
     "random": ("standard normal draws, one order for each seed and test point", "baseline"),
 }

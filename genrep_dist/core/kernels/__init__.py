@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from genrep_dist.core.kernels.activation_cosine import ActivationCosineKernel
 from genrep_dist.core.kernels.base import Kernel
+from genrep_dist.core.kernels.ekfac import EkfacKernel
 from genrep_dist.core.kernels.influence import InfluenceKernel
 from genrep_dist.core.kernels.input_cosine import InputCosineKernel
 from genrep_dist.core.kernels.last_layer import LastLayerKernel
@@ -19,6 +20,7 @@ _shipped: tuple[type[Kernel], ...] = (
     LastLayerKernel,
     InfluenceKernel,
     TrakKernel,
+    EkfacKernel,
     PreconditionedTangentKernel,
     ActivationCosineKernel,
     InputCosineKernel,

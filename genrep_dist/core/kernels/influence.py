@@ -94,17 +94,9 @@ class InfluenceKernel(DerivedKernel):
 
     def check_curvature(self, flat_share: float) -> None:
         """The Gauss-Newton matrix of a loss that is linear on all samples is zero, which leaves the damping alone."""
-        if self.base is None or flat_share < 1 or self.options.allow_zero_curvature:
-            return
-        raise MethodError(
-            f"the loss has no curvature in the model's outputs, so this influence kernel would be the {self.base} kernel divided by the "
-            "damping",
-            where=f"influence.curvature: {self.options.curvature}",
-            expected="a loss whose second derivative in the outputs is not zero on all training samples",
-            got="a second derivative of zero on all of them: the Gauss-Newton matrix H is zero",
-            remedy="set influence.curvature: hessian, which has the curvature of the model too; or use the method "
-            f"{self.base}-final/target, whose ranking is the same; or accept this with influence.allow_zero_curvature: true",
-        )
+        if self.base is not None and not self.options.allow_zero_curvature:
+            hessian = "set influence.curvature: hessian, which has the curvature of the model too"
+            refuse_flat_loss(flat_share, f"influence.curvature: {self.options.curvature}", self.base, hessian)
 
     def model_notes(self, model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> list[str]:
         if self.base is not None:
@@ -236,3 +228,17 @@ class InfluenceKernel(DerivedKernel):
         blocks = [influence_block(inputs.train_gradients(start, start + inputs.block_rows), solution) for start in rows]
         slow = {"twice_backward": product.slow_reason} if product.slow_reason else {}
         return torch.cat(blocks), {**asdict(damping), **asdict(certificate), **slow}
+
+
+def refuse_flat_loss(flat_share: float, where: str, base: str, remedy: str) -> None:
+    """Raise MethodError if the loss is linear in the outputs on all samples: the Gauss-Newton matrix is then zero."""
+    if flat_share < 1:
+        return
+    raise MethodError(
+        f"the loss has no curvature in the model's outputs, so this influence kernel would be the {base} kernel divided by the damping",
+        where=where,
+        expected="a loss whose second derivative in the outputs is not zero on all training samples",
+        got="a second derivative of zero on all of them: the Gauss-Newton matrix H is zero",
+        remedy=f"{remedy}; or use the method {base}-final/target, whose ranking is the same; or accept this with "
+        "influence.allow_zero_curvature: true",
+    )
