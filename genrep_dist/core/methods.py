@@ -117,6 +117,8 @@ NAMED_METHODS: dict[str, Method] = {
     "graddot": Method("graddot", "ntk", "final", "target"),
     "trak": Method("trak", "trak", "final", "target"),
     "ekfac": Method("ekfac", "ekfac", "final", "target"),
+    "datainf": Method("datainf", "datainf", "final", "target"),
+    "relatif": Method("relatif", "relatif", "final", "target"),
     "random": Method("random", _NONE, _NONE, _RANDOM),
 }
 
@@ -145,6 +147,14 @@ _NAMED_TEXT: dict[str, tuple[str, str]] = {
     "ekfac": (
         "-dL/df(f(x_i), y_i) df/dtheta(x_i)^T (H_ek + delta)^-1 df/dtheta(x), H_ek the EK-FAC curvature",
         "influence functions with EK-FAC, Grosse et al. 2023; George et al. 2018",
+    ),
+    "datainf": (
+        "-dL/df(f(x_i), y_i) df/dtheta(x_i)^T S df/dtheta(x), S = (1/N) sum_j (g_j g_j^T + delta I)^-1 by parameter tensors",
+        "DataInf, Kwon et al. 2024",
+    ),
+    "relatif": (
+        "influence-function / sqrt(g_i^T (H + delta I)^-1 g_i), g_i = dL/dtheta(f(x_i), y_i)",
+        "l-RelatIF, Barshan et al. 2020",
     ),
     "random": ("standard normal draws, one order for each seed and test point", "baseline"),
 }

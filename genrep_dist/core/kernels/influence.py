@@ -199,6 +199,22 @@ class InfluenceKernel(DerivedKernel):
 
         return PrimalSystem(blocks, curvature, width, **self._damping(inputs))
 
+    def _own_products(self, inputs: DerivedInputs, alpha: Tensor) -> Tensor:
+        """g_i^T (H + delta I)^-1 g_i (N,) float64 of g_i = sum_c ``alpha[i, c]`` J_i[c], for ``alpha`` (N, C) float64."""
+        import torch
+
+        from genrep_dist.core.solvers.gauss_newton import influence_kernel
+
+        assert self.base is not None
+        if not self._sized(inputs).reads_gram:
+            return self._primal_system(inputs, self._curvature(inputs)).self_products(alpha)
+        gram, (num_train, num_outputs) = inputs.gram(self.base), alpha.shape
+        mixed = gram.reshape(-1, num_train, num_outputs)
+        columns = torch.einsum("rnc,nc->rn", mixed, alpha).reshape(num_train, num_outputs, num_train)
+        found, _ = influence_kernel(gram, columns, self._curvature(inputs), **self._damping(inputs))
+        samples = torch.arange(num_train)
+        return (found[samples, :, samples] * alpha).sum(dim=1)
+
     def _damping(self, inputs: DerivedInputs) -> dict[str, Any]:
         assert self.base is not None
         relative = self.options.damping_unit == "mean-eigenvalue"
