@@ -149,7 +149,7 @@ _NAMED_TEXT: dict[str, tuple[str, str]] = {
         "influence functions with EK-FAC, Grosse et al. 2023; George et al. 2018",
     ),
     "datainf": (
-        "-dL/df(f(x_i), y_i) df/dtheta(x_i)^T S df/dtheta(x), S = (1/N) sum_j (g_j g_j^T + delta I)^-1 by parameter tensors",
+        "-dL/df(f(x_i), y_i) df/dtheta(x_i)^T S df/dtheta(x), S = (1/N) sum_j (g_j g_j^T + delta I)^-1 by layers",
         "DataInf, Kwon et al. 2024",
     ),
     "relatif": (

@@ -26,15 +26,15 @@ class TestDataInf(DerivedKernelTests):
 
 
 def reference(inputs: DenseInputs, unit: str) -> Tensor:
-    """K (N, C, M), with a matrix inverted for each sample and parameter tensor."""
+    """K (N, C, M), with a matrix inverted for each sample and layer."""
     model = inputs.model()
     jacobians = torch.stack([one_by_one(model, sample) for sample in inputs.train_inputs])
     weights = inputs.loss.derivative(inputs.outputs(), inputs.targets)
     gradients = torch.einsum("nc,ncp->np", weights, jacobians)
     test, start = inputs.test_gradients(), 0
     result = torch.zeros(len(jacobians), jacobians.shape[1], len(test), dtype=torch.float64)
-    for parameter in model.parameters():
-        part = slice(start, start + parameter.numel())
+    for layer in (module for module in model.modules() if isinstance(module, nn.Linear)):
+        part = slice(start, start + sum(parameter.numel() for parameter in layer.parameters()))
         start = part.stop
         own = gradients[:, part]
         delta = DAMPING * (float(own.square().mean()) if unit == "mean-eigenvalue" else 1.0)

@@ -16,9 +16,9 @@ GradientBlocks = Callable[[], Iterator[Tensor]]
 
 @dataclass(frozen=True)
 class DataInfCertificate:
-    """``damping`` is the largest delta of a parameter tensor, ``smallest_damping`` the smallest, ``mean_eigenvalue`` = trace(H)/P.
+    """``damping`` is the largest delta of a layer, ``smallest_damping`` the smallest, ``mean_eigenvalue`` = trace(H)/P.
 
-    ``residual`` is 0: a closed form is evaluated, and no system is solved. ``flat_blocks`` counts the tensors without gradients, which have
+    ``residual`` is 0: a closed form is evaluated, and no system is solved. ``flat_blocks`` counts the layers without gradients, which have
     no relative damping and are left out.
     """
 
@@ -30,9 +30,9 @@ class DataInfCertificate:
 
 
 class DataInf:
-    """S (P, P) by blocks, one of each parameter tensor: S_l = (1/N) sum_i (g_i g_i^T + delta_l I)^-1, with the loss gradients g_i.
+    """S (P, P) by blocks, one of each layer: S_l = (1/N) sum_i (g_i g_i^T + delta_l I)^-1, with the loss gradients g_i.
 
-    By Sherman and Morrison, S_l v = (1/delta_l) (v - (1/N) sum_i g_i <g_i, v> / (delta_l + |g_i|^2)). ``sizes``: numbers of each tensor, in
+    By Sherman and Morrison, S_l v = (1/delta_l) (v - (1/N) sum_i g_i <g_i, v> / (delta_l + |g_i|^2)). ``sizes``: numbers of each layer, in
     the order of the vector of P. ``damping`` is delta itself, or, if ``relative``, in units of the mean eigenvalue of each block,
     (1/(N n_l)) sum_i |g_i|^2 with n_l numbers. One pass over the samples, and one for each :meth:`solve`. Sums are float64.
     """
@@ -47,7 +47,7 @@ class DataInf:
         self._deltas = [damping * mean if relative else damping for mean in means]
 
     def solve(self, vectors: Tensor) -> Tensor:
-        """S ``vectors`` (M, P) float64. Zero for a tensor without a damping. Memory: two results, and blocks of gradients in float64."""
+        """S ``vectors`` (M, P) float64. Zero for a layer without a damping. Memory: two results, and blocks of gradients in float64."""
         total, start = torch.zeros_like(vectors), 0
         for block in self._blocks():
             rows = block.to(vectors)
@@ -70,5 +70,5 @@ class DataInf:
 
 
 def _squared_norms(rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """|g|^2 of each tensor (B, L), of gradients (B, P)."""
+    """|g|^2 of each layer (B, L), of gradients (B, P)."""
     return torch.stack([part.square().sum(dim=1) for part in rows.split(list(sizes), dim=1)], dim=1)
