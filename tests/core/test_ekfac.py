@@ -155,3 +155,61 @@ def test_it_is_the_explicit_matrix(name: str, num_outputs: int, fisher: str, rel
     expected = reference(inputs, fisher, 0.03, relative_to)
     torch.testing.assert_close(block, expected, rtol=1e-7, atol=1e-8 * float(expected.abs().max()))
     assert certificate["residual"] < 1e-12
+
+
+@pytest.mark.parametrize("name", ["convolutional", "sequence"])
+def test_blocks_of_any_size_give_the_same(name: str) -> None:
+    whole, parts = given(name, 3), given(name, 3)
+    whole.block_rows, parts.block_rows = NUM_TRAIN, 2
+    found, expected = (kernel().columns(inputs)[0] for inputs in (parts, whole))
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10 * float(expected.abs().max()))
+
+
+def test_a_layer_without_gradients_is_left_out() -> None:
+    inputs = given("linear", 1)
+    first = inputs.model()[0]  # type: ignore[index]
+    with torch.no_grad():
+        inputs.model()[2].weight.zero_()  # type: ignore[index]
+    block, certificate = kernel().columns(inputs)
+    assert torch.isfinite(block).all()
+    assert certificate["flat_blocks"] == 1
+    assert certificate["residual"] < 1e-12
+    assert first.weight.numel()
+
+
+def test_a_linear_loss_has_no_gauss_newton_matrix() -> None:
+    with pytest.raises(MethodError, match=r"the loss has no curvature[\s\S]*ekfac.fisher: empirical"):
+        kernel().check_curvature(1.0)
+    kernel("empirical").check_curvature(1.0)
+    kernel(allow_zero_curvature=True).check_curvature(1.0)
+
+
+def test_gradients_that_are_not_finite_are_refused() -> None:
+    inputs = given("linear", 1)
+    inputs.train_inputs[3, 0] = torch.inf
+    with pytest.raises(NonFiniteError, match=r"NaN or Inf in per-sample gradients[\s\S]*ekfac"):
+        kernel("empirical").columns(inputs)
+
+
+class Branching(nn.Module):
+    """Takes its layer twice for some samples, which are then computed one at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(5, 5), nn.Linear(5, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.tanh(self.inner(inputs))
+        if bool((inputs > 50).any()):
+            hidden = torch.tanh(self.inner(hidden))
+        outputs: Tensor = self.out(hidden)
+        return outputs
+
+
+def test_samples_that_take_other_layers_are_refused() -> None:
+    train, test = (torch.randn(count, 5, generator=torch.Generator().manual_seed(count)) for count in (NUM_TRAIN, NUM_TEST))
+    train[-1, 0] = 100.0
+    torch.manual_seed(0)
+    inputs = DenseInputs(Branching().eval(), train, test, torch.zeros(NUM_TEST, dtype=torch.int64))
+    with pytest.raises(ProblemError, match="the inputs of a layer are not known for some samples"):
+        kernel("empirical").columns(inputs)
