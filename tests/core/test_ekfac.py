@@ -72,7 +72,9 @@ def given(name: str, num_outputs: int) -> DenseInputs:
     model = build(num_outputs).eval()
     generator = torch.Generator().manual_seed(1)
     rows = NUM_TRAIN + NUM_TEST
-    inputs = torch.randint(0, 6, (rows, *shape), generator=generator) if name == "sequence" else torch.randn(rows, *shape, generator=generator)
+    inputs = (
+        torch.randint(0, 6, (rows, *shape), generator=generator) if name == "sequence" else torch.randn(rows, *shape, generator=generator)
+    )
     return DenseInputs(model, inputs[:NUM_TRAIN], inputs[NUM_TRAIN:], torch.arange(NUM_TEST) % num_outputs)
 
 
