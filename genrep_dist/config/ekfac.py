@@ -14,11 +14,11 @@ class EkfacSection(Section):
 
     fisher: Literal["ggn", "empirical"] = Field(
         "ggn",
-        description="Whose factors: ggn, the Gauss-Newton matrix, which is the Fisher matrix for logistic, softmax and squared losses, exactly "
-        "and without drawn labels; empirical: the loss's own gradients at the data's labels.",
+        description="Whose factors: ggn, the Gauss-Newton matrix, which is the Fisher matrix for logistic, softmax and squared losses, "
+        "exactly and without drawn labels; empirical: the loss's own gradients at the data's labels.",
     )
     relative_to: Literal["layer", "model"] = Field(
         "layer",
-        description="With influence.damping_unit: mean-eigenvalue, the eigenvalues whose mean is the unit of the damping: of each layer, as "
-        "in the literature, or of the whole curvature.",
+        description="With influence.damping_unit: mean-eigenvalue, the eigenvalues whose mean is the unit of the damping: of each layer, "
+        "as in the literature, or of the whole curvature.",
     )

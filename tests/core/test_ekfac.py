@@ -114,7 +114,7 @@ def reference(inputs: DenseInputs, fisher: str, damping: float, relative_to: str
                 covariances[layer][1] += rows.T @ rows
                 covariances[layer][2].append((back.T @ rows).flatten())
             for square, gradient in zip(squares, found[len(layers) :], strict=True):
-                square += gradient**2
+                square.add_(gradient**2)
     for hook in hooks:
         hook.remove()
     # Blocks of H over the parameters of each layer, the bias last in each row of its weight.

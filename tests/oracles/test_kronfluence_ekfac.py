@@ -74,7 +74,6 @@ def test_the_scores_are_kronfluences(damping: float | None, tmp_path: Path) -> N
     ours = attribute(target_importance(given.loss, given.outputs(), given.targets), block)
     theirs = -kronfluences(given, explained, test, damping, tmp_path).T.double()
     correlation = float(torch.corrcoef(torch.stack([ours.flatten(), theirs.flatten()]))[0, 1])
-    print(
-        f"damping {damping}: correlation 1 - {1 - correlation:.1e}, largest difference {float((ours - theirs).abs().max() / ours.abs().max()):.1e}"
-    )
+    difference = float((ours - theirs).abs().max() / ours.abs().max())
+    print(f"damping {damping}: correlation 1 - {1 - correlation:.1e}, largest difference {difference:.1e}")
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8 * float(theirs.abs().max()))

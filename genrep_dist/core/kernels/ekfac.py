@@ -24,7 +24,7 @@ FACTOR_COPIES, TABLE_COPIES, CURVATURE_COPIES = 4, 3, 6
 class EkfacKernel(PreconditionedKernel):
     """K = J (H_ek + delta)^-1 g, with H_ek the curvature of :class:`~genrep_dist.core.solvers.kronecker.KroneckerCurvature`.
 
-    The pseudo-gradients are, by `ekfac.fisher`, those of the Gauss-Newton matrix (without a draw: the roots of the loss's second derivative)
+    The pseudo-gradients are, by `ekfac.fisher`, those of the Gauss-Newton matrix (without a draw: roots of the loss's second derivative)
     or of the empirical Fisher matrix (the loss's own gradients). Damping is that of the section ``influence``; its curvature and system are
     not read. Linear layers and convolutions have Kronecker factors, all other parameters a diagonal.
     """

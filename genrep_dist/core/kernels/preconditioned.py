@@ -1,6 +1,7 @@
 """Kernels K = J S g: a positive definite matrix S, made from the training samples, is applied to the gradients of test points.
 
-Neither a gram nor a matrix of P x P is formed. J (N, C, P) are the training samples' Jacobians, g (M, P) the gradients of what is explained.
+Neither a gram nor a matrix of P x P is formed. J (N, C, P) are the training samples' Jacobians, g (M, P) the gradients of what is
+explained.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VECTOR_COPIES, SCORE_COPIES, BLOCK_COPIES = 7, 3, 2
-"""Copies float64 of the test points' gradients (M, P) and of K (N, C, M); how often a block of Jacobians, with its float64 copy, is held."""
+"""Copies float64 of the test points' gradients (M, P) and of K (N, C, M); times that a block of Jacobians, with its float64 copy, is held.
+"""
 DIAGONAL_PARTS = 4
 """Parts of a block of Jacobians whose diagonal is computed one after the other, as it takes several copies."""
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class RelatifKernel(InfluenceKernel):
     """The influence kernel with each training sample's row divided by sqrt(g_i^T (H + delta I)^-1 g_i), g_i its loss gradient.
 
-    That is the authors' l-RelatIF: the influence among changes of the model that change its own predictions by one fixed amount. The divisor is
-    the root of the sample's influence on its own loss. A sample without a loss gradient has the kernel 0. It is no Mercer kernel, as rows
+    That is the authors' l-RelatIF: influence among changes of the model that change its own predictions by one fixed amount. The divisor
+    is the root of the sample's influence on its own loss. A sample without loss gradient has the kernel 0. It is no Mercer kernel, as rows
     are divided and columns are not. Curvature, system and damping are those of ``influence``, but for the true Hessian.
     """
 

@@ -134,12 +134,12 @@ class KroneckerCurvature:
                 tables = [torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes]
             for layer, basis, table in zip(self._layers, self._bases, tables[: len(self._layers)], strict=True):
                 for patches, gradients in _layer_rows(layer, block, mixing):
-                    table += _rotated(layer, basis, patches, gradients).square_().sum(dim=(0, 1))
+                    table.add_(_rotated(layer, basis, patches, gradients).square_().sum(dim=(0, 1)))
             for (name, _), table in zip(self._others, tables[len(self._layers) :], strict=True):
                 _add_squares(name, block, mixing, table)
             count += len(block)
         for table in tables:
-            table /= count
+            table.div_(count)
         self.mean_eigenvalue = sum(float(table.sum()) for table in tables) / sum(math.prod(shape) for _, shape in self._parameters)
         return tables
 
