@@ -81,6 +81,7 @@ def given(name: str, num_outputs: int) -> DenseInputs:
 def patches(layer: nn.Module, inputs: Tensor) -> Tensor:
     """(T, K) of one sample, with the constant 1 of a bias."""
     if isinstance(layer, nn.Conv2d):
+        assert not isinstance(layer.padding, str)
         rows = functional.unfold(inputs, layer.kernel_size, padding=layer.padding, stride=layer.stride)[0].T
     else:
         rows = inputs.reshape(-1, inputs.shape[-1])

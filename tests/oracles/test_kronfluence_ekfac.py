@@ -43,7 +43,8 @@ def kronfluences(given: DenseInputs, explained: Tensor, test: Tensor, damping: f
             return functional.cross_entropy(model(batch[0]), batch[1], reduction="sum")
 
         def compute_measurement(self, batch: Any, model: nn.Module) -> Tensor:
-            return model(batch[0]).gather(1, batch[1][:, None]).sum()
+            total: Tensor = model(batch[0]).gather(1, batch[1][:, None]).sum()
+            return total
 
     names = ("activation_covariance", "gradient_covariance", "eigendecomposition", "lambda", "per_sample_gradient")
     factors = FactorArguments(strategy="ekfac", use_empirical_fisher=True, **{f"{name}_dtype": torch.float64 for name in names})
@@ -69,7 +70,9 @@ def test_the_scores_are_kronfluences(damping: float | None, tmp_path: Path) -> N
     train, test = (torch.randn(count, 1, 8, 8, generator=generator, dtype=torch.float64) for count in (NUM_TRAIN, NUM_TEST))
     explained = torch.arange(NUM_TEST) % NUM_CLASSES
     given = DenseInputs(network(), train, test, explained)
-    declared = {"damping": 0.1, "damping_unit": "mean-eigenvalue"} if damping is None else {"damping": damping, "damping_unit": "absolute"}
+    declared: dict[str, Any] = (
+        {"damping": 0.1, "damping_unit": "mean-eigenvalue"} if damping is None else {"damping": damping, "damping_unit": "absolute"}
+    )
     block, _ = kernel("empirical", **declared).columns(given)
     ours = attribute(target_importance(given.loss, given.outputs(), given.targets), block)
     theirs = -kronfluences(given, explained, test, damping, tmp_path).T.double()

@@ -32,8 +32,8 @@ class EkfacKernel(PreconditionedKernel):
     name = "ekfac"
     formula = "df/dtheta(x_i)^T (H_ek + delta)^-1 df/dtheta(x), H_ek = Q diag(Lambda) Q^T by layers, Q = Q_S x Q_A"
     source = "EK-FAC, George et al. 2018; influence functions with it, Grosse et al. 2023"
-    needs = ("gradients", "layer inputs")
-    settings = ("influence", "ekfac")
+    needs: ClassVar[tuple[str, ...]] = ("gradients", "layer inputs")
+    settings: ClassVar[tuple[str, ...]] = ("influence", "ekfac")
     passes: ClassVar[int] = 2
 
     def __init__(self, influence: Any, ekfac: Any) -> None:

@@ -39,7 +39,7 @@ class PreconditionedKernel(DerivedKernel):
     Memory: J in blocks, S, and some copies of g and K. Subclasses define :meth:`preconditioner`, and the sizes and the passes of it.
     """
 
-    settings = ("influence",)
+    settings: ClassVar[tuple[str, ...]] = ("influence",)
     needs: ClassVar[tuple[str, ...]] = ("gradients",)
 
     def __init__(self, influence: Any) -> None:
@@ -96,7 +96,7 @@ class PreconditionedKernel(DerivedKernel):
         found, parts = self.preconditioner(inputs), []
         for jacobians, at in _jacobians(inputs):
             step = -(-len(jacobians) // DIAGONAL_PARTS)
-            for rows, outputs in zip(jacobians.split(step), own_outputs[at].split(step), strict=True):
+            for rows, outputs in zip(torch.split(jacobians, step), torch.split(own_outputs[at], step), strict=True):
                 own = rows[torch.arange(len(rows)), outputs.to(rows.device)].double()
                 parts.append(torch.einsum("bcp,bp->bc", rows.double(), found.solve(own)).cpu())
         return torch.cat(parts)

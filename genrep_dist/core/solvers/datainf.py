@@ -60,7 +60,7 @@ class DataInf:
                 at += size
             start += len(rows)
         result = vectors - total.div_(start)
-        for delta, part in zip(self._deltas, result.split(self._sizes, dim=1), strict=True):
+        for delta, part in zip(self._deltas, torch.split(result, self._sizes, dim=1), strict=True):
             part.mul_(1 / delta if delta > 0 else 0.0)
         return result
 
@@ -71,4 +71,4 @@ class DataInf:
 
 def _squared_norms(rows: Tensor, sizes: Sequence[int]) -> Tensor:
     """|g|^2 of each layer (B, L), of gradients (B, P)."""
-    return torch.stack([part.square().sum(dim=1) for part in rows.split(list(sizes), dim=1)], dim=1)
+    return torch.stack([part.square().sum(dim=1) for part in torch.split(rows, list(sizes), dim=1)], dim=1)

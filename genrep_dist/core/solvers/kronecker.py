@@ -126,7 +126,8 @@ class KroneckerCurvature:
 
     def _eigenvalues(self) -> list[Tensor]:
         """From the second pass: Lambda (O, K) of each layer, and those of the other parameters in their own shapes."""
-        count, tables = 0, []
+        count = 0
+        tables: list[Tensor] = []
         for block, mixing in self._blocks():
             device = block.rest.device
             if not tables:
