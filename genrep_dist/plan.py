@@ -316,6 +316,8 @@ def gram_base(kernel: DerivedKernel) -> str | None:
 
 def has_self_influence(keys: Keys, method: Method) -> bool:
     """Whether phi(x_i -> x_i) of the method can be computed for all training samples."""
+    if method.networks > 1:
+        return False
     scorer = method.scorer_class
     if scorer is not None or not method.has_kernel:
         return method.is_random if scorer is None else scorer.has_self_scores

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from genrep_dist.core.importances import IMPORTANCES
@@ -41,6 +41,8 @@ class Method:
     kernel: str
     checkpoint: str
     importance: str
+    networks: int = 1
+    """How many networks its scores are the mean of: the explained one and, for an ensemble, others."""
 
     @property
     def has_kernel(self) -> bool:
@@ -85,7 +87,7 @@ class Method:
     @property
     def follows_labels(self) -> bool:
         """Whether its importances are a function of outputs and labels, so that those of other labels are known."""
-        return self.has_kernel and self.importance_class.kind == "outputs"
+        return self.networks == 1 and self.has_kernel and self.importance_class.kind == "outputs"
 
     @property
     def follows_training(self) -> bool:
@@ -216,6 +218,9 @@ def _unsupported(name: str, kernel: str, checkpoint: str, importance: str) -> Me
 
 def describe(method: Method) -> Description:
     """What a method computes, where it comes from, what it needs and what it costs."""
+    if method.networks > 1:
+        one = describe(replace(method, networks=1))
+        return replace(one, formula=f"mean over {method.networks} networks of {one.formula}", source=f"{one.source}; ensemble")
     scorer = method.scorer_class
     if scorer is not None:
         return Description(method.name, scorer.formula, scorer.source, scorer.needs, "none" if scorer.base is None else "one pass")

@@ -101,11 +101,7 @@ class DerivedStage(Stage[DerivedUnit]):
                 )
 
     def seconds(self, plan: Plan, rates: Rates) -> float:
-        shape, points = plan.shape, plan.experiment.num_test_points
-        kernels = [_planned(plan, name) for name, _ in plan.needs.derived]
-        works = [returned(Work, kernel, "work", kernel.work(shape.num_train, shape.num_outputs, points)) for kernel in kernels]
-        each = [w.multiply_adds / rates.multiply_adds_per_second + w.gradient_rows / rates.gradient_rows_per_second for w in works]
-        return len(plan.experiment.seeds) * sum(each)
+        return len(plan.experiment.seeds) * sum(derived_work_seconds(plan, name, rates) for name, _ in plan.needs.derived)
 
 
 class Inputs:
@@ -198,6 +194,14 @@ def derived_columns(kernel: DerivedKernel, inputs: Inputs, own: Tensor | None = 
     num_points = inputs.num_points + (0 if own is None else len(own))
     block = checked_tensor(value, (len(inputs.targets), inputs.num_outputs, num_points), kernel, "columns", inputs.text)
     return block, checked_certificate(found, "residual", kernel, "columns", inputs.text)
+
+
+def derived_work_seconds(plan: Plan, name: str, rates: Rates) -> float:
+    """Seconds of one worker for a derived kernel of one seed."""
+    shape, kernel = plan.shape, _planned(plan, name)
+    found = kernel.work(shape.num_train, shape.num_outputs, plan.experiment.num_test_points)
+    work = returned(Work, kernel, "work", found)
+    return work.multiply_adds / rates.multiply_adds_per_second + work.gradient_rows / rates.gradient_rows_per_second
 
 
 def peak_bytes(plan: Plan, name: str) -> int:
