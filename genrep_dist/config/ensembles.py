@@ -12,7 +12,9 @@ from genrep_dist.config.section import Section
 class EnsembleSection(Section):
     """A method's scores, averaged over networks that were trained on the same data."""
 
-    method: str = Field(description="The method whose scores are averaged. Its importances and kernel may need no gram.")
+    method: str = Field(
+        description="The method whose scores are averaged: not random, external, or with the importances surrogate or descent."
+    )
     over: Literal["seeds"] = Field(
         "seeds",
         description="seeds: the explained network and others of further seeds, which are not reported. Each seed has its own others.",

@@ -200,7 +200,7 @@ class Experiment(Section, metaclass=_RaisesConfigError):
             except MethodError as error:
                 raise ValueError(f"{name}: a known method, but {error.what} ({error.remedy})") from error
             if method.is_random or method.is_external or method.needs_gram:
-                raise ValueError(f"{name}: a method that is computed of one trained network without a gram, not {section.method}")
+                raise ValueError(f"{name}: a method that is computed of one trained network, by no solved importance, not {section.method}")
         return value
 
     @field_validator("methods")

@@ -13,7 +13,6 @@ from genrep_dist.evaluation.significance import LEVEL, fewest_seeds, smallest_p
 from genrep_dist.evaluation.statistics import compared_pairs
 from genrep_dist.plan import Needs, Plan, Shape, derived_kernel, has_self_influence, kernel_names, reads_gram
 from genrep_dist.workflow.blocks import block_rows, gram_tile_rows
-from genrep_dist.workflow.ensembles import refuse_grams
 from genrep_dist.workflow.gradients import stored_features
 from genrep_dist.workflow.stages import stage_plans
 
@@ -31,8 +30,6 @@ def make_plan(keys: Keys, shape: Shape, *, refuse: bool = True) -> Plan:
     rows = {name: block_rows(name, sizes, shape.num_train, budget, points, outputs) for name, sizes in sorted(shape.kernels.items())}
     tiles = {name: gram_tile_rows(name, sizes, shape.num_train, budget, rows[name]) for name, sizes in shape.kernels.items()}
     plan = Plan(experiment, keys, shape, Needs.from_keys(keys, shape), rows, tiles)
-    if refuse:
-        refuse_grams(plan)
     plan = plan.with_changes(stored_features=stored_features(plan), **_retrainings(keys, shape))
     return plan.with_changes(stages=tuple(stage_plans(plan)), warnings=tuple(_warnings(plan)))
 
