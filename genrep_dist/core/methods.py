@@ -102,7 +102,8 @@ class Description:
     Needs: "gradients" or "last linear layer" (features of every training sample), "checkpoints" (parameters saved while training),
     "tracking" (importances gathered while training), "gram" (the train-by-train kernel), "curvature" (of the loss; its own gram, or
     Hessian-vector products), "layer inputs" (with the gradients of layers' outputs).
-    Cost: "none", "one pass" over the training samples' features, "one pass per checkpoint", or "gram", quadratic in the samples or more.
+    Cost: "none", "one pass" (or a few) over the training samples' features, "one pass per checkpoint", or "gram", quadratic in the samples
+    or more.
     """
 
     name: str
