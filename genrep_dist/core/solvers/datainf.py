@@ -60,8 +60,8 @@ class DataInf:
                 at += size
             start += len(rows)
         result = vectors - total.div_(start)
-        for delta, part in zip(self._deltas, torch.split(result, self._sizes, dim=1), strict=True):
-            part.mul_(1 / delta if delta > 0 else 0.0)
+        for delta, columns in zip(self._deltas, torch.split(result, self._sizes, dim=1), strict=True):
+            columns.mul_(1 / delta if delta > 0 else 0.0)
         return result
 
     def certify(self) -> DataInfCertificate:
