@@ -279,7 +279,11 @@ def derived_kernel(keys: Keys, name: str, shape: Shape | None = None) -> Derived
     kernel = None if name in keys.own_kernels else keys.experiment.kernel(name)
     if not isinstance(kernel, DerivedKernel):
         return None
-    return kernel if shape is None else kernel.at_sizes(shape.num_train, shape.num_outputs, shape.width(kernel.base))
+    if shape is None:
+        return kernel
+    if kernel.base in shape.kernels:
+        kernel = kernel.at_base(shape.kernels[kernel.base])
+    return kernel.at_sizes(shape.num_train, shape.num_outputs, shape.width(kernel.base))
 
 
 def direct_terms(keys: Keys, shape: Shape, method: Method) -> list[TermAt]:
@@ -312,6 +316,8 @@ def gram_base(kernel: DerivedKernel) -> str | None:
 
 def has_self_influence(keys: Keys, method: Method) -> bool:
     """Whether phi(x_i -> x_i) of the method can be computed for all training samples."""
+    if method.networks > 1:
+        return False
     scorer = method.scorer_class
     if scorer is not None or not method.has_kernel:
         return method.is_random if scorer is None else scorer.has_self_scores

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import yaml
@@ -11,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, Validati
 
 from genrep_dist.config.damping import with_default_damping
 from genrep_dist.config.digests import non_default_fields
+from genrep_dist.config.ekfac import EkfacSection
+from genrep_dist.config.ensembles import EnsembleSection
 from genrep_dist.config.field_errors import Location, describe_errors
 from genrep_dist.config.metrics import METRICS, complete_settings, measured_numbers
 from genrep_dist.config.relabel import RelabelSection
@@ -68,6 +71,10 @@ def _not_reserved_for_scores(name: str) -> str:
     return _free_of(name, {*KERNELS, *IMPORTANCES, *RESERVED_NAMES} - ({*NAMED_METHODS} - {*RESERVED_NAMES}))
 
 
+def _not_a_method(name: str) -> str:
+    return _free_of(name, {*KERNELS, *IMPORTANCES, *SCORERS, *RESERVED_NAMES, *NAMED_METHODS})
+
+
 def _free_of(name: str, words: Iterable[str]) -> str:
     reserved = sorted(words)
     if name in reserved or re.fullmatch(r"epoch\d+", name):
@@ -80,6 +87,9 @@ def _free_of(name: str, words: Iterable[str]) -> str:
 EXPERIMENT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 KernelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$"), AfterValidator(_not_reserved)]
 ExternalName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), AfterValidator(_not_reserved_for_scores)]
+
+
+EnsembleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), AfterValidator(_not_a_method)]
 
 
 TestIds = tuple[Annotated[int, Field(ge=0)], ...]
@@ -117,6 +127,9 @@ class Experiment(Section, metaclass=_RaisesConfigError):
     external: dict[ExternalName, ExternalSection] = Field(
         default_factory=dict, description="Scores from other tools, by the name that `methods` uses for them."
     )
+    ensembles: dict[EnsembleName, EnsembleSection] = Field(
+        default_factory=dict, description="Means of a method's scores over several networks, by the name that `methods` uses for them."
+    )
     methods: tuple[str, ...] = Field(min_length=1, description="Attribution methods. `genrep methods` lists them.")
     baseline: str | None = Field(None, description="A method that all others are compared with, in addition to `random`.")
     last_layer: str | None = Field(None, description="Name of the model's last linear layer. Default: the layer that gives the output.")
@@ -124,6 +137,7 @@ class Experiment(Section, metaclass=_RaisesConfigError):
     surrogate: SurrogateSection = SurrogateSection.model_validate({})
     descent: DescentSection = DescentSection.model_validate({})
     influence: InfluenceSection = InfluenceSection.model_validate({})
+    ekfac: EkfacSection = EkfacSection.model_validate({})
     projection: ProjectionSection | None = Field(
         None, description="Random projection of the NTK's features, for features that are too large. Lossy. Default: none."
     )
@@ -173,6 +187,22 @@ class Experiment(Section, metaclass=_RaisesConfigError):
             raise ValueError("different seeds, without duplicates")
         return value
 
+    @field_validator("ensembles")
+    @classmethod
+    def _ensembles_of_methods(cls, value: dict[str, EnsembleSection], info: ValidationInfo) -> dict[str, EnsembleSection]:
+        if "kernels" not in info.data or "external" not in info.data:
+            return value  # they are invalid themselves, which is reported
+        for name, section in value.items():
+            if name in info.data["external"]:
+                raise ValueError(f"another name than that of external scores, {name}")
+            try:
+                method = parse_method(section.method, info.data["kernels"], info.data["external"])
+            except MethodError as error:
+                raise ValueError(f"{name}: a known method, but {error.what} ({error.remedy})") from error
+            if method.is_random or method.is_external or method.needs_gram:
+                raise ValueError(f"{name}: a method that is computed of one trained network, by no solved importance, not {section.method}")
+        return value
+
     @field_validator("methods")
     @classmethod
     def _known_methods(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
@@ -182,6 +212,8 @@ class Experiment(Section, metaclass=_RaisesConfigError):
             return value  # they are invalid themselves, which is reported
         wrong: list[MethodError] = []
         for name in value:
+            if name in info.data.get("ensembles", {}):
+                continue
             try:
                 parse_method(name, info.data["kernels"], info.data["external"])
             except MethodError as error:
@@ -260,7 +292,10 @@ class Experiment(Section, metaclass=_RaisesConfigError):
         return tuple(self.method(name) for name in self.methods)
 
     def method(self, name: str) -> Method:
-        """The method of that name. Knows the user's own kernels and external scores."""
+        """The method of that name. Knows the user's own kernels, external scores and ensembles."""
+        ensemble = self.ensembles.get(name)
+        if ensemble is not None:
+            return replace(self.method(ensemble.method), name=name, networks=ensemble.size)
         return parse_method(name, self.kernels, self.external)
 
     @property

@@ -163,6 +163,16 @@ class Keys:
     def model(self, seed: int) -> str:
         return self._digest("model", self.training, seed)
 
+    def ensemble_seeds(self, seed: int, method: Method) -> list[int]:
+        """Seeds of the other networks of an ensemble, drawn for the explained ``seed``; none for a method of one network."""
+        return [derive_seed(seed, "ensemble", index) for index in range(1, method.networks)]
+
+    def unreported_seeds(self) -> list[int]:
+        """Seeds of all networks that belong to ensembles alone."""
+        methods = self.experiment.parsed_methods
+        largest = max(methods, key=lambda method: method.networks)
+        return [other for seed in self.experiment.seeds for other in self.ensemble_seeds(seed, largest)]
+
     def train(self, seed: int) -> str:
         return self._digest("train", self.model(seed), self.saved_epochs())
 
@@ -204,6 +214,8 @@ class Keys:
         parts: list[Any] = [self.model(seed), self.test_positions(seed), method.importance, method.sums_checkpoints]
         if method.is_external:
             parts.append(self.external[method.name][seed])
+        if method.networks > 1:
+            parts.append([self.model(other) for other in self.ensemble_seeds(seed, method)])
         epochs, groups = self.method_epochs(method), self.test_groups(seed)
         parts += [] if groups is None else [groups]
         parts += [self.kernel(seed, method.kernel, epoch) for epoch in epochs]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from genrep_dist.core.importances import IMPORTANCES
@@ -41,6 +41,8 @@ class Method:
     kernel: str
     checkpoint: str
     importance: str
+    networks: int = 1
+    """How many networks its scores are the mean of: the explained one and, for an ensemble, others."""
 
     @property
     def has_kernel(self) -> bool:
@@ -85,7 +87,7 @@ class Method:
     @property
     def follows_labels(self) -> bool:
         """Whether its importances are a function of outputs and labels, so that those of other labels are known."""
-        return self.has_kernel and self.importance_class.kind == "outputs"
+        return self.networks == 1 and self.has_kernel and self.importance_class.kind == "outputs"
 
     @property
     def follows_training(self) -> bool:
@@ -99,8 +101,9 @@ class Description:
 
     Needs: "gradients" or "last linear layer" (features of every training sample), "checkpoints" (parameters saved while training),
     "tracking" (importances gathered while training), "gram" (the train-by-train kernel), "curvature" (of the loss; its own gram, or
-    Hessian-vector products).
-    Cost: "none", "one pass" over the training samples' features, "one pass per checkpoint", or "gram", quadratic in the samples or more.
+    Hessian-vector products), "layer inputs" (with the gradients of layers' outputs).
+    Cost: "none", "one pass" (or a few) over the training samples' features, "one pass per checkpoint", or "gram", quadratic in the samples
+    or more.
     """
 
     name: str
@@ -116,6 +119,9 @@ NAMED_METHODS: dict[str, Method] = {
     "representer-point": Method("representer-point", "last-layer", "final", "surrogate"),
     "graddot": Method("graddot", "ntk", "final", "target"),
     "trak": Method("trak", "trak", "final", "target"),
+    "ekfac": Method("ekfac", "ekfac", "final", "target"),
+    "datainf": Method("datainf", "datainf", "final", "target"),
+    "relatif": Method("relatif", "relatif", "final", "target"),
     "random": Method("random", _NONE, _NONE, _RANDOM),
 }
 
@@ -140,6 +146,18 @@ _NAMED_TEXT: dict[str, tuple[str, str]] = {
     "trak": (
         "-dL/df(f(x_i), y_i) df/dtheta(x_i)^T (G + delta I)^-1 df/dtheta(x), G = sum of the margins' gradient products",
         "TRAK of one model, Park et al. 2023",
+    ),
+    "ekfac": (
+        "-dL/df(f(x_i), y_i) df/dtheta(x_i)^T (H_ek + delta)^-1 df/dtheta(x), H_ek the EK-FAC curvature",
+        "influence functions with EK-FAC, Grosse et al. 2023; George et al. 2018",
+    ),
+    "datainf": (
+        "-dL/df(f(x_i), y_i) df/dtheta(x_i)^T S df/dtheta(x), S = (1/N) sum_j (g_j g_j^T + delta I)^-1 by layers",
+        "DataInf, Kwon et al. 2024",
+    ),
+    "relatif": (
+        "influence-function / sqrt(g_i^T (H + delta I)^-1 g_i), g_i = dL/dtheta(f(x_i), y_i)",
+        "l-RelatIF, Barshan et al. 2020",
     ),
     "random": ("standard normal draws, one order for each seed and test point", "baseline"),
 }
@@ -201,6 +219,9 @@ def _unsupported(name: str, kernel: str, checkpoint: str, importance: str) -> Me
 
 def describe(method: Method) -> Description:
     """What a method computes, where it comes from, what it needs and what it costs."""
+    if method.networks > 1:
+        one = describe(replace(method, networks=1))
+        return replace(one, formula=f"mean over {method.networks} networks of {one.formula}", source=f"{one.source}; ensemble")
     scorer = method.scorer_class
     if scorer is not None:
         return Description(method.name, scorer.formula, scorer.source, scorer.needs, "none" if scorer.base is None else "one pass")

@@ -14,6 +14,7 @@ from genrep_dist.store.artifacts import Artifact
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
 from genrep_dist.workflow.blocks import cached_bytes
+from genrep_dist.workflow.ensembles import MemberWork, ensemble_bytes, ensemble_mean, ensemble_seconds, member_work
 from genrep_dist.workflow.importances import alpha
 from genrep_dist.workflow.scorer_costs import scorer_bytes, scorer_seconds
 
@@ -37,10 +38,14 @@ KERNEL_ROW_COPIES = 5
 
 @dataclass(frozen=True)
 class AttributionUnit(Unit):
-    """phi(train, test points) of one method, and what it would remove. ``direct``: from stored products, else from importances and K."""
+    """phi(train, test points) of one method, and what it would remove. ``direct``: from stored products, else from importances and K.
+
+    ``members``: how the scores of the other networks of an ensemble are computed.
+    """
 
     method: str
     direct: bool
+    members: MemberWork | None = None
     stage: ClassVar[str] = "attributions"
 
     @property
@@ -56,13 +61,13 @@ class AttributionsStage(Stage[AttributionUnit]):
         methods = [method for method in plan.experiment.parsed_methods if not method.is_external]
         for seed in plan.experiment.seeds:
             for method in methods:
-                unit = AttributionUnit(seed, method.name, bool(direct_terms(plan.keys, plan.shape, method)))
+                unit = AttributionUnit(seed, method.name, bool(direct_terms(plan.keys, plan.shape, method)), member_work(plan, method))
                 yield ArtifactSpec("attribution", plan.keys.attribution(seed, method), seed, (unit,))
 
     def run(self, unit: AttributionUnit, context: WorkerContext) -> dict[str, float]:
         """Write phi (N, M) float64 and the full removal orders (M, N) of sample ids, most negative and most positive first."""
         method, points = context.experiment.method(unit.method), context.test_points(unit.seed)
-        phi = stored_attribution(method, unit.seed, context, direct=unit.direct)
+        phi = stored_attribution(method, unit.seed, context, direct=unit.direct, members=unit.members)
         manifest: dict[str, Any] = {"test_ids": context.test.ids[context.keys.explained_rows(unit.seed)].tolist()}
         if method.needs_gram:
             manifest["efficiency_gap_test"] = _efficiency_gap(phi, unit.seed, points, context, method)
@@ -82,11 +87,11 @@ class AttributionsStage(Stage[AttributionUnit]):
         shape = plan.shape
         rows = min(shape.num_train, kernel_rows(plan.budget_bytes, shape.num_outputs, points))
         held = shape.num_outputs * (2 * 8 * shape.num_train + rows * 4 * KERNEL_ROW_COPIES * points)
-        peak = max(2 * each + held + cached_bytes(plan), each + scorer_bytes(plan))
+        peak = max(2 * each + held + cached_bytes(plan), each + scorer_bytes(plan), each + ensemble_bytes(plan))
         return StagePlan(self.name, what, seeds * (methods - external), seeds * methods * each, peak)
 
     def seconds(self, plan: Plan, rates: Rates) -> float:
-        return scorer_seconds(plan, rates)
+        return scorer_seconds(plan, rates) + ensemble_seconds(plan, rates)
 
 
 def kernel_rows(budget_bytes: int, num_outputs: int, num_points: int) -> int:
@@ -157,16 +162,20 @@ def _stored_terms(context: WorkerContext, seed: int, method: Method) -> Products
     return read
 
 
-def stored_attribution(method: Method, seed: int, context: WorkerContext, *, direct: bool) -> Tensor:
+def stored_attribution(method: Method, seed: int, context: WorkerContext, *, direct: bool, members: MemberWork | None = None) -> Tensor:
     """Phi (N, M) float64 of the seed's test points, or (N, G) of its groups of them, from stored importances and kernels.
 
-    ``direct``: from the stored products of both, as of a method with :func:`~genrep_dist.plan.direct_terms`.
+    ``direct``: from the stored products of both, as of a method with :func:`~genrep_dist.plan.direct_terms`. ``members``: for an ensemble,
+    whose other networks' scores are computed.
     """
     from genrep_dist.workflow.targets import group_means
 
     kernels = stored_kernel(context, seed, method)
     products = _stored_terms(context, seed, method) if direct else kernel_products(method, seed, context, kernels)
-    phi = attribution(method, seed, context, context.test_points(seed), products)
+    points = context.test_points(seed)
+    phi = attribution(method, seed, context, points, products)
+    if members is not None:
+        phi = ensemble_mean(method, phi, seed, context, points, members)
     return group_means(phi, context.keys.test_groups(seed))
 
 

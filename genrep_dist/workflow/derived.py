@@ -101,18 +101,14 @@ class DerivedStage(Stage[DerivedUnit]):
                 )
 
     def seconds(self, plan: Plan, rates: Rates) -> float:
-        shape, points = plan.shape, plan.experiment.num_test_points
-        kernels = [_planned(plan, name) for name, _ in plan.needs.derived]
-        works = [returned(Work, kernel, "work", kernel.work(shape.num_train, shape.num_outputs, points)) for kernel in kernels]
-        each = [w.multiply_adds / rates.multiply_adds_per_second + w.gradient_rows / rates.gradient_rows_per_second for w in works]
-        return len(plan.experiment.seeds) * sum(each)
+        return len(plan.experiment.seeds) * sum(derived_work_seconds(plan, name, rates) for name, _ in plan.needs.derived)
 
 
 class Inputs:
     """:class:`~genrep_dist.core.kernels.base.DerivedInputs` from a worker's context.
 
-    ``cross_block(kernel)`` replaces the stored K(train, test), for points that the run did not explain. ``product_rows``: by default as
-    many as ``block_rows``.
+    ``cross_block(kernel)`` replaces the stored K(train, test), for points that the run did not explain, and ``whole_gram(kernel)`` the
+    stored gram, for networks that it does not explain. ``product_rows``: by default as many as ``block_rows``.
     """
 
     def __init__(
@@ -124,8 +120,10 @@ class Inputs:
         points: TestPoints,
         cross_block: Callable[[str], Tensor] | None = None,
         product_rows: int | None = None,
+        whole_gram: Callable[[str], Tensor] | None = None,
     ) -> None:
         self._context, self._seed, self._epoch, self._points, self._cross_block = context, seed, epoch, points, cross_block
+        self._whole_gram = whole_gram
         self.loss, self.block_rows, self.product_rows = context.loss, block_rows, product_rows or block_rows
         self.train_inputs, self.targets = context.train.inputs, context.train.targets
         self.num_points, self.num_outputs, self.text = len(points), context.num_outputs(seed), f"seed {seed}, epoch {epoch}"
@@ -139,8 +137,11 @@ class Inputs:
         from genrep_dist.workflow.gram import Gram
 
         # The whole matrix at once: a factorisation needs it. The plan counts its bytes.
-        artifact = self._context.store.artifact("gram", self._context.keys.gram(self._seed, kernel, self._epoch))
-        gram = torch.from_numpy(Gram(artifact, 1).dense()).double()
+        if self._whole_gram is not None:
+            gram = self._whole_gram(kernel).double()
+        else:
+            artifact = self._context.store.artifact("gram", self._context.keys.gram(self._seed, kernel, self._epoch))
+            gram = torch.from_numpy(Gram(artifact, 1).dense()).double()
         repeats = len(self.targets) * self.num_outputs // len(gram)
         return gram if repeats == 1 else torch.kron(gram, torch.eye(repeats, dtype=gram.dtype))
 
@@ -198,6 +199,14 @@ def derived_columns(kernel: DerivedKernel, inputs: Inputs, own: Tensor | None = 
     num_points = inputs.num_points + (0 if own is None else len(own))
     block = checked_tensor(value, (len(inputs.targets), inputs.num_outputs, num_points), kernel, "columns", inputs.text)
     return block, checked_certificate(found, "residual", kernel, "columns", inputs.text)
+
+
+def derived_work_seconds(plan: Plan, name: str, rates: Rates) -> float:
+    """Seconds of one worker for a derived kernel of one seed."""
+    shape, kernel = plan.shape, _planned(plan, name)
+    found = kernel.work(shape.num_train, shape.num_outputs, plan.experiment.num_test_points)
+    work = returned(Work, kernel, "work", found)
+    return work.multiply_adds / rates.multiply_adds_per_second + work.gradient_rows / rates.gradient_rows_per_second
 
 
 def peak_bytes(plan: Plan, name: str) -> int:

@@ -109,7 +109,7 @@ def estimate_run(prepared: PreparedExperiment, slots: int, missing: Mapping[Stag
 
 def gpu_hours(plan: Plan, epochs: int) -> float:
     """GPU-hours of all the plan's training for ``epochs`` each, guessed from the arithmetic, for a machine without a GPU."""
-    models = len(plan.experiment.seeds) + plan.retrainings_at_most
+    models = len(plan.experiment.seeds) + len(plan.keys.unreported_seeds()) + plan.retrainings_at_most
     # A backward pass takes twice the operations of a forward pass.
     return models * epochs * plan.shape.num_train * 3 * plan.shape.forward_flop / GPU_FLOP_PER_SECOND / 3600
 

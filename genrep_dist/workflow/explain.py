@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from genrep_dist.workflow.attributions import attribution, kernel_products
 from genrep_dist.workflow.blocks import cross_bytes, point_bytes
 from genrep_dist.workflow.context import TestPoints, WorkerContext
 from genrep_dist.workflow.derived import Inputs, derived_columns
+from genrep_dist.workflow.ensembles import ensemble_mean, member_work
 from genrep_dist.workflow.kernels import kernel_block
 from genrep_dist.workflow.terms import term_block
 
@@ -38,6 +40,10 @@ def explain(plan: Plan, context: WorkerContext, method: Method, seed: int, point
     for (surrogate, descent, the gram of a derived kernel) the stored one serves. NotCommittedError where it is missing, MethodError for a
     kernel of which the run has nothing. As many points at once as the memory budget allows, and at least as many as the run explained.
     """
+    work = member_work(plan, method)
+    if work is not None:
+        own = explain(plan, context, replace(method, networks=1), seed, points)
+        return ensemble_mean(method, own, seed, context, points, work)
     at_once = _points_at_once(plan, method)
     if len(points) > at_once:
         parts = (slice(at, at + at_once) for at in range(0, len(points), at_once))

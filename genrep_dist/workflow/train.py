@@ -55,7 +55,9 @@ class TrainStage(Stage[TrainUnit]):
     name = "train"
 
     def artifacts(self, plan: Plan) -> Iterator[ArtifactSpec]:
-        return (ArtifactSpec("train", plan.keys.train(seed), seed, (TrainUnit(seed),)) for seed in plan.experiment.seeds)
+        # Those that are explained come first: a run looks at the first of them before it does more.
+        seeds = [*plan.experiment.seeds, *plan.keys.unreported_seeds()]
+        return (ArtifactSpec("train", plan.keys.train(seed), seed, (TrainUnit(seed),)) for seed in seeds)
 
     def run(self, unit: TrainUnit, context: WorkerContext) -> dict[str, float]:
         """Train, write the artifact, enter the model into the ledger as the one with nothing removed, commit. Returns statistics."""
@@ -116,15 +118,17 @@ class TrainStage(Stage[TrainUnit]):
         return {"tracking": ("train", 0), "outputs_train": ("train", 1), "outputs_test": ("test", 0)}
 
     def plan(self, plan: Plan) -> StagePlan | None:
-        shape, seeds, saved = plan.shape, len(plan.experiment.seeds), len(plan.keys.saved_epochs())
+        shape, others, saved = plan.shape, len(plan.keys.unreported_seeds()), len(plan.keys.saved_epochs())
+        seeds = len(plan.experiment.seeds) + others
         values = shape.num_train * shape.num_outputs
         checkpoints = saved * (shape.checkpoint_bytes + shape.item_bytes * values)
         per_model = checkpoints + shape.item_bytes * shape.num_test * shape.num_outputs + 8 * values
         peak = model_bytes(plan) + CHECKPOINT_COPIES * checkpoints + output_bytes(plan) + 8 * values
-        return StagePlan(self.name, f"{seeds} models, {saved} checkpoints each", seeds, seeds * per_model, peak)
+        what = f"{seeds} models, {saved} checkpoints each" + (f"; {others} of them for ensembles alone" if others else "")
+        return StagePlan(self.name, what, seeds, seeds * per_model, peak)
 
     def seconds(self, plan: Plan, rates: Rates) -> float:
-        return len(plan.experiment.seeds) * rates.train_seconds
+        return (len(plan.experiment.seeds) + len(plan.keys.unreported_seeds())) * rates.train_seconds
 
 
 def model_bytes(plan: Plan, models: int = 1) -> int:

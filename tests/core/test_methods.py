@@ -18,7 +18,7 @@ from genrep_dist.errors import MethodError
 
 
 @given(
-    st.sampled_from(sorted(set(KERNELS) - {"influence", "trak", "ntk-adam"})),
+    st.sampled_from(sorted(set(KERNELS) - {"influence", "trak", "ekfac", "datainf", "relatif", "ntk-adam"})),
     st.one_of(st.sampled_from(CHECKPOINTS), st.integers(0, 10**6).map("epoch{}".format)),
     st.sampled_from(sorted(IMPORTANCES)),
 )
@@ -105,8 +105,8 @@ def test_what_is_no_name_is_refused(name: str) -> None:
 def test_the_catalogue_describes_every_method_once() -> None:
     entries = catalogue()
     names = [entry.name for entry in entries]
-    # Four kernels at all checkpoints, ntk-adam not at the initial one, influence and trak for three importances, names and scorers.
-    grid = (4 * len(CHECKPOINTS) + len(CHECKPOINTS) - 1) * len(list(IMPORTANCES)) + 2 * 3
+    # Four kernels at all checkpoints, ntk-adam not at the initial one, influence and its relatives for three importances, names, scorers.
+    grid = (4 * len(CHECKPOINTS) + len(CHECKPOINTS) - 1) * len(list(IMPORTANCES)) + 5 * 3
     assert len(names) == len(set(names)) == grid + len(NAMED_METHODS) + len(list(SCORERS))
     for entry in entries:
         assert describe(parse_method(entry.name)) == entry
@@ -128,6 +128,9 @@ def test_needs_and_cost_say_what_must_be_computed() -> None:
     assert of("gradcos") == (("gradients",), "one pass")
     assert of("own-loss") == (("classes",), "none")
     assert of("trak") == (("gradients", "curvature"), "gram")
+    assert of("ekfac") == (("gradients", "layer inputs"), "one pass")
+    assert of("datainf") == (("gradients",), "one pass")
+    assert of("relatif") == (("gradients", "curvature"), "gram")
     assert of("random") == ((), "none")
 
 

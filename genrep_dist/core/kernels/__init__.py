@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from genrep_dist.core.kernels.activation_cosine import ActivationCosineKernel
 from genrep_dist.core.kernels.base import Kernel
+from genrep_dist.core.kernels.datainf import DataInfKernel
+from genrep_dist.core.kernels.ekfac import EkfacKernel
 from genrep_dist.core.kernels.influence import InfluenceKernel
 from genrep_dist.core.kernels.input_cosine import InputCosineKernel
 from genrep_dist.core.kernels.last_layer import LastLayerKernel
 from genrep_dist.core.kernels.ntk import NeuralTangentKernel
 from genrep_dist.core.kernels.ntk_adam import PreconditionedTangentKernel
+from genrep_dist.core.kernels.relatif import RelatifKernel
 from genrep_dist.core.kernels.trak import TrakKernel
 from genrep_dist.core.reserved import RESERVED_NAMES
 from genrep_dist.registry import Registry
@@ -19,6 +22,9 @@ _shipped: tuple[type[Kernel], ...] = (
     LastLayerKernel,
     InfluenceKernel,
     TrakKernel,
+    EkfacKernel,
+    DataInfKernel,
+    RelatifKernel,
     PreconditionedTangentKernel,
     ActivationCosineKernel,
     InputCosineKernel,

@@ -40,6 +40,8 @@ class KernelSizes:
     - ``slow_layers``: layers whose gradients need more than one batched backward pass, with the reason.
     - ``pair_bytes``: memory that one pair of samples takes in a pairwise kernel; 0 where it is unknown.
     - ``dimension``: numbers of the feature vector of one output, where ``held`` counts others, as it does for factors; else 0.
+    - ``kronecker_numel``: numbers of the covariances of all layers' inputs and output gradients, of the model and not of a sample;
+      ``kronecker_work_numel``: numbers at work while they are summed.
     """
 
     gram_rows: int = 1
@@ -53,6 +55,8 @@ class KernelSizes:
     slow_layers: tuple[str, ...] = ()
     pair_bytes: int = 0
     dimension: int = 0
+    kronecker_numel: int = 0
+    kronecker_work_numel: int = 0
 
     @property
     def row_width(self) -> int:
@@ -251,6 +255,11 @@ class DerivedKernel(Kernel):
     @abstractmethod
     def base(self) -> str | None:
         """The feature kernel whose gram and K(train, test) are needed at the same epoch; None: none is."""
+
+    def at_base(self, sizes: KernelSizes) -> DerivedKernel:
+        """The kernel with the ``sizes`` of its base, for the planner. By default itself."""
+        del sizes
+        return self
 
     def at_sizes(self, num_train: int, num_outputs: int, width: int) -> DerivedKernel:
         """The kernel as it is computed for these sizes; ``width``: D of the base's features, 0 where it is unknown. By default itself."""

@@ -94,17 +94,9 @@ class InfluenceKernel(DerivedKernel):
 
     def check_curvature(self, flat_share: float) -> None:
         """The Gauss-Newton matrix of a loss that is linear on all samples is zero, which leaves the damping alone."""
-        if self.base is None or flat_share < 1 or self.options.allow_zero_curvature:
-            return
-        raise MethodError(
-            f"the loss has no curvature in the model's outputs, so this influence kernel would be the {self.base} kernel divided by the "
-            "damping",
-            where=f"influence.curvature: {self.options.curvature}",
-            expected="a loss whose second derivative in the outputs is not zero on all training samples",
-            got="a second derivative of zero on all of them: the Gauss-Newton matrix H is zero",
-            remedy="set influence.curvature: hessian, which has the curvature of the model too; or use the method "
-            f"{self.base}-final/target, whose ranking is the same; or accept this with influence.allow_zero_curvature: true",
-        )
+        if self.base is not None and not self.options.allow_zero_curvature:
+            hessian = "set influence.curvature: hessian, which has the curvature of the model too"
+            refuse_flat_loss(flat_share, f"influence.curvature: {self.options.curvature}", self.base, hessian)
 
     def model_notes(self, model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> list[str]:
         if self.base is not None:
@@ -207,6 +199,22 @@ class InfluenceKernel(DerivedKernel):
 
         return PrimalSystem(blocks, curvature, width, **self._damping(inputs))
 
+    def _own_products(self, inputs: DerivedInputs, alpha: Tensor) -> Tensor:
+        """g_i^T (H + delta I)^-1 g_i (N,) float64 of g_i = sum_c ``alpha[i, c]`` J_i[c], for ``alpha`` (N, C) float64."""
+        import torch
+
+        from genrep_dist.core.solvers.gauss_newton import influence_kernel
+
+        assert self.base is not None
+        if not self._sized(inputs).reads_gram:
+            return self._primal_system(inputs, self._curvature(inputs)).self_products(alpha)
+        gram, (num_train, num_outputs) = inputs.gram(self.base), alpha.shape
+        mixed = gram.reshape(-1, num_train, num_outputs)
+        columns = torch.einsum("rnc,nc->rn", mixed, alpha).reshape(num_train, num_outputs, num_train)
+        found, _ = influence_kernel(gram, columns, self._curvature(inputs), **self._damping(inputs))
+        samples = torch.arange(num_train)
+        return (found[samples, :, samples] * alpha).sum(dim=1)
+
     def _damping(self, inputs: DerivedInputs) -> dict[str, Any]:
         assert self.base is not None
         relative = self.options.damping_unit == "mean-eigenvalue"
@@ -236,3 +244,17 @@ class InfluenceKernel(DerivedKernel):
         blocks = [influence_block(inputs.train_gradients(start, start + inputs.block_rows), solution) for start in rows]
         slow = {"twice_backward": product.slow_reason} if product.slow_reason else {}
         return torch.cat(blocks), {**asdict(damping), **asdict(certificate), **slow}
+
+
+def refuse_flat_loss(flat_share: float, where: str, base: str, remedy: str) -> None:
+    """Raise MethodError if the loss is linear in the outputs on all samples: the Gauss-Newton matrix is then zero."""
+    if flat_share < 1:
+        return
+    raise MethodError(
+        f"the loss has no curvature in the model's outputs, so this influence kernel would be the {base} kernel divided by the damping",
+        where=where,
+        expected="a loss whose second derivative in the outputs is not zero on all training samples",
+        got="a second derivative of zero on all of them: the Gauss-Newton matrix H is zero",
+        remedy=f"{remedy}; or use the method {base}-final/target, whose ranking is the same; or accept this with "
+        "influence.allow_zero_curvature: true",
+    )

@@ -48,11 +48,13 @@ class NeuralTangentKernel(FeatureKernel):
 
     def sizes(self, model: nn.Module, inputs: Tensor) -> KernelSizes:
         from genrep_dist.core.gradients.inspection import feature_sizes, inspect_model, slow_layers
+        from genrep_dist.core.gradients.kronecker_layers import kronecker_sizes
         from genrep_dist.core.gradients.model import num_parameters
 
         inspection = inspect_model(model, inputs[:MEASURED_ROWS])
         sizes = feature_sizes(inspection)
         held, stored, products = sizes.numel, 0, sizes.multiply_adds
+        kronecker = kronecker_sizes(inspection)
         if self.projection is not None:
             kept = inspection.num_outputs * self._width(inspection)
             held, stored, products = held + kept, 4 * kept, inspection.num_outputs * kept
@@ -65,6 +67,8 @@ class NeuralTangentKernel(FeatureKernel):
             factored=True,
             slow_layers=tuple(slow_layers(inspection)),
             dimension=self._width(inspection) if self.projection is not None else num_parameters(model),
+            kronecker_numel=kronecker.factor_numel,
+            kronecker_work_numel=kronecker.work_numel,
         )
 
     def num_parameters(self, model: nn.Module, inputs: Tensor) -> int:

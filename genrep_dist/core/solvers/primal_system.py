@@ -111,6 +111,14 @@ class PrimalSystem:
         parts = [rows.with_own(self.solve(rows.own(own[at]).T), own[at]) for rows, at in self._rows()]
         return torch.cat(parts)
 
+    def self_products(self, weights: Tensor) -> Tensor:
+        """g^T (H + delta I)^-1 g (N,) float64 of each sample's g = sum_c ``weights[i, c]`` J_i[c]; one pass over the features."""
+        parts = []
+        for rows, at in self._rows():
+            features = rows.weighted(weights[at].to(torch.float64))
+            parts.append((features.T * self.solve(features.T)).sum(dim=0))
+        return torch.cat(parts)
+
     def own_features(self, own: Tensor) -> Tensor:
         """Features (N, D) of output ``own[i]`` of each sample."""
         return torch.cat([rows.own(own[at]) for rows, at in self._rows()])
@@ -170,6 +178,10 @@ class _Whole:
     def own(self, outputs: Tensor) -> Tensor:
         return self.values[torch.arange(len(outputs)), outputs]
 
+    def weighted(self, weights: Tensor) -> Tensor:
+        """(B, D): sums over the outputs with ``weights`` (B, C)."""
+        return torch.einsum("bc,bcd->bd", weights, self.values)
+
     def with_own(self, vectors: Tensor, own: Tensor) -> Tensor:
         """(B, C): the products of each sample's features with its own column of ``vectors`` (D, B)."""
         del own
@@ -201,6 +213,9 @@ class _Shared:
         placed = self.values.new_zeros(len(self.values), self.num_outputs, self.values.shape[1])
         placed[torch.arange(len(outputs)), outputs] = self.values
         return placed.flatten(1)
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        return (weights.unsqueeze(2) * self.values.unsqueeze(1)).flatten(1)
 
     def with_own(self, vectors: Tensor, own: Tensor) -> Tensor:
         del own
