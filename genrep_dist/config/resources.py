@@ -60,6 +60,13 @@ class ResourcesSection(Section):
         description="Seconds that one unit of work, or one model of a task of retrainings, may take. Then it has failed, and is not "
         "retried; the others go on. Default: no limit.",
     )
+    checkpoint_seconds: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="A retraining that takes longer saves its state in the store at the end of an epoch, at most this often, and goes on "
+        "from there after a kill. Default: it begins anew.",
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_cpus: float = Field(1.0, gt=0, allow_inf_nan=False, description="CPUs, or a fraction of one, per worker.")
     num_gpus: float | None = Field(

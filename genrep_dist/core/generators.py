@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,3 +39,26 @@ def generator_states() -> tuple[Any, ...]:
     numpy: Any = np.random.get_state(legacy=False)  # noqa: NPY002
     state = {name: value.tobytes() if isinstance(value, np.ndarray) else value for name, value in numpy["state"].items()}
     return random.getstate(), numpy["bit_generator"], state, numpy["has_gauss"], numpy["gauss"], torch.get_rng_state().numpy().tobytes()
+
+
+def read_generators() -> dict[str, Any]:
+    """The states of all default generators, as tensors and numbers."""
+    version, numbers, gauss = random.getstate()
+    numpy: Any = np.random.get_state(legacy=True)  # noqa: NPY002
+    return {
+        "python": (version, torch.tensor(numbers, dtype=torch.int64), gauss),
+        "numpy": (numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *numpy[2:]),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def write_generators(states: Mapping[str, Any]) -> None:
+    """Set all default generators to states of :func:`read_generators`."""
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers.tolist()), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])

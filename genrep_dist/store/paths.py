@@ -77,6 +77,10 @@ class LedgerPaths:
         name = part.removeprefix(f"{self.folder}/").removesuffix(".parquet").replace("/", "-")
         return f"{self.damaged}/{name}-{digest}.parquet"
 
+    def unfinished(self, name: str) -> str:
+        """The state of an unfinished training that is called ``name``."""
+        return f"{self.folder}/unfinished/{name}.state"
+
     def is_part(self, path: str) -> bool:
         return path.endswith(".parquet") and not path.startswith(f"{self.damaged}/")
 

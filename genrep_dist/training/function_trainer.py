@@ -22,6 +22,7 @@ from genrep_dist.problems.functions import PredictFunction, TrainingFunction
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.training.loop import TrainingRun, all_finite
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.resume import StateStore, StateStores
 from genrep_dist.training.torch_settings import preserved_torch_settings
 from genrep_dist.training.user_run import KeptSamples, Record, UserRun
 
@@ -66,8 +67,8 @@ class FunctionTrainer:
         model: object = randomness.build(self._problem.model)
         return model.to(self._data.inputs.device) if isinstance(model, nn.Module) else model
 
-    def train(self, run: TrainingRun, record: Record | None = None) -> Any:
-        """One trained model; what its function called hooks for goes to ``record``.
+    def train(self, run: TrainingRun, record: Record | None = None, states: StateStore | None = None) -> Any:
+        """One trained model; what its function called hooks for goes to ``record``, and what it saves of its state to ``states``.
 
         Raises ProblemError, with the traceback and the removed ids, for an error in the function and for a model that cannot be used;
         NonFiniteError for one that diverged; TimeLimitError; MemoryError or torch.OutOfMemoryError.
@@ -76,7 +77,7 @@ class FunctionTrainer:
         kept = torch.ones(len(self._data.ids), dtype=torch.bool) if run.kept is None else run.kept.cpu()
         model, where = self.build(run.randomness), self._where(run, kept)
         data = self._data if run.targets is None else self._data._replace(targets=run.targets.to(self._data.targets))
-        settings: dict[str, Any] = {"rebatch": run.rebatch, "weights": run.weights}
+        settings: dict[str, Any] = {"rebatch": run.rebatch, "weights": run.weights, "states": states}
         user = UserRun(data, kept, run.randomness, self._recipe, self._epochs, self._loss, record, **settings)
         form = _form(model)
         user.begin(model)
@@ -97,12 +98,12 @@ class FunctionTrainer:
             return model if returned is None else returned
         return _checked(_adopted(model, returned, where).to(device), form, where)
 
-    def train_all(self, runs: Sequence[TrainingRun]) -> list[Any]:
-        """The trained model of each run, or the error of one that failed."""
+    def train_all(self, runs: Sequence[TrainingRun], states: StateStores | None = None) -> list[Any]:
+        """The trained model of each run, or the error of one that failed. ``states``: as for :meth:`Trainer.train_all`."""
         results: list[Any] = []
         for run in runs:
             try:
-                results.append(self.train(run))
+                results.append(self.train(run, states=None if states is None else states(run.description)))
             except (ProblemError, TimeLimitError, *OUT_OF_MEMORY) as error:
                 results.append(error)
         return results

@@ -21,6 +21,7 @@ from genrep_dist.training.optimizers import make_optimizer
 from genrep_dist.training.packs.base import Pack, Solo
 from genrep_dist.training.precision import tf32, training_outputs
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.resume import StateStore, pack_state, restore_state
 
 
 class Observer(Protocol):
@@ -89,6 +90,7 @@ def train_models(
     kind: type[Pack] = Solo,
     observers: Sequence[Observer] = (),
     fast_paths: FastPaths | None = None,
+    states: StateStore | None = None,
 ) -> list[NonFiniteError | None]:
     """Train ``models`` in place, one for each of ``runs``, in one pack of ``kind``. Solo takes one model.
 
@@ -108,6 +110,9 @@ def train_models(
 
     A model with a parameter that is NaN or Inf at the end of an epoch leaves the pack, and its error is returned in its place; the
     others go on unchanged. Training ends early when no model is left, or the observed one.
+
+    With ``states`` a pack without observers begins at the last state that was saved, and saves others at the ends of epochs. It has the
+    same bits as one that was not interrupted. No state is saved once a model has left.
     """
     num_rows, device = len(data.inputs), data.inputs.device
     kept = torch.stack([_kept_rows(run, data) for run in runs])
@@ -127,7 +132,8 @@ def train_models(
         for observer in observers:
             observer.start(models[0], num_rows, num_steps)
         pack.module.train()
-        for epoch in range(1, recipe.epochs + 1):
+        done = 0 if states is None or observers else _restored_epochs(pack, states)
+        for epoch in range(done + 1, recipe.epochs + 1):
             orders = {run.randomness: run.randomness.order(epoch, num_rows) for run in runs}
             by_run = torch.stack([_visited(run, orders[run.randomness])[:visited] for run in runs]).to(device)
             for step in pack.steps(by_run, recipe.batch_size, kept, (epoch - 1) * steps_per_epoch, weights):
@@ -146,6 +152,8 @@ def train_models(
                 _remove_diverged(pack, models, data, runs, epoch, recipe.batch_size, errors)
                 if None not in errors or (observers and errors[0] is not None):
                     return errors
+            elif states is not None and not observers and not any(errors) and epoch < recipe.epochs and states.is_due():
+                states.save(pack_state(pack, epoch))
             if observers:
                 pack.unload(0, models[0])
             for observer in observers:
@@ -156,6 +164,17 @@ def train_models(
         if errors[slot] is None:
             pack.unload(slot, model)
     return errors
+
+
+def _restored_epochs(pack: Pack, states: StateStore) -> int:
+    """Put the last state into the pack; the epochs that are done, 0 without a state that fits."""
+    state = states.load()
+    if state is None:
+        return 0
+    try:
+        return restore_state(pack, state)
+    except ValueError:
+        return 0
 
 
 def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1024) -> Tensor:

@@ -6,7 +6,6 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Literal
 
 import torch
@@ -29,6 +28,7 @@ from genrep_dist.training.packs.shared import SharedPack
 from genrep_dist.training.packs.stacked import StackedPack
 from genrep_dist.training.precision import training_outputs
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.resume import StateStores
 from genrep_dist.training.sharing_trial import why_not_shared
 from genrep_dist.training.torch_private import peak_tensor_bytes
 
@@ -152,8 +152,11 @@ class Trainer:
         model = self.build(run.randomness)
         return train_models([model], self._loss, self._recipe, self._data, [run], observers=[observer], fast_paths=self._fast_paths)
 
-    def train_all(self, runs: Sequence[TrainingRun]) -> list[nn.Module | NonFiniteError]:
-        """The trained model of each run, or the error of one that diverged. Memory grows with ``runs``: pass :meth:`pack_size` of them."""
+    def train_all(self, runs: Sequence[TrainingRun], states: StateStores | None = None) -> list[nn.Module | NonFiniteError]:
+        """The trained model of each run, or the error of one that diverged. Memory grows with ``runs``: pass :meth:`pack_size` of them.
+
+        ``states`` keep the state of each pack while it trains. The ``description`` of each run must tell it from all others.
+        """
         # Runs with common random numbers have the same initial model. A model that trains alone need not support copies.
         initial: dict[Randomness, nn.Module] = {}
         models = [
@@ -162,11 +165,15 @@ class Trainer:
             else initial.setdefault(run.randomness, self.build(run.randomness))
             for run in runs
         ]
-        errors = self.train_in_place(models, runs)
+        errors = self.train_in_place(models, runs, states=states)
         return [model if error is None else error for model, error in zip(models, errors, strict=True)]
 
     def train_in_place(
-        self, models: Sequence[nn.Module], runs: Sequence[TrainingRun], observers: Sequence[Observer] = ()
+        self,
+        models: Sequence[nn.Module],
+        runs: Sequence[TrainingRun],
+        observers: Sequence[Observer] = (),
+        states: StateStores | None = None,
     ) -> list[NonFiniteError | None]:
         """Train ``models``, each built for its run; the errors of those that diverged in their places. ``observers`` are for one model."""
         slots = self._fixed_slots or len(models)
@@ -175,15 +182,26 @@ class Trainer:
             some, their = list(models[start : start + slots]), list(runs[start : start + slots])
             empty = slots - len(some)
             copies = [copy.deepcopy(some[0]) for _ in range(empty)]
-            found = self._train_pack(some + copies, their + their[:1] * empty, self._recipe, self._data, observers)
+            found = self._train_pack(some + copies, their + their[:1] * empty, self._recipe, self._data, observers, states)
             errors += found[: len(some)]
         return errors
 
     def _train_pack(
-        self, models: Sequence[nn.Module], runs: Sequence[TrainingRun], recipe: Recipe, data: Dataset, observers: Sequence[Observer] = ()
+        self,
+        models: Sequence[nn.Module],
+        runs: Sequence[TrainingRun],
+        recipe: Recipe,
+        data: Dataset,
+        observers: Sequence[Observer] = (),
+        states: StateStores | None = None,
     ) -> list[NonFiniteError | None]:
         """One pack; of models that may read batches once, one for each order of batches and one for what has batches of its own."""
-        train = partial(train_models, loss=self._loss, recipe=recipe, data=data, observers=observers, fast_paths=self._fast_paths)
+
+        def train(models: Sequence[nn.Module], runs: Sequence[TrainingRun], kind: type[Pack]) -> list[NonFiniteError | None]:
+            kept = None if states is None else states(f"{kind.__name__}: {'; '.join(run.description for run in runs)}")
+            paths = self._fast_paths
+            return train_models(models, self._loss, recipe, data, runs, kind=kind, observers=observers, fast_paths=paths, states=kept)
+
         if not self.shares_batches:
             return train(models, runs=runs, kind=PACKS[self.pack_kind])
         errors: list[NonFiniteError | None] = [None] * len(runs)

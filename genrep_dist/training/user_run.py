@@ -11,6 +11,7 @@ import torch
 import torch.utils.data
 from torch import Tensor, nn
 
+from genrep_dist.core.generators import write_generators
 from genrep_dist.core.gradients.model import as_outputs
 from genrep_dist.core.inputs import unpacked, unpacked_row
 from genrep_dist.core.losses import Loss
@@ -18,6 +19,7 @@ from genrep_dist.errors import ProblemError
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.training.observers import TrackingImportance
 from genrep_dist.training.randomness import Randomness
+from genrep_dist.training.resume import StateStore, decoded, encoded
 
 COUNT_FROM_ONE = "run.checkpoint(epoch + 1, model)"
 
@@ -103,12 +105,13 @@ class UserRun:
         *,
         rebatch: bool = False,
         weights: Tensor | None = None,
+        states: StateStore | None = None,
     ) -> None:
         self.seed = randomness.number("train function") % 2**31
         self.device, self.epochs, self.recipe = data.inputs.device, epochs, recipe
         self._data, self._kept, self._randomness, self._loss, self._record = data, kept.cpu(), randomness, loss, record
         self._rebatch, self._epochs_begun = rebatch, 0
-        self._weights = weights
+        self._weights, self._states = weights, states
         self.reads_weights = False
         self._initial: dict[str, Tensor] | None = None
         self._rows_by_id: dict[int, int] | None = None
@@ -175,6 +178,38 @@ class UserRun:
         self._record.keep(epoch, model)
         used = self._record.last_rate if rate is None else _finite("run.checkpoint", rate)
         self._record.rates[epoch] = self.recipe.learning_rate if used is None else used
+
+    def save_state(self, state: Any) -> None:
+        """Keep ``state`` in case that this training is killed: what :meth:`saved_state` will return when it begins again.
+
+        Such as ``{"epoch": epoch, "model": model.state_dict(), "optimizer": optimizer.state_dict()}``: tensors, numbers, texts, lists,
+        tuples and dictionaries. The default generators are kept with it. Nothing happens unless ``resources.checkpoint_seconds`` have
+        passed since the last state, and nothing for an original model.
+        """
+        if self._states is None or not self._states.is_due():
+            return
+        data = encoded([self._epochs_begun, state])
+        try:
+            decoded(data)
+        except ValueError:
+            expected = "tensors, numbers, texts, lists, tuples and dictionaries"
+            raise _wrong("run.save_state", expected, f"{type(state).__name__} with something else in it", "save state_dict()s") from None
+        self._states.save(data)
+
+    def saved_state(self) -> Any:
+        """The last state of :meth:`save_state` in an attempt of this training that was killed, with tensors on the CPU; else None.
+
+        The default generators, and the epoch that :meth:`batches` counts, are set to where they were.
+        """
+        data = None if self._states is None else self._states.load()
+        if data is None:
+            return None
+        try:
+            (self._epochs_begun, state), generators = decoded(data)
+        except (TypeError, ValueError):
+            return None
+        write_generators(generators)
+        return state
 
     def step(self, ids: Tensor, outputs: Tensor | None, rate: float, *, derivative: Tensor | None = None) -> None:
         """Add one step of gradient descent to Eq. 10's sums: the samples ``ids`` (B,), their ``outputs`` before it, its learning rate.

@@ -20,6 +20,7 @@ from genrep_dist.units import Retraining, Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, Stage
 from genrep_dist.workflow.blocks import cached_bytes
 from genrep_dist.workflow.train import check_outputs, model_bytes, output_bytes
+from genrep_dist.workflow.training_states import StoredStates
 
 if TYPE_CHECKING:
     from genrep_dist.training.loop import TrainingRun
@@ -75,14 +76,18 @@ class RetrainStage(Stage[RetrainUnit]):
         size = context.trainer.pack_size(len(unit.rows)) if len(unit.rows) > 1 else 1
         rows: list[LedgerRow] = []
         errors: list[Exception] = []
+        seconds = context.experiment.resources.checkpoint_seconds
+        states = None if seconds is None else StoredStates(context.store.objects, context.keys.training, seconds)
         for pack in _packs(unit.rows, size):
-            for result in _retrained(pack, context):
+            for result in _retrained(pack, context, states):
                 if isinstance(result, LedgerRow):
                     rows.append(result)
                 else:
                     errors.append(result)
         if rows:
             context.store.ledger(context.keys.training).write(rows)
+        if states is not None:
+            states.delete()
         if errors:
             # Where memory is short, another attempt may succeed.
             raise next((error for error in errors if isinstance(error, OUT_OF_MEMORY)), errors[0])
@@ -132,21 +137,23 @@ def retrain(retraining: Retraining, context: WorkerContext) -> LedgerRow:
     raise result
 
 
-def _retrained(retrainings: Sequence[Retraining], context: WorkerContext) -> Sequence[LedgerRow | Exception]:
+def _retrained(retrainings: Sequence[Retraining], context: WorkerContext, states: StoredStates | None) -> Sequence[LedgerRow | Exception]:
     try:
-        return _retrain_pack(retrainings, context)
+        return _retrain_pack(retrainings, context, states)
     except ProblemError as error:
         return [error]
 
 
-def _retrain_pack(retrainings: Sequence[Retraining], context: WorkerContext) -> list[LedgerRow | Exception]:
+def _retrain_pack(
+    retrainings: Sequence[Retraining], context: WorkerContext, states: StoredStates | None = None
+) -> list[LedgerRow | Exception]:
     """The row of each retraining, or the error of the one that diverged or failed. Each is what it would be alone."""
     from genrep_dist.workflow.context import to_numpy
 
     began = time.perf_counter()
     runs = [_as_run(retraining, context) for retraining in retrainings]
     results: list[LedgerRow | Exception] = []
-    trained = context.trainer.train_all(runs)
+    trained = context.trainer.train_all(runs, states)
     outputs = [model if isinstance(model, Exception) else context.predict(model, context.test.inputs) for model in trained]
     seconds = (time.perf_counter() - began) / len(retrainings)
     for retraining, run, output in zip(retrainings, runs, outputs, strict=True):

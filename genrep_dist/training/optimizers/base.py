@@ -232,7 +232,7 @@ class OptimizedParameters:
         }
 
     @property
-    def _tensors(self) -> list[Tensor]:
+    def tensors(self) -> list[Tensor]:
         """All that a step changes, with S as the first dimension."""
         return [*self.views, *(tensor for state in self.state for tensor in state.values())]
 
@@ -243,7 +243,7 @@ class OptimizedParameters:
         ``consume``: the rule may write to the gradients.
         """
         # An element without a gradient stays by itself where sparse gradients are accepted.
-        restored = [] if self._optimizer.accepts_sparse_gradients or not idle_slots else self._tensors
+        restored = [] if self._optimizer.accepts_sparse_gradients or not idle_slots else self.tensors
         before = [tensor[list(idle_slots)] for tensor in restored]
         moving = []
         by_parameter = zip(self._rules, self._leaves, self.views, self._by_slot, self.state, gradients, strict=True)
@@ -281,5 +281,5 @@ class OptimizedParameters:
 
     def zero_slot(self, slot: int) -> None:
         """Set a slot's parameters and state to zero: its model has diverged, and must not disturb the others."""
-        for tensor in self._tensors:
+        for tensor in self.tensors:
             tensor[slot] = 0

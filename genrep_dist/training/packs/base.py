@@ -44,6 +44,10 @@ class Pack(ABC):
     def unload(self, slot: int, model: nn.Module) -> None:
         """Copy a slot's parameters into ``model``."""
 
+    def changing_tensors(self) -> list[Tensor]:
+        """All that training changes, as memory of the pack: parameters, optimizer state and, of a single model, its buffers."""
+        return self.optimized.tensors
+
     @torch.no_grad()
     def preconditioner(self, slot: int, model: nn.Module) -> list[Tensor]:
         """The optimizer's preconditioner of a slot, one tensor for each trained parameter of ``model``, which is like the template.
@@ -92,6 +96,11 @@ class Solo(Pack):
 
     def unload(self, slot: int, model: nn.Module) -> None:
         assert model is self.module
+
+    def changing_tensors(self) -> list[Tensor]:
+        # A forward pass may change buffers, and parameters that are not trained, such as those of a moving average.
+        others = [p.detach() for p in self.module.parameters() if not p.requires_grad]
+        return [*self.optimized.tensors, *others, *self.module.buffers()]
 
     def preconditioner(self, slot: int, model: nn.Module) -> list[Tensor]:
         return self.optimized.preconditioners()
