@@ -237,7 +237,9 @@ def _values(tensor: Tensor) -> npt.NDArray[Any]:
 
 
 def _to_arrow(tensor: Tensor, *, as_list: bool) -> pa.Array:
-    values = pa.array(_values(tensor))
+    numbers = _values(tensor)
+    # pa.array() would import pandas first, which takes longer than most data.
+    values = pa.Array.from_buffers(pa.from_numpy_dtype(numbers.dtype), len(numbers), [None, pa.py_buffer(numbers)])
     if tensor.dim() == 1 and not as_list:
         return values
     kind = pa.list_(pa.field("item", values.type, nullable=False), math.prod(tensor.shape[1:]))

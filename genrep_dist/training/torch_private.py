@@ -97,6 +97,11 @@ def peak_tensor_bytes(work: Callable[[], object]) -> int | None:
         return {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors}
 
     class Counter(mode):  # type: ignore[misc, valid-type]
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            # Otherwise torch imports its compiler, which takes a second, to keep it away from the method below.
+            return False
+
         def __torch_dispatch__(self, function: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
             nonlocal most
             result = function(*args, **(kwargs or {}))
