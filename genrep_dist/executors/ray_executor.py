@@ -65,8 +65,8 @@ class RayExecutor:
 
     ``work`` runs a unit in a worker, after the worker has proved that its copy of this package is the driver's. Units whose workers have
     GPUs, and all units in a cluster that this executor started, run on actors always. Actors outlive :meth:`run`: the next one uses them
-    if its workers have the same resources, and ends them otherwise. Raises PlanError if the nodes cannot run the workers that ``resources`` declares, ConfigError if
-    there is no cluster at ``address``.
+    if its workers have the same resources, and ends them otherwise. Raises PlanError if the nodes cannot run the workers that
+    ``resources`` declares, ConfigError if there is no cluster at ``address``.
     """
 
     name = "ray"
