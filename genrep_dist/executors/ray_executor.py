@@ -28,7 +28,7 @@ from genrep_dist.executors.attempts import Attempt
 from genrep_dist.executors.auth_token import create_auth_token
 from genrep_dist.executors.base import Failure, Outcome
 from genrep_dist.executors.capacity import NodeResources, WorkerResources, worker_resources
-from genrep_dist.executors.cluster_address import check_cluster, unreachable
+from genrep_dist.executors.cluster_address import check_cluster, declared_address, unreachable
 from genrep_dist.executors.head_watch import AttachWatch, HeadWatch
 from genrep_dist.executors.package_copies import require_same_copy
 from genrep_dist.executors.worker import Worker, package_copy, run_unit
@@ -359,9 +359,8 @@ def cluster_nodes(address: str) -> list[NodeResources]:
 
 def _connect(address: str | None) -> None:
     """Attach to the running cluster at ``address``, by default at RAY_ADDRESS. ConfigError if there is none."""
-    # As in Ray, RAY_ADDRESS comes before "auto".
-    declared = os.environ.get("RAY_ADDRESS") if address in (None, "auto") else None
-    where, wanted = ("RAY_ADDRESS", declared) if declared else ("--address", str(address))
+    where, declared = declared_address(address)
+    wanted = str(declared)
     with ExitStack() as stack:
         try:
             found = get_ray_address_from_environment("auto", None) if wanted == "auto" else wanted
