@@ -36,13 +36,14 @@ def show_dry_run(
     as_json: bool = False,
 ) -> None:
     """Print what a run would do. Nothing is computed."""
-    from genrep_dist.executors.cluster_address import check_form
+    if address is not None:
+        from genrep_dist.executors.cluster_address import check_form
+
+        check_form(address)
     from genrep_dist.runner.dry_run import dry_run
     from genrep_dist.store import Store
     from genrep_dist.workflow.prepare import prepare
 
-    if address is not None:
-        check_form(address)
     opened = Store(store)
     opened.objects.check_access()
     found = dry_run(prepare(experiment, opened, folders), probe=probe, address=address)
