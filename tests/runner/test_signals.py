@@ -26,8 +26,18 @@ IN_FLIGHT = 2 * IN_FLIGHT_PER_SLOT
 """Trainings at most that are abandoned: on two slots, tasks of one model each."""
 
 
-def start(folder: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.faults.driver", "run", str(folder / "toy.yaml"), "--store", str(folder / "store"), *options]
+def start(folder: Path, *options: str, python: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        *python,
+        "-m",
+        "tests.faults.driver",
+        "run",
+        str(folder / "toy.yaml"),
+        "--store",
+        str(folder / "store"),
+        *options,
+    ]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -51,12 +61,20 @@ def wait_until_trained(folder: Path, count: int, process: subprocess.Popen[str])
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing disturbed."""
+    """A run that nothing disturbed, and the names of the modules that it imported."""
     folder = make(tmp_path_factory.mktemp("whole") / "run")
-    process = start(folder, "--serial")
+    process = start(folder, "--serial", python=("-X", "importtime"))
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
+    (folder / "imports").write_text("\n".join(re.findall(r"^import time:.*\| +(\S+)$", errors, re.MULTILINE)))
     return folder
+
+
+def test_a_run_imports_nothing_large_that_it_does_not_need(whole: Path) -> None:
+    """Each of these takes a third of a second or more, in every driver and, but for scipy.stats, in every worker."""
+    imported = set((whole / "imports").read_text().split())
+    assert {"torch", "polars", "zarr"} <= imported
+    assert imported & {"pandas", "sympy", "torch._dynamo", "scipy.stats", "sklearn", "mlflow", "ray"} == set()
 
 
 def go_on(said: str, *more: str) -> None:
