@@ -72,7 +72,8 @@ def _exact_p_values(rows: Array) -> Array:
     tolerance = np.abs(100 * np.finfo(np.float64).eps * observed)
     less = np.count_nonzero(means <= observed + tolerance, axis=0)
     greater = np.count_nonzero(means >= observed - tolerance, axis=0)
-    return np.clip(np.minimum(less / len(patterns), greater / len(patterns)) * 2, 0.0, 1.0)
+    p_values: Array = np.clip(np.minimum(less / len(patterns), greater / len(patterns)) * 2, 0.0, 1.0)
+    return p_values
 
 
 def _mean(values: Array, axis: int) -> Any:

@@ -204,13 +204,15 @@ class RayExecutor:
                             continue
                         # The process did not start. This counts as an attempt, so that it ends, but not as a crash of the unit.
                         attempt = waiting.popleft()
-                        outcome = Outcome.failed(attempt.unit, attempt.number, error)
+                        out_of_memory = isinstance(error, OutOfMemoryError)
+                        failure = Failure(error, FailureKind.OUT_OF_MEMORY) if out_of_memory else Failure.from_error(error)
+                        outcome = Outcome.failed(attempt.unit, attempt.number, failure)
                     else:
                         free, attempt = running.pop(reference)
                         outcome = self._collect(reference, attempt)
                         # Only an error of this package leaves the process in a known state.
-                        error = outcome.error
-                        if error is None or isinstance(error, GenRepError) or (reuse_after_errors and not isinstance(error, RayError)):
+                        failed = outcome.error
+                        if failed is None or isinstance(failed, GenRepError) or (reuse_after_errors and not isinstance(failed, RayError)):
                             pool.put(free)
                         else:
                             ray.kill(free)

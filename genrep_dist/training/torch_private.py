@@ -53,13 +53,16 @@ def forward_product_flop(model: nn.Module, inputs: Tensor) -> int:
 
 def vector_jacobian_product(
     outputs: Tensor, parameters: Sequence[Tensor], vector: Tensor, *, allow_unused: bool = False
-) -> tuple[Tensor | None, ...]:
-    """``torch.autograd.grad(outputs, parameters, vector)``, the same bits. That function imports sympy, a third of a second."""
+) -> tuple[Tensor, ...]:
+    """``torch.autograd.grad(outputs, parameters, vector)``, the same bits, and None for what is not used.
+
+    That function checks shapes with sympy, which takes a third of a second to import.
+    """
     run = getattr(torch.autograd.graph, "_engine_run_backward", None)
     if run is None or outputs.shape != vector.shape or outputs.dtype != vector.dtype:
         return torch.autograd.grad(outputs, list(parameters), vector, allow_unused=allow_unused)
     # outputs, their gradients, retain_graph, create_graph, inputs, allow_unused, as `grad` itself calls it.
-    found: tuple[Tensor | None, ...] = run((outputs,), (vector,), False, False, tuple(parameters), allow_unused, accumulate_grad=False)
+    found: tuple[Tensor, ...] = run((outputs,), (vector,), False, False, tuple(parameters), allow_unused, accumulate_grad=False)
     return found
 
 
