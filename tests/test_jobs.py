@@ -124,13 +124,7 @@ def test_a_submitted_job_runs_the_smoke_experiment(cluster: Cluster, tmp_path: P
     assert (tags["genrep.submission_id"], tags["genrep.git_commit"]) == ("smoke_1", "0123abc")
 
 
-def test_a_bad_experiment_fails_the_job(cluster: Cluster, tmp_path: Path) -> None:
-    result = submit(cluster, "smoke", "--store", str(tmp_path / "store"), "--set", "sedes=3")
-    assert result.returncode != 0
-    assert "did you mean seeds?" in result.stdout + result.stderr
-
-
-def test_a_job_whose_results_would_be_lost_is_refused(cluster: Cluster) -> None:
+def test_a_job_whose_results_would_be_lost_is_refused_and_fails(cluster: Cluster) -> None:
     result = submit(cluster, "smoke")
     assert result.returncode != 0
     assert "a relative --store in a Ray job" in result.stdout + result.stderr
@@ -161,7 +155,7 @@ def test_a_stopped_job_says_how_to_go_on_and_goes_on(cluster: Cluster, tmp_path:
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     deadline = time.monotonic() + 120
     shown = ""
-    while trainings(tmp_path) < 8 or 'stage="train"' not in shown:
+    while trainings(tmp_path) < 4 or 'stage="train"' not in shown:
         assert time.monotonic() < deadline, cluster.ray("job", "logs", "long_1").stdout + shown[-2000:]
         time.sleep(0.3)
         with urllib.request.urlopen(cluster.metrics, timeout=10) as answer:

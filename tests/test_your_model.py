@@ -48,9 +48,10 @@ import runpy
 import sys
 
 import numpy as np
-import ray
 
 import genrep_dist as gr
+from genrep_dist.config.resources import ResourcesSection
+from genrep_dist.executors.ray_executor import RayExecutor
 from genrep_dist.runner import track
 from tests import plain_scripts
 
@@ -58,16 +59,18 @@ track.track = lambda *a, **k: type("Link", (), dict(tracking_uri="", experiment_
 runpy.run_path("neighbours.py")
 for name in sys.argv[1].split():
     gr.run(f"{name}.yaml", serial=True)
-ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+executor = RayExecutor(ResourcesSection.model_validate({"workers": 1}))
 for item in sys.argv[2].split():
     module, problem = item.split(":")
     plain_scripts.write_scores(getattr(importlib.import_module(module), problem)(), f"{module}-scores.npz")
-    run = gr.run(f"{module}.yaml")
+    run = gr.run(f"{module}.yaml", executor=executor)
     np.savez(f"{module}-outputs.npz", **plain_scripts.outputs(run, plain_scripts.SCRIPTS[module]))
 for name in sys.argv[3].split():
-    gr.run(f"{name}.yaml")
+    gr.run(f"{name}.yaml", executor=executor)
+executor.close()
 """
-"""Judges a list of experiments serially, and the adapters' and another list through Ray. One process: imports take most of the time."""
+"""Judges a list of experiments serially, and the adapters' and another list through Ray. One process and one worker: imports take most of
+the time."""
 THROUGH_RAY = ["dict_inputs"]
 
 

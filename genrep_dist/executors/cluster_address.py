@@ -19,6 +19,19 @@ _HEADER_BYTES = 9
 _SETTINGS = 4
 
 
+def declared_address(address: str | None) -> tuple[str, str | None]:
+    """Where the address of a cluster was declared, and the address: ``address``, or RAY_ADDRESS, which Ray prefers to "auto"."""
+    declared = os.environ.get("RAY_ADDRESS") if address in (None, "auto") else None
+    return ("RAY_ADDRESS", declared) if declared else ("--address", address)
+
+
+def check_form(address: str | None) -> None:
+    """Raise ConfigError if what was declared is no address at all. Nothing is contacted."""
+    where, wanted = declared_address(address)
+    if wanted not in (None, "auto", "local"):
+        parse_endpoint(str(wanted), where)
+
+
 def parse_endpoint(address: str, where: str) -> tuple[str, int]:
     """Host and port of ``host:port`` or ``ray://host:port``. ConfigError for anything else."""
     scheme, separator, rest = address.partition("://")

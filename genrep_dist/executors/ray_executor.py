@@ -28,7 +28,7 @@ from genrep_dist.executors.attempts import Attempt
 from genrep_dist.executors.auth_token import create_auth_token
 from genrep_dist.executors.base import Failure, Outcome
 from genrep_dist.executors.capacity import NodeResources, WorkerResources, worker_resources
-from genrep_dist.executors.cluster_address import check_cluster, unreachable
+from genrep_dist.executors.cluster_address import check_cluster, declared_address, unreachable
 from genrep_dist.executors.head_watch import AttachWatch, HeadWatch
 from genrep_dist.executors.package_copies import require_same_copy
 from genrep_dist.executors.worker import Worker, package_copy, run_unit
@@ -64,9 +64,9 @@ class RayExecutor:
     run to their end, and their results are kept.
 
     ``work`` runs a unit in a worker, after the worker has proved that its copy of this package is the driver's. Units whose workers have
-    GPUs run on actors always. Actors outlive :meth:`run`: the next one uses them if its workers have the same resources, and ends
-    them otherwise. Raises PlanError if the nodes cannot run the workers that ``resources`` declares, ConfigError if
-    there is no cluster at ``address``.
+    GPUs, and all units in a cluster that this executor started, run on actors always. Actors outlive :meth:`run`: the next one uses them
+    if its workers have the same resources, and ends them otherwise. Raises PlanError if the nodes cannot run the workers that
+    ``resources`` declares, ConfigError if there is no cluster at ``address``.
     """
 
     name = "ray"
@@ -79,6 +79,7 @@ class RayExecutor:
         self._gauges: _Gauges | None = None
         self._head: HeadWatch | None = None
         self._owns_session = not ray.is_initialized()
+        self._owns_cluster = False
         if self._owns_session:
             self._attach(address)
         try:
@@ -108,10 +109,12 @@ class RayExecutor:
                 self._payload = (job, [ray.put((job, self._work))])
             payload = self._payload[1]
             # A task with a GPU would have a process of its own, and load libraries, data and model again: one that is used by several
-            # tasks would keep the GPU that it was given first. An actor has its GPU for as long as it lives.
-            if actors or worker.num_gpus:
+            # tasks would keep the GPU that it was given first. An actor has its GPU for as long as it lives. Where nobody else waits for
+            # the CPUs, the actors of one stage serve the next: tasks would be new processes, which load everything again.
+            if actors or worker.num_gpus or self._owns_cluster:
                 self._pool.require(worker)
-                yield from self._run_on_actors(payload, attempts, worker)
+                # A task's process is used again after an error, so it is here. The memory of a GPU may be left in pieces.
+                yield from self._run_on_actors(payload, attempts, worker, reuse_after_errors=not (actors or worker.num_gpus))
             else:
                 self._pool.end()  # tasks need what idle actors reserve
                 yield from self._run_as_tasks(ray.remote(**_options(worker), max_retries=0)(run_unit), payload, attempts, worker)
@@ -159,7 +162,9 @@ class RayExecutor:
                 else:
                     retries.append(following)
 
-    def _run_on_actors(self, payload: Any, attempts: Iterator[Attempt], worker: WorkerResources) -> Iterator[Outcome]:
+    def _run_on_actors(
+        self, payload: Any, attempts: Iterator[Attempt], worker: WorkerResources, *, reuse_after_errors: bool
+    ) -> Iterator[Outcome]:
         """Give each unit to the first idle actor, so that a slow unit does not delay the others.
 
         An actor is started for each waiting unit, up to the number that fits or was declared. An actor that does not fit yet waits for a
@@ -199,12 +204,15 @@ class RayExecutor:
                             continue
                         # The process did not start. This counts as an attempt, so that it ends, but not as a crash of the unit.
                         attempt = waiting.popleft()
-                        outcome = Outcome.failed(attempt.unit, attempt.number, error)
+                        out_of_memory = isinstance(error, OutOfMemoryError)
+                        failure = Failure(error, FailureKind.OUT_OF_MEMORY) if out_of_memory else Failure.from_error(error)
+                        outcome = Outcome.failed(attempt.unit, attempt.number, failure)
                     else:
                         free, attempt = running.pop(reference)
                         outcome = self._collect(reference, attempt)
                         # Only an error of this package leaves the process in a known state.
-                        if outcome.error is None or isinstance(outcome.error, GenRepError):
+                        failed = outcome.error
+                        if failed is None or isinstance(failed, GenRepError) or (reuse_after_errors and not isinstance(failed, RayError)):
                             pool.put(free)
                         else:
                             ray.kill(free)
@@ -256,6 +264,7 @@ class RayExecutor:
         else:
             create_auth_token()
             ray.init(address="local", num_cpus=capacity.local_cpus(self._resources), include_dashboard=False, **_QUIET)
+            self._owns_cluster = True
         self._head = HeadWatch(ray.get_runtime_context().gcs_address)
         # Ray replaces the handler of SIGTERM.
         if callable(handler) and threading.current_thread() is threading.main_thread():
@@ -352,9 +361,8 @@ def cluster_nodes(address: str) -> list[NodeResources]:
 
 def _connect(address: str | None) -> None:
     """Attach to the running cluster at ``address``, by default at RAY_ADDRESS. ConfigError if there is none."""
-    # As in Ray, RAY_ADDRESS comes before "auto".
-    declared = os.environ.get("RAY_ADDRESS") if address in (None, "auto") else None
-    where, wanted = ("RAY_ADDRESS", declared) if declared else ("--address", str(address))
+    where, declared = declared_address(address)
+    wanted = str(declared)
     with ExitStack() as stack:
         try:
             found = get_ray_address_from_environment("auto", None) if wanted == "auto" else wanted

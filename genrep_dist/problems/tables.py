@@ -237,7 +237,9 @@ def _values(tensor: Tensor) -> npt.NDArray[Any]:
 
 
 def _to_arrow(tensor: Tensor, *, as_list: bool) -> pa.Array:
-    values = pa.array(_values(tensor))
+    numbers = _values(tensor)
+    # pa.array() would import pandas first, which takes longer than most data.
+    values = pa.Array.from_buffers(pa.from_numpy_dtype(numbers.dtype), len(numbers), [None, pa.py_buffer(numbers)])
     if tensor.dim() == 1 and not as_list:
         return values
     kind = pa.list_(pa.field("item", values.type, nullable=False), math.prod(tensor.shape[1:]))
@@ -253,5 +255,5 @@ def _from_arrow(column: pa.ChunkedArray, dtype: torch.dtype, shape: list[int]) -
         raise ValueError(f"expected {_ARROW_TYPES[dtype]} without nulls, got {values.type} with {values.null_count} nulls")
     if len(values) != len(array) * math.prod(shape):
         raise ValueError(f"expected {math.prod(shape)} values a sample for the shape {shape}, got {len(values)} for {len(array)} samples")
-    # A copy, because Arrow's memory is read-only and a tensor would be writable.
-    return torch.from_numpy(np.array(values.to_numpy(zero_copy_only=True))).reshape(len(array), *shape)
+    # A copy, because Arrow's memory is read-only and a tensor would be writable. (to_numpy() would import pandas.)
+    return torch.from_numpy(np.array(np.from_dlpack(values))).reshape(len(array), *shape)

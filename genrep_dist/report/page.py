@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -113,6 +114,14 @@ def html_page(data: ReportData) -> str:
 
 def render_template(template: str, **values: object) -> str:
     """A template of this package as one HTML document; ``values`` are escaped."""
+    # The package's own files.
+    style, script = (Markup(_TEMPLATES.joinpath(name).read_text(encoding="utf-8")) for name in ("report.css", "report.js"))  # noqa: S704
+    return _environment().get_template(template).render(style=style, script=script, script_digest=digest(script), **values)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """Keeps the templates compiled."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: _TEMPLATES.joinpath(name).read_text(encoding="utf-8")),
         autoescape=True,
@@ -126,9 +135,7 @@ def render_template(template: str, **values: object) -> str:
         "shared_words": sections.shared_words,
         "linked": sections.linked,
     }
-    # The package's own files.
-    style, script = (Markup(_TEMPLATES.joinpath(name).read_text(encoding="utf-8")) for name in ("report.css", "report.js"))  # noqa: S704
-    return environment.get_template(template).render(style=style, script=script, script_digest=digest(script), **values)
+    return environment
 
 
 def digest(script: str) -> str:

@@ -15,6 +15,7 @@ from genrep_dist.config import Experiment, load_experiment
 from genrep_dist.errors import CorruptError, DamagedArtifact, DamagedFile
 from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.executors.base import Executor
+from genrep_dist.executors.cluster_address import check_form
 from genrep_dist.results import Run
 from genrep_dist.runner.determinism import difference_text, repeat_first_original, with_fresh_retrainings
 from genrep_dist.runner.display import display_for
@@ -74,6 +75,8 @@ def run(
     call goes on from there. Raises GenRepError; units that were finished before stay finished.
     """
     experiment, search_path = _loaded(experiment, search_path)
+    if not serial and executor is None:
+        check_form(address)
     opened = Store(store)
     opened.objects.check_access()
     tracking_uri(experiment, opened)  # refused now, not after the work

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import zarr
@@ -153,10 +153,21 @@ class Artifact:
 
         CorruptError if that is damaged, StoreError if a newer version wrote it.
         """
+        return self._read_manifest() is not None
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest; NotCommittedError if there is none. Else raises as :meth:`is_intact`."""
+        record = self._read_manifest()
+        if record is None:
+            raise self._not_committed()
+        return record
+
+    def _read_manifest(self) -> dict[str, Any] | None:
+        """The manifest, None if there is none. Raises as :meth:`is_intact`."""
         try:
             record = self._objects.get_json(self.paths.manifest)
         except FileNotFoundError:
-            return False
+            return None
         if isinstance(record, dict):
             refuse_newer("an artifact", record.get("schema_version"), SCHEMA_VERSION, f"{self._objects.uri}/{self.paths.manifest}")
         if not isinstance(record, dict) or (record.get("kind"), record.get("key")) != (self.kind, self.key):
@@ -169,16 +180,7 @@ class Artifact:
                 damaged=DamagedFile(self.paths.manifest),
             )
             raise noted(self._objects, error)
-        return True
-
-    def manifest(self) -> dict[str, Any]:
-        """The manifest; NotCommittedError if there is none. Else raises as :meth:`is_intact`."""
-        if not self.is_intact():
-            raise self._not_committed()
-        try:
-            return cast("dict[str, Any]", self._objects.get_json(self.paths.manifest))
-        except FileNotFoundError:  # moved away meanwhile
-            raise self._not_committed() from None
+        return record
 
     def seconds(self) -> float:
         """Seconds of work recorded in the manifest and the part records, summed over workers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,9 @@ from genrep_dist.store.ledger_parts import CHANGES_SCHEMA, LEDGER_SCHEMA, find_d
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import LedgerPaths
 from genrep_dist.store.tables import open_table
+
+_OLDEST = pl.CompatLevel.oldest()
+"""Arrow's string and list types, as in the ledger's schemas."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,10 @@ class Ledger:
         columns["num_removed"] = [len(Change(row.removed, row.weights, row.labels)) for row in rows]
         columns["outputs"] = [row.outputs.astype(np.float64, copy=False).ravel() for row in rows]
         if not any(row.weights or row.labels for row in rows):
-            return put_part(self._objects, self.folder, pa.Table.from_pydict(columns, schema=LEDGER_SCHEMA))
+            return put_part(self._objects, self.folder, _to_arrow(columns, LEDGER_SCHEMA))
         for ids, values in (("reweighted", "weights"), ("relabelled", "labels")):
             columns[ids], columns[values] = ([[pair[part] for pair in getattr(row, values)] for row in rows] for part in (0, 1))
-        return put_part(self._objects, self.folder, pa.Table.from_pydict(columns, schema=CHANGES_SCHEMA))
+        return put_part(self._objects, self.folder, _to_arrow(columns, CHANGES_SCHEMA))
 
     def parts(self) -> list[str]:
         """Paths of all parts, sorted, without damaged parts that were moved away."""
@@ -92,7 +95,7 @@ class Ledger:
         Parts are listed when the query runs. Only the selected columns are kept in memory, one row group at a time. The query raises
         CorruptError for a part whose bytes are not those that were written, and StoreError for one of a newer version.
         """
-        return register_io_source(self._read_frames, schema=dict(_to_polars(LEDGER_SCHEMA.empty_table()).schema), is_pure=True)
+        return register_io_source(self._read_frames, schema=_polars_types(LEDGER_SCHEMA), is_pure=True)
 
     def keys(self) -> set[str]:
         """Keys of all rows. Raises CorruptError as :meth:`scan`, but reads and verifies only what holds the keys.
@@ -109,8 +112,9 @@ class Ledger:
         with open_table(self._objects, path, check_bytes=False) as file:
             names = set(file.schema_arrow.names)
         columns = [name for name in ("key", "removed", "reweighted", "weights", "relabelled", "labels") if name in names]
+        wanted = pl.Series(sorted(keys), dtype=pl.String).to_arrow(compat_level=_OLDEST).cast(pa.string())
         for table in read_part(self._objects, path, columns, check_bytes=False):
-            for row in table.filter(pc.is_in(table.column("key"), pa.array(sorted(keys), pa.string()))).to_pylist():
+            for row in table.filter(pc.is_in(table.column("key"), wanted)).to_pylist():
                 weights = tuple(zip(row.get("reweighted", ()), row.get("weights", ()), strict=True))
                 labels = tuple(zip(row.get("relabelled", ()), map(tuple, row.get("labels", ())), strict=True))
                 yield row["key"], Change(tuple(row["removed"]), weights, labels)
@@ -164,6 +168,17 @@ class Ledger:
             yield frame
             if num_rows == 0:
                 return
+
+
+def _to_arrow(columns: Mapping[str, list[Any]], schema: pa.Schema) -> pa.Table:
+    """By polars, because pyarrow imports pandas when it reads lists."""
+    types = _polars_types(schema)
+    frame = pl.DataFrame({name: columns[name] for name in types}, schema=types)
+    return frame.to_arrow(compat_level=_OLDEST).cast(schema)
+
+
+def _polars_types(schema: pa.Schema) -> dict[str, pl.DataType]:
+    return dict(_to_polars(pa.Table.from_batches([], schema)).schema)
 
 
 def _to_polars(table: pa.Table) -> pl.DataFrame:

@@ -36,7 +36,8 @@ from genrep_dist.workflow.train import TrainUnit
 
 RETRIES = 2
 SEEDS = range(4)
-EITHER = pytest.mark.parametrize("actors", [False, True], ids=["tasks", "actors"])
+EITHER = pytest.mark.parametrize("actors", [False, True], ids=["tasks", "actors"], scope="class")
+"""All tests with tasks, then all with actors: an executor that keeps processes may use them for several tests."""
 
 
 class Workload:

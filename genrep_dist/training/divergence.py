@@ -12,6 +12,7 @@ from genrep_dist.core.losses import Loss
 from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.problems.protocol import Dataset
 from genrep_dist.training.loop import Observer, all_finite
+from genrep_dist.training.torch_private import vector_jacobian_product
 
 
 class _SpoiledError(Exception):
@@ -87,7 +88,7 @@ def _is_finite(model: nn.Module, loss: Loss, data: Dataset, row: int) -> bool:
         with torch.enable_grad():
             outputs = single_outputs(model, data.inputs[row]).unsqueeze(0)
         slope = loss.derivative(outputs.detach(), data.targets[row : row + 1])
-        found = torch.autograd.grad(outputs, parameters, slope, allow_unused=True)
+        found = vector_jacobian_product(outputs, parameters, slope, allow_unused=True)
     except (ProblemError, RuntimeError):
         return True
     return all_finite([slope, *(gradient.to_dense() for gradient in found if gradient is not None)])

@@ -22,6 +22,7 @@ from genrep_dist.training.packs.base import Pack, Solo
 from genrep_dist.training.precision import tf32, training_outputs
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.resume import StateStore, pack_state, restore_state
+from genrep_dist.training.torch_private import vector_jacobian_product
 
 
 class Observer(Protocol):
@@ -144,7 +145,7 @@ def train_models(
                 with tf32(recipe), _one_row_explained(pack, data, rows, runs[0]):
                     outputs = training_outputs(pack.module, inputs, recipe, count)
                     output_gradient = step.mean_gradient(derivative(outputs.detach(), _targets_of(step.rows, targets, data)))
-                    gradients = torch.autograd.grad(outputs, pack.parameters, output_gradient, allow_unused=True)
+                    gradients = vector_jacobian_product(outputs, pack.parameters, output_gradient, allow_unused=True)
                 pack.optimized.step(gradients, rate, step.idle_slots, consume=pack.owns_gradients)
                 for observer in observers:
                     observer.step(*step.first_model(output_gradient), rate)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -49,6 +49,21 @@ def forward_product_flop(model: nn.Module, inputs: Tensor) -> int:
         for hook in hooks:
             hook.remove()
     return others + sum(event.flops or 0 for event in seen.function_events if event.name in COUNTED)
+
+
+def vector_jacobian_product(
+    outputs: Tensor, parameters: Sequence[Tensor], vector: Tensor, *, allow_unused: bool = False
+) -> tuple[Tensor, ...]:
+    """``torch.autograd.grad(outputs, parameters, vector)``, the same bits, and None for what is not used.
+
+    That function checks shapes with sympy, which takes a third of a second to import.
+    """
+    run = getattr(torch.autograd.graph, "_engine_run_backward", None)
+    if run is None or outputs.shape != vector.shape or outputs.dtype != vector.dtype:
+        return torch.autograd.grad(outputs, list(parameters), vector, allow_unused=allow_unused)
+    # outputs, their gradients, retain_graph, create_graph, inputs, allow_unused, as `grad` itself calls it.
+    found: tuple[Tensor, ...] = run((outputs,), (vector,), False, False, tuple(parameters), allow_unused, accumulate_grad=False)
+    return found
 
 
 @contextmanager
@@ -97,6 +112,11 @@ def peak_tensor_bytes(work: Callable[[], object]) -> int | None:
         return {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors}
 
     class Counter(mode):  # type: ignore[misc, valid-type]
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            # Otherwise torch imports its compiler, which takes a second, to keep it away from the method below.
+            return False
+
         def __torch_dispatch__(self, function: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
             nonlocal most
             result = function(*args, **(kwargs or {}))

@@ -30,7 +30,7 @@ from genrep_dist.training.precision import training_outputs
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.resume import StateStores
 from genrep_dist.training.sharing_trial import why_not_shared
-from genrep_dist.training.torch_private import peak_tensor_bytes
+from genrep_dist.training.torch_private import peak_tensor_bytes, vector_jacobian_product
 
 PackKind = Literal["solo", "stacked", "mapped"]
 PACKS: dict[PackKind, type[Pack]] = {"solo": Solo, "stacked": StackedPack, "mapped": MappedPack}
@@ -86,7 +86,7 @@ def training_step_bytes(kind: PackKind, model: nn.Module, recipe: Recipe, inputs
 
         def step() -> None:
             outputs = training_outputs(pack.module, rows, recipe)
-            torch.autograd.grad(outputs, pack.parameters, torch.ones_like(outputs), allow_unused=True)
+            vector_jacobian_product(outputs, pack.parameters, torch.ones_like(outputs), allow_unused=True)
 
         with torch.random.fork_rng(devices=[]), pack.while_training():
             return peak_tensor_bytes(step)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import torch
 
 from genrep_dist.core.inputs import PackedInputs, form_of
@@ -94,5 +95,7 @@ def target_labels(store: Store, digest: str, name: str, num_outputs: int) -> Lab
 
 def sample_ids(store: Store, digest: str, name: str) -> npt.NDArray[np.int64]:
     """Ids of the samples of 'train' or 'test', in the order of every array; the samples are not read."""
-    ids: npt.NDArray[np.int64] = get_table(store.objects, data_table(digest, name), columns=["id"]).column("id").to_numpy()
+    column = get_table(store.objects, data_table(digest, name), columns=["id"]).column("id")
+    # By polars, because pyarrow's own way to numpy imports pandas.
+    ids: npt.NDArray[np.int64] = pl.Series(column).to_numpy(writable=True)
     return ids

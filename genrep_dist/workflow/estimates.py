@@ -38,7 +38,7 @@ START_SECONDS = 4.0
 CLUSTER_SECONDS = 5.0
 """Starting and stopping Ray on one machine."""
 WORKER_SECONDS = 4.0
-"""Until the workers of a pool have imported libraries and opened the data; they start at the same time."""
+"""Until the workers have imported libraries and opened the data; they start at the same time."""
 EVALUATION_SECONDS = 6.0
 """Metrics, tables, figures, report, and MLflow's parent run."""
 METHOD_SECONDS = 0.2
@@ -101,8 +101,7 @@ def estimate_run(prepared: PreparedExperiment, slots: int, missing: Mapping[Stag
             if models == plan.retrainings_at_most:
                 seconds[RetrainStage.name] *= trial.distinct
     works = any(missing.get(name, 1.0) > 0 and seconds[name] > 0 for name in seconds)
-    pools = len({STAGES.get(name).uses_actors for name, value in seconds.items() if value > 0})
-    overhead = START_SECONDS + (CLUSTER_SECONDS + pools * WORKER_SECONDS if works else 0.0)
+    overhead = START_SECONDS + (CLUSTER_SECONDS + WORKER_SECONDS if works else 0.0)
     overhead += EVALUATION_SECONDS + METHOD_SECONDS * len(plan.experiment.methods)
     return TimeEstimate(seconds, overhead)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from genrep_dist.evaluation import significance
 from genrep_dist.evaluation.intervals import Array
@@ -110,3 +111,15 @@ def test_holm_equals_a_plain_loop_in_any_order(p_values: list[float]) -> None:
     assert (found <= np.minimum(1, len(values) * values)).all()
     order = np.random.default_rng(len(p_values)).permutation(len(p_values))
     assert (holm(values[order]) == found[order]).all()
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 7, 8, 11])
+def test_all_patterns_give_the_bits_of_scipy(num_seeds: int) -> None:
+    """Also where patterns tie, and where a mean is zero but for rounding."""
+    rows = np.random.default_rng(num_seeds).normal(size=(12, num_seeds))
+    rows[4:8] = rows[4:8].round(1)
+    rows[8:] -= rows[8:].mean(axis=1, keepdims=True)
+    found = stats.permutation_test(
+        (rows,), lambda values, axis: values.mean(axis), permutation_type="samples", vectorized=True, n_resamples=NUM_FLIPS, axis=1
+    )
+    assert np.array_equal(sign_flip_p_values(rows), found.pvalue)

@@ -56,23 +56,25 @@ class TestReversedExecutor(ExecutorTests):
 
 
 @pytest.fixture(scope="module")
-def session() -> Iterator[None]:
-    """One cluster for all tests, to which each executor attaches."""
+def shared() -> Iterator[Executor]:
+    """One executor for all tests, attached to one cluster, as its processes take seconds to start."""
     first = RayExecutor(ResourcesSection.model_validate({"workers": 2}))
     assert ray.is_initialized()
-    yield
+    executor = EXECUTORS.get("ray")(ResourcesSection.model_validate({"workers": 2, "retries": RETRIES}))
+    yield executor
+    executor.close()
     first.close()
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("session")
 # Ray's own code, at start and at the end of its processes.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 class TestRayExecutor(ExecutorTests):
     isolates_processes = True
 
-    def make_executor(self, resources: ResourcesSection) -> Executor:
-        return EXECUTORS.get("ray")(resources)
+    @pytest.fixture
+    def executor(self, shared: Executor) -> Executor:
+        return shared
 
 
 @pytest.fixture

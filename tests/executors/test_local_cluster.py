@@ -1,4 +1,5 @@
-"""The Ray that `genrep run` starts lets nobody in without its user's own token; a cluster that is not there is an error."""
+"""The Ray that `genrep run` starts lets nobody in without its user's own token, and its processes serve all stages; a cluster that is not
+there is an error."""
 
 from __future__ import annotations
 
@@ -7,10 +8,18 @@ import re
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from genrep_dist.config.resources import ResourcesSection
+from genrep_dist.executors.ray_executor import RayExecutor
+from genrep_dist.units import Unit
+from genrep_dist.workflow.context import Job
+from genrep_dist.workflow.gradients import GradientUnit
+from genrep_dist.workflow.train import TrainUnit
+from tests.executors.test_ray_executor import ready
 from tests.experiments import ROOT
 
 CODE = """
@@ -51,6 +60,42 @@ def test_nobody_attaches_without_the_token(tmp_path: Path) -> None:
         cluster.stdin.write("\n")
         cluster.stdin.flush()
         assert cluster.wait(timeout=60) == 0
+
+
+def noted(job: Job, unit: Unit) -> dict[str, float]:
+    """The process. The first attempt at seed 1 raises, and the one at seed 2 ends its process."""
+    if unit.seed:
+        try:
+            (Path(job.store_uri) / f"seed-{unit.seed}").touch(exist_ok=False)
+        except FileExistsError:
+            pass
+        else:
+            if unit.seed == 2:
+                os._exit(1)
+            raise ValueError("not yet")
+    return {"pid": float(os.getpid())}
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_process_serves_all_stages_and_outlives_an_error(tmp_path: Path) -> None:
+    """Where nobody else waits for it. After the error of a task it would be used again, so it is here; after that of an actor never."""
+    job = replace(ready(tmp_path, seeds=1), store_uri=str(tmp_path))
+    executor = RayExecutor(ResourcesSection.model_validate({"workers": 1, "retries": 1}), work=noted)
+
+    def process(unit: Unit, *, actors: bool, attempts: int = 1) -> float:
+        (outcome,) = executor.run(job, [unit], actors=actors)
+        assert (outcome.error, outcome.attempts) == (None, attempts)
+        return outcome.statistics["pid"]
+
+    first = process(TrainUnit(0), actors=False)
+    assert process(GradientUnit(0, "ntk", 4, 0, 10), actors=True) == first
+    assert process(TrainUnit(1), actors=False, attempts=2) == first
+    second = process(TrainUnit(2), actors=False, attempts=2)
+    assert second != first
+    (tmp_path / "seed-1").unlink()
+    assert process(GradientUnit(1, "ntk", 4, 0, 10), actors=True, attempts=2) not in (first, second)
+    executor.close()
 
 
 @pytest.mark.ray

@@ -37,7 +37,15 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def ray_executor() -> Iterator[Executor]:
+def session() -> Iterator[None]:
+    """One cluster for all tests, to which each executor attaches. So it is somebody else's to them, where tasks are tasks."""
+    first = RayExecutor(ResourcesSection.model_validate({"workers": 2}))
+    yield
+    first.close()
+
+
+@pytest.fixture(scope="module")
+def ray_executor(session: None) -> Iterator[Executor]:
     executor = RayExecutor(ResourcesSection.model_validate({"retries": 8, "workers": 2}))
     yield executor
     executor.close()
@@ -151,7 +159,7 @@ def living(folder: Path) -> int:
     return sum(psutil.pid_exists(int(path.name)) for path in (folder / "pids").iterdir())
 
 
-@pytest.mark.usefixtures("ray_executor")
+@pytest.mark.usefixtures("session")
 def test_a_slow_actor_holds_nobody_and_the_pool_shrinks_to_its_minimum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thirty rows on two actors, of which one does not come back: the other one does the rest, and ends when it is idle for long."""
     monkeypatch.setattr("genrep_dist.executors.ray_executor.IDLE_SECONDS", 0.0)
@@ -194,7 +202,7 @@ def wait_for_none_of(folder: Path) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.usefixtures("ray_executor")
+@pytest.mark.usefixtures("session")
 def test_the_next_stage_uses_the_actors_of_the_last_one_and_tasks_end_them(tmp_path: Path) -> None:
     jobs = []
     for name in ("one", "other"):
@@ -229,7 +237,7 @@ def second_waits(job: Job, unit: Unit) -> dict[str, float]:
     return {}
 
 
-@pytest.mark.usefixtures("ray_executor")
+@pytest.mark.usefixtures("session")
 def test_an_actor_that_comes_when_all_units_are_taken_is_let_go(tmp_path: Path) -> None:
     """One of two places is taken by somebody else until the first actor has both units; then the second one starts."""
     holder: Any = ray.remote(num_cpus=1)(Holder).remote()
@@ -261,7 +269,7 @@ def dies(job: Job, unit: Unit) -> dict[str, float]:
     os._exit(1)
 
 
-@pytest.mark.usefixtures("ray_executor")
+@pytest.mark.usefixtures("session")
 @pytest.mark.parametrize("actors", [False, True])
 def test_a_unit_has_crashed_when_each_of_its_attempts_did(tmp_path: Path, actors: bool) -> None:
     job = replace(ready(tmp_path), store_uri=str(tmp_path))
@@ -281,7 +289,7 @@ class Holder:
         return True
 
 
-@pytest.mark.usefixtures("ray_executor")
+@pytest.mark.usefixtures("session")
 def test_no_more_actors_than_units_and_than_were_asked_for(tmp_path: Path) -> None:
     (tmp_path / "pids").mkdir()
     for name in ("slow", "go"):
@@ -296,7 +304,7 @@ def test_no_more_actors_than_units_and_than_were_asked_for(tmp_path: Path) -> No
         assert len(found) == count
 
 
-@pytest.mark.usefixtures("ray_executor")
+@pytest.mark.usefixtures("session")
 def test_what_the_cluster_can_never_hold_is_refused_before_it_waits(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"resources.stages.retrain.num_gpus[\s\S]*1 CPU and 3 GPU[\s\S]*at most 2 CPU and 0 GPU"):
         gr.run(experiment(resources={"stages": {"retrain": {"num_gpus": 3}}}), store=str(tmp_path), search_path=[str(ROOT)])

@@ -26,8 +26,18 @@ IN_FLIGHT = 2 * IN_FLIGHT_PER_SLOT
 """Trainings at most that are abandoned: on two slots, tasks of one model each."""
 
 
-def start(folder: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.faults.driver", "run", str(folder / "toy.yaml"), "--store", str(folder / "store"), *options]
+def start(folder: Path, *options: str, python: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        *python,
+        "-m",
+        "tests.faults.driver",
+        "run",
+        str(folder / "toy.yaml"),
+        "--store",
+        str(folder / "store"),
+        *options,
+    ]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -51,19 +61,27 @@ def wait_until_trained(folder: Path, count: int, process: subprocess.Popen[str])
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing disturbed."""
+    """A run that nothing disturbed, and the names of the modules that it imported."""
     folder = make(tmp_path_factory.mktemp("whole") / "run")
-    process = start(folder, "--serial")
+    process = start(folder, "--serial", python=("-X", "importtime"))
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
+    (folder / "imports").write_text("\n".join(re.findall(r"^import time:.*\| +(\S+)$", errors, re.MULTILINE)))
     return folder
 
 
-def go_on(said: str, *more: str) -> None:
-    """Run what a stopped run has printed, word for word; ``more`` options after it."""
+def test_a_run_imports_nothing_large_that_it_does_not_need(whole: Path) -> None:
+    """Each of these takes a third of a second or more, in every driver and, but for scipy.stats, in every worker."""
+    imported = set((whole / "imports").read_text().split())
+    assert {"torch", "polars", "zarr"} <= imported
+    assert imported & {"pandas", "sympy", "torch._dynamo", "scipy.stats", "sklearn", "mlflow", "ray"} == set()
+
+
+def go_on(said: str) -> None:
+    """Run what a stopped run has printed, word for word."""
     command = re.search(r"^to resume: (.*)$", said, re.MULTILINE)
     assert command is not None, said
-    result = subprocess.run([*shlex.split(command[1]), *more], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    result = subprocess.run(shlex.split(command[1]), cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr
 
 
@@ -77,7 +95,7 @@ def assert_same_results(folder: Path, whole: Path) -> None:
     ("number", "options", "code"),
     [
         (signal.SIGTERM, ("--serial",), 143),
-        pytest.param(signal.SIGINT, (), 130, marks=pytest.mark.ray),
+        pytest.param(signal.SIGINT, ("--ray",), 130, marks=pytest.mark.ray),
     ],
 )
 def test_a_signal_stops_says_what_is_done_and_how_to_go_on(
@@ -107,7 +125,7 @@ def test_a_signal_stops_says_what_is_done_and_how_to_go_on(
 @pytest.mark.ray
 def test_a_second_signal_ends_at_once_and_loses_nothing_committed(tmp_path: Path, whole: Path) -> None:
     folder = make(tmp_path / "run")
-    process = start(folder)
+    process = start(folder, "--ray")
     wait_until_trained(folder, STOPPED_AFTER, process)
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
@@ -120,7 +138,7 @@ def test_a_second_signal_ends_at_once_and_loses_nothing_committed(tmp_path: Path
     assert "stopped immediately; committed results are kept" in rest
     kept = re.search(r"retrain (\d+) of", said)
     assert kept is not None, said
-    go_on(said, "--serial")
+    go_on(said.replace("--ray", "--serial"))
     assert_same_results(folder, whole)
     assert trainings(folder) <= trainings(whole) + IN_FLIGHT
 

@@ -13,7 +13,7 @@ from genrep_dist.problems.datasets.image_models import SmallCNN
 from genrep_dist.problems.datasets.text_models import TextCNN
 from genrep_dist.training.flop_count import forward_flop
 from genrep_dist.training.packs.compatibility import why_not_packed
-from genrep_dist.training.torch_private import has_hooks, without_onednn
+from genrep_dist.training.torch_private import has_hooks, vector_jacobian_product, without_onednn
 from tests.training.reference import RECIPES
 from tests.training.test_flop_count import Lstm
 from tests.training.test_stacked_packs import blob_data, multilayer
@@ -23,8 +23,12 @@ def test_operations_are_counted_without_the_legacy_profiler(monkeypatch: pytest.
     cases = ((SmallCNN(), torch.zeros(2, 1, 8, 8)), (TextCNN(), torch.ones(2, 9, dtype=torch.int64)), (Lstm(), torch.zeros(2, 6, 3)))
     expected = [forward_flop(model, inputs) for model, inputs in cases]
 
-    def missing(name: str) -> object:
-        raise ImportError(name)
+    there = importlib.import_module
+
+    def missing(name: str, package: str | None = None) -> object:
+        if name == "torch.autograd.profiler_legacy":
+            raise ImportError(name)
+        return there(name, package)
 
     monkeypatch.setattr(importlib, "import_module", missing)
     assert [forward_flop(model, inputs) for model, inputs in cases] == expected
@@ -64,3 +68,20 @@ def test_hooks_are_seen_and_their_absence_is_no_error() -> None:
     bare = nn.Identity()
     del bare._forward_hooks, bare._backward_hooks
     assert not has_hooks(bare)
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_products_with_the_jacobian_are_those_of_grad(private: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not private:
+        monkeypatch.delattr(torch.autograd.graph, "_engine_run_backward", raising=False)
+    torch.manual_seed(0)
+    model, unused = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), nn.Parameter(torch.zeros(1))
+    parameters, inputs, vector = [*model.parameters(), unused], torch.randn(5, 3), torch.randn(5, 2)
+    found = vector_jacobian_product(model(inputs), parameters, vector, allow_unused=True)
+    model(inputs).backward(vector)
+    assert [one is None for one in found] == [False] * 4 + [True]
+    for one, parameter in zip(found, model.parameters(), strict=False):
+        assert parameter.grad is not None
+        assert torch.equal(one, parameter.grad)
+    with pytest.raises(RuntimeError, match=r"[Ss]hape|size"):
+        vector_jacobian_product(model(inputs), parameters, inputs, allow_unused=True)

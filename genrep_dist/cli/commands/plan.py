@@ -36,6 +36,10 @@ def show_dry_run(
     as_json: bool = False,
 ) -> None:
     """Print what a run would do. Nothing is computed."""
+    if address is not None:
+        from genrep_dist.executors.cluster_address import check_form
+
+        check_form(address)
     from genrep_dist.runner.dry_run import dry_run
     from genrep_dist.store import Store
     from genrep_dist.workflow.prepare import prepare

@@ -16,6 +16,7 @@ from genrep_dist.diagnostics.checks.dropout import dropout_layers
 from genrep_dist.diagnostics.checks.normalisation import normalising_layers
 from genrep_dist.diagnostics.context import ROUNDINGS, CheckContext, largest_relative, rerun_text, trainable
 from genrep_dist.diagnostics.finding import Finding, compare, green
+from genrep_dist.training.torch_private import vector_jacobian_product
 from genrep_dist.workflow.preconditioner import needed_epochs, read_preconditioner
 
 _LINEARITY_ROWS = 4
@@ -75,7 +76,7 @@ def _weighted_gradient(context: CheckContext) -> Tensor:
     for start in range(0, len(inputs), step):
         values = model_outputs(context.model, inputs[start : start + step])
         weights = alpha[start : start + step].to(values)
-        gradients = torch.autograd.grad(values, parameters, weights, allow_unused=True)
+        gradients = vector_jacobian_product(values, parameters, weights, allow_unused=True)
         for part, gradient in zip(torch.split(total, sizes), gradients, strict=True):
             if gradient is not None:
                 part.add_(as_real(gradient.to_dense()).reshape(-1))

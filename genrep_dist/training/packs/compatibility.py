@@ -30,7 +30,7 @@ from genrep_dist.training.packs.stacked_layers import stack_layer
 from genrep_dist.training.precision import training_outputs
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.threads import one_thread
-from genrep_dist.training.torch_private import has_hooks
+from genrep_dist.training.torch_private import has_hooks, vector_jacobian_product
 
 CPU_PACK_BYTES = 2**24
 """Parameters of a pack on a CPU, in bytes: more do not fit its caches."""
@@ -274,7 +274,7 @@ class _Trial:
         rows = self._order(index)
         outputs = model_outputs(model, self.data.inputs[rows])
         slopes = self.loss.derivative(outputs.detach(), self.data.targets[rows]) / len(rows)
-        gradients = torch.autograd.grad(outputs, _trained(model), slopes)
+        gradients = vector_jacobian_product(outputs, _trained(model), slopes)
         return [outputs.detach(), *(gradient.to_dense() for gradient in gradients)]
 
     def _move_alone(self, model: nn.Module, gradients: Sequence[Tensor]) -> list[Tensor]:
@@ -297,7 +297,7 @@ class _Trial:
         rows = step.rows.flatten()
         outputs = training_outputs(pack.module, self.data.inputs[rows], self.recipe)
         slopes = step.mean_gradient(self.loss.derivative(outputs.detach(), self.data.targets[rows]))
-        gradients = torch.autograd.grad(outputs, pack.parameters, slopes)
+        gradients = vector_jacobian_product(outputs, pack.parameters, slopes)
         for _ in range(2):
             pack.optimized.step(gradients, self.recipe.learning_rate)
         moved = self._unloaded(pack, models, group)
