@@ -6,6 +6,7 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -58,12 +59,27 @@ def vector_jacobian_product(
 
     That function checks shapes with sympy, which takes a third of a second to import.
     """
-    run = getattr(torch.autograd.graph, "_engine_run_backward", None)
+    run = _engine()
     if run is None or outputs.shape != vector.shape or outputs.dtype != vector.dtype:
         return torch.autograd.grad(outputs, list(parameters), vector, allow_unused=allow_unused)
-    # outputs, their gradients, retain_graph, create_graph, inputs, allow_unused, as `grad` itself calls it.
-    found: tuple[Tensor, ...] = run((outputs,), (vector,), False, False, tuple(parameters), allow_unused, accumulate_grad=False)
-    return found
+    return run((outputs,), (vector,), False, False, tuple(parameters), allow_unused, accumulate_grad=False)
+
+
+@cache
+def _engine() -> Callable[..., tuple[Tensor, ...]] | None:
+    """What ``torch.autograd.grad`` calls, with outputs, their gradients, retain_graph, create_graph, inputs, allow_unused; None if a trial
+    of it in this version of torch fails.
+    """
+    run: Callable[..., tuple[Tensor, ...]] | None = getattr(torch.autograd.graph, "_engine_run_backward", None)
+    if run is None:
+        return None
+    with torch.enable_grad():
+        x, other = (torch.tensor([value], requires_grad=True) for value in (3.0, 1.0))
+        try:
+            found = run((x * x,), (torch.ones(1),), False, False, (x, other), True, accumulate_grad=False)
+        except (TypeError, RuntimeError):
+            return None
+    return run if len(found) == 2 and found[0] is not None and float(found[0]) == 6.0 and found[1] is None and x.grad is None else None
 
 
 @contextmanager

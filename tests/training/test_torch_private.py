@@ -11,6 +11,7 @@ from torch import nn
 from genrep_dist.core.losses import get_loss
 from genrep_dist.problems.datasets.image_models import SmallCNN
 from genrep_dist.problems.datasets.text_models import TextCNN
+from genrep_dist.training import torch_private
 from genrep_dist.training.flop_count import forward_flop
 from genrep_dist.training.packs.compatibility import why_not_packed
 from genrep_dist.training.torch_private import has_hooks, vector_jacobian_product, without_onednn
@@ -70,10 +71,13 @@ def test_hooks_are_seen_and_their_absence_is_no_error() -> None:
     assert not has_hooks(bare)
 
 
-@pytest.mark.parametrize("private", [True, False])
-def test_products_with_the_jacobian_are_those_of_grad(private: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not private:
+@pytest.mark.parametrize("private", ["there", "gone", "of another form"])
+def test_products_with_the_jacobian_are_those_of_grad(private: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_private._engine.cache_clear()
+    if private == "gone":
         monkeypatch.delattr(torch.autograd.graph, "_engine_run_backward", raising=False)
+    if private == "of another form":
+        monkeypatch.setattr(torch.autograd.graph, "_engine_run_backward", lambda outputs, vectors: None)
     torch.manual_seed(0)
     model, unused = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), nn.Parameter(torch.zeros(1))
     parameters, inputs, vector = [*model.parameters(), unused], torch.randn(5, 3), torch.randn(5, 2)
@@ -85,3 +89,4 @@ def test_products_with_the_jacobian_are_those_of_grad(private: bool, monkeypatch
         assert torch.equal(one, parameter.grad)
     with pytest.raises(RuntimeError, match=r"[Ss]hape|size"):
         vector_jacobian_product(model(inputs), parameters, inputs, allow_unused=True)
+    torch_private._engine.cache_clear()
