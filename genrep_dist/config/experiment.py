@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from genrep_dist.config.attributions import AttributionsSection
 from genrep_dist.config.damping import with_default_damping
 from genrep_dist.config.digests import non_default_fields
 from genrep_dist.config.field_errors import Location, describe_errors
@@ -128,6 +129,7 @@ class Experiment(Section, metaclass=_RaisesConfigError):
         None, description="Random projection of the NTK's features, for features that are too large. Lossy. Default: none."
     )
     tracincp: TracInSection = TracInSection.model_validate({})
+    attributions: AttributionsSection = AttributionsSection.model_validate({})
     blocks: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="Division of the tables: title -> methods. A method may be in several blocks."
     )

@@ -213,7 +213,13 @@ class Keys:
         if scorer is not None:
             parts += [*self._target, self._settings(scorer.settings), *self._source("scorer", method.importance)]
             parts += [] if scorer.base is None else [self._kernel_identity(scorer.base)]
+        top = self.experiment.attributions.top
+        parts += [] if top is None else [{"top": top}]
         return self._digest("attribution", *parts, *self._source("importance", method.importance))
+
+    def strongest(self, seed: int, methods: Sequence[Method]) -> str:
+        """The strongest scores of several methods among blocks of training rows."""
+        return self._digest("strongest", [self.attribution(seed, method) for method in methods])
 
     def retraining(self, seed: int, removed: Sequence[int] | Change, policy: str, replicate: int = 0) -> str:
         """Key of a ledger row, for ids of removed samples or another change. Without any it is the original model, whatever the policy."""

@@ -94,7 +94,8 @@ def stored_features(plan: Plan) -> tuple[KernelAt, ...]:
         return ()
     passed = {(kernel, epoch) for _, kernel, epoch in plan.needs.primal if not is_held(plan, kernel)}
     paying = passed.union(pair for pair in plan.needs.grams if _storing_pays(plan, *pair))
-    pairs = plan.needs.cross if choice == "store" else tuple(sorted(paying))
+    crossed = {*plan.needs.cross, *plan.needs.streamed}
+    pairs = tuple(sorted(crossed if choice == "store" else paying))
     return tuple(pair for pair in pairs if plan.shape.kernels[pair[0]].storable)
 
 
@@ -105,7 +106,7 @@ def is_held(plan: Plan, kernel: str) -> bool:
 
 def feature_passes(plan: Plan, kernel: str, epoch: int) -> float:
     """How often each training sample's features are used, on average: by K(train, test), and by the tiles of a gram."""
-    passes = float((kernel, epoch) in plan.needs.cross)
+    passes = float((kernel, epoch) in {*plan.needs.cross, *plan.needs.streamed})
     if (kernel, epoch) in plan.needs.grams:
         # A tile uses its left rows once, and its right ones once for every panel of these; on the diagonal half of them.
         tile = plan.gram_tiles[kernel]

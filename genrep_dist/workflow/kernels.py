@@ -94,7 +94,7 @@ class KernelsStage(Stage[KernelUnit | TermUnit | GramUnit]):
 
     def plan(self, plan: Plan) -> StagePlan | None:
         cross, grams, terms, shape = plan.needs.cross, plan.needs.grams, plan.needs.terms, plan.shape
-        if not cross and not terms:
+        if not cross and not terms and not grams:
             return None
         blocked = [kernel for kernel, _ in cross] + [kernel for kernel, *_ in terms]
         seeds, blocks = len(plan.experiment.seeds), sum(len(plan.blocks(kernel)) for kernel in blocked)

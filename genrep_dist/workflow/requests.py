@@ -99,7 +99,15 @@ class StoredSeed:
         return [TestPoint(*one) for one in described]
 
     def scores(self, method: str) -> Array:
-        """Phi (N, M)."""
+        """Phi (N, M). PlanError where only the strongest scores are kept."""
+        if self.plan.top is not None:
+            raise PlanError(
+                "a metric reads the scores of all training samples, and only the strongest are kept",
+                where="attributions.top",
+                expected="a metric that declares needs_all_scores, which is then refused before anything is computed",
+                got=f"attributions.top: {self.plan.experiment.attributions.top}",
+                remedy="remove attributions.top, or correct the metric",
+            )
         phi: Array = self._attribution(method, "phi")
         return phi
 
