@@ -104,7 +104,7 @@ class StrongestScores:
     def unpacked(cls, packed: Tensor) -> StrongestScores:
         """The inverse of :meth:`packed`."""
         found = cls(len(packed), (packed.shape[1] - 1) // 4)
-        *parts, total = packed.split([found.count] * 4 + [1], dim=1)
+        *parts, total = torch.split(packed, [found.count] * 4 + [1], dim=1)
         found.total = total.contiguous().view(torch.float64).squeeze(1)
         for sign, ids, bits in zip(found._kept, parts[::2], parts[1::2], strict=True):
             scores = bits.contiguous().view(torch.float64)

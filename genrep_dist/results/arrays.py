@@ -112,8 +112,9 @@ class Arrays(OpenedRun):
     def kernel(self, kernel: str, checkpoint: str | int, seed: int) -> Array:
         """K (N, M), or (N, C, M) for several outputs, at a checkpoint.
 
-        A kernel of several outputs that the run used for products with known importances alone was not stored. It is computed at each
-        call, which loads the problem's own code and takes C backward passes a training sample.
+        A kernel of several outputs that the run used for products with known importances alone was not stored, nor one of a run that keeps
+        only the strongest scores. It is computed at each call, which loads the problem's own code and takes C backward passes a training
+        sample.
         """
         from genrep_dist.workflow.explain import computed_kernel
 
@@ -127,7 +128,7 @@ class Arrays(OpenedRun):
             place = checkpoint_name(epoch, self.plan.keys.epochs)
             raise _not_in_run(self.name, f"the kernel {kernel}-{place}", f"a method with it, such as {kernel}-{place}/target,")
         if (kernel, epoch) in needs.features and (kernel, epoch) not in needs.cross:
-            return computed_kernel(self.plan, self.context, kernel, seed, epoch).numpy()
+            return _squeeze(computed_kernel(self.plan, self.context, kernel, seed, epoch).numpy())
         return _squeeze(self.store.artifact("kernel", key).read("kernel"))
 
     def checkpoint(self, seed: int, which: str | int) -> dict[str, Tensor]:
@@ -140,7 +141,8 @@ class Arrays(OpenedRun):
     def removal_order(self, method: str, seed: int, sign: str = "negative") -> npt.NDArray[np.int64]:
         """Ids (M, N) of the training samples in the order of their removal for each test point: the strongest scores of ``sign`` first.
 
-        (M, K) where the run keeps only the K strongest scores (``attributions.top``). MethodError for a sign other than "negative" and "positive".
+        (M, K) where the run keeps only the K strongest scores (``attributions.top``). MethodError for a sign other than "negative" and
+        "positive".
         """
         if sign not in ("negative", "positive"):
             raise MethodError("no such sign", where=self.name, expected="negative or positive", got=sign)

@@ -29,8 +29,10 @@ def export_run(run: Run, folder: Path, seeds: Sequence[int] | None = None) -> It
     export.json, which names the run; every published table as CSV (summary.csv, deletion.csv, metrics.csv, and so on);
     data/{train,test}.parquet; for every seed (or the given ones) seed-<s>/: test_ids.npy, {initial,middle,final}.pt (state dicts, those
     that were kept; loadable with ``weights_only=True``), and one phi of (N, M) per method as .npy, its rows in the order of
-    data/train.parquet; of a run that keeps only the strongest scores, ids and scores (M, K) of each sign as .npz. Raises StoreError or NotCommittedError for a run that is not finished, StoreError for a folder that cannot be
-    written, or that has the export of another run.
+    data/train.parquet; of a run that keeps only the strongest scores, ids and scores (M, K) of each sign as .npz.
+
+    Raises StoreError or NotCommittedError for a run that is not finished, StoreError for a folder that cannot be written, or that has the
+    export of another run.
     """
     return checked_paths(folder, _run_files(run, folder, seeds))
 

@@ -30,7 +30,7 @@ NUMBER_BYTES = 2 * FLOAT_BYTES
 SPAN_SHARE = 16
 """Rows of a span for each score that is kept of a sign: what spans write is then a quarter of all scores at most."""
 HELD_COPIES = 5
-"""Times 8 bytes: a kept or added score with its id, as it is and sorted, as :class:`~genrep_dist.core.strongest.StrongestScores` holds it."""
+"""Times 8 bytes: a kept or added score with its id, as it is and sorted."""
 ARRAY = "strongest"
 
 
@@ -108,23 +108,31 @@ def streamed_methods(plan: Plan) -> dict[str, tuple[Method, ...]]:
 def strongest_artifact(plan: Plan, seed: int, kernel: str, methods: tuple[Method, ...]) -> ArtifactSpec:
     """The artifact of one kernel: a part for each span of rows."""
     assert plan.top is not None
-    names, direct = tuple(method.name for method in methods), [m for m in methods if direct_terms(plan.keys, plan.shape, m)]
-    stored = tuple(epoch for name, epoch in plan.stored_features if name == kernel)
-    spans = row_spans(plan, kernel)
-    about = kernel, names, tuple(method.name for method in direct), stored
-    rows = plan.block_rows[kernel]
-    units = tuple(StrongestUnit(seed, *about, *span, rows, plan.top, at) for at, span in enumerate(spans))
-    inner = (len(methods), plan.experiment.num_explained, packed_width(plan.top))
-    array = ArraySpec(ARRAY, (len(spans), *inner), (1, *inner), ("span", "method", "test", "number"), "int64")
-    return ArtifactSpec("strongest", plan.keys.strongest(seed, methods), seed, units, array, {"methods": list(names), "top": plan.top})
+    units, inner = strongest_units(plan, seed, kernel, methods), (len(methods), plan.experiment.num_explained, packed_width(plan.top))
+    array = ArraySpec(ARRAY, (len(units), *inner), (1, *inner), ("span", "method", "test", "number"), "int64")
+    about = {"methods": [method.name for method in methods], "top": plan.top}
+    return ArtifactSpec("strongest", plan.keys.strongest(seed, methods), seed, units, array, about)
 
 
-def row_spans(plan: Plan, kernel: str) -> list[tuple[int, int]]:
-    """(start, stop) of the rows of one unit, whole blocks: enough for few numbers to be written, and so many that scores fit the budget."""
+def strongest_units(plan: Plan, seed: int, kernel: str, methods: tuple[Method, ...]) -> tuple[StrongestUnit, ...]:
     assert plan.top is not None
-    block, total = plan.block_rows[kernel], plan.shape.num_train
-    fitting = plan.budget_bytes // 8 // (HELD_COPIES * NUMBER_BYTES * max(1, plan.experiment.num_test_points))
-    rows = max(1, min(SPAN_SHARE * plan.top, fitting) // block) * block
+    direct = tuple(method.name for method in methods if direct_terms(plan.keys, plan.shape, method))
+    stored = tuple(epoch for name, epoch in plan.stored_features if name == kernel)
+    about, rows = (kernel, tuple(method.name for method in methods), direct, stored), plan.block_rows[kernel]
+    spans = enumerate(row_spans(plan, kernel))
+    return tuple(StrongestUnit(seed, *about, *span, rows, plan.top, number) for number, span in spans)
+
+
+def row_spans(plan: Plan, kernel: str, top: int | None = None, num_points: int | None = None) -> list[tuple[int, int]]:
+    """(start, stop) of the rows of one unit, whole blocks: enough for few numbers to be written, and so many that scores fit the budget.
+
+    ``top`` and ``num_points``: by default those of the plan.
+    """
+    block, total, count, points = plan.block_rows[kernel], plan.shape.num_train, top or plan.top, num_points
+    assert count is not None
+    points = plan.experiment.num_test_points if points is None else points
+    fitting = plan.budget_bytes // 8 // (HELD_COPIES * NUMBER_BYTES * max(1, points))
+    rows = max(1, min(SPAN_SHARE * count, fitting) // block) * block
     return [(start, min(start + rows, total)) for start in range(0, total, rows)]
 
 

@@ -18,7 +18,7 @@ from genrep_dist.diagnostics.context import CheckContext, rerun_text
 from genrep_dist.diagnostics.finding import Finding, compare, largest_key
 from genrep_dist.plan import direct_terms
 from genrep_dist.workflow.attributions import AttributionUnit, attribution_unit, stored_attribution, strongest_scores
-from genrep_dist.workflow.strongest import read_spans, span_scores, strongest_artifact, streamed_methods
+from genrep_dist.workflow.strongest import read_spans, span_scores, streamed_methods, strongest_units
 from genrep_dist.workflow.targets import group_means
 
 _SIGNS: tuple[Sign, ...] = ("negative", "positive")
@@ -77,7 +77,7 @@ def _span_difference(context: CheckContext, unit: AttributionUnit) -> float:
     """Of the first span's strongest scores from those computed again, relative to the largest; infinite where the samples are others."""
     plan, worker, seed = context.plan, context.worker, context.seed
     kernel = plan.experiment.method(unit.method).kernel
-    first = strongest_artifact(plan, seed, kernel, streamed_methods(plan)[kernel]).units[0]
+    first = strongest_units(plan, seed, kernel, streamed_methods(plan)[kernel])[0]
     phi = group_means(span_scores(first, worker, worker.test_points(seed))[unit.merged.index(unit.method)], plan.keys.test_groups(seed))
     again = StrongestScores(phi.shape[1], unit.top)
     again.add(phi, worker.train.ids[: len(phi)])
