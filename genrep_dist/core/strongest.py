@@ -50,15 +50,16 @@ class StrongestScores:
             raise ProblemError("scores and ids do not fit each other", where="StrongestScores.add", expected=expected, got=got)
         require_finite_scores(phi, ids, "StrongestScores.add")
         self.total += phi.sum(dim=0)
+        columns = phi.T.contiguous()
         for sign, kept in self._kept.items():
-            scores, some = phi, ids
-            if kept.ids.shape[1] == self.count:
-                # Once enough are known, few samples are among the strongest of any point.
-                weakest = kept.scores[:, -1]
-                passing = ((phi <= weakest) if sign == "negative" else (phi >= weakest)).any(dim=1)
-                scores, some = phi[passing], ids[passing]
-            if len(some):
-                self._merge(sign, Strongest(some.expand(phi.shape[1], -1), scores.T))
+            if kept.ids.shape[1] < self.count:
+                self._merge(sign, Strongest(ids.expand(len(columns), -1), columns))
+                continue
+            # Once enough are known, few samples are among the strongest of a point.
+            weakest = kept.scores[:, -1:]
+            passing = columns <= weakest if sign == "negative" else columns >= weakest
+            if bool(passing.any()):
+                self._merge(sign, _passing(columns, ids, passing, float("inf") if sign == "negative" else float("-inf")))
 
     def merge(self, other: StrongestScores) -> None:
         """Add what ``other`` keeps of samples that were not added here."""
@@ -112,3 +113,15 @@ class StrongestScores:
             known = int((~scores[:1].isnan()).sum())
             found._kept[sign] = Strongest(ids[:, :known], scores[:, :known])
         return found
+
+
+def _passing(columns: Tensor, ids: Tensor, passing: Tensor, filler: float) -> Strongest:
+    """The scores of ``columns`` (M, B) that are ``passing`` (M, B), in as many places as the most of a point, the others ``filler``."""
+    points, rows = passing.nonzero(as_tuple=True)
+    counts = passing.sum(dim=1)
+    places = torch.arange(len(points)) - (counts.cumsum(dim=0) - counts)[points]
+    shape = len(columns), int(counts.max())
+    found = torch.full(shape, torch.iinfo(torch.int64).max), torch.full(shape, filler, dtype=torch.float64)
+    found[0][points, places] = ids[rows]
+    found[1][points, places] = columns[points, rows]
+    return Strongest(*found)
