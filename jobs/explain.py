@@ -68,7 +68,7 @@ def main(given: list[str]) -> None:
     else:
         kept = run.explain(asked.method, asked.seed, inputs=inputs, test_ids=asked.test_ids, top=asked.top)
         arrays = {f"{what}_{sign}": values for sign, pair in kept.items() for what, values in zip(("ids", "scores"), pair, strict=True)}
-        np.savez(asked.to, num_points=counts, **arrays)  # type: ignore[arg-type]
+        np.savez(asked.to, num_points=counts, **arrays)
         what = f"the {asked.top:,} strongest samples of each sign for {sum(counts):,} points"
     print(f"{asked.to}: {what}, {asked.method}, seed {asked.seed}")
 

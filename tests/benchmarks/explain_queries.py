@@ -74,7 +74,7 @@ def read(files: list[Path]) -> None:
     buffer = bytearray(READ_BYTES)
     for path in files:
         with path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):  # type: ignore[attr-defined]
+            while file.readinto(buffer):
                 pass
 
 

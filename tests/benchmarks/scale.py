@@ -267,11 +267,10 @@ def growth_text(first: tuple[int, Any], last: tuple[int, Any]) -> str:
     parts = [f"{who} {(last[1][who] - first[1][who]) / more:,.0f}" for who in ("driver", "worker")]
     row = 4 * (INPUTS + 1) + 8
     return (
-        f"Bytes for each further row: {', '.join(parts)}. A row of the data takes {row} bytes (inputs, label, id); each array of importances "
-        f"or outputs of the training set 4 or 8. Scores of all samples would take {8 * POINTS} bytes a row and method, and their orders twice "
-        "that."
+        f"Bytes for each further row: {', '.join(parts)}. A row of the data takes {row} bytes (inputs, label, id); each array of "
+        f"importances or outputs of the training set takes 4 or 8. Scores of all samples would take {8 * POINTS} bytes a row and method, "
+        "and their orders twice that."
     )
-
 
 
 if __name__ == "__main__":
