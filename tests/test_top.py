@@ -15,6 +15,7 @@ from genrep_dist.errors import PlanError
 from genrep_dist.runner.export import export_run
 from genrep_dist.store import Store
 from genrep_dist.workflow.prepare import prepare
+from genrep_dist.workflow.stages import artifacts_of
 from tests.experiments import ROOT, experiment
 
 TOP = 9
@@ -95,6 +96,20 @@ def test_the_doctor_and_the_report(pair: tuple[gr.Run, gr.Run], tmp_path: Path) 
     assert sample == pair[1].removal_example(methods=["tracincp", "random"])
     paths = {path.name for path in export_run(pair[1], tmp_path)}
     assert {"tracincp.npz", "random.npz"} <= paths
+
+
+def test_spans_of_another_budget_are_other_parts(tmp_path: Path) -> None:
+    """A run that goes on where another was stopped takes none of its spans for its own."""
+    fields: dict[str, Any] = {"methods": METHODS[:1], "attributions": {"top": 1}, "deletion": {"counts": [0]}}
+    budgets = [{"memory_budget": budget} for budget in ("20KiB", "1GiB")]
+    plans = [prepare(asked(**fields, resources=one), Store(str(tmp_path)), [str(ROOT)]).plan for one in budgets]
+    few, one = (next(iter(artifacts_of(plan, "strongest"))) for plan in plans)
+    assert len(few.units) > 1 == len(one.units)
+    assert few.key == one.key
+    assert few.array is not None
+    assert one.array is not None
+    assert few.array.name != one.array.name
+    assert not set(few.parts) & set(one.parts)
 
 
 def test_groups_and_other_blocks(tmp_path: Path) -> None:

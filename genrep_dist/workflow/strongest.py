@@ -31,7 +31,11 @@ SPAN_SHARE = 16
 """Rows of a span for each score that is kept of a sign: what spans write is then a quarter of all scores at most."""
 HELD_COPIES = 5
 """Times 8 bytes: a kept or added score with its id, as it is and sorted."""
-ARRAY = "strongest"
+
+
+def array_name(rows: int) -> str:
+    """The array of spans of so many rows."""
+    return f"strongest-{rows}"
 
 
 def packed_width(count: int) -> int:
@@ -43,6 +47,7 @@ def packed_width(count: int) -> int:
 class StrongestUnit(Unit):
     """The strongest scores among the training rows ``start`` to ``stop``, of the ``methods`` of one kernel.
 
+    ``rows``: those of a span but the last; they name array and part, so that runs whose budgets divide the rows otherwise do not mix.
     ``block``: rows that are multiplied at once. ``direct``: the methods whose products are computed without K. ``stored``: epochs at which
     the kernel's features are read. ``number``: which of the spans it is.
     """
@@ -53,6 +58,7 @@ class StrongestUnit(Unit):
     stored: tuple[int, ...]
     start: int
     stop: int
+    rows: int
     block: int
     count: int
     number: int
@@ -60,7 +66,7 @@ class StrongestUnit(Unit):
 
     @property
     def part(self) -> str:
-        return f"rows-{self.start:09d}"
+        return f"rows-{self.rows}-{self.start:09d}"
 
     @property
     def label(self) -> str:
@@ -109,8 +115,8 @@ def strongest_artifact(plan: Plan, seed: int, kernel: str, methods: tuple[Method
     """The artifact of one kernel: a part for each span of rows."""
     assert plan.top is not None
     units, inner = strongest_units(plan, seed, kernel, methods), (len(methods), plan.experiment.num_explained, packed_width(plan.top))
-    array = ArraySpec(ARRAY, (len(units), *inner), (1, *inner), ("span", "method", "test", "number"), "int64")
-    about = {"methods": [method.name for method in methods], "top": plan.top}
+    array = ArraySpec(array_name(units[0].rows), (len(units), *inner), (1, *inner), ("span", "method", "test", "number"), "int64")
+    about = {"methods": [method.name for method in methods], "top": plan.top, "rows": units[0].rows}
     return ArtifactSpec("strongest", plan.keys.strongest(seed, methods), seed, units, array, about)
 
 
@@ -118,9 +124,9 @@ def strongest_units(plan: Plan, seed: int, kernel: str, methods: tuple[Method, .
     assert plan.top is not None
     direct = tuple(method.name for method in methods if direct_terms(plan.keys, plan.shape, method))
     stored = tuple(epoch for name, epoch in plan.stored_features if name == kernel)
-    about, rows = (kernel, tuple(method.name for method in methods), direct, stored), plan.block_rows[kernel]
-    spans = enumerate(row_spans(plan, kernel))
-    return tuple(StrongestUnit(seed, *about, *span, rows, plan.top, number) for number, span in spans)
+    about, spans = (kernel, tuple(method.name for method in methods), direct, stored), row_spans(plan, kernel)
+    sizes = spans[0][1], plan.block_rows[kernel], plan.top
+    return tuple(StrongestUnit(seed, *about, *span, *sizes, number) for number, span in enumerate(spans))
 
 
 def row_spans(plan: Plan, kernel: str, top: int | None = None, num_points: int | None = None) -> list[tuple[int, int]]:
@@ -153,7 +159,9 @@ def run_strongest(unit: StrongestUnit, context: WorkerContext) -> dict[str, floa
         packed.append(found.packed())
     methods = [context.experiment.method(name) for name in unit.methods]
     artifact = context.store.artifact("strongest", context.keys.strongest(unit.seed, methods))
-    artifact.write_part(unit.part, ARRAY, (unit.number, 0, 0, 0), to_numpy(torch.stack(packed)[None]), seconds=context.elapsed())
+    artifact.write_part(
+        unit.part, array_name(unit.rows), (unit.number, 0, 0, 0), to_numpy(torch.stack(packed)[None]), seconds=context.elapsed()
+    )
     return {"rows": float(unit.stop - unit.start)}
 
 
@@ -234,8 +242,8 @@ def read_spans(context: WorkerContext, seed: int, methods: tuple[str, ...], name
     """What each span has kept of one method, (M, numbers)."""
     import torch
 
-    key = context.keys.strongest(seed, [context.experiment.method(one) for one in methods])
-    reader, at = context.store.artifact("strongest", key).reader(ARRAY), methods.index(name)
+    artifact = context.store.artifact("strongest", context.keys.strongest(seed, [context.experiment.method(one) for one in methods]))
+    reader, at = artifact.reader(array_name(artifact.manifest()["rows"])), methods.index(name)
     return (torch.from_numpy(reader.read(slice(span, span + 1))[0, at]) for span in range(reader.shape[0]))
 
 
