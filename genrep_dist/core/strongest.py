@@ -12,6 +12,10 @@ from genrep_dist.core.attribution import Sign, require_finite_scores
 from genrep_dist.errors import ProblemError
 
 
+MOST_ROWS = 4096
+"""Samples whose scores are merged at once."""
+
+
 @dataclass(frozen=True)
 class Strongest:
     """K training samples at each of M points: ``ids`` (M, K) int64 and their ``scores`` (M, K) float64, the strongest first."""
@@ -50,7 +54,13 @@ class StrongestScores:
             raise ProblemError("scores and ids do not fit each other", where="StrongestScores.add", expected=expected, got=got)
         require_finite_scores(phi, ids, "StrongestScores.add")
         self.total += phi.sum(dim=0)
-        columns = phi.T.contiguous()
+        # Some rows at a time: once enough scores are known, most others are never sorted.
+        step = max(MOST_ROWS, 2 * self.count)
+        for at in range(0, len(phi), step):
+            self._add(phi[at : at + step].T.contiguous(), ids[at : at + step])
+
+    def _add(self, columns: Tensor, ids: Tensor) -> None:
+        """Merge the scores ``columns`` (M, B) of samples with ``ids`` (B,)."""
         for sign, kept in self._kept.items():
             if kept.ids.shape[1] < self.count:
                 self._merge(sign, Strongest(ids.expand(len(columns), -1), columns))

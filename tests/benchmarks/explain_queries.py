@@ -29,7 +29,7 @@ from tests.benchmarks import measured_on, publish, table
 from tests.benchmarks.scale import INPUTS
 from tests.experiments import ROOT
 
-SIZES = ((100_000, 4096), (1_000_000, 1024))
+SIZES = ((100_000, 4096), (1_000_000, 512))
 QUERIES = (1, 100, 1000)
 TOP, METHOD = 100, "last-layer-final/target"
 READ_BYTES = 8 * 2**20

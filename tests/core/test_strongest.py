@@ -43,6 +43,16 @@ def test_blocks_in_any_order_give_the_beginning_of_the_ranking(data: st.DataObje
     torch.testing.assert_close(whole.total, phi.sum(dim=0))
 
 
+def test_many_rows_at_once() -> None:
+    """More than are merged at once, with ties: the strongest of all, not of the first rows."""
+    draw = torch.Generator().manual_seed(0)
+    phi, ids = torch.randint(-2000, 2000, (9000, 2), generator=draw).double(), torch.randperm(9000, generator=draw)
+    scores = StrongestScores(2, 50)
+    scores.add(phi, ids)
+    for sign in SIGNS:
+        assert torch.equal(scores.strongest(sign).ids, ranking(phi, ids, 50, sign))
+
+
 def test_what_is_refused() -> None:
     scores = StrongestScores(2, 3)
     with pytest.raises(NonFiniteError, match=r"ids \[7\]"):
