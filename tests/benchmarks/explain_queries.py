@@ -29,8 +29,8 @@ from tests.benchmarks import measured_on, publish, table
 from tests.benchmarks.scale import INPUTS
 from tests.experiments import ROOT
 
-SIZES = ((100_000, 4096), (1_000_000, 512))
-QUERIES = (1, 100, 1000)
+SIZES = ((100_000, 4096, (1, 100, 1000)), (1_000_000, 256, (1, 100)))
+"""Rows, width of features, and numbers of points."""
 TOP, METHOD = 100, "last-layer-final/target"
 READ_BYTES = 8 * 2**20
 
@@ -93,14 +93,14 @@ def fastest(work: Callable[[], Any], files: list[Path], *, cold: bool) -> Timed:
     return min(found, key=lambda one: one.elapsed)
 
 
-def measured_rows(rows: int, width: int, run: gr.Run, dtype: str) -> Iterator[tuple[str, ...]]:
+def measured_rows(rows: int, width: int, numbers: tuple[int, ...], run: gr.Run, dtype: str) -> Iterator[tuple[str, ...]]:
     files = feature_files(run)
     size = sum(path.stat().st_size for path in files)
-    points = torch.randn(max(QUERIES), INPUTS, generator=torch.Generator().manual_seed(5))
+    points = torch.randn(max(numbers), INPUTS, generator=torch.Generator().manual_seed(5))
     run.explain(METHOD, 0, inputs=points[:1], top=TOP)  # opens the data and the model
     for state, cold in (("warm", False), ("cold", True)):
         plain = fastest(lambda: read(files), files, cold=cold)
-        for queries in QUERIES:
+        for queries in numbers:
             some = points[:queries]
             found = fastest(lambda some=some: run.explain(METHOD, 0, inputs=some, top=TOP), files, cold=cold)  # type: ignore[misc]
             yield (
@@ -133,11 +133,11 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/explain_queries.md")
     options = parser.parse_args()
     where, rows, rankings = measured_on("torch"), [], []
-    for size, width in SIZES:
+    for size, width, numbers in SIZES:
         with tempfile.TemporaryDirectory() as store:
             runs = [made(size, width, dtype, store) for dtype in ("float32", "bfloat16")]
             for run, dtype in zip(runs, ("float32", "bfloat16"), strict=True):
-                rows += list(measured_rows(size, width, run, dtype))
+                rows += list(measured_rows(size, width, numbers, run, dtype))
                 sys.stderr.write("\n".join(map(str, rows)) + "\n")
             shares = [f"{agreement(runs, count):.1%} of the {count}" for count in (10, TOP)]
             rankings.append(f"{size:,} x {width:,}: {', '.join(shares)} strongest samples of a point are the same with bfloat16.")
