@@ -11,7 +11,6 @@ from torch import Tensor
 from genrep_dist.core.attribution import Sign, require_finite_scores
 from genrep_dist.errors import ProblemError
 
-
 MOST_ROWS = 4096
 """Samples whose scores are merged at once."""
 
