@@ -107,7 +107,8 @@ class Needs:
     ``cross``: K(train, test) of feature and pairwise kernels; ``grams``: train-by-train grams; ``derived``: kernels that are derived
     from another's gram or from the Hessian; ``solved``: (importance, kernel, epoch) solved for on a gram; ``diagonals``: K(x_i, x_i);
     ``terms``: products of an importance and a kernel that are computed without K(train, test) (:func:`direct_terms`); ``primal``: those of
-    ``solved`` whose products with K are made of the kernel's features, so that they need no gram.
+    ``solved`` whose products with K are made of the kernel's features, so that they need no gram. ``streamed``: feature and pairwise
+    kernels whose K(train, test) is multiplied block by block and not stored, because only the strongest scores are kept.
     """
 
     cross: tuple[KernelAt, ...]
@@ -117,11 +118,12 @@ class Needs:
     diagonals: tuple[KernelAt, ...]
     terms: tuple[TermAt, ...] = ()
     primal: tuple[tuple[str, str, int], ...] = ()
+    streamed: tuple[KernelAt, ...] = ()
 
     @property
     def features(self) -> tuple[KernelAt, ...]:
         """Feature and pairwise kernels of which something is computed with the test points, sorted."""
-        return tuple(sorted({*self.cross, *((kernel, epoch) for kernel, epoch, _, _ in self.terms)}))
+        return tuple(sorted({*self.cross, *self.streamed, *((kernel, epoch) for kernel, epoch, _, _ in self.terms)}))
 
     @classmethod
     def from_keys(cls, keys: Keys, shape: Shape) -> Needs:
@@ -130,8 +132,9 @@ class Needs:
         derived_kernels = {name: kernel for name, kernel in found.items() if kernel is not None}
         methods = [(method, epoch) for method in experiment.parsed_methods for epoch in keys.method_epochs(method)]
         pairs = {(method.kernel, epoch) for method, epoch in methods}
-        terms = {method: direct_terms(keys, shape, method) for method in experiment.parsed_methods}
-        read = {(method.kernel, epoch) for method, epoch in methods if not terms[method]}
+        streamed = {method for method in experiment.parsed_methods if is_streamed(keys, method)}
+        terms = {m: [] if m in streamed else direct_terms(keys, shape, m) for m in experiment.parsed_methods}
+        read = {(method.kernel, epoch) for method, epoch in methods if not terms[method] and method not in streamed}
         derived = {pair for pair in pairs if pair[0] in derived_kernels}
         bases = {(base, epoch) for name, epoch in derived if (base := gram_base(derived_kernels[name])) is not None}
         solved = {(method.importance, method.kernel, epoch) for method, epoch in methods if method.needs_gram}
@@ -146,6 +149,7 @@ class Needs:
             diagonals=tuple(sorted(wanted)),
             terms=tuple(sorted({term for found_terms in terms.values() for term in found_terms})),
             primal=tuple(sorted(primal)),
+            streamed=tuple(sorted({(method.kernel, epoch) for method, epoch in methods if method in streamed})),
         )
 
 
@@ -190,6 +194,12 @@ class Plan:
     @property
     def budget_bytes(self) -> int:
         return self.experiment.resources.memory_budget
+
+    @property
+    def top(self) -> int | None:
+        """Training samples of each sign that are kept of a test point's scores; None: the scores of all are kept."""
+        declared = self.experiment.attributions.top
+        return None if declared is None else min(declared, self.shape.num_train)
 
     @property
     def dense_rows(self) -> int:
@@ -298,6 +308,14 @@ def direct_terms(keys: Keys, shape: Shape, method: Method) -> list[TermAt]:
     if not isinstance(kernel, FeatureKernel) or not kernel.takes_weights or sizes is None or sizes.gram_rows == 1:
         return []
     return [(method.kernel, term.kernel_epoch, method.importance, term.importance_epoch) for term in keys.terms(method)]
+
+
+def is_streamed(keys: Keys, method: Method) -> bool:
+    """Whether a method's strongest scores are taken from blocks of training rows, and K(train, test) is not stored.
+
+    A derived kernel is computed as a whole; scorers and random scores have none.
+    """
+    return keys.experiment.attributions.top is not None and method.has_kernel and derived_kernel(keys, method.kernel) is None
 
 
 def reads_gram(keys: Keys, shape: Shape, importance: str, kernel: str) -> bool:

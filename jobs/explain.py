@@ -1,5 +1,9 @@
 """Compute attributions of a finished run's models for other test points, without training. Writes phi (N, M) and its row ids (.npz).
 
+With --top K: ids and scores (M, K) of the K strongest training samples of each sign instead, as ids_negative, scores_negative,
+ids_positive and scores_positive. Several files of inputs share one pass over the features of the training samples; num_points has the
+number of points of each file, whose rows follow one another.
+
 ray job submit --working-dir . -- python jobs/explain.py demo ntk-final/tracking --store /shared/store --inputs new.npy --to /shared/phi.npz
 """
 
@@ -7,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +36,16 @@ def read_inputs(path: Path) -> npt.NDArray[Any]:
     return inputs
 
 
+def joined(queries: Sequence[npt.NDArray[Any]], paths: Sequence[Path]) -> npt.NDArray[Any] | None:
+    """The inputs of all files, one after the other; None for no files. ConfigError where their forms differ."""
+    forms = [(query.dtype, query.shape[1:]) for query in queries]
+    for path, query, form in zip(paths, queries, forms, strict=True):
+        if query.ndim == 0 or form != forms[0]:
+            got = f"{query.dtype} {query.shape}"
+            raise ConfigError("inputs of several files differ", where=f"--inputs {path}", expected=f"the form of {paths[0]}", got=got)
+    return np.concatenate(queries) if queries else None
+
+
 def main(given: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
@@ -38,15 +53,24 @@ def main(given: list[str]) -> None:
     parser.add_argument("--store", default="store")
     parser.add_argument("--seed", type=int, default=0)
     points = parser.add_mutually_exclusive_group(required=True)
-    points.add_argument("--inputs", type=Path, help="a .npy file (M, ...) with inputs like the problem's")
+    points.add_argument("--inputs", type=Path, nargs="+", help=".npy files (M, ...) with inputs like the problem's")
     points.add_argument("--test-ids", type=int, nargs="+", help="ids of samples of the test set")
+    parser.add_argument("--top", type=int, help="keep so many of the strongest training samples of each sign, instead of all scores")
     parser.add_argument("--to", type=Path, required=True)
     asked = parser.parse_args(given)
-    inputs = None if asked.inputs is None else read_inputs(asked.inputs)
+    queries = [read_inputs(path) for path in asked.inputs or ()]
+    inputs, counts = joined(queries, asked.inputs or ()), [len(query) for query in queries] or [len(asked.test_ids or ())]
     run = open_run(asked.store, asked.name)
-    phi = run.explain(asked.method, asked.seed, inputs=inputs, test_ids=asked.test_ids)
-    np.savez(asked.to, phi=phi, train_ids=run.train_ids(asked.seed))
-    print(f"{asked.to}: phi {phi.shape[0]:,} x {phi.shape[1]}, {asked.method}, seed {asked.seed}")
+    if asked.top is None:
+        phi = run.explain(asked.method, asked.seed, inputs=inputs, test_ids=asked.test_ids)
+        np.savez(asked.to, phi=phi, train_ids=run.train_ids(asked.seed), num_points=counts)
+        what = f"phi {phi.shape[0]:,} x {phi.shape[1]}"
+    else:
+        kept = run.explain(asked.method, asked.seed, inputs=inputs, test_ids=asked.test_ids, top=asked.top)
+        arrays = {f"{what}_{sign}": values for sign, pair in kept.items() for what, values in zip(("ids", "scores"), pair, strict=True)}
+        np.savez(asked.to, num_points=counts, **arrays)
+        what = f"the {asked.top:,} strongest samples of each sign for {sum(counts):,} points"
+    print(f"{asked.to}: {what}, {asked.method}, seed {asked.seed}")
 
 
 if __name__ == "__main__":

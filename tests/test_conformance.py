@@ -107,6 +107,11 @@ class TestAttributionsStage(TestTrainStage):
     stage = type(STAGES.get("attributions"))
 
 
+class TestStrongestStage(TestTrainStage):
+    stage = type(STAGES.get("strongest"))
+    fields: ClassVar[dict[str, Any]] = {"methods": ["ntk-final/target", "ntk-final/surrogate", "random"], "attributions": {"top": 30}}
+
+
 class TestDiagonalsStage(TestTrainStage):
     stage = type(STAGES.get("diagonals"))
 

@@ -88,6 +88,22 @@ def test_new_points_follow_the_formula(finished: gr.Run) -> None:
             assert phi[row, column] == pytest.approx(own, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("method", [*METHODS, "rbf-final/target"])
+def test_the_strongest_of_many_points_are_those_of_all_scores(finished: gr.Run, method: str) -> None:
+    """Also of more points than fit the budget at once."""
+    where: dict[str, Any] = {"inputs": torch.randn(30, 5, generator=torch.Generator().manual_seed(2))}
+    if method == "random":
+        where = {"test_ids": finished.test.ids.tolist()}
+    phi, ids = finished.explain(method, 0, **where), finished.train_ids(0)
+    for sign, (found, scores) in finished.explain(method, 0, **where, top=7).items():
+        order = np.array([np.lexsort((ids, column)) for column in (phi.T if sign == "negative" else -phi.T)])[:, :7]
+        expected = np.take_along_axis(phi.T, order, axis=1)
+        np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5 * np.abs(phi).max())
+        assert (found == ids[order]).mean() > 0.98, "but for ties in rounding"
+    with pytest.raises(MethodError, match="1 to 40"):
+        finished.explain(method, 0, **where, top=41)
+
+
 def test_a_method_that_was_not_asked_for_but_needs_nothing_new(finished: gr.Run) -> None:
     assert finished.explain("ntk-initial/target", 0, test_ids=finished.test_ids(0)[:1].tolist()).shape == (40, 1)
     with pytest.raises(NotCommittedError):

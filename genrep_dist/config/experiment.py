@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from genrep_dist.config.attributions import AttributionsSection
 from genrep_dist.config.damping import with_default_damping
 from genrep_dist.config.digests import non_default_fields
 from genrep_dist.config.ekfac import EkfacSection
 from genrep_dist.config.ensembles import EnsembleSection
+from genrep_dist.config.features import FeaturesSection
 from genrep_dist.config.field_errors import Location, describe_errors
 from genrep_dist.config.metrics import METRICS, complete_settings, measured_numbers
 from genrep_dist.config.relabel import RelabelSection
@@ -141,7 +143,9 @@ class Experiment(Section, metaclass=_RaisesConfigError):
     projection: ProjectionSection | None = Field(
         None, description="Random projection of the NTK's features, for features that are too large. Lossy. Default: none."
     )
+    features: FeaturesSection = FeaturesSection.model_validate({})
     tracincp: TracInSection = TracInSection.model_validate({})
+    attributions: AttributionsSection = AttributionsSection.model_validate({})
     blocks: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="Division of the tables: title -> methods. A method may be in several blocks."
     )

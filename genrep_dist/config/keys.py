@@ -12,7 +12,7 @@ import numpy as np
 from genrep_dist.config.digests import json_digest, non_default_fields
 from genrep_dist.config.experiment import Experiment
 from genrep_dist.core.changes import Change
-from genrep_dist.core.kernels.base import DerivedKernel
+from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel
 from genrep_dist.core.methods import Method
 from genrep_dist.errors import MethodError
 from genrep_dist.seeds import derive_seed
@@ -225,7 +225,13 @@ class Keys:
         if scorer is not None:
             parts += [*self._target, self._settings(scorer.settings), *self._source("scorer", method.importance)]
             parts += [] if scorer.base is None else [self._kernel_identity(scorer.base)]
+        top = self.experiment.attributions.top
+        parts += [] if top is None else [{"top": top}]
         return self._digest("attribution", *parts, *self._source("importance", method.importance))
+
+    def strongest(self, seed: int, methods: Sequence[Method]) -> str:
+        """The strongest scores of several methods among blocks of training rows."""
+        return self._digest("strongest", [self.attribution(seed, method) for method in methods])
 
     def retraining(self, seed: int, removed: Sequence[int] | Change, policy: str, replicate: int = 0) -> str:
         """Key of a ledger row, for ids of removed samples or another change. Without any it is the original model, whatever the policy."""
@@ -238,8 +244,12 @@ class Keys:
             return [kernel, self.own_kernels[kernel]]
         found = self.experiment.kernel(kernel)
         identity = [kernel, self._settings(found.key_settings()), *self._source("kernel", kernel)]
+        rounded = found if isinstance(found, FeatureKernel) else found.base if isinstance(found, DerivedKernel) else None
+        if rounded is not None:
+            # Features are rounded wherever they are used, so that it does not matter whether they are stored.
+            identity += [{"features": self._declared["features"]}] if "features" in self._declared else []
         # The settings of this package's derived kernels include those of their bases.
-        is_from_outside = len(identity) > 2
+        is_from_outside = bool(self._source("kernel", kernel))
         if kernel in self.experiment.kernels:
             identity.append(self.experiment.kernels[kernel].options)
         if is_from_outside and isinstance(found, DerivedKernel) and found.base is not None:

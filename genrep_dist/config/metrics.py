@@ -131,6 +131,40 @@ def needs_self_influence(experiment: Experiment) -> bool:
     return any(metric.needs_self_influence for metric in measured_metrics(experiment))
 
 
+def check_top(experiment: Experiment, num_train: int) -> None:
+    """Raise PlanError for what the strongest scores alone do not give: a metric of all scores, or a removal of more samples."""
+    top = experiment.attributions.top
+    if top is None:
+        return
+    whole = [metric.name for metric in measured_metrics(experiment) if metric.needs_all_scores]
+    if whole:
+        raise PlanError(
+            f"{', '.join(whole)} need{'s' if len(whole) == 1 else ''} the scores of all training samples, and only the strongest are kept",
+            where="attributions.top",
+            expected=f"no attributions.top with {', '.join(whole)}",
+            got=f"attributions.top: {top}",
+            remedy="remove attributions.top, or measure this in an experiment of its own: both use the same models of one store",
+        )
+    averaged = [method.name for method in experiment.parsed_methods if method.networks > 1]
+    if averaged:
+        raise PlanError(
+            "the mean over an ensemble needs all scores of each network, and only the strongest are kept",
+            where="attributions.top",
+            expected=f"no attributions.top with {', '.join(averaged)}",
+            got=f"attributions.top: {top}",
+            remedy="remove attributions.top, or the ensembles from methods",
+        )
+    largest = largest_removal(experiment, num_train)
+    if largest > top:
+        raise PlanError(
+            "fewer of the strongest scores are kept than the largest removal takes",
+            where="attributions.top",
+            expected=f"at least {largest}, the samples of the largest removal",
+            got=str(top),
+            remedy="raise attributions.top, or remove fewer samples",
+        )
+
+
 def metric_warnings(experiment: Experiment, num_train: int) -> list[str]:
     """What limits the reading of the metrics' numbers with ``num_train`` training samples, each a sentence or two."""
     found = []

@@ -18,6 +18,7 @@ for _name, _class in (
     ("kernels", "kernels:KernelsStage"),
     ("influence", "derived:DerivedStage"),
     ("importances", "importances:ImportancesStage"),
+    ("strongest", "strongest:StrongestStage"),
     ("attributions", "attributions:AttributionsStage"),
     ("diagonals", "diagonals:DiagonalsStage"),
     ("retrain", "retrain:RetrainStage"),

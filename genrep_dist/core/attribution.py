@@ -81,21 +81,26 @@ def ranking(phi: Tensor, ids: Tensor, count: int, sign: Sign) -> Tensor:
     Raises NonFiniteError with the ids of scores that are NaN or Inf, ProblemError for arguments that do not fit.
     """
     _check_ranking(phi, ids, count, sign)
-    finite = torch.isfinite(phi).all(dim=1)
-    if not bool(finite.all()):
-        bad = ids[~finite].sort().values.tolist()
-        raise NonFiniteError(
-            "attributions hold NaN or Inf",
-            where="ranking",
-            expected="finite scores",
-            got=f"{len(bad)} training samples, ids {bad[:10]}" + (" ..." if len(bad) > 10 else ""),
-        )
+    require_finite_scores(phi, ids, "ranking")
     # Rows sorted by id, so that a stable sort leaves the lowest id in front. Adding 0 turns -0 into 0, which a sort may distinguish.
     by_id = torch.argsort(ids)
     # Contiguous scores of a test point sort several times faster, and the more so the larger N is.
     scores = (phi[by_id] + 0.0).T.contiguous()
     order = torch.sort(scores, dim=1, descending=sign == "positive", stable=True).indices
     return ids[by_id][order[:, :count]]
+
+
+def require_finite_scores(phi: Tensor, ids: Tensor, where: str) -> None:
+    """Raise NonFiniteError with the ``ids`` (N,) of samples whose scores ``phi`` (N, M) are NaN or Inf."""
+    finite = torch.isfinite(phi).all(dim=1)
+    if not bool(finite.all()):
+        bad = ids[~finite].sort().values.tolist()
+        raise NonFiniteError(
+            "attributions hold NaN or Inf",
+            where=where,
+            expected="finite scores",
+            got=f"{len(bad)} training samples, ids {bad[:10]}" + (" ..." if len(bad) > 10 else ""),
+        )
 
 
 def _check_ranking(phi: Tensor, ids: Tensor, count: int, sign: str) -> None:

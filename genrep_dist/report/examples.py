@@ -119,14 +119,14 @@ class ExamplesSource(Protocol):
     def train(self) -> Dataset: ...
     @property
     def test(self) -> Dataset: ...
-    def attributions(self, method: str, seed: int) -> npt.NDArray[Any]: ...
+    def strongest(
+        self, method: str, seed: int, sign: str = "negative", count: int | None = None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]: ...
     def test_ids(self, seed: int) -> npt.NDArray[np.int64]: ...
-    def train_ids(self, seed: int) -> npt.NDArray[np.int64]: ...
     def test_outputs(self, seed: int) -> npt.NDArray[Any]: ...
     @property
     def loss_name(self) -> str: ...
     def flipped_ids(self) -> Collection[int]: ...
-    def removal_order(self, method: str, seed: int, sign: str = "negative") -> npt.NDArray[np.int64]: ...
 
 
 def examples(
@@ -149,16 +149,14 @@ def examples(
     """
     reader = SampleReader(run, texts, describe, class_names)
     outputs = run.test_outputs(seed)
-    train_ids, test_ids = run.train_ids(seed), run.test_ids(seed)[:num_points]
-    # Copies: a view would keep the scores of all methods for all points in memory.
-    phis = {method: run.attributions(method, seed)[:, : len(test_ids)].copy() for method in methods}
+    test_ids = run.test_ids(seed)[:num_points]
+    selected = {method: selected_scores(run, method, seed, num_samples, len(test_ids)) for method in methods}
     found = []
     for column, test_id in enumerate(test_ids.tolist()):
         point, row = reader.test(test_id)
         named = []
-        for method, phi in phis.items():
-            raising, lowering = strongest(phi[:, column], train_ids, num_samples)
-            shown = [tuple(reader.training(int(one), float(phi[one, column])) for one in rows) for rows in (raising, lowering)]
+        for method, by_point in selected.items():
+            shown = [tuple(reader.training(reader.row(sample), score) for sample, score in scores) for scores in by_point[column]]
             named.append(SelectedSamples(method, *shown))
         found.append(Example(seed, point, reader.prediction(outputs[row]), tuple(named)))
     return tuple(found)
@@ -196,29 +194,35 @@ def removal_example(
     reader = SampleReader(run, texts, describe, class_names)
     point, at = reader.test(chosen["test_id"])
     column = run.test_ids(seed).tolist().index(chosen["test_id"])
-    place = {sample: row for row, sample in enumerate(run.train_ids(seed).tolist())}
     removals = []
     for method in methods:
         is_random, mine = method == random, rows.filter(method=method, seed=seed, test_id=chosen["test_id"])
         after = dict(mine.select("num_removed", "score_retrained").iter_rows())
         more = tuple((count, value) for count, value in sorted(after.items()) if count > size)
         for row in mine.filter(num_removed=size).head(1).iter_rows(named=True):
-            order = run.removal_order(method, seed, sign)[column][: min(num_samples, size)].tolist()
-            phi = run.attributions(method, seed)[:, column]
+            ids, scores = (values[column].tolist() for values in run.strongest(method, seed, sign, min(num_samples, size)))
             # The scores of random removal only make its order.
-            samples = tuple(reader.training(place[sample], None if is_random else float(phi[place[sample]])) for sample in order)
+            samples = tuple(reader.training(reader.row(one), None if is_random else score) for one, score in zip(ids, scores, strict=True))
             removals.append(Removal(method, samples, size, row["score_original"], row["score_retrained"], more, is_random))
     prediction = reader.prediction(run.test_outputs(seed)[at])
     num_networks = first["seed"].n_unique()
     return RemovalExample(
-        seed, point, prediction, sign, first.height, num_networks, len(place), replicates, tuple(removals), reader.meaning
+        seed, point, prediction, sign, first.height, num_networks, len(run.train.ids), replicates, tuple(removals), reader.meaning
     )
 
 
-def strongest(phi: npt.NDArray[Any], ids: npt.NDArray[np.int64], count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows of the ``count`` most positive and of the ``count`` most negative of ``phi`` (N,), strongest first, none of them zero."""
-    falling, rising = np.lexsort((ids, -phi))[:count], np.lexsort((ids, phi))[:count]
-    return falling[phi[falling] > 0], rising[phi[rising] < 0]
+Scores = list[tuple[int, float]]
+"""Ids of training samples with their scores."""
+
+
+def selected_scores(run: ExamplesSource, method: str, seed: int, count: int, num_points: int) -> list[tuple[Scores, Scores]]:
+    """Of each of the first ``num_points`` test points the ``count`` most positive and most negative scores, strongest first, none zero."""
+    found: list[list[Scores]] = []
+    for sign, direction in (("positive", 1), ("negative", -1)):
+        kept = [values[:num_points].tolist() for values in run.strongest(method, seed, sign, count)]
+        pairs = [zip(ids, scores, strict=True) for ids, scores in zip(*kept, strict=True)]
+        found.append([[(sample, score) for sample, score in point if direction * score > 0] for point in pairs])
+    return list(zip(*found, strict=True))
 
 
 class SampleReader:
@@ -232,6 +236,15 @@ class SampleReader:
         self.bounds = PixelRange.from_images(inputs) if texts is None and are_images(inputs) else None
         self.is_table = texts is None and form_of(inputs) is None and inputs.dim() == 2 and inputs.is_floating_point()
         self.shown_features: list[int] = []
+        self._by_id: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
+
+    def row(self, sample: int) -> int:
+        """The row of a training sample."""
+        if self._by_id is None:
+            order = np.argsort(self.train_data.ids.numpy())
+            self._by_id = order, self.train_data.ids.numpy()[order]
+        order, ids = self._by_id
+        return int(order[np.searchsorted(ids, sample)])
 
     def training(self, row: int, phi: float | None) -> Sample:
         return self._sample(self.train_data, row, phi, int(self.train_data.ids[row]) in self.flipped)

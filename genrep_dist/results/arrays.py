@@ -43,8 +43,37 @@ class Arrays(OpenedRun):
     """Reading an array before it is computed raises NotCommittedError."""
 
     def attributions(self, method: str, seed: int) -> Array:
-        """Phi (N, M) float64; positive: the training sample raises the explained number, by default a logit of the test point."""
-        return self.store.artifact("attribution", self.attribution_key(method, seed)).read("phi")
+        """Phi (N, M) float64; positive: the training sample raises the explained number, by default a logit of the test point.
+
+        Where the run keeps only the strongest scores (``attributions.top``), the others are NaN. :meth:`strongest` reads what is kept,
+        without an array of N x M numbers.
+        """
+        artifact = self.store.artifact("attribution", self.attribution_key(method, seed))
+        if not artifact.manifest().get("top"):
+            return artifact.read("phi")
+        train_ids = self.train_ids(seed)
+        by_id = np.argsort(train_ids)
+        found = [self.strongest(method, seed, sign) for sign in ("negative", "positive")]
+        phi = np.full((len(train_ids), len(found[0][0])), np.nan)
+        for ids, scores in found:
+            rows = by_id[np.searchsorted(train_ids, ids, sorter=by_id)]
+            np.put_along_axis(phi, rows.T, scores.T, axis=0)
+        return phi
+
+    def strongest(self, method: str, seed: int, sign: str = "negative", count: int | None = None) -> tuple[npt.NDArray[np.int64], Array]:
+        """Ids (M, K) of the training samples with the strongest scores of one sign at each test point, and their scores (M, K).
+
+        The strongest first; of equal scores the lowest id. Where there are too few of that sign, those of the other sign follow. At most
+        ``count``; without it all that the run keeps. MethodError for another sign.
+        """
+        ids = self.removal_order(method, seed, sign)[:, :count].copy()
+        artifact = self.store.artifact("attribution", self.attribution_key(method, seed))
+        if artifact.manifest().get("top"):
+            return ids, artifact.read(f"scores_{sign}")[:, :count].copy()
+        train_ids = self.train_ids(seed)
+        by_id = np.argsort(train_ids)
+        rows = by_id[np.searchsorted(train_ids, ids, sorter=by_id)]
+        return ids, np.take_along_axis(artifact.read("phi").T, rows, axis=1)
 
     def importance(self, name: str, seed: int) -> Array:
         """Alpha (N,), or (N, C) for several outputs: 'target', 'tracking', or one that is solved for on a kernel, 'ntk-final/surrogate'.
@@ -83,8 +112,9 @@ class Arrays(OpenedRun):
     def kernel(self, kernel: str, checkpoint: str | int, seed: int) -> Array:
         """K (N, M), or (N, C, M) for several outputs, at a checkpoint.
 
-        A kernel of several outputs that the run used for products with known importances alone was not stored. It is computed at each
-        call, which loads the problem's own code and takes C backward passes a training sample.
+        A kernel of several outputs that the run used for products with known importances alone was not stored, nor one of a run that keeps
+        only the strongest scores. It is computed at each call, which loads the problem's own code and takes C backward passes a training
+        sample.
         """
         from genrep_dist.workflow.explain import computed_kernel
 
@@ -98,7 +128,7 @@ class Arrays(OpenedRun):
             place = checkpoint_name(epoch, self.plan.keys.epochs)
             raise _not_in_run(self.name, f"the kernel {kernel}-{place}", f"a method with it, such as {kernel}-{place}/target,")
         if (kernel, epoch) in needs.features and (kernel, epoch) not in needs.cross:
-            return computed_kernel(self.plan, self.context, kernel, seed, epoch).numpy()
+            return _squeeze(computed_kernel(self.plan, self.context, kernel, seed, epoch).numpy())
         return _squeeze(self.store.artifact("kernel", key).read("kernel"))
 
     def checkpoint(self, seed: int, which: str | int) -> dict[str, Tensor]:
@@ -111,7 +141,8 @@ class Arrays(OpenedRun):
     def removal_order(self, method: str, seed: int, sign: str = "negative") -> npt.NDArray[np.int64]:
         """Ids (M, N) of the training samples in the order of their removal for each test point: the strongest scores of ``sign`` first.
 
-        MethodError for a sign other than "negative" and "positive".
+        (M, K) where the run keeps only the K strongest scores (``attributions.top``). MethodError for a sign other than "negative" and
+        "positive".
         """
         if sign not in ("negative", "positive"):
             raise MethodError("no such sign", where=self.name, expected="negative or positive", got=sign)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import polars as pl
 
 from genrep_dist.evaluation.tables import EvaluationTables
-from genrep_dist.report.examples import NUM_POINTS, strongest
+from genrep_dist.report.examples import NUM_POINTS, selected_scores
 from genrep_dist.report.figures import curve_figure
 from genrep_dist.report.tables import RANDOM
 from genrep_dist.results.run import Run
@@ -34,11 +34,11 @@ def _files(run: Run, tables: EvaluationTables, method: str) -> Iterator[tuple[st
 def strongest_scores(run: Run, method: str) -> pl.DataFrame:
     """The strongest scores of each sign, for the first test points of the first seed: seed, test_id, train_id, score."""
     seed = run.plan.experiment.seeds[0]
-    train_ids, phi = run.train_ids(seed), run.attributions(method, seed)
+    test_ids = run.test_ids(seed)[:NUM_POINTS].tolist()
     rows = [
-        (seed, int(test_id), int(train_ids[row]), float(phi[row, column]))
-        for column, test_id in enumerate(run.test_ids(seed)[:NUM_POINTS])
-        for selected in strongest(phi[:, column], train_ids, NUM_SCORES)
-        for row in selected
+        (seed, test_id, sample, score)
+        for test_id, selected in zip(test_ids, selected_scores(run, method, seed, NUM_SCORES, len(test_ids)), strict=True)
+        for scores in selected
+        for sample, score in scores
     ]
     return pl.DataFrame(rows, schema={"seed": pl.Int64, "test_id": pl.Int64, "train_id": pl.Int64, "score": pl.Float64}, orient="row")

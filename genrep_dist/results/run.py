@@ -6,7 +6,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
 
 from genrep_dist.config import Experiment, load_experiment
 from genrep_dist.errors import MethodError, NonFiniteError
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
     from genrep_dist.core.losses import Loss
     from genrep_dist.problems.protocol import Dataset
+
+SIGNS: tuple[Literal["negative", "positive"], ...] = ("negative", "positive")
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Run(Presentation):
         train, test = (data._replace(inputs=unpacked(data.inputs)) for data in (self.train, self.test))
         return SeedProblem(model.eval(), self.context.loss, train, test)
 
+    @overload
     def explain(
         self,
         method: str,
@@ -55,9 +61,36 @@ class Run(Presentation):
         inputs: Any = None,
         test_ids: Sequence[int] | None = None,
         targets: Array | Tensor | None = None,
-    ) -> Array:
+        top: None = None,
+    ) -> Array: ...
+    @overload
+    def explain(
+        self,
+        method: str,
+        seed: int,
+        *,
+        inputs: Any = None,
+        test_ids: Sequence[int] | None = None,
+        targets: Array | Tensor | None = None,
+        top: int,
+    ) -> dict[str, tuple[npt.NDArray[np.int64], Array]]: ...
+    def explain(
+        self,
+        method: str,
+        seed: int,
+        *,
+        inputs: Any = None,
+        test_ids: Sequence[int] | None = None,
+        targets: Array | Tensor | None = None,
+        top: int | None = None,
+    ) -> Array | dict[str, tuple[npt.NDArray[np.int64], Array]]:
         """Phi (N, M) float64 for other points, without retraining: ``inputs`` (M, ...) of any origin, in the form
         of the problem's, or samples of the test set by id.
+
+        With ``top``: for "negative" and "positive" the ids (M, K) of the K = ``top`` training samples with the strongest scores of that
+        sign, as :meth:`strongest` has them, and their scores (M, K). The scores of all samples are then not held. All points share one pass
+        over the features of the training samples for each checkpoint of a method, as far as the memory budget allows: the features of the
+        points and their products with a block are to fit a quarter of it each.
 
         ``targets`` (M, ...) of the ``inputs``, in the form of the problem's, are needed where the explained number depends on them. Each
         point is explained by itself, also where the run explains means of groups.
@@ -68,9 +101,12 @@ class Run(Presentation):
         Raises MethodError for external scores, for a missing id and for inputs of another form, NonFiniteError for NaN or
         Inf in them, NotCommittedError for what the run has not kept.
         """
-        from genrep_dist.workflow.explain import explain, other_points
+        from genrep_dist.workflow.explain import explain, explain_strongest, other_points
 
         self._check_seed(seed)
+        num_train = len(self.train.ids)
+        if top is not None and not 1 <= top <= num_train:
+            raise MethodError("so many scores cannot be kept", where=f"{self.name}, top", expected=f"1 to {num_train}", got=str(top))
         parsed = self.plan.experiment.method(method)
         if parsed.is_external or (parsed.is_random and test_ids is None):
             raise MethodError(
@@ -80,8 +116,13 @@ class Run(Presentation):
                 got="external scores" if parsed.is_external else "inputs without ids",
             )
         chosen, ids, known = self._points(inputs, test_ids, targets)
-        points = other_points(self.context, seed, chosen, ids, known)
-        return explain(self.plan, self.context, parsed, seed, points).cpu().numpy()
+        context = self.context
+        points = other_points(context, seed, chosen, ids, known)
+        if top is None:
+            return explain(self.plan, context, parsed, seed, points).cpu().numpy()
+        found = explain_strongest(self.plan, context, parsed, seed, points, top)
+        kept = {sign: found.strongest(sign) for sign in SIGNS}
+        return {sign: (one.ids.numpy(), one.scores.numpy()) for sign, one in kept.items()}
 
     def _points(self, inputs: Any, test_ids: Sequence[int] | None, targets: Array | Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Inputs (M, ...), ids (M,) and targets of the points to be explained, checked; the targets are None where they are unknown."""

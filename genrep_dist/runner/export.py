@@ -29,8 +29,10 @@ def export_run(run: Run, folder: Path, seeds: Sequence[int] | None = None) -> It
     export.json, which names the run; every published table as CSV (summary.csv, deletion.csv, metrics.csv, and so on);
     data/{train,test}.parquet; for every seed (or the given ones) seed-<s>/: test_ids.npy, {initial,middle,final}.pt (state dicts, those
     that were kept; loadable with ``weights_only=True``), and one phi of (N, M) per method as .npy, its rows in the order of
-    data/train.parquet. Raises StoreError or NotCommittedError for a run that is not finished, StoreError for a folder that cannot be
-    written, or that has the export of another run.
+    data/train.parquet; of a run that keeps only the strongest scores, ids and scores (M, K) of each sign as .npz.
+
+    Raises StoreError or NotCommittedError for a run that is not finished, StoreError for a folder that cannot be written, or that has the
+    export of another run.
     """
     return checked_paths(folder, _run_files(run, folder, seeds))
 
@@ -54,9 +56,15 @@ def _run_files(run: Run, folder: Path, seeds: Sequence[int] | None) -> Iterator[
             torch.save(run.checkpoint(seed, checkpoint), place / f"{checkpoint}.pt")
             yield place / f"{checkpoint}.pt"
         for method in run.plan.experiment.methods:
-            path = place / f"{method.replace('/', '--')}.npy"
-            np.save(path, run.attributions(method, seed))
-            yield path
+            name = method.replace("/", "--")
+            if run.plan.top is None:
+                np.save(place / f"{name}.npy", run.attributions(method, seed))
+                yield place / f"{name}.npy"
+                continue
+            kept = {sign: run.strongest(method, seed, sign) for sign in ("negative", "positive")}
+            arrays = {f"{what}_{sign}": values for sign, pair in kept.items() for what, values in zip(("ids", "scores"), pair, strict=True)}
+            np.savez(place / f"{name}.npz", **arrays)  # type: ignore[arg-type]
+            yield place / f"{name}.npz"
 
 
 def _claim(folder: Path, run: Run) -> None:

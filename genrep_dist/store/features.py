@@ -11,14 +11,17 @@ import numpy.typing as npt
 from genrep_dist.core.gradients.factored import FactoredGradients
 from genrep_dist.errors import CorruptError
 from genrep_dist.store.artifacts import Artifact
+from genrep_dist.store.bfloat16 import float32_tensor, upper_halves
 from genrep_dist.store.feature_codec import PackedRows, pack, unpack
 from genrep_dist.store.feature_table import DTYPES, TABLE
 
 _DTYPES = {**DTYPES, "layout": np.uint8}
 
 
-def write_block(artifact: Artifact, part: str, start: int, rows: FactoredGradients, **statistics: Any) -> int:
+def write_block(artifact: Artifact, part: str, start: int, rows: FactoredGradients, *, bfloat16: bool = False, **statistics: Any) -> int:
     """Write float32 ``rows``, which begin at training row ``start``, as one block; its bytes.
+
+    ``bfloat16``: the numbers are of that dtype, and take two bytes each.
 
     The block's rows of the table are written last and vouch for its arrays. An array's name contains its length, so that a second
     attempt with other lengths, on another machine, does not overwrite recorded arrays.
@@ -26,6 +29,8 @@ def write_block(artifact: Artifact, part: str, start: int, rows: FactoredGradien
     packed = pack(rows)
     arrays: dict[str, npt.NDArray[Any]] = {name: getattr(packed, name) for name in DTYPES}
     arrays["layout"] = np.frombuffer(packed.layout_bytes(), dtype=np.uint8)
+    if bfloat16:
+        arrays["values"] = upper_halves(arrays["values"])
     for name, values in arrays.items():
         if values.size:
             full_name = _array_name(start, name, values.size)
@@ -33,7 +38,7 @@ def write_block(artifact: Artifact, part: str, start: int, rows: FactoredGradien
             artifact.write_part(f"{part}-{name}", full_name, (0,), values)
     row = [start, start + len(rows), *(array.size for array in arrays.values())]
     artifact.write_part(part, TABLE, (start, 0), np.array([row] * len(rows), dtype=np.int64), **statistics)
-    return packed.num_bytes
+    return sum(values.nbytes for values in arrays.values())
 
 
 class RowsReader:
@@ -71,6 +76,7 @@ class RowsReader:
             name: self._artifact.reader(_array_name(row[0], name, size)).read() if size else np.empty(0, dtype=_DTYPES[name])
             for name, size in sizes.items()
         }
+        arrays["values"] = float32_tensor(arrays["values"]).numpy()
         layout = json.loads(arrays.pop("layout").tobytes())
         rows = unpack(PackedRows(**arrays, layout=layout))
         if len(rows) != row[1] - row[0]:

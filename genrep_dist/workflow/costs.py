@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import polars as pl
 
 from genrep_dist.core.methods import Method
-from genrep_dist.plan import Plan, derived_kernel, direct_terms, gram_base
+from genrep_dist.plan import Plan, derived_kernel, direct_terms, gram_base, is_streamed
 from genrep_dist.store import Store
+from genrep_dist.workflow.strongest import streamed_methods
 
 COSTS_SCHEMA: dict[str, type[pl.DataType]] = {
     "method": pl.String,
@@ -60,14 +61,18 @@ def _artifacts(plan: Plan, method: Method, seed: int) -> Iterator[tuple[str, str
     """(kind, key) of the artifacts that one method's scores are computed from, without the trained model."""
     keys = plan.keys
     yield "attribution", keys.attribution(seed, method)
-    terms = direct_terms(keys, plan.shape, method)
+    streamed = is_streamed(keys, method)
+    if streamed:
+        yield "strongest", keys.strongest(seed, streamed_methods(plan)[method.kernel])
+    terms = [] if streamed else direct_terms(keys, plan.shape, method)
     yield from (("term", keys.term(seed, *term)) for term in terms)
     if terms:
         return
     derived = derived_kernel(keys, method.kernel, plan.shape) if method.has_kernel else None
     base = None if derived is None else gram_base(derived)
     for epoch in keys.method_epochs(method):
-        yield "kernel", keys.kernel(seed, method.kernel, epoch)
+        if not streamed:
+            yield "kernel", keys.kernel(seed, method.kernel, epoch)
         if base is not None:
             yield "kernel", keys.kernel(seed, base, epoch)
         if method.needs_gram:

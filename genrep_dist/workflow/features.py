@@ -15,6 +15,7 @@ from genrep_dist.core.kernels.user import UserKernel
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.extension import require_returned
 from genrep_dist.plan import MAX_BLOCK_ROWS
+from genrep_dist.store.bfloat16 import float32_tensor
 from genrep_dist.store.features import RowsReader
 from genrep_dist.workflow.context import TestPoints, WorkerContext
 from genrep_dist.workflow.preconditioner import read_preconditioner
@@ -49,10 +50,12 @@ def train_features(
 ) -> Rows:
     """Features of training rows of a feature kernel, of all outputs or of their sum with ``weights`` (rows, C).
 
-    NonFiniteError names sample ids.
+    Those of all outputs are rounded as the experiment says, wherever they are used. NonFiniteError names sample ids.
     """
     computed, where = kernel_at(context, kernel, seed, epoch), f"kernel {kernel}, seed {seed}, epoch {epoch}"
     rows = _features(context, computed, context.model(seed, epoch), where, context.train.inputs[start:stop], weights)
+    if weights is None and context.experiment.features.dtype == "bfloat16":
+        rows = rows.to(torch.bfloat16).to(torch.float32 if isinstance(rows, FactoredGradients) else rows.dtype)
     refuse_non_finite(rows, context.train.ids[start:stop], f"{kernel} features, seed {seed}, epoch {epoch}")
     return rows
 
@@ -215,7 +218,7 @@ def features_reader(context: WorkerContext, kernel: str, seed: int, epoch: int, 
         factored = RowsReader(artifact)
         return lambda start, stop: factored.read(start, stop).to(torch.float32, context.device)
     dense = artifact.reader("features")
-    return lambda start, stop: torch.from_numpy(dense.read(slice(start, stop))).to(context.device)
+    return lambda start, stop: float32_tensor(dense.read(slice(start, stop))).to(context.device)
 
 
 def refuse_non_finite(rows: Rows, ids: Tensor, where: str) -> None:

@@ -41,14 +41,16 @@ class GradientsStage(Stage[GradientUnit]):
     def run(self, unit: GradientUnit, context: WorkerContext) -> dict[str, float]:
         """Compute and write one block; factored features in whatever form takes the fewest bytes."""
         from genrep_dist.core.gradients.factored import FactoredGradients
+        from genrep_dist.store.bfloat16 import upper_halves
         from genrep_dist.store.features import write_block
         from genrep_dist.workflow.context import to_numpy
         from genrep_dist.workflow.features import train_features
 
         artifact = context.store.artifact("features", context.keys.features(unit.seed, unit.kernel, unit.epoch))
         rows = train_features(context, unit.kernel, unit.seed, unit.epoch, unit.start, unit.stop)
+        halves = context.experiment.features.dtype == "bfloat16"
         if isinstance(rows, FactoredGradients):
-            num_bytes = write_block(artifact, unit.part, unit.start, rows, seconds=context.elapsed())
+            num_bytes = write_block(artifact, unit.part, unit.start, rows, bfloat16=halves, seconds=context.elapsed())
         else:
             width = artifact.declared_chunks("features")[1]
             require_returned(
@@ -59,8 +61,10 @@ class GradientsStage(Stage[GradientUnit]):
                 f"{tuple(rows.shape)}",
                 f"kernel {unit.kernel}, seed {unit.seed}, epoch {unit.epoch}",
             )
-            artifact.write_part(unit.part, "features", (unit.start, 0), to_numpy(rows), seconds=context.elapsed())
-            num_bytes = rows.numel() * 4
+            values = to_numpy(rows)
+            stored = upper_halves(values) if halves else values
+            artifact.write_part(unit.part, "features", (unit.start, 0), stored, seconds=context.elapsed())
+            num_bytes = stored.nbytes
         return {"rows": float(unit.stop - unit.start), "bytes": float(num_bytes)}
 
     def plan(self, plan: Plan) -> StagePlan | None:
@@ -68,12 +72,17 @@ class GradientsStage(Stage[GradientUnit]):
         if not stored:
             return None
         units = sum(len(plan.blocks(kernel)) for kernel, _ in stored)
-        written = sum(plan.shape.num_train * plan.shape.kernels[kernel].stored_bytes for kernel, _ in stored)
+        written = sum(plan.shape.num_train * stored_row_bytes(plan, kernel) for kernel, _ in stored)
         what = f"per-sample features of {', '.join(f'{kernel} (epoch {epoch})' for kernel, epoch in stored)}"
         return StagePlan(self.name, what, seeds * units, seeds * written, max(block_bytes(plan, kernel) for kernel, _ in stored))
 
     def seconds(self, plan: Plan, rates: Rates) -> float:
         return sum(features_seconds(plan, kernel, rates) for kernel, _ in plan.stored_features)
+
+
+def stored_row_bytes(plan: Plan, kernel: str) -> int:
+    """Bytes of one sample's features in the store."""
+    return plan.shape.kernels[kernel].stored_bytes // (2 if plan.experiment.features.dtype == "bfloat16" else 1)
 
 
 def features_seconds(plan: Plan, kernel: str, rates: Rates) -> float:
@@ -94,7 +103,8 @@ def stored_features(plan: Plan) -> tuple[KernelAt, ...]:
         return ()
     passed = {(kernel, epoch) for _, kernel, epoch in plan.needs.primal if not is_held(plan, kernel)}
     paying = passed.union(pair for pair in plan.needs.grams if _storing_pays(plan, *pair))
-    pairs = plan.needs.cross if choice == "store" else tuple(sorted(paying))
+    crossed = {*plan.needs.cross, *plan.needs.streamed}
+    pairs = tuple(sorted(crossed if choice == "store" else paying))
     return tuple(pair for pair in pairs if plan.shape.kernels[pair[0]].storable)
 
 
@@ -105,7 +115,7 @@ def is_held(plan: Plan, kernel: str) -> bool:
 
 def feature_passes(plan: Plan, kernel: str, epoch: int) -> float:
     """How often each training sample's features are used, on average: by K(train, test), and by the tiles of a gram."""
-    passes = float((kernel, epoch) in plan.needs.cross)
+    passes = float((kernel, epoch) in {*plan.needs.cross, *plan.needs.streamed})
     if (kernel, epoch) in plan.needs.grams:
         # A tile uses its left rows once, and its right ones once for every panel of these; on the diagonal half of them.
         tile = plan.gram_tiles[kernel]
@@ -126,13 +136,14 @@ def _storing_pays(plan: Plan, kernel: str, epoch: int) -> bool:
     compute_seconds = plan.shape.gradient_flop * sizes.gradient_passes / GPU_FLOP_PER_SECOND
     if not sizes.factored or not plan.shape.on_gpu or not compute_seconds:
         return True
-    disk_seconds, passes = sizes.stored_bytes / DISK_BYTES_PER_SECOND, feature_passes(plan, kernel, epoch)
+    disk_seconds, passes = stored_row_bytes(plan, kernel) / DISK_BYTES_PER_SECOND, feature_passes(plan, kernel, epoch)
     return compute_seconds + (1 + passes) * disk_seconds <= passes * compute_seconds
 
 
 def _array(plan: Plan, kernel: str) -> ArraySpec:
     num_train, sizes, rows = plan.shape.num_train, plan.shape.kernels[kernel], plan.block_rows[kernel]
     if not sizes.factored:
-        return ArraySpec("features", (num_train, sizes.held), (rows, sizes.held), ("train", "feature"))
+        dtype = "uint16" if plan.experiment.features.dtype == "bfloat16" else "float32"
+        return ArraySpec("features", (num_train, sizes.held), (rows, sizes.held), ("train", "feature"), dtype)
     # The blocks themselves are as long as their samples' factors happen to be.
     return ArraySpec(TABLE, (num_train, len(COLUMNS)), (rows, len(COLUMNS)), ("train", "column"), "int64")

@@ -5,7 +5,7 @@ They are computed from stored or streamed features; products with importances fr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -94,7 +94,7 @@ class KernelsStage(Stage[KernelUnit | TermUnit | GramUnit]):
 
     def plan(self, plan: Plan) -> StagePlan | None:
         cross, grams, terms, shape = plan.needs.cross, plan.needs.grams, plan.needs.terms, plan.shape
-        if not cross and not terms:
+        if not cross and not terms and not grams:
             return None
         blocked = [kernel for kernel, _ in cross] + [kernel for kernel, *_ in terms]
         seeds, blocks = len(plan.experiment.seeds), sum(len(plan.blocks(kernel)) for kernel in blocked)
@@ -130,9 +130,18 @@ def gram_units(plan: Plan, seed: int, kernel: str, epoch: int) -> Iterator[GramU
 
 
 def kernel_block(
-    context: WorkerContext, kernel: str, seed: int, epoch: int, start: int, stop: int, points: TestPoints, *, stored: bool
+    context: WorkerContext,
+    kernel: str,
+    seed: int,
+    epoch: int,
+    start: int,
+    stop: int,
+    points: TestPoints,
+    *,
+    stored: bool,
+    read: Callable[[int, int], Rows] | None = None,
 ) -> Tensor:
-    """K (rows, C, M) of the training rows ``start`` to ``stop`` with test points."""
+    """K (rows, C, M) of the training rows ``start`` to ``stop`` with test points. ``read``: what has the features of rows at hand."""
     import torch
 
     from genrep_dist.core.kernels.blocks import per_output
@@ -145,7 +154,7 @@ def kernel_block(
         return per_output(scalar, outputs, num_outputs)
     # The few test points are prepared once and kept. Training rows pass by a few at a time, stored or computed, so that only a few are
     # ever held, and in the same steps, so that both give the same bits.
-    rows = features_reader(context, kernel, seed, epoch, stored=stored)
+    rows = read or features_reader(context, kernel, seed, epoch, stored=stored)
     prepared = point_features(context, kernel, seed, epoch, points)
     where = f"kernel {kernel}, seed {seed}, epoch {epoch}"
     at_once = pass_rows(context, computed, context.model(seed, epoch))

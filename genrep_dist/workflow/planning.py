@@ -6,7 +6,14 @@ from collections.abc import Iterator
 
 from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys
-from genrep_dist.config.metrics import check_feasible, largest_removal, metric_warnings, needs_self_influence, requested_retrainings
+from genrep_dist.config.metrics import (
+    check_feasible,
+    check_top,
+    largest_removal,
+    metric_warnings,
+    needs_self_influence,
+    requested_retrainings,
+)
 from genrep_dist.core.methods import Method
 from genrep_dist.errors import PlanError
 from genrep_dist.evaluation.significance import LEVEL, fewest_seeds, smallest_p
@@ -136,6 +143,7 @@ def _refuse_impossible(keys: Keys, shape: Shape) -> None:
             got=str(experiment.num_test_points),
         )
     check_feasible(experiment, shape.num_train)
+    check_top(experiment, shape.num_train)
     experiment.make_target().check(shape.num_outputs)
     for method in experiment.parsed_methods:
         _refuse_primal_without_features(keys, shape, method)

@@ -17,6 +17,7 @@ from genrep_dist.config.keys import Keys
 from genrep_dist.config.metrics import check_loss
 from genrep_dist.core.kernels.base import DerivedKernel, Kernel
 from genrep_dist.core.losses import get_loss, has_classes
+from genrep_dist.core.strongest import StrongestScores
 from genrep_dist.errors import PlanError
 from genrep_dist.external import ExternalScores, load_external
 from genrep_dist.plan import Plan, Shape
@@ -31,7 +32,7 @@ from genrep_dist.registry import registrations
 from genrep_dist.store import Store
 from genrep_dist.training.packs.compatibility import has_narrow_products
 from genrep_dist.units import StageName
-from genrep_dist.workflow.attributions import write_attribution
+from genrep_dist.workflow.attributions import write_attribution, write_strongest
 from genrep_dist.workflow.context import Job, declared_epochs, function_identities, label_loss, load_kernels, worker_keys
 from genrep_dist.workflow.data import publish_data
 from genrep_dist.workflow.extensions import extension_identities
@@ -223,7 +224,12 @@ def publish_inputs(prepared: PreparedExperiment) -> None:
                 test_ids = prepared.test.ids[keys.explained_rows(seed)].tolist()
                 phi = group_means(torch.from_numpy(scores.phi), keys.test_groups(seed))
                 manifest = {"test_ids": test_ids, "scores": scores.digest, "verified": scores.verified}
-                write_attribution(artifact, method, seed, phi, ids, manifest)
+                if prepared.plan.top is None:
+                    write_attribution(artifact, method, seed, phi, ids, manifest)
+                else:
+                    found = StrongestScores(phi.shape[1], prepared.plan.top)
+                    found.add(phi.double(), ids)
+                    write_strongest(artifact, method, seed, found, manifest)
 
 
 def check_room(plan: Plan, store: Store, slots_for: Callable[[StageName], int], memory_bytes: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from genrep_dist.plan import FLOAT_BYTES, Plan
 from genrep_dist.workflow.base import Rates
 from genrep_dist.workflow.blocks import worker_bytes
-from genrep_dist.workflow.gradients import DISK_BYTES_PER_SECOND, features_seconds, is_held
+from genrep_dist.workflow.gradients import DISK_BYTES_PER_SECOND, features_seconds, is_held, stored_row_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,5 +74,5 @@ def features_bytes(plan: Plan, kernel: str) -> int:
 def pass_seconds(plan: Plan, kernel: str, epoch: int, products: int, rates: Rates) -> float:
     """Seconds of one worker to get the features of a solve with so many products, for all seeds."""
     stored, passes = (kernel, epoch) in plan.stored_features, 1 if is_held(plan, kernel) else PASSES_A_PRODUCT * products
-    read = len(plan.experiment.seeds) * plan.shape.num_train * plan.shape.kernels[kernel].stored_bytes / DISK_BYTES_PER_SECOND
+    read = len(plan.experiment.seeds) * plan.shape.num_train * stored_row_bytes(plan, kernel) / DISK_BYTES_PER_SECOND
     return passes * (read if stored else features_seconds(plan, kernel, rates))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
@@ -99,7 +99,15 @@ class StoredSeed:
         return [TestPoint(*one) for one in described]
 
     def scores(self, method: str) -> Array:
-        """Phi (N, M)."""
+        """Phi (N, M). PlanError where only the strongest scores are kept."""
+        if self.plan.top is not None:
+            raise PlanError(
+                "a metric reads the scores of all training samples, and only the strongest are kept",
+                where="attributions.top",
+                expected="a metric that declares needs_all_scores, which is then refused before anything is computed",
+                got=f"attributions.top: {self.plan.experiment.attributions.top}",
+                remedy="remove attributions.top, or correct the metric",
+            )
         phi: Array = self._attribution(method, "phi")
         return phi
 
@@ -231,8 +239,10 @@ class _Requests:
         self._keys = plan.keys
         self._experiment = plan.experiment
         self._num_train = plan.shape.num_train
-        self._train_ids: dict[int, int] = {}
-        """Each id by itself: the removed sets share the objects, which take four times as much as references to them."""
+        self._train_ids: Ids = np.empty(0, dtype=np.int64)
+        """Those of all training samples, ascending."""
+        self._shared: dict[int, int] = {}
+        """Each removed id by itself: the removed sets share the objects, which take four times as much as references to them."""
         self._original_keys: dict[tuple[int, str], str] = {}
         self._metrics: tuple[Metric, ...] = measured_metrics(plan.experiment)
         self.rows: list[dict[str, Any]] = []
@@ -259,14 +269,15 @@ class _Requests:
 
     def _change(self, metric: str, data: StoredSeed, request: RetrainRequest) -> Change:
         """The requested change. Raises PlanError for one that no model can be trained with."""
-        self._train_ids = self._train_ids or {sample: sample for sample in data.train_ids.tolist()}
+        if not len(self._train_ids):
+            self._train_ids = np.sort(data.train_ids)
         removed = request.removed.tolist()
         if not request.weights and not request.labels:
             self._check(metric, data, removed)
-            return Change(tuple(map(self._train_ids.__getitem__, sorted(removed))))
+            return Change(tuple(self._shared.setdefault(sample, sample) for sample in sorted(removed)))
         change = Change.of(removed, request.weights, request.labels)
         self._check(metric, data, change.removed)
-        unknown = sorted(set(change.samples) - self._train_ids.keys())
+        unknown = self._unknown(change.samples)
         twice = sorted(set(removed) & request.weights.keys() | set(change.removed) & request.labels.keys())
         numbers = [*request.weights.values(), *(number for _, label in change.labels for number in label)]
         if unknown or twice or not np.isfinite(numbers).all() or min(request.weights.values(), default=0) < 0:
@@ -281,9 +292,8 @@ class _Requests:
 
     def _check(self, metric: str, data: StoredSeed, removed: Sequence[int]) -> None:
         """Raise PlanError for a removed set that no model can be trained without."""
-        distinct = set(removed)
-        if not distinct <= self._train_ids.keys() or len(distinct) != len(removed) or len(removed) >= self._num_train:
-            unknown = sorted(distinct - self._train_ids.keys())
+        distinct, unknown = set(removed), self._unknown(removed)
+        if unknown or len(distinct) != len(removed) or len(removed) >= self._num_train:
             raise PlanError(
                 "a metric requests a model without samples that cannot be removed",
                 where=f"{metric}, seed {data.seed}",
@@ -291,6 +301,13 @@ class _Requests:
                 got=f"unknown ids {unknown[:5]}" if unknown else f"{len(removed)} ids, {len(distinct)} of them different",
                 remedy="correct the requests of the metric",
             )
+
+    def _unknown(self, samples: Iterable[int]) -> list[int]:
+        """Those of ``samples`` that are no ids of training samples, ascending."""
+        given = np.unique(np.fromiter(samples, dtype=np.int64))
+        places = np.searchsorted(self._train_ids, given).clip(max=len(self._train_ids) - 1)
+        unknown: list[int] = given[self._train_ids[places] != given].tolist()
+        return unknown
 
     def _add(self, metric: str, data: StoredSeed, request: RetrainRequest) -> None:
         seed = data.seed

@@ -17,7 +17,7 @@ from torch import Tensor
 from genrep_dist.errors import ProblemError
 from genrep_dist.evaluation.tables import table_specs
 from genrep_dist.problems.protocol import Dataset
-from genrep_dist.report.examples import MAX_FEATURES, MAX_TEXT, Texts, examples, removal_example, strongest
+from genrep_dist.report.examples import MAX_FEATURES, MAX_TEXT, Texts, examples, removal_example, selected_scores
 from genrep_dist.report.pixels import LARGEST_SIDE, PixelRange, are_images, png
 
 pytestmark = pytest.mark.publishes
@@ -63,9 +63,12 @@ class FakeRun:
     def flipped_ids(self) -> frozenset[int]:
         return self.flipped
 
-    def removal_order(self, method: str, seed: int, sign: str = "negative") -> np.ndarray[Any, Any]:
-        phi = self.attributions(method, seed) * (1 if sign == "negative" else -1)
-        return self.train_ids(seed)[np.argsort(phi, axis=0, kind="stable")].T
+    def strongest(
+        self, method: str, seed: int, sign: str = "negative", count: int | None = None
+    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        phi, ids = self.attributions(method, seed).T, self.train_ids(seed)
+        order = np.array([np.lexsort((ids, column)) for column in phi * (1 if sign == "negative" else -1)])[:, :count]
+        return ids[order], np.take_along_axis(phi, order, axis=1)
 
 
 def deletions(sizes: Sequence[int] = (0, 3, 5), sign: str = "negative") -> pl.DataFrame:
@@ -168,11 +171,18 @@ def test_the_strongest_samples_of_both_signs() -> None:
 def test_against_a_loop_over_all_samples(values: list[int], count: int, shuffle: Any) -> None:
     ids = list(range(50, 50 + len(values)))
     shuffle.shuffle(ids)
-    phi = np.array(values, dtype=np.float64)
-    raising, lowering = strongest(phi, np.array(ids), count)
-    for rows, sign in ((raising, 1), (lowering, -1)):
+
+    class Scored(FakeRun):
+        def attributions(self, method: str, seed: int) -> np.ndarray[Any, Any]:
+            return np.array(values, dtype=np.float64)[:, None]
+
+        def train_ids(self, seed: int) -> np.ndarray[Any, Any]:
+            return np.array(ids)
+
+    ((raising, lowering),) = selected_scores(Scored(), "good", 0, count, 1)
+    for found, sign in ((raising, 1), (lowering, -1)):
         wanted = sorted((-sign * value, name) for value, name in zip(values, ids, strict=True) if sign * value > 0)[:count]
-        assert [ids[row] for row in rows] == [name for _, name in wanted]
+        assert found == [(name, -sign * value) for value, name in wanted]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The first seed's stored phi equals alpha K of the stored arrays for every method, and removal orders match phi.
 
-External scores have no stored alpha and kernel; only their orders are checked.
+External scores have no stored alpha and kernel; only their orders are checked. Where only the strongest scores are kept, they equal those
+that are computed or merged again, and the first span of training rows is computed again from the model.
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ import numpy as np
 import torch
 
 from genrep_dist.core.attribution import Sign, ranking
+from genrep_dist.core.methods import Method
+from genrep_dist.core.strongest import StrongestScores
 from genrep_dist.diagnostics.context import CheckContext, rerun_text
 from genrep_dist.diagnostics.finding import Finding, compare, largest_key
 from genrep_dist.plan import direct_terms
-from genrep_dist.workflow.attributions import stored_attribution
+from genrep_dist.workflow.attributions import AttributionUnit, attribution_unit, stored_attribution, strongest_scores
+from genrep_dist.workflow.strongest import read_spans, span_scores, streamed_methods, strongest_units
+from genrep_dist.workflow.targets import group_means
 
 _SIGNS: tuple[Sign, ...] = ("negative", "positive")
+_TINY = torch.finfo(torch.float64).tiny
 _FLOAT64_ROUNDING = 1e-12
 """Relative to the largest score: sums of N C float64 terms in another order."""
 
@@ -27,6 +33,10 @@ def check(context: CheckContext) -> Iterator[Finding]:
     artifacts = {}
     for method in context.plan.experiment.parsed_methods:
         name = method.name
+        if context.plan.top is not None:
+            artifacts[name] = context.store.artifact("attribution", context.plan.keys.attribution(context.seed, method))
+            differences[name] = 0.0 if method.is_external else _strongest_difference(context, method)
+            continue
         artifacts[name] = artifact = context.store.artifact("attribution", context.plan.keys.attribution(context.seed, method))
         phi = torch.from_numpy(artifact.read("phi"))
         direct = bool(direct_terms(context.plan.keys, context.plan.shape, method))
@@ -48,3 +58,35 @@ def check(context: CheckContext) -> Iterator[Finding]:
         f"scores, importances or kernels were changed after the run: {rerun_text(context, artifacts[worst])}",
         seed=context.seed,
     )
+
+
+def _strongest_difference(context: CheckContext, method: Method) -> float:
+    """Of kept scores from those that are found again, relative to the largest; infinite where the samples are others."""
+    plan, worker, seed = context.plan, context.worker, context.seed
+    unit = attribution_unit(plan, seed, method)
+    artifact = context.store.artifact("attribution", plan.keys.attribution(seed, method))
+    found, worst = strongest_scores(unit, method, worker), 0.0
+    for sign in _SIGNS:
+        again = found.strongest(sign)
+        if not np.array_equal(artifact.read(f"order_{sign}"), again.ids.numpy()):
+            return float("inf")
+        scores = torch.from_numpy(artifact.read(f"scores_{sign}"))
+        worst = max(worst, float((scores - again.scores).abs().max() / again.scores.abs().max().clamp(min=_TINY)))
+    return max(worst, _span_difference(context, unit)) if unit.merged else worst
+
+
+def _span_difference(context: CheckContext, unit: AttributionUnit) -> float:
+    """Of the first span's strongest scores from those computed again, relative to the largest; infinite where the samples are others."""
+    plan, worker, seed = context.plan, context.worker, context.seed
+    kernel = plan.experiment.method(unit.method).kernel
+    first = strongest_units(plan, seed, kernel, streamed_methods(plan)[kernel])[0]
+    phi = group_means(span_scores(first, worker, worker.test_points(seed))[unit.merged.index(unit.method)], plan.keys.test_groups(seed))
+    again = StrongestScores(phi.shape[1], unit.top)
+    again.add(phi, worker.train.ids[: len(phi)])
+    stored, worst = StrongestScores.unpacked(next(read_spans(worker, seed, unit.merged, unit.method))), 0.0
+    for sign in _SIGNS:
+        kept, expected = stored.strongest(sign), again.strongest(sign)
+        if not torch.equal(kept.ids, expected.ids):
+            return float("inf")
+        worst = max(worst, float((kept.scores - expected.scores).abs().max() / expected.scores.abs().max().clamp(min=_TINY)))
+    return worst

@@ -239,6 +239,8 @@ class Metric(Extension, ABC):
     version: int = 1
     needs_classes: bool = False
     """Whether it needs a loss whose outputs are those of classes."""
+    needs_all_scores: bool = True
+    """Whether it reads :meth:`SeedData.scores`, which are not there where only the strongest are kept (``attributions.top``)."""
     needs_self_influence: bool = False
     """Whether it reads :meth:`SeedData.self_influence`."""
 

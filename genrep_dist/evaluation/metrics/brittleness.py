@@ -46,6 +46,7 @@ class Brittleness(Metric):
 
     name = "brittleness"
     title = "Brittleness"
+    needs_all_scores = False
     numbers = (
         MetricInfo(
             "brittleness_flipped",

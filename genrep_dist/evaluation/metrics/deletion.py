@@ -56,6 +56,7 @@ class Deletion(Metric):
 
     name = "deletion"
     title = "Deletion"
+    needs_all_scores = False
     numbers = (
         MetricInfo(
             "auc_del_negative",

@@ -55,6 +55,7 @@ class Mislabel(Metric):
     # Mean over seeds: share of the flipped labels found against the share of the training set inspected.
     tables: Mapping[str, TableSpec] = {"inspection": TableSpec({"method": pl.String, "inspected": pl.Float64, "found": pl.Float64})}
     section = None
+    needs_all_scores = False
     needs_self_influence = True
 
     def settings(self, experiment: Experiment) -> FlipSection | None:
