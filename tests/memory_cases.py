@@ -126,8 +126,19 @@ class ManyClasses(Case):
         return nn.Linear(300, 8)
 
 
+class Convolutions(Case):
+    """Kronecker factors of convolutions, a linear layer with three quarters of all parameters, and Jacobians of three outputs."""
+
+    sizes, shape, outputs = (300, 20), (1, 14, 14), 3
+
+    def model(self) -> nn.Module:
+        layers = nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 48, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(48 * 9, 100), nn.ReLU(), nn.Linear(100, 3))
+
+
 FEATURES = ["ntk-final/target", "tracincp", "last-layer-final/target"]
 SOLVED = ["ntk-final/surrogate", "influence-function"]
+PRECONDITIONED = ["ekfac", "datainf"]
 CASES: dict[str, tuple[list[str], tuple[int, ...]]] = {
     "ManyOutputs": (FEATURES, (64, 128, 512)),
     "LargeActivations": (FEATURES, (64, 256, 1024)),
@@ -136,6 +147,7 @@ CASES: dict[str, tuple[list[str], tuple[int, ...]]] = {
     "MostlyFrozen": (FEATURES, (64, 256, 1024)),
     "ManyRows": (SOLVED, (512,)),
     "ManyClasses": (["influence-function"], (128,)),
+    "Convolutions": (PRECONDITIONED, (256,)),
 }
 """Methods and memory budgets in MiB of each case."""
 

@@ -36,7 +36,7 @@ def test_the_peak_of_a_process_is_at_most_that_of_its_plan() -> None:
     """Every stage of every case, and what precedes the stages: within 30 per cent of the plan's largest stage, and of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "PYTHONPATH": str(ROOT)}
     # The arrays that are held, and not what the allocator keeps of freed ones.
-    environment |= {"MALLOC_MMAP_THRESHOLD_": str(2**21)}
+    environment |= {"MALLOC_MMAP_THRESHOLD_": str(2**21), "ARROW_DEFAULT_MEMORY_POOL": "system"}
     done = subprocess.run([sys.executable, "-m", "tests.memory_cases"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True)
     runs = [json.loads(line) for line in done.stdout.splitlines()]
     assert [run["case"] for run in runs] == [case for case, (_, budgets) in CASES.items() for _ in budgets]
