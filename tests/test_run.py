@@ -20,6 +20,7 @@ from genrep_dist.runner.progress import NoProgress, ProgressCounter
 from genrep_dist.runner.stage_runner import StageRunner, Workers
 from genrep_dist.runner.track import diagnostics
 from genrep_dist.store import Store
+from genrep_dist.store.ledger import Ledger
 from genrep_dist.training.packs.mapped import MAPPED_SLOTS
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.units import Retraining
@@ -472,6 +473,27 @@ def test_counting_counts() -> None:
     assert Counting.path_options == ("folder",)
 
 
+def test_packs_are_timed_where_a_task_seems_to_have_time_for_a_few_models_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An original that takes as long as a task says nothing of models that share their steps. Tasks are of one policy."""
+    timed: list[str] = []
+
+    def seconds_in_packs(prepared: Any, policy: str) -> float:
+        timed.append(policy)
+        return 0.2
+
+    monkeypatch.setattr("genrep_dist.runner.stage_runner.seconds_in_packs", seconds_in_packs)
+    finished = run(tmp_path, lds={"subsets": 30, "fraction": 0.5, "retrain": "fresh"}, seeds=1, resources={"task_seconds": 1e-3})
+    assert sorted(timed) == ["fresh", "same"]
+    asked = experiment(seeds=1, resources={"task_seconds": 1.0})
+    prepared = prepare(asked, Store(str(tmp_path)), [str(ROOT)])
+    runner = StageRunner(prepared, ProgressCounter(NoProgress()), Workers(asked, executor=SerialExecutor(0)))
+    # As if each model had taken three seconds.
+    slow = finished.store.ledger(prepared.plan.keys.training).scan().with_columns(seconds=pl.lit(3.0))
+    monkeypatch.setattr(Ledger, "scan", lambda self: slow)
+    assert runner._models_per_task("same", 1000) == 5
+    assert runner._retrain_units([Retraining(str(n), n % 2, "same" if n < 5 else "fresh", (n,)) for n in range(12)])[0].seed == 0
+
+
 def test_models_that_are_mapped_are_retrained_by_whole_packs(tmp_path: Path) -> None:
     """And come out as alone, to rounding."""
     methods = ["ntk-final/tracking", "random"]
@@ -487,5 +509,4 @@ def test_models_that_are_mapped_are_retrained_by_whole_packs(tmp_path: Path) -> 
     np.testing.assert_allclose(deltas[0], deltas[1], rtol=1e-2, atol=1e-4)
     prepared = prepare(experiment("tests.toys:Sloped", methods=methods), Store(str(tmp_path / "False")), [str(ROOT)])
     runner = StageRunner(prepared, ProgressCounter(NoProgress()), Workers(prepared.plan.experiment, executor=SerialExecutor(0)))
-    some = [Retraining("key", 0, "same", (row,)) for row in range(40)]
-    assert runner._models_per_task(some) == MAPPED_SLOTS
+    assert runner._models_per_task("same", 40) == MAPPED_SLOTS

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from genrep_dist.config import Experiment
+from genrep_dist.core.policies import RetrainPolicy
 from genrep_dist.errors import CorruptError, FailureKind, GenRepError, OutOfTimeError, UnitError
 from genrep_dist.evaluation.metrics.base import REQUEST_NULLABLE
 from genrep_dist.executors.base import Executor, Outcome, SupportsMetrics
@@ -26,6 +27,7 @@ from genrep_dist.store.ledger import Ledger
 from genrep_dist.store.tables import put_frame
 from genrep_dist.units import Retraining, StageName, Unit
 from genrep_dist.workflow.base import ArtifactSpec
+from genrep_dist.workflow.estimates import seconds_in_packs
 from genrep_dist.workflow.prepare import PreparedExperiment, check_room
 from genrep_dist.workflow.requests import RetrainRequests, finished_requests, requests_path, retrain_requests
 from genrep_dist.workflow.retrain import (
@@ -280,7 +282,7 @@ class StageRunner:
 
     def _train(self, missing: Sequence[Retraining]) -> None:
         if missing:
-            crashed = self._work(retrain_units(missing, self._models_per_task(missing)), actors=False)
+            crashed = self._work(self._retrain_units(missing), actors=False)
             # Which model of a task crashes the process shows when each is trained in a task of its own.
             several = [outcome for outcome in crashed if outcome.unit.size > 1]
             alone = [RetrainUnit(row.seed, (row,)) for outcome in several for row in _rows(outcome.unit)]
@@ -290,21 +292,35 @@ class StageRunner:
                     self._progress.unit_split(outcome)
                 self._work(alone, actors=False)
 
-    def _models_per_task(self, missing: Sequence[Retraining]) -> int:
+    def _retrain_units(self, missing: Sequence[Retraining]) -> list[RetrainUnit]:
+        """Tasks of one seed and one policy each, seed by seed: models of one policy share more of their steps."""
+        by_policy: dict[RetrainPolicy, list[Retraining]] = {}
+        for row in missing:
+            by_policy.setdefault(row.policy, []).append(row)
+        units: list[RetrainUnit] = []
+        for policy, rows in sorted(by_policy.items()):
+            units += retrain_units(rows, self._models_per_task(policy, len(missing)))
+        return sorted(units, key=lambda unit: unit.seed)
+
+    def _models_per_task(self, policy: RetrainPolicy, num_missing: int) -> int:
         """Models of one retraining task: about the declared seconds, and several tasks for every slot. Changes no result.
 
-        Models that share their steps take a part of an original's seconds: if some were retrained before, their seconds count.
+        Models that share their steps take a part of an original's seconds: if some were retrained before, their seconds count. Where
+        these say that a task has time for less than a pack, packs are timed: few models at once may take as long as many.
         """
-        removed = pl.col("num_removed") > 0
-        medians = [pl.col("seconds").filter(which).median().alias(name) for name, which in (("retrained", removed), ("original", ~removed))]
-        retrained, original = self._store.ledger(self._plan.keys.training).scan().select(medians).collect().row(0)
-        shape = self._plan.shape
+        removed = (pl.col("num_removed") > 0) & (pl.col("policy") == policy)
+        original = pl.col("num_removed") == 0
+        medians = [pl.col("seconds").filter(which).median().alias(name) for name, which in (("retrained", removed), ("original", original))]
+        retrained, alone = self._store.ledger(self._plan.keys.training).scan().select(medians).collect().row(0)
+        shape, declared = self._plan.shape, self._plan.experiment.resources.task_seconds
         # A mapped model costs as much alone as a whole pack does, so no task takes less than one pack.
         pack = shape.pack if shape.pack_kind == "mapped" else 1
-        seconds = retrained or (original or 1.0) / pack
-        by_time = self._plan.experiment.resources.task_seconds / max(seconds, 1e-6)
-        by_slots = math.ceil(len(missing) / (TASKS_PER_SLOT * self._open_executor().slots))
-        return max(1, min(int(by_time), by_slots, MAX_MODELS_PER_TASK, max_models_per_task(self._plan)) // pack) * pack
+        seconds = retrained or (alone or 1.0) / pack
+        by_slots = math.ceil(num_missing / (TASKS_PER_SLOT * self._open_executor().slots))
+        if shape.pack_kind == "stacked" and declared / max(seconds, 1e-6) < min(shape.pack, by_slots):
+            seconds = min(seconds, seconds_in_packs(self._prepared, policy))
+        by_time = int(declared / max(seconds, 1e-6))
+        return max(1, min(by_time, by_slots, MAX_MODELS_PER_TASK, max_models_per_task(self._plan)) // pack) * pack
 
     def _open_executor(self) -> Executor:
         """The executor. Before its first unit, the plan is checked against its memory."""

@@ -11,6 +11,7 @@ import torch
 
 from genrep_dist.config.metrics import measured_metrics, retrain_policy
 from genrep_dist.core.gradients.per_sample import factored_gradients
+from genrep_dist.core.policies import RetrainPolicy
 from genrep_dist.errors import GenRepError
 from genrep_dist.plan import Plan, derived_kernel
 from genrep_dist.problems.protocol import Dataset
@@ -68,6 +69,13 @@ def measure_rates(prepared: PreparedExperiment) -> Rates:
         policies = {retrain_policy(metric, experiment) for metric in measured_metrics(experiment)}
         retraining = trainer.seconds_per_model(own_batches=bool(policies - {"same"}))
         return Rates(trainer.seconds_per_model(1), retraining, _gradients(prepared, device), _products(device))
+
+
+def seconds_in_packs(prepared: PreparedExperiment, policy: RetrainPolicy) -> float:
+    """Seconds of one retraining of ``policy`` in packs of the best size here. It takes a few seconds."""
+    with one_thread():
+        trainer = _trainer(prepared, pick_device(prepared.plan.experiment.resources.device))
+        return trainer.seconds_per_model(own_batches=policy != "same")
 
 
 def estimate_stages(plan: Plan, rates: Rates, slots: int, missing: Mapping[StageName, float]) -> dict[StageName, float]:

@@ -43,8 +43,8 @@ def asked_models(prepared: PreparedExperiment) -> list[Retraining]:
 
 def models_per_task(prepared: PreparedExperiment, models: list[Retraining], executor: RayExecutor) -> int:
     """The size that a run of the whole demo would choose, which has many more models."""
-    many = models * 50
-    return StageRunner(prepared, ProgressCounter(NoProgress()), Workers(prepared.plan.experiment, executor=executor))._models_per_task(many)
+    runner = StageRunner(prepared, ProgressCounter(NoProgress()), Workers(prepared.plan.experiment, executor=executor))
+    return runner._models_per_task(models[0].policy, 50 * len(models))
 
 
 def measure(prepared: PreparedExperiment, models: list[Retraining], size: int, executor: RayExecutor) -> tuple[float, float, int, float]:
