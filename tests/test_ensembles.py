@@ -84,12 +84,13 @@ def test_scores_are_means_over_networks_of_other_seeds(case: str, tmp_path: Path
         ({"many": {"method": "trakc"}}, "nearest: trak"),
         ({"many": {"method": "trak", "size": 1}}, "2"),
         ({"ekfac": {"method": "ekfac"}}, "another name: 'ekfac' is reserved"),
-        ({"many": {"method": "more"}, "more": {"method": "trak"}}, "unknown method 'more'"),
+        ({"many": {"method": "more"}, "more": {"method": "trak"}}, "a method of one network, not more, which is an ensemble itself"),
     ],
 )
 def test_what_is_no_ensemble_is_refused(ensembles: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        declared(ensembles=ensembles, methods=["random"])
+    with pytest.raises(ConfigError, match=message) as refused:
+        declared(ensembles=ensembles, methods=["many", "random"])
+    assert "unknown method 'many'" not in str(refused.value), "its own fault is told, and no other"
 
 
 def test_its_name_and_its_address_are_its_own() -> None:

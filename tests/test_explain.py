@@ -129,6 +129,14 @@ def test_what_cannot_be_explained(finished: gr.Run, arguments: dict[str, Any], e
         finished.explain("random", 0, inputs=np.zeros((1, 5), "f"))
 
 
+@pytest.mark.parametrize("count", [0, -1, 2.5, "7", True, 10**6])
+def test_how_many_is_a_whole_number_of_samples(finished: gr.Run, count: Any) -> None:
+    with pytest.raises(MethodError, match="a whole number from 1 to"):
+        finished.strongest(METHODS[0], 0, count=count)
+    with pytest.raises(MethodError, match="a whole number from 1 to"):
+        finished.explain(METHODS[0], 0, test_ids=[int(finished.test_ids(0)[0])], top=count)
+
+
 def test_nan_is_refused(finished: gr.Run) -> None:
     with pytest.raises(NonFiniteError, match=r"rows \[1\]"):
         finished.explain("ntk-final/target", 0, inputs=np.array([[0.0] * 5, [np.nan] * 5], "f"))

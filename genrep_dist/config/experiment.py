@@ -199,6 +199,8 @@ class Experiment(Section, metaclass=_RaisesConfigError):
         for name, section in value.items():
             if name in info.data["external"]:
                 raise ValueError(f"another name than that of external scores, {name}")
+            if section.method in value:
+                raise ValueError(f"{name}: a method of one network, not {section.method}, which is an ensemble itself")
             try:
                 method = parse_method(section.method, info.data["kernels"], info.data["external"])
             except MethodError as error:
@@ -212,7 +214,7 @@ class Experiment(Section, metaclass=_RaisesConfigError):
     def _known_methods(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if len(set(value)) != len(value):
             raise ValueError("different methods, without duplicates")
-        if "kernels" not in info.data or "external" not in info.data:
+        if not {"kernels", "external", "ensembles"} <= info.data.keys():
             return value  # they are invalid themselves, which is reported
         wrong: list[MethodError] = []
         for name in value:

@@ -15,5 +15,6 @@ class FeaturesSection(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="bfloat16 rounds the features of training samples to 8 significant bits wherever they are used, and stores them in "
-        "half the bytes. Those of test points are not rounded. Sums and solves are in float32 and float64 as before.",
+        "half the bytes. Those of test points are not rounded. Sums and solves are in float32 and float64 as before. Scores "
+        "that are not made of stored features (ekfac, datainf, gradcos) do not change.",
     )

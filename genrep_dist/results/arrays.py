@@ -64,8 +64,10 @@ class Arrays(OpenedRun):
         """Ids (M, K) of the training samples with the strongest scores of one sign at each test point, and their scores (M, K).
 
         The strongest first; of equal scores the lowest id. Where there are too few of that sign, those of the other sign follow. At most
-        ``count``; without it all that the run keeps. MethodError for another sign.
+        ``count``; without it all that the run keeps. MethodError for another sign, and for a count that is no whole number from 1 to N.
         """
+        if count is not None:
+            require_count(count, f"{self.name}, count", len(self.train_ids(seed)))
         ids = self.removal_order(method, seed, sign)[:, :count].copy()
         artifact = self.store.artifact("attribution", self.attribution_key(method, seed))
         if artifact.manifest().get("top"):
@@ -216,3 +218,15 @@ def _not_in_run(name: str, what: str, addition: str) -> NotCommittedError:
         got="nothing in the store",
         remedy=f"add {addition} and run the experiment again: only what is missing is computed",
     )
+
+
+def require_count(value: object, where: str, most: int) -> None:
+    """Raise MethodError unless ``value`` is a whole number from 1 to ``most``."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 1 <= value <= most:
+        raise MethodError(
+            "so many scores cannot be kept",
+            where=where,
+            expected=f"a whole number from 1 to {most}, the number of training samples",
+            got=repr(value)[:80],
+            remedy="pass how many of the strongest samples of each sign you want",
+        )

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from genrep_dist.config import Experiment, load_experiment
 from genrep_dist.errors import MethodError, NonFiniteError
+from genrep_dist.results.arrays import require_count
 from genrep_dist.results.base import Array
 from genrep_dist.results.presentation import Presentation
 from genrep_dist.store import Store
@@ -105,8 +106,8 @@ class Run(Presentation):
 
         self._check_seed(seed)
         num_train = len(self.train.ids)
-        if top is not None and not 1 <= top <= num_train:
-            raise MethodError("so many scores cannot be kept", where=f"{self.name}, top", expected=f"1 to {num_train}", got=str(top))
+        if top is not None:
+            require_count(top, f"{self.name}, top", num_train)
         parsed = self.plan.experiment.method(method)
         if parsed.is_external or (parsed.is_random and test_ids is None):
             raise MethodError(

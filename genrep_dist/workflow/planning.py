@@ -93,7 +93,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
             "and in Holm's correction. Keep one of them."
         )
     if plan.shape.slow_derived:
-        yield f"Derived kernels take a slower way for this model: {'; '.join(plan.shape.slow_derived)}."
+        yield f"Derived kernels, for this model: {'; '.join(plan.shape.slow_derived)}."
     judged = experiment.make_target().description(plan.shape.num_outputs)
     for name in experiment.external_methods:
         scored = experiment.external[name].target.make().description(plan.shape.num_outputs)

@@ -73,7 +73,7 @@ class EkfacKernel(PreconditionedKernel):
         if not others:
             return []
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        return [f"ekfac has no Kronecker factors, but a diagonal, for {', '.join(others[:3])}{more}"]
+        return [f"ekfac has no Kronecker factors, but a diagonal, which is coarser, for {', '.join(others[:3])}{more}"]
 
     def preconditioner(self, inputs: DerivedInputs) -> _Solved:
         from genrep_dist.core.gradients.inspection import inspect_model
