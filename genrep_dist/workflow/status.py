@@ -54,7 +54,8 @@ def stage_status(plan: Plan, store: Store, *, look_up: bool = False) -> list[Sta
 
 
 def _retrain_status(plan: Plan, store: Store, *, look_up: bool) -> StageStatus:
-    known = store.ledger(plan.keys.training).keys()
+    originals = {plan.keys.retraining(seed, (), "same") for seed in plan.experiment.seeds}
+    known = store.ledger(plan.keys.training).keys() - originals
     wanted = _requested_keys(plan, store)
     if wanted is not None:
         return StageStatus(RetrainStage.name, len(wanted), len(wanted & known))

@@ -259,7 +259,7 @@ def test_a_run_that_was_stopped_goes_on_in_another_store(tmp_path: Path, target:
     done = import_truth(tmp_path / "truth", Store(str(tmp_path / "new")))
     assert 7 <= done.written < whole.store.ledger(done.training).scan().select(pl.len()).collect().item()
     planned = CliRunner().invoke(app, ["plan", str(declared), "--store", str(tmp_path / "new"), "--no-probe"])
-    assert f"the ledger has {done.written} more models of this training" in " ".join(planned.output.split())
+    assert f"the ledger has {done.written - 2} more models of this training" in " ".join(planned.output.split())
     went_on = run_experiment(asked, str(tmp_path / "new"), serial=True)
     assert went_on.points().collect().equals(whole.points().collect())
     assert went_on.store.ledger(done.training).keys() == whole.store.ledger(done.training).keys()
