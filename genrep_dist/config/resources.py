@@ -64,8 +64,8 @@ class ResourcesSection(Section):
         None,
         gt=0,
         allow_inf_nan=False,
-        description="A retraining that takes longer saves its state in the store at the end of an epoch, at most this often, and goes on "
-        "from there after a kill. Default: it begins anew.",
+        description="Seconds between two saves of a retraining's state. It is saved at the end of an epoch, and a retraining that is killed "
+        "resumes from it. Default: no state is saved.",
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_cpus: float = Field(1.0, gt=0, allow_inf_nan=False, description="CPUs, or a fraction of one, per worker.")
