@@ -64,7 +64,7 @@ class ResourcesSection(Section):
         None,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds between two saves of a retraining's state. It is saved at the end of an epoch, and a retraining that is killed "
+        description="Seconds between two saves of a retraining's state. It is saved at the end of an epoch, and a killed retraining "
         "resumes from it. Default: no state is saved.",
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
