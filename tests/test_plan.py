@@ -37,8 +37,15 @@ RECIPE = {
 }
 
 
+METHODS = (
+    *("ntk-final/tracking", "ntk-final/target", "ntk-final/surrogate", "ntk-initial/tracking", "ntk-middle/tracking"),
+    *("last-layer-final/tracking", "tracincp", "random"),
+)
+
+
 def keys(*overrides: str, recipe: dict[str, Any] = RECIPE, experiment: str = "demo") -> Keys:
-    return Keys(load_experiment(experiment, overrides), "data", "problem", recipe, recipe, SHAPE.num_test)
+    declared = load_experiment(experiment, [f"methods=[{', '.join(METHODS)}]", *overrides])
+    return Keys(declared, "data", "problem", recipe, recipe, SHAPE.num_test)
 
 
 def shape_with(ntk: KernelSizes, **changes: Any) -> Shape:

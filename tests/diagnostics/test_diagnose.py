@@ -38,7 +38,7 @@ def test_a_healthy_run_is_green_but_for_its_few_seeds(healthy: gr.Run) -> None:
         *("mode", "normalisation", "dropout", "gradients", "features", "batch size", "reproduction", "kernel"),
         *("gram symmetry", "gram eigenvalue"),
         *("surrogate residual", "efficiency", "influence residual", "loss curvature"),
-        *("tracking identity", "optimizer", "finite", "scores"),
+        *("tracking identity", "optimizer", "finite", "scores", "equal scores"),
         *("ledger", "originals", "retraining", "published results", "logits", "divergence", "learning", "overlap", "power"),
     }
     assert {finding.name for finding in findings} == names

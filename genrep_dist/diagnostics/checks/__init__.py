@@ -38,6 +38,7 @@ _FILES = (
     "optimizer",
     "finite",
     "scores",
+    "equal_scores",
     "external_scores",
     "ledger",
     "originals",
