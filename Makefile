@@ -14,7 +14,7 @@ quietly = @echo '$(1)'; output=$$($(BIN)/$(1) 2>&1) || { printf '%s\n' "$$output
 .PHONY: help venv demo test lint bench lowest pins clean
 
 help:
-	@echo 'make demo    the demonstration: some 1,800 retrainings, a table, a report; minutes'
+	@echo 'make demo    the demonstration: some 3,300 retrainings, a table, a report; minutes'
 	@echo 'make test    lint, then all tests, two files at a time; JOBS=4 for four'
 	@echo 'make lint    style, types, import rules, versions that fit together, spelling'
 	@echo 'make bench   run the benchmarks in tests/benchmarks'

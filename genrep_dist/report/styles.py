@@ -28,11 +28,11 @@ class Style:
 def styles(methods: Sequence[str], *, random: str = "random") -> dict[str, Style]:
     """A style for each method by its place in ``methods``; random removal is always the grey dashed line.
 
-    Colours, lines and markers repeat after 8, 4 and 7: 56 methods differ, and 28 without their colour.
+    32 methods differ in colour and line, as curves without markers need; 28 in line and marker, without colour.
     """
     others = [method for method in methods if method != random]
     found = {
-        method: Style(COLOURS[place % len(COLOURS)], LINES[place % len(LINES)], MARKERS[place % len(MARKERS)])
+        method: Style(COLOURS[(place + place // len(COLOURS)) % len(COLOURS)], LINES[place % len(LINES)], MARKERS[place % len(MARKERS)])
         for place, method in enumerate(others)
     }
     found[random] = Style(QUIET, (0, (3, 2)), "x")

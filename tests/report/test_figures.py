@@ -99,8 +99,8 @@ def test_methods_can_be_told_apart_without_colour() -> None:
     names = [f"m{number}" for number in range(28)]
     found = styles([*names, "random"])
     assert len({(str(style.line), style.marker) for style in found.values()}) == 29
-    names = [f"m{number}" for number in range(56)]
-    assert len({(style.colour, str(style.line), style.marker) for style in styles(names).values()}) == 57
+    names = [f"m{number}" for number in range(32)]
+    assert len({(style.colour, str(style.line)) for style in styles(names).values()}) == 33
 
 
 def test_random_removal_does_not_shift_the_others() -> None:
