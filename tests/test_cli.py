@@ -61,7 +61,10 @@ def test_plan_before_and_after(place: Path, tmp_path: Path) -> None:
     assert all(stage["done"] == stage["units"] for stage in after["stages"])
     text = call("plan", place / "toy.yaml", "--store", tmp_path)
     assert f"{asked} requested, at most" in text.output
-    assert "time: of each stage on all " in text.output
+    assert "time: of each stage in one process" in text.output  # as the run would do so little work
+    assert before["in_process"]
+    workers = json.loads(call("plan", place / "toy.yaml", "--store", tmp_path, "--set", "resources.workers=2", "--json").output)
+    assert (workers["in_process"], workers["workers"] >= 2) == (False, True)
 
 
 def test_a_plan_that_this_machine_can_never_hold_is_refused(tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ def arithmetic() -> str:
 
 def digests(experiment: str, store: Path) -> dict[str, str]:
     """sha256 of the published tables of an experiment that runs into ``store``."""
-    run = gr.run(gr.load_experiment(str(FOLDER / f"{experiment}.yaml"), [f"seeds={EXPERIMENTS[experiment]}"]), store=str(store), serial=True)
+    run = gr.run(
+        gr.load_experiment(str(FOLDER / f"{experiment}.yaml"), [f"seeds={EXPERIMENTS[experiment]}"]), store=str(store), serial=True
+    )
     objects = Store(str(store)).objects
     return {table: hashlib.sha256(objects.get(f"results/{run.name}/{table}.parquet")).hexdigest() for table in TABLES}
 

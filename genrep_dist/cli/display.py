@@ -67,11 +67,13 @@ def show_plan(console: Console, dry_run: DryRun) -> None:
         kind = "GPU-hours" if dry_run.device == "cuda" else f"worker-hours of one CPU core each{guess}"
         written = bytes_text(sum(stage.bytes_written for stage in plan.stages))
         starting = seconds_text(expected.overhead_seconds)
+        where = "in one process" if dry_run.in_process else f"on all {dry_run.slots} workers"
         lines.append(
-            f"time: of each stage on all {dry_run.slots} workers, for what is not done; the total has {starting} more to start, to "
-            "evaluate and to publish"
+            f"time: of each stage {where}, for what is not done; the total has {starting} more to start, to evaluate and to publish"
         )
-        about = f"about {seconds_text(expected.total)} on {dry_run.slots} workers like this machine"
+        small = "in one process, as there is less than a minute of work (with --ray: on workers)"
+        where = small if dry_run.in_process else f"on {dry_run.slots} workers like this machine"
+        about = f"about {seconds_text(expected.total)} {where}"
         lines.append(f"{about}: {hours_text(dry_run.worker_hours)} {kind}; {written} written")
     if dry_run.refusal:
         lines.append(f"`genrep run` would refuse this plan here: {dry_run.refusal}")

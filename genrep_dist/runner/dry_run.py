@@ -14,10 +14,11 @@ from genrep_dist.config import Experiment
 from genrep_dist.errors import PlanError, StoreError
 from genrep_dist.executors.capacity import check_schedulable, num_slots, worker_resources
 from genrep_dist.plan import Plan
+from genrep_dist.runner.small_runs import may_be_small, small_seconds
 from genrep_dist.runner.track import tracking_uri
 from genrep_dist.units import StageName
 from genrep_dist.workflow.context import pick_device
-from genrep_dist.workflow.estimates import TimeEstimate, estimate_run, gpu_hours
+from genrep_dist.workflow.estimates import TimeEstimate, estimate_run, gpu_hours, measure_rates
 from genrep_dist.workflow.planning import power_warnings
 from genrep_dist.workflow.prepare import PreparedExperiment, check_room
 from genrep_dist.workflow.status import StageStatus, stage_status
@@ -27,13 +28,15 @@ from genrep_dist.workflow.status import StageStatus, stage_status
 class DryRun:
     """A ``plan``, the state of the store, and the workers that a run would have.
 
-    ``status``: of each stage in the store. ``slots``: workers of the retrainings. ``expected``: seconds, None if nothing was measured.
+    ``status``: of each stage in the store. ``slots``: workers of the retrainings. ``in_process``: whether the work is so little that a run
+    starts no workers, but does it itself. ``expected``: seconds, None if nothing was measured.
     ``gpu_hours``: a guess for a machine without a GPU. ``refusal``: why `genrep run` would refuse to start here, or empty.
     """
 
     plan: Plan
     status: Mapping[StageName, StageStatus]
     slots: int
+    in_process: bool
     device: str
     expected: TimeEstimate | None
     gpu_hours: float | None
@@ -74,6 +77,8 @@ class DryRun:
                 "exact": retrain.exact,
                 "done": retrain.done,
             },
+            "workers": self.slots,
+            "in_process": self.in_process,
             "seconds": self.expected.total if self.expected else None,
             "cost": cost if self.expected else None,
             "refusal": self.refusal or None,
@@ -103,9 +108,14 @@ def dry_run(prepared: PreparedExperiment, *, probe: bool = True, address: str | 
     status = {stage.name: stage for stage in stage_status(plan, prepared.store, look_up=True)}
     missing = {name: stage.missing_share for name, stage in status.items()}
     device = pick_device(resources.device).type
-    expected = estimate_run(prepared, workers, missing, status["retrain"].total) if probe else None
+    expected, in_process = None, False
+    if probe:
+        rates = measure_rates(prepared)
+        in_process = address is None and may_be_small(plan) and small_seconds(plan, rates, missing) is not None
+        workers = 1 if in_process else workers
+        expected = estimate_run(prepared, rates, workers, missing, status["retrain"].total, in_process=in_process)
     guess = gpu_hours(plan, prepared.recipe.epochs) if probe and device != "cuda" else None
-    return DryRun(plan, status, workers, device, expected, guess, refusal)
+    return DryRun(plan, status, workers, in_process, device, expected, guess, refusal)
 
 
 def _nodes(experiment: Experiment, address: str | None) -> list[Mapping[str, float]]:

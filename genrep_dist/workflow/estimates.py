@@ -88,13 +88,17 @@ def estimate_stages(plan: Plan, rates: Rates, slots: int, missing: Mapping[Stage
     return seconds
 
 
-def estimate_run(prepared: PreparedExperiment, slots: int, missing: Mapping[StageName, float], models: int) -> TimeEstimate:
-    """Seconds of a run: ``models`` are retrained at most, ``missing`` is the share of units to do.
+def estimate_run(
+    prepared: PreparedExperiment, rates: Rates, slots: int, missing: Mapping[StageName, float], models: int, *, in_process: bool = False
+) -> TimeEstimate:
+    """Seconds of a run on ``slots`` workers of Ray, or ``in_process``.
+
+    ``models`` are retrained at most, ``missing`` is the share of units to do.
 
     If :func:`estimate_stages` predicts at most TRIAL_SECONDS for one seed, that seed is run (:func:`trial_run`): small units cost more
     than their arithmetic, and only a run shows how many removal sets coincide. Larger experiments are estimated from their arithmetic.
     """
-    plan, rates = prepared.plan, measure_rates(prepared)
+    plan = prepared.plan
     seeds = len(plan.experiment.seeds)
     seconds = estimate_stages(plan, rates, slots, missing)
     before = [name for name in seconds if name != RetrainStage.name]
@@ -109,7 +113,7 @@ def estimate_run(prepared: PreparedExperiment, slots: int, missing: Mapping[Stag
             if models == plan.retrainings_at_most:
                 seconds[RetrainStage.name] *= trial.distinct
     works = any(missing.get(name, 1.0) > 0 and seconds[name] > 0 for name in seconds)
-    overhead = START_SECONDS + (CLUSTER_SECONDS + WORKER_SECONDS if works else 0.0)
+    overhead = START_SECONDS + (CLUSTER_SECONDS + WORKER_SECONDS if works and not in_process else 0.0)
     overhead += EVALUATION_SECONDS + METHOD_SECONDS * len(plan.experiment.methods)
     return TimeEstimate(seconds, overhead)
 

@@ -11,7 +11,7 @@ import genrep_dist as gr
 from genrep_dist.errors import ConvergenceError
 from genrep_dist.store import Store
 from genrep_dist.workflow import estimates
-from genrep_dist.workflow.estimates import estimate_run
+from genrep_dist.workflow.estimates import estimate_run, measure_rates
 from genrep_dist.workflow.prepare import PreparedExperiment, prepare
 from genrep_dist.workflow.trial_run import trial_run
 from tests.experiments import ROOT, experiment
@@ -37,7 +37,7 @@ def test_large_experiments_have_no_trial_run_and_finished_ones_cost_nothing(tmp_
     asked = prepared(tmp_path)
     names = [stage.name for stage in asked.plan.stages]
     at_most = asked.plan.retrainings_at_most
-    whole = estimate_run(asked, 2, {}, at_most)
+    whole = estimate_run(asked, measure_rates(asked), 2, {}, at_most)
     assert set(whole.stages) == set(names)
     assert whole.total == pytest.approx(sum(whole.stages.values()) + whole.overhead_seconds)
 
@@ -45,11 +45,11 @@ def test_large_experiments_have_no_trial_run_and_finished_ones_cost_nothing(tmp_
         raise AssertionError("a trial run was made")
 
     monkeypatch.setattr(estimates, "trial_run", refused)
-    nothing = estimate_run(asked, 2, dict.fromkeys(names, 0.0), at_most)
+    nothing = estimate_run(asked, measure_rates(asked), 2, dict.fromkeys(names, 0.0), at_most)
     assert sum(nothing.stages.values()) == 0
     assert nothing.overhead_seconds < whole.overhead_seconds
     monkeypatch.setattr(estimates, "TRIAL_SECONDS", 0.0)
-    assert sum(estimate_run(asked, 2, {}, at_most).stages.values()) > 0
+    assert sum(estimate_run(asked, measure_rates(asked), 2, {}, at_most).stages.values()) > 0
 
 
 def test_a_failing_trial_run_leaves_the_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,4 +59,4 @@ def test_a_failing_trial_run_leaves_the_estimate(tmp_path: Path, monkeypatch: py
         raise ConvergenceError("the surrogate's solver did not reach its tolerance", where="here", expected="1", got="2", remedy="none")
 
     monkeypatch.setattr(estimates, "trial_run", failing)
-    assert estimate_run(asked, 2, {}, asked.plan.retrainings_at_most).total > 0
+    assert estimate_run(asked, measure_rates(asked), 2, {}, asked.plan.retrainings_at_most).total > 0

@@ -1,4 +1,4 @@
-"""Scores tell the samples of the largest removal apart. Samples of equal scores are removed in the order of their ids, which means nothing."""
+"""Scores tell the samples of the largest removal apart: samples of equal scores are removed in the order of their ids."""
 
 from __future__ import annotations
 
