@@ -1,9 +1,10 @@
-"""Whether the order of methods on MNIST changes with the number of training samples, the pair of classes, and the test points' class.
+"""Whether the order of methods on MNIST changes with the set-up of the experiment.
 
 genrep data fetch mnist
-python jobs/sensitivity.py size pair class --store store --to sensitivity
+python jobs/sensitivity.py size pair class policy optimizer --store store --to sensitivity
 
-Networks are trained with equally many steps whatever the number of samples. `class` divides the points of the first run and trains nothing.
+size: the number of training samples; networks are trained with equally many steps whatever it is. pair: the two digits. class: the class of
+the test points, which divides the points of one run and trains nothing. policy: how models are retrained. optimizer: plain SGD and Adam.
 """
 
 from __future__ import annotations
@@ -30,10 +31,19 @@ SIZES = (250, 500, 1000, 2000)
 PAIRS = ((3, 8), (4, 9), (0, 1))
 
 
-def measured(options: argparse.Namespace, size: int, pair: tuple[int, int]) -> Run:
+POLICIES = ("same", "rebatch", "fresh")
+OPTIMIZERS: dict[str, tuple[str, ...]] = {"sgd": (), "adam": ("recipe.optimizer=adam", "recipe.learning_rate=0.001")}
+
+
+def measured(
+    options: argparse.Namespace, size: int = SAMPLES, pair: tuple[int, int] = PAIRS[0], policy: str = POLICIES[0], optimizer: str = "sgd"
+) -> Run:
     """The run of the experiment `paper/mnist-sensitivity` with ``size`` training samples of two classes."""
+    parts = [str(size), *map(str, pair), *([policy] if policy != POLICIES[0] else []), *([optimizer] if optimizer != "sgd" else [])]
     overrides = [
-        f"name=mnist-sensitivity-{size}-{pair[0]}-{pair[1]}",
+        f"name=mnist-sensitivity-{'-'.join(parts)}",
+        f"deletion.retrain={policy}",
+        *OPTIMIZERS[optimizer],
         f"problem.options.train_size={size}",
         f"problem.options.classes=[{pair[0]}, {pair[1]}]",
         f"recipe.epochs={STEPS // size}",
@@ -57,7 +67,7 @@ def by_class(found: Run) -> list[Variant]:
 
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("vary", nargs="+", choices=["size", "pair", "class"])
+    parser.add_argument("vary", nargs="+", choices=["size", "pair", "class", "policy", "optimizer"])
     parser.add_argument("--store", default="store")
     parser.add_argument("--to", type=Path, default=Path("sensitivity"))
     parser.add_argument("--serial", action="store_true")
@@ -65,13 +75,19 @@ def main(given: list[str] | None = None) -> None:
     options = parser.parse_args(given)
     for vary in options.vary:
         if vary == "size":
-            variants = [Variant(f"{size:,}", measured(options, size, PAIRS[0]).points().collect()) for size in SIZES]
+            variants = [Variant(f"{size:,}", measured(options, size).points().collect()) for size in SIZES]
             heading, label = "Order of methods by number of training samples", "training samples"
         elif vary == "pair":
-            variants = [Variant(f"{a} and {b}", measured(options, SAMPLES, (a, b)).points().collect()) for a, b in PAIRS]
+            variants = [Variant(f"{a} and {b}", measured(options, pair=(a, b)).points().collect()) for a, b in PAIRS]
             heading, label = "Order of methods by pair of digits", "pair of digits"
+        elif vary == "policy":
+            variants = [Variant(policy, measured(options, policy=policy).points().collect()) for policy in POLICIES]
+            heading, label = "Order of methods by the way of retraining", "deletion.retrain"
+        elif vary == "optimizer":
+            variants = [Variant(name, measured(options, optimizer=name).points().collect()) for name in OPTIMIZERS]
+            heading, label = "Order of methods by optimizer", "optimizer"
         else:
-            variants = by_class(measured(options, SAMPLES, PAIRS[0]))
+            variants = by_class(measured(options))
             heading, label = "Order of methods by class of the test points", "test points"
         methods = load_experiment("paper/mnist-sensitivity").methods
         for path in write_sensitivity(options.to, vary, heading, label, sensitivity_table(variants, methods)):

@@ -31,8 +31,8 @@ class Variant:
 def sensitivity_table(variants: Sequence[Variant], methods: Sequence[str]) -> pl.DataFrame:
     """One row a (variant, method): variant, method, mean, low, high, mean_rank of AUC-DEL_-.
 
-    The interval is the seed-clustered bootstrap's of 95%. ``mean_rank``: over the draws of the bootstrap, 1 is best; null with one seed.
-    Raises StoreError for a variant that lacks a method.
+    The interval is the seed-clustered bootstrap's of 95%. ``mean_rank``: over the draws of the bootstrap, 1 is best.
+    Raises StoreError for a variant that lacks a method or has one seed.
     """
     found = []
     for variant in variants:
@@ -41,6 +41,14 @@ def sensitivity_table(variants: Sequence[Variant], methods: Sequence[str]) -> pl
         if missing:
             raise StoreError(
                 "a variant was not measured for all methods", where=variant.title, expected=", ".join(methods), got=f"no {missing}"
+            )
+        if points["seed"].n_unique() < 2:
+            raise StoreError(
+                "a variant needs more networks",
+                where=variant.title,
+                expected="points of at least 2 seeds",
+                got="points of 1 seed",
+                remedy="run more seeds or more test points",
             )
         columns = {"ci95_clustered_low": "low", "ci95_clustered_high": "high"}
         areas = metrics_table(points, methods).select("method", "mean", *columns).rename(columns)

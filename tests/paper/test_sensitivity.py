@@ -51,3 +51,9 @@ def test_areas_ranks_and_their_agreement(tmp_path: Path) -> None:
 def test_a_method_that_was_not_measured_is_named() -> None:
     with pytest.raises(StoreError, match="c"):
         sensitivity_table([variant("250", {"a": 1.0, "b": 2.0, "random": 0.0})], METHODS)
+
+
+def test_one_network_has_no_ranks() -> None:
+    one = variant("250", {"a": 1.0, "b": 2.0, "c": 3.0, "random": 0.0})
+    with pytest.raises(StoreError, match="more networks"):
+        sensitivity_table([Variant("250", one.points.filter(seed=0))], METHODS)
