@@ -96,6 +96,23 @@ def test_who_falls_asleep_while_its_files_are_moved_is_never_mixed_with_another(
     assert visible(other) == "third"
 
 
+def test_who_falls_asleep_before_it_writes_the_manifest_restores_the_later_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeper, other = Objects(str(tmp_path)), Objects(str(tmp_path))
+    put_json = sleeper.put_json
+
+    def sleeping(path: str, document: Any) -> None:
+        if path == "results/toy/manifest.json" and document["question"] == "first":
+            publish(other, 7, "second")
+        put_json(path, document)
+
+    monkeypatch.setattr(sleeper, "put_json", sleeping)
+    with pytest.raises(StoreError, match="another driver has published"):
+        publish(sleeper, 6, "first")
+    assert visible(other) == "second"
+    publications = Publications(other, "toy")
+    assert publications.faults(publications.manifest() or {}) == []
+
+
 def test_every_file_is_found_while_they_are_moved(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(objects, 1, "first")
     move, seen = objects.move, list[str]()
