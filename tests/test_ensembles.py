@@ -1,17 +1,25 @@
-"""Ensembles over seeds: means of the scores of the explained network and of others, judged as methods of their own."""
+"""Ensembles: means of the scores of several models, judged as methods of their own."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import deepcopy
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
+import torch
+from torch import Tensor, nn
 
 import genrep_dist as gr
 from genrep_dist.core.methods import describe
-from genrep_dist.errors import ConfigError
+from genrep_dist.errors import ConfigError, PlanError
 from genrep_dist.runner.run import train_originals
+from genrep_dist.store import Store
+from genrep_dist.workflow.prepare import prepare
 from tests.experiments import ROOT
 
 BASES = {
@@ -76,11 +84,93 @@ def test_scores_are_means_over_networks_of_other_seeds(case: str, tmp_path: Path
     assert (train.units, f"{2 * len(seeds)} of them for ensembles alone" in train.what) == (3 * len(seeds), True)
 
 
+def over_checkpoints(**fields: Any) -> gr.Experiment:
+    """Three checkpoints of four epochs: 1, 3 and 4."""
+    ensembles = {
+        "mean": {"method": "ntk-final/target", "over": "checkpoints", "size": 3},
+        "trak-mean": {"method": "trak", "over": "checkpoints", "size": 3},
+    }
+    return declared(**{"seeds": 1, "ensembles": ensembles, "methods": ["mean", "trak-mean", "ntk-final/target", "random"], **fields})
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_over_checkpoints_is_the_mean_of_plain_scores_at_each(num_classes: int, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"problem": {"name": "tests.toys:Blobs", "options": {"num_classes": num_classes}}}
+    fields |= {"target": {"output": num_classes - 2}, "influence": {"system": "primal", "damping": 0.1, "damping_unit": "absolute"}}
+    run = gr.run(over_checkpoints(**fields), store=str(tmp_path), serial=True, search_path=[str(ROOT)])
+    test = {sample: row for row, sample in enumerate(run.test.ids.tolist())}
+    points = run.test.inputs[[test[sample] for sample in run.test_ids(0).tolist()]].double()
+    plain, trak = [], []
+    for epoch in (1, 3, 4):
+        model = deepcopy(run.problem(0).model).double()
+        model.load_state_dict(run.checkpoint(0, epoch))
+        explained = torch.stack([gradient(model, one, num_classes - 2) for one in points])
+        rows, margins, slopes = [], [], []
+        for sample, target in zip(run.train.inputs.double(), run.train.targets, strict=True):
+            outputs = model(sample[None])[0].detach()
+            jacobian = torch.stack([gradient(model, sample, output) for output in range(len(outputs))])
+            if num_classes == 2:
+                slope, margin = torch.sigmoid(outputs) - target, torch.ones(1, dtype=torch.float64)
+            else:
+                chosen = torch.nn.functional.one_hot(target, num_classes)
+                slope = torch.softmax(outputs, 0) - chosen
+                others = torch.where(chosen.bool(), -torch.inf, outputs)
+                margin = chosen - torch.softmax(others, 0)
+            rows.append(jacobian)
+            slopes.append(slope)
+            margins.append(margin @ jacobian)
+        scores = torch.einsum("nc,ncp->np", -torch.stack(slopes), torch.stack(rows))
+        system = torch.stack(margins).T @ torch.stack(margins) / len(rows) + 0.1 * torch.eye(scores.shape[1])
+        plain.append(scores @ explained.T)
+        trak.append(scores @ torch.linalg.solve(system, explained.T))
+    for name, found in (("mean", plain), ("trak-mean", trak)):
+        expected = torch.stack(found).mean(dim=0).numpy()
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(run.attributions(name, 0), expected, rtol=0, atol=1e-5 * scale, err_msg=name)
+        again = run.explain(name, 0, test_ids=run.test_ids(0).tolist())
+        np.testing.assert_allclose(again, run.attributions(name, 0), rtol=0, atol=1e-6 * scale)
+    assert set(run.summary()["method"]) == {"mean", "trak-mean", "ntk-final/target", "random"}
+    assert run.summary().filter(pl.col("method") == "mean")["checkpoint"].to_list() == ["all"]
+
+
+def gradient(model: nn.Module, sample: Tensor, output: int) -> Tensor:
+    """Of one output of one sample, (P,), by plain autograd."""
+    found = torch.autograd.grad(model(sample[None])[0, output], list(model.parameters()))
+    return torch.cat([one.flatten() for one in found])
+
+
+def test_the_strongest_of_a_mean_over_checkpoints_are_those_of_all_its_scores(tmp_path: Path) -> None:
+    whole = gr.run(over_checkpoints(), store=str(tmp_path), serial=True, search_path=[str(ROOT)])
+    kept = gr.run(over_checkpoints(name="kept", attributions={"top": 5}), store=str(tmp_path), serial=True, search_path=[str(ROOT)])
+    assert_strongest_are_those_of(whole, kept, ("mean", "trak-mean"))
+
+
+def assert_strongest_are_those_of(whole: gr.Run, kept: gr.Run, methods: Sequence[str], tolerance: float = 0.0) -> None:
+    """Ids, and scores to ``tolerance`` of the largest, of each seed's strongest scores of each sign."""
+    for method, seed, sign in product(methods, whole.plan.experiment.seeds, ("negative", "positive")):
+        ids, scores = kept.strongest(method, seed, sign)
+        phi, order = whole.attributions(method, seed).T, {sample: row for row, sample in enumerate(whole.train_ids(seed).tolist())}
+        expected = np.take_along_axis(phi, np.vectorize(order.get)(ids), axis=1)
+        np.testing.assert_allclose(scores, expected, rtol=0, atol=tolerance * np.abs(phi).max(), err_msg=f"{method} {sign}")
+        ranked = np.sort(phi, axis=1)[:, : ids.shape[1]] if sign == "negative" else -np.sort(-phi, axis=1)[:, : ids.shape[1]]
+        np.testing.assert_allclose(scores, ranked, rtol=0, atol=tolerance * np.abs(phi).max(), err_msg=f"{method} {sign}")
+
+
+def test_more_checkpoints_than_epochs_are_refused(tmp_path: Path) -> None:
+    ensembles = {"mean": {"method": "ntk-final/target", "over": "checkpoints", "size": 5}}
+    with pytest.raises(PlanError, match=r"more models than epochs\n  where: ensembles.mean.size\n  expected: at most 4"):
+        prepare(declared(ensembles=ensembles, methods=["mean", "random"]), Store(str(tmp_path)), [str(ROOT)])
+
+
 @pytest.mark.parametrize(
     ("ensembles", "message"),
     [
         ({"many": {"method": "random"}}, "computed of one trained network, by no solved importance, not random"),
         ({"many": {"method": "ntk-final/surrogate"}}, "by no solved importance, not ntk-final/surrogate"),
+        ({"many": {"method": "ekfac", "over": "checkpoints"}}, "defined at others too, such as ntk-final/target, not ekfac"),
+        ({"many": {"method": "ntk-middle/target", "over": "checkpoints"}}, "a method at the final one"),
+        ({"many": {"method": "tracincp", "over": "checkpoints"}}, "a method at the final one"),
+        ({"many": {"method": "gradcos", "over": "checkpoints"}}, "a method at the final one"),
         ({"many": {"method": "trakc"}}, "nearest: trak"),
         ({"many": {"method": "trak", "size": 1}}, "2"),
         ({"ekfac": {"method": "ekfac"}}, "another name: 'ekfac' is reserved"),

@@ -145,7 +145,7 @@ def check_top(experiment: Experiment, num_train: int) -> None:
             got=f"attributions.top: {top}",
             remedy="remove attributions.top, or measure this in an experiment of its own: both use the same models of one store",
         )
-    averaged = [method.name for method in experiment.parsed_methods if method.networks > 1]
+    averaged = [method.name for method in experiment.parsed_methods if method.has_other_models]
     if averaged:
         raise PlanError(
             "the mean over an ensemble needs all scores of each network, and only the strongest are kept",

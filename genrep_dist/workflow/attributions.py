@@ -198,7 +198,7 @@ def _phi_blocks(method: Method, seed: int, context: WorkerContext) -> Iterator[t
 
     terms, read = context.keys.terms(method), stored_kernel(context, seed, method)
     alphas = [alpha(context, method.importance, seed, method.kernel, term.importance_epoch) for term in terms]
-    rates = [context.learning_rate(seed, term.kernel_epoch) if term.weighted else 1.0 for term in terms]
+    rates = [context.term_rate(seed, term) for term in terms]
     start = 0
     for blocks in zip(*(read(term.kernel_epoch) for term in terms), strict=True):
         stop = start + len(blocks[0])
@@ -235,9 +235,7 @@ def attribution(method: Method, seed: int, context: WorkerContext, points: TestP
 
         return scores_of(method, seed, context, points)
     # With one unweighted term this is Eq. 2 as it stands.
-    return weighted_sum(
-        (context.learning_rate(seed, term.kernel_epoch) if term.weighted else 1.0, products(term)) for term in context.keys.terms(method)
-    )
+    return weighted_sum((context.term_rate(seed, term), products(term)) for term in context.keys.terms(method))
 
 
 def kernel_products(method: Method, seed: int, context: WorkerContext, kernel_at: KernelBlocks) -> Products:

@@ -16,7 +16,7 @@ from cachetools import LRUCache
 from torch import Tensor, nn
 
 from genrep_dist.config import Experiment
-from genrep_dist.config.keys import Keys
+from genrep_dist.config.keys import Keys, Term
 from genrep_dist.core.function_targets import FunctionTarget, TargetInputs
 from genrep_dist.core.gradients.model import check_model
 from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, Kernel
@@ -184,6 +184,10 @@ class WorkerContext:
         """Learning rate of the step that starts from the checkpoint at ``epoch``."""
         artifact = self.train_artifact(seed)
         return float(artifact.read("rates")[artifact.read("epochs").tolist().index(epoch)])
+
+    def term_rate(self, seed: int, term: Term) -> float:
+        """The number that a product of a method's scores counts with."""
+        return term.share * (self.learning_rate(seed, term.kernel_epoch) if term.weighted else 1.0)
 
     def num_outputs(self, seed: int) -> int:
         return int(self.train_artifact(seed).reader("outputs_test").shape[1])

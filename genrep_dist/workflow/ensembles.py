@@ -39,7 +39,7 @@ class MemberWork:
 
 def member_work(plan: Plan, method: Method) -> MemberWork | None:
     """That of an ensemble's method; None for a method of one network."""
-    if method.networks == 1:
+    if not method.has_other_models:
         return None
     block = plan.block_rows.get(_computed(plan, method), plan.dense_rows)
     return MemberWork(block, plan.dense_rows, plan.product_rows, bool(direct_terms(plan.keys, plan.shape, method)))
@@ -140,4 +140,4 @@ def _derived(plan: Plan, method: Method) -> DerivedKernel:
 
 
 def _ensembles(plan: Plan) -> Iterator[Method]:
-    return (method for method in plan.experiment.parsed_methods if method.networks > 1)
+    return (method for method in plan.experiment.parsed_methods if method.has_other_models)

@@ -7,7 +7,7 @@ strongest scores of that span; the stage attributions merges the spans of one me
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from genrep_dist.core.methods import Method
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+    from genrep_dist.config.keys import Term
     from genrep_dist.core.strongest import StrongestScores
     from genrep_dist.workflow.context import TestPoints, WorkerContext
 
@@ -104,10 +105,10 @@ class StrongestStage(Stage[StrongestUnit]):
 
 def streamed_methods(plan: Plan) -> dict[str, tuple[Method, ...]]:
     """The methods whose strongest scores are taken from blocks, by kernel; one of those that share an artifact."""
-    found: dict[str, dict[tuple[str, str, str], Method]] = {}
+    found: dict[str, dict[Method, Method]] = {}
     for method in plan.experiment.parsed_methods:
         if is_streamed(plan.keys, method):
-            found.setdefault(method.kernel, {}).setdefault((method.kernel, method.checkpoint, method.importance), method)
+            found.setdefault(method.kernel, {}).setdefault(replace(method, name=""), method)
     return {kernel: tuple(methods.values()) for kernel, methods in found.items()}
 
 
@@ -172,18 +173,14 @@ def span_scores(unit: StrongestUnit, context: WorkerContext, points: TestPoints)
     products = _products(unit, context, points)
     methods = [context.experiment.method(name) for name in unit.methods]
     return [
-        weighted_sum(
-            (context.learning_rate(unit.seed, epoch) if weighted else 1.0, products[direct, (unit.kernel, epoch, method.importance, at)])
-            for direct, epoch, at, weighted in _terms(unit, context, method)
-        )
+        weighted_sum((context.term_rate(unit.seed, term), products[_product_of(unit, method, term)]) for term in context.keys.terms(method))
         for method in methods
     ]
 
 
-def _terms(unit: StrongestUnit, context: WorkerContext, method: Method) -> Iterator[tuple[bool, int, int, bool]]:
-    """Of each product of a method: whether it is direct, the epochs of kernel and importance, and whether it is weighted."""
-    for term in context.keys.terms(method):
-        yield method.name in unit.direct, term.kernel_epoch, term.importance_epoch, term.weighted
+def _product_of(unit: StrongestUnit, method: Method, term: Term) -> tuple[bool, TermAt]:
+    """Of a product of a method: whether it is direct, and what it is made of."""
+    return method.name in unit.direct, (unit.kernel, term.kernel_epoch, method.importance, term.importance_epoch)
 
 
 def _products(unit: StrongestUnit, context: WorkerContext, points: TestPoints) -> dict[tuple[bool, TermAt], Tensor]:
@@ -195,7 +192,7 @@ def _products(unit: StrongestUnit, context: WorkerContext, points: TestPoints) -
     from genrep_dist.workflow.terms import product_block
 
     methods = [context.experiment.method(name) for name in unit.methods]
-    wanted = dict.fromkeys((term[0], (unit.kernel, term[1], m.importance, term[2])) for m in methods for term in _terms(unit, context, m))
+    wanted = dict.fromkeys(_product_of(unit, method, term) for method in methods for term in context.keys.terms(method))
     blocks = [(at, min(at + unit.block, unit.stop)) for at in range(unit.start, unit.stop, unit.block)]
     # Of this span alone, so that the importances of all samples are not kept.
     alphas = {one: alpha(context, one[1][2], unit.seed, unit.kernel, one[1][3])[unit.start : unit.stop].clone() for one in wanted}

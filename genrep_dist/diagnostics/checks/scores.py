@@ -41,7 +41,7 @@ def check(context: CheckContext) -> Iterator[Finding]:
         phi = torch.from_numpy(artifact.read("phi"))
         direct = bool(direct_terms(context.plan.keys, context.plan.shape, method))
         # Of an ensemble's other networks nothing but the trained ones is stored.
-        unknown = method.is_external or method.networks > 1
+        unknown = method.is_external or method.has_other_models
         expected = phi if unknown else stored_attribution(method, context.seed, context.worker, direct=direct)
         differences[name] = float((phi - expected).abs().max() / expected.abs().max().clamp(min=torch.finfo(torch.float64).tiny))
         if differences[name] <= _FLOAT64_ROUNDING:
