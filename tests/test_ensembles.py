@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 import genrep_dist as gr
+from genrep_dist.core.dropout_masks import MaskedDropout
 from genrep_dist.core.methods import describe
-from genrep_dist.errors import ConfigError, PlanError
+from genrep_dist.errors import ConfigError, PlanError, ProblemError
 from genrep_dist.runner.run import train_originals
+from genrep_dist.seeds import derive_seed
 from genrep_dist.store import Store
 from genrep_dist.workflow.prepare import prepare
 from tests.experiments import ROOT
@@ -143,6 +145,76 @@ def test_the_strongest_of_a_mean_over_checkpoints_are_those_of_all_its_scores(tm
     whole = gr.run(over_checkpoints(), store=str(tmp_path), serial=True, search_path=[str(ROOT)])
     kept = gr.run(over_checkpoints(name="kept", attributions={"top": 5}), store=str(tmp_path), serial=True, search_path=[str(ROOT)])
     assert_strongest_are_those_of(whole, kept, ("mean", "trak-mean"))
+
+
+MASKED = {"plain": "ntk-final/target", "shared": "last-layer-final/target", "curved": "ekfac", "dual": "trak", "scored": "gradcos"}
+
+
+def over_dropout(num_classes: int, **fields: Any) -> gr.Experiment:
+    ensembles = {name: {"method": base, "over": "dropout", "size": 3} for name, base in MASKED.items()}
+    about: dict[str, Any] = {"problem": {"name": "tests.toys:Dropped", "options": {"num_classes": num_classes}}}
+    about |= {"target": {"output": num_classes - 2}, "influence": {"system": "primal", "damping": 0.1, "damping_unit": "absolute"}}
+    return declared(**{**about, "seeds": 1, "ensembles": ensembles, "methods": [*MASKED, "random"], **fields})
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_over_dropout_is_the_mean_of_plain_scores_of_subnetworks(num_classes: int, tmp_path: Path) -> None:
+    run = gr.run(over_dropout(num_classes), store=str(tmp_path), serial=True, search_path=[str(ROOT)])
+    test = {sample: row for row, sample in enumerate(run.test.ids.tolist())}
+    points = run.test.inputs[[test[sample] for sample in run.test_ids(0).tolist()]].double()
+    masks = [MaskedDropout(nn.Dropout(0.4), derive_seed(derive_seed(0, "dropout", m), "dropout mask", "2")) for m in range(3)]
+    assert len({tuple(mask(torch.ones(1, 8))[0].tolist()) for mask in masks}) == 3
+    plain, shared = [], []
+    for mask in masks:
+        model = deepcopy(run.problem(0).model).double()
+        assert isinstance(model, nn.Sequential)
+        first, last, kept = model[0], model[3], mask(torch.ones(1, 8).double())[0]
+
+        def features(inputs: Tensor, first: nn.Module = first, kept: Tensor = kept) -> Tensor:
+            return torch.tanh(first(inputs)) * kept
+
+        subnetwork = Subnetwork(first, last, kept)
+        explained = torch.stack([gradient(subnetwork, one, num_classes - 2) for one in points])
+        scores, near = [], []
+        for sample, target in zip(run.train.inputs.double(), run.train.targets, strict=True):
+            outputs = last(features(sample)).detach()
+            if num_classes == 2:
+                slope = torch.sigmoid(outputs) - target
+            else:
+                slope = torch.softmax(outputs, 0) - torch.nn.functional.one_hot(target, num_classes)
+            jacobian = torch.stack([gradient(subnetwork, sample, output) for output in range(len(outputs))])
+            scores.append(-slope @ jacobian @ explained.T)
+            near.append(-slope[num_classes - 2] * (features(points) @ features(sample) + 1))
+        plain.append(torch.stack(scores))
+        shared.append(torch.stack(near))
+    for name, found in (("plain", plain), ("shared", shared)):
+        expected = torch.stack(found).mean(dim=0).detach().numpy()
+        np.testing.assert_allclose(run.attributions(name, 0), expected, rtol=0, atol=1e-5 * np.abs(expected).max(), err_msg=name)
+    for name, base in MASKED.items():
+        kept, again = run.attributions(name, 0), run.explain(name, 0, test_ids=run.test_ids(0).tolist())
+        np.testing.assert_allclose(again, kept, rtol=0, atol=1e-6 * np.abs(kept).max())
+        whole = run.explain(base, 0, test_ids=run.test_ids(0).tolist()) if num_classes == 2 else None
+        assert whole is None or np.abs(whole - kept).max() > 1e-3 * np.abs(kept).max()
+    assert set(run.summary()["method"]) == {*MASKED, "random"}
+    (train,) = [stage for stage in run.plan.stages if stage.name == "train"]
+    assert (train.units, run.plan.needs.features, run.plan.needs.derived) == (1, (), ())
+
+
+class Subnetwork(nn.Module):
+    """A hidden layer of which some units are off."""
+
+    def __init__(self, first: nn.Module, last: nn.Module, kept: Tensor) -> None:
+        super().__init__()
+        self.first, self.last, self.kept = first, last, kept
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        result: Tensor = self.last(torch.tanh(self.first(inputs)) * self.kept)
+        return result
+
+
+def test_a_model_without_dropout_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ProblemError, match="needs a model with dropout layers, and this one has none"):
+        prepare(over_dropout(2, problem={"name": "tests.toys:Blobs"}), Store(str(tmp_path)), [str(ROOT)])
 
 
 def assert_strongest_are_those_of(whole: gr.Run, kept: gr.Run, methods: Sequence[str], tolerance: float = 0.0) -> None:

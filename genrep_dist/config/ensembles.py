@@ -17,13 +17,16 @@ class EnsembleSection(Section):
     method: str = Field(
         description="The method whose scores are averaged: not random, external, or with the importances surrogate or descent."
     )
-    over: Literal["seeds", "checkpoints"] = Field(
+    over: Literal["seeds", "checkpoints", "dropout"] = Field(
         "seeds",
         description="seeds: the explained network and others of further seeds, which are not reported. Each seed has its own others. "
         "checkpoints: the explained network after different numbers of epochs, evenly spread, the final parameters included. "
-        "The method is a kernel at `final`, and the kernel is defined at other checkpoints too.",
+        "The method is a kernel at `final`, and the kernel is defined at other checkpoints too. "
+        "dropout: random subnetworks of the explained network, each by one mask of its dropout layers for all samples.",
     )
-    size: int = Field(10, ge=2, le=1000, description="Models, the explained one included. Of checkpoints at most the number of epochs.")
+    size: int = Field(
+        10, ge=2, le=1000, description="Models, the explained one included but for dropout; checkpoints at most as many as epochs."
+    )
 
 
 def defined_at_checkpoints(method: Method) -> bool:

@@ -173,13 +173,13 @@ class Keys:
 
     def ensemble_seeds(self, seed: int, method: Method) -> list[int]:
         """Seeds of the other networks of an ensemble, drawn for the explained ``seed``; none for a method of one network."""
-        others = method.networks if method.has_other_models else 1
+        others = method.networks if method.has_other_models and not method.averages_masks else 1
         return [derive_seed(seed, "ensemble", index) for index in range(1, others)]
 
     def unreported_seeds(self) -> list[int]:
         """Seeds of all networks that belong to ensembles alone."""
         methods = self.experiment.parsed_methods
-        largest = max(methods, key=lambda method: method.networks if method.has_other_models else 1)
+        largest = max(methods, key=lambda method: len(self.ensemble_seeds(0, method)))
         return [other for seed in self.experiment.seeds for other in self.ensemble_seeds(seed, largest)]
 
     def train(self, seed: int) -> str:
@@ -225,7 +225,9 @@ class Keys:
             parts.append(self.external[method.name][seed])
         if method.averages_checkpoints:
             parts.append({"mean": method.networks})
-        if method.has_other_models:
+        elif method.averages_masks:
+            parts.append({"masks": method.networks})
+        elif method.networks > 1:
             parts.append([self.model(other) for other in self.ensemble_seeds(seed, method)])
         epochs, groups = self.method_epochs(method), self.test_groups(seed)
         parts += [] if groups is None else [groups]

@@ -44,12 +44,17 @@ class Method:
     networks: int = 1
     """How many models its scores are the mean of: the explained one and, for an ensemble, others."""
     over: str = "seeds"
-    """What the models of an ensemble differ in: "seeds" or "checkpoints" of one network."""
+    """What the models of an ensemble differ in: "seeds", "checkpoints" of one network, or "dropout", masks of one network."""
 
     @property
     def has_other_models(self) -> bool:
         """Whether scores are computed of other models than the explained network and its checkpoints."""
         return self.networks > 1 and self.over != "checkpoints"
+
+    @property
+    def averages_masks(self) -> bool:
+        """Whether scores are the mean over dropout masks, so that those of the network as a whole are not among them."""
+        return self.networks > 1 and self.over == "dropout"
 
     @property
     def averages_checkpoints(self) -> bool:
@@ -242,7 +247,8 @@ def describe(method: Method) -> Description:
             formula = f"mean over {method.networks} checkpoints of {one.formula.replace('theta_final', 'theta_t')}"
             return replace(one, formula=formula, source=f"{one.source}; ensemble", cost="one pass per checkpoint")
         one = describe(replace(method, networks=1))
-        return replace(one, formula=f"mean over {method.networks} networks of {one.formula}", source=f"{one.source}; ensemble")
+        models = "dropout masks" if method.averages_masks else "networks"
+        return replace(one, formula=f"mean over {method.networks} {models} of {one.formula}", source=f"{one.source}; ensemble")
     scorer = method.scorer_class
     if scorer is not None:
         return Description(method.name, scorer.formula, scorer.source, scorer.needs, "none" if scorer.base is None else "one pass")

@@ -282,9 +282,11 @@ def stored_attribution(method: Method, seed: int, context: WorkerContext, *, dir
     kernels = stored_kernel(context, seed, method)
     products = _stored_terms(context, seed, method) if direct else kernel_products(method, seed, context, kernels)
     points = context.test_points(seed)
-    phi = attribution(method, seed, context, points, products)
-    if members is not None:
-        phi = ensemble_mean(method, phi, seed, context, points, members)
+
+    def own() -> Tensor:
+        return attribution(method, seed, context, points, products)
+
+    phi = own() if members is None else ensemble_mean(method, own, seed, context, points, members)
     return group_means(phi, context.keys.test_groups(seed))
 
 

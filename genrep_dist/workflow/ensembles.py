@@ -1,12 +1,14 @@
-"""Scores of ensembles: the mean of those of the explained network and of others, for the test points of the explained one.
+"""Scores of ensembles: the mean of those of several models, for the test points of the explained network.
 
-The others were trained on the same data from other initial parameters and in another order. They explain what the explained network's
-points are explained for: the class that it predicts. Of them only the trained networks are stored.
+Over seeds: the explained network and others, which were trained on the same data from other initial parameters and in another order. Over
+dropout: subnetworks of the explained one. They explain what its points are explained for: the class that the explained network predicts. Of
+other networks only what training keeps is stored, of subnetworks nothing. Means over checkpoints are terms of a method, as
+:meth:`~genrep_dist.config.keys.Keys.terms` says, and not computed here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,9 @@ from genrep_dist.workflow.gradients import features_seconds
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from genrep_dist.config import Experiment
     from genrep_dist.config.keys import Term
+    from genrep_dist.problems.protocol import Problem
     from genrep_dist.workflow.context import TestPoints, WorkerContext
 
 
@@ -45,16 +49,38 @@ def member_work(plan: Plan, method: Method) -> MemberWork | None:
     return MemberWork(block, plan.dense_rows, plan.product_rows, bool(direct_terms(plan.keys, plan.shape, method)))
 
 
-def ensemble_mean(method: Method, own: Tensor, seed: int, context: WorkerContext, points: TestPoints, work: MemberWork) -> Tensor:
-    """The mean (N, M) float64 of the ``own`` scores of the network of ``seed`` and of those of the others for the same ``points``."""
-    total = own
-    for other in context.keys.ensemble_seeds(seed, method):
-        total = total + member_scores(method, other, context, points, work)
+def ensemble_mean(
+    method: Method, own: Callable[[], Tensor], seed: int, context: WorkerContext, points: TestPoints, work: MemberWork
+) -> Tensor:
+    """The mean (N, M) float64 of the scores of all models for ``points``; ``own()`` computes those of the network of ``seed``."""
+    found = (member_scores(method, other, one, points, work) for other, one, points in other_models(method, seed, context, points))
+    total = next(found) if method.averages_masks else own()
+    for scores in found:
+        total = total + scores
     return total / method.networks
 
 
+def other_models(method: Method, seed: int, context: WorkerContext, points: TestPoints) -> Iterator[tuple[int, WorkerContext, TestPoints]]:
+    """The seed of each other model of an ensemble, with what it is computed from; a target's derivatives are each model's own."""
+    if method.averages_masks:
+        return ((seed, context.with_dropout_mask(mask), replace(points, derivatives={})) for mask in range(method.networks))
+    return ((other, context, points) for other in context.keys.ensemble_seeds(seed, method))
+
+
+def check_ensembles(experiment: Experiment, problem: Problem, inputs: Tensor) -> None:
+    """Raise ProblemError for an ensemble over dropout of a model that has none, tried on a few ``inputs`` (B, ...)."""
+    if not any(method.averages_masks for method in experiment.parsed_methods):
+        return
+    from genrep_dist.core.dropout_masks import mask_dropout, no_dropout
+    from genrep_dist.problems.checks import build_model, has_module
+
+    if not has_module(problem):
+        raise no_dropout()
+    mask_dropout(build_model(problem).eval(), 0, inputs[:2])
+
+
 def member_scores(method: Method, other: int, context: WorkerContext, points: TestPoints, work: MemberWork) -> Tensor:
-    """Phi (N, M) float64 of the network of the seed ``other``, from its checkpoints and outputs."""
+    """Phi (N, M) float64 of the network of the seed ``other``, or of its subnetwork in ``context``, from its checkpoints and outputs."""
     import torch
 
     from genrep_dist.workflow.attributions import attribution, kernel_products
@@ -109,7 +135,7 @@ def ensemble_bytes(plan: Plan) -> int:
         if computed != method.kernel:
             base = gram_base(_derived(plan, method))
             block += peak_bytes(plan, method.kernel) + (0 if base is None else FLOAT_BYTES * plan.shape.gram_rows(base) ** 2)
-        needed = max(needed, block)
+        needed = max(needed, block + (plan.prediction_bytes if method.averages_masks else 0))
     return needed
 
 
@@ -123,7 +149,7 @@ def ensemble_seconds(plan: Plan, rates: Rates) -> float:
         if method.has_kernel and computed != method.kernel:
             work = derived_work_seconds(plan, method.kernel, rates) * len(plan.experiment.seeds)
             each = work + (each if gram_base(_derived(plan, method)) is not None else 0.0)
-        total += (method.networks - 1) * each
+        total += (method.networks if method.averages_masks else method.networks - 1) * each
     return total
 
 

@@ -50,8 +50,8 @@ def explain(plan: Plan, context: WorkerContext, method: Method, seed: int, point
     """
     work = member_work(plan, method)
     if work is not None:
-        own = explain(plan, context, replace(method, networks=1), seed, points)
-        return ensemble_mean(method, own, seed, context, points, work)
+        one = replace(method, networks=1)
+        return ensemble_mean(method, lambda: explain(plan, context, one, seed, points), seed, context, points, work)
     at_once = _points_at_once(plan, method)
     if len(points) > at_once:
         parts = (slice(at, at + at_once) for at in range(0, len(points), at_once))

@@ -35,6 +35,7 @@ from genrep_dist.units import StageName
 from genrep_dist.workflow.attributions import write_attribution, write_strongest
 from genrep_dist.workflow.context import Job, declared_epochs, function_identities, label_loss, load_kernels, worker_keys
 from genrep_dist.workflow.data import publish_data
+from genrep_dist.workflow.ensembles import check_ensembles
 from genrep_dist.workflow.extensions import extension_identities
 from genrep_dist.workflow.function_rehearsal import Provided, check_provided, rehearse_function
 from genrep_dist.workflow.measure import kernels_in_use, measure, prediction_shape
@@ -123,6 +124,7 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     keys = replace(keys, external=_digests(external))
     plan = make_plan(keys, shape)
     check_scorers(plan, loss, train)
+    check_ensembles(experiment, problem, train.inputs[:2])
     check_rebatching(plan, recipe)
     check_relabelling(experiment, train, shape.num_outputs)
     check_batches(plan, recipe, one_row_fault)
