@@ -314,9 +314,11 @@ def direct_terms(keys: Keys, shape: Shape, method: Method) -> list[TermAt]:
 def is_streamed(keys: Keys, method: Method) -> bool:
     """Whether a method's strongest scores are taken from blocks of training rows, and K(train, test) is not stored.
 
-    A derived kernel is computed as a whole; scorers and random scores have none.
+    A derived kernel is computed as a whole; scorers and random scores have none; a subnetwork's outputs are those of all samples.
     """
-    return keys.experiment.attributions.top is not None and method.has_kernel and derived_kernel(keys, method.kernel) is None
+    if keys.experiment.attributions.top is None or not method.has_kernel or method.averages_masks:
+        return False
+    return derived_kernel(keys, method.kernel) is None
 
 
 def reads_gram(keys: Keys, shape: Shape, importance: str, kernel: str) -> bool:

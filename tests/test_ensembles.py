@@ -228,6 +228,32 @@ def assert_strongest_are_those_of(whole: gr.Run, kept: gr.Run, methods: Sequence
         np.testing.assert_allclose(scores, ranked, rtol=0, atol=tolerance * np.abs(phi).max(), err_msg=f"{method} {sign}")
 
 
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_the_strongest_of_means_over_networks_are_those_of_all_scores(num_classes: int, tmp_path: Path) -> None:
+    """Bit for bit in the same blocks; with another budget, of some points at a time and in several spans, to rounding."""
+    problem = {"name": "tests.toys:Dropped", "options": {"num_classes": num_classes}}
+    ensembles = {name: {"method": base, "size": 3} for name, base in BASES.items()}
+    ensembles |= {
+        "smaller": {"method": "ntk-final/target", "size": 2},
+        "masked": {"method": "ntk-final/target", "over": "dropout", "size": 2},
+    }
+    fields: dict[str, Any] = {"seeds": 1, "problem": problem, "target": {"output": num_classes - 2}, "ensembles": ensembles}
+    fields |= {"methods": [*ensembles, "ntk-final/target", "random"], "influence": {"system": "primal"}}
+    store = {"store": str(tmp_path), "serial": True, "search_path": [str(ROOT)]}
+    whole = gr.run(declared(**fields), **store)
+    kept = gr.run(declared(**fields, name="kept", attributions={"top": 5}), **store)
+    assert_strongest_are_those_of(whole, kept, [*ensembles, "ntk-final/target"])
+    narrow = {"name": "narrow", "attributions": {"top": 4}, "resources": {"memory_budget": "24KiB"}}
+    small = gr.run(declared(**fields, **narrow), **store)
+    assert_strongest_are_those_of(whole, small, [name for name in ensembles if name != "curved"], tolerance=1e-5)
+    points = whole.test_ids(0).tolist()
+    for name in ("summed", "curved"):
+        ids, scores = kept.explain(name, 0, test_ids=points, top=5)["negative"]
+        expected = kept.strongest(name, 0)
+        np.testing.assert_array_equal(ids, expected[0])
+        np.testing.assert_allclose(scores, expected[1], rtol=1e-6)
+
+
 def test_more_checkpoints_than_epochs_are_refused(tmp_path: Path) -> None:
     ensembles = {"mean": {"method": "ntk-final/target", "over": "checkpoints", "size": 5}}
     with pytest.raises(PlanError, match=r"more models than epochs\n  where: ensembles.mean.size\n  expected: at most 4"):

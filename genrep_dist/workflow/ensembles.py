@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from genrep_dist.core.kernels.base import DerivedKernel
 from genrep_dist.core.methods import Method
-from genrep_dist.plan import FLOAT_BYTES, Plan, derived_kernel, direct_terms, gram_base
+from genrep_dist.plan import FLOAT_BYTES, Plan, derived_kernel, direct_terms, gram_base, is_streamed
 from genrep_dist.workflow.base import Rates
 from genrep_dist.workflow.blocks import block_bytes
 from genrep_dist.workflow.derived import derived_work_seconds, peak_bytes
@@ -127,7 +127,7 @@ def member_scores(method: Method, other: int, context: WorkerContext, points: Te
 
 
 def ensemble_bytes(plan: Plan) -> int:
-    """Memory of the scores of another network: a block of its kernel, and a derived kernel with the gram that it may be made of."""
+    """Memory of the scores of another model: a block of its kernel, and a derived kernel with the gram that it may be made of."""
     needed = 0
     for method in _ensembles(plan):
         computed = _computed(plan, method)
@@ -166,4 +166,5 @@ def _derived(plan: Plan, method: Method) -> DerivedKernel:
 
 
 def _ensembles(plan: Plan) -> Iterator[Method]:
-    return (method for method in plan.experiment.parsed_methods if method.has_other_models)
+    """Those whose scores the stage attributions computes: of others the strongest are taken from spans."""
+    return (m for m in plan.experiment.parsed_methods if m.has_other_models and not is_streamed(plan.keys, m))
