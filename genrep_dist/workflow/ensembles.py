@@ -17,7 +17,7 @@ from genrep_dist.core.methods import Method
 from genrep_dist.plan import FLOAT_BYTES, Plan, derived_kernel, direct_terms, gram_base, is_streamed
 from genrep_dist.workflow.base import Rates
 from genrep_dist.workflow.blocks import block_bytes
-from genrep_dist.workflow.derived import derived_work_seconds, peak_bytes
+from genrep_dist.workflow.derived import derived_work_seconds, peak_bytes, whole_kernel_bytes
 from genrep_dist.workflow.gradients import features_seconds
 
 if TYPE_CHECKING:
@@ -134,7 +134,11 @@ def ensemble_bytes(plan: Plan) -> int:
         block = block_bytes(plan, computed) if computed in plan.block_rows else 0
         if computed != method.kernel:
             base = gram_base(_derived(plan, method))
-            block += peak_bytes(plan, method.kernel) + (0 if base is None else FLOAT_BYTES * plan.shape.gram_rows(base) ** 2)
+            block += (
+                peak_bytes(plan, method.kernel)
+                + whole_kernel_bytes(plan, method.kernel)
+                + (0 if base is None else FLOAT_BYTES * plan.shape.gram_rows(base) ** 2)
+            )
         needed = max(needed, block + (plan.prediction_bytes if method.averages_masks else 0))
     return needed
 
