@@ -239,7 +239,7 @@ def test_the_strongest_of_means_over_networks_are_those_of_all_scores(num_classe
     }
     fields: dict[str, Any] = {"seeds": 1, "problem": problem, "target": {"output": num_classes - 2}, "ensembles": ensembles}
     fields |= {"methods": [*ensembles, "ntk-final/target", "random"], "influence": {"system": "primal"}}
-    store = {"store": str(tmp_path), "serial": True, "search_path": [str(ROOT)]}
+    store: dict[str, Any] = {"store": str(tmp_path), "serial": True, "search_path": [str(ROOT)]}
     whole = gr.run(declared(**fields), **store)
     kept = gr.run(declared(**fields, name="kept", attributions={"top": 5}), **store)
     assert_strongest_are_those_of(whole, kept, [*ensembles, "ntk-final/target"])
