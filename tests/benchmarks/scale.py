@@ -6,12 +6,12 @@ than once, and never all held. Each case is a process of its own, on one thread 
 the libraries and the training of the original model. The exponent is the slope of log processor seconds against log rows by least squares.
 Goal: 2 GiB at 100,000 rows.
 
-Whole runs: 100 test points of a network of 577 parameters are explained by three methods and random scores with `attributions: {top: 100}`,
-from the data to the published results, by Ray with one worker. "driver" is the process that calls `genrep_dist.run`, "worker" the
-largest worker process of Ray. Both are private memory (USS), sampled four times a second; pages of the shared file of samples that one process
-alone has read are among them. "without files" is anonymous memory, which is what the process itself has made, from the first unit of work on:
-when the driver has loaded and published the data. "all" is the largest sum over driver and workers in which a shared page counts once (PSS), in
-the same time. Goal: what grows with the rows is stated, and nothing else.
+Whole runs: 100 test points of a network of 577 parameters are explained by three methods and random scores with `attributions: {top:
+100}`, from the data to the published results, by Ray with one worker. "driver" is the process that calls `genrep_dist.run`, "worker" the
+largest worker process of Ray. Both are private memory (USS), sampled four times a second; pages of the shared file of samples that one
+process alone has read are among them. "without files" is anonymous memory, which is what the process itself has made, from the first unit
+of work on: when the driver has loaded and published the data. "all" is the largest sum over driver and workers in which a shared page
+counts once (PSS), in the same time. Goal: what grows with the rows is stated, and nothing else.
 """
 
 from __future__ import annotations
