@@ -270,6 +270,8 @@ def strongest_bytes(plan: Plan, kernel: str) -> int:
     methods, points = streamed_methods(plan)[kernel], plan.experiment.num_test_points
     rows = max(stop - start for start, stop in row_spans(plan, kernel))
     products = sum(len(plan.keys.terms(method)) for method in methods)
+    # Sums over networks, beside the products of one.
+    products += len(methods) if any(method.has_other_models for method in methods) else 0
     kept = HELD_COPIES * (rows + plan.top) + len(methods) * 4 * plan.top
     read = 2 * plan.shape.num_train * plan.shape.num_outputs
     return block_bytes(plan, kernel) + NUMBER_BYTES * (points * (rows * (products + 1) + kept) + read)
