@@ -130,10 +130,11 @@ class Needs:
         experiment = keys.experiment
         found = {name: derived_kernel(keys, name, shape) for name in kernel_names(experiment)}
         derived_kernels = {name: kernel for name, kernel in found.items() if kernel is not None}
-        methods = [(method, epoch) for method in experiment.parsed_methods for epoch in keys.method_epochs(method)]
+        # Of subnetworks nothing is stored.
+        methods = [(m, epoch) for m in experiment.parsed_methods if not m.averages_masks for epoch in keys.method_epochs(m)]
         pairs = {(method.kernel, epoch) for method, epoch in methods}
         streamed = {method for method in experiment.parsed_methods if is_streamed(keys, method)}
-        terms = {m: [] if m in streamed else direct_terms(keys, shape, m) for m in experiment.parsed_methods}
+        terms = {m: [] if m in streamed or m.averages_masks else direct_terms(keys, shape, m) for m in experiment.parsed_methods}
         read = {(method.kernel, epoch) for method, epoch in methods if not terms[method] and method not in streamed}
         derived = {pair for pair in pairs if pair[0] in derived_kernels}
         bases = {(base, epoch) for name, epoch in derived if (base := gram_base(derived_kernels[name])) is not None}
@@ -313,9 +314,11 @@ def direct_terms(keys: Keys, shape: Shape, method: Method) -> list[TermAt]:
 def is_streamed(keys: Keys, method: Method) -> bool:
     """Whether a method's strongest scores are taken from blocks of training rows, and K(train, test) is not stored.
 
-    A derived kernel is computed as a whole; scorers and random scores have none.
+    A derived kernel is computed as a whole; scorers and random scores have none; a subnetwork's outputs are those of all samples.
     """
-    return keys.experiment.attributions.top is not None and method.has_kernel and derived_kernel(keys, method.kernel) is None
+    if keys.experiment.attributions.top is None or not method.has_kernel or method.averages_masks:
+        return False
+    return derived_kernel(keys, method.kernel) is None
 
 
 def reads_gram(keys: Keys, shape: Shape, importance: str, kernel: str) -> bool:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import genrep_dist as gr
+from genrep_dist.config.ekfac import EkfacSection
 from genrep_dist.config.keys import Keys
-from genrep_dist.core.kernels.base import KernelSizes
+from genrep_dist.config.sections import InfluenceSection
+from genrep_dist.core.kernels import KERNELS
+from genrep_dist.core.kernels.base import DerivedKernel, KernelSizes
 from genrep_dist.errors import PlanError
 from genrep_dist.plan import Plan, Shape
 from genrep_dist.store import Store
+from genrep_dist.workflow import kernel_sizes
 from genrep_dist.workflow.base import Rates
 from genrep_dist.workflow.estimates import estimate_stages
 from genrep_dist.workflow.planning import make_plan
@@ -153,3 +158,52 @@ def test_a_true_hessian_of_ten_outputs_fits_the_budget(tmp_path: Any, budget: st
     # Where whole Jacobians fit, both are one number.
     fitting = make_plan(plan.keys, replace(shape, num_parameters=1000))
     assert fitting.dense_rows == fitting.product_rows == 512
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_derived_kernels_are_the_same_bytes_however_their_rows_are_divided(
+    num_classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = ["influence-function", "trak", "ekfac", "datainf", "relatif", "random"]
+    fields: dict[str, Any] = {
+        "name": "divided",
+        "problem": {"name": "tests.toys:Blobs", "options": {"num_classes": num_classes}},
+        "seeds": 1,
+        "test_points": 3,
+        "target": {"output": num_classes - 2},
+        "methods": methods,
+        "influence": {"system": "primal"},
+        "deletion": {"counts": [0, 2]},
+        "attributions": {"top": 6},
+    }
+    runs = []
+    for numbers in (kernel_sizes.CHUNK_NUMEL, 7 * 3 * (1 if num_classes == 2 else 3)):
+        monkeypatch.setattr(kernel_sizes, "CHUNK_NUMEL", numbers)
+        store = str(tmp_path / str(numbers))
+        runs.append(gr.run(gr.Experiment.model_validate(fields), store=store, serial=True, search_path=[str(ROOT)]))
+    whole, divided = runs
+    keys = divided.plan.keys
+    for name in methods[:-1]:
+        kernel = divided.plan.experiment.method(name).kernel
+        readers = [one.store.artifact("kernel", keys.kernel(0, kernel, 4)).reader("kernel") for one in runs]
+        assert [one.chunks[0] for one in readers] == [40, 7]
+        np.testing.assert_array_equal(readers[0].read(), readers[1].read())
+        for found, expected in zip(divided.strongest(name, 0), whole.strongest(name, 0), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_the_memory_of_derived_kernels_does_not_grow_with_their_rows() -> None:
+    """But for outputs and second derivatives of the loss, K of the dual system, and norms of DataInf."""
+    sizes = KernelSizes(gram_rows=1, held=50, factored=True, dimension=50, modules=2)
+    sections = {"influence": InfluenceSection.model_validate({"system": "primal"}), "ekfac": EkfacSection.model_validate({})}
+    made = {
+        name: KERNELS.get(name)(**{field: sections.get(field) for field in KERNELS.get(name).settings})
+        for name in ("influence", "trak", "relatif", "ekfac", "datainf")
+    }
+    for name, kernel in made.items():
+        assert isinstance(kernel, DerivedKernel)
+        few, many = (
+            kernel.at_base(sizes).at_sizes(rows, 1, 50).peak_bytes(rows, 1, 50, 1000, 10**6, diagonal=False) for rows in (10**5, 10**6)
+        )
+        assert kernel.at_sizes(10**5, 1, 50).is_blockwise
+        assert (many - few) / 9e5 <= 8 * 8, name

@@ -125,7 +125,6 @@ def test_groups_and_other_blocks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"ensembles": {"two": {"method": METHODS[0], "size": 2}}, "methods": ["two"], "deletion": {"counts": [0, 1]}}, "two"),
         ({"lds": {"subsets": 8}, "loo": {"samples": 4}}, r"lds, loo need the scores of all[\s\S]*attributions.top: 9"),
         ({"relabel": {"samples": 4}}, "relabel needs the scores of all"),
         ({"deletion": {"counts": [0, 10]}}, r"at least 10, the samples of the largest removal[\s\S]*got: 9"),

@@ -50,6 +50,14 @@ class Blobs:
         return Dataset(inputs, targets, first_id + 3 * torch.arange(rows).flip(0))
 
 
+class Dropped(Blobs):
+    """A network with a dropout layer."""
+
+    def model(self) -> nn.Module:
+        outputs = 1 if self.num_classes == 2 else self.num_classes
+        return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Dropout(0.4), nn.Linear(8, outputs))
+
+
 class Linear(Blobs):
     """A model that is linear in its parameters: the tracking identity holds exactly."""
 

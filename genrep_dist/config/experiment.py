@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import yaml
@@ -14,7 +13,7 @@ from genrep_dist.config.attributions import AttributionsSection
 from genrep_dist.config.damping import with_default_damping
 from genrep_dist.config.digests import non_default_fields
 from genrep_dist.config.ekfac import EkfacSection
-from genrep_dist.config.ensembles import EnsembleSection
+from genrep_dist.config.ensembles import EnsembleSection, defined_at_checkpoints
 from genrep_dist.config.features import FeaturesSection
 from genrep_dist.config.field_errors import Location, describe_errors
 from genrep_dist.config.metrics import METRICS, complete_settings, measured_numbers
@@ -130,7 +129,7 @@ class Experiment(Section, metaclass=_RaisesConfigError):
         default_factory=dict, description="Scores from other tools, by the name that `methods` uses for them."
     )
     ensembles: dict[EnsembleName, EnsembleSection] = Field(
-        default_factory=dict, description="Means of a method's scores over several networks, by the name that `methods` uses for them."
+        default_factory=dict, description="Means of a method's scores over several models, by the name that `methods` uses for them."
     )
     methods: tuple[str, ...] = Field(min_length=1, description="Attribution methods. `genrep methods` lists them.")
     baseline: str | None = Field(None, description="A method that all others are compared with, in addition to `random`.")
@@ -207,6 +206,11 @@ class Experiment(Section, metaclass=_RaisesConfigError):
                 raise ValueError(f"{name}: a known method, but {error.what} ({error.remedy})") from error
             if method.is_random or method.is_external or method.needs_gram:
                 raise ValueError(f"{name}: a method that is computed of one trained network, by no solved importance, not {section.method}")
+            if section.over == "checkpoints" and not defined_at_checkpoints(method):
+                raise ValueError(
+                    f"{name}: over checkpoints, a method at the final one of a kernel that is defined at others too, such as "
+                    f"ntk-final/target, not {section.method}"
+                )
         return value
 
     @field_validator("methods")
@@ -301,7 +305,7 @@ class Experiment(Section, metaclass=_RaisesConfigError):
         """The method of that name. Knows the user's own kernels, external scores and ensembles."""
         ensemble = self.ensembles.get(name)
         if ensemble is not None:
-            return replace(self.method(ensemble.method), name=name, networks=ensemble.size)
+            return self.method(ensemble.method).averaged(name, ensemble.over, ensemble.size)
         return parse_method(name, self.kernels, self.external)
 
     @property

@@ -54,12 +54,13 @@ def sample_test_positions(seed: int, num_test: int, count: int) -> list[int]:
 class Term:
     """One product of an attribution: ``importance_epoch`` is the model whose importance is taken, ``kernel_epoch`` the kernel's.
 
-    ``weighted``: the product counts with the learning rate at ``kernel_epoch``.
+    ``weighted``: the product counts with the learning rate at ``kernel_epoch``. ``share``: it counts with this number besides.
     """
 
     kernel_epoch: int
     importance_epoch: int
     weighted: bool
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -136,14 +137,21 @@ class Keys:
             return sorted({round(i * self.epochs / max(declared - 1, 1)) for i in range(declared)} if declared > 1 else {self.epochs})
         return sorted(set(declared))
 
+    def averaged_epochs(self, size: int) -> list[int]:
+        """Epochs of the checkpoints of an ensemble, ascending: evenly spread, the last one the final one, without the initial one."""
+        return [round(i * self.epochs / size) for i in range(1, size + 1)]
+
     def terms(self, method: Method) -> list[Term]:
         """The products of which a method's scores are the sum; none for scores without a kernel.
 
         Importances that are functions of the outputs are taken at the final model, which is explained, whatever the kernel's checkpoint;
-        in a sum over checkpoints each has its own.
+        in a sum or mean over checkpoints each has its own.
         """
         if not method.has_kernel:
             return []
+        if method.averages_checkpoints:
+            share = 1 / method.networks
+            return [Term(epoch, epoch, weighted=False, share=share) for epoch in self.averaged_epochs(method.networks)]
         if method.sums_checkpoints:
             return [Term(epoch, epoch, weighted=True) for epoch in self.tracincp_epochs()]
         epoch = checkpoint_epoch(method.checkpoint, self.epochs)
@@ -165,12 +173,13 @@ class Keys:
 
     def ensemble_seeds(self, seed: int, method: Method) -> list[int]:
         """Seeds of the other networks of an ensemble, drawn for the explained ``seed``; none for a method of one network."""
-        return [derive_seed(seed, "ensemble", index) for index in range(1, method.networks)]
+        others = method.networks if method.has_other_models and not method.averages_masks else 1
+        return [derive_seed(seed, "ensemble", index) for index in range(1, others)]
 
     def unreported_seeds(self) -> list[int]:
         """Seeds of all networks that belong to ensembles alone."""
         methods = self.experiment.parsed_methods
-        largest = max(methods, key=lambda method: method.networks)
+        largest = max(methods, key=lambda method: len(self.ensemble_seeds(0, method)))
         return [other for seed in self.experiment.seeds for other in self.ensemble_seeds(seed, largest)]
 
     def train(self, seed: int) -> str:
@@ -214,7 +223,11 @@ class Keys:
         parts: list[Any] = [self.model(seed), self.test_positions(seed), method.importance, method.sums_checkpoints]
         if method.is_external:
             parts.append(self.external[method.name][seed])
-        if method.networks > 1:
+        if method.averages_checkpoints:
+            parts.append({"mean": method.networks})
+        elif method.averages_masks:
+            parts.append({"masks": method.networks})
+        elif method.networks > 1:
             parts.append([self.model(other) for other in self.ensemble_seeds(seed, method)])
         epochs, groups = self.method_epochs(method), self.test_groups(seed)
         parts += [] if groups is None else [groups]

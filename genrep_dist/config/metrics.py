@@ -145,15 +145,6 @@ def check_top(experiment: Experiment, num_train: int) -> None:
             got=f"attributions.top: {top}",
             remedy="remove attributions.top, or measure this in an experiment of its own: both use the same models of one store",
         )
-    averaged = [method.name for method in experiment.parsed_methods if method.networks > 1]
-    if averaged:
-        raise PlanError(
-            "the mean over an ensemble needs all scores of each network, and only the strongest are kept",
-            where="attributions.top",
-            expected=f"no attributions.top with {', '.join(averaged)}",
-            got=f"attributions.top: {top}",
-            remedy="remove attributions.top, or the ensembles from methods",
-        )
     largest = largest_removal(experiment, num_train)
     if largest > top:
         raise PlanError(

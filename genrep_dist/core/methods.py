@@ -42,7 +42,24 @@ class Method:
     checkpoint: str
     importance: str
     networks: int = 1
-    """How many networks its scores are the mean of: the explained one and, for an ensemble, others."""
+    """How many models its scores are the mean of: the explained one and, for an ensemble, others."""
+    over: str = "seeds"
+    """What the models of an ensemble differ in: "seeds", "checkpoints" of one network, or "dropout", masks of one network."""
+
+    @property
+    def has_other_models(self) -> bool:
+        """Whether scores are computed of other models than the explained network and its checkpoints."""
+        return self.networks > 1 and self.over != "checkpoints"
+
+    @property
+    def averages_masks(self) -> bool:
+        """Whether scores are the mean over dropout masks, so that those of the network as a whole are not among them."""
+        return self.networks > 1 and self.over == "dropout"
+
+    @property
+    def averages_checkpoints(self) -> bool:
+        """Whether scores are the mean over checkpoints of the explained network."""
+        return self.networks > 1 and self.over == "checkpoints"
 
     @property
     def has_kernel(self) -> bool:
@@ -71,7 +88,7 @@ class Method:
 
     @property
     def sums_checkpoints(self) -> bool:
-        """Whether scores are a sum over checkpoints, each with its own learning rate, importance and kernel (TracInCP)."""
+        """Whether scores are a sum over checkpoints, each with its own importance and kernel: TracInCP, and means over checkpoints."""
         return self.checkpoint == _ALL
 
     @property
@@ -92,7 +109,12 @@ class Method:
     @property
     def follows_training(self) -> bool:
         """Whether the scores account for what plain SGD did."""
-        return self.sums_checkpoints or (self.has_kernel and self.importance_class.follows_training)
+        weighted_sum = self.sums_checkpoints and not self.averages_checkpoints
+        return weighted_sum or (self.has_kernel and self.importance_class.follows_training)
+
+    def averaged(self, name: str, over: str, size: int) -> Method:
+        """The ensemble ``name`` of this method's scores. Over checkpoints it is taken at all of them instead of one."""
+        return replace(self, name=name, networks=size, over=over, checkpoint=_ALL if over == "checkpoints" else self.checkpoint)
 
 
 @dataclass(frozen=True)
@@ -220,8 +242,13 @@ def _unsupported(name: str, kernel: str, checkpoint: str, importance: str) -> Me
 def describe(method: Method) -> Description:
     """What a method computes, where it comes from, what it needs and what it costs."""
     if method.networks > 1:
+        if method.averages_checkpoints:
+            one = describe(replace(method, networks=1, checkpoint="final"))
+            formula = f"mean over {method.networks} checkpoints of {one.formula.replace('theta_final', 'theta_t')}"
+            return replace(one, formula=formula, source=f"{one.source}; ensemble", cost="one pass per checkpoint")
         one = describe(replace(method, networks=1))
-        return replace(one, formula=f"mean over {method.networks} networks of {one.formula}", source=f"{one.source}; ensemble")
+        models = "dropout masks" if method.averages_masks else "networks"
+        return replace(one, formula=f"mean over {method.networks} {models} of {one.formula}", source=f"{one.source}; ensemble")
     scorer = method.scorer_class
     if scorer is not None:
         return Description(method.name, scorer.formula, scorer.source, scorer.needs, "none" if scorer.base is None else "one pass")

@@ -69,6 +69,8 @@ def _method_term(method: Method) -> Term:
 
 def _kernel_text(method: Method) -> str:
     when = _CHECKPOINTS.get(method.checkpoint, f"after training for {method.checkpoint[5:]} epochs")
+    if method.averages_checkpoints:
+        when = f"at {method.networks} checkpoints, averaged"
     return f"kernel {method.kernel}, taken {when}"
 
 

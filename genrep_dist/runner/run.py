@@ -37,7 +37,7 @@ from genrep_dist.store.publications import Publications
 from genrep_dist.workflow.data import forget_data
 from genrep_dist.workflow.evaluate import evaluate
 from genrep_dist.workflow.execute import worker_context
-from genrep_dist.workflow.prepare import PreparedExperiment, prepare, publish_inputs
+from genrep_dist.workflow.prepare import PreparedExperiment, prepare, publish_inputs, with_stored_data
 from genrep_dist.workflow.record import changes_text, write_record
 
 T = TypeVar("T")
@@ -107,8 +107,10 @@ def run(
             write_record(prepared, choices, int(lease.number))
 
         def compute_and_publish(heartbeat: Heartbeat) -> None:
+            nonlocal declared
             record(declared.with_experiment(experiment.with_fixed_seeds()))
             publish_inputs(declared)
+            declared = with_stored_data(declared)
             digest, tables = _ExperimentRunner(declared, counter, workers, record, force=force).run()
             workers.close()
             lease.confirm()
@@ -150,6 +152,7 @@ def train_originals(
     with _lease(opened, prepared.plan.experiment.name, counter) as lease, counter.also_checking(lease.check):
         write_record(prepared, lease=int(lease.number))
         publish_inputs(prepared)
+        prepared = with_stored_data(prepared)
         workers = Workers(experiment, serial=serial, address=address)
         try:
             _repeat_without_damage(opened, counter, lambda: StageRunner(prepared, counter, workers).train_originals())

@@ -101,6 +101,15 @@ class Artifact:
             _check_finite(values, self.paths.array(name))
         self._group.write(self._require(name, mode="r+"), name, values)
 
+    def write_rows(self, name: str, start: int, values: Array) -> None:
+        """Write rows of a declared array of one task, whole chunks from row ``start`` on. :meth:`commit` syncs them.
+
+        Raises NonFiniteError for NaN or Inf.
+        """
+        _check_finite(values, f"{self.paths.array(name)}[{start}]")
+        array = self._require(name, mode="r+")
+        self._group.write(array, name, values, slice(start, start + len(values)))
+
     def _check_chunk(self, array: zarr.Array[Any], name: str, starts: Sequence[int], values: Array) -> None:
         expected = tuple(min(chunk, size - start) for start, chunk, size in zip(starts, array.chunks, array.shape, strict=True))
         if values.shape != expected or any(start % chunk for start, chunk in zip(starts, array.chunks, strict=True)):

@@ -178,6 +178,22 @@ class DerivedKernelTests(KernelTests):
         assert float(eigenvalues[0]) >= -1e-3 * float(eigenvalues[-1])
 
     @OUTPUTS
+    def test_the_rows_that_it_writes_are_those_of_the_columns(self, num_outputs: int) -> None:
+        kernel, outputs, found = self.make_kernel(), self.outputs(NUM_TEST, num_outputs), list[Tensor]()
+        inputs = DenseInputs(self.make_model(num_outputs), self.inputs(NUM_TRAIN, 1), self.inputs(NUM_TEST, 2), outputs)
+
+        def write(start: int, block: Tensor) -> None:
+            if start == 0:
+                found.clear()
+            assert start == sum(map(len, found)), "blocks are consecutive rows"
+            found.append(block)
+
+        certificate = kernel.write_rows(inputs, write)
+        block, other = kernel.columns(inputs)
+        assert torch.equal(torch.cat(found), block)
+        assert certificate == other
+
+    @OUTPUTS
     def test_the_diagonal_is_that_of_the_columns(self, num_outputs: int) -> None:
         kernel, own = self.make_kernel(), self.outputs(NUM_TRAIN, num_outputs)
         if not kernel.has_diagonal:

@@ -124,7 +124,7 @@ class AttributionsStage(Stage[AttributionUnit]):
         if len(merged) < methods - external:
             # Scores of some points, what ranking them takes, and a block of a kernel that is computed as a whole.
             rows = min(shape.num_train, kernel_rows(plan.budget_bytes, shape.num_outputs, points))
-            held = POINT_COPIES * 8 * shape.num_train * points_at_once(plan) + scorer_bytes(plan)
+            held = POINT_COPIES * 8 * shape.num_train * points_at_once(plan) + max(scorer_bytes(plan), ensemble_bytes(plan))
             peak += max(held, shape.num_outputs * (2 * 8 * shape.num_train + rows * 4 * KERNEL_ROW_COPIES * points))
         return StagePlan(self.name, what, seeds * (methods - external), seeds * methods * kept, peak)
 
@@ -169,7 +169,8 @@ def write_attribution(artifact: Artifact, method: Method, seed: int, phi: Tensor
 def strongest_scores(unit: AttributionUnit, method: Method, context: WorkerContext) -> StrongestScores:
     """The ``unit.top`` strongest scores of each sign of a method, and the sum of all (M,).
 
-    Merged from spans of rows; of a derived kernel, which is stored, from blocks of it; else from the scores of some points at a time.
+    Merged from spans of rows; of a derived kernel, which is stored, from blocks of it; else, as of scorers and of ensembles of such kernels
+    or of subnetworks, from the scores of some points at a time.
     """
     from genrep_dist.core.strongest import StrongestScores
     from genrep_dist.workflow.targets import group_means
@@ -178,18 +179,33 @@ def strongest_scores(unit: AttributionUnit, method: Method, context: WorkerConte
     if unit.merged:
         return merged_spans(read_spans(context, seed, unit.merged, unit.method))
     ids, num_explained = context.train.ids, len(points) if groups is None else len(groups)
-    if method.has_kernel:
+    if method.has_kernel and unit.members is None:
         found = StrongestScores(num_explained, unit.top)
         for start, phi in _phi_blocks(method, seed, context):
             found.add(group_means(phi, groups), ids[start : start + len(phi)])
         return found
     parts = []
     for at in range(0, len(points), unit.points):
-        phi = attribution(method, seed, context, points.part(slice(at, at + unit.points)), _no_products)
-        scores = group_means(phi, groups)
+        scores = group_means(_part_scores(method, seed, context, slice(at, at + unit.points), unit.members), groups)
         parts.append(StrongestScores(scores.shape[1], unit.top))
         parts[-1].add(scores, ids)
     return StrongestScores.of_points(parts)
+
+
+def _part_scores(method: Method, seed: int, context: WorkerContext, part: slice, members: MemberWork | None) -> Tensor:
+    """Phi (N, m) float64 of some of the seed's test points, of a method without a kernel or of an ensemble."""
+    points = context.test_points(seed).part(part)
+    if members is None:
+        return attribution(method, seed, context, points, _no_products)
+
+    def kernel_at(epoch: int) -> Iterator[Tensor]:
+        return (block[:, :, part] for block in stored_kernel(context, seed, method)(epoch))
+
+    def own() -> Tensor:
+        products = kernel_products(method, seed, context, kernel_at) if method.has_kernel else _no_products
+        return attribution(method, seed, context, points, products)
+
+    return ensemble_mean(method, own, seed, context, points, members)
 
 
 def _phi_blocks(method: Method, seed: int, context: WorkerContext) -> Iterator[tuple[int, Tensor]]:
@@ -198,7 +214,7 @@ def _phi_blocks(method: Method, seed: int, context: WorkerContext) -> Iterator[t
 
     terms, read = context.keys.terms(method), stored_kernel(context, seed, method)
     alphas = [alpha(context, method.importance, seed, method.kernel, term.importance_epoch) for term in terms]
-    rates = [context.learning_rate(seed, term.kernel_epoch) if term.weighted else 1.0 for term in terms]
+    rates = [context.term_rate(seed, term) for term in terms]
     start = 0
     for blocks in zip(*(read(term.kernel_epoch) for term in terms), strict=True):
         stop = start + len(blocks[0])
@@ -235,9 +251,7 @@ def attribution(method: Method, seed: int, context: WorkerContext, points: TestP
 
         return scores_of(method, seed, context, points)
     # With one unweighted term this is Eq. 2 as it stands.
-    return weighted_sum(
-        (context.learning_rate(seed, term.kernel_epoch) if term.weighted else 1.0, products(term)) for term in context.keys.terms(method)
-    )
+    return weighted_sum((context.term_rate(seed, term), products(term)) for term in context.keys.terms(method))
 
 
 def kernel_products(method: Method, seed: int, context: WorkerContext, kernel_at: KernelBlocks) -> Products:
@@ -284,9 +298,11 @@ def stored_attribution(method: Method, seed: int, context: WorkerContext, *, dir
     kernels = stored_kernel(context, seed, method)
     products = _stored_terms(context, seed, method) if direct else kernel_products(method, seed, context, kernels)
     points = context.test_points(seed)
-    phi = attribution(method, seed, context, points, products)
-    if members is not None:
-        phi = ensemble_mean(method, phi, seed, context, points, members)
+
+    def own() -> Tensor:
+        return attribution(method, seed, context, points, products)
+
+    phi = own() if members is None else ensemble_mean(method, own, seed, context, points, members)
     return group_means(phi, context.keys.test_groups(seed))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import platform
 import time
@@ -16,7 +17,8 @@ from cachetools import LRUCache
 from torch import Tensor, nn
 
 from genrep_dist.config import Experiment
-from genrep_dist.config.keys import Keys
+from genrep_dist.config.keys import Keys, Term
+from genrep_dist.core.dropout_masks import mask_dropout
 from genrep_dist.core.function_targets import FunctionTarget, TargetInputs
 from genrep_dist.core.gradients.model import check_model
 from genrep_dist.core.kernels.base import DerivedKernel, FeatureKernel, Kernel
@@ -33,6 +35,7 @@ from genrep_dist.problems.functions import has_recipe, predict_function, trainin
 from genrep_dist.problems.load import load_class, load_problem, object_identity, problem_identity
 from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.registry import Registration
+from genrep_dist.seeds import derive_seed
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.training.function_trainer import FunctionTrainer, predict_with
@@ -125,6 +128,7 @@ class WorkerContext:
         self.train = self._load("train")
         self.test = self._load("test")
         self._recent: LRUCache[Hashable, Any] = LRUCache(4)
+        self._mask: int | None = None
         self.unit_began = time.perf_counter()
 
     @property
@@ -165,6 +169,12 @@ class WorkerContext:
         value: T = self._recent[key]
         return value
 
+    def with_dropout_mask(self, mask: int) -> WorkerContext:
+        """The same of subnetworks: :meth:`model` and :meth:`train_outputs` are those of mask number ``mask`` of each seed's network."""
+        masked = copy.copy(self)
+        masked._mask, masked._recent = mask, LRUCache(6)
+        return masked
+
     def kernel(self, name: str) -> Kernel:
         """The kernel of that name with the experiment's settings."""
         return self._kernels.get(name) or self.experiment.kernel(name)
@@ -185,12 +195,18 @@ class WorkerContext:
         artifact = self.train_artifact(seed)
         return float(artifact.read("rates")[artifact.read("epochs").tolist().index(epoch)])
 
+    def term_rate(self, seed: int, term: Term) -> float:
+        """The number that a product of a method's scores counts with."""
+        return term.share * (self.learning_rate(seed, term.kernel_epoch) if term.weighted else 1.0)
+
     def num_outputs(self, seed: int) -> int:
         return int(self.train_artifact(seed).reader("outputs_test").shape[1])
 
     def train_outputs(self, seed: int, epoch: int) -> Tensor:
         """Outputs (N, C) on the training set after ``epoch`` epochs, on the CPU."""
-        return stored_train_outputs(self.train_artifact(seed), epoch)
+        if self._mask is None:
+            return stored_train_outputs(self.train_artifact(seed), epoch)
+        return self.cached(("train outputs", seed, epoch), lambda: self.predict(self.model(seed, epoch), self.train.inputs).cpu())
 
     def test_points(self, seed: int) -> TestPoints:
         """The test points that the experiment explains for ``seed``."""
@@ -234,6 +250,8 @@ class WorkerContext:
         model = self.fresh_model()
         model.load_state_dict(unpack_state(self.train_artifact(seed), epoch))
         model.to(self.device).eval()
+        if self._mask is not None:
+            mask_dropout(model, derive_seed(seed, "dropout", self._mask), self.train.inputs[:2])
         check_model(model)
         return model
 

@@ -61,6 +61,8 @@ def _artifacts(plan: Plan, method: Method, seed: int) -> Iterator[tuple[str, str
     """(kind, key) of the artifacts that one method's scores are computed from, without the trained model."""
     keys = plan.keys
     yield "attribution", keys.attribution(seed, method)
+    if method.averages_masks:
+        return
     streamed = is_streamed(keys, method)
     if streamed:
         yield "strongest", keys.strongest(seed, streamed_methods(plan)[method.kernel])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from genrep_dist.config.metrics import needs_self_influence
 from genrep_dist.core.kernels.base import DerivedKernel, Work
+from genrep_dist.core.solvers.primal_sizes import block_rows
 from genrep_dist.errors import PlanError
 from genrep_dist.extension import returned
 from genrep_dist.plan import FLOAT_BYTES, Plan, StagePlan, derived_kernel
@@ -15,12 +16,15 @@ from genrep_dist.seeds import derive_seed
 from genrep_dist.units import Unit
 from genrep_dist.workflow.base import ArtifactSpec, Rates, SampleAxis, Stage
 from genrep_dist.workflow.blocks import MODELS_HELD
+from genrep_dist.workflow.kernel_sizes import chunk_rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from genrep_dist.workflow.context import TestPoints, WorkerContext
 
+BLOCK_COPIES, CHUNK_COPIES, WHOLE_COPIES = 3, 2, 3
+"""Copies of a block of K and of a chunk of it, and of K where it is computed as a whole."""
 SMALL_BYTES = 64 * 2**20
 """What takes less is never refused: the libraries' own memory varies by as much."""
 
@@ -56,20 +60,24 @@ class DerivedStage(Stage[DerivedUnit]):
         """Compute K (N, C, M) with all test points of the seed and write it with its certificate. ConvergenceError otherwise."""
         import torch
 
-        from genrep_dist.workflow.context import to_numpy
+        from genrep_dist.workflow.kernel_writer import KernelWriter
+        from genrep_dist.workflow.returned import checked_certificate
 
         kernel, points = _kernel(context, unit.kernel), context.test_points(unit.seed)
         inputs = Inputs(context, unit.seed, unit.epoch, unit.block, points, product_rows=unit.product_rows)
         # The stage diagonals makes the diagonal of a kernel that needs no gram: columns of all training samples would be one.
         own = _own_outputs(context) if kernel.has_diagonal and _sized(kernel, inputs).reads_gram else None
-        block, certificate = derived_columns(kernel, inputs, own)
-        if own is not None:
+        artifact = context.store.artifact("kernel", context.keys.kernel(unit.seed, unit.kernel, unit.epoch))
+        writer = KernelWriter(artifact, (len(inputs.targets), inputs.num_outputs, len(points)), kernel, inputs.text)
+        if own is None:
+            certificate = checked_certificate(kernel.write_rows(inputs, writer.add), "residual", kernel, "write_rows", inputs.text)
+        else:
+            block, certificate = derived_columns(kernel, inputs, own)
             # Before the kernel is committed: a kernel that is there then has its diagonal.
             samples = torch.arange(len(own))
             write_diagonal(context, unit.seed, unit.kernel, unit.epoch, block[samples, :, len(points) + samples])
-            block = block[:, :, : len(points)].contiguous()
-        artifact = context.store.artifact("kernel", context.keys.kernel(unit.seed, unit.kernel, unit.epoch))
-        artifact.write("kernel", to_numpy(block.float()), ("train", "output", "test"))
+            writer.add(0, block[:, :, : len(points)])
+        writer.finish()
         about = {"seed": unit.seed, "kernel": unit.kernel, "epoch": unit.epoch, "settings": kernel.summary()}
         artifact.commit({**about, "certificate": certificate, "seconds": context.elapsed()})
         return {"residual": float(certificate["residual"])}
@@ -210,7 +218,7 @@ def derived_work_seconds(plan: Plan, name: str, rates: Rates) -> float:
 
 
 def peak_bytes(plan: Plan, name: str) -> int:
-    """Memory of computing a derived kernel."""
+    """Memory of computing a derived kernel and writing it, by rows where that is how it is computed."""
     shape, points = plan.shape, plan.experiment.num_test_points
     dense = shape.parameter_bytes * shape.num_outputs * (3 * plan.dense_rows + points)
     diagonal = any(kernel == name for kernel, _ in plan.needs.diagonals)
@@ -223,7 +231,17 @@ def peak_bytes(plan: Plan, name: str) -> int:
         # A pass for the base's features.
         passing = plan.gradient_row_bytes * min(plan.gradient_rows, shape.num_train)
         needed += passing if shape.kernels[kernel.base].factored else plan.prediction_bytes
+    row_bytes = shape.num_outputs * points
+    # A block of rows in float64 while it is multiplied, and a chunk as it is written.
+    rows = max(plan.dense_rows, block_rows(shape.num_train, shape.num_outputs, shape.width(kernel.base))) if kernel.is_blockwise else 0
+    needed += row_bytes * (8 * BLOCK_COPIES * rows + CHUNK_COPIES * FLOAT_BYTES * chunk_rows(shape.num_train, shape.num_outputs, points))
     return needed + MODELS_HELD * shape.checkpoint_bytes
+
+
+def whole_kernel_bytes(plan: Plan, name: str) -> int:
+    """Memory of K(train, test) float64 where a kernel that can be written by rows is computed as a whole."""
+    copies = WHOLE_COPIES if _planned(plan, name).is_blockwise else 0
+    return 8 * copies * plan.shape.num_train * plan.shape.num_outputs * plan.experiment.num_test_points
 
 
 def write_diagonal(context: WorkerContext, seed: int, kernel: str, epoch: int, diagonal: Tensor) -> None:

@@ -127,6 +127,6 @@ def self_influence_of(method: Method, seed: int, context: WorkerContext) -> Tens
         key = context.keys.diagonal(seed, method.kernel, term.kernel_epoch)
         diagonal = torch.from_numpy(context.store.artifact("diagonal", key).read("diagonal"))
         importance = alpha(context, method.importance, seed, method.kernel, term.importance_epoch)
-        rate = context.learning_rate(seed, term.kernel_epoch) if term.weighted else 1.0
+        rate = context.term_rate(seed, term)
         total += rate * self_influence(importance, diagonal, direction)
     return total

@@ -1,27 +1,31 @@
-"""Scores of ensembles: the mean of those of the explained network and of others, for the test points of the explained one.
+"""Scores of ensembles: the mean of those of several models, for the test points of the explained network.
 
-The others were trained on the same data from other initial parameters and in another order. They explain what the explained network's
-points are explained for: the class that it predicts. Of them only the trained networks are stored.
+Over seeds: the explained network and others, which were trained on the same data from other initial parameters and in another order. Over
+dropout: subnetworks of the explained one. They explain what its points are explained for: the class that the explained network predicts. Of
+other networks only what training keeps is stored, of subnetworks nothing. Means over checkpoints are terms of a method, as
+:meth:`~genrep_dist.config.keys.Keys.terms` says, and not computed here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from genrep_dist.core.kernels.base import DerivedKernel
 from genrep_dist.core.methods import Method
-from genrep_dist.plan import FLOAT_BYTES, Plan, derived_kernel, direct_terms, gram_base
+from genrep_dist.plan import FLOAT_BYTES, Plan, derived_kernel, direct_terms, gram_base, is_streamed
 from genrep_dist.workflow.base import Rates
 from genrep_dist.workflow.blocks import block_bytes
-from genrep_dist.workflow.derived import derived_work_seconds, peak_bytes
+from genrep_dist.workflow.derived import derived_work_seconds, peak_bytes, whole_kernel_bytes
 from genrep_dist.workflow.gradients import features_seconds
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from genrep_dist.config import Experiment
     from genrep_dist.config.keys import Term
+    from genrep_dist.problems.protocol import Problem
     from genrep_dist.workflow.context import TestPoints, WorkerContext
 
 
@@ -39,22 +43,44 @@ class MemberWork:
 
 def member_work(plan: Plan, method: Method) -> MemberWork | None:
     """That of an ensemble's method; None for a method of one network."""
-    if method.networks == 1:
+    if not method.has_other_models:
         return None
     block = plan.block_rows.get(_computed(plan, method), plan.dense_rows)
     return MemberWork(block, plan.dense_rows, plan.product_rows, bool(direct_terms(plan.keys, plan.shape, method)))
 
 
-def ensemble_mean(method: Method, own: Tensor, seed: int, context: WorkerContext, points: TestPoints, work: MemberWork) -> Tensor:
-    """The mean (N, M) float64 of the ``own`` scores of the network of ``seed`` and of those of the others for the same ``points``."""
-    total = own
-    for other in context.keys.ensemble_seeds(seed, method):
-        total = total + member_scores(method, other, context, points, work)
+def ensemble_mean(
+    method: Method, own: Callable[[], Tensor], seed: int, context: WorkerContext, points: TestPoints, work: MemberWork
+) -> Tensor:
+    """The mean (N, M) float64 of the scores of all models for ``points``; ``own()`` computes those of the network of ``seed``."""
+    found = (member_scores(method, other, one, points, work) for other, one, points in other_models(method, seed, context, points))
+    total = next(found) if method.averages_masks else own()
+    for scores in found:
+        total = total + scores
     return total / method.networks
 
 
+def other_models(method: Method, seed: int, context: WorkerContext, points: TestPoints) -> Iterator[tuple[int, WorkerContext, TestPoints]]:
+    """The seed of each other model of an ensemble, with what it is computed from; a target's derivatives are each model's own."""
+    if method.averages_masks:
+        return ((seed, context.with_dropout_mask(mask), replace(points, derivatives={})) for mask in range(method.networks))
+    return ((other, context, points) for other in context.keys.ensemble_seeds(seed, method))
+
+
+def check_ensembles(experiment: Experiment, problem: Problem, inputs: Tensor) -> None:
+    """Raise ProblemError for an ensemble over dropout of a model that has none, tried on a few ``inputs`` (B, ...)."""
+    if not any(method.averages_masks for method in experiment.parsed_methods):
+        return
+    from genrep_dist.core.dropout_masks import mask_dropout, no_dropout
+    from genrep_dist.problems.checks import build_model, has_module
+
+    if not has_module(problem):
+        raise no_dropout()
+    mask_dropout(build_model(problem).eval(), 0, inputs[:2])
+
+
 def member_scores(method: Method, other: int, context: WorkerContext, points: TestPoints, work: MemberWork) -> Tensor:
-    """Phi (N, M) float64 of the network of the seed ``other``, from its checkpoints and outputs."""
+    """Phi (N, M) float64 of the network of the seed ``other``, or of its subnetwork in ``context``, from its checkpoints and outputs."""
     import torch
 
     from genrep_dist.workflow.attributions import attribution, kernel_products
@@ -101,15 +127,19 @@ def member_scores(method: Method, other: int, context: WorkerContext, points: Te
 
 
 def ensemble_bytes(plan: Plan) -> int:
-    """Memory of the scores of another network: a block of its kernel, and a derived kernel with the gram that it may be made of."""
+    """Memory of the scores of another model: a block of its kernel, and a derived kernel with the gram that it may be made of."""
     needed = 0
     for method in _ensembles(plan):
         computed = _computed(plan, method)
         block = block_bytes(plan, computed) if computed in plan.block_rows else 0
         if computed != method.kernel:
             base = gram_base(_derived(plan, method))
-            block += peak_bytes(plan, method.kernel) + (0 if base is None else FLOAT_BYTES * plan.shape.gram_rows(base) ** 2)
-        needed = max(needed, block)
+            block += (
+                peak_bytes(plan, method.kernel)
+                + whole_kernel_bytes(plan, method.kernel)
+                + (0 if base is None else FLOAT_BYTES * plan.shape.gram_rows(base) ** 2)
+            )
+        needed = max(needed, block + (plan.prediction_bytes if method.averages_masks else 0))
     return needed
 
 
@@ -123,7 +153,7 @@ def ensemble_seconds(plan: Plan, rates: Rates) -> float:
         if method.has_kernel and computed != method.kernel:
             work = derived_work_seconds(plan, method.kernel, rates) * len(plan.experiment.seeds)
             each = work + (each if gram_base(_derived(plan, method)) is not None else 0.0)
-        total += (method.networks - 1) * each
+        total += (method.networks if method.averages_masks else method.networks - 1) * each
     return total
 
 
@@ -140,4 +170,5 @@ def _derived(plan: Plan, method: Method) -> DerivedKernel:
 
 
 def _ensembles(plan: Plan) -> Iterator[Method]:
-    return (method for method in plan.experiment.parsed_methods if method.networks > 1)
+    """Those whose scores the stage attributions computes: of others the strongest are taken from spans."""
+    return (m for m in plan.experiment.parsed_methods if m.has_other_models and not is_streamed(plan.keys, m))

@@ -50,8 +50,8 @@ def explain(plan: Plan, context: WorkerContext, method: Method, seed: int, point
     """
     work = member_work(plan, method)
     if work is not None:
-        own = explain(plan, context, replace(method, networks=1), seed, points)
-        return ensemble_mean(method, own, seed, context, points, work)
+        one = replace(method, networks=1)
+        return ensemble_mean(method, lambda: explain(plan, context, one, seed, points), seed, context, points, work)
     at_once = _points_at_once(plan, method)
     if len(points) > at_once:
         parts = (slice(at, at + at_once) for at in range(0, len(points), at_once))
@@ -104,7 +104,7 @@ def explain_strongest(plan: Plan, context: WorkerContext, method: Method, seed: 
 
 def is_blockwise(plan: Plan, method: Method) -> bool:
     """Whether a method's scores are products with blocks of a feature or pairwise kernel of one network."""
-    return method.networks == 1 and method.has_kernel and derived_kernel(plan.keys, method.kernel) is None
+    return not method.has_other_models and method.has_kernel and derived_kernel(plan.keys, method.kernel) is None
 
 
 def _phi_spans(
@@ -115,7 +115,7 @@ def _phi_spans(
     spans, blocks = row_spans(plan, method.kernel, count, len(points)), plan.blocks(method.kernel)
     terms, direct = context.keys.terms(method), bool(direct_terms(plan.keys, plan.shape, method))
     alphas = [alpha(context, method.importance, seed, method.kernel, term.importance_epoch) for term in terms]
-    rates = [context.learning_rate(seed, term.kernel_epoch) if term.weighted else 1.0 for term in terms]
+    rates = [context.term_rate(seed, term) for term in terms]
     readers = [None if direct else _reader(plan, context, method.kernel, seed, term.kernel_epoch) for term in terms]
     with ExitStack() as stack:
         # Blocks of several checkpoints take turns, and are not read ahead.

@@ -151,6 +151,14 @@ def _refuse_impossible(keys: Keys, shape: Shape) -> None:
     for kernel in filter(None, derived):
         kernel.check_curvature(float(shape.is_loss_linear))
     for method in experiment.parsed_methods:
+        if method.averages_checkpoints and method.networks > keys.epochs:
+            raise PlanError(
+                "an ensemble over checkpoints of more models than epochs",
+                where=f"ensembles.{method.name}.size",
+                expected=f"at most {keys.epochs}, the epochs of training",
+                got=str(method.networks),
+                remedy="lower the size, or average over seeds",
+            )
         beyond = [epoch for epoch in keys.method_epochs(method) if epoch > keys.epochs]
         if beyond:
             where = "tracincp.checkpoints" if method.sums_checkpoints else f"methods: {method.name}"

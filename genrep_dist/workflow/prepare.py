@@ -34,7 +34,8 @@ from genrep_dist.training.packs.compatibility import has_narrow_products
 from genrep_dist.units import StageName
 from genrep_dist.workflow.attributions import write_attribution, write_strongest
 from genrep_dist.workflow.context import Job, declared_epochs, function_identities, label_loss, load_kernels, worker_keys
-from genrep_dist.workflow.data import publish_data
+from genrep_dist.workflow.data import SHARED_BYTES, publish_data, read_data
+from genrep_dist.workflow.ensembles import check_ensembles
 from genrep_dist.workflow.extensions import extension_identities
 from genrep_dist.workflow.function_rehearsal import Provided, check_provided, rehearse_function
 from genrep_dist.workflow.measure import kernels_in_use, measure, prediction_shape
@@ -123,6 +124,7 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
     keys = replace(keys, external=_digests(external))
     plan = make_plan(keys, shape)
     check_scorers(plan, loss, train)
+    check_ensembles(experiment, problem, train.inputs[:2])
     check_rebatching(plan, recipe)
     check_relabelling(experiment, train, shape.num_outputs)
     check_batches(plan, recipe, one_row_fault)
@@ -230,6 +232,17 @@ def publish_inputs(prepared: PreparedExperiment) -> None:
                     found = StrongestScores(phi.shape[1], prepared.plan.top)
                     found.add(phi.double(), ids)
                     write_strongest(artifact, method, seed, found, manifest)
+
+
+def with_stored_data(prepared: PreparedExperiment) -> PreparedExperiment:
+    """The same with the samples that :func:`publish_inputs` has written, so that those of the problem need not be kept in memory.
+
+    Large ones are mapped from the files that the workers of this machine share. CorruptError for damaged files.
+    """
+    if sum(part.nbytes for part in (*prepared.train, *prepared.test)) <= SHARED_BYTES:
+        return prepared
+    train, test = (read_data(prepared.store, prepared.plan.keys.data, name) for name in ("train", "test"))
+    return replace(prepared, train=train, test=test)
 
 
 def check_room(plan: Plan, store: Store, slots_for: Callable[[StageName], int], memory_bytes: int) -> None:

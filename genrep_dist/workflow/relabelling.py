@@ -36,7 +36,7 @@ def score_changes(method: Method, seed: int, context: WorkerContext, labels: Map
     total = torch.zeros(len(context.train.ids), len(points), dtype=torch.float64)
     for term in context.keys.terms(method):
         before, after = (alpha(one, method.importance, seed, method.kernel, term.importance_epoch) for one in (context, changed))
-        rate = context.learning_rate(seed, term.kernel_epoch) if term.weighted else 1.0
+        rate = context.term_rate(seed, term)
         difference = rate * (after - before)
         if not direct:
             blocks = stored_kernel(context, seed, method)(term.kernel_epoch)

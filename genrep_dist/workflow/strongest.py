@@ -6,8 +6,8 @@ strongest scores of that span; the stage attributions merges the spans of one me
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from genrep_dist.core.methods import Method
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+    from genrep_dist.config.keys import Term
     from genrep_dist.core.strongest import StrongestScores
     from genrep_dist.workflow.context import TestPoints, WorkerContext
 
@@ -99,15 +100,21 @@ class StrongestStage(Stage[StrongestUnit]):
 
     def seconds(self, plan: Plan, rates: Rates) -> float:
         computed = [(kernel, epoch) for kernel, epoch in plan.needs.streamed if (kernel, epoch) not in plan.stored_features]
-        return sum(features_seconds(plan, kernel, rates) for kernel, _ in computed)
+        seconds = sum(features_seconds(plan, kernel, rates) for kernel, _ in computed)
+        for kernel, methods in streamed_methods(plan).items():
+            # Of each other network all products of one kernel come from one pass at each epoch.
+            for epoch in {epoch for method in methods for epoch in plan.keys.method_epochs(method)}:
+                at_epoch = [len(plan.keys.ensemble_seeds(0, method)) for method in methods if epoch in plan.keys.method_epochs(method)]
+                seconds += max(at_epoch) * features_seconds(plan, kernel, rates)
+        return seconds
 
 
 def streamed_methods(plan: Plan) -> dict[str, tuple[Method, ...]]:
     """The methods whose strongest scores are taken from blocks, by kernel; one of those that share an artifact."""
-    found: dict[str, dict[tuple[str, str, str], Method]] = {}
+    found: dict[str, dict[Method, Method]] = {}
     for method in plan.experiment.parsed_methods:
         if is_streamed(plan.keys, method):
-            found.setdefault(method.kernel, {}).setdefault((method.kernel, method.checkpoint, method.importance), method)
+            found.setdefault(method.kernel, {}).setdefault(replace(method, name=""), method)
     return {kernel: tuple(methods.values()) for kernel, methods in found.items()}
 
 
@@ -167,35 +174,45 @@ def run_strongest(unit: StrongestUnit, context: WorkerContext) -> dict[str, floa
 
 def span_scores(unit: StrongestUnit, context: WorkerContext, points: TestPoints) -> list[Tensor]:
     """Phi (rows, M) float64 of each of the unit's methods. Blocks, products and sums are those of a run that keeps all scores."""
+    methods = [context.experiment.method(name) for name in unit.methods]
+    totals = _model_scores(unit, methods, context, points)
+    others = max((context.keys.ensemble_seeds(unit.seed, method) for method in methods), key=len)
+    for index, other in enumerate(others, start=1):
+        # Ensembles share their first networks, and a network's features serve all methods of the kernel.
+        places = [place for place, method in enumerate(methods) if method.has_other_models and method.networks > index]
+        found = _model_scores(replace(unit, seed=other, stored=()), [methods[place] for place in places], context, points)
+        for place, scores in zip(places, found, strict=True):
+            totals[place] = totals[place] + scores
+    return [total / method.networks if method.has_other_models else total for total, method in zip(totals, methods, strict=True)]
+
+
+def _model_scores(unit: StrongestUnit, methods: Sequence[Method], context: WorkerContext, points: TestPoints) -> list[Tensor]:
+    """Phi (rows, M) float64 of ``methods``, of the network of the unit's seed alone."""
     from genrep_dist.core.attribution import weighted_sum
 
-    products = _products(unit, context, points)
-    methods = [context.experiment.method(name) for name in unit.methods]
+    products = _products(unit, methods, context, points)
     return [
-        weighted_sum(
-            (context.learning_rate(unit.seed, epoch) if weighted else 1.0, products[direct, (unit.kernel, epoch, method.importance, at)])
-            for direct, epoch, at, weighted in _terms(unit, context, method)
-        )
+        weighted_sum((context.term_rate(unit.seed, term), products[_product_of(unit, method, term)]) for term in context.keys.terms(method))
         for method in methods
     ]
 
 
-def _terms(unit: StrongestUnit, context: WorkerContext, method: Method) -> Iterator[tuple[bool, int, int, bool]]:
-    """Of each product of a method: whether it is direct, the epochs of kernel and importance, and whether it is weighted."""
-    for term in context.keys.terms(method):
-        yield method.name in unit.direct, term.kernel_epoch, term.importance_epoch, term.weighted
+def _product_of(unit: StrongestUnit, method: Method, term: Term) -> tuple[bool, TermAt]:
+    """Of a product of a method: whether it is direct, and what it is made of."""
+    return method.name in unit.direct, (unit.kernel, term.kernel_epoch, method.importance, term.importance_epoch)
 
 
-def _products(unit: StrongestUnit, context: WorkerContext, points: TestPoints) -> dict[tuple[bool, TermAt], Tensor]:
-    """Sum_c alpha_c K_c (rows, M) float64 of every product of the unit's methods. K is computed once for each epoch and block."""
+def _products(
+    unit: StrongestUnit, methods: Sequence[Method], context: WorkerContext, points: TestPoints
+) -> dict[tuple[bool, TermAt], Tensor]:
+    """Sum_c alpha_c K_c (rows, M) float64 of every product of ``methods``. K is computed once for each epoch and block."""
     import torch
 
     from genrep_dist.core.attribution import attribute
     from genrep_dist.workflow.kernels import kernel_block
     from genrep_dist.workflow.terms import product_block
 
-    methods = [context.experiment.method(name) for name in unit.methods]
-    wanted = dict.fromkeys((term[0], (unit.kernel, term[1], m.importance, term[2])) for m in methods for term in _terms(unit, context, m))
+    wanted = dict.fromkeys(_product_of(unit, method, term) for method in methods for term in context.keys.terms(method))
     blocks = [(at, min(at + unit.block, unit.stop)) for at in range(unit.start, unit.stop, unit.block)]
     # Of this span alone, so that the importances of all samples are not kept.
     alphas = {one: alpha(context, one[1][2], unit.seed, unit.kernel, one[1][3])[unit.start : unit.stop].clone() for one in wanted}
@@ -253,6 +270,8 @@ def strongest_bytes(plan: Plan, kernel: str) -> int:
     methods, points = streamed_methods(plan)[kernel], plan.experiment.num_test_points
     rows = max(stop - start for start, stop in row_spans(plan, kernel))
     products = sum(len(plan.keys.terms(method)) for method in methods)
+    # Sums over networks, beside the products of one.
+    products += len(methods) if any(method.has_other_models for method in methods) else 0
     kept = HELD_COPIES * (rows + plan.top) + len(methods) * 4 * plan.top
     read = 2 * plan.shape.num_train * plan.shape.num_outputs
     return block_bytes(plan, kernel) + NUMBER_BYTES * (points * (rows * (products + 1) + kept) + read)

@@ -6,10 +6,12 @@ than once, and never all held. Each case is a process of its own, on one thread 
 the libraries and the training of the original model. The exponent is the slope of log processor seconds against log rows by least squares.
 Goal: 2 GiB at 100,000 rows.
 
-Whole runs: 100 test points of a network of 577 parameters are explained by three methods and random scores with `attributions: {top: 100}`,
-from the data to the published results, by Ray with one worker. "driver" is the process that calls `genrep_dist.run`, "worker" the
-largest worker process of Ray. Both are private memory (USS), sampled four times a second. Goal: what grows with the rows is stated, and
-nothing else.
+Whole runs: 100 test points of a network of 577 parameters are explained by three methods and random scores with `attributions: {top:
+100}`, from the data to the published results, by Ray with one worker. "driver" is the process that calls `genrep_dist.run`, "worker" the
+largest worker process of Ray. Both are private memory (USS), sampled four times a second; pages of the shared file of samples that one
+process alone has read are among them. "without files" is anonymous memory, which is what the process itself has made, from the first unit
+of work on: when the driver has loaded and published the data. "all" is the largest sum over driver and workers in which a shared page
+counts once (PSS), in the same time. Goal: what grows with the rows is stated, and nothing else.
 """
 
 from __future__ import annotations
@@ -113,10 +115,11 @@ def solve(what: str, rows: int, system: str, folder: str) -> dict[str, Any]:
 
 
 class Watch:
-    """Samples private memory of this process and of Ray's workers, until it is stopped."""
+    """Samples memory of this process and of Ray's workers, until it is stopped."""
 
     def __init__(self) -> None:
         self.driver, self.worker, self.processor_seconds = 0.0, 0.0, 0.0
+        self.driver_made, self.worker_made, self.together = 0.0, 0.0, 0.0
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._run, daemon=True)
         self._spent: dict[int, float] = {}
 
@@ -133,14 +136,27 @@ class Watch:
     def _run(self) -> None:
         while not self._stop.wait(0.25):
             self.driver = max(self.driver, psutil.Process().memory_full_info().uss)
+            found = []
             for process in psutil.Process().children(recursive=True):
                 try:
                     if process.name().startswith("ray::") and "IDLE" not in process.name():
                         self.worker = max(self.worker, process.memory_full_info().uss)
+                        found.append(rollup(process.pid))
                         times = process.cpu_times()
                         self._spent[process.pid] = times.user + times.system
-                except psutil.Error:
+                except (psutil.Error, OSError):
                     continue
+            if found or self.worker_made:
+                own = rollup(os.getpid())
+                self.driver_made = max(self.driver_made, own["Anonymous"])
+                self.worker_made = max(self.worker_made, *(one["Anonymous"] for one in found), 0.0)
+                self.together = max(self.together, own["Pss"] + sum(one["Pss"] for one in found))
+
+
+def rollup(pid: int) -> dict[str, float]:
+    """Bytes of a process by kind, of /proc/PID/smaps_rollup."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    return {line.split(":")[0]: 1024.0 * int(line.split()[1]) for line in lines}
 
 
 def whole_run(rows: int, folder: str) -> dict[str, Any]:
@@ -169,6 +185,9 @@ def whole_run(rows: int, folder: str) -> dict[str, Any]:
         "processor": watch.processor_seconds,
         "driver": watch.driver,
         "worker": watch.worker,
+        "driver_made": watch.driver_made,
+        "worker_made": watch.worker_made,
+        "together": watch.together,
         "stored": stored,
         "planned": {stage.name: stage.peak_bytes for stage in plan.stages},
         "written": plan.bytes_written,
@@ -235,7 +254,16 @@ def main() -> None:
         exponents.append(f"{what} {exponent(SOLVE_ROWS, [one['seconds'] for one in found]):.2f}")
     columns = ("solve", "rows", "processor seconds", "elapsed", "of the solve", "peak, MiB (before)", "residual", "products")
     runs = [(size, measured(["run", size], known, results)) for size in RUN_ROWS]
-    run_columns = ("rows", "elapsed, s", "processor seconds", "driver, MiB", "worker, MiB", "store, MiB", "all scores would be, MiB")
+    run_columns = (
+        "rows",
+        "elapsed, s",
+        "processor seconds",
+        "driver, MiB (without files)",
+        "worker, MiB (without files)",
+        "all, MiB",
+        "store, MiB",
+        "all scores would be, MiB",
+    )
     sections = [" ".join(part.split()) for part in str(__doc__).split("\n\n")]
     sections += [where, table(columns, rows), f"Exponents of processor seconds: {', '.join(exponents)}.", " ".join(small)]
     sections += [table(run_columns, [run_row(*one) for one in runs]), growth_text(*runs)]
@@ -258,13 +286,16 @@ def solve_row(what: str, rows: int, found: Any) -> tuple[str, ...]:
 
 def run_row(rows: int, found: Any) -> tuple[str, ...]:
     whole = 3 * 8 * rows * POINTS * len(RUN_METHODS)
-    numbers = (found["driver"], found["worker"], found["stored"], whole)
-    return (f"{rows:,}", f"{found['elapsed']:,.0f}", f"{found['processor']:,.0f}", *map(mebibytes, numbers))
+    memory = (f"{mebibytes(found[who])} ({mebibytes(found[f'{who}_made'])})" for who in ("driver", "worker"))
+    numbers = (found["together"], found["stored"], whole)
+    return (f"{rows:,}", f"{found['elapsed']:,.0f}", f"{found['processor']:,.0f}", *memory, *map(mebibytes, numbers))
 
 
 def growth_text(first: tuple[int, Any], last: tuple[int, Any]) -> str:
     more = last[0] - first[0]
-    parts = [f"{who} {(last[1][who] - first[1][who]) / more:,.0f}" for who in ("driver", "worker")]
+    names = {"driver": "driver", "driver_made": "driver without files", "worker": "worker", "worker_made": "worker without files"}
+    names["together"] = "all"
+    parts = [f"{text} {(last[1][who] - first[1][who]) / more:,.0f}" for who, text in names.items()]
     row = 4 * (INPUTS + 1) + 8
     return (
         f"Bytes for each further row: {', '.join(parts)}. A row of the data takes {row} bytes (inputs, label, id); each array of "

@@ -105,8 +105,9 @@ def test_what_is_no_name_is_refused(name: str) -> None:
 def test_the_catalogue_describes_every_method_once() -> None:
     entries = catalogue()
     names = [entry.name for entry in entries]
-    # Four kernels at all checkpoints, ntk-adam not at the initial one, influence and its relatives for three importances, names, scorers.
-    grid = (4 * len(CHECKPOINTS) + len(CHECKPOINTS) - 1) * len(list(IMPORTANCES)) + 5 * 3
+    # Four kernels at all checkpoints, ntk-adam not at the initial one, trak at all, influence and its
+    # relatives at the final one for three importances, names, scorers.
+    grid = (4 * len(CHECKPOINTS) + len(CHECKPOINTS) - 1) * len(list(IMPORTANCES)) + (4 + len(CHECKPOINTS)) * 3
     assert len(names) == len(set(names)) == grid + len(NAMED_METHODS) + len(list(SCORERS))
     for entry in entries:
         assert describe(parse_method(entry.name)) == entry

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import pytest
@@ -34,6 +34,28 @@ def solved(m: NetworkExample, damping: float, size: int = 5, *, relative: bool =
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+
+
+def test_the_rows_that_count_are_those_of_the_best_solution(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refinement that makes it worse is handed over, and then the best solution again."""
+    m = NetworkExample("softmax", 3)
+    expected, _ = solved(m, 1e-2).kernel(m.test_gradient.T)
+    system = solved(m, 1e-2)
+    exact, calls = system.solve, []
+
+    def worse(right: Tensor) -> Tensor:
+        calls.append(1)
+        return exact(right) * (1 + 1e-10) if len(calls) == 1 else torch.full_like(right, 1e3)
+
+    monkeypatch.setattr(system, "solve", worse)
+    handed: list[tuple[int, Tensor]] = []
+    certificate = system.write_kernel(m.test_gradient.T, lambda start, rows: handed.append((start, rows)))
+    starts = [start for start, _ in handed]
+    assert starts.count(0) == 3
+    last = len(starts) // 3
+    assert starts[-last:] == list(range(0, len(m.jacobian), 5))
+    close(torch.cat([rows for _, rows in handed[-last:]]), expected)
+    assert certificate.residual < 1e-9
 
 
 @pytest.mark.parametrize("damping", [1e-4, 10.0])
@@ -116,9 +138,9 @@ def test_an_inaccurate_factor_is_refined_with_new_products(monkeypatch: pytest.M
     exact, multiply = system.solve, system._multiply
     monkeypatch.setattr(system, "solve", lambda right: exact(right) * (1 + 1e-5))
 
-    def counted(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    def counted(vectors: Tensor, write: Callable[[int, Tensor], None]) -> Tensor:
         passes.append(1)
-        return multiply(vectors)
+        return multiply(vectors, write)
 
     monkeypatch.setattr(system, "_multiply", counted)
     kernel, certificate = system.kernel(m.test_gradient.T)

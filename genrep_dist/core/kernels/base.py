@@ -10,6 +10,7 @@ declared output of a test point is a vector of C numbers, so blocks have the sha
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     """Features of B samples: dense, (B, L) or (B, C, P), or factored."""
 
 Kind = Literal["feature", "pairwise", "derived"]
+RowWriter = Callable[[int, "Tensor"], None]
+"""Takes K (B, C, M) of the training rows from a number on."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class KernelSizes:
     - ``slow_layers``: layers whose gradients need more than one batched backward pass, with the reason.
     - ``pair_bytes``: memory that one pair of samples takes in a pairwise kernel; 0 where it is unknown.
     - ``dimension``: numbers of the feature vector of one output, where ``held`` counts others, as it does for factors; else 0.
+    - ``modules``: modules with parameters of their own.
     - ``kronecker_numel``: numbers of the covariances of all layers' inputs and output gradients, of the model and not of a sample;
       ``kronecker_work_numel``: numbers at work while they are summed.
     """
@@ -55,6 +59,7 @@ class KernelSizes:
     slow_layers: tuple[str, ...] = ()
     pair_bytes: int = 0
     dimension: int = 0
+    modules: int = 0
     kronecker_numel: int = 0
     kronecker_work_numel: int = 0
 
@@ -298,13 +303,30 @@ class DerivedKernel(Kernel):
         With ``own_outputs`` (N,) the training samples follow as N more points, each with that output: (N, C, M + N).
         """
 
+    @property
+    def is_blockwise(self) -> bool:
+        """Whether :meth:`write_rows` holds no more of K than some rows."""
+        return False
+
+    def write_rows(self, inputs: DerivedInputs, write: RowWriter) -> dict[str, Any]:
+        """Hand K (N, C, M) over by blocks of rows, in order, and return the certificate. By default :meth:`columns` as one block.
+
+        Whoever begins again from row 0 hands all rows over again. Blocks and numbers are those of :meth:`columns`.
+        """
+        block, certificate = self.columns(inputs)
+        write(0, block)
+        return certificate
+
     @abstractmethod
     def diagonal(self, inputs: DerivedInputs, own_outputs: Tensor) -> Tensor:
         """K_c(x_i, x_i) (N, C) float64 with the declared ``own_outputs`` (N,)."""
 
     @abstractmethod
     def peak_bytes(self, num_train: int, num_outputs: int, num_parameters: int, num_test: int, dense_bytes: int, *, diagonal: bool) -> int:
-        """Memory of :meth:`columns`; ``dense_bytes``: a block of whole Jacobians and the test points' gradients."""
+        """Memory of :meth:`columns`, or of :meth:`write_rows` without the block that is handed over, if :attr:`is_blockwise`.
+
+        ``dense_bytes``: a block of whole Jacobians and the test points' gradients.
+        """
 
     def alternatives(self) -> str:
         """What to choose where :meth:`peak_bytes` is above the memory budget, for the error's remedy; "" if there is nothing."""

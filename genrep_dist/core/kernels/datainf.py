@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from genrep_dist.core.gradients.factored import NamedShapes
     from genrep_dist.core.solvers.datainf import DataInf
 
-SOLVE_COPIES = 3
-"""Float64 copies of the test points' gradients (M, P) in a solve."""
+SOLVE_COPIES, NORM_COPIES, OUTPUT_COPIES = 3, 2, 4
+"""Float64 copies of the test points' gradients (M, P) in a solve, of the squared norms (N, L) while blocks are put together, and of the
+outputs (N, C) with the loss's derivatives.
+"""
 
 
 class DataInfKernel(PreconditionedKernel):
@@ -45,6 +47,11 @@ class DataInfKernel(PreconditionedKernel):
 
     def preconditioner_bytes(self, num_outputs: int, num_parameters: int, num_test: int) -> int:
         return 8 * SOLVE_COPIES * num_test * num_parameters
+
+    def peak_bytes(self, num_train: int, num_outputs: int, num_parameters: int, num_test: int, dense_bytes: int, *, diagonal: bool) -> int:
+        """And for each training sample the squared norms by layers, the outputs and the loss's derivatives."""
+        whole = super().peak_bytes(num_train, num_outputs, num_parameters, num_test, dense_bytes, diagonal=diagonal)
+        return whole + 8 * num_train * (NORM_COPIES * self._base_sizes.modules + OUTPUT_COPIES * num_outputs)
 
     def summary(self) -> str:
         return f"DataInf, {super().summary()}" + (" of each layer" if self.options.damping_unit != "absolute" else "")

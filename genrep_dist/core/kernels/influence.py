@@ -7,7 +7,7 @@ from copy import copy
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from genrep_dist.core.kernels.base import DerivedInputs, DerivedKernel, Work
+from genrep_dist.core.kernels.base import DerivedInputs, DerivedKernel, RowWriter, Work
 from genrep_dist.core.solvers.primal_sizes import block_rows, system_bytes
 from genrep_dist.errors import MethodError
 
@@ -119,7 +119,9 @@ class InfluenceKernel(DerivedKernel):
         from genrep_dist.core.solvers.gauss_newton import influence_kernel
 
         if self.base is None:
-            return self._true_hessian(inputs)
+            parts: list[Tensor] = []
+            found = self._write_true_hessian(inputs, lambda _, rows: parts.append(rows))
+            return torch.cat(parts), found
         curvature = self._curvature(inputs)
         flat = flat_share(curvature)
         self.check_curvature(flat)
@@ -137,6 +139,24 @@ class InfluenceKernel(DerivedKernel):
         block, certificate = influence_kernel(gram, columns, curvature, **self._damping(inputs))
         return block, {**asdict(certificate), "flat_share": flat, "system": "dual"}
 
+    @property
+    def is_blockwise(self) -> bool:
+        """All but the dual system, which solves for the columns of K."""
+        return not self.reads_gram
+
+    def write_rows(self, inputs: DerivedInputs, write: RowWriter) -> dict[str, Any]:
+        from genrep_dist.core.losses import flat_share
+
+        if self.base is None:
+            return self._write_true_hessian(inputs, write)
+        if self._sized(inputs).reads_gram:
+            return super().write_rows(inputs, write)
+        curvature = self._curvature(inputs)
+        flat = flat_share(curvature)
+        self.check_curvature(flat)
+        proof = self._primal_system(inputs, curvature).write_kernel(inputs.test_features(self.base).T, write)
+        return {**asdict(proof), "flat_share": flat, "system": "primal"}
+
     def diagonal(self, inputs: DerivedInputs, own_outputs: Tensor) -> Tensor:
         from genrep_dist.core.self_influence import influence_diagonal
 
@@ -151,11 +171,11 @@ class InfluenceKernel(DerivedKernel):
         rows, points = num_train * num_outputs, num_test + (num_train if diagonal else 0)
         if self.base is not None and not self.reads_gram:
             width = self._sizes[2]
-            columns = 8 * num_test * (COLUMN_COPIES * rows + PRIMAL_COPIES * width)
+            columns = 8 * num_test * PRIMAL_COPIES * width
             return system_bytes(num_train, num_outputs, width) + columns + 8 * CURVATURE_COPIES * rows * num_outputs
         if self.base is None:
             columns = HESSIAN_COPIES * num_parameters * max(num_test, TRACE_PROBES)
-            return 8 * (columns + CURVATURE_COPIES * rows * num_outputs + 3 * rows * num_test) + 2 * dense_bytes
+            return 8 * (columns + CURVATURE_COPIES * rows * num_outputs) + 2 * dense_bytes
         matrices = MATRICES if num_outputs == 1 else MATRICES + 1
         columns = COLUMN_COPIES * points + SOLVED_COPIES * min(points, COLUMNS_AT_ONCE)
         return 8 * rows * (matrices * rows + columns + CURVATURE_COPIES * num_outputs)
@@ -220,10 +240,8 @@ class InfluenceKernel(DerivedKernel):
         relative = self.options.damping_unit == "mean-eigenvalue"
         return {"damping": self.options.damping, "relative": relative, "num_parameters": inputs.num_parameters(self.base)}
 
-    def _true_hessian(self, inputs: DerivedInputs) -> tuple[Tensor, dict[str, Any]]:
+    def _write_true_hessian(self, inputs: DerivedInputs, write: RowWriter) -> dict[str, Any]:
         """By products with the Hessian of the mean training loss: one linear system for each test point."""
-        import torch
-
         from genrep_dist.core.solvers.conjugate_gradients import conjugate_gradients
         from genrep_dist.core.solvers.hessian import hessian_product, influence_block
         from genrep_dist.core.solvers.hessian_system import declare_damping
@@ -240,10 +258,10 @@ class InfluenceKernel(DerivedKernel):
         else:
             seed = inputs.seed("power iteration")
             solution, certificate = lissa(product, right, scale=options.scale, depth=options.max_iterations, seed=seed, **common)
-        rows = range(0, len(inputs.targets), inputs.block_rows)
-        blocks = [influence_block(inputs.train_gradients(start, start + inputs.block_rows), solution) for start in rows]
+        for start in range(0, len(inputs.targets), inputs.block_rows):
+            write(start, influence_block(inputs.train_gradients(start, start + inputs.block_rows), solution))
         slow = {"twice_backward": product.slow_reason} if product.slow_reason else {}
-        return torch.cat(blocks), {**asdict(damping), **asdict(certificate), **slow}
+        return {**asdict(damping), **asdict(certificate), **slow}
 
 
 def refuse_flat_loss(flat_share: float, where: str, base: str, remedy: str) -> None:

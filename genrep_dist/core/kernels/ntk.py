@@ -67,6 +67,7 @@ class NeuralTangentKernel(FeatureKernel):
             factored=True,
             slow_layers=tuple(slow_layers(inspection)),
             dimension=self._width(inspection) if self.projection is not None else num_parameters(model),
+            modules=len({name.rpartition(".")[0] for name, _ in inspection.parameters}),
             kronecker_numel=kronecker.factor_numel,
             kronecker_work_numel=kronecker.work_numel,
         )

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from genrep_dist.core.kernels.base import DerivedInputs, DerivedKernel, KernelSizes, Work
+from genrep_dist.core.kernels.base import DerivedInputs, DerivedKernel, KernelSizes, RowWriter, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-VECTOR_COPIES, SCORE_COPIES, BLOCK_COPIES = 7, 3, 2
-"""Copies float64 of the test points' gradients (M, P) and of K (N, C, M); times that a block of Jacobians, with its float64 copy, is held.
-"""
+VECTOR_COPIES, BLOCK_COPIES = 7, 2
+"""Copies float64 of the test points' gradients (M, P); times that a block of Jacobians, with its float64 copy, is held."""
 DIAGONAL_PARTS = 4
 """Parts of a block of Jacobians whose diagonal is computed one after the other, as it takes several copies."""
 
@@ -75,6 +74,21 @@ class PreconditionedKernel(DerivedKernel):
     passes: ClassVar[int]
     """Passes over the training samples' gradients in which S is made and applied."""
 
+    @property
+    def is_blockwise(self) -> bool:
+        return True
+
+    def write_rows(self, inputs: DerivedInputs, write: RowWriter) -> dict[str, Any]:
+        from genrep_dist.core.solvers.hessian import influence_block
+
+        found, vectors = self.preconditioner(inputs), inputs.test_gradients().double()
+        solution = found.solve(vectors)
+        certificate = found.certificate(vectors, solution)
+        del vectors
+        for jacobians, at in _jacobians(inputs):
+            write(at.start, influence_block(jacobians, solution.T).cpu())
+        return certificate
+
     def columns(self, inputs: DerivedInputs, own_outputs: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
         import torch
 
@@ -102,9 +116,10 @@ class PreconditionedKernel(DerivedKernel):
         return torch.cat(parts)
 
     def peak_bytes(self, num_train: int, num_outputs: int, num_parameters: int, num_test: int, dense_bytes: int, *, diagonal: bool) -> int:
-        """Jacobians in float64, the test points' gradients, K, and the matrix S. A diagonal is made by itself, a block at a time."""
+        """Jacobians in float64, the test points' gradients, and the matrix S. A diagonal is made by itself, a block at a time."""
         del diagonal
-        columns = 8 * num_test * (VECTOR_COPIES * num_parameters + SCORE_COPIES * num_train * num_outputs)
+        del num_train
+        columns = 8 * num_test * VECTOR_COPIES * num_parameters
         return BLOCK_COPIES * dense_bytes + columns + self.preconditioner_bytes(num_outputs, num_parameters, num_test)
 
     def alternatives(self) -> str:

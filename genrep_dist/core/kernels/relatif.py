@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from genrep_dist.core.kernels.base import DerivedInputs, Work
+from genrep_dist.core.kernels.base import DerivedInputs, RowWriter, Work
 from genrep_dist.core.kernels.influence import BASES, InfluenceKernel
 from genrep_dist.errors import MethodError
 
@@ -38,10 +38,16 @@ class RelatifKernel(InfluenceKernel):
 
     def columns(self, inputs: DerivedInputs, own_outputs: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
         block, certificate = super().columns(inputs, own_outputs)
-        return self._divided(block, inputs), certificate
+        return _divided(block, self._divisors(inputs)), certificate
+
+    def write_rows(self, inputs: DerivedInputs, write: RowWriter) -> dict[str, Any]:
+        if self._sized(inputs).reads_gram:
+            return super().write_rows(inputs, write)
+        divisors = self._divisors(inputs)
+        return super().write_rows(inputs, lambda start, rows: write(start, _divided(rows, divisors[start : start + len(rows)])))
 
     def diagonal(self, inputs: DerivedInputs, own_outputs: Tensor) -> Tensor:
-        return self._divided(super().diagonal(inputs, own_outputs).unsqueeze(2), inputs)[:, :, 0]
+        return _divided(super().diagonal(inputs, own_outputs).unsqueeze(2), self._divisors(inputs))[:, :, 0]
 
     def peak_bytes(self, num_train: int, num_outputs: int, num_parameters: int, num_test: int, dense_bytes: int, *, diagonal: bool) -> int:
         """That of a kernel with its diagonal: every training sample is a column of the system."""
@@ -53,10 +59,15 @@ class RelatifKernel(InfluenceKernel):
         one = super().work(num_train, num_outputs, num_test + num_train)
         return Work(2 * one.multiply_adds, 2 * one.gradient_rows)
 
-    def _divided(self, block: Tensor, inputs: DerivedInputs) -> Tensor:
-        """``block`` (N, C, M) with rows divided by the roots of the samples' influences on their own losses."""
-        import torch
-
+    def _divisors(self, inputs: DerivedInputs) -> Tensor:
+        """The roots (N,) of the samples' influences on their own losses."""
         alpha = inputs.loss.derivative(inputs.outputs(), inputs.targets.cpu()).double()
-        divisors = self._own_products(inputs, alpha).clamp(min=0).sqrt()[:, None, None]
-        return torch.where(divisors > 0, block / divisors, 0.0)
+        return self._own_products(inputs, alpha).clamp(min=0).sqrt()
+
+
+def _divided(block: Tensor, divisors: Tensor) -> Tensor:
+    """``block`` (B, C, M) with rows divided by ``divisors`` (B,), and 0 where these are."""
+    import torch
+
+    own = divisors[:, None, None]
+    return torch.where(own > 0, block / own, 0.0)

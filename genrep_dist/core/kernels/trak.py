@@ -27,6 +27,12 @@ class TrakKernel(InfluenceKernel):
     formula = "df/dtheta(x_i)^T (G + delta I)^-1 df/dtheta(x), G = (1/N) sum_j dm_j/dtheta dm_j/dtheta^T of the margins m_j"
     source = "TRAK, Park et al. 2023, Eq. 14"
 
+    @classmethod
+    def supports(cls, checkpoint: str, *, needs_gram: bool) -> bool:
+        """At every checkpoint: the margins' matrix is positive semi-definite wherever it is taken."""
+        del checkpoint
+        return not needs_gram
+
     def key_settings(self) -> tuple[str, ...]:
         return ("influence", "projection")
 

@@ -80,31 +80,44 @@ class PrimalSystem:
         return solution
 
     def kernel(self, right: Tensor, tolerance: float = 1e-8) -> tuple[Tensor, PrimalCertificate]:
-        """The influence kernel (Eq. 15) K (N, C, M) float64 = J (H + delta I)^-1 g, for ``right`` (D, M) = g, and its certificate.
+        """The influence kernel (Eq. 15) K (N, C, M) float64 = J (H + delta I)^-1 g as a whole, by :meth:`write_kernel`."""
+        result = torch.empty(*self._curvature.shape[:2], right.shape[-1], dtype=torch.float64)
 
-        One pass over the features gives K and the residual; where that is above rounding, the solution is refined and multiplied again.
-        Memory: two results, five tensors of the size of ``right``. Raises ConvergenceError if the residual stays above ``tolerance``.
+        def keep(start: int, block: Tensor) -> None:
+            result[start : start + len(block)] = block
+
+        return result, self.write_kernel(right, keep, tolerance)
+
+    def write_kernel(self, right: Tensor, write: Callable[[int, Tensor], None], tolerance: float = 1e-8) -> PrimalCertificate:
+        """K (N, C, M) float64 = J (H + delta I)^-1 g, for ``right`` (D, M) = g, by blocks of rows (B, C, M), and its certificate.
+
+        ``write`` takes the first row of each block. One pass over the features gives K and the residual; where that is above rounding, the
+        solution is refined, and a pass hands all rows over again. The last pass is that of the best solution. Memory: a block of K, five
+        tensors of the size of ``right``. Raises ConvergenceError if the residual stays above ``tolerance``.
         """
         if right.dim() != 2 or len(right) != self.width:
             raise _misfit(f"right-hand sides ({self.width}, M)", f"{tuple(right.shape)}")
         right = right.to(torch.float64)
-        norms, best, result = right.norm(dim=0), math.inf, torch.empty(0)
+        norms, best, is_written = right.norm(dim=0), math.inf, False
         solution, remaining = torch.zeros_like(right), right
         for _ in range(MAX_REFINEMENTS):
             candidate = solution + self.solve(remaining)
-            kernel, image = self._multiply(candidate)
+            image, is_written = self._multiply(candidate, write), True
             remaining = right - image - self.damping * candidate
             # For a right-hand side of zero the solution zero is exact.
             left = torch.where(norms > 0, remaining.norm(dim=0) / norms, remaining.norm(dim=0))
             residual = float(left.max()) if len(left) else 0.0
             if not residual < best:
+                is_written = False
                 break
-            solution, result, best = candidate, kernel, residual
+            solution, best = candidate, residual
             if best <= EXACT:
                 break
         if not best <= tolerance:
             raise not_solved(self.damping, best, tolerance)
-        return result, PrimalCertificate(self.damping, self.mean_eigenvalue, best, tolerance, self.width)
+        if not is_written:
+            self._multiply(solution, write)
+        return PrimalCertificate(self.damping, self.mean_eigenvalue, best, tolerance, self.width)
 
     def diagonal(self, own: Tensor) -> Tensor:
         """K_c(x_i, x_i) (N, C) float64 with output ``own[i]`` of each sample; one pass over the features."""
@@ -123,14 +136,14 @@ class PrimalSystem:
         """Features (N, D) of output ``own[i]`` of each sample."""
         return torch.cat([rows.own(own[at]) for rows, at in self._rows()])
 
-    def _multiply(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """J ``vectors`` (N, C, M) and H ``vectors`` (D, M), without damping."""
-        num_train, num_outputs = self._curvature.shape[:2]
-        kernel, image = vectors.new_empty(num_train, num_outputs, vectors.shape[1]), torch.zeros_like(vectors)
+    def _multiply(self, vectors: Tensor, write: Callable[[int, Tensor], None]) -> Tensor:
+        """H ``vectors`` (D, M), without damping. J ``vectors`` goes to ``write`` by blocks (B, C, M)."""
+        image = torch.zeros_like(vectors)
         for rows, at in self._rows():
-            kernel[at] = rows.times(vectors)
-            image += rows.transposed_times(self._curvature[at] @ kernel[at])
-        return kernel, image.div_(num_train)
+            block = rows.times(vectors)
+            write(at.start, block)
+            image += rows.transposed_times(self._curvature[at] @ block)
+        return image.div_(len(self._curvature))
 
     def _rows(self) -> Iterator[tuple[_Whole | _Shared, slice]]:
         """The blocks in float64, with the samples of each. ProblemError unless they are the features of all samples."""

@@ -16,7 +16,7 @@ from genrep_dist.core.methods import Method
 from genrep_dist.core.strongest import StrongestScores
 from genrep_dist.diagnostics.context import CheckContext, rerun_text
 from genrep_dist.diagnostics.finding import Finding, compare, largest_key
-from genrep_dist.plan import direct_terms
+from genrep_dist.plan import direct_terms, is_streamed
 from genrep_dist.workflow.attributions import AttributionUnit, attribution_unit, stored_attribution, strongest_scores
 from genrep_dist.workflow.strongest import read_spans, span_scores, streamed_methods, strongest_units
 from genrep_dist.workflow.targets import group_means
@@ -35,13 +35,14 @@ def check(context: CheckContext) -> Iterator[Finding]:
         name = method.name
         if context.plan.top is not None:
             artifacts[name] = context.store.artifact("attribution", context.plan.keys.attribution(context.seed, method))
-            differences[name] = 0.0 if method.is_external else _strongest_difference(context, method)
+            unknown = method.is_external or (method.has_other_models and not is_streamed(context.plan.keys, method))
+            differences[name] = 0.0 if unknown else _strongest_difference(context, method)
             continue
         artifacts[name] = artifact = context.store.artifact("attribution", context.plan.keys.attribution(context.seed, method))
         phi = torch.from_numpy(artifact.read("phi"))
         direct = bool(direct_terms(context.plan.keys, context.plan.shape, method))
         # Of an ensemble's other networks nothing but the trained ones is stored.
-        unknown = method.is_external or method.networks > 1
+        unknown = method.is_external or method.has_other_models
         expected = phi if unknown else stored_attribution(method, context.seed, context.worker, direct=direct)
         differences[name] = float((phi - expected).abs().max() / expected.abs().max().clamp(min=torch.finfo(torch.float64).tiny))
         if differences[name] <= _FLOAT64_ROUNDING:
