@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +26,8 @@ from genrep_dist.training.optimizers.base import OptimizedParameters
 from genrep_dist.training.packs.base import Pack
 from genrep_dist.training.packs.mapped import MAPPED_SLOTS
 from genrep_dist.training.packs.shared import is_narrow, sharing_layers
-from genrep_dist.training.packs.stacked import StackedPack
-from genrep_dist.training.packs.stacked_layers import stack_layer
+from genrep_dist.training.packs.stacked import StackedPack, stacked_layer
+from genrep_dist.training.packs.stateful_layers import is_stateful
 from genrep_dist.training.precision import training_outputs
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.threads import one_thread
@@ -40,6 +41,10 @@ MIXING_LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNor
 
 TRIAL_SHIFT = 7
 """Each model of the trial takes rows that begin so many later, so that what one takes from another is noticed."""
+
+SMALL_GRADIENT = 0.01
+"""Of a bias before batch normalization the gradient is zero, and what is computed is rounding: smaller norms than this share of the largest
+are not compared relative to themselves."""
 
 Factory = Callable[[], nn.Module]
 
@@ -55,9 +60,10 @@ def why_not_packed(
 ) -> str | None:
     """Why models of ``factory`` cannot train in packs of ``kind``; None where they can.
 
-    They can if nothing is random, no sample of a batch affects another, all layers have stacked counterparts or can be mapped, and a
-    trial gives the results of each model alone. ``max_multiply_adds`` is the size of a forward pass over a batch above which packs
-    on a CPU are slower than single models (None: packs on a GPU).
+    They can if all layers have stacked counterparts or can be mapped, nothing but dropout is random, no sample of a batch affects another
+    but in batch normalization, and a trial gives the results of each model alone. Mapped packs have neither of the two.
+    ``max_multiply_adds`` is the size of a forward pass over a batch above which packs on a CPU are slower than single models (None: packs
+    on a GPU).
 
     The trial runs on a CPU with one thread, so that all workers decide alike.
     """
@@ -68,7 +74,7 @@ def why_not_packed(
         return f"the optimizer {recipe.optimizer!r} does not declare that it is elementwise"
     model = Randomness(0).build(factory)
     reasons = _unstackable(model) if kind is StackedPack else _better_alone(model, recipe, fast_paths, on_cpu)
-    reason = next(_unshareable(model), None) or next(reasons, None)
+    reason = next(_unshareable(model, kind), None) or next(reasons, None)
     if reason is None and max_multiply_adds is not None:
         step = min(recipe.batch_size, len(data.inputs))
         reason = _too_large(model, data, step if kind is StackedPack else padded_rows(step), max_multiply_adds)
@@ -85,23 +91,45 @@ def has_narrow_products(factory: Factory, recipe: Recipe) -> bool:
     recipe alone: it is the same on machines on which a trial decides against packs.
     """
     model = Randomness(0).build(factory)
-    if not make_optimizer(recipe).is_elementwise or next(_unshareable(model), None) or next(_unstackable(model), None):
-        return False
-    return any(is_narrow(model.get_submodule(path)) for path in sharing_layers(model) or [])
+    return _may_be_stacked(model, recipe) and any(is_narrow(model.get_submodule(path)) for path in sharing_layers(model) or [])
 
 
-def _unshareable(model: nn.Module) -> Iterator[str]:
-    """Reasons against packs of any kind that can be seen without running the model."""
+def has_stateful_layers(factory: Factory, recipe: Recipe) -> bool:
+    """Whether models of ``factory`` have dropout or batch normalization, and may train in stacked packs.
+
+    Before there were stacked layers for them, such models were trained alone, with other last bits: their trainings have another key. The
+    answer follows from the model and the recipe alone, as that of :func:`has_narrow_products`.
+    """
+    model = Randomness(0).build(factory)
+    return any(map(is_stateful, model.modules())) and _may_be_stacked(model, recipe)
+
+
+def training_products(factory: Factory, recipe: Recipe) -> str:
+    """What of the way in which models train in packs belongs to the key of their training; "" for most."""
+    kinds = {"narrow": has_narrow_products, "stateful": has_stateful_layers}
+    return " ".join(word for word, holds in kinds.items() if holds(factory, recipe))
+
+
+def _may_be_stacked(model: nn.Module, recipe: Recipe) -> bool:
+    """Whether nothing that can be seen without running the model speaks against stacked packs."""
+    reasons = itertools.chain(_unshareable(model, StackedPack), _unstackable(model))
+    return make_optimizer(recipe).is_elementwise and next(reasons, None) is None
+
+
+def _unshareable(model: nn.Module, kind: type[Pack]) -> Iterator[str]:
+    """Reasons against packs of ``kind``, whatever the layers with parameters, that can be seen without running the model."""
     if getattr(model, "trains_alone", False):
         yield "the model says so (trains_alone)"
     for name, module in model.named_modules():
         title = _title(name, module)
+        if has_hooks(module):
+            yield f"{title} has hooks"
+        if kind is StackedPack and is_stateful(module):
+            continue
         if isinstance(module, MIXING_LAYERS):
             yield f"{title} mixes the samples of a batch"
         if isinstance(module, RANDOM_LAYERS) and module.p > 0:
             yield f"{title} draws random numbers"
-        if has_hooks(module):
-            yield f"{title} has hooks"
         if next(module.buffers(recurse=False), None) is not None:
             yield f"{title} has buffers"
 
@@ -109,13 +137,13 @@ def _unshareable(model: nn.Module) -> Iterator[str]:
 def _unstackable(model: nn.Module) -> Iterator[str]:
     """Layers without a stacked counterpart, and forward passes that stacked layers cannot take part in."""
     for name, module in model.named_modules():
-        if next(module.parameters(recurse=False), None) is not None and stack_layer(module, 1) is None:
+        if next(module.parameters(recurse=False), None) is not None and stacked_layer(module, 1) is None:
             yield f"{_title(name, module)} has no stacked counterpart"
     if len(list(model.named_parameters(remove_duplicate=False))) != len(list(model.parameters())):
         yield "layers share parameters"
-    if all(stack_layer(module, 1) is None for module in model.modules()):
+    if all(stacked_layer(module, 1) is None for module in model.modules()):
         yield "it has no layer with a stacked counterpart"
-    if stack_layer(model, 1) is None:
+    if stacked_layer(model, 1) is None:
         yield from _untraceable(model)
 
 
@@ -125,7 +153,9 @@ def _untraceable(model: nn.Module) -> Iterator[str]:
     except (fx.proxy.TraceError, *MODEL_ERRORS) as error:
         yield f"torch.fx cannot trace its forward pass ({_short(error)})"
         return
-    targets = [node.target for node in graph.nodes if node.op == "call_module"]
+    # Dropout may be called more than once: it has nothing that belongs to a call.
+    calls = (str(node.target) for node in graph.nodes if node.op == "call_module")
+    targets = [path for path in calls if not isinstance(model.get_submodule(path), RANDOM_LAYERS)]
     if any(node.op == "get_attr" for node in graph.nodes):
         yield "its forward pass reads parameters or tensors besides its layers"
     if len(set(targets)) != len(targets):
@@ -180,11 +210,12 @@ class _Trial:
             with preserved_generators(), one_thread(), warnings.catch_warnings():
                 # torch warns where it cannot map a layer and computes it slot by slot.
                 warnings.filterwarnings("error", ".*batching rule")
-                changes = self._changes_itself(models[0])
-                mixes = self._mixes_rows(models[0])
+                still = _without_stateful_layers(models[0])
+                changes = self._changes_itself(still)
+                mixes = self._mixes_rows(still)
+                drew = before != generator_states()
                 other_numbers = self._other_numbers(models, groups[0])
                 same_bits = self._same_bits(models, groups)
-                drew = before != generator_states()
         except OUT_OF_MEMORY:
             raise
         except (UserWarning, copy.Error, pickle.PickleError, *MODEL_ERRORS) as error:
@@ -219,8 +250,9 @@ class _Trial:
 
     def _differences(self, models: Sequence[nn.Module], group: Sequence[int]) -> str | None:
         full = replace(self, recipe=replace(self.recipe, precision="full"))._packed_step(models, group)
+        small = SMALL_GRADIENT if any(map(is_stateful, models[0].modules())) else 0.0
         for index, (computed, moved) in zip(group, full, strict=True):
-            if not _agree(self._step_alone(models[index], index), computed):
+            if not _agree(self._step_alone(models[index], index), computed, small):
                 return "the rows of several models in one batch change each other's numbers"
             if not _agree(self._move_alone(models[index], computed[1:]), moved):
                 return f"the optimizer {self.recipe.optimizer!r} moves several models otherwise than each alone"
@@ -272,6 +304,7 @@ class _Trial:
     def _step_alone(self, model: nn.Module, index: int) -> list[Tensor]:
         """Outputs and gradients by parameter of one plain model on its own rows."""
         rows = self._order(index)
+        torch.manual_seed(index)
         outputs = model_outputs(model, self.data.inputs[rows])
         slopes = self.loss.derivative(outputs.detach(), self.data.targets[rows]) / len(rows)
         gradients = vector_jacobian_product(outputs, _trained(model), slopes)
@@ -292,9 +325,11 @@ class _Trial:
         pack = self.kind(models[group[0]], len(group), optimizer, self.fast_paths)
         for slot, index in enumerate(group):
             pack.load(slot, models[index])
+        pack.seed(group)
         orders = torch.stack([self._order(index) for index in group])
         (step,) = packed_steps(orders, orders.shape[1], torch.ones(len(group), len(self.data.inputs), dtype=torch.bool), 0)
         rows = step.rows.flatten()
+        pack.begin(step)
         outputs = training_outputs(pack.module, self.data.inputs[rows], self.recipe)
         slopes = step.mean_gradient(self.loss.derivative(outputs.detach(), self.data.targets[rows]))
         gradients = vector_jacobian_product(outputs, pack.parameters, slopes)
@@ -317,12 +352,30 @@ class _Trial:
         return found
 
 
+def _without_stateful_layers(model: nn.Module) -> nn.Module:
+    """The model, or a copy without dropout and batch normalization, which a stacked pack computes slot by slot."""
+    paths = [path for path, module in model.named_modules() if is_stateful(module)]
+    if not paths:
+        return model
+    root = nn.ModuleDict({"model": copy.deepcopy(model)})
+    for path in paths:
+        parent, _, name = f"model.{path}".rstrip(".").rpartition(".")
+        setattr(root.get_submodule(parent), name, nn.Identity())
+    return root["model"]
+
+
 def _trained(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def _agree(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
-    """Whether each tensor agrees with the expected one up to the square root of the rounding error, relative to its norm; NaN does not."""
+def _agree(expected: Sequence[Tensor], found: Sequence[Tensor], small: float = 0.0) -> bool:
+    """Whether each tensor agrees with the expected one up to the square root of the rounding error; NaN does not.
+
+    Relative to its norm, and at least to that of the largest tensor times ``small``.
+    """
+    norms = [float(tensor.norm()) for tensor in expected]
+    least = small * max(norms)
     return all(
-        float((a - b).norm()) <= torch.finfo(a.dtype).eps ** 0.5 * (float(a.norm()) or 1.0) for a, b in zip(expected, found, strict=True)
+        float((a - b).norm()) <= torch.finfo(a.dtype).eps ** 0.5 * (max(norm, least) or 1.0)
+        for a, b, norm in zip(expected, found, norms, strict=True)
     )
