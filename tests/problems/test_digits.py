@@ -47,7 +47,7 @@ def test_they_are_those_of_scikit_learn(is_there: bool, monkeypatch: pytest.Monk
         monkeypatch.setattr(digits_file, "digits_folder", lambda: Path("nowhere"))
     images, labels = read_digits()
     expected = load_digits()
-    assert (images.dtype, labels.dtype) == (np.float32, np.int64)
+    assert [str(array.dtype) for array in (images, labels)] == ["float32", "int64"]
     assert np.array_equal(images, expected.images)
     assert np.array_equal(labels, expected.target)
 
