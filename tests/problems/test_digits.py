@@ -1,18 +1,13 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from genrep_dist.core.losses import get_loss
 from genrep_dist.errors import ProblemError
-from genrep_dist.problems.datasets import digits_file
-from genrep_dist.problems.datasets.digits import Digits
-from genrep_dist.problems.datasets.digits_file import read_digits
+from genrep_dist.problems.datasets.digits import Digits, _load
 from genrep_dist.problems.load import load_datasets, load_problem
 from genrep_dist.training.loop import predict, train
 from genrep_dist.training.optimizers import identity_gap_reasons
@@ -32,24 +27,12 @@ def test_the_default_is_three_against_eight() -> None:
 
 
 def test_ids_are_row_numbers_of_the_original_data() -> None:
-    images, labels = read_digits()
+    images, labels = _load()
     for data in load_datasets(Digits()):
         assert torch.equal(data.inputs[:, 0] * 16, torch.from_numpy(images)[data.ids])
         found = torch.from_numpy(labels)[data.ids]
         assert torch.equal(data.targets, (found == 8).float())
         assert set(found.tolist()) == {3, 8}
-
-
-@pytest.mark.parametrize("is_there", [True, False])
-def test_they_are_those_of_scikit_learn(is_there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also of a version that keeps its file elsewhere."""
-    if not is_there:
-        monkeypatch.setattr(digits_file, "digits_folder", lambda: Path("nowhere"))
-    images, labels = read_digits()
-    expected = load_digits()
-    assert [str(array.dtype) for array in (images, labels)] == ["float32", "int64"]
-    assert np.array_equal(images, expected.images)
-    assert np.array_equal(labels, expected.target)
 
 
 @pytest.mark.parametrize("options", [{}, {"classes": None}, {"classes": None, "train_size": 1000, "test_size": 200}, {"train_size": None}])

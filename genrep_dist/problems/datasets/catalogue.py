@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,6 @@ from genrep_dist.errors import ProblemError
 from genrep_dist.problems.datasets.cache import cache_folder, read_manifest
 from genrep_dist.problems.datasets.cifar_files import fetch_cifar10
 from genrep_dist.problems.datasets.concrete_files import fetch_concrete
-from genrep_dist.problems.datasets.digits_file import digits_folder
 from genrep_dist.problems.datasets.mnist_files import fetch_mnist
 from genrep_dist.problems.datasets.text_files import fetch_agnews, fetch_newsgroups, fetch_toxicity
 from genrep_dist.problems.datasets.vocabulary import fetch_vocabulary
@@ -81,7 +81,7 @@ def data_list(cache_dir: Path | None = None) -> list[DataSet]:
         what="1,797 images of handwritten digits, 8x8 (part of scikit-learn)",
         source="scikit-learn",
         cached=available("digits", cache),
-        path=digits_folder(),
+        path=_digits_folder(),
     )
     rest = [DataSet(name, entry.what, entry.source, available(name, cache), cache / name) for name, entry in _ENTRIES.items()]
     return [digits, *rest]
@@ -90,7 +90,7 @@ def data_list(cache_dir: Path | None = None) -> list[DataSet]:
 def available(name: str, cache_dir: Path | None = None) -> bool:
     """Whether a data set can be read. Fast: compares sizes, not contents."""
     _check_name(name)
-    return digits_folder().is_dir() if name == "digits" else read_manifest(name, cache_dir) is not None
+    return _digits_folder().is_dir() if name == "digits" else read_manifest(name, cache_dir) is not None
 
 
 def fetch(name: str, source: str | None = None, cache_dir: Path | None = None) -> Path:
@@ -101,8 +101,14 @@ def fetch(name: str, source: str | None = None, cache_dir: Path | None = None) -
     """
     _check_name(name)
     if name == "digits":
-        return digits_folder()
+        return _digits_folder()
     return _ENTRIES[name].fetch(source or _ENTRIES[name].source.partition(",")[0], cache_dir)
+
+
+def _digits_folder() -> Path:
+    # Found without importing scikit-learn, which takes seconds.
+    spec = importlib.util.find_spec("sklearn")
+    return Path(".") if spec is None or spec.origin is None else Path(spec.origin).parent / "datasets" / "data"
 
 
 def _check_name(name: str) -> None:

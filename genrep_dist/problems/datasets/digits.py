@@ -22,7 +22,6 @@ from genrep_dist.problems.datasets.classes import (
     num_logits,
     rows_by_class,
 )
-from genrep_dist.problems.datasets.digits_file import read_digits
 from genrep_dist.problems.datasets.image_models import SmallCNN
 from genrep_dist.problems.protocol import Dataset, Recipe, Schedule
 
@@ -60,11 +59,11 @@ class Digits:
         return SmallCNN(num_logits(self.class_list))
 
     def train_data(self) -> Dataset:
-        images, labels = read_digits()
+        images, labels = _load()
         return self._dataset(images, labels, self._split(labels)[0])
 
     def test_data(self) -> Dataset:
-        images, labels = read_digits()
+        images, labels = _load()
         return self._dataset(images, labels, self._split(labels)[1])
 
     def _split(self, labels: npt.NDArray[np.int64]) -> tuple[Ids, Ids]:
@@ -86,3 +85,11 @@ class Digits:
     def _dataset(self, images: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], rows: Ids) -> Dataset:
         inputs = torch.from_numpy(images[rows]).unsqueeze(1) / 16
         return Dataset(inputs, class_targets(labels[rows], self.class_list), torch.from_numpy(rows))
+
+
+def _load() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Images (1797, 8, 8) with values 0..16 and labels (1797,)."""
+    from sklearn.datasets import load_digits  # takes seconds to import
+
+    bunch = load_digits()
+    return np.asarray(bunch.images, dtype=np.float32), np.asarray(bunch.target, dtype=np.int64)
