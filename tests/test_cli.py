@@ -192,7 +192,7 @@ def test_commands_that_compute_nothing_do_without_torch(place: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "unused"),
     [
-        (["plan", "smoke", "--no-probe"], {"matplotlib", "pandas", "zarr"}),
+        (["plan", "smoke", "--no-probe"], {"matplotlib", "zarr"}),
         (["report", "toy"], {"sklearn", "scipy.stats", "matplotlib.pyplot", "pandas"}),
     ],
 )
