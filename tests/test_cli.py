@@ -186,10 +186,32 @@ def test_commands_that_compute_nothing_do_without_torch(place: Path) -> None:
         "for call in json.loads(sys.argv[1]):\n"
         "    ended = CliRunner().invoke(app, call)\n"
         "    assert ended.exit_code == 0, ended\n"
-        "    print(call[0], [m for m in ('torch', 'ray', 'mlflow', 'sklearn', 'scipy', 'matplotlib') if m in sys.modules])"
+        "    print(call[0], [m for m in ('torch', 'ray', 'mlflow', 'sklearn', 'scipy', 'matplotlib', 'zarr') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code, json.dumps(calls)], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == [f"{call[0]} []" for call in calls]
+
+
+@pytest.mark.parametrize(
+    ("call", "unused"),
+    [
+        (["plan", "smoke", "--no-probe"], {"matplotlib", "zarr"}),
+        (["report", "toy"], {"sklearn", "scipy.stats", "matplotlib.pyplot", "pandas"}),
+    ],
+)
+def test_commands_that_read_data_import_only_what_they_use(place: Path, call: list[str], unused: set[str]) -> None:
+    """torch alone takes over a second. Each of the others takes a fifth of one or more."""
+    code = (
+        "import json, sys; from typer.testing import CliRunner; from genrep_dist.cli import app\n"
+        "ended = CliRunner().invoke(app, json.loads(sys.argv[1]))\n"
+        "assert ended.exit_code == 0, ended\n"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    arguments = json.dumps([*call, "--store", str(place / "store")])
+    result = subprocess.run([sys.executable, "-c", code, arguments], capture_output=True, text=True, check=True)
+    imported = set(json.loads(result.stdout))
+    assert "torch" in imported
+    assert imported & (unused | {"ray", "mlflow", "sympy", "torch._dynamo"}) == set()
 
 
 @pytest.mark.parametrize("module", ["core.gradients.per_sample", "core.solvers.surrogate", "training.loop", "training.observers"])

@@ -72,8 +72,8 @@ class Keys:
     ``recipe_changes`` differ from the defaults; ``own_kernels`` the digests of the user's functions of pairs, by name; ``extensions``
     those of kernels, importances, targets, optimizers, schedules, metrics and stages of other packages, by kind and name, and "augment";
     ``external`` the digests of scores from other tools, by method and seed; ``shared_points`` the rows of the test set that all seeds
-    explain, where the experiment names them, and ``group_rows`` those of each group; ``products`` how the products of a training are
-    divided, where that changes its last bits ("narrow").
+    explain, where the experiment names them, and ``group_rows`` those of each group; ``products`` how a training is
+    computed, where that changes its last bits ("narrow", "stateful", "narrow stateful").
     """
 
     experiment: Experiment

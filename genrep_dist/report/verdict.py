@@ -53,6 +53,12 @@ class _Difference:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
+def best_method(tables: EvaluationTables, random: str = RANDOM) -> str:
+    """The ``best`` of :func:`verdict`, without its tests. NotCommittedError if nothing was measured."""
+    methods = _VerdictWriter(_measured(tables), random, None, (), 0, "").methods
+    return str(methods[0]["method"]) if methods else random
+
+
 def verdict(
     tables: EvaluationTables,
     *,
@@ -69,9 +75,13 @@ def verdict(
     its Holm-corrected p-value is below 0.05; for pairs that were not tested, if the paired interval excludes zero. ``seed`` starts the
     bootstrap of such pairs; ``noun`` names the explained number. NotCommittedError if nothing was measured.
     """
+    return _VerdictWriter(_measured(tables), random, declared, simple, seed, noun).verdict()
+
+
+def _measured(tables: EvaluationTables) -> EvaluationTables:
     if not tables.measured:
         raise NotCommittedError("there is nothing to report", where="the metrics table", expected="at least one evaluated method")
-    return _VerdictWriter(tables, random, declared, simple, seed, noun).verdict()
+    return tables
 
 
 class _VerdictWriter:

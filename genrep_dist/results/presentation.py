@@ -18,7 +18,7 @@ from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.report.class_names import checked_class_names, shipped_class_names
 from genrep_dist.report.styles import INK
 from genrep_dist.report.tables import MINUS, RANDOM, Table, result_tables
-from genrep_dist.report.verdict import Verdict, verdict
+from genrep_dist.report.verdict import Verdict, best_method, verdict
 from genrep_dist.results.arrays import Arrays
 from genrep_dist.results.base import Array
 from genrep_dist.results.tables import Tables
@@ -146,11 +146,11 @@ class Presentation(Tables, Arrays):
         """The name, the state, and the best mean; never an error."""
         try:
             judged = self.judged()
-            found = self._verdict(judged)
-            row = judged.metrics.filter(metric=judged.measured[0], method=found.best).row(0, named=True)
+            best = best_method(judged)
+            row = judged.metrics.filter(metric=judged.measured[0], method=best).row(0, named=True)
             title = self._result_tables(judged)[0].numbers[0].title
             design = f"{row['num_seeds']} networks × {row['num_points']} test points"
-            return f"<Run {self.name}: {len(self._method_names)} methods, {design}; best mean: {found.best}, {title} {row['mean']:.3f}>"
+            return f"<Run {self.name}: {len(self._method_names)} methods, {design}; best mean: {best}, {title} {row['mean']:.3f}>"
         except GenRepError as error:
             return f"<Run {self.name} in {self.store.uri}: {error.what}>"
 
@@ -184,10 +184,10 @@ class Presentation(Tables, Arrays):
         return verdict(judged, declared=self._baseline)
 
     def _contrast(self, judged: EvaluationTables) -> list[str]:
-        return [name for name in dict.fromkeys((self._verdict(judged).best, RANDOM)) if name in self._method_names]
+        return [name for name in dict.fromkeys((best_method(judged), RANDOM)) if name in self._method_names]
 
     def _emphasised(self, judged: EvaluationTables) -> list[str]:
-        return [name for name in (self._verdict(judged).best, self._baseline, RANDOM) if name is not None]
+        return [name for name in (best_method(judged), self._baseline, RANDOM) if name is not None]
 
     def _result_tables(self, judged: EvaluationTables) -> list[Table]:
         blocks = self.record["experiment"].get("blocks") or None

@@ -23,7 +23,7 @@ from genrep_dist.report.glossary import method_terms
 from genrep_dist.report.page import ReportData
 from genrep_dist.report.sections import TimeUnit
 from genrep_dist.report.tables import RANDOM
-from genrep_dist.report.verdict import verdict
+from genrep_dist.report.verdict import best_method
 from genrep_dist.results.run import Run
 from genrep_dist.training.optimizers import make_optimizer
 
@@ -46,7 +46,7 @@ def report_data(
 ) -> ReportData:
     """Everything that the report of ``run`` shows: its tables, and from the store how they were measured."""
     experiment, target = run.plan.experiment, run.plan.experiment.make_target()
-    best = verdict(tables, declared=experiment.baseline).best
+    best = best_method(tables)
     contrast = [name for name in dict.fromkeys((best, RANDOM)) if name in experiment.methods]
     shown, removal, without = _examples(run, tables, contrast)
     return ReportData(

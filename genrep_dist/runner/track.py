@@ -19,7 +19,7 @@ from genrep_dist.plan import derived_kernel
 from genrep_dist.provenance import UNKNOWN, in_job, program_name, provenance, resume_command, user_name
 from genrep_dist.redaction import redact
 from genrep_dist.report.tables import RANDOM
-from genrep_dist.report.verdict import verdict
+from genrep_dist.report.verdict import best_method, verdict
 from genrep_dist.results import Run
 from genrep_dist.runner.heartbeat import RunHistory
 from genrep_dist.store import Store
@@ -97,7 +97,7 @@ def track(
 def _numbers(finished: Run, tables: EvaluationTables) -> dict[str, float]:
     """The metrics of the experiment's own run: the best method's and random removal's numbers, accuracy, and what the run cost."""
     found: dict[str, float] = {}
-    best = verdict(tables).best
+    best = best_method(tables)
     for name in tables.measured:
         rows = tables.metrics.filter(pl.col("metric") == name)
         for label, method in (("best", best), ("random", RANDOM)):
@@ -188,7 +188,7 @@ def _tags(finished: Run, tables: EvaluationTables) -> dict[str, str]:
     """The best method, whether the tracking identities hold, and where the results were computed, as tags that MLflow can search."""
     origin = provenance()
     found = {
-        "genrep.best_method": verdict(tables).best,
+        "genrep.best_method": best_method(tables),
         "genrep.plain_sgd": str(not finished.plan.shape.identity_gap_reasons).lower(),
         "genrep.version": version("genrep-dist"),
         # MLflow's pages show the last part of a path: of a command with paths it would be one of its options.

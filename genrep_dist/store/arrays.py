@@ -19,7 +19,7 @@ from zarr.storage import MemoryStore, ObjectStore
 
 from genrep_dist.errors import CorruptError, DamagedArtifact, StoreError
 from genrep_dist.limits import require_fits
-from genrep_dist.store.chunks import checksum, read_window, write_chunk
+from genrep_dist.store.chunks import checksum, chunk_index, padded_chunk, read_window, stored_chunks, write_chunk
 from genrep_dist.store.damage_notes import noted
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import ArtifactPaths, is_chunk
@@ -191,22 +191,3 @@ def _create(
 def _plain(metadata: Any) -> Any:
     """Metadata as they are read from JSON, with lists for tuples."""
     return json.loads(json.dumps(metadata))
-
-
-def stored_chunks(chunks: Sequence[int]) -> tuple[int, ...]:
-    """The chunk shape that is stored for ``chunks``: Zarr has no chunks of size 0, which arrays without elements would have."""
-    return tuple(max(1, size) for size in chunks)
-
-
-def chunk_index(array: zarr.Array[Any], starts: Sequence[int]) -> list[int]:
-    return [start // size for start, size in zip(starts, array.chunks, strict=True)]
-
-
-def padded_chunk(array: zarr.Array[Any], values: Array) -> Array:
-    """``values`` as one whole chunk: contiguous, little-endian, padded with the fill value at the edge of the array."""
-    values = values.astype(array.dtype.newbyteorder("<"), copy=False)
-    if values.shape == tuple(array.chunks):
-        return np.ascontiguousarray(values)
-    chunk = np.full(array.chunks, array.fill_value, dtype=values.dtype)
-    chunk[tuple(map(slice, values.shape))] = values
-    return chunk

@@ -5,18 +5,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
+import numpy.typing as npt
 
 from genrep_dist.errors import CorruptError, DamagedArtifact, DamagedFile, NonFiniteError, NotCommittedError, StoreError
-from genrep_dist.store.arrays import Array, ArrayGroup, chunk_index, padded_chunk, stored_chunks
-from genrep_dist.store.chunks import checksum, first_non_finite
+from genrep_dist.store.chunks import checksum, chunk_index, first_non_finite, padded_chunk, stored_chunks
 from genrep_dist.store.damage_notes import noted
 from genrep_dist.store.objects import Objects
 from genrep_dist.store.paths import ArtifactPaths
 from genrep_dist.store.versions import refuse_newer
+
+if TYPE_CHECKING:
+    import zarr
+
+    from genrep_dist.store.arrays import ArrayGroup
+
+Array = npt.NDArray[Any]
 
 SCHEMA_VERSION = 1
 READ_THREADS = 16
@@ -37,8 +44,14 @@ class Artifact:
         self.paths = ArtifactPaths(kind, key)
         self.path = self.paths.folder
         self._objects = objects
-        self._group = ArrayGroup(objects, kind, key)
         self._metadata_digests: dict[str, str] | None = None
+
+    @cached_property
+    def _group(self) -> ArrayGroup:
+        # Zarr takes long to import, and whether an artifact is committed can be seen without it.
+        from genrep_dist.store.arrays import ArrayGroup
+
+        return ArrayGroup(self._objects, self.kind, self.key)
 
     # -- writing ---------------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import numpy as np
@@ -20,6 +20,9 @@ import numpy.typing as npt
 
 from genrep_dist.errors import CorruptError
 from genrep_dist.store.disk import atomic_write
+
+if TYPE_CHECKING:
+    import zarr
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
@@ -171,3 +174,22 @@ def _checksum_of_file(handle: int, size: int) -> tuple[int, bytes]:
             break
         crc, at = google_crc32c.extend(crc, buffer[:count]), at + count
     return crc, os.pread(handle, CHECKSUM_BYTES + 1, size)
+
+
+def stored_chunks(chunks: Sequence[int]) -> tuple[int, ...]:
+    """The chunk shape that is stored for ``chunks``: Zarr has no chunks of size 0, which arrays without elements would have."""
+    return tuple(max(1, size) for size in chunks)
+
+
+def chunk_index(array: zarr.Array[Any], starts: Sequence[int]) -> list[int]:
+    return [start // size for start, size in zip(starts, array.chunks, strict=True)]
+
+
+def padded_chunk(array: zarr.Array[Any], values: Array) -> Array:
+    """``values`` as one whole chunk: contiguous, little-endian, padded with the fill value at the edge of the array."""
+    values = values.astype(array.dtype.newbyteorder("<"), copy=False)
+    if values.shape == tuple(array.chunks):
+        return np.ascontiguousarray(values)
+    chunk = np.full(array.chunks, array.fill_value, dtype=values.dtype)
+    chunk[tuple(map(slice, values.shape))] = values
+    return chunk

@@ -7,14 +7,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from genrep_dist.errors import ConfigError
 from genrep_dist.limits import MAX_DEPTH, LimitError, read_json, require_count, require_fits
+
+if TYPE_CHECKING:
+    import zarr
 
 
 class ZarrArray:
@@ -56,6 +58,8 @@ class ZarrFolder:
 
 def open_zarr(path: Path) -> ZarrFolder:
     """Open a Zarr folder read-only. ConfigError if it is not one, or its metadata cannot be read."""
+    import zarr  # takes long to import, and most experiments have no scores from other tools
+
     try:
         _check_folder(path)
         found = zarr.open(str(path), mode="r")

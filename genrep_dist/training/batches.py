@@ -19,7 +19,8 @@ class Step:
 
     ``rows`` (S, B) positions in the training set; ``counted`` (S, B) bool, whether a row counts (None: all do); ``divisor`` the
     number of rows that count, or (S B, 1), with infinity for rows that do not; where rows have weights, the sum of the batch's weights
-    divided by the row's. ``idle_slots`` the models without any row.
+    divided by the row's. ``idle_slots`` the models without any row. ``counts``, where ``counted`` is given, how many rows of each model
+    count.
     """
 
     index: int
@@ -27,6 +28,7 @@ class Step:
     counted: Tensor | None
     divisor: int | Tensor
     idle_slots: Sequence[int] = ()
+    counts: Sequence[int] = ()
 
     def mean_gradient(self, derivative: Tensor) -> Tensor:
         """dL/df of each model's batch mean (S B, C), from dL/df of each row. Divided by infinity, a row that does not count adds zero."""
@@ -38,6 +40,13 @@ class Step:
         if self.counted is None:
             return rows, gradient
         return rows[self.counted[0]], gradient[: len(rows)][self.counted[0]]
+
+    def sole_rows(self) -> list[tuple[int, int]]:
+        """(model, row) of each model of whose batch one row counts."""
+        if self.counted is None:
+            return [(0, int(self.rows[0, 0]))] if self.rows.numel() == 1 else []
+        slots = [slot for slot, count in enumerate(self.counts) if count == 1]
+        return [(slot, int(self.rows[slot][self.counted[slot]])) for slot in slots]
 
 
 def plain_steps(order: Tensor, batch_size: int, kept: Tensor | None, first_step: int, weights: Tensor | None = None) -> Iterator[Step]:
@@ -95,9 +104,9 @@ def packed_steps(
         else:
             divisors = _divisors(weights, some_rows, some_marks)
         divisors = divisors.flatten(1).unsqueeze(2)
-        idle_slots = [[slot for slot, size in enumerate(of_step) if size == 0] for of_step in sizes.squeeze(2).tolist()]
-        for number, idle in enumerate(idle_slots):
-            yield Step(step, some_rows[number], some_marks[number], divisors[number], idle)
+        for number, counts in enumerate(sizes.squeeze(2).tolist()):
+            idle = [slot for slot, count in enumerate(counts) if count == 0]
+            yield Step(step, some_rows[number], some_marks[number], divisors[number], idle, counts)
             step += 1
 
 

@@ -16,6 +16,7 @@ from genrep_dist.core.tensors import OUT_OF_MEMORY
 from genrep_dist.errors import GenRepError, NonFiniteError, ProblemError
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.training.augmentation import Augmentation
+from genrep_dist.training.batches import Step
 from genrep_dist.training.fast_paths import FastPaths
 from genrep_dist.training.optimizers import make_optimizer
 from genrep_dist.training.packs.base import Pack, Solo
@@ -129,6 +130,7 @@ def train_models(
     derivative = getattr(loss, "derivative_by_class", loss.derivative) if pack.has_narrow_products else loss.derivative
     for slot, model in enumerate(models):
         pack.load(slot, model)
+    pack.seed([run.randomness.number("train") for run in runs])
     with runs[0].randomness.scope("train"), pack.while_training():
         for observer in observers:
             observer.start(models[0], num_rows, num_steps)
@@ -138,11 +140,12 @@ def train_models(
             orders = {run.randomness: run.randomness.order(epoch, num_rows) for run in runs}
             by_run = torch.stack([_visited(run, orders[run.randomness])[:visited] for run in runs]).to(device)
             for step in pack.steps(by_run, recipe.batch_size, kept, (epoch - 1) * steps_per_epoch, weights):
+                pack.begin(step)
                 read, rate = pack.rows_read(step), recipe.rate(step.index, num_steps)
                 rows, count = read.flatten(), step.rows.numel()
                 own = [run.randomness for run in runs[: len(read)]]
                 inputs = data.inputs[rows] if augmentation is None else augmentation.batch(own, read, epoch)
-                with tf32(recipe), _one_row_explained(pack, data, rows, runs[0]):
+                with tf32(recipe), _one_row_explained(pack, data, step, runs):
                     outputs = training_outputs(pack.module, inputs, recipe, count)
                     output_gradient = step.mean_gradient(derivative(outputs.detach(), _targets_of(step.rows, targets, data)))
                     gradients = vector_jacobian_product(outputs, pack.parameters, output_gradient, allow_unused=True)
@@ -203,20 +206,22 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
 
 
 @contextmanager
-def _one_row_explained(pack: Pack, data: Dataset, rows: Tensor, run: TrainingRun) -> Iterator[None]:
+def _one_row_explained(pack: Pack, data: Dataset, step: Step, runs: Sequence[TrainingRun]) -> Iterator[None]:
     """Turns an error of the model on a batch of one row, as batch normalisation raises it, into a ProblemError that names the cause."""
     try:
         yield
     except (GenRepError, *OUT_OF_MEMORY):
         raise
     except Exception as error:
-        if len(rows) != 1:
+        sole = step.sole_rows()
+        if not sole:
             raise
-        layers = [f"{name} ({type(module).__name__})" for name, module in pack.module.named_modules() if hasattr(module, "running_mean")]
+        (slot, row), *_ = sole
+        run, layers = runs[slot], pack.normalizing_layers()
         prefix = f"{run.description}, " if run.description else ""
         raise ProblemError(
             "the model fails in training on a batch of one row",
-            where=f"{prefix}seed {run.randomness.seed}, sample id {int(data.ids[rows.to(data.ids.device)])}",
+            where=f"{prefix}seed {run.randomness.seed}, sample id {int(data.ids[row])}",
             expected="a step on what a removal leaves of a batch",
             got=f"{type(error).__name__}: {error}" + (f"; layers that normalise: {', '.join(layers[:3])}" if layers else ""),
             remedy="set another recipe.batch_size, or use GroupNorm or LayerNorm, which normalise each row by itself",

@@ -48,8 +48,9 @@ def decoded(data: bytes) -> tuple[Any, dict[str, Any]]:
 
 
 def pack_state(pack: Pack, epoch: int) -> bytes:
-    """All that training has changed by the end of ``epoch``: parameters, optimizer state, buffers, and the default generators."""
-    return encoded([epoch, [tensor.detach().cpu() for tensor in pack.changing_tensors()]])
+    """All that training has changed by the end of ``epoch``: parameters, optimizer state, buffers and generators."""
+    random_states = [generator.get_state() for generator in pack.generators()]
+    return encoded([epoch, [tensor.detach().cpu() for tensor in pack.changing_tensors()], random_states])
 
 
 @torch.no_grad()
@@ -61,13 +62,16 @@ def restore_state(pack: Pack, data: bytes) -> int:
     state, generators = decoded(data)
     own = pack.changing_tensors()
     try:
-        epoch, tensors = state
+        epoch, tensors, random_states = state
         fits = [(one.shape, one.dtype) for one in tensors] == [(one.shape, one.dtype) for one in own]
+        fits = fits and len(random_states) == len(pack.generators())
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError("a state of something else") from error
     if not fits or type(epoch) is not int or epoch < 1:
         raise ValueError("a state of another training")
     for mine, saved in zip(own, tensors, strict=True):
         mine.copy_(saved)
+    for generator, saved in zip(pack.generators(), random_states, strict=True):
+        generator.set_state(saved)
     write_generators(generators)
     return epoch

@@ -30,7 +30,7 @@ from genrep_dist.problems.protocol import Dataset, Problem, Recipe
 from genrep_dist.problems.tables import data_digest
 from genrep_dist.registry import registrations
 from genrep_dist.store import Store
-from genrep_dist.training.packs.compatibility import has_narrow_products
+from genrep_dist.training.packs.compatibility import training_products
 from genrep_dist.units import StageName
 from genrep_dist.workflow.attributions import write_attribution, write_strongest
 from genrep_dist.workflow.context import Job, declared_epochs, function_identities, label_loss, load_kernels, worker_keys
@@ -118,7 +118,7 @@ def prepare(experiment: Experiment, store: Store, search_path: Sequence[str] = (
         group_rows=_group_rows(experiment, test),
         extensions={label: found.digest for label, found in extensions.items()},
         numbers=identity.numbers,
-        products="narrow" if not own_training and has_narrow_products(problem.model, recipe) else "",
+        products="" if own_training else training_products(problem.model, recipe),
     )
     external = _read_external(keys, train, test, search_path)
     keys = replace(keys, external=_digests(external))

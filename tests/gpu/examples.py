@@ -41,6 +41,12 @@ def regression() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
 
 
+def normalized() -> nn.Module:
+    """Statistics of a batch and random numbers, which are those of a CPU."""
+    layers = nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2), nn.Linear(216, 1)
+    return nn.Sequential(*layers)
+
+
 def text() -> nn.Module:
     return TextCNN(vocabulary_size=300, channels=(6, 5, 7))
 
@@ -64,6 +70,7 @@ EXAMPLES = {
     "regression": Example(regression, "stacked"),
     "perceptron": Example(perceptron, "stacked"),
     "cnn": Example(SmallCNN, "stacked"),
+    "normalized": Example(normalized, "stacked"),
     "text": Example(text, "stacked", is_text=True),
     "attention": Example(Gated, "mapped"),
 }

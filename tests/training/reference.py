@@ -39,6 +39,21 @@ def plainly_trained(
         torch.manual_seed(randomness.number("init"))
         model = factory()
     optimizer = make_optimizer(model) if make_optimizer else sgd(model, recipe)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(randomness.number("train"))
+        _take_steps(model, optimizer, loss, recipe, data, randomness, removed)
+    return model
+
+
+def _take_steps(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: str,
+    recipe: Recipe,
+    data: Dataset,
+    randomness: Randomness,
+    removed: Collection[int],
+) -> None:
     steps_per_epoch = math.ceil(len(data.ids) / recipe.batch_size)
     step = 0
     for epoch in range(1, recipe.epochs + 1):
@@ -53,7 +68,6 @@ def plainly_trained(
                 optimizer.zero_grad()
                 mean_loss(loss, model(data.inputs[rows]), data.targets[rows]).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-    return model
 
 
 def sgd(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

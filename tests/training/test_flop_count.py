@@ -96,8 +96,12 @@ def test_what_cannot_be_counted_is_no_error() -> None:
         assert backward_bytes(model, torch.zeros(2, 5)) >= 0
 
 
+def noise() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 8), nn.AlphaDropout(0.2), nn.Linear(8, 1))
+
+
 @pytest.mark.parametrize(
-    ("factory", "most"), [(multilayer, 64), (OwnParameter, MAPPED_SLOTS), (norms, 1), (lambda: nn.Linear(5, 1).double(), 64)]
+    ("factory", "most"), [(multilayer, 64), (OwnParameter, MAPPED_SLOTS), (norms, 64), (noise, 1), (lambda: nn.Linear(5, 1).double(), 64)]
 )
 def test_how_many_models_share_a_step_at_most(factory: Callable[[], nn.Module], most: int) -> None:
     data = blob_data(next(factory().parameters()).dtype)

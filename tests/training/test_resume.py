@@ -89,12 +89,18 @@ class Slope(nn.Module):
         return outputs
 
 
+def stateful() -> nn.Module:
+    """Random numbers and statistics of batches in layers that are stacked."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 1))
+
+
 SGD = Recipe(epochs=EPOCHS, batch_size=8, learning_rate=0.1)
 ADAM = Recipe(epochs=EPOCHS, batch_size=8, learning_rate=0.01, optimizer="adam", schedule="cosine")
 CASES: dict[str, tuple[Callable[[], nn.Module], Recipe, str]] = {
     "solo": (Average, Recipe(epochs=EPOCHS, batch_size=8, learning_rate=0.1, momentum=0.9), "solo"),
     "stacked": (SmallCNN, ADAM, "stacked"),
     "shared": (SmallCNN, SGD, "stacked"),
+    "stateful": (stateful, ADAM, "stacked"),
     "mapped": (Slope, ADAM, "mapped"),
 }
 

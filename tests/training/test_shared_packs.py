@@ -213,7 +213,7 @@ def test_narrow_products_have_a_key_of_their_own() -> None:
     recipe = RECIPES["plain"]
     assert all(has_narrow_products(factory, recipe) for factory in (ten_logits, one_logit, narrow_hidden))
     assert not any(has_narrow_products(factory, recipe) for factory in (small_cnn, wide_hidden, Skips, lambda: nn.Linear(5, 1)))
-    assert not has_narrow_products(lambda: nn.Sequential(nn.Linear(64, 2), nn.Dropout(0.5)), recipe)
+    assert not has_narrow_products(lambda: nn.Sequential(nn.Linear(64, 2), nn.AlphaDropout(0.5)), recipe)
     keys = Keys(load_experiment("smoke"), "data", "problem", {"epochs": 4}, {}, 10)
     assert replace(keys, products="narrow").training != keys.training
     assert replace(keys, products="").training == keys.training

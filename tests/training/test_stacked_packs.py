@@ -355,8 +355,14 @@ UNKNOWN: dict[str, tuple[Factory, str]] = {
     ),
 }
 REFUSED: dict[str, tuple[Factory, str]] = {
-    "batch normalisation": (lambda: nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)), "mixes the samples"),
-    "dropout": (lambda: nn.Sequential(nn.Linear(5, 3), nn.Dropout(0.2), nn.Linear(3, 1)), "random numbers"),
+    "statistics of a mapped layer": (
+        lambda: nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.PReLU(), nn.Linear(3, 1)),
+        "mixes the samples",
+    ),
+    "dropout beside a mapped layer": (
+        lambda: nn.Sequential(nn.Linear(5, 3), nn.PReLU(), nn.Dropout(0.2), nn.Linear(3, 1)),
+        "random numbers",
+    ),
     "functional dropout": (Drops, "random numbers"),
     "control flow": (Branches, "cannot trace"),
     "means over the batch": (Mixes, "change each other's numbers"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -45,8 +45,24 @@ class Pack(ABC):
         """Copy a slot's parameters into ``model``."""
 
     def changing_tensors(self) -> list[Tensor]:
-        """All that training changes, as memory of the pack: parameters, optimizer state and, of a single model, its buffers."""
+        """All that training changes, as memory of the pack: parameters, optimizer state and buffers."""
         return self.optimized.tensors
+
+    def generators(self) -> Sequence[torch.Generator]:
+        """What the layers of the slots draw from, apart from the default generators."""
+        return ()
+
+    def seed(self, seeds: Sequence[int]) -> None:
+        """Before the first step: what the layers of a slot draw follows from its seed. A single model draws from the default generators."""
+        del seeds
+
+    def normalizing_layers(self) -> list[str]:
+        """Names and types, for error messages, of layers that need more than one row."""
+        return [f"{name} ({type(module).__name__})" for name, module in self.module.named_modules() if hasattr(module, "running_mean")]
+
+    def begin(self, step: Step) -> None:
+        """Before the forward pass of a step."""
+        del step
 
     @torch.no_grad()
     def preconditioner(self, slot: int, model: nn.Module) -> list[Tensor]:

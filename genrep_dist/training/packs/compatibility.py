@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Iterator
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from genrep_dist.core.generators import generator_states, preserved_generators
-from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.core.losses import Loss
-from genrep_dist.core.tensors import OUT_OF_MEMORY
 from genrep_dist.problems.protocol import Dataset, Recipe
-from genrep_dist.training.batches import packed_steps, padded_rows
+from genrep_dist.training.batches import padded_rows
 from genrep_dist.training.fast_layers import is_large_embedding
 from genrep_dist.training.fast_paths import FastPaths
 from genrep_dist.training.flop_count import MODEL_ERRORS, forward_flop
 from genrep_dist.training.optimizers import make_optimizer
-from genrep_dist.training.optimizers.base import OptimizedParameters
 from genrep_dist.training.packs.base import Pack
 from genrep_dist.training.packs.mapped import MAPPED_SLOTS
 from genrep_dist.training.packs.shared import is_narrow, sharing_layers
-from genrep_dist.training.packs.stacked import StackedPack
-from genrep_dist.training.packs.stacked_layers import stack_layer
-from genrep_dist.training.precision import training_outputs
+from genrep_dist.training.packs.stacked import StackedPack, stacked_layer
+from genrep_dist.training.packs.stateful_layers import is_stateful
+from genrep_dist.training.packs.trial import TRIAL_SHIFT, Factory, Trial, short_text
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.threads import one_thread
-from genrep_dist.training.torch_private import has_hooks, vector_jacobian_product
+from genrep_dist.training.torch_private import has_hooks
 
 CPU_PACK_BYTES = 2**24
 """Parameters of a pack on a CPU, in bytes: more do not fit its caches."""
 
 RANDOM_LAYERS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 MIXING_LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
-TRIAL_SHIFT = 7
-"""Each model of the trial takes rows that begin so many later, so that what one takes from another is noticed."""
-
-Factory = Callable[[], nn.Module]
 
 
 def why_not_packed(
@@ -55,9 +41,10 @@ def why_not_packed(
 ) -> str | None:
     """Why models of ``factory`` cannot train in packs of ``kind``; None where they can.
 
-    They can if nothing is random, no sample of a batch affects another, all layers have stacked counterparts or can be mapped, and a
-    trial gives the results of each model alone. ``max_multiply_adds`` is the size of a forward pass over a batch above which packs
-    on a CPU are slower than single models (None: packs on a GPU).
+    They can if all layers have stacked counterparts or can be mapped, nothing but dropout is random, no sample of a batch affects another
+    but in batch normalization, and a trial gives the results of each model alone. Mapped packs have neither of the two.
+    ``max_multiply_adds`` is the size of a forward pass over a batch above which packs on a CPU are slower than single models (None: packs
+    on a GPU).
 
     The trial runs on a CPU with one thread, so that all workers decide alike.
     """
@@ -68,14 +55,14 @@ def why_not_packed(
         return f"the optimizer {recipe.optimizer!r} does not declare that it is elementwise"
     model = Randomness(0).build(factory)
     reasons = _unstackable(model) if kind is StackedPack else _better_alone(model, recipe, fast_paths, on_cpu)
-    reason = next(_unshareable(model), None) or next(reasons, None)
+    reason = next(_unshareable(model, kind), None) or next(reasons, None)
     if reason is None and max_multiply_adds is not None:
         step = min(recipe.batch_size, len(data.inputs))
         reason = _too_large(model, data, step if kind is StackedPack else padded_rows(step), max_multiply_adds)
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         if reason is None and 2 * size > CPU_PACK_BYTES:
             reason = f"two models would take {2 * size:,} bytes, more than {CPU_PACK_BYTES:,}"
-    return reason or _Trial(factory, loss, recipe, data, kind, fast_paths).disagreement(on_cpu)
+    return reason or Trial(factory, loss, recipe, data, kind, fast_paths).disagreement(on_cpu)
 
 
 def has_narrow_products(factory: Factory, recipe: Recipe) -> bool:
@@ -85,23 +72,45 @@ def has_narrow_products(factory: Factory, recipe: Recipe) -> bool:
     recipe alone: it is the same on machines on which a trial decides against packs.
     """
     model = Randomness(0).build(factory)
-    if not make_optimizer(recipe).is_elementwise or next(_unshareable(model), None) or next(_unstackable(model), None):
-        return False
-    return any(is_narrow(model.get_submodule(path)) for path in sharing_layers(model) or [])
+    return _may_be_stacked(model, recipe) and any(is_narrow(model.get_submodule(path)) for path in sharing_layers(model) or [])
 
 
-def _unshareable(model: nn.Module) -> Iterator[str]:
-    """Reasons against packs of any kind that can be seen without running the model."""
+def has_stateful_layers(factory: Factory, recipe: Recipe) -> bool:
+    """Whether models of ``factory`` have dropout or batch normalization, and may train in stacked packs.
+
+    Before there were stacked layers for them, such models were trained alone, with other last bits: their trainings have another key. The
+    answer follows from the model and the recipe alone, as that of :func:`has_narrow_products`.
+    """
+    model = Randomness(0).build(factory)
+    return any(map(is_stateful, model.modules())) and _may_be_stacked(model, recipe)
+
+
+def training_products(factory: Factory, recipe: Recipe) -> str:
+    """What of the way in which models train in packs belongs to the key of their training; "" for most."""
+    kinds = {"narrow": has_narrow_products, "stateful": has_stateful_layers}
+    return " ".join(word for word, holds in kinds.items() if holds(factory, recipe))
+
+
+def _may_be_stacked(model: nn.Module, recipe: Recipe) -> bool:
+    """Whether nothing that can be seen without running the model speaks against stacked packs."""
+    reasons = itertools.chain(_unshareable(model, StackedPack), _unstackable(model))
+    return make_optimizer(recipe).is_elementwise and next(reasons, None) is None
+
+
+def _unshareable(model: nn.Module, kind: type[Pack]) -> Iterator[str]:
+    """Reasons against packs of ``kind``, whatever the layers with parameters, that can be seen without running the model."""
     if getattr(model, "trains_alone", False):
         yield "the model says so (trains_alone)"
     for name, module in model.named_modules():
         title = _title(name, module)
+        if has_hooks(module):
+            yield f"{title} has hooks"
+        if kind is StackedPack and is_stateful(module):
+            continue
         if isinstance(module, MIXING_LAYERS):
             yield f"{title} mixes the samples of a batch"
         if isinstance(module, RANDOM_LAYERS) and module.p > 0:
             yield f"{title} draws random numbers"
-        if has_hooks(module):
-            yield f"{title} has hooks"
         if next(module.buffers(recurse=False), None) is not None:
             yield f"{title} has buffers"
 
@@ -109,13 +118,13 @@ def _unshareable(model: nn.Module) -> Iterator[str]:
 def _unstackable(model: nn.Module) -> Iterator[str]:
     """Layers without a stacked counterpart, and forward passes that stacked layers cannot take part in."""
     for name, module in model.named_modules():
-        if next(module.parameters(recurse=False), None) is not None and stack_layer(module, 1) is None:
+        if next(module.parameters(recurse=False), None) is not None and stacked_layer(module, 1) is None:
             yield f"{_title(name, module)} has no stacked counterpart"
     if len(list(model.named_parameters(remove_duplicate=False))) != len(list(model.parameters())):
         yield "layers share parameters"
-    if all(stack_layer(module, 1) is None for module in model.modules()):
+    if all(stacked_layer(module, 1) is None for module in model.modules()):
         yield "it has no layer with a stacked counterpart"
-    if stack_layer(model, 1) is None:
+    if stacked_layer(model, 1) is None:
         yield from _untraceable(model)
 
 
@@ -123,9 +132,11 @@ def _untraceable(model: nn.Module) -> Iterator[str]:
     try:
         graph = fx.Tracer().trace(model)
     except (fx.proxy.TraceError, *MODEL_ERRORS) as error:
-        yield f"torch.fx cannot trace its forward pass ({_short(error)})"
+        yield f"torch.fx cannot trace its forward pass ({short_text(error)})"
         return
-    targets = [node.target for node in graph.nodes if node.op == "call_module"]
+    # Dropout may be called more than once: it has nothing that belongs to a call.
+    calls = (str(node.target) for node in graph.nodes if node.op == "call_module")
+    targets = [path for path in calls if not isinstance(model.get_submodule(path), RANDOM_LAYERS)]
     if any(node.op == "get_attr" for node in graph.nodes):
         yield "its forward pass reads parameters or tensors besides its layers"
     if len(set(targets)) != len(targets):
@@ -150,179 +161,3 @@ def _too_large(model: nn.Module, data: Dataset, rows: int, most: int) -> str | N
 
 def _title(name: str, module: nn.Module) -> str:
     return f"layer {name!r} ({type(module).__name__})" if name else type(module).__name__
-
-
-def _short(error: Exception) -> str:
-    """The type of an error and the start of its first line."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """Steps of three models in packs, against each model alone."""
-
-    factory: Factory
-    loss: Loss
-    recipe: Recipe
-    data: Dataset
-    kind: type[Pack]
-    fast_paths: FastPaths
-
-    def disagreement(self, on_cpu: bool) -> str | None:
-        """What differs. In full precision the pack agrees with the single models to rounding; in the recipe's precision a model has the
-        same bits in every pack that :meth:`_groups` lists.
-        """
-        models = [Randomness(seed).build(self.factory).train() for seed in range(3)]
-        before = generator_states()
-        groups = self._groups(on_cpu)
-        try:
-            # As units of work run: with two threads, how a batch of products is divided depends on how many there are.
-            with preserved_generators(), one_thread(), warnings.catch_warnings():
-                # torch warns where it cannot map a layer and computes it slot by slot.
-                warnings.filterwarnings("error", ".*batching rule")
-                changes = self._changes_itself(models[0])
-                mixes = self._mixes_rows(models[0])
-                other_numbers = self._other_numbers(models, groups[0])
-                same_bits = self._same_bits(models, groups)
-                drew = before != generator_states()
-        except OUT_OF_MEMORY:
-            raise
-        except (UserWarning, copy.Error, pickle.PickleError, *MODEL_ERRORS) as error:
-            return f"it fails on the rows of several models ({_short(error)})"
-        if drew:
-            return "its forward pass draws random numbers"
-        if changes:
-            return "its forward pass changes the model in training"
-        if mixes:
-            return "the rows of one batch change each other's numbers"
-        if other_numbers is not None:
-            return other_numbers
-        return None if same_bits else "its last bits depend on which models share a step"
-
-    def _other_numbers(self, models: Sequence[nn.Module], group: Sequence[int]) -> str | None:
-        """What differs between a pack in full precision and each of its models alone, by more than rounding.
-
-        Which of two almost equal inputs of a max pool is the larger one is a matter of rounding, and changes a whole gradient. So what
-        differs is computed again in float64, where the model can be.
-        """
-        found = self._differences(models, group)
-        if found is None or any(p.dtype != torch.float32 for model in models for p in model.parameters()):
-            return found
-        inputs = self.data.inputs
-        exact = replace(self, data=self.data._replace(inputs=inputs.double() if inputs.dtype == torch.float32 else inputs))
-        try:
-            return exact._differences([copy.deepcopy(model).double() for model in models], group)
-        except OUT_OF_MEMORY:
-            raise
-        except MODEL_ERRORS:
-            return found
-
-    def _differences(self, models: Sequence[nn.Module], group: Sequence[int]) -> str | None:
-        full = replace(self, recipe=replace(self.recipe, precision="full"))._packed_step(models, group)
-        for index, (computed, moved) in zip(group, full, strict=True):
-            if not _agree(self._step_alone(models[index], index), computed):
-                return "the rows of several models in one batch change each other's numbers"
-            if not _agree(self._move_alone(models[index], computed[1:]), moved):
-                return f"the optimizer {self.recipe.optimizer!r} moves several models otherwise than each alone"
-        return None
-
-    def _same_bits(self, models: Sequence[nn.Module], groups: Sequence[Sequence[int]]) -> bool:
-        """Whether a model has the same bits in every pack. The numbers of one pack at a time are held beside those of each model."""
-        first: dict[int, list[Tensor]] = {}
-        for group in groups:
-            for index, (computed, moved) in zip(group, self._packed_step(models, group), strict=True):
-                tensors = computed + moved
-                if not all(torch.equal(a, b) for a, b in zip(first.setdefault(index, tensors), tensors, strict=True)):
-                    return False
-        return True
-
-    def _groups(self, on_cpu: bool) -> list[tuple[int, ...]]:
-        """Which of the three models make up the packs of the trial. Equal bits are not claimed on a GPU: there one pack will do."""
-        if self.kind is StackedPack:
-            return [(0, 1, 2), (2, 0, 1), (0,), (1,), (2,)]
-        if on_cpu:
-            return [tuple(slot % 3 for slot in range(MAPPED_SLOTS)), tuple(slot // 11 for slot in range(MAPPED_SLOTS))]
-        return [(0, 1, 2)]
-
-    def _order(self, index: int) -> Tensor:
-        """The rows (B,) of the batch of model ``index``."""
-        rows = min(len(self.data.inputs), self.recipe.batch_size)
-        return (torch.arange(rows) + TRIAL_SHIFT * index) % len(self.data.inputs)
-
-    def _changes_itself(self, model: nn.Module) -> bool:
-        """Whether a pass in training mode changes parameters, or the outputs of the next pass: such changes would be lost or mixed."""
-        model, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                # A parameter that follows another one, as a moving average does, begins as its copy: move them apart.
-                if parameter.is_floating_point() or parameter.is_complex():
-                    parameter.add_(0.01 * torch.rand(parameter.shape, generator=generator))
-            before = [parameter.clone() for parameter in model.parameters()]
-            first, second = (model_outputs(model, self.data.inputs) for _ in range(2))
-        return not (torch.equal(first, second) and all(map(torch.equal, before, model.parameters())))
-
-    def _mixes_rows(self, model: nn.Module) -> bool:
-        """Whether the outputs of all rows differ from those of each half of them."""
-        inputs = self.data.inputs
-        with torch.no_grad():
-            whole = model_outputs(model, inputs)
-            halves = [model_outputs(model, part) for part in torch.tensor_split(inputs, [len(inputs) // 2]) if len(part)]
-        return not _agree([whole], [torch.cat(halves)])
-
-    def _step_alone(self, model: nn.Module, index: int) -> list[Tensor]:
-        """Outputs and gradients by parameter of one plain model on its own rows."""
-        rows = self._order(index)
-        outputs = model_outputs(model, self.data.inputs[rows])
-        slopes = self.loss.derivative(outputs.detach(), self.data.targets[rows]) / len(rows)
-        gradients = vector_jacobian_product(outputs, _trained(model), slopes)
-        return [outputs.detach(), *(gradient.to_dense() for gradient in gradients)]
-
-    def _move_alone(self, model: nn.Module, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """The parameters of a plain model after two steps along ``gradients``."""
-        moved = copy.deepcopy(model)
-        names = [name for name, p in moved.named_parameters() if p.requires_grad]
-        optimized = OptimizedParameters(make_optimizer(self.recipe), _trained(moved), names=names)
-        for _ in range(2):
-            optimized.step(gradients, self.recipe.learning_rate)
-        return [p.detach() for p in _trained(moved)]
-
-    def _packed_step(self, models: Sequence[nn.Module], group: Sequence[int]) -> list[tuple[list[Tensor], list[Tensor]]]:
-        """For each slot: outputs and gradients as :meth:`_step_alone`, parameters as :meth:`_move_alone`, in the plain model's shapes."""
-        optimizer = make_optimizer(self.recipe)
-        pack = self.kind(models[group[0]], len(group), optimizer, self.fast_paths)
-        for slot, index in enumerate(group):
-            pack.load(slot, models[index])
-        orders = torch.stack([self._order(index) for index in group])
-        (step,) = packed_steps(orders, orders.shape[1], torch.ones(len(group), len(self.data.inputs), dtype=torch.bool), 0)
-        rows = step.rows.flatten()
-        outputs = training_outputs(pack.module, self.data.inputs[rows], self.recipe)
-        slopes = step.mean_gradient(self.loss.derivative(outputs.detach(), self.data.targets[rows]))
-        gradients = vector_jacobian_product(outputs, pack.parameters, slopes)
-        for _ in range(2):
-            pack.optimized.step(gradients, self.recipe.learning_rate)
-        moved = self._unloaded(pack, models, group)
-        with torch.no_grad():
-            for parameter, gradient in zip(pack.parameters, gradients, strict=True):
-                parameter.copy_(gradient.to_dense() if gradient.is_sparse else gradient)
-        own = outputs.detach().view(*step.rows.shape, -1)[:, : orders.shape[1]]
-        return [([own[slot], *one], moved[slot]) for slot, one in enumerate(self._unloaded(pack, models, group))]
-
-    def _unloaded(self, pack: Pack, models: Sequence[nn.Module], group: Sequence[int]) -> list[list[Tensor]]:
-        """The trained parameters that each slot holds, in the plain model's shapes."""
-        found = []
-        for slot, index in enumerate(group):
-            model = copy.deepcopy(models[index])
-            pack.unload(slot, model)
-            found.append([p.detach() for p in _trained(model)])
-        return found
-
-
-def _trained(model: nn.Module) -> list[nn.Parameter]:
-    return [p for p in model.parameters() if p.requires_grad]
-
-
-def _agree(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
-    """Whether each tensor agrees with the expected one up to the square root of the rounding error, relative to its norm; NaN does not."""
-    return all(
-        float((a - b).norm()) <= torch.finfo(a.dtype).eps ** 0.5 * (float(a.norm()) or 1.0) for a, b in zip(expected, found, strict=True)
-    )

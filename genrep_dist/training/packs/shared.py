@@ -14,6 +14,7 @@ from genrep_dist.training.fast_paths import FastPaths
 from genrep_dist.training.optimizers.base import Optimizer
 from genrep_dist.training.packs.stacked import StackedPack
 from genrep_dist.training.packs.stacked_layers import Stacked, StackedConv, StackedLinear, stack_layer
+from genrep_dist.training.packs.stateful_layers import StackedBatchNorm, is_stateful
 
 SHARING_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
 NARROW = 16
@@ -35,9 +36,8 @@ class SharedPack(StackedPack):
     def __init__(self, template: nn.Module, slots: int, optimizer: Optimizer, fast_paths: FastPaths) -> None:
         self._sharing = sharing_layers(template) or []
         super().__init__(template, slots, optimizer, fast_paths)
-        layers = list(self._layers.values())
-        self.owns_gradients = all(isinstance(layer, NarrowLinear | StackedLinear | StackedConv) for layer in layers)
-        self.has_narrow_products = any(isinstance(layer, NarrowLinear) for layer in layers)
+        self.owns_gradients = self._has_new_gradients(NarrowLinear, StackedLinear, StackedConv, StackedBatchNorm)
+        self.has_narrow_products = any(isinstance(layer, NarrowLinear) for layer in self._layers.values())
 
     def _stack(self, path: str, plain: nn.Module) -> Stacked | None:
         if path not in self._sharing:
@@ -154,6 +154,8 @@ def sharing_layers(model: nn.Module) -> list[str] | None:
         if not sources:
             continue
         module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if module is not None and is_stateful(module):
+            return None
         if module is not None and next(module.parameters(), None) is not None:
             if not isinstance(module, SHARING_LAYERS):
                 return None
