@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def test_samples_of_equal_scores_are_removed_in_an_arbitrary_order(tmp_path: Pat
     scores[:scored] = -1.0 - np.arange(scored)[:, None]
     for seed in (0, 1):
         np.save(tmp_path / f"{seed}.npy", scores)
-    fields = {"attributions": {"top": top}} if top else {}
+    fields: dict[str, Any] = {"attributions": {"top": top}} if top else {}
     finished = run(
         tmp_path / "store",
         methods=["ntk-final/tracking", "mine", "random"],
