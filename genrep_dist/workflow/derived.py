@@ -69,13 +69,14 @@ class DerivedStage(Stage[DerivedUnit]):
         own = _own_outputs(context) if kernel.has_diagonal and _sized(kernel, inputs).reads_gram else None
         artifact = context.store.artifact("kernel", context.keys.kernel(unit.seed, unit.kernel, unit.epoch))
         writer = KernelWriter(artifact, (len(inputs.targets), inputs.num_outputs, len(points)), kernel, inputs.text)
-        if own is None:
+        if own is None and _sized(kernel, inputs).is_blockwise:
             certificate = checked_certificate(kernel.write_rows(inputs, writer.add), "residual", kernel, "write_rows", inputs.text)
         else:
             block, certificate = derived_columns(kernel, inputs, own)
-            # Before the kernel is committed: a kernel that is there then has its diagonal.
-            samples = torch.arange(len(own))
-            write_diagonal(context, unit.seed, unit.kernel, unit.epoch, block[samples, :, len(points) + samples])
+            if own is not None:
+                # Before the kernel is committed: a kernel that is there then has its diagonal.
+                samples = torch.arange(len(own))
+                write_diagonal(context, unit.seed, unit.kernel, unit.epoch, block[samples, :, len(points) + samples])
             writer.add(0, block[:, :, : len(points)])
         writer.finish()
         about = {"seed": unit.seed, "kernel": unit.kernel, "epoch": unit.epoch, "settings": kernel.summary()}
