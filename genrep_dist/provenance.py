@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import platform
 import shlex
 import subprocess
 import sys
@@ -97,3 +98,11 @@ def _git_commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return UNKNOWN
     return found.stdout.strip() if found.returncode == 0 and found.stdout.strip() else UNKNOWN
+
+
+def processor_name() -> str:
+    """The name of this machine's processor, or of its architecture where the system does not tell."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from genrep_dist.paper.table1 import DataColumn, Table1Page, TextTable, long_table, table1_page
+from genrep_dist.provenance import processor_name
 from genrep_dist.report.markdown import escaped
 from genrep_dist.report.page import render_template
 
@@ -16,7 +16,7 @@ from genrep_dist.report.page import render_template
 def write_table1(columns: Sequence[DataColumn], folder: Path, profile: str) -> list[Path]:
     """Write table1.md, table1.html and table1.parquet into ``folder``. Returns their paths."""
     made = table1_page(
-        columns, profile=profile, date=f"{datetime.now(UTC):%Y-%m-%d}", hardware=f"{platform.machine()}, {os.cpu_count()} CPU cores"
+        columns, profile=profile, date=f"{datetime.now(UTC):%Y-%m-%d}", hardware=f"{processor_name()}, {os.cpu_count()} CPU cores"
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table1.md").write_text(table1_markdown(made), encoding="utf-8")

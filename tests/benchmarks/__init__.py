@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from genrep_dist.provenance import processor_name
+
 REPORTS = Path(__file__).parents[2] / "docs" / "benchmarks"
 
 
@@ -36,7 +38,7 @@ def measured_on(*packages: str) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     threads = os.environ.get("OMP_NUM_THREADS", "not set")
     return (
-        f"Measured on {_processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB of memory, "
+        f"Measured on {processor_name()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB of memory, "
         f"{platform.system()}, Python {platform.python_version()}, {versions}; OMP_NUM_THREADS {threads}; "
         f"load of the minute before {os.getloadavg()[0]:.1f}: other work on the machine lengthens seconds, and ratios less."
     )
@@ -60,11 +62,3 @@ def publish(name: str, title: str, sections: Sequence[str], *, write: bool) -> N
     if write:
         REPORTS.mkdir(parents=True, exist_ok=True)
         (REPORTS / f"{name}.md").write_text(text)
-
-
-def _processor() -> str:
-    """The name of the processor, or of its architecture."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
