@@ -205,11 +205,14 @@ class Experiment(Section, metaclass=_RaisesConfigError):
             except MethodError as error:
                 raise ValueError(f"{name}: a known method, but {error.what} ({error.remedy})") from error
             if method.is_random or method.is_external or method.needs_gram:
-                raise ValueError(f"{name}: a method that is computed of one trained network, by no solved importance, not {section.method}")
+                raise ValueError(
+                    f"in {name}.method a method with scores of its own for each network, which random and external scores and the "
+                    f"importances surrogate and descent have not; {section.method} is one of these"
+                )
             if section.over == "checkpoints" and not defined_at_checkpoints(method):
                 raise ValueError(
-                    f"{name}: over checkpoints, a method at the final one of a kernel that is defined at others too, such as "
-                    f"ntk-final/target, not {section.method}"
+                    f"in {name}.method a method at checkpoint final whose kernel is defined at other checkpoints too, such as "
+                    f"ntk-final/target, for over: checkpoints; {section.method} is none: choose another one, or over: seeds"
                 )
         return value
 

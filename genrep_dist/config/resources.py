@@ -40,7 +40,7 @@ class StageResources(Section):
 
 
 class ResourcesSection(Section):
-    """Where and how work runs. Changes no number."""
+    """Where and how work runs. Changes no result; last bits of some scores follow a small memory_budget."""
 
     workers: int | None = Field(
         None, ge=1, description="Number of worker processes. Default: as many as the cluster or machine has room for."

@@ -10,6 +10,8 @@ from genrep_dist.plan import FLOAT_BYTES, MAX_BLOCK_ROWS, Plan
 
 SHARD_BYTES = 64 * 2**20
 """No shard of features is larger: a unit of work that is lost costs seconds."""
+LARGE_ROW_NUMEL = 2**17
+"""Numbers of a sample above which an error proposes a projection."""
 TILES_HELD = 6
 """Tiles of a gram that fit half the budget. Three are held at once (the sum, its encoded file, what is read back); the rest is for
 the store's upload buffers, for what the allocator keeps, and for a process whose libraries and data take more than the other half."""
@@ -77,14 +79,15 @@ def block_rows(kernel: str, sizes: KernelSizes, num_train: int, budget_bytes: in
     row_bytes, test_bytes = FLOAT_BYTES * numbers_at_work(sizes), point_bytes(sizes)
     room = budget_bytes // 2 - num_test * test_bytes
     if room < row_bytes:
+        large = numbers_at_work(sizes) > LARGE_ROW_NUMEL  # of smaller rows a projection to 1,024 numbers a layer keeps more, not less
         raise PlanError(
             "the memory budget is too small for one training sample's features",
             where=f"resources.memory_budget, kernel {kernel}",
             expected=f"at least {2 * (row_bytes + num_test * test_bytes):,} bytes (a row of {row_bytes:,} bytes and "
             f"{num_test} test rows of {test_bytes:,} bytes in half of it)",
             got=f"{budget_bytes:,} bytes",
-            remedy="raise resources.memory_budget, explain fewer test points at once, or keep some random numbers of each layer "
-            "(projection: {kind: factored, dim: 1024})",
+            remedy="raise resources.memory_budget, or explain fewer test points at once"
+            + (", or keep some random numbers of each layer (projection: {kind: factored, dim: 1024})" if large else ""),
         )
     # No more of a sample is ever stored than its factors as they are.
     multiplied = budget_bytes // 8 // max(1, cross_bytes(num_outputs, num_test), sizes.pair_bytes * num_test)

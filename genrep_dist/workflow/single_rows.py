@@ -32,7 +32,7 @@ def check_batches(plan: Plan, recipe: Recipe, fault: str) -> None:
     got = f"{num_rows} rows in batches of {' and '.join(map(str, sizes))}"
     if 1 not in sizes:
         expected = _expected_in_run(plan, recipe, size)
-        got += f"; without up to {plan.most_removed} of them, about {expected:.2g} batches of one row in all retrainings"
+        got += f"; in all retrainings, which lack up to {plan.most_removed} of the rows, at most about {expected:.2g} batches of one row"
     steps = (step * sign for step in range(1, TRIED_SIZES + 1) for sign in (1, -1))
     fitting = next((size + step for step in steps if 1 < size + step <= num_rows and _is_safe(plan, recipe, size + step)), None)
     raise PlanError(
@@ -69,25 +69,21 @@ def _expected_in_run(plan: Plan, recipe: Recipe, batch_size: int) -> float:
         models = len(experiment.methods) * count.per_method + count.shared
         if not models:
             continue
+        removals = _removals(metric, experiment, num_rows)
         if is_rebatched(retrain_policy(metric, experiment)):
             # The number of rows alone decides, and not which rows remain.
-            sizes = [
-                batch_sizes(num_rows - removed, batch_size, drop_last=recipe.drop_last)
-                for removed in _removals(metric, experiment, num_rows)
-            ]
-            total += models * sum(1 in own for own in sizes) / len(sizes)
+            each = [float(1 in batch_sizes(num_rows - removed, batch_size, drop_last=recipe.drop_last)) for removed in removals]
         else:
-            removed = metric.largest_removal(experiment, num_rows)
-            total += models * expected_single_rows(num_rows, batch_size, removed, drop_last=recipe.drop_last)
+            each = [expected_single_rows(num_rows, batch_size, removed, drop_last=recipe.drop_last) for removed in removals]
+        total += models * sum(each) / len(removals)
     return len(experiment.seeds) * recipe.epochs * total
 
 
 def _removals(metric: Metric, experiment: Experiment, num_rows: int) -> list[int]:
-    """The numbers of rows that a metric removes; the largest, where its settings do not list them."""
+    """The numbers of rows that a metric's retrainings lack, equally many retrainings each; the largest, where its settings list none."""
     settings = metric.settings(experiment)
-    if isinstance(settings, RemovalSection):
-        return [count for _, count in settings.removals(num_rows)]
-    return [metric.largest_removal(experiment, num_rows)]
+    listed = [count for _, count in settings.removals(num_rows) if count] if isinstance(settings, RemovalSection) else []
+    return listed or [metric.largest_removal(experiment, num_rows)]
 
 
 def _is_safe(plan: Plan, recipe: Recipe, batch_size: int) -> bool:
