@@ -206,13 +206,13 @@ class Experiment(Section, metaclass=_RaisesConfigError):
                 raise ValueError(f"{name}: a known method, but {error.what} ({error.remedy})") from error
             if method.is_random or method.is_external or method.needs_gram:
                 raise ValueError(
-                    f"in {name}.method a method with scores of its own for each network, which random and external scores and the "
-                    f"importances surrogate and descent have not; {section.method} is one of these"
+                    f"in {name}.method a method whose scores can be averaged over models: no random or external scores, and no "
+                    f"importances surrogate or descent; got {section.method}"
                 )
             if section.over == "checkpoints" and not defined_at_checkpoints(method):
                 raise ValueError(
-                    f"in {name}.method a method at checkpoint final whose kernel is defined at other checkpoints too, such as "
-                    f"ntk-final/target, for over: checkpoints; {section.method} is none: choose another one, or over: seeds"
+                    f"in {name}.method, with over: checkpoints, a method at checkpoint final whose kernel is also defined at other "
+                    f"checkpoints, such as ntk-final/target; got {section.method}, which can be averaged over seeds"
                 )
         return value
 

@@ -16,7 +16,7 @@ from genrep_dist.workflow.returned import checked_tensor
 class KernelWriter:
     """Takes the blocks of ``kernel`` in order and writes K (N, C, M) float32 as the array "kernel" of ``artifact``, in chunks of rows.
 
-    From row 0 on, it begins again. Memory: one chunk, and its float32 copy.
+    A block that starts at row 0 restarts the writing. Memory: one chunk, and its float32 copy.
     """
 
     def __init__(self, artifact: Artifact, shape: tuple[int, int, int], kernel: DerivedKernel, where: str) -> None:
@@ -48,7 +48,7 @@ class KernelWriter:
                 self._artifact.write_rows("kernel", first, self._chunk[: place + len(some)])
 
     def finish(self) -> None:
-        """Raise ProblemError unless all rows were handed over."""
+        """Raise ProblemError unless all rows were written."""
         if self._next != self._shape[0]:
             raise self._misplaced(f"{self._shape[0]} rows", f"{self._next} rows")
 

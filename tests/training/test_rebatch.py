@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -137,6 +138,20 @@ def test_batches_of_one_row_are_foreseen() -> None:
     check_batches(plan(deletion={"counts": [0, 4], "retrain": "rebatch"}), replace(RECIPE, drop_last=True), fault)
     with pytest.raises(PlanError, match="batch of one row"):
         check_batches(plan(deletion={"counts": [0, 1, 4, 6], "retrain": "rebatch"}), RECIPE, fault)
+
+
+def test_single_rows_are_expected_by_the_size_of_each_removal() -> None:
+    """Small removals leave no single row: they do not count as the large one does."""
+
+    def expected(counts: list[int]) -> float:
+        with pytest.raises(PlanError) as refused:
+            check_batches(plan(deletion={"counts": counts}), RECIPE, "batch normalization fails")
+        found = re.search(r"at most about ([0-9.e-]+) batches of one row", str(refused.value))
+        assert found is not None
+        return float(found[1])
+
+    large = expected([0, 20])
+    assert expected([0, 1, 2, 20]) == pytest.approx(large, rel=0.05)
 
 
 def test_random_trainings_are_judged_with_fresh_numbers() -> None:

@@ -309,9 +309,10 @@ class DerivedKernel(Kernel):
         return False
 
     def write_rows(self, inputs: DerivedInputs, write: RowWriter) -> dict[str, Any]:
-        """Hand K (N, C, M) over by blocks of rows, in order, and return the certificate. By default :meth:`columns` as one block.
+        """Pass K (N, C, M) to ``write`` in blocks of consecutive rows and return the certificate. By default :meth:`columns` as one block.
 
-        Whoever begins again from row 0 hands all rows over again. Blocks and numbers are those of :meth:`columns`.
+        Called only if :attr:`is_blockwise`. A call with row 0 restarts the writing: all rows follow again. The numbers are those of
+        :meth:`columns`.
         """
         block, certificate = self.columns(inputs)
         write(0, block)
