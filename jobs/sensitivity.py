@@ -1,10 +1,11 @@
 """Whether the order of methods on MNIST changes with the set-up of the experiment.
 
 genrep data fetch mnist
-python jobs/sensitivity.py size pair class policy optimizer --store store --to sensitivity
+python jobs/sensitivity.py size pair class policy optimizer precision --store store --to sensitivity
 
 size: the number of training samples; networks are trained with equally many steps whatever it is. pair: the two digits. class: the class of
 the test points, which divides the points of one run and trains nothing. policy: how models are retrained. optimizer: plain SGD and Adam.
+precision: training in full precision, and with products of bfloat16.
 """
 
 from __future__ import annotations
@@ -26,31 +27,32 @@ from genrep_dist.paper.sensitivity import Variant, sensitivity_table, write_sens
 from genrep_dist.results import Run
 from genrep_dist.runner.run import run
 
-SAMPLES, STEPS = 500, 4000
-SIZES = (250, 500, 1000, 2000)
-PAIRS = ((3, 8), (4, 9), (0, 1))
+EXPERIMENT = "paper/mnist-sensitivity"
 
 
-POLICIES = ("same", "rebatch", "fresh")
-OPTIMIZERS: dict[str, tuple[str, ...]] = {"sgd": (), "adam": ("recipe.optimizer=adam", "recipe.learning_rate=0.001")}
+def _size(rows: int) -> tuple[str, ...]:
+    """As many steps as 8 epochs of 500 samples."""
+    return f"problem.options.train_size={rows}", f"recipe.epochs={4000 // rows}"
 
 
-def measured(
-    options: argparse.Namespace, size: int = SAMPLES, pair: tuple[int, int] = PAIRS[0], policy: str = POLICIES[0], optimizer: str = "sgd"
-) -> Run:
-    """The run of the experiment `paper/mnist-sensitivity` with ``size`` training samples of two classes."""
-    parts = [str(size), *map(str, pair), *([policy] if policy != POLICIES[0] else []), *([optimizer] if optimizer != "sgd" else [])]
-    overrides = [
-        f"name=mnist-sensitivity-{'-'.join(parts)}",
-        f"deletion.retrain={policy}",
-        *OPTIMIZERS[optimizer],
-        f"problem.options.train_size={size}",
-        f"problem.options.classes=[{pair[0]}, {pair[1]}]",
-        f"recipe.epochs={STEPS // size}",
-        *options.set,
-    ]
-    progress = ProgressLines(Console(width=160))
-    return run(load_experiment("paper/mnist-sensitivity", overrides), options.store, serial=options.serial, progress=progress)
+SETUPS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
+    "size": ("number of training samples", {"250": _size(250), "500": (), "1,000": _size(1000), "2,000": _size(2000)}),
+    "pair": (
+        "pair of digits",
+        {"3 and 8": (), "4 and 9": ("problem.options.classes=[4, 9]",), "0 and 1": ("problem.options.classes=[0, 1]",)},
+    ),
+    "policy": ("deletion.retrain", {"same": (), "rebatch": ("deletion.retrain=rebatch",), "fresh": ("deletion.retrain=fresh",)}),
+    "optimizer": ("optimizer", {"sgd": (), "adam": ("recipe.optimizer=adam", "recipe.learning_rate=0.001")}),
+    "precision": ("recipe.precision", {"full": (), "bfloat16": ("recipe.precision=bfloat16",)}),
+}
+"""What is varied: its name -> its label, and the changes of each set-up; no changes: the experiment as it is."""
+
+
+def measured(options: argparse.Namespace, title: str = "", changes: tuple[str, ...] = ()) -> Run:
+    """The run of the experiment with these changes, named after ``title``; without changes, the run that all set-ups share."""
+    name = f"name=mnist-sensitivity-{title.replace(' ', '-').replace(',', '')}"
+    experiment = load_experiment(EXPERIMENT, [*((name, *changes) if changes else ()), *options.set])
+    return run(experiment, options.store, serial=options.serial, progress=ProgressLines(Console(width=160)))
 
 
 def by_class(found: Run) -> list[Variant]:
@@ -67,30 +69,20 @@ def by_class(found: Run) -> list[Variant]:
 
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("vary", nargs="+", choices=["size", "pair", "class", "policy", "optimizer"])
+    parser.add_argument("vary", nargs="+", choices=["class", *SETUPS])
     parser.add_argument("--store", default="store")
     parser.add_argument("--to", type=Path, default=Path("sensitivity"))
     parser.add_argument("--serial", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change a field of every experiment")
     options = parser.parse_args(given)
     for vary in options.vary:
-        if vary == "size":
-            variants = [Variant(f"{size:,}", measured(options, size).points().collect()) for size in SIZES]
-            heading, label = "Order of methods by number of training samples", "training samples"
-        elif vary == "pair":
-            variants = [Variant(f"{a} and {b}", measured(options, pair=(a, b)).points().collect()) for a, b in PAIRS]
-            heading, label = "Order of methods by pair of digits", "pair of digits"
-        elif vary == "policy":
-            variants = [Variant(policy, measured(options, policy=policy).points().collect()) for policy in POLICIES]
-            heading, label = "Order of methods by the way of retraining", "deletion.retrain"
-        elif vary == "optimizer":
-            variants = [Variant(name, measured(options, optimizer=name).points().collect()) for name in OPTIMIZERS]
-            heading, label = "Order of methods by optimizer", "optimizer"
+        if vary == "class":
+            label, variants = "class of the test points", by_class(measured(options))
         else:
-            variants = by_class(measured(options))
-            heading, label = "Order of methods by class of the test points", "test points"
-        methods = load_experiment("paper/mnist-sensitivity").methods
-        for path in write_sensitivity(options.to, vary, heading, label, sensitivity_table(variants, methods)):
+            label, setups = SETUPS[vary]
+            variants = [Variant(title, measured(options, title, changes).points().collect()) for title, changes in setups.items()]
+        methods = load_experiment(EXPERIMENT).methods
+        for path in write_sensitivity(options.to, vary, f"Order of methods by {label}", label, sensitivity_table(variants, methods)):
             print(path)
 
 
