@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import genrep_dist as gr
-from jobs import explain, sweep
+from genrep_dist.config import load_experiment
+from jobs import explain, sensitivity, sweep
 from tests.experiments import ROOT, experiment_file
 from tests.toys import trainings
 
@@ -70,3 +71,12 @@ def test_a_report_is_written_again(place: Path, monkeypatch: pytest.MonkeyPatch,
     assert ended.value.code == 0
     assert page.exists()
     assert "report.html" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("vary", sensitivity.SETUPS)
+def test_set_ups_of_the_sensitivity_are_experiments_that_differ(vary: str) -> None:
+    _, setups = sensitivity.SETUPS[vary]
+    own = load_experiment(sensitivity.EXPERIMENT)
+    found = {title: load_experiment(sensitivity.EXPERIMENT, list(changes)) for title, changes in setups.items()}
+    assert [title for title in setups if found[title] == own] == [title for title, changes in setups.items() if not changes]
+    assert len({one.model_dump_json() for one in found.values()}) == len(setups) > 1
