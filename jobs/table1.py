@@ -34,7 +34,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--tune", action="store_true", help="add rows of the surrogate and of influence with lambda and damping tuned")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change a field of every experiment")
     parser.add_argument("--store", default="store")
-    parser.add_argument("--to", type=Path, help="folder of table1.md, table1.html and table1.parquet; default: table1-PROFILE")
+    parser.add_argument("--to", type=Path, help="folder of table1.md, .html, .png and .parquet; default: table1-PROFILE")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--serial", action="store_true")
     where.add_argument("--address")

@@ -22,6 +22,7 @@ from genrep_dist.paper.table1 import (
     table1_page,
     tuned_experiments,
 )
+from genrep_dist.paper.table1_figure import table1_figure
 from genrep_dist.paper.table1_files import table1_html, table1_markdown, write_table1
 
 METHODS = tuple(dict.fromkeys(method for methods in BLOCKS.values() for method in methods))
@@ -140,9 +141,10 @@ class Tags(HTMLParser):
         self.tables = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag not in ("script", "link", "img")
+        assert tag not in ("script", "link")
+        assert tag != "img" or str(dict(attrs)["src"]).startswith("data:image/png;base64,")
         self.tables += tag == "table"
-        if tag != "meta":
+        if tag not in ("meta", "img"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -152,7 +154,7 @@ class Tags(HTMLParser):
 def test_the_files_escape_and_need_nothing_else(tmp_path: Path) -> None:
     columns = [as_in_the_paper("mnist"), as_in_the_paper("toxicity")]
     made = table1_page(columns, profile="cpu", date="2026-01-01", hardware="two cores")
-    html, markdown = table1_html(made), table1_markdown(made)
+    html, markdown = table1_html(made, b""), table1_markdown(made, "table1.png")
     parser = Tags()
     parser.feed(html)
     assert parser.open == []
@@ -160,8 +162,9 @@ def test_the_files_escape_and_need_nothing_else(tmp_path: Path) -> None:
     assert "a &lt;small&gt; one" in html
     assert "a &lt;small&gt; one \\| indeed" in markdown
     paths = write_table1(columns, tmp_path / "out", "cpu")
-    assert [path.name for path in paths] == ["table1.md", "table1.html", "table1.parquet"]
-    table = pl.read_parquet(paths[2])
+    assert [path.name for path in paths] == ["table1.md", "table1.html", "table1.png", "table1.parquet"]
+    assert paths[2].read_bytes() == table1_figure(columns)
+    table = pl.read_parquet(paths[3])
     assert table.equals(long_table(columns))
     row = table.row(by_predicate=(pl.col("problem") == "mnist") & (pl.col("method") == "tracincp"), named=True)
     assert (row["paper"], row["paper_ci95"]) == (4.20, 0.52)
