@@ -12,7 +12,7 @@ import polars as pl
 
 from genrep_dist.config import Experiment
 from genrep_dist.evaluation.intervals import bootstrap_interval
-from genrep_dist.paper.claims import MIN_SEEDS, Claim, ClaimResult, check_claim, combined_status
+from genrep_dist.paper.claims import MIN_SEEDS, Claim, ClaimResult, ClaimStatus, check_claim, combined_status
 from genrep_dist.paper.differences import differences
 from genrep_dist.paper.published import (
     BLOCKS,
@@ -205,7 +205,7 @@ def claim_results(column: DataColumn) -> list[tuple[str, list[ClaimResult]]]:
     found = []
     measured_methods = set(column.points["method"].unique().to_list())
     for claim in CLAIMS:
-        if claim.text_only and not column.paper.text:
+        if not claim.applies_to(column.paper):
             continue
         known = [one for one in claim.comparisons if {one.better, one.worse} <= measured_methods]
         found.append((claim.statement, [check_claim(column.points, one) for one in known]))
@@ -246,24 +246,28 @@ def _other_methods(columns: Sequence[DataColumn]) -> list[TextTable]:
 
 
 def _claim_tables(columns: Sequence[DataColumn]) -> list[TextTable]:
+    """The status of each statement on each data set, then a table a statement with its comparisons."""
     results = {column.name: dict(claim_results(column)) for column in columns}
+    overview: list[tuple[str, ...]] = []
     tables = []
     for claim in CLAIMS:
         rows: list[tuple[str, ...]] = []
-        statuses = []
+        statuses: dict[str, ClaimStatus] = {}
         for column in columns:
             if claim.statement not in results[column.name]:
                 continue
             found = results[column.name][claim.statement]
             status = combined_status(one.status for one in found) if len(found) == len(claim.comparisons) else "undecided"
-            statuses.append(status)
+            statuses[column.name] = status
             rows += [
                 (column.title, _comparison(one.claim), _interval((one.mean, one.low, one.high)), one.status, _networks(one))
                 for one in found
             ]
             rows.append((column.title, "all of them", "", status, ""))
         if rows:
-            rows.append(("all data sets here", "all of them", "", combined_status(statuses), ""))
+            together = combined_status(statuses.values())
+            rows.append(("all data sets here", "all of them", "", together, ""))
+            overview.append((claim.statement, *(statuses.get(column.name, "-") for column in columns), together))
             about = (
                 "Differences are paired over (network, test point); their 95% intervals are clustered by seed and not corrected for their "
                 f"number. With fewer than {MIN_SEEDS} networks every claim is undecided. Networks to decide: how many would exclude zero "
@@ -271,7 +275,9 @@ def _claim_tables(columns: Sequence[DataColumn]) -> list[TextTable]:
             )
             headings = ("data", "comparison", "difference [95%]", "status", "networks to decide")
             tables.append(TextTable(claim.statement, headings, tuple(rows), (claim.interpretation, about)))
-    return tables
+    titles = ("statement", *(column.title for column in columns), "all data sets here")
+    notes = ("Confirmed: all its comparisons below are. Refuted: one of them is.",)
+    return [TextTable("Overview", titles, tuple(overview), notes), *tables] if tables else []
 
 
 def _networks(result: ClaimResult) -> str:
