@@ -15,6 +15,8 @@ from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.training.augmentation import Augmentation
 from genrep_dist.training.fast_paths import FastPaths
+from genrep_dist.training.graphs.base import StepGraphs
+from genrep_dist.training.graphs.steps import GraphedSteps
 from genrep_dist.training.optimizers import make_optimizer
 from genrep_dist.training.packs.base import Pack, Solo
 from genrep_dist.training.randomness import Randomness
@@ -89,6 +91,7 @@ def train_models(
     observers: Sequence[Observer] = (),
     fast_paths: FastPaths | None = None,
     states: StateStore | None = None,
+    graphs: StepGraphs | None = None,
 ) -> list[NonFiniteError | None]:
     """Train ``models`` in place, one for each of ``runs``, in one pack of ``kind``. Solo takes one model.
 
@@ -111,6 +114,8 @@ def train_models(
 
     With ``states`` a pack without observers begins at the last state that was saved, and saves others at the ends of epochs. It has the
     same bits as one that was not interrupted. No state is saved once a model has left.
+
+    With ``graphs`` steps are captured and replayed where that is possible; results are equal up to rounding.
     """
     num_rows, device = len(data.inputs), data.inputs.device
     kept = torch.stack([_kept_rows(run, data) for run in runs])
@@ -125,6 +130,7 @@ def train_models(
     pack = kind(models[0], len(models), make_optimizer(recipe), fast_paths or FastPaths())
     derivative = getattr(loss, "derivative_by_class", loss.derivative) if pack.has_narrow_products else loss.derivative
     pack_step = PackStep(pack, derivative, recipe, data, _changed_targets(runs, data), lambda slot: _title(runs[slot]))
+    take = pack_step.take if graphs is None else GraphedSteps(pack_step, pack, graphs).take
     for slot, model in enumerate(models):
         pack.load(slot, model)
     pack.seed([run.randomness.number("train") for run in runs])
@@ -142,7 +148,7 @@ def train_models(
                 if augmentation is not None:
                     read = pack.rows_read(step)
                     inputs = augmentation.batch([run.randomness for run in runs[: len(read)]], read, epoch)
-                output_gradient = pack_step.take(step, rate, inputs)
+                output_gradient = take(step, rate, inputs)
                 for observer in observers:
                     observer.step(*step.first_model(output_gradient), rate)
             if not all_finite([p.detach() for p in pack.parameters]):
