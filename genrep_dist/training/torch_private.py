@@ -235,7 +235,7 @@ def observe_operations(work: Callable[[], object], seen: Callable[[Operation], N
 
 def storage_id(tensor: Tensor) -> int:
     """The same number for two tensors that live if they share memory."""
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _tensors(values: object) -> list[Tensor]:

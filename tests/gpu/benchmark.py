@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -117,13 +118,12 @@ def packs(name: str, rows: int, device: torch.device) -> list[Line]:
         if device.type == "cpu" and slots not in CPU_SLOTS:
             continue
         longer, runs, graphs = replace(recipe, epochs=epochs), [run] * slots, StepGraphs(graph)
-        packs = Trainer(factory, LOSS, longer, data), Trainer(factory, LOSS, longer, data, dense, graphs)
+        trainers = Trainer(factory, LOSS, longer, data), Trainer(factory, LOSS, longer, data, dense, graphs)
         kind = trainer.pack_kind
         try:
-            without, found = (one.train_all(runs) for one in packs)
+            without, found = (one.train_all(runs) for one in trainers)
             require_equal(name, without, found, start)
-            works = [lambda one=one: one.train_all(runs) for one in packs]  # type: ignore[misc]
-            ours, graphed, loop = medians([*works, plain], device)
+            ours, graphed, loop = medians([*(partial(one.train_all, runs) for one in trainers), plain], device)
         except torch.OutOfMemoryError:
             lines.append((name, kind, str(slots), *["-"] * 5, "out of memory"))
             continue

@@ -20,7 +20,7 @@ class CudaGraph:
 
     def __init__(self, function: Callable[[], Tensor], device: torch.device) -> None:
         with torch.cuda.device(device):
-            current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+            current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(current)
             with torch.cuda.stream(side):
                 for _ in range(WARM_UP):
