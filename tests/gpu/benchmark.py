@@ -37,9 +37,9 @@ from tests.gpu.examples import parameters_of
 ROUNDS = 3
 LONG_SECONDS = 4.0
 """Of a round; then one more is measured, not three."""
-EPOCHS = {1: 8, 8: 8, 64: 4, 256: 2}
-"""Of a training, by the number of models in a pack."""
-CPU_SLOTS = (1, 8)
+EPOCHS = {"cuda": {1: 8, 8: 8, 64: 4, 256: 2}, "cpu": {1: 2, 8: 2}}
+"""Of a training, by the number of models in a pack. A CPU takes just enough to see that the script runs."""
+ROWS = {"cuda": 2048, "cpu": 64}
 LOSS = get_loss("logistic")
 Line = tuple[str, ...]
 
@@ -85,7 +85,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 def medians(works: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
     """Seconds of each of ``works``: the median of rounds in which all of them run in turn, after one that does not count."""
     first = sum(seconds(work, device) for work in works)
-    rounds = [[seconds(work, device) for work in works] for _ in range(ROUNDS if first < LONG_SECONDS else 1)]
+    rounds = [[seconds(work, device) for work in works] for _ in range(ROUNDS if first < LONG_SECONDS and device.type == "cuda" else 1)]
     return [statistics.median(column) for column in zip(*rounds, strict=True)]
 
 
@@ -114,15 +114,13 @@ def packs(name: str, rows: int, device: torch.device) -> list[Line]:
     if not off < 0.02:
         raise SystemExit(f"{name}: the results differ by {off:.3g} of the way from the initial parameters")
     lines: list[Line] = []
-    for slots, epochs in EPOCHS.items():
-        if device.type == "cpu" and slots not in CPU_SLOTS:
-            continue
+    for slots, epochs in EPOCHS[device.type].items():
         longer, runs, graphs = replace(recipe, epochs=epochs), [run] * slots, StepGraphs(graph)
         trainers = Trainer(factory, LOSS, longer, data), Trainer(factory, LOSS, longer, data, dense, graphs)
         kind = trainer.pack_kind
         try:
-            without, found = (one.train_all(runs) for one in trainers)
-            require_equal(name, without, found, start)
+            plainly, replayed = (one.train_all(runs) for one in trainers)
+            require_equal(name, plainly, replayed, start)
             ours, graphed, loop = medians([*(partial(one.train_all, runs) for one in trainers), plain], device)
         except torch.OutOfMemoryError:
             lines.append((name, kind, str(slots), *["-"] * 5, "out of memory"))
@@ -134,10 +132,10 @@ def packs(name: str, rows: int, device: torch.device) -> list[Line]:
     return lines
 
 
-def require_equal(name: str, without: Sequence[object], found: Sequence[object], start: Tensor) -> None:
+def require_equal(name: str, plainly: Sequence[object], replayed: Sequence[object], start: Tensor) -> None:
     """Ends the program unless the first and the last model are the same with graphs and without, to rounding."""
     for place in (0, -1):
-        one, other = without[place], found[place]
+        one, other = plainly[place], replayed[place]
         assert isinstance(one, nn.Module)
         assert isinstance(other, nn.Module)
         theirs, ours = parameters_of(one), parameters_of(other)
@@ -210,21 +208,21 @@ def table(headings: Line, rows: Sequence[Line]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--rows", type=int, default=2048, help="rows of the training set")
+    parser.add_argument("--rows", type=int, help="rows of the training set")
     parser.add_argument("--to", type=Path, help="also write the page to this file")
     options = parser.parse_args()
     device = torch.device(options.device)
     full_precision_products()
-    rows: int = options.rows
+    rows: int = options.rows or ROWS[device.type]
     on = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     parts = [
         "# Speed on a GPU\n",
         f"Measured on {on}, torch {torch.__version__}, CUDA {torch.version.cuda}, Python {platform.python_version()}, in float32 without "
         f"TF32. Medians of {ROUNDS} rounds, both sides in turn.\n",
         "## Packs of models\n",
-        "Training samples per second of all models of a pack, with CUDA graphs (capture and comparisons included, embeddings with dense "
+        f"Training samples per second of all models of a pack, with CUDA graphs{'' if device.type == 'cuda' else ' (emulated)'} (capture and comparisons included, embeddings with dense "
         "gradients) and without, and of a loop over index blocks for one model; ratios to the loop. Batches of 32, "
-        f"trainings of {', '.join(str(epochs * rows // 32) for epochs in EPOCHS.values())} steps.\n",
+        f"trainings of {', '.join(str(epochs * rows // 32) for epochs in EPOCHS[device.type].values())} steps.\n",
         table(
             ("model", "pack", "models", "ours", "with graphs", "loop", "ratio", "with graphs", "note"),
             [line for name in MODELS for line in packs(name, rows, device)],

@@ -35,6 +35,7 @@ from genrep_dist.training.torch_private import storage_id
 from genrep_dist.training.trainer import Trainer
 from tests.training.reference import RECIPES
 from tests.training.test_mapped_packs import grouped
+from tests.training.test_resume import Killed, Memory
 from tests.training.test_shared_packs import ten_logits, words
 from tests.training.test_stacked_packs import CASES, Factory, float_text, images, small_cnn, some_runs
 from tests.training.test_stateful_packs import state_of
@@ -349,6 +350,18 @@ def test_a_model_that_diverges_leaves_a_replayed_pack() -> None:
     assert graphs.replayed
     assert found[0][0] == found[1][0]
     assert all(map(torch.equal, found[0][1], found[1][1]))
+
+
+def test_a_replayed_training_that_is_killed_goes_on() -> None:
+    recipe, runs = replace(STEP_RECIPES["adamw"], epochs=4), runs_of(images(), 4)
+    plain, replayed = (Trainer(small_cnn, LogisticLoss(), recipe, images(), graphs=own) for own in (None, StepGraphs(EmulatedGraph)))
+    memory = Memory(kill_after=2)
+    with pytest.raises(Killed):
+        replayed.train_all(runs, memory)
+    for one, other in zip(plain.train_all(runs), replayed.train_all(runs, memory), strict=True):
+        assert isinstance(one, nn.Module)
+        assert isinstance(other, nn.Module)
+        assert torch.equal(state_of(one), state_of(other))
 
 
 def test_the_calls_of_a_cuda_graph(monkeypatch: pytest.MonkeyPatch) -> None:
