@@ -215,14 +215,16 @@ def main() -> None:
     full_precision_products()
     rows: int = options.rows or ROWS[device.type]
     on = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    steps = ", ".join(str(epochs * rows // 32) for epochs in EPOCHS[device.type].values())
+    named = "CUDA graphs" if device.type == "cuda" else "emulated graphs"
     parts = [
         "# Speed on a GPU\n",
         f"Measured on {on}, torch {torch.__version__}, CUDA {torch.version.cuda}, Python {platform.python_version()}, in float32 without "
         f"TF32. Medians of {ROUNDS} rounds, both sides in turn.\n",
         "## Packs of models\n",
-        f"Training samples per second of all models of a pack, with CUDA graphs{'' if device.type == 'cuda' else ' (emulated)'} (capture and comparisons included, embeddings with dense "
-        "gradients) and without, and of a loop over index blocks for one model; ratios to the loop. Batches of 32, "
-        f"trainings of {', '.join(str(epochs * rows // 32) for epochs in EPOCHS[device.type].values())} steps.\n",
+        f"Training samples per second of all models of a pack, with {named} (capture and comparisons included, embeddings with dense "
+        f"gradients) and without, and of a loop over index blocks for one model; ratios to the loop. Batches of 32, trainings of {steps} "
+        "steps.\n",
         table(
             ("model", "pack", "models", "ours", "with graphs", "loop", "ratio", "with graphs", "note"),
             [line for name in MODELS for line in packs(name, rows, device)],
