@@ -130,7 +130,7 @@ def train_models(
     pack = kind(models[0], len(models), make_optimizer(recipe), fast_paths or FastPaths())
     derivative = getattr(loss, "derivative_by_class", loss.derivative) if pack.has_narrow_products else loss.derivative
     pack_step = PackStep(pack, derivative, recipe, data, _changed_targets(runs, data), lambda slot: _title(runs[slot]))
-    take = pack_step.take if graphs is None else GraphedSteps(pack_step, pack, graphs).take
+    take = pack_step.take if graphs is None else GraphedSteps(pack_step, pack, graphs, num_steps).take
     for slot, model in enumerate(models):
         pack.load(slot, model)
     pack.seed([run.randomness.number("train") for run in runs])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from genrep_dist.core.inputs import pack_inputs
 from genrep_dist.core.losses import LogisticLoss, get_loss
 from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.problems.protocol import Dataset, ParamGroup, Recipe
@@ -33,6 +34,7 @@ from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.step import PackStep
 from genrep_dist.training.torch_private import storage_id
 from genrep_dist.training.trainer import Trainer
+from tests.structured_inputs import Masked, rows
 from tests.training.reference import RECIPES
 from tests.training.test_mapped_packs import grouped
 from tests.training.test_resume import Killed, Memory
@@ -52,6 +54,11 @@ def with_dropout() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.Dropout(0.3), nn.Linear(20, 1))
 
 
+def dictionaries() -> Dataset:
+    ids, mask, targets, numbers = rows(0, 30)
+    return Dataset(pack_inputs({"input_ids": ids, "attention_mask": mask}), targets, numbers)
+
+
 GRAPHED: dict[str, Case] = {
     "small cnn": (small_cnn, "logistic", images, StackedPack),
     "shared cnn": (small_cnn, "logistic", images, SharedPack),
@@ -60,6 +67,7 @@ GRAPHED: dict[str, Case] = {
     "text": (CASES["text"][0], "logistic", lambda: float_text(torch.float32), StackedPack),
     "batch statistics": (normalized, "logistic", images, StackedPack),
     "mapped": (grouped, "logistic", images, MappedPack),
+    "dictionaries": (Masked, "logistic", dictionaries, StackedPack),
 }
 GROUP = ParamGroup("*bias", learning_rate=0.01, weight_decay=0.0)
 STEP_RECIPES = {
@@ -249,7 +257,7 @@ def test_packs_that_are_not_captured() -> None:
     ):
         pack = kind(small_cnn(), 1, optimizer, FastPaths())
         plain = PackStep(pack, LogisticLoss().derivative, RECIPES["plain"], data, None, str)
-        GraphedSteps(plain, pack, graphs)
+        GraphedSteps(plain, pack, graphs, 100)
         assert expected in graphs.notes.pop(kind.__name__)
     on_gpu = StepGraphs(CudaGraph)
     trained(GRAPHED["small cnn"], RECIPES["plain"], runs, on_gpu)
@@ -316,21 +324,23 @@ class Scaled(LogisticLoss):
 
 
 class ScalesLater(TrackingImportance):
-    def __init__(self, loss: Scaled) -> None:
+    def __init__(self, loss: Scaled, epoch: int) -> None:
         super().__init__()
-        self._loss = loss
+        self._loss, self._epoch = loss, epoch
 
     def epoch_end(self, epoch: int, model: nn.Module, next_step: int) -> None:
-        self._loss.scale = 0.5
+        self._loss.scale = 0.5 if epoch >= self._epoch else 1.0
 
 
-def test_what_changes_later_in_python_is_an_error() -> None:
-    """A replay goes on with the number of its capture: the next one that is compared says so."""
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_what_changes_later_in_python_is_an_error(epoch: int) -> None:
+    """A replay goes on with the number of its capture: the next one that is compared says so, at the latest in the last step."""
     data, loss, graphs = images(), Scaled(), StepGraphs(EmulatedGraph)
-    runs, recipe = runs_of(data, 3), replace(RECIPES["plain"], epochs=4)
+    runs, recipe = [TrainingRun(Randomness(seed)) for seed in range(3)], replace(RECIPES["plain"], epochs=4)
     models = [run.randomness.build(small_cnn) for run in runs]
     with pytest.raises(ProblemError, match=r"no longer gives the numbers of the plain step[\s\S]*cuda_graphs: false"):
-        train_models(models, loss, recipe, data, runs, kind=StackedPack, observers=[ScalesLater(loss)], graphs=graphs)
+        train_models(models, loss, recipe, data, runs, kind=StackedPack, observers=[ScalesLater(loss, epoch)], graphs=graphs)
+    assert graphs.replayed == (8 if epoch == 1 else 22)
 
 
 def test_a_model_that_diverges_leaves_a_replayed_pack() -> None:

@@ -24,6 +24,8 @@ which add up in another order."""
 WRONG = 0.1
 """Later ones by this share of the whole step: which of two almost equal inputs of a max pool is the larger one is a matter of rounding."""
 FIRST_REPLAYS = 2
+LAST_STEPS = 2
+"""Of a training: the last batch of an epoch may be a smaller one, with a graph of its own."""
 
 
 class StaticStep:
@@ -53,14 +55,14 @@ class GraphedSteps:
     """Takes the steps of ``pack`` as ``plain`` does, by replaying captured ones.
 
     A shape is captured once. The first two replays must agree with plain steps from the same state up to rounding, and so must one at half
-    the rate; else the pack goes on without graphs, with a note, from the plain step. Replays 4, 8, 16, ... are compared again: an
-    error, because steps that were not compared may be wrong too.
+    the rate; else the pack goes on without graphs, with a note, from the plain step. Replays 4, 8, 16, ... are compared again, and the last
+    two of the ``num_steps`` of the training: an error, because steps that were not compared may be wrong too.
 
     Plain are the steps of batches in which a model has one row or none, and those of augmented rows.
     """
 
-    def __init__(self, plain: PackStep, pack: Pack, graphs: StepGraphs) -> None:
-        self._plain, self._pack, self._graphs = plain, pack, graphs
+    def __init__(self, plain: PackStep, pack: Pack, graphs: StepGraphs, num_steps: int) -> None:
+        self._plain, self._pack, self._graphs, self._num_steps = plain, pack, graphs, num_steps
         self._title = type(pack).__name__
         self._seen: dict[object, int] = {}
         self._captured: dict[object, _Captured] = {}
@@ -123,10 +125,11 @@ class GraphedSteps:
     def _replay(self, captured: _Captured, step: Step, rate: float) -> Tensor:
         captured.replays += 1
         self._graphs.replayed += 1
-        if captured.replays & (captured.replays - 1):
-            captured.replay(step, rate)
-            return captured.graph.result
-        return self._compare(captured, step, rate)
+        is_power_of_two = not captured.replays & (captured.replays - 1)
+        if is_power_of_two or step.index >= self._num_steps - LAST_STEPS:
+            return self._compare(captured, step, rate)
+        captured.replay(step, rate)
+        return captured.graph.result
 
     def _compare(self, captured: _Captured, step: Step, rate: float) -> Tensor:
         """A replay from the present state and a plain step from the same; the result of the one that the state is left at."""
