@@ -9,8 +9,7 @@ import argparse
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -37,9 +36,9 @@ from tests.gpu.examples import parameters_of
 ROUNDS = 3
 LONG_SECONDS = 4.0
 """Of a round; then one more is measured, not three."""
-EPOCHS = {"cuda": {1: 8, 8: 8, 64: 4, 256: 2}, "cpu": {1: 2, 8: 2}}
-"""Of a training, by the number of models in a pack. A CPU takes just enough to see that the script runs."""
-ROWS = {"cuda": 2048, "cpu": 64}
+SLOTS = {"cuda": (1, 8, 64, 256), "cpu": (1, 8)}
+"""Models of a pack. A CPU takes just enough to see that the script runs."""
+EPOCHS, ROWS = {"cuda": 4, "cpu": 2}, {"cuda": 2048, "cpu": 64}
 LOSS = get_loss("logistic")
 Line = tuple[str, ...]
 
@@ -92,56 +91,48 @@ def medians(works: Sequence[Callable[[], object]], device: torch.device) -> list
 def packs(name: str, rows: int, device: torch.device) -> list[Line]:
     """Samples per second of packs, without graphs and with them, and of a loop over index blocks with the same rows and parameters."""
     factory, data = example(name, rows, device)
-    recipe = Recipe(epochs=1, batch_size=32, learning_rate=0.05)
-    trainer = Trainer(factory, LOSS, recipe, data)
-    run = TrainingRun(Randomness(0))
+    recipe = Recipe(epochs=EPOCHS[device.type], batch_size=32, learning_rate=0.05)
+    run, graphs = TrainingRun(Randomness(0)), StepGraphs(CudaGraph if device.type == "cuda" else EmulatedGraph)
     # Of a table of 30,522 tokens the sparse gradient cannot be captured, the dense one can.
-    dense, graph = FastPaths(sparse_embeddings=False), CudaGraph if device.type == "cuda" else EmulatedGraph
+    dense = FastPaths(sparse_embeddings=False)
+    trainer, graphed = Trainer(factory, LOSS, recipe, data), Trainer(factory, LOSS, recipe, data, dense, graphs)
 
     def plain() -> nn.Module:
         model = trainer.build(run.randomness)
         optimizer = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate)
-        for block in run.randomness.order(1, rows).to(device).split(recipe.batch_size):  # type: ignore[no-untyped-call]
-            optimizer.zero_grad()
-            loss = nn.functional.binary_cross_entropy_with_logits(model(data.inputs[block])[:, 0], data.targets[block])
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+        for epoch in range(1, recipe.epochs + 1):
+            for block in run.randomness.order(epoch, rows).to(device).split(recipe.batch_size):  # type: ignore[no-untyped-call]
+                optimizer.zero_grad()
+                loss = nn.functional.binary_cross_entropy_with_logits(model(data.inputs[block])[:, 0], data.targets[block])
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
         return model
 
-    expected, found = plain(), trainer.train(run)
-    start, theirs, ours_once = (parameters_of(model) for model in (trainer.build(run.randomness), expected, found))
-    off = float((ours_once - theirs).norm() / (theirs - start).norm())
-    if not off < 0.02:
-        raise SystemExit(f"{name}: the results differ by {off:.3g} of the way from the initial parameters")
+    start, expected = parameters_of(trainer.build(run.randomness)), parameters_of(plain())
     lines: list[Line] = []
-    for slots, epochs in EPOCHS[device.type].items():
-        longer, runs, graphs = replace(recipe, epochs=epochs), [run] * slots, StepGraphs(graph)
-        trainers = Trainer(factory, LOSS, longer, data), Trainer(factory, LOSS, longer, data, dense, graphs)
-        kind = trainer.pack_kind
+    for slots in SLOTS[device.type]:
+        runs = [run] * slots
         try:
-            plainly, replayed = (one.train_all(runs) for one in trainers)
-            require_equal(name, plainly, replayed, start)
-            ours, graphed, loop = medians([*(partial(one.train_all, runs) for one in trainers), plain], device)
+            for kind in (trainer, graphed):
+                require_equal(f"{name}, {slots} models, graphs {kind.graphs is not None}", kind.train_all(runs), expected, start)
+            works = partial(trainer.train_all, runs), partial(graphed.train_all, runs), plain
+            without, replayed, loop = (rows * recipe.epochs / each for each in medians(works, device))
         except torch.OutOfMemoryError:
-            lines.append((name, kind, str(slots), *["-"] * 5, "out of memory"))
+            lines.append((name, trainer.pack_kind, str(slots), *["-"] * 5, "out of memory"))
             continue
-        done, once = slots * rows * epochs, rows / loop
-        rates = (f"{done / ours:,.0f}", f"{done / graphed:,.0f}", f"{once:,.0f}")
-        ratios = (f"{done / ours / once:.1f}", f"{done / graphed / once:.1f}")
-        lines.append((name, kind, str(slots), *rates, *ratios, graphs.summary))
+        ours, theirs = slots * without, slots * replayed
+        rates = f"{ours:,.0f}", f"{theirs:,.0f}", f"{loop:,.0f}", f"{ours / loop:.1f}", f"{theirs / loop:.1f}"
+        lines.append((name, trainer.pack_kind, str(slots), *rates, graphs.summary))
     return lines
 
 
-def require_equal(name: str, plainly: Sequence[object], replayed: Sequence[object], start: Tensor) -> None:
-    """Ends the program unless the first and the last model are the same with graphs and without, to rounding."""
-    for place in (0, -1):
-        one, other = plainly[place], replayed[place]
-        assert isinstance(one, nn.Module)
-        assert isinstance(other, nn.Module)
-        theirs, ours = parameters_of(one), parameters_of(other)
-        off = float((ours - theirs).norm() / (theirs - start).norm())
+def require_equal(name: str, found: Sequence[object], expected: Tensor, start: Tensor) -> None:
+    """Ends the program unless the first and the last model have the ``expected`` parameters, to rounding."""
+    for model in (found[0], found[-1]):
+        assert isinstance(model, nn.Module)
+        off = float((parameters_of(model) - expected).norm() / (expected - start).norm())
         if not off < 0.02:
-            raise SystemExit(f"{name}: with graphs the results differ by {off:.3g} of the way from the initial parameters")
+            raise SystemExit(f"{name}: the results differ by {off:.3g} of the way from the initial parameters")
 
 
 def gradients(name: str, rows: int, device: torch.device) -> Line:
@@ -205,6 +196,31 @@ def table(headings: Line, rows: Sequence[Line]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+class Page:
+    """The report. It is written to its file after each model, so that a run that is stopped leaves what it has measured."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self._parts: list[str] = []
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self._parts)
+
+    def add(self, *parts: str) -> None:
+        self._parts += parts
+        if self._file is not None:
+            self._file.write_text(self.text, encoding="utf-8")
+
+    def add_table(self, headings: Line, rows: Iterable[Sequence[Line]]) -> None:
+        lines: list[Line] = []
+        for some in rows:
+            if lines:
+                self._parts.pop()
+            lines += some
+            self.add(table(headings, lines))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
@@ -215,37 +231,38 @@ def main() -> None:
     full_precision_products()
     rows: int = options.rows or ROWS[device.type]
     on = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    steps = ", ".join(str(epochs * rows // 32) for epochs in EPOCHS[device.type].values())
     named = "CUDA graphs" if device.type == "cuda" else "emulated graphs"
-    parts = [
+    page = Page(options.to)
+    page.add(
         "# Speed on a GPU\n",
         f"Measured on {on}, torch {torch.__version__}, CUDA {torch.version.cuda}, Python {platform.python_version()}, in float32 without "
-        f"TF32. Medians of {ROUNDS} rounds, both sides in turn.\n",
+        f"TF32. Medians of {ROUNDS} rounds, both sides in turn; of one where a round takes long.\n",
         "## Packs of models\n",
-        f"Training samples per second of all models of a pack, with {named} (capture and comparisons included, embeddings with dense "
-        f"gradients) and without, and of a loop over index blocks for one model; ratios to the loop. Batches of 32, trainings of {steps} "
-        "steps.\n",
-        table(
-            ("model", "pack", "models", "ours", "with graphs", "loop", "ratio", "with graphs", "note"),
-            [line for name in MODELS for line in packs(name, rows, device)],
-        ),
+        f"Training samples per second of all models of a pack, without graphs and with {named} (capture and comparisons included, dense "
+        "gradients of embeddings), and of a loop over index blocks for one model; ratios to the loop. Batches of 32, trainings of "
+        f"{EPOCHS[device.type] * rows // 32} steps.\n",
+    )
+    page.add_table(
+        ("model", "pack", "models", "ours", "with graphs", "loop", "ratio", "with graphs", "note"),
+        (packs(name, rows, device) for name in MODELS),
+    )
+    page.add(
         "## Per-sample gradients\n",
         "Rows per second. Floor: one forward and backward pass of the batch, as a share of the time of the factors.\n",
-        table(
-            ("model", "factors", "dense rows", "vmap(grad)", "factors / vmap", "floor"),
-            [gradients(name, min(rows, 512), device) for name in MODELS if "Text" not in name],
-        ),
+    )
+    page.add_table(
+        ("model", "factors", "dense rows", "vmap(grad)", "factors / vmap", "floor"),
+        ([gradients(name, min(rows, 512), device)] for name in MODELS if "Text" not in name),
+    )
+    page.add(
         "## Grams\n",
         "Multiply-adds per second in 10^12, counted for dense rows; share of one float32 product of 8,192 x 8,192; GB/s of copying rows.\n",
-        table(
-            ("model", "rows", "factored", "dense", "product", "factored / product", "copy"),
-            [grams(name, rows, device) for name in MODELS if "Text" not in name],
-        ),
-    ]
-    page = "\n".join(parts)
-    print(page)
-    if options.to is not None:
-        options.to.write_text(page, encoding="utf-8")
+    )
+    page.add_table(
+        ("model", "rows", "factored", "dense", "product", "factored / product", "copy"),
+        ([grams(name, rows, device)] for name in MODELS if "Text" not in name),
+    )
+    print(page.text)
 
 
 if __name__ == "__main__":
