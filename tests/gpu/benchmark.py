@@ -10,6 +10,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,10 +28,11 @@ from genrep_dist.training.fast_paths import FastPaths
 from genrep_dist.training.graphs.base import StepGraphs
 from genrep_dist.training.graphs.cuda import CudaGraph
 from genrep_dist.training.graphs.emulated import EmulatedGraph
-from genrep_dist.training.loop import TrainingRun
+from genrep_dist.training.loop import TrainingRun, train_models
+from genrep_dist.training.packs.base import Pack, Solo
 from genrep_dist.training.precision import full_precision_products
 from genrep_dist.training.randomness import Randomness
-from genrep_dist.training.trainer import Trainer
+from genrep_dist.training.trainer import PACKS, Trainer
 from tests.gpu.examples import parameters_of
 
 ROUNDS = 3
@@ -97,10 +99,10 @@ def packs(name: str, rows: int, device: torch.device) -> list[Line]:
     dense = FastPaths(sparse_embeddings=False)
     trainer, graphed = Trainer(factory, LOSS, recipe, data), Trainer(factory, LOSS, recipe, data, dense, graphs)
 
-    def plain() -> nn.Module:
+    def plain(epochs: int) -> nn.Module:
         model = trainer.build(run.randomness)
         optimizer = torch.optim.SGD(model.parameters(), lr=recipe.learning_rate)
-        for epoch in range(1, recipe.epochs + 1):
+        for epoch in range(1, epochs + 1):
             for block in run.randomness.order(epoch, rows).to(device).split(recipe.batch_size):  # type: ignore[no-untyped-call]
                 optimizer.zero_grad()
                 loss = nn.functional.binary_cross_entropy_with_logits(model(data.inputs[block])[:, 0], data.targets[block])
@@ -108,14 +110,13 @@ def packs(name: str, rows: int, device: torch.device) -> list[Line]:
                 optimizer.step()
         return model
 
-    start, expected = parameters_of(trainer.build(run.randomness)), parameters_of(plain())
+    for own in (None, graphs):
+        require_equal(name, recipe, data, PACKS[trainer.pack_kind], own, [trainer.build(run.randomness) for _ in range(2)], plain(1))
     lines: list[Line] = []
     for slots in SLOTS[device.type]:
         runs = [run] * slots
         try:
-            for kind in (trainer, graphed):
-                require_equal(f"{name}, {slots} models, graphs {kind.graphs is not None}", kind.train_all(runs), expected, start)
-            works = partial(trainer.train_all, runs), partial(graphed.train_all, runs), plain
+            works = partial(trainer.train_all, runs), partial(graphed.train_all, runs), partial(plain, recipe.epochs)
             without, replayed, loop = (rows * recipe.epochs / each for each in medians(works, device))
         except torch.OutOfMemoryError:
             lines.append((name, trainer.pack_kind, str(slots), *["-"] * 5, "out of memory"))
@@ -126,11 +127,16 @@ def packs(name: str, rows: int, device: torch.device) -> list[Line]:
     return lines
 
 
-def require_equal(name: str, found: Sequence[object], expected: Tensor, start: Tensor) -> None:
-    """Ends the program unless the first and the last model have the ``expected`` parameters, to rounding."""
-    for model in (found[0], found[-1]):
-        assert isinstance(model, nn.Module)
-        off = float((parameters_of(model) - expected).norm() / (expected - start).norm())
+def require_equal(
+    name: str, recipe: Recipe, data: Dataset, kind: type[Pack], graphs: StepGraphs | None, models: list[nn.Module], expected: nn.Module
+) -> None:
+    """Ends the program unless new ``models`` have the ``expected`` parameters after one epoch, to rounding, which more steps amplify."""
+    models, start = models[: 1 if kind is Solo else len(models)], parameters_of(models[0])
+    paths = FastPaths(sparse_embeddings=False)
+    runs = [TrainingRun(Randomness(0))] * len(models)
+    train_models(models, LOSS, replace(recipe, epochs=1), data, runs, kind=kind, fast_paths=paths, graphs=graphs)
+    for model in models:
+        off = float((parameters_of(model) - parameters_of(expected)).norm() / (parameters_of(expected) - start).norm())
         if not off < 0.02:
             raise SystemExit(f"{name}: the results differ by {off:.3g} of the way from the initial parameters")
 
