@@ -311,7 +311,9 @@ def test_yaml_cannot_build_objects(tmp_path: Path) -> None:
 def test_resources_and_tracking_do_not_change_the_question(tmp_path: Path) -> None:
     plain = load_experiment(write(tmp_path, GOOD))
     path = write(tmp_path, GOOD)
-    elsewhere = load_experiment(path, ["resources.workers=7", "resources.memory_budget=1GiB", "tracking.uri=http://localhost:1"])
+    elsewhere = load_experiment(
+        path, ["resources.workers=7", "resources.memory_budget=1GiB", "resources.cuda_graphs=true", "tracking.uri=http://localhost:1"]
+    )
     assert plain.result_fields() == elsewhere.result_fields()
     assert plain.result_fields() != load_experiment(path, ["surrogate.lambda=0.3"]).result_fields()
 

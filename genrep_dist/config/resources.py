@@ -68,6 +68,10 @@ class ResourcesSection(Section):
         "resumes from it. Default: no state is saved.",
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    cuda_graphs: bool = Field(
+        False,
+        description="Capture the training step of a pack of models once as a CUDA graph, and replay it. Was never run on a GPU.",
+    )
     num_cpus: float = Field(1.0, gt=0, allow_inf_nan=False, description="CPUs, or a fraction of one, per worker.")
     num_gpus: float | None = Field(
         None,

@@ -46,6 +46,7 @@ class FunctionTrainer:
     pack_kind = "solo"
     solo_reason = "the problem's own function trains it"
     shares_batches = False
+    graphs = None
 
     def __init__(
         self,

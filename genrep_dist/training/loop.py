@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -12,18 +11,17 @@ from torch import Tensor, nn
 
 from genrep_dist.core.gradients.model import model_outputs
 from genrep_dist.core.losses import Loss
-from genrep_dist.core.tensors import OUT_OF_MEMORY
-from genrep_dist.errors import GenRepError, NonFiniteError, ProblemError
+from genrep_dist.errors import NonFiniteError, ProblemError
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.training.augmentation import Augmentation
-from genrep_dist.training.batches import Step
 from genrep_dist.training.fast_paths import FastPaths
+from genrep_dist.training.graphs.base import StepGraphs
+from genrep_dist.training.graphs.steps import GraphedSteps
 from genrep_dist.training.optimizers import make_optimizer
 from genrep_dist.training.packs.base import Pack, Solo
-from genrep_dist.training.precision import tf32, training_outputs
 from genrep_dist.training.randomness import Randomness
 from genrep_dist.training.resume import StateStore, pack_state, restore_state
-from genrep_dist.training.torch_private import vector_jacobian_product
+from genrep_dist.training.step import PackStep
 
 
 class Observer(Protocol):
@@ -93,6 +91,7 @@ def train_models(
     observers: Sequence[Observer] = (),
     fast_paths: FastPaths | None = None,
     states: StateStore | None = None,
+    graphs: StepGraphs | None = None,
 ) -> list[NonFiniteError | None]:
     """Train ``models`` in place, one for each of ``runs``, in one pack of ``kind``. Solo takes one model.
 
@@ -115,10 +114,12 @@ def train_models(
 
     With ``states`` a pack without observers begins at the last state that was saved, and saves others at the ends of epochs. It has the
     same bits as one that was not interrupted. No state is saved once a model has left.
+
+    With ``graphs`` steps are captured and replayed where that is possible; results are equal up to rounding.
     """
     num_rows, device = len(data.inputs), data.inputs.device
     kept = torch.stack([_kept_rows(run, data) for run in runs])
-    weights, targets = _changed_weights(runs, data), _changed_targets(runs, data)
+    weights = _changed_weights(runs, data)
     batched = _batched_rows(runs, kept)
     steps_per_epoch = recipe.steps_per_epoch(batched)
     num_steps, visited = recipe.epochs * steps_per_epoch, min(batched, steps_per_epoch * recipe.batch_size)
@@ -128,6 +129,8 @@ def train_models(
     augmentation = None if recipe.augment is None else Augmentation(recipe.augment, data)
     pack = kind(models[0], len(models), make_optimizer(recipe), fast_paths or FastPaths())
     derivative = getattr(loss, "derivative_by_class", loss.derivative) if pack.has_narrow_products else loss.derivative
+    pack_step = PackStep(pack, derivative, recipe, data, _changed_targets(runs, data), lambda slot: _title(runs[slot]))
+    take = pack_step.take if graphs is None else GraphedSteps(pack_step, pack, graphs, num_steps).take
     for slot, model in enumerate(models):
         pack.load(slot, model)
     pack.seed([run.randomness.number("train") for run in runs])
@@ -140,16 +143,12 @@ def train_models(
             orders = {run.randomness: run.randomness.order(epoch, num_rows) for run in runs}
             by_run = torch.stack([_visited(run, orders[run.randomness])[:visited] for run in runs]).to(device)
             for step in pack.steps(by_run, recipe.batch_size, kept, (epoch - 1) * steps_per_epoch, weights):
-                pack.begin(step)
-                read, rate = pack.rows_read(step), recipe.rate(step.index, num_steps)
-                rows, count = read.flatten(), step.rows.numel()
-                own = [run.randomness for run in runs[: len(read)]]
-                inputs = data.inputs[rows] if augmentation is None else augmentation.batch(own, read, epoch)
-                with tf32(recipe), _one_row_explained(pack, data, step, runs):
-                    outputs = training_outputs(pack.module, inputs, recipe, count)
-                    output_gradient = step.mean_gradient(derivative(outputs.detach(), _targets_of(step.rows, targets, data)))
-                    gradients = vector_jacobian_product(outputs, pack.parameters, output_gradient, allow_unused=True)
-                pack.optimized.step(gradients, rate, step.idle_slots, consume=pack.owns_gradients)
+                rate = recipe.rate(step.index, num_steps)
+                inputs: Tensor | None = None
+                if augmentation is not None:
+                    read = pack.rows_read(step)
+                    inputs = augmentation.batch([run.randomness for run in runs[: len(read)]], read, epoch)
+                output_gradient = take(step, rate, inputs)
                 for observer in observers:
                     observer.step(*step.first_model(output_gradient), rate)
             if not all_finite([p.detach() for p in pack.parameters]):
@@ -205,29 +204,6 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
     return not ends or bool(torch.isfinite(torch.stack(ends)).all())
 
 
-@contextmanager
-def _one_row_explained(pack: Pack, data: Dataset, step: Step, runs: Sequence[TrainingRun]) -> Iterator[None]:
-    """Turns an error of the model on a batch of one row, as batch normalisation raises it, into a ProblemError that names the cause."""
-    try:
-        yield
-    except (GenRepError, *OUT_OF_MEMORY):
-        raise
-    except Exception as error:
-        sole = step.sole_rows()
-        if not sole:
-            raise
-        (slot, row), *_ = sole
-        run, layers = runs[slot], pack.normalizing_layers()
-        prefix = f"{run.description}, " if run.description else ""
-        raise ProblemError(
-            "the model fails in training on a batch of one row",
-            where=f"{prefix}seed {run.randomness.seed}, sample id {int(data.ids[row])}",
-            expected="a step on what a removal leaves of a batch",
-            got=f"{type(error).__name__}: {error}" + (f"; layers that normalise: {', '.join(layers[:3])}" if layers else ""),
-            remedy="set another recipe.batch_size, or use GroupNorm or LayerNorm, which normalise each row by itself",
-        ) from error
-
-
 def _kept_rows(run: TrainingRun, data: Dataset) -> Tensor:
     """(N,) bool on the device of the data."""
     device = data.inputs.device
@@ -256,23 +232,20 @@ def _changed_targets(runs: Sequence[TrainingRun], data: Dataset) -> Tensor | Non
     return torch.stack([data.targets if run.targets is None else run.targets.to(data.targets) for run in runs])
 
 
-def _targets_of(rows: Tensor, targets: Tensor | None, data: Dataset) -> Tensor:
-    """The targets (S B, ...) of ``rows`` (S, B), each model's own."""
-    if targets is None:
-        return data.targets[rows.flatten()]
-    slots = torch.arange(len(rows), device=rows.device).unsqueeze(1)
-    return targets[slots, rows].flatten(0, 1)
-
-
 def _visited(run: TrainingRun, order: Tensor) -> Tensor:
     """The rows of ``order`` (N,) that are cut into batches."""
     return order[run.kept.to(order.device)[order]] if run.rebatch and run.kept is not None else order
 
 
+def _title(run: TrainingRun) -> str:
+    """What a run is, for error messages."""
+    return f"{run.description}, seed {run.randomness.seed}".removeprefix(", ")
+
+
 def _no_step(run: TrainingRun, num_rows: int, recipe: Recipe) -> ProblemError:
     return ProblemError(
         "with drop_last no batch is left to train on",
-        where=f"{run.description}, seed {run.randomness.seed}".removeprefix(", "),
+        where=_title(run),
         expected=f"a batch_size of at most {num_rows}, the number of rows that remain",
         got=str(recipe.batch_size),
         remedy="lower recipe.batch_size, remove fewer rows, or set recipe.drop_last: false",
@@ -304,11 +277,9 @@ def _divergence(model: nn.Module, data: Dataset, run: TrainingRun, epoch: int, b
         return None
     bad = ~torch.isfinite(predict(model, data.inputs, batch_size=batch_size)).all(dim=1)
     ids = data.ids[bad.to(data.ids.device)][:5].tolist()
-    prefix = f"{run.description}, " if run.description else ""
     return NonFiniteError(
         "training diverged: a parameter became NaN or Inf",
-        where=f"{prefix}seed {run.randomness.seed}, epoch {epoch}; {int(bad.sum())} training rows now have non-finite outputs, "
-        f"first ids {ids}",
+        where=f"{_title(run)}, epoch {epoch}; {int(bad.sum())} training rows now have non-finite outputs, first ids {ids}",
         expected="finite parameters",
         got="NaN or Inf",
         remedy="lower recipe.learning_rate, or look at the scale of the inputs",

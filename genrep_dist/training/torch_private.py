@@ -6,6 +6,7 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
@@ -150,3 +151,92 @@ def peak_tensor_bytes(work: Callable[[], object]) -> int | None:
     with Counter():
         work()
     return most
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A call below autograd: which operation, with what, and what it returned. Its tensors are detached, in the same memory."""
+
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+
+    @property
+    def name(self) -> str:
+        return str(self.function)
+
+    @property
+    def given(self) -> list[Tensor]:
+        return _tensors((self.args, self.kwargs))
+
+    @property
+    def made(self) -> list[Tensor]:
+        """Results with memory of their own, which are no views of what was given."""
+        given = {storage_id(tensor) for tensor in self.given}
+        return [tensor for tensor in self.returned if storage_id(tensor) not in given]
+
+    @property
+    def returned(self) -> list[Tensor]:
+        return _tensors(self.result)
+
+    @property
+    def written(self) -> list[Tensor]:
+        """The arguments that it writes to."""
+        declared = self.function._schema.arguments
+        named = {**dict(zip((one.name for one in declared), self.args, strict=False)), **self.kwargs}
+        changed = [one.name for one in declared if one.alias_info is not None and one.alias_info.is_write]
+        return _tensors([named.get(name) for name in changed])
+
+    @property
+    def waits(self) -> bool:
+        """Whether shapes or choices follow from numbers of its arguments, for which the host of a GPU has to wait."""
+        tags = self.function.tags
+        if "index" in self.name:
+            # Tagged for the sake of masks.
+            return any(tensor.dtype in (torch.bool, torch.uint8) for tensor in self.given[1:])
+        return torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers."""
+        return torch.Tag.nondeterministic_seeded in self.function.tags
+
+    def again(self) -> list[Tensor]:
+        """What it returns if it is called once more."""
+        return _tensors(self.function(*self.args, **self.kwargs))
+
+
+def observe_operations(work: Callable[[], object], seen: Callable[[Operation], None]) -> None:
+    """Call ``work``; ``seen`` gets each operation after it is done. Raises NotImplementedError without torch's dispatch modes."""
+    try:
+        mode = importlib.import_module("torch.utils._python_dispatch").TorchDispatchMode
+        tree_map = torch.utils._pytree.tree_map
+    except (ImportError, AttributeError) as error:
+        raise NotImplementedError("this version of torch shows no operations") from error
+
+    def detached(value: Any) -> Any:
+        return value.detach() if isinstance(value, Tensor) else value
+
+    class Observer(mode):  # type: ignore[misc, valid-type]
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            # As above.
+            return False
+
+        def __torch_dispatch__(self, function: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            seen(Operation(function, *(tree_map(detached, one) for one in (args, kwargs or {}, result))))
+            return result
+
+    with Observer():
+        work()
+
+
+def storage_id(tensor: Tensor) -> int:
+    """The same number for two tensors that live if they share memory."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _tensors(values: object) -> list[Tensor]:
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(values) if isinstance(leaf, Tensor)]

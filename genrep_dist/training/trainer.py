@@ -19,6 +19,7 @@ from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.training.divergence import name_culprits
 from genrep_dist.training.fast_paths import FastPaths
 from genrep_dist.training.flop_count import MODEL_ERRORS
+from genrep_dist.training.graphs.base import StepGraphs
 from genrep_dist.training.loop import Observer, TrainingRun, train_models
 from genrep_dist.training.optimizers import make_optimizer
 from genrep_dist.training.packs.base import Pack, Solo
@@ -107,13 +108,21 @@ class Trainer:
     their layers together, else "solo", for ``solo_reason``. It follows from the model, the loss, the recipe, the kind of device and
     ``fast_paths``, and from nothing that is timed, so that original models and retrainings are computed alike on all workers.
     :meth:`pack_size` is timed, and changes no number. ``shares_batches``: stacked models that visit the same batches read them once.
+    ``graphs``: how steps of packs are captured and replayed; None: each is taken by itself.
 
     Raises ProblemError for a model that breaks the protocol and for TF32 without a GPU; ConfigError for an unknown optimizer.
     """
 
     def __init__(
-        self, factory: Callable[[], nn.Module], loss: Loss, recipe: Recipe, data: Dataset, fast_paths: FastPaths | None = None
+        self,
+        factory: Callable[[], nn.Module],
+        loss: Loss,
+        recipe: Recipe,
+        data: Dataset,
+        fast_paths: FastPaths | None = None,
+        graphs: StepGraphs | None = None,
     ) -> None:
+        self.graphs = graphs
         self._factory, self._loss, self._recipe, self._data, self._fast_paths = factory, loss, recipe, data, fast_paths
         self._device = data.inputs.device
         self._pack_size: int | None = None
@@ -199,8 +208,10 @@ class Trainer:
 
         def train(models: Sequence[nn.Module], runs: Sequence[TrainingRun], kind: type[Pack]) -> list[NonFiniteError | None]:
             kept = None if states is None else states(f"{kind.__name__}: {'; '.join(run.description for run in runs)}")
-            paths = self._fast_paths
-            return train_models(models, self._loss, recipe, data, runs, kind=kind, observers=observers, fast_paths=paths, states=kept)
+            paths, graphs = self._fast_paths, self.graphs
+            return train_models(
+                models, self._loss, recipe, data, runs, kind=kind, observers=observers, fast_paths=paths, states=kept, graphs=graphs
+            )
 
         if not self.shares_batches:
             return train(models, runs=runs, kind=PACKS[self.pack_kind])
@@ -275,7 +286,9 @@ class Trainer:
         self._seconds_per_step(2, own_batches=True)
         each = (torch.cuda.max_memory_allocated(self._device) - before) / 2
         free, _ = torch.cuda.mem_get_info(self._device)
-        return min(most, max(1, int(GPU_MEMORY_SHARE * free / max(each, 1.0))))
+        # A captured step has memory of its own, beside that of plain steps.
+        share = GPU_MEMORY_SHARE if self.graphs is None else GPU_MEMORY_SHARE / 2
+        return min(most, max(1, int(share * free / max(each, 1.0))))
 
     def _seconds_per_step(self, size: int, *, own_batches: bool = False, clock: Callable[[], float] = time.perf_counter) -> float:
         """Seconds of a step of ``size`` models at once, divided by ``size``: the best of a few short runs on whole batches."""

@@ -39,6 +39,8 @@ from genrep_dist.seeds import derive_seed
 from genrep_dist.store import Store
 from genrep_dist.store.artifacts import Artifact
 from genrep_dist.training.function_trainer import FunctionTrainer, predict_with
+from genrep_dist.training.graphs.base import StepGraphs
+from genrep_dist.training.graphs.cuda import CudaGraph
 from genrep_dist.training.loop import predict
 from genrep_dist.training.trainer import Trainer
 from genrep_dist.workflow.checkpoints import unpack_state
@@ -271,7 +273,8 @@ def make_trainer(
     """
     function, loss = training_function(problem), get_loss(problem.loss)
     if function is None:
-        return Trainer(problem.model, loss, recipe, data)
+        graphs = StepGraphs(CudaGraph) if experiment.resources.cuda_graphs else None
+        return Trainer(problem.model, loss, recipe, data, graphs=graphs)
     shortest = min(experiment.resources.unit_timeout or math.inf, most_seconds)
     seconds = None if math.isinf(shortest) else shortest
     epochs = declared_epochs(problem, experiment, recipe)

@@ -24,7 +24,9 @@ def worker_context(job: Job) -> WorkerContext:
     Whoever computes with it, a unit or a driver that explains, computes in full precision, unless a recipe declares another one.
     """
     full_precision_products()
-    key = f"{job.store_uri}/{job.keys.results}/{job.experiment.resources.device}/{job.prediction_rows}/{job.gradient_rows}"
+    resources = job.experiment.resources
+    own = (job.store_uri, job.keys.results, resources.device, resources.cuda_graphs, job.prediction_rows, job.gradient_rows)
+    key = "/".join(map(str, own))
     if key not in _contexts:
         _contexts.clear()
         _contexts[key] = WorkerContext(job)

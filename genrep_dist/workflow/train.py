@@ -109,6 +109,7 @@ class TrainStage(Stage[TrainUnit]):
                 "pack_kind": trainer.pack_kind,
                 "solo_reason": trainer.solo_reason,
                 "shares_batches": trainer.shares_batches,
+                **({} if trainer.graphs is None else {"cuda_graphs": trainer.graphs.summary}),
             }
         )
         return {"seconds": seconds, "models": 1.0}

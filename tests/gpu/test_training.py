@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from genrep_dist.core.losses import get_loss
+from genrep_dist.core.losses import LogisticLoss, get_loss
 from genrep_dist.core.tensors import OUT_OF_MEMORY
 from genrep_dist.errors import NonFiniteError
 from genrep_dist.problems.protocol import Recipe
-from genrep_dist.training.fast_paths import PLAIN
+from genrep_dist.training.fast_paths import PLAIN, FastPaths
+from genrep_dist.training.graphs.base import StepGraph, StepGraphs
+from genrep_dist.training.graphs.cuda import CudaGraph
+from genrep_dist.training.graphs.emulated import EmulatedGraph
 from genrep_dist.training.loop import TrainingRun, train
+from genrep_dist.training.observers import TrackingImportance
 from genrep_dist.training.trainer import GPU_MEMORY_SHARE, Trainer
 from tests.gpu.examples import EXAMPLES, Example, parameters_of, some_runs
 
@@ -64,6 +69,98 @@ def test_a_model_does_not_depend_on_its_company_but_for_rounding(name: str, poli
     for run, one, other in zip(runs, together, alone, strict=True):
         require_close([one], [other], parameters_of(run.randomness.build(example.factory)), 1e-3)
     require_close(mixed, [together[4], together[1]], parameters_of(runs[4].randomness.build(example.factory)), 1e-2)
+
+
+def graph_on(device: torch.device) -> type[StepGraph]:
+    """A graph of the device that captures after one step; on a CPU the one that keeps its rules."""
+    if device.type != "cuda":
+        return EmulatedGraph
+
+    class Soon(CudaGraph):
+        plain_steps = 1
+
+    return Soon
+
+
+DENSE = FastPaths(sparse_embeddings=False)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "normalized"])
+def test_replayed_steps_equal_plain_ones(name: str, recipe: str, device: torch.device) -> None:
+    """A pack with graphs, without them, and the single models; rates change from step to step, and the last batch is small."""
+    example, runs, changing = EXAMPLES[name], some_runs(5), replace(RECIPES[recipe], schedule="cosine", epochs=4)
+    graphs = StepGraphs(graph_on(device))
+    graphed, plain = (Trainer(example.factory, LOSS, changing, example.data(device), DENSE, own) for own in (graphs, None))
+    found, expected = trained(graphed, runs), trained(plain, runs)
+    assert (graphs.notes, graphs.captured) == ({}, 1)
+    assert graphs.replayed > 10
+    start = parameters_of(runs[0].randomness.build(example.factory))
+    require_close(found, expected, start, 0.0 if device.type == "cpu" else 1e-3)
+    solo = Trainer(example.factory, LOSS, changing, example.data(device), PLAIN)
+    require_close(found, trained(solo, runs), start, 5e-3)
+
+
+def test_an_observer_sees_replayed_steps(device: torch.device) -> None:
+    example, run, recipe = EXAMPLES["regression"], some_runs(2)[1], replace(RECIPES["sgd"], epochs=4)
+    graphs, found = StepGraphs(graph_on(device)), list[Tensor]()
+    for own in (graphs, None):
+        tracking = TrackingImportance()
+        Trainer(example.factory, LOSS, recipe, example.data(device), DENSE, own).train(run, [tracking])
+        assert tracking.alpha is not None
+        found.append(tracking.alpha.cpu())
+    assert graphs.replayed > 10
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_random_numbers_of_the_cpu_are_not_captured(device: torch.device) -> None:
+    example, runs, graphs = EXAMPLES["normalized"], some_runs(3), StepGraphs(graph_on(device))
+    graphed, plain = (Trainer(example.factory, LOSS, RECIPES["sgd"], example.data(device), DENSE, own) for own in (graphs, None))
+    start = parameters_of(runs[0].randomness.build(example.factory))
+    require_close(trained(graphed, runs), trained(plain, runs), start, 1e-3)
+    assert graphs.captured == 0
+    assert "draws random numbers" in graphs.summary
+
+
+def test_statistics_of_batches_are_replayed(device: torch.device) -> None:
+    def factory() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 1))
+
+    graphs, runs, found = StepGraphs(graph_on(device)), some_runs(4), list[list[Tensor]]()
+    for own in (graphs, None):
+        models = Trainer(factory, LOSS, replace(RECIPES["momentum"], epochs=4), EXAMPLES["cnn"].data(device), DENSE, own).train_all(runs)
+        states = [model.state_dict().values() for model in models if isinstance(model, nn.Module)]
+        found.append([torch.cat([value.flatten().double().cpu() for value in values]) for values in states])
+    assert graphs.replayed > 10, graphs.notes
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)
+
+
+def test_a_step_that_cannot_be_captured_is_taken_plainly(device: torch.device) -> None:
+    """A loss that waits for numbers on the host is refused before a capture; the GPU is as usable as before."""
+
+    class Waiting(LogisticLoss):
+        def derivative(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return super().derivative(outputs, targets) * (2 if float(outputs.detach().mean()) > 0 else 1)
+
+    example, runs, graphs = EXAMPLES["cnn"], some_runs(3), StepGraphs(graph_on(device))
+    graphed, plain = (Trainer(example.factory, Waiting(), RECIPES["sgd"], example.data(device), DENSE, own) for own in (graphs, None))
+    start = parameters_of(runs[0].randomness.build(example.factory))
+    require_close(trained(graphed, runs), trained(plain, runs), start, 1e-3)
+    assert graphs.captured == 0
+    assert graphs.notes
+
+
+def test_a_capture_that_fails_leaves_the_gpu_usable(cuda: torch.device) -> None:
+    """Rules find what is known to fail; what a library refuses is found by the capture itself."""
+
+    def waiting() -> Tensor:
+        torch.cuda.synchronize(cuda)
+        return torch.ones(2, device=cuda)
+
+    with pytest.raises(RuntimeError):
+        CudaGraph(waiting, cuda)
+    torch.cuda.synchronize(cuda)
+    assert float((torch.ones(3, device=cuda) * 2).sum()) == 6
 
 
 def test_a_pack_of_the_chosen_size_fits_its_share_of_the_memory(cuda: torch.device) -> None:

@@ -13,9 +13,10 @@ from genrep_dist.errors import NonFiniteError
 from genrep_dist.problems.protocol import Dataset, Recipe
 from genrep_dist.runner import stage_runner
 from genrep_dist.store import Store
+from genrep_dist.training.graphs.emulated import EmulatedGraph
 from genrep_dist.training.trainer import Trainer
 from genrep_dist.units import Retraining
-from genrep_dist.workflow import retrain
+from genrep_dist.workflow import context, retrain
 from genrep_dist.workflow.execute import worker_context
 from genrep_dist.workflow.prepare import prepare, publish_inputs
 from genrep_dist.workflow.retrain import RetrainStage, RetrainUnit
@@ -46,6 +47,20 @@ def test_pack_size_and_task_size_change_no_byte(tmp_path: Path, monkeypatch: pyt
         other = published(tmp_path / f"{index}", size, per_task, monkeypatch, policy)
         assert first[0].equals(other[0])
         assert first[1] == other[1]
+
+
+def test_replayed_steps_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``resources.cuda_graphs``, and the rules of CUDA graphs kept on a CPU."""
+    monkeypatch.setattr(context, "CudaGraph", EmulatedGraph)
+    found = []
+    for graphs, note in ((False, None), (True, "steps are replayed")):
+        asked = experiment(
+            seeds=1, methods=["last-layer-final/target"], deletion={"fractions": [0.0, 0.1]}, resources={"cuda_graphs": graphs}
+        )
+        run = gr.run(asked, store=str(tmp_path / f"{graphs}"), serial=True)
+        found.append([(tmp_path / f"{graphs}" / "results" / "toy" / name).read_bytes() for name in PUBLISHED])
+        assert run.store.artifact("train", run.plan.keys.train(0)).manifest().get("cuda_graphs") == note
+    assert found[0] == found[1]
 
 
 class Explosive(Blobs):

@@ -22,6 +22,7 @@ class Adam(Optimizer):
     title: ClassVar[str] = "Adam"
     decoupled_weight_decay: ClassVar[bool] = False
     settings = ("betas", "eps", "amsgrad", "weight_decay")
+    takes_rate_tensors = True
 
     def __init__(self, recipe: Recipe) -> None:
         self._betas, self._eps, self._amsgrad, self._weight_decay = recipe.betas, recipe.eps, recipe.amsgrad, recipe.weight_decay

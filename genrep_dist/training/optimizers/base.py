@@ -33,6 +33,9 @@ class Optimizer(Extension, ABC):
     settings: ClassVar[tuple[str, ...]] = OPTIMIZER_SETTINGS
     """The fields of a recipe that the rule takes; another one that is not at its default is refused. Default: the rule refuses itself."""
 
+    takes_rate_tensors: ClassVar[bool] = False
+    """Whether ``rate`` may be a float64 tensor () in place of a number: a captured step reads its rate from memory."""
+
     @abstractmethod
     def __init__(self, recipe: Recipe) -> None:
         """Take the settings from ``recipe``. Raises ProblemError for settings that this optimizer does not have."""
@@ -232,15 +235,22 @@ class OptimizedParameters:
         }
 
     @property
+    def takes_rate_tensors(self) -> bool:
+        """Whether the rate of a step may be a tensor."""
+        return all(rule.optimizer.takes_rate_tensors for rule in self._rules)
+
+    @property
     def tensors(self) -> list[Tensor]:
         """All that a step changes, with S as the first dimension."""
         return [*self.views, *(tensor for state in self.state for tensor in state.values())]
 
     @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor | None], rate: float, idle_slots: Sequence[int] = (), *, consume: bool = False) -> None:
+    def step(
+        self, gradients: Sequence[Tensor | None], rate: float | Tensor, idle_slots: Sequence[int] = (), *, consume: bool = False
+    ) -> None:
         """One step. A parameter whose gradient is None took no part and stays; so do all parameters and state of ``idle_slots``.
 
-        ``consume``: the rule may write to the gradients.
+        ``rate``: also a float64 tensor (), where :attr:`takes_rate_tensors` holds. ``consume``: the rule may write to the gradients.
         """
         # An element without a gradient stays by itself where sparse gradients are accepted.
         restored = [] if self._optimizer.accepts_sparse_gradients or not idle_slots else self.tensors
@@ -258,7 +268,8 @@ class OptimizedParameters:
         for rule in dict.fromkeys(rule for rule, *_ in moving):
             parameters, along, states = (list(part) for part in zip(*(rest for own, *rest in moving if own is rule), strict=True))
             update = rule.optimizer.update_consuming if consume else rule.optimizer.update
-            update(parameters, along, states, rate * rule.relative_rate)
+            # A tensor only where the rule declares that it takes one.
+            update(parameters, along, states, cast("float", rate * rule.relative_rate))
         for tensor, values in zip(restored, before, strict=True):
             tensor[list(idle_slots)] = values
 

@@ -16,6 +16,7 @@ class RMSprop(Optimizer):
     """theta <- theta - eta g / (sqrt(v) + eps) with v <- alpha v + (1 - alpha) g^2, as ``torch.optim.RMSprop``."""
 
     settings = ("alpha", "eps", "centered", "momentum", "weight_decay")
+    takes_rate_tensors = True
 
     def __init__(self, recipe: Recipe) -> None:
         self._alpha, self._eps, self._centered = recipe.alpha, recipe.eps, recipe.centered

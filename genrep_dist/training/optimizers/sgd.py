@@ -15,6 +15,7 @@ class SGD(Optimizer):
     """theta <- theta - eta v with v <- mu v + (g + lambda theta), as ``torch.optim.SGD`` with momentum mu and weight decay lambda."""
 
     settings = ("momentum", "dampening", "nesterov", "weight_decay")
+    takes_rate_tensors = True
 
     def __init__(self, recipe: Recipe) -> None:
         self._momentum, self._weight_decay = recipe.momentum, recipe.weight_decay

@@ -32,6 +32,9 @@ class Pack(ABC):
     has_narrow_products = False
     """Whether last bits are those of narrow products, so that nothing else need keep its own."""
 
+    may_be_captured = False
+    """Whether a step is a function of its tensors and of nothing that the model keeps in Python, as far as a trial can tell."""
+
     @abstractmethod
     def __init__(self, template: nn.Module, slots: int, optimizer: Optimizer, fast_paths: FastPaths) -> None:
         """A pack of models like ``template``; their parameters are zero until :meth:`load`."""
@@ -47,6 +50,10 @@ class Pack(ABC):
     def changing_tensors(self) -> list[Tensor]:
         """All that training changes, as memory of the pack: parameters, optimizer state and buffers."""
         return self.optimized.tensors
+
+    def scratch_tensors(self) -> list[Tensor]:
+        """Memory that each step fills anew and no later step reads."""
+        return []
 
     def generators(self) -> Sequence[torch.Generator]:
         """What the layers of the slots draw from, apart from the default generators."""

@@ -24,6 +24,8 @@ With 32, all vector registers are full."""
 class MappedPack(Pack):
     """For layers that have no stacked counterpart. Each call costs more than a stacked one."""
 
+    may_be_captured = True
+
     def __init__(self, template: nn.Module, slots: int, optimizer: Optimizer, fast_paths: FastPaths) -> None:
         del fast_paths
         self.slots = slots

@@ -25,6 +25,8 @@ def stacked_layer(plain: nn.Module, slots: int) -> Stacked | None:
 class StackedPack(Pack):
     """A copy of the template whose layers with parameters are replaced by stacked ones. A model has the same bits in packs of any size."""
 
+    may_be_captured = True
+
     def __init__(self, template: nn.Module, slots: int, optimizer: Optimizer, fast_paths: FastPaths) -> None:
         self.slots = slots
         self._layers: dict[str, Stacked] = {}
@@ -61,6 +63,9 @@ class StackedPack(Pack):
 
     def changing_tensors(self) -> list[Tensor]:
         return [*super().changing_tensors(), *(tensor for layer in self._stateful for tensor in layer.statistics.values())]
+
+    def scratch_tensors(self) -> list[Tensor]:
+        return [tensor for layer in self._layers.values() if isinstance(layer, StackedConv) for tensor in layer.buffers_by_shape.values()]
 
     def generators(self) -> Sequence[torch.Generator]:
         return self._generators

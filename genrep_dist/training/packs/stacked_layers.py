@@ -98,7 +98,7 @@ class StackedConv(Stacked):
         self.kernel = _pair((*fill, *self._shape[2:]))
         self.stride, self.dilation = _pair((*fill, *plain.stride)), _pair((*fill, *plain.dilation))
         self.padding = _pair((*(0 for _ in fill), *plain.padding))
-        self._buffers_by_shape: dict[Any, Tensor] = {}
+        self.buffers_by_shape: dict[Any, Tensor] = {}
 
     def to_slot(self, name: str, plain: Tensor) -> Tensor:
         if name == "bias":
@@ -140,9 +140,9 @@ class StackedConv(Stacked):
     def buffer(self, purpose: str, shape: Sequence[int], like: Tensor) -> Tensor:
         """Memory that every step reuses, zero at first: new pages cost more than the arithmetic on them."""
         key = (purpose, tuple(shape), like.dtype)
-        if key not in self._buffers_by_shape:
-            self._buffers_by_shape[key] = like.new_zeros(tuple(shape))
-        return self._buffers_by_shape[key]
+        if key not in self.buffers_by_shape:
+            self.buffers_by_shape[key] = like.new_zeros(tuple(shape))
+        return self.buffers_by_shape[key]
 
 
 def _pair(values: tuple[int, ...]) -> tuple[int, int]:
