@@ -3,6 +3,7 @@
 python jobs/table1.py mnist cifar10 toxicity newsgroups --profile cpu --store store --to table1
 python jobs/table1.py mnist --profile cpu --optimizer adam
 python jobs/table1.py mnist --profile desk --tune
+python jobs/table1.py mnist cifar10 --profile desk --set cifar10:seeds=10
 ray job submit --working-dir . -- python jobs/table1.py mnist --profile paper --store s3://bucket/store --address auto
 """
 
@@ -26,13 +27,31 @@ from genrep_dist.paper.table1_files import write_table1
 from genrep_dist.runner.run import run
 
 
+def changes_of(name: str, options: argparse.Namespace) -> list[str]:
+    """The declared changes of every experiment and of the experiment of ``name``."""
+    changes = []
+    for change in options.set:
+        data, colon, rest = change.partition(":")
+        if not colon or data not in options.data:
+            changes.append(change)
+        elif data == name:
+            changes.append(rest)
+    return changes
+
+
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+", help="mnist, cifar10, toxicity, agnews, or newsgroups (which replaces agnews)")
     parser.add_argument("--profile", default="cpu", help="smoke, cpu, desk, gpu or paper")
     parser.add_argument("--optimizer", help="train with adam, adamw or rmsprop at a rate of 0.001 instead of the problem's plain SGD")
     parser.add_argument("--tune", action="store_true", help="add rows of the surrogate and of influence with lambda and damping tuned")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change a field of every experiment")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="[DATA:]A.B=VALUE",
+        help="change a field of every experiment, or of that of one data set",
+    )
     parser.add_argument("--store", default="store")
     parser.add_argument("--to", type=Path, help="folder of table1.md, .html, .png and .parquet; default: table1-PROFILE")
     where = parser.add_mutually_exclusive_group()
@@ -43,7 +62,7 @@ def main(given: list[str] | None = None) -> None:
     variant = "" if options.optimizer is None else f"-{options.optimizer}"
     for name in options.data:
         changes = [f"name={name}-{options.profile}{variant}", f"recipe.optimizer={options.optimizer}", "recipe.learning_rate=0.001"]
-        experiment = load_experiment(f"paper/{name}", [*(changes if variant else []), *options.set], options.profile)
+        experiment = load_experiment(f"paper/{name}", [*(changes if variant else []), *changes_of(name, options)], options.profile)
         measure = functools.partial(run, store=options.store, serial=options.serial, address=options.address, progress=progress)
         last_layer = last_layer_experiment(experiment)
         columns.append(

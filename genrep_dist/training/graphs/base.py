@@ -20,7 +20,7 @@ class StepGraph(Protocol):
     device_type: ClassVar[str]
     plain_steps: ClassVar[int]
     result: Tensor
-    """What the function returned; each replay writes it anew."""
+    """What the function returned; each replay writes it again."""
 
     def __init__(self, function: Callable[[], Tensor], device: torch.device) -> None:
         """Capture ``function``. It may run some times: what it changes is undefined afterwards, until the caller restores it.

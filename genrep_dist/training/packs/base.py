@@ -52,7 +52,7 @@ class Pack(ABC):
         return self.optimized.tensors
 
     def scratch_tensors(self) -> list[Tensor]:
-        """Memory that each step fills anew and no later step reads."""
+        """Memory that each step overwrites and no later step reads."""
         return []
 
     def generators(self) -> Sequence[torch.Generator]:
