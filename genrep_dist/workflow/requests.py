@@ -170,9 +170,9 @@ def requests_path(plan: Plan) -> str:
     return ExperimentPaths(plan.experiment.name).requests(plan.keys.results)
 
 
-def read_requests(plan: Plan, store: Store) -> pl.LazyFrame:
-    """The request table that the run has written. StoreError before it is written."""
-    return scan_frame(store.objects, requests_path(plan))
+def read_requests(plan: Plan, store: Store, columns: Sequence[str] | None = None) -> pl.LazyFrame:
+    """The request table that the run has written, or some of its ``columns``. StoreError before it is written."""
+    return scan_frame(store.objects, requests_path(plan), columns=columns)
 
 
 def finished_requests(plan: Plan, store: Store) -> RetrainRequests | None:
