@@ -37,10 +37,11 @@ def installation_digest() -> str:
 
     What is computed from equal inputs is equal where this digest is. It is read in some hundredths of a second, and imports nothing.
     """
-    found = hashlib.sha256(sys.version.encode())
-    for folder in dict.fromkeys(sys.path):
-        with suppress(OSError):
-            found.update(repr(sorted(name for name in os.listdir(folder or ".") if name.endswith((".dist-info", ".egg-info")))).encode())
+    installed: set[str] = set()
+    for folder in sys.path:
+        with suppress(OSError):  # it need not exist
+            installed |= {name for name in os.listdir(folder or ".") if name.endswith(".dist-info")}
+    found = hashlib.sha256(repr((sys.version, sorted(installed))).encode())
     package = Path(__file__).parent
     for path in sorted(path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"):
         found.update(repr((path.relative_to(package).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())).encode())

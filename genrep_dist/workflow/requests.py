@@ -199,7 +199,7 @@ class RetrainingCount:
 
 def count_retrainings(plan: Plan, store: Store) -> RetrainingCount:
     """The retrainings of a run that has not begun, from the data and scores in the store. Nothing is computed."""
-    from genrep_dist.workflow.data import sample_ids
+    from genrep_dist.workflow.sample_ids import sample_ids
 
     keys = plan.keys
     try:

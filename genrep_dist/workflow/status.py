@@ -71,6 +71,8 @@ def _retrain_status(plan: Plan, store: Store, *, is_scored: bool, look_up: bool)
 def _requested_keys(plan: Plan, store: Store) -> set[str] | None:
     """Keys of all retrainings that the run requests; None before it has written its requests."""
     try:
-        return set(read_requests(plan, store, ("key", "num_removed")).filter(pl.col("num_removed") > 0).select("key").unique().collect()["key"])
+        return set(
+            read_requests(plan, store, ("key", "num_removed")).filter(pl.col("num_removed") > 0).select("key").unique().collect()["key"]
+        )
     except StoreError:
         return None
