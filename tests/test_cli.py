@@ -181,7 +181,7 @@ def test_a_profile_is_planned_run_and_named_in_the_results(tmp_path: Path) -> No
 
 def test_a_plan_for_a_larger_machine_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = experiment_file(tmp_path / "toy.yaml")
-    monkeypatch.setattr("genrep_dist.workflow.prepare.psutil.disk_usage", lambda _path: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr("genrep_dist.workflow.room.psutil.disk_usage", lambda _path: type("Usage", (), {"free": 1000})())
     result = call("plan", path, "--store", tmp_path / "store")
     assert result.exit_code == 0
     assert "GPU-hours" in result.output

@@ -57,7 +57,8 @@ class KnownPlan:
         """Keep the plan of the prepared experiment, unless it depends on what cannot be verified. Nothing is kept where that fails."""
         if self._path is None or prepared.plan.keys.extensions:
             return
-        with suppress(ProblemError):
+        with suppress(OSError, ProblemError):
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(self._path, seal_json(make_record(prepared)))
         with suppress(OSError):  # another process may delete the same files
             by_age = sorted(self._path.parent.glob("*.json"), key=lambda kept: kept.stat().st_mtime)

@@ -51,9 +51,9 @@ def test_what_a_plan_follows_from_is_in_its_key(
     KnownPlan(smoke).keep(prepared)
     assert KnownPlan(load_experiment("smoke", ["seeds=7"])).read() is None
     assert KnownPlan(load_experiment("smoke", ["resources.memory_budget=3GiB"])).read() is None
-    for place, name in ((known_plans, "installation_digest"), (known_plans.platform, "node")):
+    for function in ("genrep_dist.workflow.known_plans.installation_digest", "platform.node"):
         with monkeypatch.context() as patch:
-            patch.setattr(place, name, lambda: "another")
+            patch.setattr(function, lambda: "another")
             assert KnownPlan(smoke).read() is None
     assert KnownPlan(smoke).read() is not None
     file = tmp_path / "data" / "mnist" / "manifest.json"
@@ -98,7 +98,7 @@ def test_a_folder_that_cannot_be_written_stops_no_plan(smoke: Experiment, prepar
 def test_few_plans_are_kept(smoke: Experiment, prepared: PreparedExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known_plans, "NUM_KEPT", 2)
     for number in range(4):
-        monkeypatch.setattr(known_plans.platform, "node", lambda number=number: f"machine {number}")
+        monkeypatch.setattr("platform.node", lambda number=number: f"machine {number}")
         KnownPlan(smoke).keep(prepared)
         assert KnownPlan(smoke).read() is not None
     assert len(kept()) == 2
