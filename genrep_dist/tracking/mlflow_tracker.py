@@ -48,8 +48,6 @@ for _setting, _value in (
 from mlflow import MlflowClient  # noqa: E402
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # noqa: E402
-from sqlalchemy import Engine  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 PLAN_DIGEST = "genrep.plan_digest"
@@ -111,7 +109,11 @@ def _close_connections(tracking_uri: str) -> None:
 
     It keeps connections, one set for each address, and would read and write the deleted file.
     """
-    engines: Mapping[str, Engine] = getattr(SqlAlchemyStore, "_engine_map", {})  # private; MLflow has no call for this
+    if sqlite_path(tracking_uri) is None:
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    engines = getattr(SqlAlchemyStore, "_engine_map", {})  # private; MLflow has no call for this
     if tracking_uri in engines:
         engines[tracking_uri].dispose()
 
