@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
+import hashlib
 import json
 import os
 import platform
@@ -10,6 +12,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -26,6 +29,23 @@ def package_version() -> str:
         return version("genrep-dist")
     except PackageNotFoundError:  # run from its sources
         return UNKNOWN
+
+
+@functools.cache
+def installation_digest() -> str:
+    """sha256 of the version of Python, the names and versions of all installed packages, and the files of this one.
+
+    What is computed from equal inputs is equal where this digest is. It is read in some hundredths of a second, and imports nothing.
+    """
+    installed: set[str] = set()
+    for folder in sys.path:
+        with suppress(OSError):  # it need not exist
+            installed |= {name for name in os.listdir(folder or ".") if name.endswith(".dist-info")}
+    found = hashlib.sha256(repr((sys.version, sorted(installed))).encode())
+    package = Path(__file__).parent
+    for path in sorted(path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+        found.update(repr((path.relative_to(package).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())).encode())
+    return found.hexdigest()
 
 
 def provenance() -> dict[str, str]:

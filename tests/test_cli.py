@@ -93,6 +93,46 @@ def test_report_is_written_again(place: Path) -> None:
     assert page.read_text().startswith("<!doctype html>")
 
 
+def test_a_report_that_would_be_the_same_is_not_written_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = place / "store" / "results" / "toy" / "report.html"
+
+    def written(*options: str) -> bool:
+        before = page.stat().st_mtime_ns
+        output = call("report", "toy", "--store", place / "store", *options).output
+        assert "report.html" in output
+        assert ("up to date" in output) == (page.stat().st_mtime_ns == before)
+        return page.stat().st_mtime_ns != before
+
+    written()
+    text = page.read_text()
+    assert not written()
+    assert written("--force")
+    assert page.read_text() == text
+    assert not written()
+    assert written("--experiment", str(place / "toy.yaml"), "--set", "seeds=[0, 3]")
+    page.write_text("changed")
+    assert written()
+    assert page.read_text() == text
+    monkeypatch.setattr("genrep_dist.results.rendered.installation_digest", lambda: "of other versions")
+    assert written()
+    assert not written()
+
+
+def test_a_report_is_up_to_date_after_its_run_and_written_again_where_code_is_known_that_was_not(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    ran = call("run", place / "toy.yaml", "--store", store, "--serial", "--set", "seeds=[0, 3]", "--set", "methods=[random]")
+    assert ran.exit_code == 0
+    assert "up to date" in call("report", "toy", "--store", store).output
+    with monkeypatch.context() as patch:
+        patch.setenv("GENREP_STATE", str(tmp_path / "nothing is remembered"))
+        assert "up to date" in call("report", "toy", "--store", store).output
+        assert "up to date" not in call("report", "toy", "--store", store, "--force").output
+        assert "up to date" in call("report", "toy", "--store", store).output
+    assert "up to date" not in call("report", "toy", "--store", store).output
+
+
 def test_export_is_plain_files(place: Path, tmp_path: Path) -> None:
     result = call("export", "toy", "--store", place / "store", "--to", tmp_path / "out", "--seed", "3")
     assert result.exit_code == 0
@@ -141,7 +181,7 @@ def test_a_profile_is_planned_run_and_named_in_the_results(tmp_path: Path) -> No
 
 def test_a_plan_for_a_larger_machine_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = experiment_file(tmp_path / "toy.yaml")
-    monkeypatch.setattr("genrep_dist.workflow.prepare.psutil.disk_usage", lambda _path: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr("genrep_dist.workflow.room.psutil.disk_usage", lambda _path: type("Usage", (), {"free": 1000})())
     result = call("plan", path, "--store", tmp_path / "store")
     assert result.exit_code == 0
     assert "GPU-hours" in result.output
@@ -170,8 +210,10 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_commands_that_compute_nothing_do_without_torch(place: Path) -> None:
-    """It takes seconds to import. The experiment has scores of every kind, and so all stages."""
+    """It takes seconds to import. The experiment has scores of every kind, and so all stages. Plan and report are made before."""
     store = ["--store", str(place / "store")]
+    for first in (["plan", "smoke", "--no-probe"], ["report", "toy"]):
+        call(*first, *store)
     calls = [
         ["--version"],
         ["methods"],
@@ -180,23 +222,28 @@ def test_commands_that_compute_nothing_do_without_torch(place: Path) -> None:
         ["du", *store],
         ["status", "toy", *store],
         ["status", "toy", "--json", *store],
+        ["plan", "smoke", "--no-probe", *store],
+        ["plan", "smoke", "--no-probe", "--store", str(place / "a new store")],
+        ["report", "toy", *store],
     ]
     code = (
         "import json, sys; from typer.testing import CliRunner; from genrep_dist.cli import app\n"
         "for call in json.loads(sys.argv[1]):\n"
         "    ended = CliRunner().invoke(app, call)\n"
         "    assert ended.exit_code == 0, ended\n"
-        "    print(call[0], [m for m in ('torch', 'ray', 'mlflow', 'sklearn', 'scipy', 'matplotlib', 'zarr') if m in sys.modules])"
+        "    print(call[0], [m for m in json.loads(sys.argv[2]) if m in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code, json.dumps(calls)], capture_output=True, text=True, check=True)
+    unused = ["torch", "ray", "mlflow", "sklearn", "scipy", "matplotlib", "zarr", "jinja2", "pyarrow.compute"]
+    arguments = [json.dumps(calls), json.dumps(unused)]
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == [f"{call[0]} []" for call in calls]
 
 
 @pytest.mark.parametrize(
     ("call", "unused"),
     [
-        (["plan", "smoke", "--no-probe"], {"matplotlib", "zarr"}),
-        (["report", "toy"], {"sklearn", "scipy.stats", "matplotlib.pyplot", "pandas"}),
+        (["plan", "smoke", "--no-probe", "--set", "seeds=3"], {"matplotlib", "zarr"}),
+        (["report", "toy", "--force"], {"sklearn", "scipy.stats", "matplotlib.pyplot", "pandas"}),
     ],
 )
 def test_commands_that_read_data_import_only_what_they_use(place: Path, call: list[str], unused: set[str]) -> None:

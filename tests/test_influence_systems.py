@@ -22,7 +22,7 @@ from genrep_dist.workflow import kernel_sizes
 from genrep_dist.workflow.base import Rates
 from genrep_dist.workflow.estimates import estimate_stages
 from genrep_dist.workflow.planning import make_plan
-from genrep_dist.workflow.prepare import check_room
+from genrep_dist.workflow.room import check_room
 from tests.experiments import ROOT, experiment
 
 SETTINGS: dict[str, dict[str, Any]] = {

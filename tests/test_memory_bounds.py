@@ -21,7 +21,8 @@ from genrep_dist.store import Store
 from genrep_dist.training.loop import predict
 from genrep_dist.workflow.measure import measure
 from genrep_dist.workflow.planning import make_plan
-from genrep_dist.workflow.prepare import check_room, prepare
+from genrep_dist.workflow.prepare import prepare
+from genrep_dist.workflow.room import check_room
 from tests.experiments import ROOT, experiment
 from tests.memory_cases import CASES
 from tests.toys import Blobs

@@ -457,7 +457,7 @@ def test_a_surrogate_that_does_not_converge_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_the_disk_cannot_hold_is_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("genrep_dist.workflow.prepare.psutil.disk_usage", lambda _path: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr("genrep_dist.workflow.room.psutil.disk_usage", lambda _path: type("Usage", (), {"free": 1000})())
     with pytest.raises(PlanError, match=r"disk cannot hold[\s\S]*bytes free[\s\S]*1,000 bytes"):
         run(tmp_path)
     assert not (tmp_path / "artifacts").exists()

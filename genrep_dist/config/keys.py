@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -44,10 +44,11 @@ def checkpoint_name(epoch: int, epochs: int) -> str:
     return {middle_epoch(epochs): "middle", 0: "initial", epochs: "final"}.get(epoch, f"epoch{epoch}")
 
 
-def sample_test_positions(seed: int, num_test: int, count: int) -> list[int]:
+@lru_cache(1024)  # many keys of a seed contain them
+def sample_test_positions(seed: int, num_test: int, count: int) -> tuple[int, ...]:
     """Rows of the test set that ``seed`` explains: ``count`` of them, uniform without replacement, ascending."""
     generator = np.random.Generator(np.random.Philox(derive_seed(seed, "test_points")))
-    return sorted(int(i) for i in generator.choice(num_test, size=count, replace=False))
+    return tuple(sorted(int(i) for i in generator.choice(num_test, size=count, replace=False)))
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Keys:
         """Rows of the test set that ``seed`` explains, ascending."""
         if self.shared_points is not None:
             return list(self.shared_points)
-        return sample_test_positions(seed, self.num_test, self.experiment.num_test_points)
+        return list(sample_test_positions(seed, self.num_test, self.experiment.num_test_points))
 
     def test_groups(self, seed: int) -> list[list[int]] | None:
         """The members of each group that ``seed`` explains, as places in :meth:`test_positions`; None where points are explained."""

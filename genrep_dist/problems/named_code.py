@@ -21,10 +21,15 @@ from genrep_dist.problems.shipped import SHIPPED
 from genrep_dist.problems.sources import source_on_disk
 
 
-def memory_folder() -> Path:
-    """Where it is remembered what was run: ``GENREP_STATE``, or ``~/.local/state/genrep_dist``."""
+def state_folder() -> Path:
+    """The folder of what is kept for this user: ``GENREP_STATE``, or ``~/.local/state/genrep_dist``. RuntimeError without a home."""
     declared = os.environ.get("GENREP_STATE")
-    return (Path(declared).expanduser() if declared else Path.home() / ".local" / "state" / "genrep_dist") / "code"
+    return Path(declared).expanduser() if declared else Path.home() / ".local" / "state" / "genrep_dist"
+
+
+def memory_folder() -> Path:
+    """Where it is remembered what was run."""
+    return state_folder() / "code"
 
 
 def remember(parts: Any, text: str) -> None:

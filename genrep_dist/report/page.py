@@ -70,8 +70,8 @@ class ReportData:
         return result_tables(self.tables, self.methods, blocks=self.blocks, baseline=self.baseline, random=self.random, minus=minus)
 
 
-def html_page(data: ReportData) -> str:
-    """The whole report as one HTML document (UTF-8), with style, figures and pictures inside.
+def html_page(data: ReportData, origin: Mapping[str, str] | None = None) -> str:
+    """The whole report as one HTML document (UTF-8), with style, figures and pictures inside. ``origin``: instead of that of ``data``.
 
     It has the verdict, warnings, tables, figures, ranks, costs, examples, and how it was measured. Equal data give an equal page. Raises
     NotCommittedError if nothing was measured.
@@ -99,7 +99,7 @@ def html_page(data: ReportData) -> str:
         noun=data.unit or data.noun,
         unit=data.unit,
         target=data.target,
-        origin=data.origin,
+        origin=data.origin if origin is None else origin,
         tables=_without_repeated_notes(data.result_tables(MINUS)),
         figures=figures,
         matrices=matrices,

@@ -23,7 +23,7 @@ from genrep_dist.report.glossary import method_terms
 from genrep_dist.report.page import ReportData
 from genrep_dist.report.sections import TimeUnit
 from genrep_dist.report.tables import RANDOM
-from genrep_dist.report.verdict import best_method
+from genrep_dist.report.verdict import Verdict, best_method, verdict
 from genrep_dist.results.run import Run
 from genrep_dist.training.optimizers import make_optimizer
 
@@ -64,10 +64,22 @@ def report_data(
         time_unit=time_unit(run),
         removal=removal,
         origin=_published_origin(run) if origin is None else origin,
-        unit="logit" if experiment.target.kind == "logit" and run.loss_name in ("logistic", "softmax") else "",
+        unit=_unit(run),
         target=experiment.target.description(run.plan.shape.num_outputs),
         glossary=method_terms(experiment.parsed_methods),
     )
+
+
+def run_verdict(run: Run, tables: EvaluationTables) -> Verdict:
+    """The opening sentences of the report of ``run``."""
+    experiment = run.plan.experiment
+    noun = _unit(run) or experiment.make_target().noun
+    return verdict(tables, declared=experiment.baseline, simple=experiment.simple_methods, noun=noun)
+
+
+def _unit(run: Run) -> str:
+    """The unit of the explained number."""
+    return "logit" if run.plan.experiment.target.kind == "logit" and run.loss_name in ("logistic", "softmax") else ""
 
 
 def config_text(run: Run, experiment: Experiment) -> str:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
 
 from genrep_dist.config import Experiment
 from genrep_dist.errors import PlanError, StoreError
 from genrep_dist.executors.capacity import check_schedulable, num_slots, worker_resources
 from genrep_dist.plan import Plan
-from genrep_dist.runner.small_runs import may_be_small, small_seconds
 from genrep_dist.runner.track import tracking_uri
+from genrep_dist.store import Store
 from genrep_dist.units import StageName
-from genrep_dist.workflow.context import pick_device
-from genrep_dist.workflow.estimates import TimeEstimate, estimate_run, gpu_hours, measure_rates
+from genrep_dist.workflow.known_plans import may_have_gpu
 from genrep_dist.workflow.planning import power_warnings
-from genrep_dist.workflow.prepare import PreparedExperiment, check_room
+from genrep_dist.workflow.room import check_room
 from genrep_dist.workflow.status import StageStatus, stage_status
+
+if TYPE_CHECKING:
+    from genrep_dist.workflow.estimates import TimeEstimate
+    from genrep_dist.workflow.prepare import PreparedExperiment
 
 
 @dataclass(frozen=True)
@@ -87,35 +89,51 @@ class DryRun:
 
 
 def dry_run(prepared: PreparedExperiment, *, probe: bool = True, address: str | None = None) -> DryRun:
-    """The dry run of a prepared experiment; with ``probe``, this machine is measured for some seconds.
+    """As :func:`dry_run_of`, for a prepared experiment. With ``probe``, this machine is measured for some seconds."""
+    found = dry_run_of(prepared.plan, prepared.store, address=address)
+    if not probe:
+        return found
+    from genrep_dist.runner.small_runs import may_be_small, small_seconds
+    from genrep_dist.workflow.estimates import estimate_run, gpu_hours, measure_rates
+
+    plan, missing = prepared.plan, {name: stage.missing_share for name, stage in found.status.items()}
+    rates = measure_rates(prepared)
+    in_process = address is None and may_be_small(plan) and small_seconds(plan, rates, missing) is not None
+    workers = 1 if in_process else found.slots
+    expected = estimate_run(prepared, rates, workers, missing, found.status["retrain"].total, in_process=in_process)
+    guess = gpu_hours(plan, prepared.recipe.epochs) if found.device != "cuda" else None
+    return replace(found, slots=workers, in_process=in_process, expected=expected, gpu_hours=guess)
+
+
+def dry_run_of(plan: Plan, store: Store, *, address: str | None = None) -> DryRun:
+    """The dry run of a plan, without times. Imports torch only where there may be a GPU.
 
     With ``address``, the workers are those of the Ray cluster there, and PlanError is raised for what it cannot hold. Without it, what
     does not fit is reported in ``refusal``, so that a plan for a larger machine can be read on a small one.
     """
-    plan = prepared.plan
     resources, nodes = plan.experiment.resources, _nodes(plan.experiment, address)
     workers = num_slots(nodes, worker_resources(resources, "retrain", nodes))
     memory = int(sum(node.get("memory", 0.0) for node in nodes))
     refusal = ""
     try:
         check_schedulable(nodes, resources)
-        check_room(plan, prepared.store, lambda stage: num_slots(nodes, worker_resources(resources, stage, nodes)), memory)
-        tracking_uri(plan.experiment, prepared.store)
+        check_room(plan, store, lambda stage: num_slots(nodes, worker_resources(resources, stage, nodes)), memory)
+        tracking_uri(plan.experiment, store)
     except (PlanError, StoreError) as error:
         if address is not None:
             raise
         refusal = str(error)
-    status = {stage.name: stage for stage in stage_status(plan, prepared.store, look_up=True)}
-    missing = {name: stage.missing_share for name, stage in status.items()}
-    device = pick_device(resources.device).type
-    expected, in_process = None, False
-    if probe:
-        rates = measure_rates(prepared)
-        in_process = address is None and may_be_small(plan) and small_seconds(plan, rates, missing) is not None
-        workers = 1 if in_process else workers
-        expected = estimate_run(prepared, rates, workers, missing, status["retrain"].total, in_process=in_process)
-    guess = gpu_hours(plan, prepared.recipe.epochs) if probe and device != "cuda" else None
-    return DryRun(plan, status, workers, in_process, device, expected, guess, refusal)
+    status = {stage.name: stage for stage in stage_status(plan, store, look_up=True)}
+    return DryRun(plan, status, workers, in_process=False, device=_device(resources.device), expected=None, gpu_hours=None, refusal=refusal)
+
+
+def _device(choice: str) -> str:
+    """The type of the device that workers on this machine use. ProblemError where a GPU is declared and there is none."""
+    if choice != "cuda" and not may_have_gpu():
+        return "cpu"
+    from genrep_dist.workflow.context import pick_device
+
+    return pick_device(choice).type
 
 
 def _nodes(experiment: Experiment, address: str | None) -> list[Mapping[str, float]]:
@@ -125,4 +143,12 @@ def _nodes(experiment: Experiment, address: str | None) -> list[Mapping[str, flo
 
         return list(cluster_nodes(address))
     cpus = max(experiment.resources.workers or 0, os.cpu_count() or 1)
-    return [{"CPU": float(cpus), "GPU": float(torch.cuda.device_count()), "memory": float(psutil.virtual_memory().total)}]
+    return [{"CPU": float(cpus), "GPU": float(_num_gpus()), "memory": float(psutil.virtual_memory().total)}]
+
+
+def _num_gpus() -> int:
+    if not may_have_gpu():
+        return 0
+    import torch
+
+    return torch.cuda.device_count()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from genrep_dist.errors import CorruptError, DamagedArtifact, DamagedFile, StoreError
@@ -15,13 +14,14 @@ from genrep_dist.provenance import package_version, provenance, resume_command
 from genrep_dist.report.build import data_files
 from genrep_dist.report.page import ReportData, html_page
 from genrep_dist.results import Run
+from genrep_dist.results.rendered import rendering
 from genrep_dist.results.reporting import config_text, report_data, report_files
 from genrep_dist.results.reporting import origin as report_origin
 from genrep_dist.runner import track
 from genrep_dist.runner.heartbeat import RunHistory
 from genrep_dist.runner.track import tracking_record
 from genrep_dist.store import Store
-from genrep_dist.store.damage_notes import noted, noted_damage
+from genrep_dist.store.damage_notes import noted_damage
 from genrep_dist.store.damaged import move_damaged
 from genrep_dist.store.lease import Lease
 from genrep_dist.store.paths import DAMAGE_NOTES, ExperimentPaths, LedgerPaths, ResultPaths, data_folder
@@ -135,10 +135,10 @@ def publish(declared: PreparedExperiment, results_digest: str, tables: Evaluatio
     # What MLflow gets does not depend on the time, so that a run which was killed in between is not published there twice.
     data = report_data(finished, tables, more_facts=choice_facts(finished), origin=report_origin(None, source))
     paths = [staged.table("summary"), *_put_tables(store, staged, tables), *_put_report(store, staged, data)]
-    link = track.track(finished, tables, paths, history, experiment)
+    link = track.track(finished, tables, paths, history, experiment, found=data.verdict)
     tracking = tracking_record(finished, link)
-    dated = replace(data, origin=report_origin(history.ended, source, command, tracking))
-    store.objects.put(staged.file("report.html"), html_page(dated).encode())
+    page = html_page(data, report_origin(history.ended, source, command, tracking))
+    store.objects.put(staged.file("report.html"), page.encode())
     store.objects.put(staged.config, config_text(finished, experiment).encode())
     manifest = {
         "question": finished.plan.keys.results,
@@ -148,6 +148,7 @@ def publish(declared: PreparedExperiment, results_digest: str, tables: Evaluatio
         "package": package_version(),
         "costs": finished.costs(),
         "tracking": tracking,
+        "report": rendering(finished, tracking),
         "times": {"began": history.began, "ended": history.ended},
         "provenance": source,
         "command": command,
@@ -208,20 +209,6 @@ def write_report(finished: Run, tables: EvaluationTables) -> list[str]:
     manifest = finished.manifest()
     if manifest is not None:
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in written.items()}
-        Publications(objects, finished.name).update({"files": {**manifest.get("files", {}), **digests}})
+        made = rendering(finished, manifest.get("tracking"))
+        Publications(objects, finished.name).update({"files": {**manifest.get("files", {}), **digests}, "report": made})
     return [place.file(name) for name in written]
-
-
-def published_report(finished: Run) -> list[str]:
-    """The paths of the published report of a run, which are verified. NotCommittedError if there is none, CorruptError for damage."""
-    finished.metrics()  # raises where nothing is published
-    publications, manifest = Publications(finished.store.objects, finished.name), finished.manifest() or {}
-    for path in publications.faults(manifest):
-        error = CorruptError(
-            "a published file is damaged or missing",
-            where=f"{finished.store.uri}/{path}",
-            remedy="run the experiment again: it is moved away and published again",
-            damaged=DamagedFile(path),
-        )
-        raise noted(finished.store.objects, error)
-    return [publications.results.file(name) for name in manifest.get("files", {})]

@@ -28,7 +28,7 @@ from genrep_dist.store.tables import put_frame
 from genrep_dist.units import Retraining, StageName, Unit
 from genrep_dist.workflow.base import ArtifactSpec
 from genrep_dist.workflow.estimates import seconds_in_packs
-from genrep_dist.workflow.prepare import PreparedExperiment, check_room
+from genrep_dist.workflow.prepare import PreparedExperiment
 from genrep_dist.workflow.requests import RetrainRequests, finished_requests, requests_path, retrain_requests
 from genrep_dist.workflow.retrain import (
     MAX_MODELS_PER_TASK,
@@ -38,6 +38,7 @@ from genrep_dist.workflow.retrain import (
     original_row,
     retrain_units,
 )
+from genrep_dist.workflow.room import check_room
 from genrep_dist.workflow.stages import STAGES, artifacts_of
 from genrep_dist.workflow.status import stage_status
 from genrep_dist.workflow.train import TrainStage

@@ -19,7 +19,7 @@ from genrep_dist.plan import derived_kernel
 from genrep_dist.provenance import UNKNOWN, in_job, program_name, provenance, resume_command, user_name
 from genrep_dist.redaction import redact
 from genrep_dist.report.tables import RANDOM
-from genrep_dist.report.verdict import best_method, verdict
+from genrep_dist.report.verdict import Verdict, best_method
 from genrep_dist.results import Run
 from genrep_dist.runner.heartbeat import RunHistory
 from genrep_dist.store import Store
@@ -50,14 +50,21 @@ MAIN_SETTINGS = ("optimizer", "learning_rate", "epochs", "batch_size")
 
 
 def track(
-    finished: Run, tables: EvaluationTables, files: Sequence[str], history: RunHistory, declared: Experiment | None = None
+    finished: Run,
+    tables: EvaluationTables,
+    files: Sequence[str],
+    history: RunHistory,
+    declared: Experiment | None = None,
+    *,
+    found: Verdict | None = None,
 ) -> TrackingLink:
     """Publish finished results to MLflow; ``files``: their paths below the store.
 
-    ``declared``: the experiment with the address of MLflow; the store's record has no passwords.
+    ``declared``: the experiment with the address of MLflow; the store's record has no passwords. ``found``: the report's verdict, if it is
+    known; making it takes longer than all else here.
     """
     from genrep_dist.results.method_files import method_files
-    from genrep_dist.results.reporting import config_text
+    from genrep_dist.results.reporting import config_text, run_verdict
     from genrep_dist.tracking.mlflow_tracker import publish as publish_to_mlflow
     from genrep_dist.tracking.publication import Publication
 
@@ -77,7 +84,7 @@ def track(
         artifacts={Path(path).name: finished.store.objects.get(path) for path in files},
         tags=_tags(finished, tables),
         diagnostics=diagnostics(finished),
-        description=description(tables, experiment.baseline, experiment.make_target().noun, experiment.simple_methods),
+        description=description(found or run_verdict(finished, tables)),
         numbers=_numbers(finished, tables),
         costs=tables.costs,
         method_parameters=_method_parameters(finished),
@@ -149,9 +156,8 @@ def _chosen(history: RunHistory, declared: Experiment) -> list[tuple[str, float,
     ]
 
 
-def description(tables: EvaluationTables, declared: str | None, noun: str = "prediction", simple: Sequence[str] = ()) -> str:
-    """The opening sentences of the report, as Markdown; ``noun`` names the explained number, ``simple`` the simple baselines."""
-    found = verdict(tables, declared=declared, simple=simple, noun=noun)
+def description(found: Verdict) -> str:
+    """The opening sentences of the report, as Markdown."""
     lines = (found.headline, "", *(f"- {sentence}" for sentence in found.sentences))  # the first paragraph by itself
     # Names are text: mark-up in them is escaped.
     return "\n".join(line.replace("*", "\\*").replace("_", "\\_").replace("[", "\\[").replace("<", "&lt;") for line in lines)

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 from polars.io.plugins import register_io_source
 
 from genrep_dist.core.changes import Change, Labels, Weights
@@ -109,6 +108,8 @@ class Ledger:
         return dict(read_parts(self.parts, lambda path: self._read_changes(path, frozenset(keys))))
 
     def _read_changes(self, path: str, keys: frozenset[str]) -> Iterator[tuple[str, Change]]:
+        import pyarrow.compute as pc  # counting models does without
+
         with open_table(self._objects, path, check_bytes=False) as file:
             names = set(file.schema_arrow.names)
         columns = [name for name in ("key", "removed", "reweighted", "weights", "relabelled", "labels") if name in names]

@@ -7,7 +7,6 @@ An error of a local folder is never retried.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import re
@@ -82,6 +81,8 @@ def retried(operation: Callable[[], T]) -> T:
 
 async def retried_async(operation: Callable[[], Awaitable[T]]) -> T:
     """As :func:`retried`, in an event loop."""
+    import asyncio
+
     pauses = _Pauses()
     while True:
         try:

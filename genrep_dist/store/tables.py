@@ -125,8 +125,8 @@ def put_frame(
     put_table(objects, path, found.cast(schema), sealed=sealed)
 
 
-def scan_frame(objects: Objects, path: str, *, sha256: str | None = None) -> pl.LazyFrame:
-    """A lazy frame of one Parquet file, whose bytes are verified now. ``sha256`` and errors: as :func:`open_table`.
+def scan_frame(objects: Objects, path: str, *, sha256: str | None = None, columns: Sequence[str] | None = None) -> pl.LazyFrame:
+    """A lazy frame of one Parquet file, or of some of its ``columns``. Its bytes are verified now. Errors: as :func:`open_table`.
 
     StoreError if there is no file. A local file whose ``sha256`` is known is not kept in memory.
     """
@@ -134,8 +134,9 @@ def scan_frame(objects: Objects, path: str, *, sha256: str | None = None) -> pl.
     try:
         with open_table(objects, path, sha256=sha256) as file:
             if local is not None and sha256 is not None:
-                return pl.scan_parquet(local, glob=False)  # a store's folder may be named with * or [
-            frame = pl.from_arrow(file.read(use_threads=False))
+                scanned = pl.scan_parquet(local, glob=False)  # a store's folder may be named with * or [
+                return scanned if columns is None else scanned.select(columns)
+            frame = pl.from_arrow(file.read(columns=columns, use_threads=False))
     except FileNotFoundError as error:
         raise _no_table(objects, path, "run the experiment to its end, or check the --store") from error
     assert isinstance(frame, pl.DataFrame)

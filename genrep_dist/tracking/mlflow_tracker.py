@@ -86,6 +86,7 @@ def publish(publication: Publication, *, tracking_uri: str, artifact_location: s
     children = method_runs(publication)
     with _quiet(), _as_store_error(tracking_uri):
         check_server(tracking_uri)
+        _close_connections(tracking_uri)
         create_database(tracking_uri, lambda uri: MlflowClient(tracking_uri=uri).search_experiments(max_results=1))
         if artifact_location is not None and (database := sqlite_path(tracking_uri)) is not None:
             move_artifacts(database, artifact_location)
@@ -101,6 +102,20 @@ def publish(publication: Publication, *, tracking_uri: str, artifact_location: s
     return TrackingLink(
         tracking_uri, experiment_id, parent.info.run_id, runs, tracking_hint(tracking_uri, experiment_id, parent.info.run_id)
     )
+
+
+def _close_connections(tracking_uri: str) -> None:
+    """Let MLflow open the database anew, which may have been deleted and made again since this process used it.
+
+    It keeps connections, one set for each address, and would read and write the deleted file.
+    """
+    if sqlite_path(tracking_uri) is None:
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    engines = getattr(SqlAlchemyStore, "_engine_map", {})  # private; MLflow has no call for this
+    if tracking_uri in engines:
+        engines[tracking_uri].dispose()
 
 
 def _experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:

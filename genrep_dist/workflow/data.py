@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import torch
 
 from genrep_dist.core.inputs import PackedInputs, form_of
@@ -18,6 +17,7 @@ from genrep_dist.store import Store
 from genrep_dist.store.paths import data_table
 from genrep_dist.store.shared_arrays import delete_shared, shared_arrays
 from genrep_dist.store.tables import get_table, put_table, read_batches
+from genrep_dist.workflow.sample_ids import sample_ids
 
 ROW_GROUP_BYTES = 8 * 2**20
 """Uncompressed bytes that a reader holds at once beside the samples."""
@@ -91,11 +91,3 @@ def target_labels(store: Store, digest: str, name: str, num_outputs: int) -> Lab
     """The class numbers (N,) of the samples of 'train' or 'test'; None if their targets are others. The inputs are not read."""
     targets = get_table(store.objects, data_table(digest, name), columns=["target"]).column("target").to_pylist()
     return class_labels(np.asarray(targets), num_outputs)
-
-
-def sample_ids(store: Store, digest: str, name: str) -> npt.NDArray[np.int64]:
-    """Ids of the samples of 'train' or 'test', in the order of every array; the samples are not read."""
-    column = get_table(store.objects, data_table(digest, name), columns=["id"]).column("id")
-    # By polars, because pyarrow's own way to numpy imports pandas.
-    ids: npt.NDArray[np.int64] = pl.Series(column).to_numpy(writable=True)
-    return ids

@@ -15,9 +15,9 @@ from genrep_dist.plan import Plan
 from genrep_dist.store import Store
 from genrep_dist.workflow.context import WorkerContext
 from genrep_dist.workflow.costs import method_costs
-from genrep_dist.workflow.data import sample_ids
 from genrep_dist.workflow.explained_ledger import explained_ledger
 from genrep_dist.workflow.requests import StoredSeed
+from genrep_dist.workflow.sample_ids import sample_ids
 
 
 def evaluate(

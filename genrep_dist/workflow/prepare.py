@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import psutil
 import torch
 
 from genrep_dist.config import Experiment
@@ -31,7 +29,6 @@ from genrep_dist.problems.tables import data_digest
 from genrep_dist.registry import registrations
 from genrep_dist.store import Store
 from genrep_dist.training.packs.compatibility import training_products
-from genrep_dist.units import StageName
 from genrep_dist.workflow.attributions import write_attribution, write_strongest
 from genrep_dist.workflow.context import Job, declared_epochs, function_identities, label_loss, load_kernels, worker_keys
 from genrep_dist.workflow.data import SHARED_BYTES, publish_data, read_data
@@ -45,8 +42,6 @@ from genrep_dist.workflow.rehearsal import rehearse
 from genrep_dist.workflow.relabelling import check_relabelling
 from genrep_dist.workflow.scores import check_scorers
 from genrep_dist.workflow.single_rows import check_batches
-from genrep_dist.workflow.stages import STAGES
-from genrep_dist.workflow.status import stage_status
 from genrep_dist.workflow.targets import check_target, group_means, target_of
 
 
@@ -243,36 +238,3 @@ def with_stored_data(prepared: PreparedExperiment) -> PreparedExperiment:
         return prepared
     train, test = (read_data(prepared.store, prepared.plan.keys.data, name) for name in ("train", "test"))
     return replace(prepared, train=train, test=test)
-
-
-def check_room(plan: Plan, store: Store, slots_for: Callable[[StageName], int], memory_bytes: int) -> None:
-    """Refuse what the memory budget, the disk or the ``memory_bytes`` of all workers' machines cannot hold. PlanError names both numbers.
-
-    ``slots_for(stage)``: workers of a stage at once.
-    """
-    if store.objects.root is not None:
-        free = psutil.disk_usage(str(store.objects.root)).free
-        needed = plan.bytes_written
-        if needed > free:
-            # What an earlier run has written takes no room any more.
-            shares = {status.name: status.missing_share for status in stage_status(plan, store)}
-            needed = math.ceil(sum(stage.bytes_written * shares[stage.name] for stage in plan.stages))
-        if needed > free:
-            raise PlanError(
-                "the store's disk cannot hold this experiment",
-                where=str(store.objects.root),
-                expected=f"{needed:,} bytes free",
-                got=f"{free:,} bytes",
-                remedy="choose a larger --store, fewer seeds, or resources.features: stream",
-            )
-    for stage in plan.stages:
-        STAGES.get(stage.name).check_budget(plan)
-        slots = slots_for(stage.name)
-        if stage.peak_bytes * slots > memory_bytes:
-            raise PlanError(
-                f"{slots} workers cannot hold stage {stage.name} in their machines' memory",
-                where="resources.workers, resources.memory_budget",
-                expected=f"{stage.peak_bytes * slots:,} bytes",
-                got=f"{memory_bytes:,} bytes",
-                remedy="lower resources.workers or resources.memory_budget",
-            )

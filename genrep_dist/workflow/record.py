@@ -40,6 +40,13 @@ def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None
     ``lease``: the number of the lease under which it is run; None counts as the latest. Raises StoreError if a newer version has recorded
     the experiment.
     """
+    record = make_record(prepared, choices)
+    _put_record(prepared.store, prepared.plan.experiment.name, record, lease)
+    remember_code(record)  # the user has named this code by running it
+
+
+def make_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What :func:`write_record` writes, as plain data."""
     from genrep_dist.core.losses import get_loss
 
     plan, keys = prepared.plan, prepared.plan.keys
@@ -68,8 +75,7 @@ def write_record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None
     }
     if keys.extensions or planning_needs(record):
         record["addresses"] = array_addresses(plan)
-    _put_record(prepared.store, plan.experiment.name, record, lease)
-    remember_code(record)  # the user has named this code by running it
+    return record
 
 
 def array_addresses(plan: Plan) -> dict[str, Any]:

@@ -170,9 +170,9 @@ def requests_path(plan: Plan) -> str:
     return ExperimentPaths(plan.experiment.name).requests(plan.keys.results)
 
 
-def read_requests(plan: Plan, store: Store) -> pl.LazyFrame:
-    """The request table that the run has written. StoreError before it is written."""
-    return scan_frame(store.objects, requests_path(plan))
+def read_requests(plan: Plan, store: Store, columns: Sequence[str] | None = None) -> pl.LazyFrame:
+    """The request table that the run has written, or some of its ``columns``. StoreError before it is written."""
+    return scan_frame(store.objects, requests_path(plan), columns=columns)
 
 
 def finished_requests(plan: Plan, store: Store) -> RetrainRequests | None:
@@ -199,7 +199,7 @@ class RetrainingCount:
 
 def count_retrainings(plan: Plan, store: Store) -> RetrainingCount:
     """The retrainings of a run that has not begun, from the data and scores in the store. Nothing is computed."""
-    from genrep_dist.workflow.data import sample_ids
+    from genrep_dist.workflow.sample_ids import sample_ids
 
     keys = plan.keys
     try:

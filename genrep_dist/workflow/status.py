@@ -40,10 +40,11 @@ def stage_status(plan: Plan, store: Store, *, look_up: bool = False) -> list[Sta
     ``look_up``: before a run has requested retrainings, find those that follow from the scores in the store, and which of them are
     done. That reads all scores; without it, only the largest possible number is given.
     """
-    found = []
+    found: list[StageStatus] = []
     for stage in plan.stages:
         if stage.name == RetrainStage.name:
-            found.append(_retrain_status(plan, store, look_up=look_up))
+            is_scored = all(status.done == status.total for status in found if status.name == AttributionsStage.name)
+            found.append(_retrain_status(plan, store, is_scored=is_scored, look_up=look_up))
             continue
         total = done = 0
         for artifact in artifacts_of(plan, stage.name):
@@ -53,10 +54,10 @@ def stage_status(plan: Plan, store: Store, *, look_up: bool = False) -> list[Sta
     return found
 
 
-def _retrain_status(plan: Plan, store: Store, *, look_up: bool) -> StageStatus:
+def _retrain_status(plan: Plan, store: Store, *, is_scored: bool, look_up: bool) -> StageStatus:
     originals = {plan.keys.retraining(seed, (), "same") for seed in plan.experiment.seeds}
     known = store.ledger(plan.keys.training).keys() - originals
-    wanted = _requested_keys(plan, store)
+    wanted = _requested_keys(plan, store) if is_scored else None
     if wanted is not None:
         return StageStatus(RetrainStage.name, len(wanted), len(wanted & known))
     if not look_up:
@@ -69,9 +70,9 @@ def _retrain_status(plan: Plan, store: Store, *, look_up: bool) -> StageStatus:
 
 def _requested_keys(plan: Plan, store: Store) -> set[str] | None:
     """Keys of all retrainings that the run requests; None before it has written its requests."""
-    if any(artifact.missing_units(store) for artifact in artifacts_of(plan, AttributionsStage.name)):
-        return None
     try:
-        return set(read_requests(plan, store).filter(pl.col("num_removed") > 0).select("key").unique().collect()["key"])
+        return set(
+            read_requests(plan, store, ("key", "num_removed")).filter(pl.col("num_removed") > 0).select("key").unique().collect()["key"]
+        )
     except StoreError:
         return None

@@ -61,7 +61,7 @@ def test_no_command_and_no_file_shows_a_password(tmp_path: Path, monkeypatch: py
     file = experiment_file(tmp_path / "experiment.yaml", "secret_problem:OwnProblem", **FIELDS)
     reached = []
 
-    def reach(*arguments: Any) -> SimpleNamespace:
+    def reach(*arguments: Any, **_options: Any) -> SimpleNamespace:
         uri = tracking_uri(arguments[-1], Store(str(tmp_path / "store")))[0]
         reached.append(uri)
         return SimpleNamespace(tracking_uri=uri, experiment_id="1", run_id="2", hint=tracking_hint(uri, "1", "2"))

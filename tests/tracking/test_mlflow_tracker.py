@@ -7,9 +7,11 @@ import logging
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import zlib
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,19 @@ def files_below(client: MlflowClient, run_id: str, folder: str | None = None) ->
     for entry in client.list_artifacts(run_id, folder):
         found += files_below(client, run_id, entry.path) if entry.is_dir else [entry.path]
     return sorted(found)
+
+
+def test_a_database_that_was_deleted_is_made_again_in_the_same_process(fresh: Path, place: dict[str, Any], tmp_path: Path) -> None:
+    first = publish(publication(), **place)
+    shutil.rmtree(tmp_path / "artifacts")
+    (tmp_path / "mlflow.db").unlink()
+    shutil.copyfile(fresh, tmp_path / "mlflow.db")
+    again = publish(publication(), **place)
+    assert again.run_id != first.run_id
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        known = {run for (run,) in database.execute("SELECT run_uuid FROM runs")}
+    assert {again.run_id, *again.runs.values()} <= known
+    assert files_below(MlflowClient(tracking_uri=place["tracking_uri"]), again.run_id)
 
 
 def test_what_was_published_can_be_read_back(place: dict[str, Any]) -> None:

@@ -40,13 +40,22 @@ def show_dry_run(
         from genrep_dist.executors.cluster_address import check_form
 
         check_form(address)
-    from genrep_dist.runner.dry_run import dry_run
+    from genrep_dist.runner.dry_run import dry_run, dry_run_of
     from genrep_dist.store import Store
-    from genrep_dist.workflow.prepare import prepare
+    from genrep_dist.workflow.known_plans import KnownPlan
 
     opened = Store(store)
     opened.objects.check_access()
-    found = dry_run(prepare(experiment, opened, folders), probe=probe, address=address)
+    known = KnownPlan(experiment)
+    plan = None if probe else known.read()
+    if plan is not None:
+        found = dry_run_of(plan, opened, address=address)
+    else:
+        from genrep_dist.workflow.prepare import prepare
+
+        prepared = prepare(experiment, opened, folders)
+        known.keep(prepared)
+        found = dry_run(prepared, probe=probe, address=address)
     if as_json:
         print_json(found.plain())
         return
