@@ -105,7 +105,7 @@ def publish(publication: Publication, *, tracking_uri: str, artifact_location: s
 
 
 def _close_connections(tracking_uri: str) -> None:
-    """Let MLflow open the database anew, which may have been deleted and made again since this process used it.
+    """Let MLflow open the database again, which may have been deleted and made again since this process used it.
 
     It keeps connections, one set for each address, and would read and write the deleted file.
     """
