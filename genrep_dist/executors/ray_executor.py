@@ -66,7 +66,7 @@ class RayExecutor:
     ``work`` runs a unit in a worker, after the worker has proved that its copy of this package is the driver's. Units whose workers have
     GPUs, and all units in a cluster that this executor started, run on actors always. Actors outlive :meth:`run`: the next one uses them
     if its workers have the same resources, and ends them otherwise. Raises PlanError if the nodes cannot run the workers that
-    ``resources`` declares, ConfigError if there is no cluster at ``address``.
+    ``resources`` declares, ConfigError if there is no cluster at ``address``, UnitError if none starts on this machine.
     """
 
     name = "ray"
@@ -263,7 +263,7 @@ class RayExecutor:
             _connect(address)  # without resource arguments, which Ray refuses for an existing cluster
         else:
             create_auth_token()
-            ray.init(address="local", num_cpus=capacity.local_cpus(self._resources), include_dashboard=False, **_QUIET)
+            _start(capacity.local_cpus(self._resources))
             self._owns_cluster = True
         self._head = HeadWatch(ray.get_runtime_context().gcs_address)
         # Ray replaces the handler of SIGTERM.
@@ -357,6 +357,19 @@ def cluster_nodes(address: str) -> list[NodeResources]:
         return _living_nodes()
     finally:
         ray.shutdown()
+
+
+def _start(num_cpus: int) -> None:
+    """Start a cluster on this machine. UnitError if Ray's processes do not start."""
+    try:
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_QUIET)
+    except Exception as error:  # Ray raises a bare Exception if a process does not start in time
+        ray.shutdown()
+        raise UnitError(
+            "Ray did not start on this machine",
+            got=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"[:300],
+            remedy="committed results are kept: run the same command again when the machine is less busy, or with --serial",
+        ) from error
 
 
 def _connect(address: str | None) -> None:

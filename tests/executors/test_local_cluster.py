@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from genrep_dist.config.resources import ResourcesSection
+from genrep_dist.errors import UnitError
 from genrep_dist.executors.ray_executor import RayExecutor
 from genrep_dist.units import Unit
 from genrep_dist.workflow.context import Job
@@ -60,6 +61,18 @@ def test_nobody_attaches_without_the_token(tmp_path: Path) -> None:
         cluster.stdin.write("\n")
         cluster.stdin.flush()
         assert cluster.wait(timeout=60) == 0
+
+
+def test_a_cluster_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine whose processors are all taken, where Ray raises a bare Exception."""
+
+    def slow(**options: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", slow)
+    with pytest.raises(UnitError, match=r"(?s)Ray did not start on this machine.*timed out during startup.*--serial"):
+        RayExecutor(ResourcesSection.model_validate({}))
 
 
 def noted(job: Job, unit: Unit) -> dict[str, float]:
