@@ -43,7 +43,7 @@ def installation_digest() -> str:
             installed |= {name for name in os.listdir(folder or ".") if name.endswith(".dist-info")}
     found = hashlib.sha256(repr((sys.version, sorted(installed))).encode())
     package = Path(__file__).parent
-    for path in sorted(path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+    for path in sorted(path for path in package.rglob("*") if "__pycache__" not in path.parts and path.is_file()):
         found.update(repr((path.relative_to(package).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())).encode())
     return found.hexdigest()
 

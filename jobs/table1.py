@@ -21,7 +21,7 @@ from rich.console import Console
 from genrep_dist.cli.progress import ProgressLines
 from genrep_dist.cli.terminal import accept_any_text
 from genrep_dist.config import load_experiment
-from genrep_dist.errors import GenRepError
+from genrep_dist.errors import ConfigError, GenRepError
 from genrep_dist.paper.table1 import last_layer_experiment, measured_column, tuned_experiments
 from genrep_dist.paper.table1_files import write_table1
 from genrep_dist.runner.run import run
@@ -32,8 +32,12 @@ def changes_of(name: str, options: argparse.Namespace) -> list[str]:
     changes = []
     for change in options.set:
         data, colon, rest = change.partition(":")
-        if not colon or data not in options.data:
+        if not colon or "=" in data:
             changes.append(change)
+        elif data not in options.data:
+            raise ConfigError(
+                "a change of a data set that is not measured", where=f"--set {change}", expected=", ".join(options.data), got=data
+            )
         elif data == name:
             changes.append(rest)
     return changes

@@ -93,44 +93,41 @@ def test_report_is_written_again(place: Path) -> None:
     assert page.read_text().startswith("<!doctype html>")
 
 
-def test_a_report_that_would_be_the_same_is_not_written_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = place / "store" / "results" / "toy" / "report.html"
+def test_a_report_that_would_be_the_same_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "store"
+    small = ("--set", "seeds=1", "--set", "methods=[random]", "--set", "blocks={}", "--set", "deletion.fractions=[0.0, 0.1]")
+    assert call("run", "smoke", "--store", store, "--serial", *small).exit_code == 0
+    page = store / "results" / "smoke" / "report.html"
+    text = page.read_text()
 
     def written(*options: str) -> bool:
         before = page.stat().st_mtime_ns
-        output = call("report", "toy", "--store", place / "store", *options).output
+        output = call("report", "smoke", "--store", store, *options).output
         assert "report.html" in output
         assert ("up to date" in output) == (page.stat().st_mtime_ns == before)
         return page.stat().st_mtime_ns != before
 
-    written()
-    text = page.read_text()
     assert not written()
+    assert_unused([["report", "smoke", "--store", str(store)]])
     assert written("--force")
     assert page.read_text() == text
     assert not written()
-    assert written("--experiment", str(place / "toy.yaml"), "--set", "seeds=[0, 3]")
     page.write_text("changed")
     assert written()
     assert page.read_text() == text
-    monkeypatch.setattr("genrep_dist.results.rendered.installation_digest", lambda: "of other versions")
-    assert written()
-    assert not written()
-
-
-def test_a_report_is_up_to_date_after_its_run_and_written_again_where_code_is_known_that_was_not(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = tmp_path / "store"
-    ran = call("run", place / "toy.yaml", "--store", store, "--serial", "--set", "seeds=[0, 3]", "--set", "methods=[random]")
-    assert ran.exit_code == 0
-    assert "up to date" in call("report", "toy", "--store", store).output
     with monkeypatch.context() as patch:
-        patch.setenv("GENREP_STATE", str(tmp_path / "nothing is remembered"))
-        assert "up to date" in call("report", "toy", "--store", store).output
-        assert "up to date" not in call("report", "toy", "--store", store, "--force").output
-        assert "up to date" in call("report", "toy", "--store", store).output
-    assert "up to date" not in call("report", "toy", "--store", store).output
+        patch.setattr("genrep_dist.results.rendered.installation_digest", lambda: "of other versions")
+        assert written()
+        assert not written()
+    (store / "results" / "smoke" / "config.yaml").unlink()
+    output = call("report", "smoke", "--store", store).output
+    assert "damaged or missing: " in output
+    assert "results/smoke/config.yaml" in output
+
+
+def test_a_report_on_code_of_the_user_is_always_written(place: Path) -> None:
+    for _ in range(2):
+        assert "up to date" not in call("report", "toy", "--store", place / "store").output
 
 
 def test_export_is_plain_files(place: Path, tmp_path: Path) -> None:
@@ -199,33 +196,8 @@ def test_errors_are_one_message_and_exit_code_one(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys; from typer.testing import CliRunner; from genrep_dist.cli import app; import genrep_dist; "
-        "assert CliRunner().invoke(app, ['--help']).exit_code == 0; "
-        "print([m for m in ('torch', 'ray', 'mlflow', 'polars', 'zarr', 'sklearn', 'pydantic', 'pyarrow') if m in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
-
-
-def test_commands_that_compute_nothing_do_without_torch(place: Path) -> None:
-    """It takes seconds to import. The experiment has scores of every kind, and so all stages. Plan and report are made before."""
-    store = ["--store", str(place / "store")]
-    for first in (["plan", "smoke", "--no-probe"], ["report", "toy"]):
-        call(*first, *store)
-    calls = [
-        ["--version"],
-        ["methods"],
-        ["schema"],
-        ["list", *store],
-        ["du", *store],
-        ["status", "toy", *store],
-        ["status", "toy", "--json", *store],
-        ["plan", "smoke", "--no-probe", *store],
-        ["plan", "smoke", "--no-probe", "--store", str(place / "a new store")],
-        ["report", "toy", *store],
-    ]
+def assert_unused(calls: list[list[str]]) -> None:
+    """A process that makes these calls, one after the other, imports none of the large libraries."""
     code = (
         "import json, sys; from typer.testing import CliRunner; from genrep_dist.cli import app\n"
         "for call in json.loads(sys.argv[1]):\n"
@@ -237,6 +209,36 @@ def test_commands_that_compute_nothing_do_without_torch(place: Path) -> None:
     arguments = [json.dumps(calls), json.dumps(unused)]
     result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == [f"{call[0]} []" for call in calls]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from genrep_dist.cli import app; import genrep_dist; "
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0; "
+        "print([m for m in ('torch', 'ray', 'mlflow', 'polars', 'zarr', 'sklearn', 'pydantic', 'pyarrow') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_commands_that_compute_nothing_do_without_torch(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes seconds to import. The experiment has scores of every kind, and so all stages. The plan is made before."""
+    monkeypatch.setenv("GENREP_DATA", str(tmp_path))  # where no other test writes
+    store = ["--store", str(place / "store")]
+    call("plan", "smoke", "--no-probe", *store)
+    assert_unused(
+        [
+            ["--version"],
+            ["methods"],
+            ["schema"],
+            ["list", *store],
+            ["du", *store],
+            ["status", "toy", *store],
+            ["status", "toy", "--json", *store],
+            ["plan", "smoke", "--no-probe", *store],
+            ["plan", "smoke", "--no-probe", "--store", str(place / "a new store")],
+        ]
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,32 +12,31 @@ from genrep_dist.results.run import Run
 from genrep_dist.store.damage_notes import noted
 from genrep_dist.store.paths import ResultPaths
 from genrep_dist.store.publications import Publications
-from genrep_dist.workflow.user_code import planning_needs
+from genrep_dist.workflow.user_code import classes_named
 
 
-def rendering(run: Run, tracking: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the manifest of published results keeps of their report: the digest of what it was made from.
-
-    The tables and the times are in the manifest itself. ``tracking``: where the results are in MLflow. ``has_code``: whether the problem's
-    own code was known here, which has the texts and descriptions of samples.
-    """
+def rendering(run: Run, tracking: Mapping[str, Any] | None) -> str:
+    """The digest of what a report is made from beside the published tables. ``tracking``: where the results are in MLflow."""
     # The lease is that of the last driver, which may have computed nothing.
     record = {name: value for name, value in run.record.items() if name != "lease"}
-    return {"inputs": json_digest([installation_digest(), record, tracking]), "has_code": run.has_code}
+    return json_digest([installation_digest(), record, tracking])
 
 
 def is_up_to_date(run: Run) -> bool:
     """Whether writing the report again would write what is there, and all published files are intact.
 
-    False where code of other packages or the user's own classes of metrics and kernels take part, as they may have changed.
+    False where code of other packages or of the user takes part, as what it says of samples may have changed.
     """
     manifest = run.manifest()
-    if manifest is None or "report" not in manifest or run.record["extensions"] or planning_needs(run.record):
+    if manifest is None or run.record["extensions"] or classes_named(run.record["experiment"]):
         return False
-    made, now = manifest["report"], rendering(run, manifest.get("tracking"))
-    if made["inputs"] != now["inputs"] or (now["has_code"] and not made["has_code"]):
-        return False
-    return not Publications(run.store.objects, run.name).faults(manifest)
+    return manifest.get("report") == rendering(run, manifest.get("tracking")) and not damaged_files(run)
+
+
+def damaged_files(run: Run) -> list[str]:
+    """Paths of published files that are damaged or missing; the manifest's there, if it is."""
+    manifest = run.manifest()
+    return [] if manifest is None else Publications(run.store.objects, run.name).faults(manifest)
 
 
 def published_report(run: Run) -> list[str]:

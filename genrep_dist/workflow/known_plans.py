@@ -21,7 +21,7 @@ from genrep_dist.plan import Plan
 from genrep_dist.problems.datasets.cache import cache_folder, write_atomically
 from genrep_dist.problems.named_code import state_folder
 from genrep_dist.provenance import installation_digest
-from genrep_dist.store.sealed import seal_json, unseal_json
+from genrep_dist.store.sealed import CHECKSUM, seal_json, unseal_json
 from genrep_dist.workflow.record import make_record, plan_of_record
 from genrep_dist.workflow.user_code import classes_named
 
@@ -47,8 +47,11 @@ class KnownPlan:
         if self._path is None:
             return None
         try:
-            record = unseal_json(self._path.read_bytes())
+            content = self._path.read_bytes()
+            record = unseal_json(content)
         except (OSError, ValueError):  # there is none, or a damaged one
+            return None
+        if CHECKSUM.encode() not in content[:100]:  # it was not written by :meth:`keep`
             return None
         # The record has no passwords.
         return plan_of_record({**record, "experiment": self._experiment.resolved()})

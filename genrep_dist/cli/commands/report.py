@@ -24,7 +24,7 @@ def report(
     """
     from genrep_dist.cli.summary import show_summary, summary_record
     from genrep_dist.results import open_run
-    from genrep_dist.results.rendered import is_up_to_date, published_report
+    from genrep_dist.results.rendered import damaged_files, is_up_to_date, published_report
     from genrep_dist.runner.track import follow_moved_store
 
     opened = open_run(store, name, experiment=experiment, overrides=set_ or ())
@@ -38,6 +38,9 @@ def report(
             from genrep_dist.runner.publish import write_report
 
             paths = write_report(opened, opened.judged())
+            for path in damaged_files(opened):
+                damaged = f"damaged or missing: {opened.store.uri}/{path}; run the experiment again to publish it again"
+                console.print(damaged, markup=False, highlight=False, soft_wrap=True)
     else:
         paths = published_report(opened)
         console.print("not written again, as the run has kernels, importances or metrics that are not known here: see --experiment")
