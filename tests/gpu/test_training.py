@@ -38,7 +38,7 @@ def trained(trainer: Trainer, runs: Sequence[TrainingRun]) -> list[Tensor]:
 
 
 def require_close(found: Sequence[Tensor], expected: Sequence[Tensor], start: Tensor, share: float) -> None:
-    """Results are apart by at most a share of the way from the initial parameters."""
+    """Results differ by at most a share of the distance from the initial parameters."""
     for one, other in zip(found, expected, strict=True):
         assert float((one - other).norm()) <= share * float((other - start).norm())
 

@@ -58,7 +58,7 @@ class GraphedSteps:
     the rate; else the pack goes on without graphs, with a note, from the plain step. Replays 4, 8, 16, ... are compared again, and the last
     two of the ``num_steps`` of the training: an error, because steps that were not compared may be wrong too.
 
-    Plain are the steps of batches in which a model has one row or none, and those of augmented rows.
+    Batches in which a model has one row or none, and augmented rows, are never captured.
     """
 
     def __init__(self, plain: PackStep, pack: Pack, graphs: StepGraphs, num_steps: int) -> None:
@@ -196,11 +196,11 @@ def _why_not(pack: Pack, graphs: StepGraphs) -> str | None:
 
 
 def _share(before: Sequence[Tensor], expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """How far apart two steps end, relative to the way of the expected one and the last bits of where it ends.
+    """The difference of two steps, relative to the length of the expected one, plus the last bits of its result.
 
     Numbers that are not finite in both, as those of a model that diverges, do not count. Infinity if they are in one only.
     """
-    apart = way = size = rounding = 0.0
+    difference = length = size = rounding = 0.0
     for tensors in zip(before, expected, found, strict=True):
         kind = tensors[1].dtype
         if kind.is_floating_point or kind.is_complex:
@@ -209,11 +209,11 @@ def _share(before: Sequence[Tensor], expected: Sequence[Tensor], found: Sequence
         counts = torch.isfinite(one)
         if not torch.equal(counts, torch.isfinite(other)):
             return float("inf")
-        apart += float((one - other)[counts].abs().square().sum())
-        way += float((one - start)[counts & torch.isfinite(start)].abs().square().sum())
+        difference += float((one - other)[counts].abs().square().sum())
+        length += float((one - start)[counts & torch.isfinite(start)].abs().square().sum())
         size += float(one[counts].abs().square().sum())
-    allowed = way**0.5 + 8 * rounding / ROUNDING * size**0.5
-    return 0.0 if not apart else apart**0.5 / allowed if allowed else float("inf")
+    allowed = length**0.5 + 8 * rounding / ROUNDING * size**0.5
+    return 0.0 if not difference else difference**0.5 / allowed if allowed else float("inf")
 
 
 def _other_numbers(share: float) -> ProblemError:
@@ -221,6 +221,6 @@ def _other_numbers(share: float) -> ProblemError:
         "a captured training step no longer gives the numbers of the plain step",
         where="resources.cuda_graphs",
         expected="equal steps up to rounding",
-        got=f"steps that are apart by {share:.2g} of their length",
+        got=f"steps that differ by {share:.2g} of their length",
         remedy="set resources.cuda_graphs: false, and look in the model and the loss for what changes from step to step in Python alone",
     )
