@@ -31,17 +31,23 @@ def package_version() -> str:
         return UNKNOWN
 
 
-@functools.cache
 def installation_digest() -> str:
     """sha256 of the version of Python, the names and versions of all installed packages, and the files of this one.
 
     What is computed from equal inputs is equal where this digest is. It is read in some hundredths of a second, and imports nothing.
+    The packages are listed at each call, because ``sys.path`` may change in a process.
     """
     installed: set[str] = set()
     for folder in sys.path:
         with suppress(OSError):  # it need not exist
             installed |= {name for name in os.listdir(folder or ".") if name.endswith(".dist-info")}
-    found = hashlib.sha256(repr((sys.version, sorted(installed))).encode())
+    return hashlib.sha256(repr((sys.version, sorted(installed), _files_digest())).encode()).hexdigest()
+
+
+@functools.cache
+def _files_digest() -> str:
+    """sha256 of the names and contents of this package's files."""
+    found = hashlib.sha256()
     package = Path(__file__).parent
     for path in sorted(path for path in package.rglob("*") if "__pycache__" not in path.parts and path.is_file()):
         found.update(repr((path.relative_to(package).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())).encode())

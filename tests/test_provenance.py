@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from genrep_dist.provenance import in_job, provenance, resume_command
+from genrep_dist.provenance import in_job, installation_digest, provenance, resume_command
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -59,3 +59,13 @@ def test_the_command_that_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert resume_command(started) == "sbatch x.sbatch demo"
     monkeypatch.delenv("GENREP_RESUME_COMMAND")
     assert resume_command(started).startswith("ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- python -u ")
+
+
+def test_the_digest_of_the_installation_follows_the_search_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process may have seen other packages before: what it says of the installation is what a new process says."""
+    before = installation_digest()
+    (tmp_path / "their_package-1.0.dist-info").mkdir()
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        assert installation_digest() != before
+    assert installation_digest() == before

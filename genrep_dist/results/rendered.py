@@ -30,7 +30,8 @@ def is_up_to_date(run: Run) -> bool:
     manifest = run.manifest()
     if manifest is None or run.record["extensions"] or classes_named(run.record["experiment"]):
         return False
-    return manifest.get("report") == rendering(run, manifest.get("tracking")) and not damaged_files(run)
+    written = rendering(run, manifest.get("tracking"))
+    return manifest.get("report") == written and not damaged_files(run)
 
 
 def damaged_files(run: Run) -> list[str]:
