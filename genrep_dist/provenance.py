@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shlex
+import site
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -35,10 +36,15 @@ def installation_digest() -> str:
     """sha256 of the version of Python, the names and versions of all installed packages, and the files of this one.
 
     What is computed from equal inputs is equal where this digest is. It is read in some hundredths of a second, and imports nothing.
-    The packages are listed at each call, because ``sys.path`` may change in a process.
+    A process that has changed ``sys.path``, as the import of setuptools does, has the digest of a new process.
     """
+    folders = site.getsitepackages()
+    if site.ENABLE_USER_SITE:
+        folders.append(site.getusersitepackages())
+    if path := os.environ.get("PYTHONPATH"):
+        folders += path.split(os.pathsep)
     installed: set[str] = set()
-    for folder in sys.path:
+    for folder in folders:
         with suppress(OSError):  # it need not exist
             installed |= {name for name in os.listdir(folder or ".") if name.endswith(".dist-info")}
     return hashlib.sha256(repr((sys.version, sorted(installed), _files_digest())).encode()).hexdigest()

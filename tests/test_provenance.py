@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,11 +63,17 @@ def test_the_command_that_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert resume_command(started).startswith("ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- python -u ")
 
 
-def test_the_digest_of_the_installation_follows_the_search_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One process may have seen other packages before: what it says of the installation is what a new process says."""
-    before = installation_digest()
+def test_the_digest_of_the_installation_is_that_of_a_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a module has extended the search path, as setuptools does with the folder of its own packages, and where none has."""
+
+    def of_a_new_process() -> str:
+        code = "from genrep_dist.provenance import installation_digest; print(installation_digest())"
+        return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
     (tmp_path / "their_package-1.0.dist-info").mkdir()
+    before = of_a_new_process()
     with monkeypatch.context() as patch:
         patch.syspath_prepend(tmp_path)
-        assert installation_digest() != before
-    assert installation_digest() == before
+        assert installation_digest() == before
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    assert installation_digest() == of_a_new_process() != before
