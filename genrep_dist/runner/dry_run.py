@@ -89,9 +89,12 @@ class DryRun:
 
 
 def dry_run(prepared: PreparedExperiment, *, probe: bool = True, address: str | None = None) -> DryRun:
-    """As :func:`dry_run_of`, for a prepared experiment. With ``probe``, this machine is measured for some seconds."""
+    """As :func:`dry_run_of`, for a prepared experiment. With ``probe``, this machine is measured for some seconds.
+
+    Nothing is measured for a cluster's GPUs on a machine that has none.
+    """
     found = dry_run_of(prepared.plan, prepared.store, address=address)
-    if not probe:
+    if not probe or (found.device == "cuda" and not _num_gpus()):
         return found
     from genrep_dist.runner.small_runs import may_be_small, small_seconds
     from genrep_dist.workflow.estimates import estimate_run, gpu_hours, measure_rates
@@ -124,7 +127,8 @@ def dry_run_of(plan: Plan, store: Store, *, address: str | None = None) -> DryRu
             raise
         refusal = str(error)
     status = {stage.name: stage for stage in stage_status(plan, store, look_up=True)}
-    return DryRun(plan, status, workers, in_process=False, device=_device(resources.device), expected=None, gpu_hours=None, refusal=refusal)
+    device = "cuda" if address is not None and resources.device == "cuda" else _device(resources.device)  # of a cluster: not known here
+    return DryRun(plan, status, workers, in_process=False, device=device, expected=None, gpu_hours=None, refusal=refusal)
 
 
 def _device(choice: str) -> str:

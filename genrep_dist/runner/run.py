@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -34,6 +35,7 @@ from genrep_dist.store.damaged import move_damaged
 from genrep_dist.store.lease import Lease
 from genrep_dist.store.paths import ORIGINALS, ExperimentPaths
 from genrep_dist.store.publications import Publications
+from genrep_dist.workflow.context import pick_device
 from genrep_dist.workflow.data import forget_data
 from genrep_dist.workflow.evaluate import evaluate
 from genrep_dist.workflow.execute import worker_context
@@ -100,6 +102,8 @@ def run(
             counter.message("what was in quarantine is tried again")
         if serial is None:
             serial = address is None and executor is None and _is_small(declared, counter)
+        if serial or not (executor or address or os.environ.get("RAY_ADDRESS")):
+            pick_device(experiment.resources.device)  # the workers are on this machine: refused now, not by each of them
         workers = Workers(experiment, serial=serial, address=address, executor=executor)
 
         def record(prepared: PreparedExperiment, choices: Mapping[str, Any] | None = None) -> None:

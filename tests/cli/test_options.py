@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from genrep_dist.cli.display import clock_text, hours_text
@@ -68,6 +69,24 @@ def test_a_dry_run_computes_nothing(genrep: Genrep, toy: Path, tmp_path: Path) -
     ended = genrep("run", toy, "--store", tmp_path / "store", "--dry-run", "--json")
     assert ended.json()["experiment"] == "toy"
     assert files_below(tmp_path / "store") == {}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_declared_gpu_that_is_not_here_is_refused_before_any_work(
+    genrep: Genrep, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [toy, "--store", tmp_path / "store", "--set", "resources.device=cuda"]
+    for command, *options in (("run",), ("run", "--serial"), ("run", "--ray"), ("plan",)):
+        ended = genrep(command, *arguments, *options)
+        assert ended.code == 1
+        assert re.search(r"error: no CUDA device here\s+where: resources.device", ended.error)
+        assert "train:" not in ended.output + ended.error
+    # The nodes of a cluster have their own devices. How fast they are cannot be measured here.
+    nodes = [{"CPU": 8.0, "GPU": 2.0, "memory": 2.0**36}]
+    monkeypatch.setattr("genrep_dist.executors.ray_executor.cluster_nodes", lambda address: nodes)
+    planned = genrep("plan", *arguments, "--address", "auto", "--json").json()
+    assert planned["cost"] is None
+    assert planned["workers"] == 2
 
 
 def test_exit_codes_are_those_of_the_help(genrep: Genrep, tmp_path: Path) -> None:
