@@ -64,7 +64,7 @@ def server(place: dict[str, Any], tmp_path: Path) -> Iterator[str]:
             yield wait_for(f"http://127.0.0.1:{port}", process, tmp_path / "server.log")
         finally:
             os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=30)
+            process.wait(timeout=120)
 
 
 def wait_for(uri: str, process: subprocess.Popen[bytes], log: Path) -> str:
