@@ -28,6 +28,9 @@ from genrep_dist.results.run import Run
 from genrep_dist.training.optimizers import make_optimizer
 
 LIBRARIES = ("genrep-dist", "torch", "numpy", "ray", "zarr", "polars")
+_WITHOUT_CODE = (
+    "The problem's code could not be imported when this report was written: its texts, descriptions and class names are not shown."
+)
 
 
 def report_files(
@@ -137,9 +140,9 @@ def _published_origin(run: Run) -> dict[str, str]:
 
 
 def _examples(run: Run, tables: EvaluationTables, methods: Sequence[str]) -> tuple[Sequence[Example], RemovalExample | None, list[str]]:
-    """The report's examples, and a warning if the problem's own words about its samples failed: they are then shown without them."""
+    """The report's examples, and a warning where they are shown without the problem's own words about its samples."""
     words = run.sample_words()
-    without: list[str] = []
+    without = [] if run.reads_code() else [_WITHOUT_CODE]
 
     def made() -> tuple[Sequence[Example], RemovalExample | None]:
         # The examples show the predictions of a loaded model.

@@ -19,6 +19,7 @@ from genrep_dist.config import Experiment
 from genrep_dist.errors import MethodError
 from genrep_dist.report.markdown import escaped
 from genrep_dist.results import Run
+from genrep_dist.results.reporting import report_files
 from genrep_dist.runner.export import export_run
 from tests.experiments import ROOT, experiment
 from tests.report.test_page import without_contents
@@ -204,3 +205,6 @@ def test_a_store_from_elsewhere_shows_itself_without_code(done: Run, monkeypatch
     found = opened.removal_example()
     assert found is not None
     assert found.point.features[0][0].startswith("input")
+    said = "code could not be imported when this report was written"
+    assert said in report_files(opened, opened.judged())["report.html"].decode()
+    assert said not in report_files(done, done.judged())["report.html"].decode()
