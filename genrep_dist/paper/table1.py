@@ -23,7 +23,7 @@ from genrep_dist.paper.published import (
     REPLACES,
     PaperColumn,
 )
-from genrep_dist.results.reporting import facts
+from genrep_dist.results.reporting import facts, time_unit
 
 if TYPE_CHECKING:
     from genrep_dist.results import Run
@@ -45,7 +45,8 @@ _LAST_LAYER_NAMES = {"influence-final/tracking": LAST_LAYER_KERNEL, "influence-f
 class DataColumn:
     """One data set, measured: ``problem``, its experiment's ``name``; ``points`` method, seed, test_id, value (one area a row).
 
-    ``differs``: (what, in the paper, here, why). ``facts``: how it was measured, label to value.
+    ``differs``: (what, in the paper, here, why). ``facts``: how it was measured, label to value. ``simple``: the methods that are simple
+    baselines.
     """
 
     problem: str
@@ -53,6 +54,7 @@ class DataColumn:
     points: pl.DataFrame
     differs: Sequence[tuple[str, str, str, str]] = ()
     facts: Mapping[str, str] | None = None
+    simple: Sequence[str] = ()
 
     @property
     def paper(self) -> PaperColumn:
@@ -135,13 +137,18 @@ def measured_column(run: Run, last_layer: Run | None = None, tuned: Sequence[Run
     points, more = [_areas(run)], dict[str, str]()
     if last_layer is not None:
         points.append(_areas(last_layer).with_columns(pl.col("method").replace(_LAST_LAYER_NAMES)))
+        costs = last_layer.costs()
+        more["Influence of the last layer"] = (
+            f"run {last_layer.name}: {costs['unique']:,} distinct retrainings, {costs['seconds']:,.0f} {time_unit(last_layer).name}"
+        )
     for one in tuned:
         points.append(_areas(one).with_columns(pl.col("method") + ", tuned"))
         choice = one.choices["tune"]
         tried = ", ".join(f"{value['value']:g} ({value['mean']:+.2f})" for value in choice["tried"])
         more[f"Tuned {choice['parameter']}"] = f"{choice['chosen']:g}; tried, with the mean area: {tried}, on {TUNING_SEEDS} other networks"
     experiment = run.plan.experiment
-    return DataColumn(experiment.problem.name, run.name, pl.concat(points), differences(run), facts(run, run.judged()) | more)
+    described = differences(run), facts(run, run.judged()) | more
+    return DataColumn(experiment.problem.name, run.name, pl.concat(points), *described, experiment.simple_methods)
 
 
 def compared_cell(column: DataColumn, method: str, *, seed: int = 0) -> CellComparison:
@@ -183,8 +190,9 @@ def table1_page(columns: Sequence[DataColumn], *, profile: str, date: str, hardw
     intro = (
         f"AUC-DEL₋, mean over networks and test points; larger is better. Profile {profile}, {date}, on {hardware}, "
         f"Python {platform.python_version()}.",
-        "Ours: 95% interval by the seed-clustered bootstrap. Paper: its pooled 95% interval, which takes the points of one network as "
-        "independent. Difference: ours - paper; its interval adds both in squares. A dash: not measured, or not in the paper.",
+        "Ours: 95% interval by the seed-clustered bootstrap, with expanded percentiles because networks are few. Paper: its pooled 95% "
+        "interval, which takes the points of one network as independent. Difference: ours - paper; its interval adds both in squares. A "
+        "dash: not measured, or not in the paper.",
         "Areas are in logits. Their size depends on the model, its training and its data: with other sizes than the paper's, compare the "
         "order of the methods; the differences show how far apart the two set-ups are.",
     )
@@ -194,6 +202,7 @@ def table1_page(columns: Sequence[DataColumn], *, profile: str, date: str, hardw
         (
             ("The table", (*(_block(title, methods, columns) for title, methods in BLOCKS.items()), *_other_methods(columns))),
             ("The paper's statements, tested on our numbers", tuple(_claim_tables(columns))),
+            ("Every method against the best one and the simple baselines", tuple(_contrast_table(column) for column in columns)),
             ("Differences of the set-ups, and their reasons", tuple(_difference_table(column) for column in columns if column.differs)),
             ("How ours was measured", tuple(_fact_table(column) for column in columns if column.facts)),
         ),
@@ -276,8 +285,29 @@ def _claim_tables(columns: Sequence[DataColumn]) -> list[TextTable]:
             headings = ("data", "comparison", "difference [95%]", "status", "networks to decide")
             tables.append(TextTable(claim.statement, headings, tuple(rows), (claim.interpretation, about)))
     titles = ("statement", *(column.title for column in columns), "all data sets here")
-    notes = ("Confirmed: all its comparisons below are. Refuted: one of them is.",)
+    notes = (
+        "A statement is confirmed if all its comparisons below are, and refuted if one is. A comparison is confirmed if its interval is "
+        "above zero, refuted if it is below zero, and undecided otherwise.",
+    )
     return [TextTable("Overview", titles, tuple(overview), notes), *tables] if tables else []
+
+
+def _contrast_table(column: DataColumn) -> TextTable:
+    """A row a method, best first: its area, and its paired difference from the best method and from each simple baseline."""
+    methods = (
+        column.points.group_by("method").agg(pl.col("value").mean()).sort("value", "method", descending=[True, False])["method"].to_list()
+    )
+    others = list(dict.fromkeys((methods[0], *column.simple)))
+
+    def difference(method: str, other: str) -> str:
+        if method == other:
+            return ""
+        found = check_claim(column.points, Claim(method, other))
+        return _interval((found.mean, found.low, found.high))
+
+    rows = [(method, _interval(compared_cell(column, method).ours), *(difference(method, other) for other in others)) for method in methods]
+    notes = ("Differences are paired over (network, test point); their intervals are not corrected for their number.",)
+    return TextTable(column.title, ("method", "area", *(f"minus {other}" for other in others)), tuple(rows), notes)
 
 
 def _networks(result: ClaimResult) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -81,8 +82,8 @@ def test_a_cell_holds_both_and_their_difference() -> None:
 def test_the_papers_own_numbers_would_confirm_its_claims() -> None:
     found = {problem: [results for _, results in claim_results(as_in_the_paper(problem))] for problem in PAPER}
     assert {problem: list(map(len, results)) for problem, results in found.items()} == {
-        "mnist": [2, 5, 4, 4],
-        "cifar10": [2, 5, 4, 4],
+        "mnist": [2, 5, 4, 6],
+        "cifar10": [2, 5, 4, 6],
         "toxicity": [2, 5, 3, 4],
         "agnews": [2, 5, 3, 4],
     }
@@ -107,7 +108,7 @@ def test_the_page_shows_paper_ours_difference_and_verdicts() -> None:
     columns = [as_in_the_paper("mnist"), as_in_the_paper("toxicity"), as_in_the_paper("agnews")]
     made = table1_page(columns, profile="cpu", date="2026-01-01", hardware="two cores")
     titles = [title for title, _ in made.sections]
-    assert len(titles) == 4
+    assert len(titles) == 5
     blocks = made.sections[0][1]
     assert [len(grid.rows) for grid in blocks] == [9, 9, 9]
     first = blocks[0]
@@ -140,6 +141,18 @@ def test_methods_that_the_paper_does_not_have_are_a_table_of_their_own() -> None
     assert shown.headings[-1] == "networks to decide"
     assert shown.rows[0][3] == "undecided"
     assert shown.rows[0][4] != ""
+
+
+def test_every_method_is_compared_with_the_best_one_and_the_simple_baselines() -> None:
+    means = {"random": 0.0, "neighbours": 1.0, "ntk-final/tracking": 1.5, "influence-function": 2.0}
+    made = dict(table1_page([replace(column("mnist", means), simple=("neighbours",))], profile="cpu", date="", hardware="").sections)
+    (table,) = made["Every method against the best one and the simple baselines"]
+    assert table.headings == ("method", "area", "minus influence-function", "minus neighbours")
+    assert [row[0] for row in table.rows] == ["influence-function", "ntk-final/tracking", "neighbours", "random"]
+    assert [row[2] == "" for row in table.rows] == [True, False, False, False]
+    for method, _, best, simple in table.rows:
+        for text, other in ((best, 2.0), (simple, 1.0)):
+            assert text == "" or float(text.split()[0]) == pytest.approx(means[method] - other, abs=0.05)
 
 
 def test_a_stand_in_is_named_for_what_it_is() -> None:

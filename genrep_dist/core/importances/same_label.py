@@ -17,12 +17,13 @@ class SameLabel(OutputImportance):
     """Alpha_i = -dL(0, y_i)/df: the target derivative of a model whose outputs are all 0.
 
     Every sample votes for its label: +-1/2 with the logistic loss, 1 - 1/C and -1/C with softmax, y_i with the squared loss. With a cosine
-    as kernel, phi ranks the nearest neighbours of the same label first.
+    as kernel, every training sample raises the output of its own class, the nearest ones most: the largest phi are those of the nearest
+    neighbours of the explained class, the smallest those of the nearest neighbours of the others.
     """
 
     name = "same-label"
     formula = "-dL/df(0, y_i)"
-    source = "nearest neighbours of the same label, with the cosine kernels; Hanawa et al. 2021"
+    source = "votes of the nearest neighbours for their labels, with the cosine kernels; Hanawa et al. 2021"
 
     def compute(self, loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
         return target_importance(loss, outputs.new_zeros(outputs.shape), targets)
