@@ -58,9 +58,9 @@ class Presentation(Tables, Arrays):
         return found or checked_class_names(self._of_problem("class_names"))
 
     def _of_problem(self, name: str) -> Any:
-        return getattr(self.context.problem, name, None) if self.reads_code() else None
+        return getattr(self.context.problem, name, None) if self.can_read_code() else None
 
-    def reads_code(self) -> bool:
+    def can_read_code(self) -> bool:
         """Whether the problem's code may be imported, can be, and is that of the run."""
         with suppress(ProblemError):
             return self.has_code and self.context.problem is not None

@@ -142,7 +142,7 @@ def _published_origin(run: Run) -> dict[str, str]:
 def _examples(run: Run, tables: EvaluationTables, methods: Sequence[str]) -> tuple[Sequence[Example], RemovalExample | None, list[str]]:
     """The report's examples, and a warning where they are shown without the problem's own words about its samples."""
     words = run.sample_words()
-    without = [] if run.reads_code() else [_WITHOUT_CODE]
+    without = [] if run.can_read_code() else [_WITHOUT_CODE]
 
     def made() -> tuple[Sequence[Example], RemovalExample | None]:
         # The examples show the predictions of a loaded model.

@@ -127,7 +127,8 @@ def dry_run_of(plan: Plan, store: Store, *, address: str | None = None) -> DryRu
             raise
         refusal = str(error)
     status = {stage.name: stage for stage in stage_status(plan, store, look_up=True)}
-    device = "cuda" if address is not None and resources.device == "cuda" else _device(resources.device)  # of a cluster: not known here
+    # Which devices a cluster has is not known here.
+    device = "cuda" if address is not None and resources.device == "cuda" else _device(resources.device)
     return DryRun(plan, status, workers, in_process=False, device=device, expected=None, gpu_hours=None, refusal=refusal)
 
 

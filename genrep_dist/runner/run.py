@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -16,7 +15,7 @@ from genrep_dist.config import Experiment, load_experiment
 from genrep_dist.errors import CorruptError, DamagedArtifact, DamagedFile
 from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.executors.base import Executor
-from genrep_dist.executors.cluster_address import check_form
+from genrep_dist.executors.cluster_address import check_form, declared_address
 from genrep_dist.results import Run
 from genrep_dist.runner.determinism import difference_text, repeat_first_original, with_fresh_retrainings
 from genrep_dist.runner.display import display_for
@@ -102,7 +101,7 @@ def run(
             counter.message("what was in quarantine is tried again")
         if serial is None:
             serial = address is None and executor is None and _is_small(declared, counter)
-        if serial or not (executor or address or os.environ.get("RAY_ADDRESS")):
+        if serial or (executor is None and declared_address(address)[1] is None):
             pick_device(experiment.resources.device)  # the workers are on this machine: refused now, not by each of them
         workers = Workers(experiment, serial=serial, address=address, executor=executor)
 
