@@ -92,6 +92,49 @@ def test_tuning_uses_seeds_of_its_own_and_is_recorded(tmp_path: Path) -> None:
     assert means == pytest.approx(tried, abs=1e-12)
 
 
+def test_values_are_tried_with_the_metrics_settings_of_the_tuning(tmp_path: Path) -> None:
+    methods = ["ntk-final/surrogate", "random"]
+    tune = {"parameter": "lambda", "values": [10.0, 0.01], "seeds": [7, 8], "settings": {"fractions": [0.0, 0.3]}}
+    done = run(tmp_path, methods=methods, tune=tune)
+    about = done.choices["tune"]
+    tried = [
+        run(tmp_path / str(v), methods=methods, seeds=[7, 8], surrogate={"lambda": v}, deletion={"fractions": [0.0, 0.3]})
+        .summary()
+        .filter(method=methods[0])["auc_del_negative"][0]
+        for v in (10.0, 0.01)
+    ]
+    assert [one["mean"] for one in about["tried"]] == pytest.approx(tried, abs=1e-12)
+    assert "auc_del_negative (fractions [0.0, 0.3]) of" in choice_facts(done)["Tuned on other seeds"]
+    fixed = run(tmp_path / "fixed", methods=methods, surrogate={"lambda": about["chosen"]})
+    assert done.deletion().collect().equals(fixed.deletion().collect()), "the reported seeds have the experiment's own shares"
+
+
+def test_settings_of_a_metric_of_another_package_are_tuned_with(tmp_path: Path) -> None:
+    def removing(count: int) -> dict[str, Any]:
+        return {"self_removal": {"class": "tests.outside_metrics:SelfRemoval", "count": count}}
+
+    methods = ["ntk-final/surrogate", "random"]
+    tune = {"parameter": "lambda", "values": [10.0, 0.01], "seeds": [7], "metric": "mean_drop", "settings": {"count": 3}}
+    done = run(tmp_path / "tuned", methods=methods, seeds=1, metrics=removing(1), tune=tune)
+    first = done.choices["tune"]["tried"][0]
+    alone = run(tmp_path / "alone", methods=methods, seeds=[7], metrics=removing(3), surrogate={"lambda": 10.0})
+    assert first["mean"] == pytest.approx(alone.metrics().filter(metric="mean_drop", method=methods[0])["mean"][0], abs=1e-12)
+    assert done.plan.experiment.metrics["self_removal"]["count"] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fraction": [0.0, 0.1]}, r"deletion\.fraction: expected no such field \(did you mean fractions\?\)"),
+        ({"fractions": [0.0, 2.0]}, "a share of at least 0 and less than 1, not percent"),
+        ({"counts": [1]}, "fractions or counts, not both"),
+    ],
+)
+def test_settings_that_the_metric_does_not_accept_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        experiment(tune={"parameter": "lambda", "values": [1.0, 2.0], "seeds": 2, "settings": settings})
+
+
 def test_a_grid_tries_all_combinations_and_is_recorded_by_parameter(tmp_path: Path) -> None:
     grid = {"lambda": [10.0, 0.01], "influence.damping": [0.01, 1.0]}
     done = run(tmp_path, methods=["ntk-final/surrogate", "influence-function", "random"], seeds=1, tune={"grid": grid, "seeds": [7]})

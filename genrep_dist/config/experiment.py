@@ -16,7 +16,7 @@ from genrep_dist.config.ekfac import EkfacSection
 from genrep_dist.config.ensembles import EnsembleSection, defined_at_checkpoints
 from genrep_dist.config.features import FeaturesSection
 from genrep_dist.config.field_errors import Location, describe_errors
-from genrep_dist.config.metrics import METRICS, complete_settings, measured_numbers
+from genrep_dist.config.metrics import METRICS, complete_settings, measured_numbers, with_metric_settings
 from genrep_dist.config.relabel import RelabelSection
 from genrep_dist.config.resources import ResourcesSection
 from genrep_dist.config.section import Section
@@ -285,6 +285,8 @@ class Experiment(Section, metaclass=_RaisesConfigError):
         for name, section in (("stop", self.stop), ("tune", self.tune)):
             if section is not None and section.metric not in self.metric_names:
                 raise ValueError(f"{name}.metric: a metric of this experiment ({', '.join(self.metric_names)}), not {section.metric!r}")
+        if self.tune is not None and self.tune.settings:
+            with_metric_settings(self, self.tune.metric, self.tune.settings)  # refused now, not in the run
         return self
 
     @classmethod

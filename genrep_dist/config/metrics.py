@@ -173,6 +173,20 @@ def only_metric(experiment: Experiment, metric_name: str) -> Experiment:
     return experiment
 
 
+def with_metric_settings(experiment: Experiment, metric_name: str, settings: Mapping[str, Any]) -> Experiment:
+    """The experiment with other ``settings`` of the metric that measures ``metric_name``. ValueError for settings that it refuses."""
+    metric = next(METRICS.get(name) for name, numbers in measured_numbers(experiment).items() if metric_name in numbers)
+    current = metric.settings(experiment)
+    try:
+        complete = _complete(metric.name, type(current), {**current.model_dump(mode="json", by_alias=True), **settings})
+    except ValueError as error:
+        raise ValueError(f"tune.settings: settings that the metric accepts; {error}") from error
+    if metric.section is None:
+        return experiment.with_fixed_seeds(**{metric.name: complete})
+    section = {**experiment.metrics[metric.name], **complete}  # may name the metric's class
+    return experiment.with_fixed_seeds(metrics={**experiment.metrics, metric.name: section})
+
+
 def complete_settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The field ``metrics`` of an experiment with all defaults filled in, as plain data.
 

@@ -402,6 +402,11 @@ class TuneSection(Section):
     metric: str = Field(
         "auc_del_negative", description="The value that is best in this metric is chosen, on average over affected methods."
     )
+    settings: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Settings of that metric while values are tried, for example fewer removals: {fractions: [0.0, 0.1]}. Default: "
+        "those of the experiment.",
+    )
 
     @model_validator(mode="before")
     @classmethod

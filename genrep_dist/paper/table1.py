@@ -37,7 +37,7 @@ TUNED: Mapping[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {
     "lambda": ("surrogate.lambda", (0.0001, 0.001, 0.01, 0.1), ("ntk-final/surrogate",)),
 }
 """What is tuned: name -> (parameter, values, methods)."""
-TUNING_SEEDS = 4
+TUNING_SEEDS = 6
 _LAST_LAYER_NAMES = {"influence-final/tracking": LAST_LAYER_KERNEL, "influence-function": LAST_LAYER_INFLUENCE}
 
 
@@ -120,13 +120,14 @@ def last_layer_experiment(experiment: Experiment) -> Experiment | None:
 def tuned_experiments(experiment: Experiment) -> list[Experiment]:
     """For each entry of :data:`TUNED` whose methods the experiment has: the same experiment with that parameter tuned.
 
-    It evaluates these methods alone, on the same networks and test points. The parameter is chosen on :data:`TUNING_SEEDS` other networks.
+    It evaluates these methods alone, on the same networks and test points. The parameter is chosen on :data:`TUNING_SEEDS` other networks,
+    with the largest removal alone: for equally many retrainings, more networks say more than more removals of one network.
     """
-    found = []
+    found, settings = [], {"fractions": [0.0, max(experiment.deletion.fractions)]}
     for name, (parameter, values, affected) in TUNED.items():
         methods = [method for method in affected if method in experiment.methods]
         if methods:
-            tune = {"parameter": parameter, "values": values, "seeds": TUNING_SEEDS}
+            tune = {"parameter": parameter, "values": values, "seeds": TUNING_SEEDS, "settings": settings}
             changes = {"methods": methods, "blocks": {}, "baseline": None, "tune": tune}
             found.append(experiment.with_fixed_seeds(name=f"{experiment.name}-tuned-{name}", **changes))
     return found
@@ -145,7 +146,10 @@ def measured_column(run: Run, last_layer: Run | None = None, tuned: Sequence[Run
         points.append(_areas(one).with_columns(pl.col("method") + ", tuned"))
         choice = one.choices["tune"]
         tried = ", ".join(f"{value['value']:g} ({value['mean']:+.2f})" for value in choice["tried"])
-        more[f"Tuned {choice['parameter']}"] = f"{choice['chosen']:g}; tried, with the mean area: {tried}, on {TUNING_SEEDS} other networks"
+        removed = ", ".join(f"{100 * share:g}%" for share in choice["settings"]["fractions"])
+        more[f"Tuned {choice['parameter']}"] = (
+            f"{choice['chosen']:g}; tried on {TUNING_SEEDS} other networks, with the mean area of the shares {removed}: {tried}"
+        )
     experiment = run.plan.experiment
     described = differences(run), facts(run, run.judged()) | more
     return DataColumn(experiment.problem.name, run.name, pl.concat(points), *described, experiment.simple_methods)

@@ -164,6 +164,11 @@ def _values_text(value: Any) -> str:
     return " and ".join(map(str, value.values())) if isinstance(value, dict) else str(value)
 
 
+def _settings_text(settings: Mapping[str, Any] | None) -> str:
+    """The metric's settings while values were tried, in brackets; empty if they were those of the experiment."""
+    return f" ({', '.join(f'{name} {value}' for name, value in settings.items())})" if settings else ""
+
+
 def choice_facts(finished: Run) -> dict[str, str]:
     """What was decided while the experiment ran, label to text: a tuned parameter, the number of seeds."""
     facts = {}
@@ -171,8 +176,9 @@ def choice_facts(finished: Run) -> dict[str, str]:
     if tune is not None:
         tried = ", ".join(f"{_values_text(one['value'])} ({one['mean']:.3g})" for one in tune["tried"])
         facts["Tuned on other seeds"] = (
-            f"{tune['parameter']} = {_values_text(tune['chosen'])}, best in {tune['metric']} of {', '.join(tune['tried'][0]['methods'])} "
-            f"on the seeds {', '.join(map(str, tune['seeds']))}, which are not reported; tried: {tried}"
+            f"{tune['parameter']} = {_values_text(tune['chosen'])}, best in {tune['metric']}{_settings_text(tune.get('settings'))} of "
+            f"{', '.join(tune['tried'][0]['methods'])} on the seeds {', '.join(map(str, tune['seeds']))}, which are not reported; "
+            f"tried: {tried}"
         )
     if stop is not None:
         last = stop["rounds"][-1]

@@ -249,6 +249,8 @@ class _ExperimentRunner:
         best = settings[best_value(tune, [one["mean"] for one in tried])]
         self._progress.message(f"tuning: {setting_text(best)} is best in {tune.metric}")
         about = {"parameter": ", ".join(best), "metric": tune.metric, "seeds": list(tune.seeds), "chosen": recorded(best), "tried": tried}
+        if tune.settings:
+            about["settings"] = tune.settings
         self._choices["tune"] = about
         return with_setting(experiment, best).model_copy(update={"stop": experiment.stop})
 

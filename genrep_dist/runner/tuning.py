@@ -12,7 +12,7 @@ import polars as pl
 
 from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys
-from genrep_dist.config.metrics import only_metric
+from genrep_dist.config.metrics import only_metric, with_metric_settings
 from genrep_dist.config.sections import StopSection, TuneSection
 from genrep_dist.core.importances import IMPORTANCES
 from genrep_dist.core.importances.base import Importance
@@ -102,6 +102,8 @@ def candidates(experiment: Experiment, keys: Keys) -> list[tuple[Setting, Experi
         "blocks": {},
         "external": {},
     }
+    if tune.settings:
+        experiment = with_metric_settings(experiment, tune.metric, tune.settings)
     settings = [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
     tried = [(setting, with_setting(experiment, setting)) for setting in settings]
     return [(setting, only_metric(one.with_fixed_seeds(**fields), tune.metric)) for setting, one in tried]

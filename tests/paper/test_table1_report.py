@@ -219,4 +219,5 @@ def test_tuned_experiments_share_networks_and_choose_on_others() -> None:
         assert (one.seeds, one.test_points, one.deletion) == (experiment.seeds, experiment.test_points, experiment.deletion)
         assert one.tune is not None
         assert not set(one.tune.seeds) & set(one.seeds)
+        assert one.tune.settings == {"fractions": [0.0, 0.1]}
     assert tuned_experiments(experiment.with_fixed_seeds(methods=["random"], blocks={}, baseline=None)) == []
