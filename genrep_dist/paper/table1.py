@@ -38,6 +38,7 @@ TUNED: Mapping[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {
 }
 """What is tuned: name -> (parameter, values, methods)."""
 TUNING_SEEDS = 6
+_TUNED = ", tuned"
 _LAST_LAYER_NAMES = {"influence-final/tracking": LAST_LAYER_KERNEL, "influence-function": LAST_LAYER_INFLUENCE}
 
 
@@ -143,7 +144,7 @@ def measured_column(run: Run, last_layer: Run | None = None, tuned: Sequence[Run
             f"run {last_layer.name}: {costs['unique']:,} distinct retrainings, {costs['seconds']:,.0f} {time_unit(last_layer).name}"
         )
     for one in tuned:
-        points.append(_areas(one).with_columns(pl.col("method") + ", tuned"))
+        points.append(_areas(one).with_columns(pl.col("method") + _TUNED))
         choice = one.choices["tune"]
         tried = ", ".join(f"{value['value']:g} ({value['mean']:+.2f})" for value in choice["tried"])
         removed = ", ".join(f"{100 * share:g}%" for share in choice["settings"]["fractions"])
@@ -207,6 +208,7 @@ def table1_page(columns: Sequence[DataColumn], *, profile: str, date: str, hardw
             ("The table", (*(_block(title, methods, columns) for title, methods in BLOCKS.items()), *_other_methods(columns))),
             ("The paper's statements, tested on our numbers", tuple(_claim_tables(columns))),
             ("Every method against the best one and the simple baselines", tuple(_contrast_table(column) for column in columns)),
+            ("Tuned parameters", tuple(_tuned_tables(columns))),
             ("Differences of the set-ups, and their reasons", tuple(_difference_table(column) for column in columns if column.differs)),
             ("How ours was measured", tuple(_fact_table(column) for column in columns if column.facts)),
         ),
@@ -253,9 +255,7 @@ def other_methods(columns: Sequence[DataColumn]) -> list[str]:
 def _other_methods(columns: Sequence[DataColumn]) -> list[TextTable]:
     """A row a method, since there can be many of them; empty where there are none."""
     rows = [(method, *(_interval(compared_cell(column, method).ours) for column in columns)) for method in other_methods(columns)]
-    notes = (f"Tuned: a parameter chosen on {TUNING_SEEDS} networks that are not in the table; its values are listed below.",)
-    is_tuned = any(method.endswith(", tuned") for method, *_ in rows)
-    return [TextTable(_OTHERS, ("method", *(column.title for column in columns)), tuple(rows), notes if is_tuned else ())] if rows else []
+    return [TextTable(_OTHERS, ("method", *(column.title for column in columns)), tuple(rows))] if rows else []
 
 
 def _claim_tables(columns: Sequence[DataColumn]) -> list[TextTable]:
@@ -312,6 +312,23 @@ def _contrast_table(column: DataColumn) -> TextTable:
     rows = [(method, _interval(compared_cell(column, method).ours), *(difference(method, other) for other in others)) for method in methods]
     notes = ("Differences are paired over (network, test point); their intervals are not corrected for their number.",)
     return TextTable(column.title, ("method", "area", *(f"minus {other}" for other in others)), tuple(rows), notes)
+
+
+def _tuned_tables(columns: Sequence[DataColumn]) -> list[TextTable]:
+    """A row a tuned method of a data set: its areas with the declared and the tuned parameter, and their paired difference."""
+    rows = []
+    for column in columns:
+        for tuned in sorted(method for method in column.points["method"].unique() if method.endswith(_TUNED)):
+            declared = tuned.removesuffix(_TUNED)
+            found = check_claim(column.points, Claim(tuned, declared))
+            areas = (_interval(compared_cell(column, method).ours) for method in (declared, tuned))
+            rows.append((column.title, declared, *areas, _interval((found.mean, found.low, found.high))))
+    notes = (
+        f"A parameter is chosen on {TUNING_SEEDS} networks that are not in the table, by the mean area of its methods. The values are "
+        "listed with how ours was measured. Differences are paired over (network, test point).",
+    )
+    headings = ("data", "method", "declared", "tuned", "tuned - declared")
+    return [TextTable("Declared and tuned", headings, tuple(rows), notes)] if rows else []
 
 
 def _networks(result: ClaimResult) -> str:

@@ -108,7 +108,7 @@ def test_the_page_shows_paper_ours_difference_and_verdicts() -> None:
     columns = [as_in_the_paper("mnist"), as_in_the_paper("toxicity"), as_in_the_paper("agnews")]
     made = table1_page(columns, profile="cpu", date="2026-01-01", hardware="two cores")
     titles = [title for title, _ in made.sections]
-    assert len(titles) == 5
+    assert len(titles) == 6
     blocks = made.sections[0][1]
     assert [len(grid.rows) for grid in blocks] == [9, 9, 9]
     first = blocks[0]
@@ -128,14 +128,13 @@ def test_the_page_shows_paper_ours_difference_and_verdicts() -> None:
 
 
 def test_methods_that_the_paper_does_not_have_are_a_table_of_their_own() -> None:
-    columns = [column("mnist", {"random": 0.0, "trak": 1.0, "influence-function, tuned": 2.0}), column("cifar10", {"random": 0.0})]
+    columns = [column("mnist", {"random": 0.0, "trak": 1.0, "ekfac": 2.0}), column("cifar10", {"random": 0.0})]
     made = table1_page(columns, profile="cpu", date="", hardware="")
     others = made.sections[0][1][-1]
     assert others.headings == ("method", "MNIST", "CIFAR-10")
-    assert [(row[0], row[2]) for row in others.rows] == [("trak", "-"), ("influence-function, tuned", "-")]
+    assert [(row[0], row[2]) for row in others.rows] == [("trak", "-"), ("ekfac", "-")]
     assert float(others.rows[0][1].split()[0]) == pytest.approx(1.0, abs=0.05)
-    assert len(others.notes) == 1, "says what tuned means"
-    assert set(long_table(columns)["method"]) >= {"trak", "influence-function, tuned"}
+    assert set(long_table(columns)["method"]) >= {"trak", "ekfac"}
     undecided = column("mnist", {"ntk-final/tracking": 0.02, "ntk-final/target": 0.0, "ntk-final/surrogate": 0.0}, noise=0.5)
     shown = table1_page([undecided], profile="cpu", date="", hardware="").sections[1][1][1]
     assert shown.headings[-1] == "networks to decide"
@@ -153,6 +152,17 @@ def test_every_method_is_compared_with_the_best_one_and_the_simple_baselines() -
     for method, _, best, simple in table.rows:
         for text, other in ((best, 2.0), (simple, 1.0)):
             assert text == "" or float(text.split()[0]) == pytest.approx(means[method] - other, abs=0.05)
+
+
+def test_tuned_methods_are_compared_with_their_declared_parameter() -> None:
+    means = {"random": 0.0, "influence-function": 1.0, "influence-function, tuned": 1.5}
+    columns = [column("mnist", means), column("cifar10", {"random": 0.0})]
+    (table,) = dict(table1_page(columns, profile="cpu", date="", hardware="").sections)["Tuned parameters"]
+    ((data, method, *numbers),) = table.rows
+    assert (data, method) == ("MNIST", "influence-function")
+    assert [float(text.split()[0]) for text in numbers] == pytest.approx([1.0, 1.5, 0.5], abs=0.06)
+    assert "networks that are not in the table" in table.notes[0]
+    assert dict(table1_page(columns[1:], profile="cpu", date="", hardware="").sections)["Tuned parameters"] == ()
 
 
 def test_a_stand_in_is_named_for_what_it_is() -> None:
