@@ -23,6 +23,7 @@ from genrep_dist.paper.published import (
     REPLACES,
     PaperColumn,
 )
+from genrep_dist.report.tables import RANDOM
 from genrep_dist.results.reporting import facts, time_unit
 
 if TYPE_CHECKING:
@@ -201,11 +202,12 @@ def table1_page(columns: Sequence[DataColumn], *, profile: str, date: str, hardw
         "Areas are in logits. Their size depends on the model, its training and its data: with other sizes than the paper's, compare the "
         "order of the methods; the differences show how far apart the two set-ups are.",
     )
+    blocks = [_block(title, methods, columns) for title, methods in BLOCKS.items()]
     return Table1Page(
         "The paper's Table 1, and ours",
         intro,
         (
-            ("The table", (*(_block(title, methods, columns) for title, methods in BLOCKS.items()), *_other_methods(columns))),
+            ("The table", (*blocks, *_orders(columns), *_other_methods(columns))),
             ("The paper's statements, tested on our numbers", tuple(_claim_tables(columns))),
             ("Every method against the best one and the simple baselines", tuple(_contrast_table(column) for column in columns)),
             ("Tuned parameters", tuple(_tuned_tables(columns))),
@@ -243,6 +245,31 @@ def _block(title: str, methods: Mapping[str, str], columns: Sequence[DataColumn]
         rows.append(("", "difference", *(_interval(one.difference) for one in cells)))
     notes = ("† the last layer's parameters alone, as the paper has it for texts",) if any("†" in name for name in shown.values()) else ()
     return TextTable(title, ("data", "", *shown.values()), tuple(rows), notes)
+
+
+def rank_correlation(column: DataColumn) -> tuple[int, float] | None:
+    """How many methods have an area here and in the paper, random removal left out, and Kendall's tau-b of their two orders.
+
+    None for fewer than three such methods.
+    """
+    from scipy.stats import kendalltau
+
+    means = dict(column.points.group_by("method").agg(pl.col("value").mean()).iter_rows())
+    shared = [method for method in column.paper.cells if method in means and method != RANDOM]
+    if len(shared) < 3:
+        return None
+    theirs = [column.paper.cells[method][0] for method in shared]
+    return len(shared), float(kendalltau(theirs, [means[method] for method in shared]).statistic)
+
+
+def _orders(columns: Sequence[DataColumn]) -> list[TextTable]:
+    rows = [(column.title, f"{found[0]}", f"{found[1]:+.2f}") for column in columns if (found := rank_correlation(column))]
+    notes = (
+        "Kendall's tau of the order of the methods' areas here with their order in the paper, random selection left out: 1 for the same "
+        "order, 0 for an unrelated one, -1 for the reverse. It does not say how far apart two methods are.",
+    )
+    headings = ("data", "methods", "Kendall's tau")
+    return [TextTable("Order of the methods, here and in the paper", headings, tuple(rows), notes)] if rows else []
 
 
 def other_methods(columns: Sequence[DataColumn]) -> list[str]:

@@ -20,6 +20,7 @@ from genrep_dist.paper.table1 import (
     compared_cell,
     last_layer_experiment,
     long_table,
+    rank_correlation,
     table1_page,
     tuned_experiments,
 )
@@ -110,7 +111,7 @@ def test_the_page_shows_paper_ours_difference_and_verdicts() -> None:
     titles = [title for title, _ in made.sections]
     assert len(titles) == 6
     blocks = made.sections[0][1]
-    assert [len(grid.rows) for grid in blocks] == [9, 9, 9]
+    assert [len(grid.rows) for grid in blocks] == [9, 9, 9, 3]
     first = blocks[0]
     assert first.headings == ("data", "", "surrogate derivative", "target derivative", "tracking", "random selection")
     assert first.rows[0] == ("MNIST", "paper", "1.88 ± 0.25", "2.41 ± 0.30", "3.52 ± 0.48", "-0.50 ± 0.16")
@@ -152,6 +153,18 @@ def test_every_method_is_compared_with_the_best_one_and_the_simple_baselines() -
     for method, _, best, simple in table.rows:
         for text, other in ((best, 2.0), (simple, 1.0)):
             assert text == "" or float(text.split()[0]) == pytest.approx(means[method] - other, abs=0.05)
+
+
+def test_the_orders_of_methods_here_and_in_the_paper_are_compared() -> None:
+    cells = {method: mean for method, (mean, _) in PAPER["mnist"].cells.items()}
+    same, reverse = column("mnist", cells, noise=0.001), column("mnist", {m: -mean for m, mean in cells.items()}, noise=0.001)
+    assert rank_correlation(same) == (10, pytest.approx(1.0)), "random removal is no method"
+    assert rank_correlation(reverse) == (10, pytest.approx(-1.0))
+    assert rank_correlation(column("mnist", {"tracincp": 1.0, "influence-function": 2.0, "random": 0.0, "trak": 3.0})) is None
+    one_swap = column("mnist", {"tracincp": 3.0, "influence-function": 1.0, "representer-point": 2.0, "trak": 9.0}, noise=0.001)
+    assert rank_correlation(one_swap) == (3, pytest.approx(1 / 3))
+    orders = table1_page([same], profile="cpu", date="", hardware="").sections[0][1][3]
+    assert orders.rows == (("MNIST", "10", "+1.00"),)
 
 
 def test_tuned_methods_are_compared_with_their_declared_parameter() -> None:
