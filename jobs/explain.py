@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import numpy.typing as npt
 
-from genrep_dist.cli.terminal import accept_any_text
-from genrep_dist.errors import ConfigError, GenRepError
+from genrep_dist.cli.script import run_script
+from genrep_dist.errors import ConfigError
 from genrep_dist.filesystem import what_is_at
 from genrep_dist.results import open_run
 
@@ -74,8 +74,4 @@ def main(given: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    accept_any_text()
-    try:
-        main(sys.argv[1:])
-    except GenRepError as error:
-        sys.exit(f"error: {error}")
+    run_script(lambda: main(sys.argv[1:]))

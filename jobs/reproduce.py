@@ -29,9 +29,8 @@ import polars as pl
 from rich.console import Console
 
 from genrep_dist.cli.progress import ProgressLines
-from genrep_dist.cli.terminal import accept_any_text
+from genrep_dist.cli.script import run_script
 from genrep_dist.config import load_experiment
-from genrep_dist.errors import GenRepError
 from genrep_dist.evaluation.reproduction import Measurement, PublishedNumber, measurement
 from genrep_dist.external import open_truth
 from genrep_dist.results import Run
@@ -319,8 +318,4 @@ def main(given: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    accept_any_text()
-    try:
-        main()
-    except GenRepError as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

@@ -20,9 +20,8 @@ import polars as pl
 from rich.console import Console
 
 from genrep_dist.cli.progress import ProgressLines
-from genrep_dist.cli.terminal import accept_any_text
+from genrep_dist.cli.script import run_script
 from genrep_dist.config import load_experiment
-from genrep_dist.errors import GenRepError
 from genrep_dist.paper.sensitivity import Variant, sensitivity_table, write_sensitivity
 from genrep_dist.results import Run
 from genrep_dist.runner.run import run
@@ -87,8 +86,4 @@ def main(given: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    accept_any_text()
-    try:
-        main()
-    except GenRepError as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

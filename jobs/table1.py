@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rich.console import Console
 
 from genrep_dist.cli.progress import ProgressLines
-from genrep_dist.cli.terminal import accept_any_text
+from genrep_dist.cli.script import run_script
 from genrep_dist.config import load_experiment
-from genrep_dist.errors import ConfigError, GenRepError
+from genrep_dist.errors import ConfigError
 from genrep_dist.paper.table1 import last_layer_experiment, measured_column, tuned_experiments
 from genrep_dist.paper.table1_files import write_table1
 from genrep_dist.runner.run import run
@@ -81,8 +81,4 @@ def main(given: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    accept_any_text()
-    try:
-        main()
-    except GenRepError as error:
-        sys.exit(f"error: {error}")
+    run_script(main)
