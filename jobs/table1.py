@@ -2,7 +2,7 @@
 
 python jobs/table1.py mnist cifar10 toxicity newsgroups --profile cpu --store store --to table1
 python jobs/table1.py mnist --profile cpu --optimizer adam
-python jobs/table1.py mnist --profile desk --tune
+python jobs/table1.py mnist cifar10 --profile desk --tune mnist
 python jobs/table1.py mnist cifar10 --profile desk --set cifar10:seeds=10
 ray job submit --working-dir . -- python jobs/table1.py mnist --profile paper --store s3://bucket/store --address auto
 """
@@ -48,7 +48,12 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("data", nargs="+", help="mnist, cifar10, toxicity, agnews, or newsgroups (which replaces agnews)")
     parser.add_argument("--profile", default="cpu", help="smoke, cpu, desk, gpu or paper")
     parser.add_argument("--optimizer", help="train with adam, adamw or rmsprop at a rate of 0.001 instead of the problem's plain SGD")
-    parser.add_argument("--tune", action="store_true", help="add rows of the surrogate and of influence with lambda and damping tuned")
+    parser.add_argument(
+        "--tune",
+        nargs="*",
+        metavar="DATA",
+        help="add rows of the surrogate and of influence with lambda and damping tuned: for these data sets, or without names for all",
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -62,6 +67,10 @@ def main(given: list[str] | None = None) -> None:
     where.add_argument("--serial", action="store_true")
     where.add_argument("--address")
     options = parser.parse_args(given)
+    tuned = options.data if options.tune == [] else options.tune or []
+    unknown = ", ".join(name for name in tuned if name not in options.data)
+    if unknown:
+        raise ConfigError("a data set that is not measured", where="--tune", expected=", ".join(options.data), got=unknown)
     columns, progress = [], ProgressLines(Console(width=160))
     variant = "" if options.optimizer is None else f"-{options.optimizer}"
     for name in options.data:
@@ -73,7 +82,7 @@ def main(given: list[str] | None = None) -> None:
             measured_column(
                 measure(experiment),
                 None if last_layer is None else measure(last_layer),
-                [measure(one) for one in tuned_experiments(experiment)] if options.tune else (),
+                [measure(one) for one in tuned_experiments(experiment)] if name in tuned else (),
             )
         )
     for path in write_table1(columns, options.to or Path(f"table1-{options.profile}{variant}"), options.profile):

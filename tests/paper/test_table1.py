@@ -37,8 +37,16 @@ def test_all_methods_on_all_real_data_that_are_here(tmp_path: Path) -> None:
     for heading in ("Experiment I:", "Experiment II:", "Experiment III:", "The paper's statements", "Differences of the set-ups"):
         assert heading in page
     assert "test accuracy" in page
-    again = job(HERE[0], "--store", str(tmp_path / "store"), "--to", str(tmp_path / "again"))
+    again = job(HERE[0], "--store", str(tmp_path / "store"), "--to", str(tmp_path / "again"), "--tune")
     assert "everything is done already" in again.stdout, "the same table is not computed twice"
+    page = (tmp_path / "again" / "table1.md").read_text()
+    tuned = page.partition("## Tuned parameters")[2].partition("\n## ")[0]
+    assert [row.split(" | ")[1] for row in tuned.splitlines() if row.startswith("| ") and "\\[" in row] == [
+        "influence-final/tracking",
+        "influence-function",
+        "ntk-final/surrogate",
+    ]
+    assert "tried on 6 other networks, with the mean area of the shares 0%, 10%: 0.001 (" in page
 
 
 def test_what_is_not_there_is_an_error_and_no_trace(tmp_path: Path) -> None:
@@ -46,3 +54,6 @@ def test_what_is_not_there_is_an_error_and_no_trace(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "no such experiment" in done.stderr
     assert "Traceback" not in done.stderr
+    done = job("mnist", "--tune", "cifar10", "--store", str(tmp_path / "store"))
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["error: a data set that is not measured", "  where: --tune", "  expected: mnist", "  got: cifar10"]
