@@ -14,7 +14,7 @@ from genrep_dist.runner.signals import Signals
 def run_script(main: Callable[[], None]) -> None:
     """Call ``main``. A GenRepError is printed, with the exit code 1. The first SIGINT or SIGTERM exits with 130 or 143.
 
-    A stopped script says how to go on, for one whose ``main`` computes nothing that the store has.
+    The message of a stop has the command that goes on: the same one, since a run computes only what its store lacks.
     """
     accept_any_text()
     signals = Signals(lambda: f"what is finished is kept\nto resume: {resume_command()}\n")

@@ -286,7 +286,10 @@ class Experiment(Section, metaclass=_RaisesConfigError):
             if section is not None and section.metric not in self.metric_names:
                 raise ValueError(f"{name}.metric: a metric of this experiment ({', '.join(self.metric_names)}), not {section.metric!r}")
         if self.tune is not None and self.tune.settings:
-            with_metric_settings(self, self.tune.metric, self.tune.settings)  # refused now, not in the run
+            try:
+                with_metric_settings(self, self.tune.metric, self.tune.settings)  # refused now, not in the run
+            except ValueError as error:
+                raise ValueError(f"tune.settings: settings that the metric accepts; {error}") from error
         return self
 
     @classmethod

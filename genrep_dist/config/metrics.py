@@ -177,10 +177,7 @@ def with_metric_settings(experiment: Experiment, metric_name: str, settings: Map
     """The experiment with other ``settings`` of the metric that measures ``metric_name``. ValueError for settings that it refuses."""
     metric = next(METRICS.get(name) for name, numbers in measured_numbers(experiment).items() if metric_name in numbers)
     current = metric.settings(experiment)
-    try:
-        complete = _complete(metric.name, type(current), {**current.model_dump(mode="json", by_alias=True), **settings})
-    except ValueError as error:
-        raise ValueError(f"tune.settings: settings that the metric accepts; {error}") from error
+    complete = _complete(metric.name, type(current), {**current.model_dump(mode="json", by_alias=True), **settings})
     if metric.section is None:
         return experiment.with_fixed_seeds(**{metric.name: complete})
     section = {**experiment.metrics[metric.name], **complete}  # may name the metric's class

@@ -39,7 +39,7 @@ TUNED: Mapping[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {
 }
 """What is tuned: name -> (parameter, values, methods)."""
 TUNING_SEEDS = 6
-_TUNED = ", tuned"
+_TUNED_SUFFIX = ", tuned"
 _LAST_LAYER_NAMES = {"influence-final/tracking": LAST_LAYER_KERNEL, "influence-function": LAST_LAYER_INFLUENCE}
 
 
@@ -145,7 +145,7 @@ def measured_column(run: Run, last_layer: Run | None = None, tuned: Sequence[Run
             f"run {last_layer.name}: {costs['unique']:,} distinct retrainings, {costs['seconds']:,.0f} {time_unit(last_layer).name}"
         )
     for one in tuned:
-        points.append(_areas(one).with_columns(pl.col("method") + _TUNED))
+        points.append(_areas(one).with_columns(pl.col("method") + _TUNED_SUFFIX))
         choice = one.choices["tune"]
         tried = ", ".join(f"{value['value']:g} ({value['mean']:+.2f})" for value in choice["tried"])
         removed = ", ".join(f"{100 * share:g}%" for share in choice["settings"]["fractions"])
@@ -345,8 +345,8 @@ def _tuned_tables(columns: Sequence[DataColumn]) -> list[TextTable]:
     """A row a tuned method of a data set: its areas with the declared and the tuned parameter, and their paired difference."""
     rows = []
     for column in columns:
-        for tuned in sorted(method for method in column.points["method"].unique() if method.endswith(_TUNED)):
-            declared = tuned.removesuffix(_TUNED)
+        for tuned in sorted(method for method in column.points["method"].unique() if method.endswith(_TUNED_SUFFIX)):
+            declared = tuned.removesuffix(_TUNED_SUFFIX)
             found = check_claim(column.points, Claim(tuned, declared))
             areas = (_interval(compared_cell(column, method).ours) for method in (declared, tuned))
             rows.append((column.title, declared, *areas, _interval((found.mean, found.low, found.high))))
