@@ -25,6 +25,8 @@ OF_MLFLOW = (
     r"error: (null )?ResizeObserver loop completed with undelivered notifications",
     r"warning: AG Grid: since v[\d.]+",
     r"warning: \[\.WebGL",
+    # Parallel coordinates that are drawn before their values have arrived; on a slow machine only.
+    r"error: Error: <(g|path|rect)> attribute \w+: .*(NaN|A negative value)",
 )
 """What MLflow's pages write to the console whatever is shown."""
 
