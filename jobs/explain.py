@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import numpy.typing as npt
 
-from genrep_dist.cli.script import run_script
+from genrep_dist.cli.script import output_file, run_script
 from genrep_dist.errors import ConfigError
 from genrep_dist.filesystem import what_is_at
 from genrep_dist.results import open_run
@@ -58,6 +58,7 @@ def main(given: list[str]) -> None:
     parser.add_argument("--top", type=int, help="keep so many of the strongest training samples of each sign, instead of all scores")
     parser.add_argument("--to", type=Path, required=True)
     asked = parser.parse_args(given)
+    output_file(asked.to)
     queries = [read_inputs(path) for path in asked.inputs or ()]
     inputs, counts = joined(queries, asked.inputs or ()), [len(query) for query in queries] or [len(asked.test_ids or ())]
     run = open_run(asked.store, asked.name)

@@ -29,7 +29,7 @@ import polars as pl
 from rich.console import Console
 
 from genrep_dist.cli.progress import ProgressLines
-from genrep_dist.cli.script import run_script
+from genrep_dist.cli.script import output_file, run_script
 from genrep_dist.config import load_experiment
 from genrep_dist.evaluation.reproduction import Measurement, PublishedNumber, measurement
 from genrep_dist.external import open_truth
@@ -312,9 +312,10 @@ def main(given: Sequence[str] | None = None) -> None:
     unknown = sorted(set(options.names) - set(names))
     if unknown:
         parser.error(f"no such reproduction: {', '.join(unknown)}; there are {', '.join(names)}")
+    file = output_file(options.to)
     runs = {one.name: run_reproduction(one, options) for one in REPRODUCTIONS if one.name in (options.names or names)}
-    options.to.write_text(document(runs, options.note), encoding="utf-8")
-    print(options.to)
+    file.write_text(document(runs, options.note), encoding="utf-8")
+    print(file)
 
 
 if __name__ == "__main__":

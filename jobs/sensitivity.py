@@ -20,7 +20,7 @@ import polars as pl
 from rich.console import Console
 
 from genrep_dist.cli.progress import ProgressLines
-from genrep_dist.cli.script import run_script
+from genrep_dist.cli.script import output_folder, run_script
 from genrep_dist.config import load_experiment
 from genrep_dist.paper.sensitivity import Variant, sensitivity_table, write_sensitivity
 from genrep_dist.results import Run
@@ -74,6 +74,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--serial", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change a field of every experiment")
     options = parser.parse_args(given)
+    folder = output_folder(options.to)
     for vary in options.vary:
         if vary == "class":
             label, variants = "class of the test points", by_class(measured(options))
@@ -81,7 +82,7 @@ def main(given: list[str] | None = None) -> None:
             label, setups = SETUPS[vary]
             variants = [Variant(title, measured(options, title, changes).points().collect()) for title, changes in setups.items()]
         methods = load_experiment(EXPERIMENT).methods
-        for path in write_sensitivity(options.to, vary, f"Order of methods by {label}", label, sensitivity_table(variants, methods)):
+        for path in write_sensitivity(folder, vary, f"Order of methods by {label}", label, sensitivity_table(variants, methods)):
             print(path)
 
 

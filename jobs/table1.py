@@ -19,9 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rich.console import Console
 
 from genrep_dist.cli.progress import ProgressLines
-from genrep_dist.cli.script import run_script
+from genrep_dist.cli.script import output_folder, run_script
 from genrep_dist.config import load_experiment
 from genrep_dist.errors import ConfigError
+from genrep_dist.paper.published import PAPER, REPLACES
 from genrep_dist.paper.table1 import last_layer_experiment, measured_column, tuned_experiments
 from genrep_dist.paper.table1_files import write_table1
 from genrep_dist.runner.run import run
@@ -36,7 +37,11 @@ def changes_of(name: str, options: argparse.Namespace) -> list[str]:
             changes.append(change)
         elif data not in options.data:
             raise ConfigError(
-                "a change of a data set that is not measured", where=f"--set {change}", expected=", ".join(options.data), got=data
+                "a change of a data set that is not measured",
+                where=f"--set {change}",
+                expected=", ".join(options.data),
+                got=data,
+                remedy="remove this change, or name the data set before the options",
             )
         elif data == name:
             changes.append(rest)
@@ -45,7 +50,7 @@ def changes_of(name: str, options: argparse.Namespace) -> list[str]:
 
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="+", help="mnist, cifar10, toxicity, agnews, or newsgroups (which replaces agnews)")
+    parser.add_argument("data", nargs="+", choices=[*PAPER, *REPLACES], help="newsgroups replaces agnews")
     parser.add_argument("--profile", default="cpu", help="smoke, cpu, desk, gpu or paper")
     parser.add_argument("--optimizer", help="train with adam, adamw or rmsprop at a rate of 0.001 instead of the problem's plain SGD")
     parser.add_argument(
@@ -67,12 +72,15 @@ def main(given: list[str] | None = None) -> None:
     where.add_argument("--serial", action="store_true")
     where.add_argument("--address")
     options = parser.parse_args(given)
+    options.data = list(dict.fromkeys(options.data))
     tuned = options.data if options.tune == [] else options.tune or []
     unknown = ", ".join(name for name in tuned if name not in options.data)
     if unknown:
-        raise ConfigError("a data set that is not measured", where="--tune", expected=", ".join(options.data), got=unknown)
-    columns, progress = [], ProgressLines(Console(width=160))
+        remedy = "name the data set before the options too"
+        raise ConfigError("a data set that is not measured", where="--tune", expected=", ".join(options.data), got=unknown, remedy=remedy)
     variant = "" if options.optimizer is None else f"-{options.optimizer}"
+    folder = output_folder(options.to or Path(f"table1-{options.profile}{variant}"))
+    columns, progress = [], ProgressLines(Console(width=160))
     for name in options.data:
         changes = [f"name={name}-{options.profile}{variant}", f"recipe.optimizer={options.optimizer}", "recipe.learning_rate=0.001"]
         experiment = load_experiment(f"paper/{name}", [*(changes if variant else []), *changes_of(name, options)], options.profile)
@@ -85,7 +93,7 @@ def main(given: list[str] | None = None) -> None:
                 [measure(one) for one in tuned_experiments(experiment)] if name in tuned else (),
             )
         )
-    for path in write_table1(columns, options.to or Path(f"table1-{options.profile}{variant}"), options.profile):
+    for path in write_table1(columns, folder, options.profile):
         print(path)
 
 

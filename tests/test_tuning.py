@@ -13,12 +13,16 @@ from hypothesis import strategies as st
 import genrep_dist as gr
 from genrep_dist.cli.status import stop_text
 from genrep_dist.config import Experiment
-from genrep_dist.config.sections import StopSection, TuneSection
+from genrep_dist.config.sections import StopSection
+from genrep_dist.config.tuning import TuneSection
 from genrep_dist.executors.serial import SerialExecutor
 from genrep_dist.results.reporting import facts
+from genrep_dist.runner.dry_run import dry_run
 from genrep_dist.runner.progress import NoProgress
 from genrep_dist.runner.publish import choice_facts
 from genrep_dist.runner.tuning import Precision, best_value, measure_precision, next_num_seeds, parameter_path
+from genrep_dist.store import Store
+from genrep_dist.workflow.prepare import prepare
 from tests.experiments import ROOT, experiment
 from tests.toys import trainings
 
@@ -125,14 +129,56 @@ def test_settings_of_a_metric_of_another_package_are_tuned_with(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"fraction": [0.0, 0.1]}, r"deletion\.fraction: expected no such field \(did you mean fractions\?\)"),
-        ({"fractions": [0.0, 2.0]}, "a share of at least 0 and less than 1, not percent"),
-        ({"counts": [1]}, "fractions or counts, not both"),
+        (
+            {"fraction": [0.0, 0.1]},
+            r"field tune\.settings\.fraction: expected no such field \(did you mean fractions\?\); got \[0\.0, 0\.1\]",
+        ),
+        ({"fractions": [0.0, 2.0]}, r"field tune\.settings\.fractions\.1: expected a share of at least 0 and less than 1, .*; got 2\.0"),
+        ({"counts": [1]}, "field tune.settings: expected fractions or counts, not both"),
+        ({"signs": ["positive"]}, "expected settings with which auc_del_negative is measured, not auc_del_positive"),
     ],
 )
 def test_settings_that_the_metric_does_not_accept_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         experiment(tune={"parameter": "lambda", "values": [1.0, 2.0], "seeds": 2, "settings": settings})
+
+
+@pytest.mark.parametrize("values", [[1.0, float("nan")], [1.0, float("inf")], [0.1, 0.1, 1.0]])
+def test_values_to_try_are_finite_and_different(values: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"field tune\.values: expected finite values, all of them different"):
+        experiment(tune={"parameter": "lambda", "values": values, "seeds": 2})
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "no such parameter": ({"parameter": "lamda", "values": [1.0, 2.0]}, "names no parameter of a method"),
+    "a value below its range": (
+        {"parameter": "lambda", "values": [1.0, -1.0]},
+        r"field surrogate\.lambda: expected a number .*; got -1\.0",
+    ),
+    "no number": ({"parameter": "lambda", "values": [1.0, "a"]}, r"field surrogate\.lambda: expected a number; got 'a'"),
+    "two values that are read as one": ({"parameter": "lambda", "values": [1.0, "1e0"]}, "two values of a tuned parameter are equal"),
+    "no method uses it": ({"parameter": "damping", "values": [1.0, 2.0]}, "change no method"),
+    "one parameter twice": ({"grid": {"lambda": [1.0, 2.0], "surrogate.lambda": [1.0, 3.0]}}, "two names of one parameter"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_tuned_is_refused_by_the_plan_and_before_a_model_is_trained(tmp_path: Path, case: str) -> None:
+    tune, message = WRONG[case]
+    asked = experiment(tune={**tune, "seeds": 2}, methods=["ntk-final/surrogate", "random"])
+    prepared = prepare(asked, Store(str(tmp_path)), [str(ROOT)])
+    for refused in (lambda: dry_run(prepared, probe=False), lambda: gr.run(asked, str(tmp_path), serial=True, search_path=[str(ROOT)])):
+        with pytest.raises(gr.GenRepError, match=message) as error:
+            refused()
+        assert "what to do:" in str(error.value)
+    assert not list(tmp_path.glob("artifacts/train/*"))
+
+
+def test_equal_values_are_not_called_better(tmp_path: Path) -> None:
+    tune = {"parameter": "lambda", "values": [10.0, 0.01], "seeds": [7], "settings": {"fractions": [0.0]}}
+    done = run(tmp_path, methods=["ntk-final/surrogate", "random"], seeds=1, tune=tune)
+    assert done.choices["tune"]["chosen"] == 10.0
+    assert "surrogate.lambda = 10.0, best (the first of equal ones) in auc_del_negative" in choice_facts(done)["Tuned on other seeds"]
 
 
 def test_a_grid_tries_all_combinations_and_is_recorded_by_parameter(tmp_path: Path) -> None:

@@ -39,9 +39,9 @@ from genrep_dist.config.sections import (
     TargetSection,
     TracInSection,
     TrackingSection,
-    TuneSection,
     expand_seeds,
 )
+from genrep_dist.config.tuning import TuneSection
 from genrep_dist.core.importances import IMPORTANCES
 from genrep_dist.core.importances.base import Importance
 from genrep_dist.core.kernels import KERNELS
@@ -171,8 +171,8 @@ class Experiment(Section, metaclass=_RaisesConfigError):
     @classmethod
     def _expand_seeds(cls, data: object) -> object:
         if isinstance(data, dict) and isinstance(data.get("stop"), dict) and isinstance(data["stop"].get("max_seeds", 200), int):
-            if "seeds" in data:
-                raise ValueError("stop or seeds, not both (stop uses as many of the seeds 0 to max_seeds - 1 as it needs)")
+            if data.get("seeds") is not None:
+                raise ValueError("stop: stop or seeds, not both (stop uses as many of the seeds 0 to max_seeds - 1 as it needs)")
             return {**data, "seeds": list(range(min(data["stop"].get("max_seeds", 200), MAX_SEEDS)))}
         return expand_seeds(data)
 
@@ -286,10 +286,9 @@ class Experiment(Section, metaclass=_RaisesConfigError):
             if section is not None and section.metric not in self.metric_names:
                 raise ValueError(f"{name}.metric: a metric of this experiment ({', '.join(self.metric_names)}), not {section.metric!r}")
         if self.tune is not None and self.tune.settings:
-            try:
-                with_metric_settings(self, self.tune.metric, self.tune.settings)  # refused now, not in the run
-            except ValueError as error:
-                raise ValueError(f"tune.settings: settings that the metric accepts; {error}") from error
+            tried = with_metric_settings(self, self.tune.metric, self.tune.settings, ("tune", "settings"))
+            if self.tune.metric not in tried.metric_names:
+                raise ValueError(f"tune.settings: settings with which {self.tune.metric} is measured, not {', '.join(tried.metric_names)}")
         return self
 
     @classmethod

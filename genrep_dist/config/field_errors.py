@@ -64,8 +64,8 @@ _COMPARISONS = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "
 def describe_errors(error: ValidationError, root: type[BaseModel], source: Callable[[Location], str] = lambda _: "") -> ConfigError:
     """The ConfigError that lists all errors of a validation of ``root``. ``source``: where a field stands, such as "exp.yaml, line 3"."""
     texts = [
-        f"{prefix + ': ' if (prefix := source(location)) else ''}field {'.'.join(location) or 'the experiment'}: {text}"
-        for location, text in _texts(error, root)
+        f"{prefix + ': ' if (prefix := source(place)) else ''}field {'.'.join(place) or 'the experiment'}: expected {expected}; got {got}"
+        for place, expected, got in _texts(error, root)
     ]
     count = "an error" if len(texts) == 1 else f"{len(texts)} errors"
     return ConfigError(f"the experiment has {count}\n  " + "\n  ".join(texts), remedy="`genrep schema` prints all fields with their types")
@@ -73,19 +73,30 @@ def describe_errors(error: ValidationError, root: type[BaseModel], source: Calla
 
 def describe_fields(error: ValidationError, root: type[BaseModel], above: Location = ()) -> list[str]:
     """The same for a part of an experiment: "field: expected ...; got ..." for each error below the field ``above``."""
-    return [f"{'.'.join((*above, *location))}: {text}" for location, text in _texts(error, root)]
+    return [f"{'.'.join((*above, *location))}: expected {expected}; got {got}" for location, expected, got in _texts(error, root)]
 
 
-def _texts(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[Location, str]]:
+def first_expectation(error: ValidationError, root: type[BaseModel], above: Location = ()) -> str:
+    """The first error below the field ``above`` as "field: what is expected", as a validator of the whole experiment words its own."""
+    location, expected, _ = next(_texts(error, root))
+    return f"{'.'.join((*above, *location))}: {expected}"
+
+
+def _texts(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[Location, str, str]]:
+    """Of each error: the field, what was expected, what was given."""
     for location, details in _errors(error):
         found, expected, given = location, _expected(location, details, root), details["input"]
         own = _OWN_FIELD.fullmatch(details["msg"]) if not location and details["type"] == "value_error" else None
         if own and isinstance(given, dict) and own.group(1).partition(".")[0] in given:
             found, expected = tuple(own.group(1).split(".")), own.group(2)
-            given = given[found[0]]
+            for part in found:
+                if isinstance(given, dict) and part in given:
+                    given = given[part]
+                elif isinstance(given, list) and part.isdigit() and int(part) < len(given):
+                    given = given[int(part)]
         got = "nothing" if details["type"] == "missing" else repr(given)
         got = got if len(got) <= 80 else got[:77] + "..."
-        yield found, f"expected {expected}; got {got}"
+        yield found, expected, got
 
 
 def _errors(error: ValidationError) -> list[tuple[Location, ErrorDetails]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from genrep_dist.config.field_errors import describe_fields
+from genrep_dist.config.field_errors import Location, describe_fields, first_expectation
 from genrep_dist.errors import ConfigError, ExtensionError, PlanError
 from genrep_dist.extension import extension_code, require_returned, returned
 from genrep_dist.registry import Registry
@@ -173,11 +173,16 @@ def only_metric(experiment: Experiment, metric_name: str) -> Experiment:
     return experiment
 
 
-def with_metric_settings(experiment: Experiment, metric_name: str, settings: Mapping[str, Any]) -> Experiment:
-    """The experiment with other ``settings`` of the metric that measures ``metric_name``. ValueError for settings that it refuses."""
+def with_metric_settings(experiment: Experiment, metric_name: str, settings: Mapping[str, Any], above: Location = ()) -> Experiment:
+    """The experiment with other ``settings`` of the metric that measures ``metric_name``.
+
+    ValueError for settings that it refuses: the field, below ``above``, and what is expected.
+    """
     metric = next(METRICS.get(name) for name, numbers in measured_numbers(experiment).items() if metric_name in numbers)
     current = metric.settings(experiment)
-    complete = _complete(metric.name, type(current), {**current.model_dump(mode="json", by_alias=True), **settings})
+    complete = _validated(type(current), {**current.model_dump(mode="json", by_alias=True), **settings})
+    if isinstance(complete, ValidationError):
+        raise ValueError(first_expectation(complete, type(current), above))
     if metric.section is None:
         return experiment.with_fixed_seeds(**{metric.name: complete})
     section = {**experiment.metrics[metric.name], **complete}  # may name the metric's class
@@ -205,17 +210,18 @@ def complete_settings(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, di
             raise ValueError(f"an importable metric; {error.what}; {error.got}") from error
         if metric.section is None:
             raise ValueError(f"metrics of other packages; {name} is measured by a field of its own")
-        found[name] = ({} if target is None else {"class": target}) | _complete(name, metric.section, own)
+        complete = _validated(metric.section, own)
+        if isinstance(complete, ValidationError):
+            raise ValueError("; ".join(describe_fields(complete, metric.section, (name,))))
+        found[name] = ({} if target is None else {"class": target}) | complete
     return found
 
 
-def _complete(name: str, section: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``settings`` of one metric, validated by its ``section``."""
-    faults = []
+def _validated(section: Any, settings: Mapping[str, Any]) -> dict[str, Any] | ValidationError:
+    """The ``settings`` of one metric with all defaults, as plain data; or why its ``section`` refuses them."""
     with extension_code(section, "model_validate"):
         try:
             complete: dict[str, Any] = section.model_validate(settings).model_dump(mode="json", by_alias=True)
             return complete
         except ValidationError as error:
-            faults = describe_fields(error, section, (name,))
-    raise ValueError("; ".join(faults))
+            return error

@@ -35,7 +35,7 @@ _MANY = 10_000
 """Networks above which a claim counts as a difference of zero."""
 TUNED: Mapping[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {
     "damping": ("influence.damping", (0.001, 0.01, 0.1, 1.0, 10.0), ("influence-final/tracking", "influence-function")),
-    "lambda": ("surrogate.lambda", (0.001, 0.01, 0.1, 1.0, 10.0), ("ntk-final/surrogate",)),
+    "lambda": ("surrogate.lambda", (0.001, 0.01, 0.1, 1.0, 10.0, 100.0), ("ntk-final/surrogate",)),
 }
 """What is tuned: name -> (parameter, values, methods)."""
 TUNING_SEEDS = 6

@@ -109,11 +109,15 @@ def dry_run(prepared: PreparedExperiment, *, probe: bool = True, address: str | 
 
 
 def dry_run_of(plan: Plan, store: Store, *, address: str | None = None) -> DryRun:
-    """The dry run of a plan, without times. Imports torch only where there may be a GPU.
+    """The dry run of a plan, without times. Imports torch only where there may be a GPU, and to check what is tuned.
 
     With ``address``, the workers are those of the Ray cluster there, and PlanError is raised for what it cannot hold. Without it, what
     does not fit is reported in ``refusal``, so that a plan for a larger machine can be read on a small one.
     """
+    if plan.experiment.tune is not None:
+        from genrep_dist.runner.tuning import check_tuning
+
+        check_tuning(plan.experiment, plan.keys)
     resources, nodes = plan.experiment.resources, _nodes(plan.experiment, address)
     workers = num_slots(nodes, worker_resources(resources, "retrain", nodes))
     memory = int(sum(node.get("memory", 0.0) for node in nodes))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,27 +70,35 @@ def _run_files(run: Run, folder: Path, seeds: Sequence[int] | None) -> Iterator[
 def _claim(folder: Path, run: Run) -> None:
     """Create the folder of an export, with a note of its run. StoreError for one that has the export of another run."""
     folder.mkdir(parents=True, exist_ok=True)
-    note, mine = folder / NOTE, {"store": run.store.uri, "experiment": run.name, "question": run.question}
-    found: Any = None
-    if note.exists():
-        try:
-            found = json.loads(note.read_text(encoding="utf-8"))
-        except ValueError:  # also of its encoding: it is not ours
-            found = {}
-    elif (folder / "summary.csv").exists():
-        found = {}
-    if found is not None and (not isinstance(found, dict) or found.get("question") != run.question):
-        other = (
-            f"experiment {found['experiment']} of {found.get('store')}" if isinstance(found, dict) and "experiment" in found else "unknown"
-        )
-        raise StoreError(
-            "this folder has the export of another run",
-            where=str(folder),
-            expected=f"a new folder, or an export of {run.name} with the same results",
-            got=other,
-            remedy="choose another folder (--to), or delete this one",
-        )
-    note.write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+    if not (folder / NOTE).exists() and (folder / "summary.csv").exists():
+        raise _of_another(folder, run.name, "unknown")
+    refuse_other_export(folder / NOTE, folder, run.name, {"question": run.question})
+    mine = {"store": run.store.uri, "experiment": run.name, "question": run.question}
+    (folder / NOTE).write_text(json.dumps(mine, indent=1) + "\n", encoding="utf-8")
+
+
+def refuse_other_export(note: Path, folder: Path, name: str, mine: Mapping[str, Any]) -> None:
+    """Raise StoreError if ``note`` exists and lacks one of the entries ``mine``: ``folder`` has the export of another run than ``name``."""
+    if not note.exists():
+        return
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))
+    except ValueError:  # also of its encoding: it is not ours
+        found = None
+    known: Mapping[str, Any] = found if isinstance(found, dict) else {}
+    if any(known.get(field) != value for field, value in mine.items()):
+        store = f" of {known['store']}" if "store" in known else ""
+        raise _of_another(folder, name, f"experiment {known['experiment']}{store}" if "experiment" in known else "unknown")
+
+
+def _of_another(folder: Path, name: str, got: str) -> StoreError:
+    return StoreError(
+        "this folder has the export of another run",
+        where=str(folder),
+        expected=f"a new folder, or an export of {name} with the same results",
+        got=got,
+        remedy="choose another folder (--to), or delete this one",
+    )
 
 
 def _kept_checkpoints(run: Run, seed: int) -> list[str]:
@@ -108,12 +116,16 @@ def export_problem(run: Run, folder: Path, seeds: Sequence[int] | None = None) -
     epoch-<k>.pt for every checkpoint that was kept, final.pt (state dicts, loadable with ``weights_only=True``), and problem.json:
     the model's content address, ids, explained outputs, checkpoints with their learning rates, loss, recipe, problem.
     Models that are no torch modules have no .pt files.
-    :func:`genrep_dist.external.open_exported` opens it. The run need not be finished: NotCommittedError where a model is not trained.
+    :func:`genrep_dist.external.open_exported` opens it. The run need not be finished: NotCommittedError where a model is not trained,
+    StoreError for a folder that has the models of another experiment, or of other data or another recipe.
     """
     return checked_paths(folder, _problem_files(run, folder, seeds))
 
 
 def _problem_files(run: Run, folder: Path, seeds: Sequence[int] | None) -> Iterator[Path]:
+    mine = {"experiment": run.name, "data": run.plan.keys.data, "recipe": run.plan.keys.recipe}
+    for note in sorted(folder.glob("seed-*/problem.json")):
+        refuse_other_export(note, folder, run.name, mine)
     for name, samples in (("train", run.train), ("test", run.test)):
         yield write_samples(folder, name, samples)
     for seed in run.plan.experiment.seeds if seeds is None else seeds:

@@ -20,6 +20,7 @@ from genrep_dist.results.reporting import origin as report_origin
 from genrep_dist.runner import track
 from genrep_dist.runner.heartbeat import RunHistory
 from genrep_dist.runner.track import tracking_record
+from genrep_dist.runner.tuning import equal_to_best
 from genrep_dist.store import Store
 from genrep_dist.store.damage_notes import noted_damage
 from genrep_dist.store.damaged import move_damaged
@@ -175,8 +176,10 @@ def choice_facts(finished: Run) -> dict[str, str]:
     tune, stop = finished.choices.get("tune"), finished.choices.get("stop")
     if tune is not None:
         tried = ", ".join(f"{_values_text(one['value'])} ({one['mean']:.3g})" for one in tune["tried"])
+        equal = " (the first of equal ones)" if len(equal_to_best(tune)) > 1 else ""
+        metric = f"{tune['metric']}{_settings_text(tune.get('settings'))}"
         facts["Tuned on other seeds"] = (
-            f"{tune['parameter']} = {_values_text(tune['chosen'])}, best in {tune['metric']}{_settings_text(tune.get('settings'))} of "
+            f"{tune['parameter']} = {_values_text(tune['chosen'])}, best{equal} in {metric} of "
             f"{', '.join(tune['tried'][0]['methods'])} on the seeds {', '.join(map(str, tune['seeds']))}, which are not reported; "
             f"tried: {tried}"
         )

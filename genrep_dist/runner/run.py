@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import polars as pl
 
 from genrep_dist.config import Experiment, load_experiment
-from genrep_dist.errors import CorruptError, DamagedArtifact, DamagedFile
+from genrep_dist.errors import CorruptError, DamagedArtifact, DamagedFile, OutOfTimeError
 from genrep_dist.evaluation.tables import EvaluationTables
 from genrep_dist.executors.base import Executor
 from genrep_dist.executors.cluster_address import check_form, declared_address
@@ -28,7 +28,17 @@ from genrep_dist.runner.small_runs import small_work_seconds
 from genrep_dist.runner.stage_runner import StageRunner, Workers
 from genrep_dist.runner.system_metrics import system_metrics
 from genrep_dist.runner.track import follow_moved_store, tracking_uri
-from genrep_dist.runner.tuning import best_value, candidates, measure_precision, next_num_seeds, recorded, setting_text, with_setting
+from genrep_dist.runner.tuning import (
+    best_value,
+    candidates,
+    check_tuning,
+    equal_to_best,
+    measure_precision,
+    next_num_seeds,
+    recorded,
+    setting_text,
+    with_setting,
+)
 from genrep_dist.store import Store
 from genrep_dist.store.damaged import move_damaged
 from genrep_dist.store.lease import Lease
@@ -86,6 +96,7 @@ def run(
         counter.end_after(max_seconds)
     counter.step("preparing")
     declared = prepare(experiment, opened, search_path)
+    check_tuning(declared.plan.experiment, declared.plan.keys)
     for warning in declared.plan.warnings:
         counter.message(f"warning: {warning}")
     with _lease(opened, experiment.name, counter) as lease, counter.also_checking(lease.check):
@@ -239,18 +250,31 @@ class _ExperimentRunner:
         if tune is None:
             return experiment
         tried, settings = [], []
-        for setting, candidate in candidates(experiment, self._declared.plan.keys):
-            self._progress.message(f"tuning: {setting_text(setting)}, on {len(candidate.seeds)} seeds that are not reported")
-            tables = self._evaluate(self._declared.with_experiment(candidate))
+        for number, (setting, candidate) in enumerate(candidates(experiment, self._declared.plan.keys), start=1):
+            place = f"tuning, {number} of {tune.combinations}: {setting_text(setting)}"
+            self._progress.message(f"{place}, on {len(candidate.seeds)} seeds that are not reported")
+            try:
+                tables = self._evaluate(self._declared.with_experiment(candidate))
+            except OutOfTimeError as error:
+                raise OutOfTimeError(error.what, where=place, got=f"{error.got}, of this value alone", remedy=error.remedy) from error
             rows = tables.metrics.filter(pl.col("metric") == tune.metric)
             means = dict(zip(rows["method"], rows["mean"], strict=True))
             settings.append(setting)
             tried.append({"value": recorded(setting), "mean": sum(means.values()) / len(means), "methods": means})
         best = settings[best_value(tune, [one["mean"] for one in tried])]
-        self._progress.message(f"tuning: {setting_text(best)} is best in {tune.metric}")
-        about = {"parameter": ", ".join(best), "metric": tune.metric, "seeds": list(tune.seeds), "chosen": recorded(best), "tried": tried}
+        about: dict[str, Any] = {
+            "parameter": ", ".join(best),
+            "metric": tune.metric,
+            "seeds": list(tune.seeds),
+            "chosen": recorded(best),
+            "tried": tried,
+        }
         if tune.settings:
             about["settings"] = tune.settings
+        equal = len(equal_to_best(about)) > 1
+        self._progress.message(
+            f"tuning: {setting_text(best)} is best in {tune.metric}" + (", the first of several equal values" if equal else "")
+        )
         self._choices["tune"] = about
         return with_setting(experiment, best).model_copy(update={"stop": experiment.stop})
 

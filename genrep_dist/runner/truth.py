@@ -17,7 +17,7 @@ from genrep_dist.errors import CorruptError, StoreError
 from genrep_dist.external.truth import MODELS, POINTS, REQUESTS, Truth, open_truth, write_record, write_truth_table
 from genrep_dist.problems.tables import to_table
 from genrep_dist.results import Run
-from genrep_dist.runner.export import checked_paths
+from genrep_dist.runner.export import checked_paths, refuse_other_export
 from genrep_dist.store import Store
 from genrep_dist.store.compaction import DUPLICATE_TOLERANCE
 from genrep_dist.store.ledger import Ledger, LedgerRow
@@ -40,7 +40,7 @@ def export_truth(run: Run, folder: Path) -> Iterator[Path]:
 
     Of a run that is not finished, those that are trained by now; its record then says ``"complete": false``. It is opened by
     :func:`genrep_dist.external.open_truth`. Memory: the outputs of one seed's models. Raises StoreError for a run that has retrained no
-    model, and for a folder that cannot be written.
+    model, and for a folder that cannot be written or that has the package of another experiment or of other models.
     """
     return checked_paths(folder, _truth_files(run, folder))
 
@@ -48,6 +48,8 @@ def export_truth(run: Run, folder: Path) -> Iterator[Path]:
 def _truth_files(run: Run, folder: Path) -> Iterator[Path]:
     exported = _Exported(run)
     folder.mkdir(parents=True, exist_ok=True)
+    mine = {"experiment": run.name, "training": run.plan.keys.training}
+    refuse_other_export(folder / "truth.json", folder, run.name, mine)
     (folder / "truth.json").unlink(missing_ok=True)  # a folder with this file is whole
     for name, dataset in (("train", run.train), ("test", run.test)):
         labels = to_table(dataset).drop_columns(["input"]).replace_schema_metadata(None)

@@ -13,7 +13,8 @@ import polars as pl
 from genrep_dist.config import Experiment
 from genrep_dist.config.keys import Keys
 from genrep_dist.config.metrics import only_metric, with_metric_settings
-from genrep_dist.config.sections import StopSection, TuneSection
+from genrep_dist.config.sections import StopSection
+from genrep_dist.config.tuning import TuneSection
 from genrep_dist.core.importances import IMPORTANCES
 from genrep_dist.core.importances.base import Importance
 from genrep_dist.core.kernels import KERNELS
@@ -73,6 +74,7 @@ def parameter_path(experiment: Experiment, parameter: str) -> tuple[str, ...]:
             where="tune.parameter",
             expected="one of " + ", ".join(names),
             got=parameter,
+            remedy="write the path of one of them",
         )
     return found[0]
 
@@ -81,20 +83,22 @@ Setting = dict[str, Any]
 """Path of a parameter, joined by dots -> its value."""
 
 
+def check_tuning(experiment: Experiment, keys: Keys) -> None:
+    """Raise ConfigError, as :func:`candidates` does, for what ``tune`` names and the experiment cannot vary."""
+    if experiment.tune is not None:
+        _tuned_parameters(experiment, keys)
+
+
 def candidates(experiment: Experiment, keys: Keys) -> list[tuple[Setting, Experiment]]:
     """(setting, the experiment with it) for all combinations of values, on the tuning seeds, with the tuned metric and the methods that
     the parameters change.
 
-    ``keys`` are the content addresses of the experiment's problem. ConfigError if the values of a parameter change no method, and for a
-    parameter that is named twice.
+    ``keys`` are the content addresses of the experiment's problem. ConfigError for a parameter that does not exist or that is named twice,
+    for values that it does not accept or that are equal, and if they change no method.
     """
     tune = experiment.tune
     assert tune is not None
-    values = {".".join(parameter_path(experiment, name)): values for name, values in tune.values_by_parameter.items()}
-    if len(values) < len(tune.values_by_parameter):
-        expected, got = "different parameters", ", ".join(tune.values_by_parameter)
-        raise ConfigError("two names of one parameter", where="tune.grid", expected=expected, got=got)
-    changed = {name for path in values for name in _changed_methods(experiment, keys, path, values[path], tune.seeds[0])}
+    values, changed = _tuned_parameters(experiment, keys)
     fields: dict[str, Any] = {
         "seeds": list(tune.seeds),
         "methods": [name for name in experiment.methods if name in changed],
@@ -109,10 +113,29 @@ def candidates(experiment: Experiment, keys: Keys) -> list[tuple[Setting, Experi
     return [(setting, only_metric(one.with_fixed_seeds(**fields), tune.metric)) for setting, one in tried]
 
 
+def _tuned_parameters(experiment: Experiment, keys: Keys) -> tuple[dict[str, Sequence[Any]], set[str]]:
+    """The values of each tuned parameter, by its path, and the names of the methods whose scores they change."""
+    tune = experiment.tune
+    assert tune is not None
+    values = {".".join(parameter_path(experiment, name)): values for name, values in tune.values_by_parameter.items()}
+    if len(values) < len(tune.values_by_parameter):
+        expected, got = "different parameters", ", ".join(tune.values_by_parameter)
+        raise ConfigError("two names of one parameter", where="tune.grid", expected=expected, got=got, remedy="remove one of the two")
+    return values, {name for path in values for name in _changed_methods(experiment, keys, path, values[path], tune.seeds[0])}
+
+
 def _changed_methods(experiment: Experiment, keys: Keys, path: str, values: Sequence[Any], seed: int) -> list[str]:
     """Names of the methods whose scores one parameter changes; ConfigError if there are none."""
     own = [name for name in experiment.methods if name not in experiment.external_methods]
-    tried = [with_setting(experiment, {path: value}) for value in values]
+    tried = [_with_tuned_value(experiment, path, value) for value in values]
+    if any(one == other for one, other in itertools.combinations(tried, 2)):
+        raise ConfigError(
+            "two values of a tuned parameter are equal",
+            where=f"tune: {path}",
+            expected="different values",
+            got=", ".join(map(str, values)),
+            remedy="remove one of the two",
+        )
     addresses = {name: {replace(keys, experiment=one).attribution(seed, one.method(name)) for one in tried} for name in own}
     changed = [name for name in own if len(addresses[name]) > 1]
     if not changed:
@@ -121,8 +144,18 @@ def _changed_methods(experiment: Experiment, keys: Keys, path: str, values: Sequ
             where=f"tune: {path}",
             expected="a method that uses this parameter",
             got=", ".join(experiment.methods),
+            remedy="add a method that uses it to methods, or tune another parameter",
         )
     return changed
+
+
+def _with_tuned_value(experiment: Experiment, path: str, value: Any) -> Experiment:
+    """The experiment with one value of a tuned parameter; ConfigError that names ``tune`` for one that it does not accept."""
+    try:
+        return with_setting(experiment, {path: value})
+    except ConfigError as error:
+        reason = error.what.splitlines()[-1].strip()
+        raise ConfigError(f"a value to try is refused: {reason}", where=f"tune: {path}", remedy="correct or remove this value") from error
 
 
 def with_setting(experiment: Experiment, setting: Mapping[str, Any]) -> Experiment:
@@ -148,6 +181,12 @@ def best_value(tune: TuneSection, means: Sequence[float]) -> int:
     """Index of the best setting by its mean of the metric; of equal ones the first."""
     direction = metric_info(tune.metric).direction
     return max(range(len(means)), key=lambda index: direction * means[index])
+
+
+def equal_to_best(about: Mapping[str, Any]) -> list[Any]:
+    """The tried values whose mean is that of the chosen one, which is the first of them; ``about`` is a run's record of its tuning."""
+    means = {str(one["value"]): one["mean"] for one in about["tried"]}
+    return [one["value"] for one in about["tried"] if one["mean"] == means[str(about["chosen"])]]
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -147,6 +147,19 @@ def test_an_export_into_the_folder_of_another_run_is_refused(genrep: Genrep, fin
     assert genrep("export", "first", "--to", folder, "--store", finished).code == 1, "nobody knows of which run it is"
 
 
+@pytest.mark.parametrize("other", ["second", "third"])
+def test_a_ground_truth_does_not_replace_that_of_another_experiment(genrep: Genrep, finished: Path, tmp_path: Path, other: str) -> None:
+    folder = tmp_path / "truth"
+    for _ in range(2):
+        assert genrep("export", "truth", "first", "--to", folder, "--store", finished).code == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    refused = genrep("export", "truth", other, "--to", folder, "--store", finished)
+    assert refused.code == 1
+    assert "this folder has the export of another run" in refused.error
+    assert "experiment first" in refused.error
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 WRONG_CALLS: dict[str, tuple[Callable[[gr.Run], object], list[str]]] = {
     "method": (lambda run: run.attributions("ntk-final/trackng", 0), ["not a method of this run", "ntk-final/target, random"]),
     "seed": (lambda run: run.attributions("random", 9), ["not a seed of this run", "one of [0, 1]"]),

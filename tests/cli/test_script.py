@@ -7,6 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from genrep_dist.cli.script import output_file, output_folder
+from genrep_dist.errors import ConfigError
 from tests.experiments import ROOT, experiment_file
 from tests.toys import trainings
 
@@ -49,3 +53,24 @@ def test_an_error_of_a_script_is_one_message(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: no such experiment")
     assert "Traceback" not in done.stderr
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(tmp_path: Path) -> None:
+    assert output_folder(tmp_path / "a" / "b").is_dir()
+    assert output_file(tmp_path / "c" / "results.md").parent.is_dir()
+    (tmp_path / "file").touch()
+    for make, place in ((output_folder, "file"), (output_folder, "file/below"), (output_file, "a"), (output_file, "file/below.md")):
+        with pytest.raises(ConfigError, match="the results cannot be written") as error:
+            make(tmp_path / place)
+        assert "what to do: choose another place" in str(error.value)
+
+
+def test_the_scripts_refuse_such_a_place_first(tmp_path: Path) -> None:
+    for name, arguments in {"table1": ["mnist"], "sensitivity": ["size"], "reproduce": []}.items():
+        place = tmp_path / ("folder" if name == "reproduce" else "file")
+        place.mkdir() if name == "reproduce" else place.touch()
+        command = [sys.executable, f"jobs/{name}.py", *arguments, "--to", str(place), "--store", str(tmp_path / "store")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 1, done.stderr
+        assert done.stderr.startswith("error: the results cannot be written"), done.stderr
+    assert not (tmp_path / "store").exists()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genrep_dist.errors import ConfigError, CorruptError, MethodError, NotCommittedError, ProblemError
+from genrep_dist.errors import ConfigError, CorruptError, MethodError, NotCommittedError, ProblemError, StoreError
 from genrep_dist.external import Exported, load_external, open_exported
 from genrep_dist.results import Run, open_run
 from genrep_dist.runner.export import export_problem
@@ -56,6 +56,18 @@ def test_a_run_that_is_not_finished_is_exported(run: Run, folder: Path) -> None:
         ["data/test.npz", "data/train.npz"]
         + [f"seed-{seed}/{name}" for seed in (0, 1) for name in ["final.pt", "problem.json", *(f"epoch-{epoch}.pt" for epoch in epochs)]]
     )
+
+
+@pytest.mark.parametrize("field", ["experiment", "data", "recipe"])
+def test_models_do_not_replace_those_of_another_experiment(run: Run, folder: Path, tmp_path: Path, field: str) -> None:
+    copied = Path(shutil.copytree(folder, tmp_path / "models"))
+    assert list(export_problem(run, copied, [0]))
+    record = json.loads((copied / "seed-1" / "problem.json").read_text())
+    (copied / "seed-1" / "problem.json").write_text(json.dumps(record | {field: "another"}))
+    (copied / "data" / "train.npz").write_bytes(b"its data")
+    with pytest.raises(StoreError, match="this folder has the export of another run"):
+        list(export_problem(run, copied, [0]))
+    assert (copied / "data" / "train.npz").read_bytes() == b"its data"
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -80,3 +80,14 @@ def test_times(text: str, seconds: float) -> None:
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(BadParameter, match="40m"):
         parse_seconds(text)
+
+
+def test_a_slice_that_ends_while_values_are_tried_says_which_value_it_was(tmp_path: Path) -> None:
+    tune = {"parameter": "lambda", "values": [10.0, 0.01], "seeds": [7]}
+    toy = experiment_file(tmp_path / "toy.yaml", methods=["ntk-final/surrogate", "random"], seeds=1, tune=tune)
+    stopped = CliRunner().invoke(app, ["run", str(toy), "--serial", "--store", str(tmp_path / "store"), "--for", "0.001s"])
+    assert stopped.exit_code == 75, stopped.output
+    words = " ".join(stopped.output.split())
+    assert "tuning, 1 of 2: surrogate.lambda = 10.0" in words
+    assert "left: train 1" in words
+    assert "of this value alone" in words
