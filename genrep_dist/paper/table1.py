@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -40,6 +40,7 @@ TUNED: Mapping[str, tuple[str, tuple[float, ...], tuple[str, ...]]] = {
 """What is tuned: name -> (parameter, values, methods)."""
 TUNING_SEEDS = 6
 _TUNED_SUFFIX = ", tuned"
+_COMPARISON_HEADINGS = ("data", "comparison", "difference [95%]", "status", "networks to decide")
 _LAST_LAYER_NAMES = {"influence-final/tracking": LAST_LAYER_KERNEL, "influence-function": LAST_LAYER_INFLUENCE}
 
 
@@ -48,7 +49,7 @@ class DataColumn:
     """One data set, measured: ``problem``, its experiment's ``name``; ``points`` method, seed, test_id, value (one area a row).
 
     ``differs``: (what, in the paper, here, why). ``facts``: how it was measured, label to value. ``simple``: the methods that are simple
-    baselines.
+    baselines. ``tuned``: the methods of which there are also tuned rows.
     """
 
     problem: str
@@ -57,6 +58,7 @@ class DataColumn:
     differs: Sequence[tuple[str, str, str, str]] = ()
     facts: Mapping[str, str] | None = None
     simple: Sequence[str] = ()
+    tuned: frozenset[str] = frozenset()
 
     @property
     def paper(self) -> PaperColumn:
@@ -154,7 +156,8 @@ def measured_column(run: Run, last_layer: Run | None = None, tuned: Sequence[Run
         )
     experiment = run.plan.experiment
     described = differences(run), facts(run, run.judged()) | more
-    return DataColumn(experiment.problem.name, run.name, pl.concat(points), *described, experiment.simple_methods)
+    varied = frozenset(method for one in tuned for method in one.plan.experiment.methods)
+    return DataColumn(experiment.problem.name, run.name, pl.concat(points), *described, experiment.simple_methods, varied)
 
 
 def compared_cell(column: DataColumn, method: str, *, seed: int = 0) -> CellComparison:
@@ -299,26 +302,20 @@ def _claim_tables(columns: Sequence[DataColumn]) -> list[TextTable]:
             found = results[column.name][claim.statement]
             status = combined_status(one.status for one in found) if len(found) == len(claim.comparisons) else "undecided"
             statuses[column.name] = status
-            rows += [
-                (column.title, _comparison(one.claim), _interval((one.mean, one.low, one.high)), one.status, _networks(one))
-                for one in found
-            ]
+            rows += [_comparison_row(column, one) for one in found]
             rows.append((column.title, "all of them", "", status, ""))
         if rows:
             together = combined_status(statuses.values())
             rows.append(("all data sets here", "all of them", "", together, ""))
             overview.append((claim.statement, *(statuses.get(column.name, "-") for column in columns), together))
-            about = (
-                "Differences are paired over (network, test point); their 95% intervals are clustered by seed and not corrected for their "
-                f"number. With fewer than {MIN_SEEDS} networks every claim is undecided. Networks to decide: how many would exclude zero "
-                "with probability 0.8, if the true difference and the spread between networks were the measured ones."
-            )
-            headings = ("data", "comparison", "difference [95%]", "status", "networks to decide")
-            tables.append(TextTable(claim.statement, headings, tuple(rows), (claim.interpretation, about)))
+            tables.append(TextTable(claim.statement, _COMPARISON_HEADINGS, tuple(rows), (claim.interpretation,)))
     titles = ("statement", *(column.title for column in columns), "all data sets here")
     notes = (
         "A statement is confirmed if all its comparisons below are, and refuted if one is. A comparison is confirmed if its interval is "
         "above zero, refuted if it is below zero, and undecided otherwise.",
+        "Differences are paired over (network, test point); their 95% intervals are clustered by seed and not corrected for their number. "
+        f"With fewer than {MIN_SEEDS} networks every claim is undecided. Networks to decide: how many would exclude zero with probability "
+        "0.8, if the true difference and the spread between networks were the measured ones.",
     )
     return [TextTable("Overview", titles, tuple(overview), notes), *tables] if tables else []
 
@@ -342,11 +339,11 @@ def _contrast_table(column: DataColumn) -> TextTable:
 
 
 def _tuned_tables(columns: Sequence[DataColumn]) -> list[TextTable]:
-    """A row a tuned method of a data set: its areas with the declared and the tuned parameter, and their paired difference."""
-    rows = []
+    """Areas with the declared and the tuned parameter, and the paper's statements where the tuned methods replace the declared ones."""
+    rows, comparisons = [], []
     for column in columns:
-        for tuned in sorted(method for method in column.points["method"].unique() if method.endswith(_TUNED_SUFFIX)):
-            declared = tuned.removesuffix(_TUNED_SUFFIX)
+        for declared in sorted(column.tuned):
+            tuned = declared + _TUNED_SUFFIX
             found = check_claim(column.points, Claim(tuned, declared))
             areas = (_interval(compared_cell(column, method).ours) for method in (declared, tuned))
             rows.append((column.title, declared, *areas, _interval((found.mean, found.low, found.high))))
@@ -355,7 +352,30 @@ def _tuned_tables(columns: Sequence[DataColumn]) -> list[TextTable]:
         "listed with how ours was measured. Differences are paired over (network, test point).",
     )
     headings = ("data", "method", "declared", "tuned", "tuned - declared")
-    return [TextTable("Declared and tuned", headings, tuple(rows), notes)] if rows else []
+    if not rows:
+        return []
+    replaced = [found for column in columns if (found := _with_tuned(column))]
+    for column in replaced:
+        tested = {one.claim: one for _, found in claim_results(column) for one in found}
+        comparisons += [_comparison_row(column, one) for claim, one in tested.items() if {claim.better, claim.worse} & column.tuned]
+    overview = replace(_claim_tables(replaced)[0], title="The paper's statements with the tuned parameters", notes=())
+    return [
+        TextTable("Declared and tuned", headings, tuple(rows), notes),
+        overview,
+        TextTable("Their comparisons of the tuned methods", _COMPARISON_HEADINGS, tuple(comparisons)),
+    ]
+
+
+def _with_tuned(column: DataColumn) -> DataColumn | None:
+    """The column with the tuned methods in place of the declared ones; None if it has none."""
+    if not column.tuned:
+        return None
+    others = column.points.filter(~pl.col("method").is_in(column.tuned))
+    return replace(column, points=others.with_columns(pl.col("method").str.strip_suffix(_TUNED_SUFFIX)))
+
+
+def _comparison_row(column: DataColumn, found: ClaimResult) -> tuple[str, ...]:
+    return column.title, _comparison(found.claim), _interval((found.mean, found.low, found.high)), found.status, _networks(found)
 
 
 def _networks(result: ClaimResult) -> str:

@@ -113,7 +113,7 @@ def candidates(experiment: Experiment, keys: Keys) -> list[tuple[Setting, Experi
     return [(setting, only_metric(one.with_fixed_seeds(**fields), tune.metric)) for setting, one in tried]
 
 
-def _tuned_parameters(experiment: Experiment, keys: Keys) -> tuple[dict[str, Sequence[Any]], set[str]]:
+def _tuned_parameters(experiment: Experiment, keys: Keys) -> tuple[Mapping[str, Sequence[Any]], set[str]]:
     """The values of each tuned parameter, by its path, and the names of the methods whose scores they change."""
     tune = experiment.tune
     assert tune is not None
