@@ -349,12 +349,13 @@ def _tuned_tables(columns: Sequence[DataColumn]) -> list[TextTable]:
             rows.append((column.title, declared, *areas, _interval((found.mean, found.low, found.high))))
     notes = (
         f"A parameter is chosen on {TUNING_SEEDS} networks that are not in the table, by the mean area of its methods. The values are "
-        "listed with how ours was measured. Differences are paired over (network, test point).",
+        "listed with how ours was measured. Where the declared value was chosen, the difference is 0. Differences are paired over "
+        "(network, test point).",
     )
     headings = ("data", "method", "declared", "tuned", "tuned - declared")
     if not rows:
         return []
-    replaced = [found for column in columns if (found := _with_tuned(column))]
+    replaced = [one for column in columns if (one := _with_tuned(column))]
     for column in replaced:
         tested = {one.claim: one for _, found in claim_results(column) for one in found}
         comparisons += [_comparison_row(column, one) for claim, one in tested.items() if {claim.better, claim.worse} & column.tuned]
@@ -362,7 +363,7 @@ def _tuned_tables(columns: Sequence[DataColumn]) -> list[TextTable]:
     return [
         TextTable("Declared and tuned", headings, tuple(rows), notes),
         overview,
-        TextTable("Their comparisons of the tuned methods", _COMPARISON_HEADINGS, tuple(comparisons)),
+        TextTable("Comparisons of the tuned methods", _COMPARISON_HEADINGS, tuple(comparisons)),
     ]
 
 
