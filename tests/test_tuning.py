@@ -150,7 +150,7 @@ def test_values_to_try_are_finite_and_different(values: list[float]) -> None:
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "no such parameter": ({"parameter": "lamda", "values": [1.0, 2.0]}, "names no parameter of a method"),
+    "no such parameter": ({"parameter": "lambdas", "values": [1.0, 2.0]}, "names no parameter of a method"),
     "a value below its range": (
         {"parameter": "lambda", "values": [1.0, -1.0]},
         r"field surrogate\.lambda: expected a number .*; got -1\.0",
