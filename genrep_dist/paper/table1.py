@@ -205,6 +205,8 @@ def table1_page(columns: Sequence[DataColumn], *, profile: str, date: str, hardw
         "Areas are in logits. Their size depends on the model, its training and its data: with other sizes than the paper's, compare the "
         "order of the methods; the differences show how far apart the two set-ups are.",
     )
+    if any(column.points["seed"].n_unique() < MIN_SEEDS for column in columns):
+        intro += (f"With fewer than {MIN_SEEDS} networks an interval is only the range of the networks' means, and much too narrow.",)
     blocks = [_block(title, methods, columns) for title, methods in BLOCKS.items()]
     return Table1Page(
         "The paper's Table 1, and ours",

@@ -186,6 +186,12 @@ def test_tuned_methods_are_compared_with_their_declared_parameter() -> None:
     assert dict(table1_page(columns[1:], profile="cpu", date="", hardware="").sections)["Tuned parameters"] == ()
 
 
+def test_a_page_of_few_networks_says_what_its_intervals_are() -> None:
+    few, enough = (column("mnist", {"random": 0.0}, num_seeds=number) for number in (2, 6))
+    warned = ["much too narrow" in " ".join(table1_page([one], profile="", date="", hardware="").intro) for one in (few, enough)]
+    assert warned == [True, False]
+
+
 def test_a_stand_in_is_named_for_what_it_is() -> None:
     stand_in = column("newsgroups", {"random": 0.1})
     assert stand_in.title == "newsgroups (for AGnews)"
