@@ -196,7 +196,7 @@ def long_table(columns: Sequence[DataColumn]) -> pl.DataFrame:
 
 def table1_page(columns: Sequence[DataColumn], *, profile: str, date: str, hardware: str) -> Table1Page:
     """The page of these columns. ``date`` and ``hardware`` are shown unchanged."""
-    intro = (
+    intro: tuple[str, ...] = (
         f"AUC-DEL₋, mean over networks and test points; larger is better. Profile {profile}, {date}, on {hardware}, "
         f"Python {platform.python_version()}.",
         "Ours: 95% interval by the seed-clustered bootstrap, with expanded percentiles because networks are few. Paper: its pooled 95% "
@@ -206,7 +206,7 @@ def table1_page(columns: Sequence[DataColumn], *, profile: str, date: str, hardw
         "order of the methods; the differences show how far apart the two set-ups are.",
     )
     if any(column.points["seed"].n_unique() < MIN_SEEDS for column in columns):
-        intro += (f"With fewer than {MIN_SEEDS} networks an interval is only the range of the networks' means, and much too narrow.",)
+        intro += (f"With fewer than {MIN_SEEDS} networks an interval is about the range of the networks' means, which is too narrow.",)
     blocks = [_block(title, methods, columns) for title, methods in BLOCKS.items()]
     return Table1Page(
         "The paper's Table 1, and ours",
