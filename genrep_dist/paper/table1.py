@@ -342,7 +342,7 @@ def _contrast_table(column: DataColumn) -> TextTable:
 
 def _tuned_tables(columns: Sequence[DataColumn]) -> list[TextTable]:
     """Areas with the declared and the tuned parameter, and the paper's statements where the tuned methods replace the declared ones."""
-    rows, comparisons = [], []
+    rows = []
     for column in columns:
         for declared in sorted(column.tuned):
             tuned = declared + _TUNED_SUFFIX
@@ -357,7 +357,8 @@ def _tuned_tables(columns: Sequence[DataColumn]) -> list[TextTable]:
     headings = ("data", "method", "declared", "tuned", "tuned - declared")
     if not rows:
         return []
-    replaced = [one for column in columns if (one := _with_tuned(column))]
+    replaced = [_with_tuned(column) for column in columns if column.tuned]
+    comparisons = []
     for column in replaced:
         tested = {one.claim: one for _, found in claim_results(column) for one in found}
         comparisons += [_comparison_row(column, one) for claim, one in tested.items() if {claim.better, claim.worse} & column.tuned]
@@ -369,10 +370,8 @@ def _tuned_tables(columns: Sequence[DataColumn]) -> list[TextTable]:
     ]
 
 
-def _with_tuned(column: DataColumn) -> DataColumn | None:
-    """The column with the tuned methods in place of the declared ones; None if it has none."""
-    if not column.tuned:
-        return None
+def _with_tuned(column: DataColumn) -> DataColumn:
+    """The column with the tuned methods in place of the declared ones."""
     others = column.points.filter(~pl.col("method").is_in(column.tuned))
     return replace(column, points=others.with_columns(pl.col("method").str.strip_suffix(_TUNED_SUFFIX)))
 
