@@ -300,7 +300,7 @@ def test_a_ledger_is_compacted_and_answers_the_same(place: Path, tmp_path: Path)
 
 
 def test_a_stopping_rule_is_planned_at_its_worst_and_told_by_status(tmp_path: Path) -> None:
-    asked = experiment_file(tmp_path / "stop.yaml", methods=["ntk-final/target", "random"])
+    asked = experiment_file(tmp_path / "stop.yaml", methods=["ntk-final/surrogate", "random"])
     text = asked.read_text().replace("seeds: 2", "stop: {half_width: 0.000001, min_seeds: 2, max_seeds: 3}")
     asked.write_text(text + "tune: {parameter: lambda, values: [0.1, 1.0], seeds: 1}\n")
     planned = call("plan", asked, "--store", tmp_path / "store").output

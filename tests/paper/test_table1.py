@@ -40,7 +40,7 @@ def test_all_methods_on_all_real_data_that_are_here(tmp_path: Path) -> None:
     again = job(HERE[0], "--store", str(tmp_path / "store"), "--to", str(tmp_path / "again"), "--tune")
     assert "everything is done already" in again.stdout, "the same table is not computed twice"
     page = (tmp_path / "again" / "table1.md").read_text()
-    tuned = page.partition("## Tuned parameters")[2].partition("\n## ")[0]
+    tuned = page.partition("### Declared and tuned")[2].partition("\n### ")[0]
     assert [row.split(" | ")[1] for row in tuned.splitlines() if row.startswith("| ") and "\\[" in row] == [
         "influence-final/tracking",
         "influence-function",
