@@ -147,6 +147,11 @@ def state_lines(state: RunState) -> list[str]:
         "finished": f"ended {silent} ago ({where})",
     }
     lines = [texts[state.state]]
+    part = record.get("part", "")
+    if part and state.state == "running":
+        lines.append(f"{part}. The columns running, rate and time left are of this value, the others of the reported seeds")
+    elif part:
+        lines.append(f"it had come to: {part}")
     failures = record["failures"]
     if failures["by_kind"]:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(failures["by_kind"].items()))

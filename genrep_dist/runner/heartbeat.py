@@ -220,6 +220,7 @@ class _Record(BaseModel, strict=True):
     error: str
     stages: dict[str, _StageRecord]
     failures: _FailureRecord
+    part: str = ""
 
 
 def _read_record(store: Store, name: str) -> dict[str, Any] | None:

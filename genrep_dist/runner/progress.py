@@ -113,13 +113,15 @@ class FailureCount:
 class ProgressCounter:
     """A :class:`Progress` that counts units and forwards to ``display``. ``check`` is called at each event and may raise.
 
-    ``end``: when no further unit may begin, by ``clock``.
+    ``end``: when no further unit may begin, by ``clock``. ``part``: what is counted instead of the reported experiment, such as a value
+    that is tried; empty otherwise.
     """
 
     display: Progress = field(default_factory=NoProgress)
     check: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.monotonic
     end: float = math.inf
+    part: str = ""
     counts: dict[str, StageCount] = field(default_factory=dict)
     failures: FailureCount = field(default_factory=FailureCount)
 
@@ -199,8 +201,9 @@ class ProgressCounter:
         self.failures.remove(outcome)
 
     def snapshot(self) -> dict[str, Any]:
-        """All counts as JSON data: ``stages`` in the order in which they began, and ``failures``."""
-        return {"stages": {name: count.as_dict() for name, count in list(self.counts.items())}, "failures": self.failures.as_dict()}
+        """All counts as JSON data: ``stages`` in the order in which they began, and ``failures``; and the ``part`` that is counted."""
+        stages = {name: count.as_dict() for name, count in list(self.counts.items())}
+        return {"stages": stages, "failures": self.failures.as_dict(), "part": self.part}
 
     def summary(self) -> str:
         """One line about what is done."""

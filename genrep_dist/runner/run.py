@@ -251,7 +251,7 @@ class _ExperimentRunner:
             return experiment
         tried, settings = [], []
         for number, (setting, candidate) in enumerate(candidates(experiment, self._declared.plan.keys), start=1):
-            place = f"tuning, {number} of {tune.combinations}: {setting_text(setting)}"
+            self._progress.part = place = f"tuning, {number} of {tune.combinations}: {setting_text(setting)}"
             self._progress.message(f"{place}, on {len(candidate.seeds)} seeds that are not reported")
             try:
                 tables = self._evaluate(self._declared.with_experiment(candidate))
@@ -261,6 +261,7 @@ class _ExperimentRunner:
             means = dict(zip(rows["method"], rows["mean"], strict=True))
             settings.append(setting)
             tried.append({"value": recorded(setting), "mean": sum(means.values()) / len(means), "methods": means})
+        self._progress.part = ""
         best = settings[best_value(tune, [one["mean"] for one in tried])]
         about: dict[str, Any] = {
             "parameter": ", ".join(best),

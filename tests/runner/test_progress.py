@@ -221,6 +221,8 @@ def test_what_status_shows() -> None:
     assert "running: process 7 on [red]node, last heartbeat 3 s ago" in text
     assert f"1 ProblemError; the first: {TASK.label}" in text
     assert "a note" in text
+    assert "columns running" not in text
+    assert "tuning, 1 of 2: a = 3. The columns running" in rendered(RunState({**record, "part": "tuning, 1 of 2: a = 3"}, 3.0))
     dead = rendered(RunState(record, 3000.0))
     assert "dead, or unable to reach the store" in dead
     assert "2.5/s" not in dead

@@ -91,3 +91,7 @@ def test_a_slice_that_ends_while_values_are_tried_says_which_value_it_was(tmp_pa
     assert "tuning, 1 of 2: surrogate.lambda = 10.0" in words
     assert "left: train 1" in words
     assert "of this value alone" in words
+    told = CliRunner().invoke(app, ["status", "toy", "--store", str(tmp_path / "store")]).output
+    assert "it had come to: tuning, 1 of 2: surrogate.lambda = 10.0" in told
+    gr.run(toy, str(tmp_path / "store"), serial=True)
+    assert "it had come to" not in CliRunner().invoke(app, ["status", "toy", "--store", str(tmp_path / "store")]).output
