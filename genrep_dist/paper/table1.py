@@ -366,6 +366,7 @@ def _tuned_tables(columns: Sequence[DataColumn]) -> list[TextTable]:
     return [
         TextTable("Declared and tuned", headings, tuple(rows), notes),
         overview,
+        *(replace(table, title=f"{table.title}, with the tuned parameters", notes=()) for table in _orders(replaced)),
         TextTable("Comparisons of the tuned methods", _COMPARISON_HEADINGS, tuple(comparisons)),
     ]
 

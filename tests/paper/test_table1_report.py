@@ -175,13 +175,14 @@ def test_tuned_methods_are_compared_with_their_declared_parameter() -> None:
     means |= {"ntk-final/surrogate, tuned": 3.0, "influence-function": 1.0, "influence-function, tuned": 1.5}
     tuned = frozenset({"influence-function", "ntk-final/surrogate"})
     columns = [replace(column("mnist", means), tuned=tuned), column("cifar10", {"random": 0.0})]
-    table, statements, comparisons = dict(table1_page(columns, profile="cpu", date="", hardware="").sections)["Tuned parameters"]
+    table, statements, orders, comparisons = dict(table1_page(columns, profile="cpu", date="", hardware="").sections)["Tuned parameters"]
     (data, method, *numbers), (_, second, *_) = table.rows
     assert (data, method, second) == ("MNIST", "influence-function", "ntk-final/surrogate")
     assert [float(text.split()[0]) for text in numbers] == pytest.approx([1.0, 1.5, 0.5], abs=0.06)
     assert "networks that are not in the table" in table.notes[0]
     assert statements.rows[0][1] == "refuted", "with the declared parameter it is confirmed"
     assert dict(claim_results(columns[0]))[statements.rows[0][0]][1].status == "confirmed"
+    assert orders.rows == (("MNIST", "4", "+0.00"),), "in the paper: tracking, influence function, target, surrogate"
     assert [(row[1], row[3]) for row in comparisons.rows] == [("ntk-final/target - ntk-final/surrogate", "refuted")]
     assert dict(table1_page(columns[1:], profile="cpu", date="", hardware="").sections)["Tuned parameters"] == ()
 
