@@ -14,7 +14,6 @@ FIRST_TUNING_SEED = 1_000_000_000
 """First seed of ``tune: {seeds: n}``, far from any seed that is reported."""
 MAX_COMBINATIONS = 64
 
-
 TunedValue = float | int | str
 
 

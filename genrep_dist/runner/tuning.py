@@ -185,8 +185,8 @@ def best_value(tune: TuneSection, means: Sequence[float]) -> int:
 
 def equal_to_best(about: Mapping[str, Any]) -> list[Any]:
     """The tried values whose mean is that of the chosen one, which is the first of them; ``about`` is a run's record of its tuning."""
-    means = {str(one["value"]): one["mean"] for one in about["tried"]}
-    return [one["value"] for one in about["tried"] if one["mean"] == means[str(about["chosen"])]]
+    best = next(one["mean"] for one in about["tried"] if one["value"] == about["chosen"])
+    return [one["value"] for one in about["tried"] if one["mean"] == best]
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
